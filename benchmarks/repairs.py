@@ -1,0 +1,137 @@
+"""Victims and their repairs on real images: clean accuracy, attack success, recovered accuracy, with the benign control.
+
+Run a plan (a YAML file of victims and repairs) again with::
+
+    python benchmarks/repairs.py benchmarks/plans/foundation.yaml --data cifar10=<folder> --data fashion_mnist=<folder>
+
+Each job writes one JSON file under ``benchmarks/results/<plan>/``; jobs whose file exists are skipped, so a killed run goes on
+where it was. Victims are kept in ``runs/`` and trained once for all repairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import theriac as th
+from theriac.core.files import read_json, write_json
+from theriac.core.method import create
+from theriac.models import Builder, parameter_count
+
+ROOT = Path(__file__).resolve().parent
+
+
+def machine() -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "theriac": th.__version__,
+        "threads": torch.get_num_threads(),
+        "processor": platform.machine(),
+        "gpu": gpu,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--only", default="", help="run only jobs whose name contains this")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    plan = yaml.safe_load(args.plan.read_text())
+    out = ROOT / "results" / args.plan.stem
+    paths = dict(item.split("=", 1) for item in args.data)
+    loaded: dict[str, Any] = {}
+    for job in plan["jobs"]:
+        if args.only not in job["name"]:
+            continue
+        target = out / f"{job['name']}.json"
+        if target.exists():
+            continue
+        victim = {**plan["victims"][job["victim"]], "key": job["victim"]}
+        name = victim["data"]
+        if name not in loaded:
+            loaded[name] = th.load(paths.get(name, name))
+        record = run_job(job, victim, loaded[name], args.runs)
+        record["machine"] = machine()
+        record["command"] = f"python benchmarks/repairs.py {args.plan.as_posix()} --only {job['name']}"
+        write_json(target, record)
+        print(summary(record), flush=True)
+
+
+def run_job(job: dict[str, Any], victim: dict[str, Any], data: Any, runs: Path) -> dict[str, Any]:
+    model, attack, began = victim_model(victim, data, runs)
+    # a benign control is judged with the attack named by the job, since it has none of its own
+    judged = attack or (create("attack", **job["judge"]) if "judge" in job else None)
+    planted = judged.plant(data.train) if judged is not None else None
+    record: dict[str, Any] = {"name": job["name"], "victim": victim, "repair": None, "warnings": []}
+    record["parameters"] = parameter_count(model)
+    record["train_seconds"] = began
+    before = th.evaluate(model, data.test, planted)
+    record["before"] = before.to_dict()
+    if "repair" not in job:
+        return record
+    options = dict(job["repair"])
+    repair = create("repair", options.pop("name"), options.pop("preset", None), **options)
+    clean = data.train.sample(job.get("clean", 0.05), seed=job.get("clean_seed", 1000))
+    run = th.Run(seed=job.get("seed", 0), precision=job.get("precision", "auto"), quiet=True)
+    clock = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fixed = repair.repair(model, clean, run)
+    record["seconds"] = round(time.perf_counter() - clock, 1)
+    record["warnings"] = [str(w.message) for w in caught]
+    after = th.evaluate(fixed, data.test, planted)
+    record.update(repair=repair.config(), clean_rows=len(clean), seed=run.seed, precision=run.precision_reason)
+    record["after"] = after.to_dict()
+    record["der"] = th.compare(before, after).der if planted is not None else None
+    record["history"] = thin(run.history(repair.name))
+    return record
+
+
+def thin(events: list[dict[str, Any]], most: int = 25) -> list[dict[str, Any]]:
+    """At most ``most`` events, first and last included, without clock times."""
+    step = max(1, -(-len(events) // most))
+    kept = [e for i, e in enumerate(events) if i % step == 0 or i == len(events) - 1]
+    return [{k: round(v, 5) if isinstance(v, float) else v for k, v in e.items() if k != "time"} for e in kept]
+
+
+def victim_model(victim: dict[str, Any], data: Any, runs: Path) -> tuple[Any, Any, float]:
+    folder = runs / "victims" / victim["key"]
+    attack = create("attack", **victim["attack"]) if victim.get("attack") else None
+    if (folder / "run.json").exists():
+        return th.load_model(folder), attack, read_json(folder / "seconds.json")
+    run = th.Run(seed=victim.get("seed", 0), folder=folder, quiet=True, precision=victim.get("precision", "auto"))
+    build = Builder(victim.get("model", "preact_resnet18"), victim.get("options", {"width": 16}))
+    rows = data.train if attack is None else attack.poison(data.train, run)
+    clock = time.perf_counter()
+    model = th.train(build, rows, recipe=victim["recipe"], run=run)
+    seconds = round(time.perf_counter() - clock, 1)
+    write_json(folder / "seconds.json", seconds)
+    th.save(model, folder)
+    return model, attack, seconds
+
+
+def summary(record: dict[str, Any]) -> str:
+    def rates(part: dict[str, Any]) -> str:
+        return " ".join(f"{k} {100 * part[k]['value']:5.1f}" for k in ("acc", "asr", "ra") if part[k])
+
+    after = f" -> {rates(record['after'])} ({record['seconds']:.0f} s)" if "after" in record else ""
+    last = record["history"][-1] if record.get("history") else {}
+    cosine = f" cos {last['cosine']:+.2f}" if "cosine" in last else ""
+    return f"{record['name']:44s} {rates(record['before'])}{after}{cosine}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Theriac: make backdoors in neural networks, find them, train past them, repair models that have them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from theriac import attacks, core, data, defenses, metrics, models, report, training, triggers
+    from theriac.core.card import Augment, Card, Column
+    from theriac.core.errors import InputError, TheriacError, UnsafeFileError
+    from theriac.core.method import Needs
+    from theriac.core.run import Run
+    from theriac.core.split import Data, Poisoned, Split
+    from theriac.data import load
+    from theriac.metrics import compare, evaluate
+    from theriac.models import Builder, adapt, build, load_model, load_weights, save
+    from theriac.training import recipe, train
+
+__version__ = "0.1.0"
+
+# public name -> module that holds it; loaded on first use, so that `theriac --help` does not wait for torch
+_LAZY = {
+    "Augment": "theriac.core.card",
+    "Builder": "theriac.models",
+    "Card": "theriac.core.card",
+    "Column": "theriac.core.card",
+    "Data": "theriac.core.split",
+    "InputError": "theriac.core.errors",
+    "Needs": "theriac.core.method",
+    "Poisoned": "theriac.core.split",
+    "Run": "theriac.core.run",
+    "Split": "theriac.core.split",
+    "TheriacError": "theriac.core.errors",
+    "UnsafeFileError": "theriac.core.errors",
+    "adapt": "theriac.models",
+    "build": "theriac.models",
+    "compare": "theriac.metrics",
+    "evaluate": "theriac.metrics",
+    "load": "theriac.data",
+    "load_model": "theriac.models",
+    "load_weights": "theriac.models",
+    "recipe": "theriac.training",
+    "save": "theriac.models",
+    "train": "theriac.training",
+}
+
+__all__ = [
+    "Augment",
+    "Builder",
+    "Card",
+    "Column",
+    "Data",
+    "InputError",
+    "Needs",
+    "Poisoned",
+    "Run",
+    "Split",
+    "TheriacError",
+    "UnsafeFileError",
+    "adapt",
+    "attacks",
+    "build",
+    "compare",
+    "core",
+    "data",
+    "defenses",
+    "evaluate",
+    "load",
+    "load_model",
+    "load_weights",
+    "metrics",
+    "models",
+    "recipe",
+    "report",
+    "save",
+    "train",
+    "training",
+    "triggers",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    if name in __all__:
+        return importlib.import_module(f"theriac.{name}")
+    raise AttributeError(f"module 'theriac' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

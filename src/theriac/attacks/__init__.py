@@ -1,0 +1,29 @@
+"""Backdoor attacks, one a file."""
+
+from theriac.attacks.badnets import BadNets
+from theriac.attacks.base import Attack, Planted, Victim
+from theriac.attacks.blended import Blended
+from theriac.attacks.bpp import BppAttack
+from theriac.attacks.cross import cross_accuracy
+from theriac.attacks.ftrojan import FTrojan
+from theriac.attacks.label_consistent import LabelConsistent
+from theriac.attacks.lf import LF
+from theriac.attacks.sig import SIG
+from theriac.attacks.trojannn import TrojanNN
+from theriac.attacks.wanet import WaNet
+
+__all__ = [
+    "LF",
+    "SIG",
+    "Attack",
+    "BadNets",
+    "Blended",
+    "BppAttack",
+    "FTrojan",
+    "LabelConsistent",
+    "Planted",
+    "TrojanNN",
+    "Victim",
+    "WaNet",
+    "cross_accuracy",
+]

@@ -1,0 +1,67 @@
+"""Rows drawn anew in each batch, as released code of training-controlling attacks does; for ``official`` presets only."""
+
+from __future__ import annotations
+
+import torch
+
+from theriac.attacks.base import Attack, Victim
+from theriac.core.card import Augment
+from theriac.core.run import Run
+from theriac.core.split import Split
+from theriac.data.augment import flip, pad_and_crop, rotate
+from theriac.models import Buildable, make
+from theriac.training.loop import Batch, loop
+from theriac.training.recipes import Recipe
+from theriac.training.recipes import recipe as named
+
+_CROP, _TURN = 0.8, 0.5  # how often a batch is cropped and turned; BackdoorBench @ f02e353, grade A
+
+
+def train_per_batch(
+    attack: Attack, build: Buildable, split: Split, run: Run, recipe: str | Recipe, alike: Augment | None
+) -> Victim:
+    """Train a victim that sees the first rows of each shuffled batch stamped.
+
+    Args:
+        attack: Its rate says how many rows of a batch are poisoned, and its ``_cross_count`` how many more keep their label.
+        build: The victim.
+        split: Clean training rows.
+        run: Device, streams.
+        recipe: How to train.
+        alike: One augmentation for all images of a batch; None augments each image by itself, as the recipe says.
+    """
+    plan = named(recipe)
+    planted = attack.plant(split, build, run)
+    index = split.index.to(run.device)
+
+    def stamp(batch: Batch) -> None:
+        size = len(batch.y)
+        poison = int(attack.poison_rate * size)
+        cross = min(attack._cross_count(size, poison), size - poison)
+        number = index[batch.position] + (batch.epoch << 32)  # noise that belongs to a row is fresh in each epoch
+        x, y = batch.x.clone(), batch.y.clone()
+        for variant, part in (("poison", slice(0, poison)), ("cross", slice(poison, poison + cross))):
+            if part.stop > part.start:
+                x[part] = planted.stamp(batch.x[part], batch.y[part], number[part], "train", variant)
+        if not attack.clean_label:
+            y[:poison] = planted.target(batch.y[:poison])
+        if alike is not None:
+            x = augment_alike(x, alike, run.generator("augment", "alike", batch.step))
+        batch.x, batch.y = x, y
+
+    if alike is not None:
+        plan = plan.replace(augment="none")
+    return Victim(loop(make(build, split, run), split, run, plan, before_augment=stamp), planted)
+
+
+def augment_alike(x: torch.Tensor, policy: Augment, draw: torch.Generator) -> torch.Tensor:
+    """One crop, one turn and one flip for all images (B, C, H, W), each with its own probability."""
+    turns = torch.rand(2, generator=draw)
+    one = x.reshape(1, -1, *x.shape[2:])  # as one image of many channels, so that one draw serves all
+    if policy.crop_pad and turns[0] < _CROP:
+        one = pad_and_crop(one, policy.crop_pad, "zero", draw)
+    if policy.rotation and turns[1] < _TURN:
+        one = rotate(one, policy.rotation, draw)
+    if policy.flip:  # flips half of the times by itself
+        one = flip(one, draw)
+    return one.view(x.shape)

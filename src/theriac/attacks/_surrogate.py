@@ -1,0 +1,131 @@
+"""What fitted attacks share: a clean model of the attacker's own, adversarial steps on it, and arrays that the user brings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from theriac.core.errors import InputError, TheriacError
+from theriac.core.run import Run
+from theriac.core.split import Split
+from theriac.models import Buildable, make
+from theriac.training.loop import Batch, Outcome, Step, cross_entropy_step, loop, set_mode
+from theriac.training.recipes import recipe as named
+
+DEFAULT_BUILD = "preact_resnet18"
+
+
+class FitError(TheriacError):
+    """What an attack needs could not be fitted well enough; the message says how far it came."""
+
+
+def side_run(run: Run, name: str) -> Run:
+    """A run for the attacker's own work: same machine, seeds from the ``poison`` stream alone, nothing kept in a folder."""
+    precision = "bf16" if run.dtype == torch.bfloat16 else "fp32"
+    return Run(seed=run.stream_seed("poison", name), device=run.device, precision=precision, quiet=run.quiet)
+
+
+def part_of(split: Split, rows: int, run: Run, name: str) -> Split:
+    """At most ``rows`` rows (0: all of them), drawn from the ``poison`` stream."""
+    if not rows or rows >= len(split):
+        return split
+    return split.sample(rows, seed=run.stream_seed("poison", name, "rows"))
+
+
+def fit_surrogate(
+    split: Split, build: Buildable | None, run: Run, *, name: str, rows: int, recipe: str, robust: float = 0.0
+) -> nn.Module:
+    """Train a clean model to fit a trigger on.
+
+    Args:
+        split: Clean training rows.
+        build: What to train; the usual victim if left out.
+        run: Device and ``poison`` stream.
+        name: The attack's, for seeds and events.
+        rows: Rows to train on at most; 0 takes all.
+        recipe: Name of a training recipe.
+        robust: Radius (pixels in [0, 1]) of adversarial training; 0 trains plainly.
+
+    Returns:
+        The model in eval mode, its parameters frozen.
+    """
+    side = side_run(run, name)
+    part = part_of(split, rows, run, name)
+
+    def robust_step(model: nn.Module, batch: Batch) -> Outcome:
+        model.eval()  # the search must not move the batch statistics
+        draw = side.generator("method", "robust", batch.step)
+        batch.x = pgd(model, batch.x, batch.y, radius=robust, step_size=robust / 4, steps=7, start=draw)
+        set_mode(model, plan.norm)
+        return cross_entropy_step(model, batch)
+
+    plan = named(recipe)
+    step: Step = robust_step if robust else cross_entropy_step
+    model = loop(make(DEFAULT_BUILD if build is None else build, part, side), part, side, plan, step=step)
+    last = side.history("train")[-1]
+    run.event("surrogate", attack=name, rows=len(part), recipe=recipe, robust=robust, accuracy=last["accuracy"])
+    return model.eval().requires_grad_(False)
+
+
+def pgd(
+    model: nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    radius: float,
+    step_size: float,
+    steps: int,
+    start: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Projected sign-gradient ascent on the cross-entropy of the true label, in the L-infinity ball (Madry et al., 2018).
+
+    Args:
+        model: In eval mode.
+        x: Pixels in [0, 1], (B, C, H, W).
+        y: True labels (B,).
+        radius: Of the ball, in [0, 1].
+        step_size: Of each step, in [0, 1].
+        steps: How many.
+        start: Where a random start comes from; None starts at ``x``.
+    """
+    low, high = (x - radius).clamp_min(0), (x + radius).clamp_max(1)
+    found = x
+    if start is not None:
+        found = torch.minimum(
+            torch.maximum(x + (torch.rand(x.shape, generator=start).to(x.device) * 2 - 1) * radius, low), high
+        )
+    for _ in range(steps):
+        found = found.detach().requires_grad_(True)
+        with torch.enable_grad():
+            loss = F.cross_entropy(model(found), y, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, found)
+        found = torch.minimum(torch.maximum(found.detach() + step_size * gradient.sign(), low), high)
+    return found.detach()
+
+
+def read_array(path: str, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """A user's ``.npy`` array, memory-mapped; pickled content is refused.
+
+    Args:
+        path: The file.
+        shape: What it must look like; -1 leaves a length open.
+        what: How to call it in an error.
+
+    Raises:
+        InputError: If it can't be read or has another shape.
+    """
+    try:
+        array = np.load(Path(path), mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{what} {path} can't be read as a plain .npy array: {error}") from None
+    fits = isinstance(array, np.ndarray) and len(array.shape) == len(shape)
+    if not fits or any(want not in (-1, got) for want, got in zip(shape, array.shape, strict=True)):
+        raise InputError(f"{what} {path} has shape {getattr(array, 'shape', None)}; expected {shape}, -1 for any length")
+    if array.dtype.kind not in "uif":
+        raise InputError(f"{what} {path} holds {array.dtype}; expected numbers")
+    found: np.ndarray = array
+    return found

@@ -1,0 +1,257 @@
+"""What all attacks share: which rows are poisoned, how rows are stamped, and whom success is counted on."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from torch import nn
+
+from theriac.core import check
+from theriac.core.card import Card
+from theriac.core.errors import InputError
+from theriac.core.method import Method
+from theriac.core.run import Run
+from theriac.core.split import CROSS, POISON, Poisoned, Split, as_clean
+from theriac.models import Buildable
+from theriac.training.plain import train
+from theriac.training.recipes import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(Method):
+    """Base of all attacks. A subclass says how a row is stamped (:meth:`_stamp`) and, if needed, what is fitted first."""
+
+    kind: ClassVar[str] = "attack"
+    controls_training: ClassVar[bool] = False
+    clean_label: ClassVar[bool] = False  # poisons rows of the target class and leaves labels alone
+    fits: ClassVar[bool] = False  # plant() must see training rows before anything can be stamped
+
+    target: int = 0  # BackdoorBench @ f02e353, all attacks
+    poison_rate: float = 0.1  # share of all training rows; same source
+    mode: Literal["all_to_one", "all_to_all"] = "all_to_one"
+    # "others": rows of other classes only (ours), so that the effective rate is the one asked for;
+    # "all": target rows too, as BackdoorBench draws them (on 10 balanced classes 9/10 of the rate is effective)
+    draw_from: Literal["others", "all"] = "others"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check.whole("target", self.target, 0)
+        check.between("poison_rate", self.poison_rate, 0, 1)
+
+    # for users
+
+    @final
+    def plant(self, split: Split, build: Buildable | None = None, run: Run | None = None) -> Planted:
+        """Fit what must be fitted before stamping; for most attacks there is nothing, and this costs nothing.
+
+        Args:
+            split: Clean training rows.
+            build: The model that a fitted attack may train as a surrogate.
+            run: Device, streams.
+
+        Raises:
+            InputError: If the target is not a class of the data, or the trigger does not fit the rows.
+        """
+        split = as_clean(split, "split")
+        self._check_card(split.card)
+        return Planted(self, split.card, dict(self._fit(split, build, run or Run())))
+
+    def plant_for(self, split: Split) -> Planted:
+        """A Planted for stamping ``split`` when nothing has to be fitted; refused otherwise."""
+        if self.fits:
+            raise InputError(
+                f"{self.name} is fitted on training rows; hand in what poison(), plant() or train() returned "
+                "instead of the attack"
+            )
+        return self.plant(split)
+
+    @final
+    def poison(self, split: Split, run: Run | None = None, build: Buildable | None = None) -> Poisoned:
+        """Poison a copy of ``split``; rows that are not chosen stay bit-identical.
+
+        Deterministic in the run's ``poison`` stream.
+
+        Raises:
+            InputError: If the attack controls training (use :meth:`train`), or the classes hold too few rows.
+        """
+        if self.trains:
+            raise InputError(f"{self.name} controls training, so it has no poisoned set; use its train(build, split)")
+        run = run or Run()
+        planted = self.plant(split, build, run)
+        chosen = self.choose(split, run)
+        cross = self.choose_cross(split, run, chosen)
+        y = split.y.clone()
+        kind = torch.zeros(len(split), dtype=torch.uint8, device=split.device)
+        if not len(chosen) + len(cross):
+            return Poisoned(split, kind, split.y, planted)
+        rows = [
+            planted.stamp(split.rows(part), split.y[part], split.index[part], "train", variant)
+            for variant, positions in (("poison", chosen), ("cross", cross))
+            for part in positions.split(4096)
+            if len(part)
+        ]
+        if not self.clean_label:
+            y[chosen] = planted.target(split.y[chosen])
+        kind[chosen] = POISON
+        kind[cross] = CROSS
+        changed, stamped = torch.cat([chosen, cross]), torch.cat(rows)
+        if len(cross):
+            changed, order = changed.sort()
+            stamped = stamped[order]
+        return Poisoned(split.with_overlay(changed, stamped, y), kind, split.y, planted)
+
+    def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "fast_8") -> Victim:
+        """Train a victim: by default, plainly on ``poison(split)``."""
+        run = run or Run()
+        poisoned = self.poison(split, run, build)
+        return Victim(train(build, poisoned, recipe=recipe, run=run), poisoned.planted)
+
+    def choose(self, split: Split, run: Run) -> torch.Tensor:
+        """Positions of the rows to poison, ascending int64 (M,).
+
+        Raises:
+            InputError: If fewer rows can be poisoned than the rate asks for.
+        """
+        y = split.y.cpu()
+        if self.clean_label:
+            pool = (y == self.target).nonzero().flatten()
+        elif self.draw_from == "all" or self.mode == "all_to_all":
+            pool = torch.arange(len(y))
+        else:
+            pool = (y != self.target).nonzero().flatten()
+        count = self._count(len(split), len(pool))
+        if count > len(pool):
+            raise InputError(
+                f"poison_rate {self.poison_rate} asks for {count} of {len(split)} rows; only {len(pool)} can be poisoned"
+            )
+        drawn = torch.randperm(len(pool), generator=run.generator("poison", "rows"))[:count]
+        return pool[drawn].sort().values.to(split.device)
+
+    def choose_cross(self, split: Split, run: Run, chosen: torch.Tensor) -> torch.Tensor:
+        """Positions of the rows that get the ``cross`` variant and keep their label, ascending int64 (M,).
+
+        They are drawn among the rows that are not ``chosen``; most attacks have none.
+
+        Raises:
+            InputError: If too few rows are left.
+        """
+        count = self._cross_count(len(split), len(chosen))
+        if not count:
+            return chosen[:0]
+        free = torch.ones(len(split), dtype=torch.bool)
+        free[chosen.cpu()] = False
+        pool = free.nonzero().flatten()
+        if count > len(pool):
+            raise InputError(f"{self.name} asks for {count} cross rows; only {len(pool)} of {len(split)} rows are not poisoned")
+        drawn = torch.randperm(len(pool), generator=run.generator("poison", "cross"))[:count]
+        return pool[drawn].sort().values.to(split.device)
+
+    @property
+    def trains(self) -> bool:
+        """Whether this configuration trains the victim itself, so that it has no poisoned set."""
+        return self.controls_training
+
+    # for subclasses
+
+    def _count(self, rows: int, pool: int) -> int:
+        """How many rows to poison, of ``rows`` in all and ``pool`` that may be."""
+        return round(self.poison_rate * rows)
+
+    def _cross_count(self, rows: int, chosen: int) -> int:
+        """How many cross rows there are, beside ``chosen`` poisoned ones of ``rows`` in all."""
+        return 0
+
+    def _check_card(self, card: Card) -> None:
+        if self.target >= card.num_classes:
+            raise InputError(f"target is {self.target}; {card.name!r} has classes 0 to {card.num_classes - 1}")
+        if card.kind != "image":
+            raise InputError(f"{self.name} stamps images; {card.name!r} is a table")
+
+    def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
+        """State to keep with the attack: tensors by name."""
+        return {}
+
+    @abstractmethod
+    def _stamp(
+        self, state: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str
+    ) -> torch.Tensor:
+        """Rows with the trigger: same shape and dtype, a new tensor."""
+
+    def _stamp_cross(
+        self, state: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str
+    ) -> torch.Tensor:
+        """Rows with what cross rows get: a spoiled or foreign trigger under which the label must stay."""
+        raise InputError(f"{self.name} has no cross rows")
+
+    def _target(self, y: torch.Tensor, classes: int) -> torch.Tensor:
+        return (y + 1) % classes if self.mode == "all_to_all" else torch.full_like(y, self.target)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """An attack with everything it needs to stamp rows of one data set."""
+
+    attack: Attack
+    card: Card
+    state: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The attack's name."""
+        return self.attack.name
+
+    def stamp(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        index: torch.Tensor | None = None,
+        phase: str = "test",
+        variant: str = "poison",
+    ) -> torch.Tensor:
+        """Rows with the trigger.
+
+        Args:
+            x: Stored rows, uint8 (B, C, H, W) or float32 (B, F).
+            y: True labels, int64 (B,).
+            index: Row numbers in the source, for triggers that differ by row.
+            phase: "train" or "test"; several attacks differ there.
+            variant: "poison", or "cross" for what the rows get that keep their label.
+        """
+        check.one_of("phase", phase, ("train", "test"))
+        check.one_of("variant", variant, ("poison", "cross"))
+        if tuple(x.shape[1:]) != self.card.shape:
+            raise InputError(f"x has rows of shape {tuple(x.shape[1:])}; {self.name} was planted for {self.card.shape}")
+        index = torch.arange(len(x), device=x.device) if index is None else index
+        put = self.attack._stamp if variant == "poison" else self.attack._stamp_cross
+        return put(self.state, x, y, index, phase)
+
+    def target(self, y: torch.Tensor) -> torch.Tensor:
+        """The label that the attack wants, int64 (B,)."""
+        return self.attack._target(y, self.card.num_classes)
+
+    def population(self, y: torch.Tensor) -> torch.Tensor:
+        """Bool (B,): rows whose label is not already the attack's label for them."""
+        return self.target(y) != y
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A backdoored model and the state that its trigger needs."""
+
+    model: nn.Module
+    planted: Planted
+
+    def __repr__(self) -> str:
+        return f"Victim({type(self.model).__name__}, {self.planted.attack!r})"
+
+
+def restore(config: Mapping[str, Any], card: Card, state: Mapping[str, torch.Tensor]) -> Planted:
+    """A Planted from what was saved: the attack's configuration, the card and the fitted tensors."""
+    from theriac.core.method import create
+
+    attack: Attack = create("attack", str(config.get("method", "")), **{k: v for k, v in config.items() if k != "method"})
+    return Planted(attack, card, dict(state))

@@ -1,0 +1,31 @@
+"""How often rows that should resist a trigger do: part of the success of attacks that plant cross rows."""
+
+from __future__ import annotations
+
+import torch
+
+from theriac.attacks.base import Victim
+from theriac.core.run import Run
+from theriac.core.split import Split
+from theriac.metrics import Rate
+from theriac.models import to_input
+
+
+def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batch_size: int = 512) -> Rate:
+    """Share of test rows that keep their true label under a spoiled trigger (WaNet, BppAttack) or a foreign one.
+
+    A backdoor that answers to any warping, or to any row's trigger, has a high attack success and a low cross accuracy.
+
+    Raises:
+        InputError: If the attack has no cross rows.
+    """
+    run = run or Run()
+    planted, model = victim.planted, victim.model.to(run.device).eval()
+    here = split.to(run.device)
+    hits = torch.zeros((), dtype=torch.int64, device=run.device)
+    with torch.inference_mode(), run.autocast():
+        for positions in here.batches(batch_size):
+            y = here.y[positions]
+            stamped = planted.stamp(here.rows(positions), y, here.index[positions], "test", "cross")
+            hits = hits + (model(to_input(stamped)).argmax(1) == y).sum()
+    return Rate(int(hits), len(split), f"cross rows of {planted.name}")

@@ -1,0 +1,143 @@
+"""Open a model from outside, with its data and what is known about its attack."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from theriac.attacks import Planted
+from theriac.attacks.store import load_planted
+from theriac.cli import _inputs
+from theriac.cli._inputs import Source
+from theriac.cli._records import RECORD, read, section
+from theriac.core.errors import InputError
+from theriac.core.files import load_tensors_safely
+from theriac.core.run import Run
+from theriac.core.split import Data
+from theriac.models import Classifier, architectures, load_model, load_weights
+from theriac.models.store import digest, read_tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What was typed about data and architecture."""
+
+    data: str | None
+    size: int | None
+    label: str | None
+    sensitive: Sequence[str] | None
+    augment: Sequence[str] | None
+    more: Sequence[str] | None
+    model: str | None
+    width: int | None
+    model_option: Sequence[str] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A model with its data, and what its folder says about it."""
+
+    model: Classifier
+    name: str
+    record: dict[str, Any]
+    folder: Path | None
+    weights: str  # sha256 of the file that holds them
+    data: Data
+    source: Source
+
+
+def open_model(path: str, asked: Asked, run: Run) -> Opened:
+    """Load a model, and the data to use it on.
+
+    Args:
+        path: A run folder, or a file of weights (safetensors, or a torch file that holds tensors only).
+        asked: A folder's own data and architecture are taken unless others are asked for; a bare file needs both.
+        run: Device.
+
+    Raises:
+        InputError: If something is missing, damaged, unsafe, or does not fit together.
+    """
+    where = Path(path).expanduser()
+    if where.is_dir():
+        return _from_folder(where, asked)
+    if not where.is_file():
+        raise InputError(f"{where} does not exist; expected a run folder or a file of weights")
+    _ = read_tensors(where) if where.suffix == ".safetensors" else load_tensors_safely(where)  # an unsafe file ends here
+    for value, option, what in ((asked.data, "--data", "data"), (asked.model, "--model", "architecture")):
+        if value is None:
+            known = f" ({', '.join(architectures())})" if option == "--model" else ""
+            raise InputError(f"{where} is a bare file of weights and names no {what}; give {option}{known}")
+    source = Source.of(str(asked.data), asked.size, asked.label, asked.sensitive, asked.augment, asked.more)
+    data = source.load()
+    model = _inputs.builder(asked.model, asked.width, asked.model_option, data.card, run, data.train)(data.train, run)
+    load_weights(model, where)
+    return Opened(model=model.eval(), name=where.stem, record={}, folder=None, weights=digest(where), data=data, source=source)
+
+
+def precision(path: str, asked: str) -> str:
+    """What "auto" means for a model from a run folder: float32 if the run was made in it, so that numbers can be compared."""
+    where = Path(path).expanduser()
+    if asked == "auto" and (where / RECORD).is_file() and section(read(where), "identity").get("precision") == "torch.float32":
+        return "fp32"
+    return asked
+
+
+def known_attack(opened: Opened, text: str | None, options: Sequence[str] | None, target: int | None = None) -> Planted | None:
+    """The attack to measure: the one named, else the one that the folder holds, else None.
+
+    Raises:
+        InputError: If it is unknown, needs fitting, or does not fit the data.
+    """
+    if text is None and opened.folder is not None and (opened.folder / "planted.json").is_file():
+        _inputs.attack("none", options, target=target)  # options belong to an attack that is named
+        return load_planted(opened.folder)
+    found = _inputs.attack(text or "none", options, target=target)
+    return None if found is None else found.plant_for(opened.data.test)
+
+
+def _from_folder(where: Path, asked: Asked) -> Opened:
+    record = read(where)
+    if asked.model or asked.width or asked.model_option:
+        raise InputError(
+            f"{where} is a run folder and names its own architecture; leave out --model, --width and --model-option"
+        )
+    model = load_model(where)
+    source = _source(where, record, model, asked)
+    data = source.load()
+    if source.augment is None and model.card.kind == "image":  # a repair months later augments as the training did
+        data = _inputs.with_augment(data, model.card.augment)
+    _fits(model, data, where)
+    told = section(record, "data").get("hash")
+    if asked.data is None and told != _inputs.data_hash(data):
+        warnings.warn(f"the data at {source.name} are not those that {where} was made with", stacklevel=2)
+    weights = digest(where / "model.safetensors")
+    name = where.resolve().name
+    return Opened(model=model, name=name, record=record, folder=where, weights=weights, data=data, source=source)
+
+
+def _source(where: Path, record: Mapping[str, Any], model: Classifier, asked: Asked) -> Source:
+    if asked.data is not None:
+        own = model.card.size[0] if model.card.kind == "image" and len(set(model.card.size)) == 1 else None
+        return Source.of(asked.data, asked.size or own, asked.label, asked.sensitive, asked.augment, asked.more)
+    source = Source.recorded(record)
+    if source is None:
+        raise InputError(f"{where} does not say what data its model was trained on; give --data")
+    if Path(source.name).is_absolute() and not Path(source.name).exists():
+        raise InputError(f"the data of {where} were at {source.name}, which is not there any more; give --data")
+    new = Source.of(source.name, asked.size, asked.label, asked.sensitive, asked.augment, asked.more)
+    return dataclasses.replace(new, options=source.options | new.options, augment=new.augment or source.augment)
+
+
+def _fits(model: Classifier, data: Data, where: Path) -> None:
+    """Refuse data of other classes, or of another shape, than the model was made for."""
+    own, card = model.card, data.card
+    if own.num_classes != card.num_classes:
+        raise InputError(f"the model in {where} has {own.num_classes} outputs; {card.name!r} has {card.num_classes} classes")
+    if own.kind != card.kind or own.shape != card.shape:
+        raise InputError(
+            f"the model in {where} takes {own.kind} rows of {own.shape}; {card.name!r} has {card.kind} rows of {card.shape}"
+        )

@@ -1,0 +1,225 @@
+"""Options that several commands share, and how their text is read. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from theriac.core.errors import InputError, TheriacError
+
+_DATA, _METHOD, _RUN = "Data", "Method", "Run"
+
+DataName = Annotated[
+    str,
+    typer.Option("--data", "-d", help="A known name, a folder of images or parquet files, or one file.", rich_help_panel=_DATA),
+]
+OptionalData = Annotated[
+    str | None,
+    typer.Option("--data", "-d", help="Data to use; left out: what the model was trained on.", rich_help_panel=_DATA),
+]
+Size = Annotated[
+    int | None, typer.Option("--size", help="Resize images to this side in pixels.", rich_help_panel=_DATA, show_default=False)
+]
+Label = Annotated[
+    str | None, typer.Option("--label", help="Column that holds the label.", rich_help_panel=_DATA, show_default=False)
+]
+Sensitive = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sensitive", help="Sensitive column; may be given several times.", rich_help_panel=_DATA, show_default=False
+    ),
+]
+Augment = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--augment",
+        help="How training images may be changed: none, or KEY=VALUE, such as flip=true; may be given several times.",
+        rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data-option",
+        help="Another KEY=VALUE of theriac.load, such as val_share=0.1 or test=FILE; may be given several times.",
+        rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
+Attack = Annotated[
+    str, typer.Option("--attack", "-a", help="NAME or NAME:PRESET; see theriac list attacks.", rich_help_panel="Attack")
+]
+KnownAttack = Annotated[
+    str | None,
+    typer.Option(
+        "--attack",
+        "-a",
+        help="Attack to measure: NAME[:PRESET], or none. Left out: the one that the run folder knows.",
+        rich_help_panel="Attack",
+    ),
+]
+AttackOption = Annotated[
+    list[str] | None,
+    typer.Option("--attack-option", help="KEY=VALUE of the attack.", rich_help_panel="Attack", show_default=False),
+]
+PoisonRate = Annotated[
+    float | None,
+    typer.Option("--poison-rate", help="Share of the training rows to poison.", rich_help_panel="Attack", show_default=False),
+]
+Target = Annotated[
+    int | None, typer.Option("--target", help="Class that the attack wants.", rich_help_panel="Attack", show_default=False)
+]
+Architecture = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Architecture; see theriac list models. Left out: preact_resnet18 for images, mlp for tables.",
+        rich_help_panel="Model",
+        show_default=False,
+    ),
+]
+Width = Annotated[int | None, typer.Option("--width", help="Its width.", rich_help_panel="Model", show_default=False)]
+ModelOption = Annotated[
+    list[str] | None,
+    typer.Option("--model-option", help="KEY=VALUE of the architecture.", rich_help_panel="Model", show_default=False),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_RUN)]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision", help="auto, fp32 or bf16; auto keeps to that of the model's run, if any.", rich_help_panel=_RUN
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of all random streams.", rich_help_panel=_RUN)]
+Out = Annotated[
+    str | None, typer.Option("--out", "-o", help="Folder of the run.", rich_help_panel=_RUN, show_default="runs/<name>")
+]
+Force = Annotated[bool, typer.Option("--force", help="Start anew in a folder that holds a run.", rich_help_panel=_RUN)]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress, no notes, no hints; only the result.", rich_help_panel=_RUN)
+]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.", rich_help_panel=_RUN)]
+
+
+class StoppedError(TheriacError):
+    """The run was stopped by hand; its folder can go on."""
+
+
+class NothingToDoError(TheriacError):
+    """What was asked for is there already, in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"nothing to do: {folder} holds this very run, complete (--force does it again)")
+        self.folder = folder
+
+
+_state: dict[str, Any] = {"quiet": False, "notes": []}
+
+
+def begin() -> None:
+    """Forget what an earlier invocation in this process was told."""
+    _state.update(quiet=False, notes=[])
+
+
+def set_quiet(value: bool) -> None:
+    """Silence notes and hints of this invocation."""
+    _state["quiet"] = value
+
+
+def quiet() -> bool:
+    """Whether notes and hints are silenced."""
+    return bool(_state["quiet"])
+
+
+def notes() -> list[str]:
+    """The library's warnings so far, each once; collected even when quiet, for the record."""
+    return list(_state["notes"])
+
+
+def note(text: str) -> bool:
+    """Collect a warning; whether it is new."""
+    new = text not in _state["notes"]
+    if new:
+        _state["notes"].append(text)
+    return new
+
+
+def pairs(given: Sequence[str] | None, option: str = "--option") -> dict[str, Any]:
+    """Read ``KEY=VALUE`` texts.
+
+    Values are read as YAML scalars or flow lists (``8``, ``1e-3``, ``true``, ``[layer4, linear]``); the method checks types.
+
+    Raises:
+        InputError: On a missing ``=``, a key given twice, or a number that is not finite.
+    """
+    found: dict[str, Any] = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            raise InputError(f"{option} is {text!r}; expected KEY=VALUE, such as epochs=20")
+        if key in found:
+            raise InputError(f"{option} gives {key!r} twice")
+        found[key] = _value(option, key, value.strip())
+    return found
+
+
+def _value(option: str, key: str, text: str) -> Any:
+    import yaml
+
+    for number in (int, float):  # YAML 1.1 takes 1e-3 for a text
+        try:
+            value = number(text)
+        except ValueError:
+            continue
+        if not math.isfinite(value):
+            raise InputError(f"{option} {key} is {text}; expected a finite number")
+        return value
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"{option} {key} is {text!r}, which is not a plain value") from None
+
+
+def rows_or_share(text: str, option: str = "--clean") -> int | float:
+    """A whole number of rows ("500") or a share of them ("0.05").
+
+    Raises:
+        InputError: If it is neither.
+    """
+    wrong = InputError(
+        f"{option} is {text!r}; expected a share in (0, 1], such as 0.05, or a whole number of rows, such as 500"
+    )
+    try:
+        value: int | float = int(text)
+    except ValueError:
+        try:
+            value = float(text)
+        except ValueError:
+            raise wrong from None
+    if not (value >= 1 if isinstance(value, int) else 0 < value <= 1):
+        raise wrong
+    return value
+
+
+def merged(options: dict[str, Any], **shortcuts: Any) -> dict[str, Any]:
+    """Options with the shortcuts that were given; a contradiction is refused.
+
+    Raises:
+        InputError: If an option comes twice.
+    """
+    for key, value in shortcuts.items():
+        if value is None:
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--{key.replace('_', '-')} is {value}; expected a finite number")
+        if key in options:
+            raise InputError(f"{key} is given twice, as --{key.replace('_', '-')} and as KEY=VALUE")
+        options[key] = value
+    return options

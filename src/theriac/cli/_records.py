@@ -1,0 +1,204 @@
+"""The run folder: who owns it, whether it can go on, and what is written when a run is done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from theriac.attacks import Planted
+from theriac.attacks.store import save_planted
+from theriac.cli._options import NothingToDoError, StoppedError
+from theriac.core.errors import InputError
+from theriac.core.files import read_json, write_atomically, write_json
+from theriac.core.run import Run
+from theriac.models import Classifier, save
+from theriac.report import collect
+
+PLAN = "plan.json"
+RECORD = "run.json"
+_OURS = (
+    PLAN,
+    RECORD,
+    "model.safetensors",
+    "events.jsonl",
+    "planted.json",
+    "planted.safetensors",
+    "report.html",
+    "*.checkpoint.pt",
+)
+
+
+@contextlib.contextmanager
+def claim(out: Path, identity: Mapping[str, Any], *, force: bool) -> Iterator[bool]:
+    """Own the folder ``out`` for one run while it works.
+
+    A fresh folder vanishes again on bad input; after Ctrl-C the folder keeps its plan and checkpoints, so that the same
+    command goes on from there.
+
+    Args:
+        out: The run folder; made if missing.
+        identity: Plain data that determine the result; two runs are the same if these are equal.
+        force: Start anew if the folder holds a run.
+
+    Yields:
+        Whether the work goes on from an earlier start.
+
+    Raises:
+        NothingToDoError: If the folder holds exactly this run, complete.
+        InputError: If it holds something else, or can't be written.
+    """
+    plan = {"format": 1, "identity": json.loads(json.dumps(identity))}
+    made: list[Path] = []
+    aside = out / f".old-{uuid.uuid4().hex[:8]}"
+    try:
+        goes_on = _settle(out, plan["identity"], force=force)
+        made += [p for p in (out, *out.parents) if not p.exists()]
+        out.mkdir(parents=True, exist_ok=True)
+        if not goes_on:
+            _move(out, aside)
+            write_json(out / PLAN, plan)
+    except OSError as error:
+        _unmake(made)
+        raise InputError(f"--out is {str(out)!r}, which can't be written: {error.strerror}") from None
+    try:
+        yield goes_on
+    except KeyboardInterrupt:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise StoppedError(f"stopped; run the same command again to go on from where {out} stands") from None
+    except InputError:
+        if not goes_on:  # leave everything as it was
+            for path in _files(out):
+                path.unlink(missing_ok=True)
+            _move(aside, out)
+            _unmake([aside, *made])
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def write(out: Path, model: nn.Module, planted: Planted | None, record: Mapping[str, Any], run: Run) -> None:
+    """Write a finished run; ``run.json`` comes last but for tidying, so a folder that has one is complete.
+
+    Afterwards the folder holds one clean history of events, and neither plan nor checkpoints.
+    """
+    if planted is not None:
+        save_planted(planted, out)
+    save(model, out, **record)
+    lines = "".join(json.dumps(event) + "\n" for event in run.events)
+    write_atomically(out / "events.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
+    for pattern in (PLAN, "*.checkpoint.pt", ".*.part"):
+        for path in out.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The record of a complete run folder.
+
+    Raises:
+        InputError: If there is none, or it is not a record.
+    """
+    if not folder.exists():
+        raise InputError(f"{folder} does not exist; expected a run folder (theriac train makes one)")
+    if not (folder / RECORD).is_file():
+        stopped = " (its run was stopped: run the same command again to finish it)" if (folder / PLAN).is_file() else ""
+        raise InputError(f"{folder} holds no {RECORD}; expected the folder of a finished run{stopped}")
+    record = read_json(folder / RECORD)
+    if not isinstance(record, dict):
+        raise InputError(f"{folder / RECORD} is not the record of a run")
+    return record
+
+
+def section(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """One part of a record from outside; empty if it is missing or ill-formed."""
+    found = record.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def provenance(run: Run, argv: Sequence[str], model: Classifier, recipe: str, started: float) -> dict[str, Any]:
+    """Where, how and with what a result was made, as a report shows it."""
+    spec = model.spec
+    options = ", ".join(f"{key} {value}" for key, value in spec.get("options", {}).items())
+    told = collect.provenance(
+        run,
+        model=f"{spec.get('architecture', type(model).__name__)}{f' ({options})' if options else ''}",
+        recipe=recipe,
+        command=shlex.join(["theriac", *argv]),
+        started=started,
+    )
+    return told.model_dump(mode="json")
+
+
+def spent(run: Run) -> float:
+    """Seconds of all epochs, those before an interruption included."""
+    return float(sum(e["seconds"] for e in run.events if "epoch" in e and isinstance(e.get("seconds"), (int, float))))
+
+
+def _settle(out: Path, identity: Mapping[str, Any], *, force: bool) -> bool:
+    """Whether there is something to go on from; refuses folders that are not for this run."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out is {str(out)!r}, which is a file; expected a folder")
+    if not out.is_dir():
+        return False
+    done, begun = (out / RECORD).is_file(), (out / PLAN).is_file()
+    if not done and not begun:
+        foreign = [p.name for p in out.iterdir() if not p.name.startswith(".")]
+        if foreign:
+            raise InputError(
+                f"--out is {str(out)!r}, which holds other files ({foreign[0]}); expected a new or an empty folder"
+            )
+        return False
+    if force:
+        return False
+    held = read_json(out / (RECORD if done else PLAN))
+    held = held.get("identity") if isinstance(held, Mapping) else None
+    if held != identity:
+        raise InputError(
+            f"--out is {str(out)!r}, which holds another run ({_difference(held, identity)}); "
+            "take another folder, or --force to start anew in this one"
+        )
+    if done:
+        raise NothingToDoError(out)
+    return True
+
+
+def _difference(old: Any, new: Mapping[str, Any], where: str = "") -> str:
+    """The first difference between two identities, in words."""
+    if not isinstance(old, Mapping):
+        return "of unknown origin"
+    for key in [*new, *(k for k in old if k not in new)]:
+        before, after = old.get(key), new.get(key)
+        if before != after:
+            if isinstance(before, Mapping) and isinstance(after, Mapping):
+                return _difference(before, after, f"{where}{key} ")
+            return f"{where}{key} is {_short(before)} there and {_short(after)} here"
+    return "of another kind"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for pattern in _OURS for path in folder.glob(pattern)]
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move a run's files from one folder to another."""
+    for path in _files(source):
+        target.mkdir(exist_ok=True)
+        path.replace(target / path.name)
+
+
+def _unmake(made: Sequence[Path]) -> None:
+    """Remove folders that we made, innermost first, as far as they are empty."""
+    for path in made:
+        with contextlib.suppress(OSError):
+            path.rmdir()

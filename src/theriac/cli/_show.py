@@ -1,0 +1,110 @@
+"""What a finished command shows: one table, one hint, or JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from theriac.cli import _options as opt
+from theriac.metrics import Comparison, Difference, Evaluation, Rate
+
+_MEANING = {
+    "ACC": "clean rows classified as their label",
+    "ASR": "stamped rows classified as the attack's label",
+    "RA": "stamped rows classified as their true label",
+    "target": "accuracy on clean rows of the attack's class",
+    "DER": "defense effectiveness, 0.5 = no effect, 1 = best",
+}
+
+
+def console(*, err: bool = False) -> Console:
+    """A console; outside a terminal it is wide enough for every table and free of colors."""
+    stream = sys.stderr if err else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else 120, highlight=False, soft_wrap=False)
+
+
+def evaluation(title: str, found: Evaluation) -> None:
+    """One model's rates with counts and intervals."""
+    table = _table(title, "rate", "counts", "95 % interval", "meaning")
+    for name, rate in _rates(found).items():
+        if rate is not None:
+            low, high = rate.interval
+            counts, interval = f"{rate.hits}/{rate.total}", f"{100 * low:.1f} to {100 * high:.1f}"
+            table.add_row(name, Text(_percent(rate), "bold"), counts, interval, Text(_MEANING[name], "dim"))
+    console().print(table)
+
+
+def comparison(title: str, found: Comparison) -> None:
+    """Rates before and after a repair, their change, and DER."""
+    table = _table(title, "before", "after", "change in points")
+    before, after = _rates(found.before), _rates(found.after)
+    for name, old in before.items():
+        new = after[name]
+        if old is None or new is None:
+            continue
+        change = Difference(old, new)
+        low, high = change.interval
+        moved = _cell(f"{100 * change.value:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}")
+        table.add_row(name, _rate(old), _rate(new), moved)
+    if found.before.asr is not None:
+        table.add_row("DER", "", _cell(f"{found.der:.3f}", "0.5 = no effect, 1 = best"), "")
+    console().print(table)
+
+
+def as_json(data: Any) -> None:
+    """Machine-readable result on standard output."""
+    sys.stdout.write(json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
+def tell(text: str) -> None:
+    """One line on standard error, unless quiet."""
+    if not opt.quiet():
+        console(err=True).print(Text(text), soft_wrap=True)
+
+
+def following(*words: str) -> None:
+    """Suggest the next useful command, unless quiet."""
+    if not opt.quiet():
+        console(err=True).print(Text.assemble(("next: ", "dim"), shlex.join(["theriac", *words])), soft_wrap=True)
+
+
+def rows(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+    """A plain table of texts, the first column in bold."""
+    table = Table(title=Text(title, "bold"), title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for name in head:
+        table.add_column(name, overflow="fold")
+    for row in body:
+        table.add_row(Text(row[0], "bold"), *(Text(cell) for cell in row[1:]))
+    console().print(table)
+    console().print()
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=Text(title, "bold"), title_justify="left", box=None, header_style="dim", pad_edge=False)
+    for name in ("", *columns):
+        table.add_column(name)
+    return table
+
+
+def _rates(found: Evaluation) -> dict[str, Rate | None]:
+    return {"ACC": found.acc, "ASR": found.asr, "RA": found.ra, "target": found.target_acc}
+
+
+def _percent(rate: Rate) -> str:
+    return f"{100 * rate.value:.1f} %"
+
+
+def _rate(rate: Rate) -> Text:
+    low, high = rate.interval
+    return _cell(_percent(rate), f"{rate.hits}/{rate.total}, {100 * low:.1f} to {100 * high:.1f}")
+
+
+def _cell(main: str, detail: str) -> Text:
+    return Text.assemble((main, "bold"), "\n", (detail, "dim"))

@@ -1,0 +1,203 @@
+"""From run folders to a report's study."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from theriac.attacks import Planted
+from theriac.attacks.store import load_planted
+from theriac.cli._inputs import Source, data_hash
+from theriac.cli._records import RECORD, read, section
+from theriac.core.errors import InputError
+from theriac.core.run import Run
+from theriac.core.split import Data
+from theriac.metrics import evaluate
+from theriac.models import Classifier, load_model
+from theriac.models.store import digest
+from theriac.report import collect
+from theriac.report.records import Exhibit, Study
+
+_EVENTS_LIMIT = 64 << 20  # bytes of events.jsonl that are read
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """One finished run folder."""
+
+    path: Path
+    record: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def is_repair(self) -> bool:
+        return self.record.get("kind") == "repair"
+
+    @property
+    def parent(self) -> str:
+        """Weights of the model that was repaired, or ''."""
+        return str(section(self.record, "parent").get("weights", ""))
+
+    @cached_property
+    def model(self) -> Classifier:
+        return load_model(self.path)
+
+    @property
+    def planted(self) -> Planted | None:
+        return load_planted(self.path) if (self.path / "planted.json").is_file() else None
+
+    def history(self) -> list[dict[str, Any]]:
+        """Its epochs, as a Result wants them."""
+        path = self.path / "events.jsonl"
+        if not path.is_file() or path.stat().st_size > _EVENTS_LIMIT:
+            return []
+        found = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue  # a line that a kill cut short
+            if isinstance(event, dict) and "epoch" in event:
+                plain = {k: v for k, v in event.items() if isinstance(v, (str, bool, int, float))}
+                found.append(plain)
+        own = [e for e in found if self.is_repair or e.get("event") == "train"] or found  # not those of a fitted trigger
+        return [{k: v for k, v in e.items() if k not in ("event", "time")} for e in own]
+
+
+def of_folder(path: Path) -> Study:
+    """The study of a run folder, or of all run folders in a folder.
+
+    A repair brings the victim that it repaired along, if its folder is still there.
+
+    Raises:
+        InputError: If there is no finished run, or the runs are on different data.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder; expected a run folder, or a folder of run folders")
+    if (path / RECORD).is_file():
+        folders = _with_parent(_Folder(path, read(path)))
+    else:
+        folders = [_Folder(p, read(p)) for p in sorted(path.iterdir()) if (p / RECORD).is_file()]
+    if not folders:
+        read(path)  # says what is wrong with it
+    folders.sort(key=lambda f: f.is_repair)
+    kinds = {json.dumps(section(f.record, "data").get("hash")) for f in folders}
+    if len(kinds) > 1:
+        raise InputError(f"the {len(folders)} runs in {path} are on {len(kinds)} different data sets; a report tells of one")
+    return _study(path, folders)
+
+
+def _with_parent(folder: _Folder) -> list[_Folder]:
+    told = section(folder.record, "parent").get("folder")
+    if not isinstance(told, str) or not (Path(told) / RECORD).is_file():
+        return [folder]
+    return [_Folder(Path(told), read(Path(told))), folder]
+
+
+def _study(path: Path, folders: Sequence[_Folder]) -> Study:
+    data, run = _data(folders[0]), Run(quiet=True)
+    names = {_weights(f): _victim(f) for f in folders if not f.is_repair}
+    results = [_result(f, names, _control(f, folders, data, run)) for f in folders]
+    card = folders[-1].model.card
+    summary = collect.summarize(data or card, clean_rows=max((r["rows"] for r in results if r["repair"]), default=0))
+    last = folders[-1].record
+    study = {
+        "title": path.resolve().name,
+        "steps": [_step(f, names) for f in folders],
+        "data": summary.model_dump(mode="json"),
+        "provenance": section(last, "provenance"),
+        "results": results,
+        "exhibits": [e.model_dump(mode="json") for e in _exhibits(folders, names, data, run)],
+    }
+    return Study.from_dict(study, f"the record in {path}")
+
+
+def _weights(folder: _Folder) -> str:
+    return digest(folder.path / "model.safetensors")
+
+
+def _victim(folder: _Folder) -> str:
+    planted = folder.planted
+    return f"{planted.attack.title if planted else 'benign'} ({folder.name})"
+
+
+def _result(folder: _Folder, names: Mapping[str, str], control: dict[str, Any] | None) -> dict[str, Any]:
+    record = folder.record
+    common = {
+        "attack": record.get("attack"),
+        "seconds": section(record, "provenance").get("seconds"),
+        "history": folder.history(),
+        "warnings": record.get("notes", []),
+        "control": control,
+    }
+    if not folder.is_repair:
+        rows = section(section(record, "data"), "rows").get("train", 0)
+        return {"victim": _victim(folder), "before": record.get("evaluation"), "rows": rows, "repair": None, **common}
+    return {
+        "victim": names.get(folder.parent, str(section(record, "parent").get("name", "model"))),
+        "repair": record.get("method"),
+        "before": record.get("before"),
+        "after": record.get("evaluation"),
+        "rows": section(record, "clean").get("rows", 0),
+        **common,
+    }
+
+
+def _control(folder: _Folder, folders: Sequence[_Folder], data: Data | None, run: Run) -> dict[str, Any] | None:
+    """Scores of a benign model, trained the same way, on the rows that this run's attack stamps."""
+    planted = folder.planted
+    if planted is None or data is None:
+        return None
+    victim = next((f for f in folders if not f.is_repair and f is not folder and _weights(f) == folder.parent), folder)
+    for other in folders:
+        same = all(other.record.get(key) == victim.record.get(key) for key in ("model", "recipe", "seeds"))
+        if not other.is_repair and other.record.get("attack") is None and same:
+            return evaluate(other.model, data.test, planted, run=run).to_dict()
+    return None
+
+
+def _data(folder: _Folder) -> Data | None:
+    """The data of a run, if they can still be found as they were."""
+    try:
+        source = Source.recorded(folder.record)
+        data = None if source is None else source.load()
+    except InputError:
+        data = None
+    if data is None or data_hash(data) != section(folder.record, "data").get("hash"):
+        warnings.warn("the data of these runs are not there any more, so the report shows no samples", stacklevel=2)
+        return None
+    return data
+
+
+def _exhibits(folders: Sequence[_Folder], names: Mapping[str, str], data: Data | None, run: Run) -> list[Exhibit]:
+    """Each victim's trigger on sample rows, with what the victim and its repaired copies say."""
+    if data is None or data.train.is_table:
+        return []
+    found = []
+    for victim in folders:
+        planted = victim.planted
+        if victim.is_repair or planted is None:
+            continue
+        repaired = [f for f in folders if f.is_repair and f.parent == _weights(victim)]
+        models = {"victim": victim.model} | {f"after {section(f.record, 'method').get('method')}": f.model for f in repaired}
+        found.append(collect.exhibit(names[_weights(victim)], planted, data.test, models, run=run))
+    return found
+
+
+def _step(folder: _Folder, names: Mapping[str, str]) -> str:
+    record = folder.record
+    if folder.is_repair:
+        clean, method = section(record, "clean"), section(record, "method").get("method")
+        of = names.get(folder.parent, section(record, "parent").get("name"))
+        return f"Repaired {of} by {method} with {clean.get('rows')} clean rows ({clean.get('from')})."
+    poison = section(record, "poison").get("rows")
+    told = f" on rows of which {poison} were poisoned" if poison else ""
+    return f"Trained {_victim(folder)}{told} by the recipe {section(record, 'recipe').get('name')}."

@@ -1,0 +1,133 @@
+"""``theriac list``: what there is, by name, from the registry."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from theriac.cli import _options as opt
+from theriac.core.errors import unknown
+
+if TYPE_CHECKING:
+    from theriac.core.method import Method
+
+_KINDS = {"attacks": "attack", "training": "training", "repairs": "repair", "detectors": "detector", "debiasing": "debiasing"}
+TOPICS = (*_KINDS, "models", "data", "recipes")
+
+
+def list_names(
+    what: Annotated[
+        str | None, typer.Argument(metavar="[WHAT]", help=f"{', '.join(TOPICS)}; or the name of one method.")
+    ] = None,
+    as_json: opt.Json = False,
+) -> None:
+    """List attacks, repairs, models, data sets and recipes; with the name of one method, its options and presets."""
+    from theriac.cli import _show
+
+    if what is None:
+        found = {topic: entries for topic in TOPICS if (entries := _entries(topic))}
+    elif what.lower() in TOPICS:
+        found = {what.lower(): _entries(what.lower())}
+    else:
+        found = {what.lower(): [_detail(what.lower())]}
+    if as_json:
+        _show.as_json(found)
+        return
+    for topic, entries in found.items():
+        if topic in TOPICS:
+            if not entries:
+                _show.tell(f"no {topic} yet")
+                continue
+            head = [key for key in entries[0] if key not in ("title", "paper")]
+            _show.rows(topic, head, [[_text(entry[key]) for key in head] for entry in entries])
+        else:
+            _show_detail(entries[0])
+
+
+def _entries(topic: str) -> list[dict[str, Any]]:
+    if topic in _KINDS:
+        from theriac.core.method import methods
+
+        return [_method(cls) for cls in methods(_KINDS[topic]).values()]
+    if topic == "models":
+        from theriac.models import architectures
+
+        return [{"name": name} for name in architectures()]
+    if topic == "data":
+        from theriac import data
+
+        return [{"name": name} for name in data.names()]
+    from theriac.training import recipe
+
+    return [_recipe(recipe(name)) for name in ("paper_100", "fast_8", "adam_30")]
+
+
+def _method(cls: type[Method]) -> dict[str, Any]:
+    import dataclasses
+
+    needs = dataclasses.asdict(cls.needs)
+    share = needs.pop("usual_clean_share")
+    wanted = [key.replace("_", " ") for key, value in needs.items() if value and key != "labels"]
+    if share:
+        wanted = [f"{w} ({100 * share:g} %)" if w == "clean rows" else w for w in wanted]
+    return {
+        "name": cls.name,
+        "what": _first_sentence(cls),
+        "presets": list(cls.presets()),
+        "needs": wanted,
+        "title": cls.title,
+        "paper": cls.paper,
+    }
+
+
+def _detail(name: str) -> dict[str, Any]:
+    """One method with its options: name, type, default.
+
+    Raises:
+        InputError: If there is no method of this name.
+    """
+    import dataclasses
+
+    from theriac.core.method import methods
+
+    known = {n: cls for kind in _KINDS.values() for n, cls in methods(kind).items()}
+    if name not in known:
+        raise unknown("topic or method", name, [*TOPICS, *known])
+    cls = known[name]
+    options = [
+        {"option": f.name, "type": str(f.type), "default": getattr(cls(), f.name)} for f in dataclasses.fields(cls) if f.init
+    ]
+    return {**_method(cls), "kind": cls.kind, "options": options}
+
+
+def _show_detail(entry: dict[str, Any]) -> None:
+    from theriac.cli import _show
+
+    facts = [[key, _text(entry[key])] for key in ("kind", "what", "paper", "presets", "needs")]
+    _show.rows(f"{entry['title'] or entry['name']}", ("", ""), facts)
+    table = [[o["option"], _text(o["default"]), o["type"]] for o in entry["options"]]
+    _show.rows("options", ("option", "default", "type"), table)
+
+
+def _recipe(recipe: Any) -> dict[str, Any]:
+    return {
+        "name": recipe.name,
+        "optimizer": recipe.optimizer,
+        "lr": recipe.lr,
+        "schedule": recipe.schedule,
+        "batch": recipe.batch_size,
+        "weight decay": recipe.weight_decay,
+        "epochs": f"{recipe.epochs}, or any other number in the name",
+    }
+
+
+def _first_sentence(cls: type[Any]) -> str:
+    text = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
+    return text.split(". ")[0].rstrip(".").replace("``", "")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(v) for v in value) or "-"
+    return str(value) if value not in ("", None) else "-"

@@ -1,0 +1,166 @@
+"""The ``theriac`` command: its subcommands, its exit codes, and what a person sees when something goes wrong.
+
+Exit codes: 0 ok, 1 findings, 2 bad input, 3 nothing to do, 4 internal error, 130 stopped by Ctrl-C (resumable).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from theriac import __version__
+from theriac.cli import _options as opt
+from theriac.cli.evaluate import evaluate
+from theriac.cli.listing import list_names
+from theriac.cli.repair import repair
+from theriac.cli.reporting import report
+from theriac.cli.train import train
+from theriac.core.errors import InputError
+
+OK, FINDINGS, BAD_INPUT, NOTHING_TO_DO, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+class _Guarded(TyperGroup):
+    """Turns every way of failing into one sentence on stderr and an exit code."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        given = list(sys.argv[1:] if args is None else args)
+        extra.setdefault("obj", {"argv": given})
+        try:
+            with _notes():
+                code = super().main(given, prog_name, complete_var, False, windows_expand_args, **extra)
+        except Exception as error:
+            code = _explain(error, given)
+        if standalone_mode:
+            sys.exit(code if isinstance(code, int) else OK)
+        return code
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise opt.StoppedError("stopped") from None
+
+
+def _explain(error: Exception, given: Sequence[str]) -> int:
+    """Print what happened; returns the exit code."""
+    if "--debug" in given:
+        traceback.print_exception(error)
+    if isinstance(error, opt.StoppedError):
+        _say(str(error))
+        return INTERRUPTED
+    if isinstance(error, opt.NothingToDoError):
+        _say(str(error))
+        if "--json" in given:
+            typer.echo(json.dumps({"status": "nothing to do", "folder": str(error.folder)}))
+        return NOTHING_TO_DO
+    if isinstance(error, BrokenPipeError):  # `theriac list | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    if isinstance(error, InputError):
+        _say(str(error), "error")
+        return BAD_INPUT
+    usage = getattr(error, "format_message", None)  # typer's own errors: unknown command, missing value
+    if usage is not None:
+        _say(f"{str(usage()).rstrip('.')}; see --help", "error")
+        return BAD_INPUT
+    told = str(error).splitlines()[0] if str(error) else "no message"
+    _say(f"internal error: {type(error).__name__}: {told} (for the traceback: theriac --debug ...)", "error")
+    return INTERNAL
+
+
+def _say(text: str, kind: str = "") -> None:
+    if kind:
+        typer.secho(f"{kind}: ", fg="red", bold=True, nl=False, err=True)
+    typer.echo(" ".join(text.split("\n")), err=True)
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """Show the library's warnings as one-line notes, each once, and collect them."""
+    opt.begin()
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        text = " ".join(str(message).split())
+        if issubclass(category, UserWarning) and opt.note(text) and not opt.quiet():
+            typer.secho("note: ", fg="yellow", nl=False, err=True)
+            typer.echo(text, err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        yield
+
+
+app = typer.Typer(
+    name="theriac",
+    cls=_Guarded,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Backdoors in neural networks: make them, find them, train past them, repair models that have them.",
+    epilog="Exit codes: 0 ok, 1 findings, 2 bad input, 3 nothing to do, 4 internal error, 130 stopped (run again to go on).",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback when something fails.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"theriac {__version__}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+def demo(
+    ctx: typer.Context,
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder for the models, the results and the report.")] = "runs/demo",
+    device: opt.Device = "auto",
+    seed: opt.Seed = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller run that only shows that everything works.")] = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Show everything on handwritten digits: three victims, three repairs, one table, one report (under two minutes)."""
+    from pathlib import Path
+
+    from theriac.cli.demo import run_demo
+
+    opt.set_quiet(quiet)
+    run_demo(Path(out), device=device, seed=seed, quick=quick, quiet=quiet)
+
+
+app.command("demo")(demo)
+app.command("train")(train)
+app.command("repair")(repair)
+app.command("eval")(evaluate)
+app.command("list")(list_names)
+app.command("report")(report)
+
+
+def run() -> None:
+    """Entry point of the installed command. A polite kill (SIGTERM) leaves a resumable folder, as Ctrl-C does."""
+    with contextlib.suppress(ValueError, OSError):  # not in the main thread, or not on this system
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    app()

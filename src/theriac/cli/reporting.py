@@ -1,0 +1,42 @@
+"""``theriac report``: one self-contained page about finished runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from theriac.cli import _options as opt
+
+
+def report(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A run folder, a folder of run folders, or a demo's folder.")],
+    out: Annotated[str | None, typer.Option("--out", "-o", help="The page.", show_default="FOLDER/report.html")] = None,
+    browse: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    quiet: opt.Quiet = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Write one self-contained HTML page: what was done, rates with intervals, triggers on samples, curves, provenance."""
+    opt.set_quiet(quiet)
+    from pathlib import Path
+
+    from theriac import report as pages
+    from theriac.cli import _show, _study
+    from theriac.core.errors import InputError
+    from theriac.report.records import FILE, Study
+
+    source = Path(folder).expanduser()
+    study = Study.read(source) if (source / FILE).is_file() or source.suffix == ".json" else _study.of_folder(source)
+    page = Path(out).expanduser() if out else (source if source.is_dir() else source.parent) / "report.html"
+    if page.is_dir():
+        page = page / "report.html"
+    try:
+        pages.write(study, page)
+    except OSError as error:
+        raise InputError(f"--out is {str(page)!r}, which can't be written: {error.strerror}") from None
+    if as_json:
+        _show.as_json({"status": "done", "page": str(page)})
+    else:
+        typer.echo(str(page))
+    if browse:
+        typer.launch(page.resolve().as_uri())

@@ -1,0 +1,79 @@
+"""Small checks of arguments, all with the same message form: name, what came, what was expected."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+from theriac.core.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def between(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
+    """Refuse a number outside [low, high] (or (low, high] with ``open_low``), NaN and infinity included."""
+    bad = not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value)
+    if bad or value > high or value < low or (open_low and value == low):
+        left = "(" if open_low else "["
+        raise InputError(f"{name} is {value!r}; expected a number in {left}{low}, {high}]")
+
+
+def positive(name: str, value: float, *, zero: bool = False) -> None:
+    """Refuse a number that is not finite and above zero (at least zero with ``zero=True``)."""
+    bad = not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value)
+    if bad or value < 0 or (value == 0 and not zero):
+        raise InputError(f"{name} is {value!r}; expected a number {'of at least' if zero else 'above'} 0")
+
+
+def whole(name: str, value: int, low: int, high: int | None = None) -> None:
+    """Refuse anything but a whole number of at least ``low`` (and at most ``high``)."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
+        top = "" if high is None else f" and at most {high}"
+        raise InputError(f"{name} is {value!r}; expected a whole number of at least {low}{top}")
+
+
+def one_of(name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse a value that is not one of the choices, and suggest the nearest."""
+    if value not in choices:
+        raise unknown(name, value, choices)
+
+
+def choices(record: Any) -> None:
+    """Refuse a dataclass with a field outside its ``Literal`` choices (Python itself does not look)."""
+    for name, known in _choices(record.__class__).items():
+        if getattr(record, name) not in known:
+            raise unknown(name, getattr(record, name), map(str, known))
+
+
+@functools.cache
+def _choices(cls: type[Any]) -> dict[str, tuple[Any, ...]]:
+    try:
+        hints = get_type_hints(cls)
+    except NameError:  # an annotation that exists for type checkers only; nothing can be said about the choices then
+        return {}
+    found = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    return {name: get_args(hint) for name, hint in found.items() if get_origin(hint) is Literal}
+
+
+def logits(model: nn.Module, x: torch.Tensor, classes: int) -> torch.Tensor:
+    """A model's outputs (N, ``classes``) for inputs (N, ...); refuse a model that can't take them or returns something else."""
+    import torch
+
+    try:
+        out = model(x)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # channels, size or dtype do not fit
+        told = str(error).splitlines()[0][:200]
+        raise InputError(f"the model can't take {x.dtype} inputs of shape {tuple(x.shape)}: {told}") from None
+    if not isinstance(out, torch.Tensor) or tuple(out.shape) != (len(x), classes):
+        got = tuple(out.shape) if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
+        raise InputError(f"the model returns {got}; expected ({len(x)}, {classes}), one logit a class")
+    if not bool(torch.isfinite(out).all()):
+        raise InputError("the model returns NaN or infinite logits; its weights or its input scaling are broken")
+    return out

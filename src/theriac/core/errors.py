@@ -1,0 +1,39 @@
+"""Errors that a person can act on: one sentence that names the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TheriacError(Exception):
+    """Base of every error that Theriac raises on purpose."""
+
+
+class InputError(TheriacError, ValueError):
+    """The caller handed in something unusable; the command line ends with exit code 2."""
+
+
+class UnsafeFileError(InputError):
+    """A file from outside would run code if it were opened; it was not opened."""
+
+
+class UnfairPairingError(InputError):
+    """A method was offered something that its threat model does not allow, or lacks something that it needs."""
+
+
+def unknown(what: str, name: object, choices: Iterable[str]) -> InputError:
+    """An error for an unknown name that suggests the nearest known ones.
+
+    Args:
+        what: What kind of thing was asked for, such as "attack".
+        name: What came.
+        choices: The known names.
+
+    Returns:
+        The error, ready to be raised.
+    """
+    known = sorted(choices)
+    near = difflib.get_close_matches(str(name).lower(), [k.lower() for k in known], n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(known) or 'none'}"
+    return InputError(f"unknown {what} {str(name)!r}; {hint}")

@@ -1,0 +1,99 @@
+"""Reading files that may be hostile, and writing files that are never seen half written."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from theriac.core.errors import InputError, UnsafeFileError
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
+    """Write to a temporary name beside ``path`` and rename, so that ``path`` is either old or complete.
+
+    Args:
+        path: Where the file shall be.
+        write: Called with the temporary path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: str | Path, data: Any) -> Path:
+    """Write JSON atomically, indented, NaN refused."""
+    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: str | Path, limit: int = 64 << 20) -> Any:
+    """Read a JSON file of at most ``limit`` bytes.
+
+    Raises:
+        InputError: If it is missing, too large or not JSON.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > limit:
+            raise InputError(f"{path} has {path.stat().st_size:,} bytes; at most {limit:,} are read")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+
+
+def load_tensors_safely(path: str | Path, map_location: Any = "cpu") -> Any:
+    """Open a ``torch.save`` file without running code from it.
+
+    Raises:
+        UnsafeFileError: If the file asks for anything but tensors and plain containers; names what it wanted to import.
+        InputError: If it is missing or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} is not a file")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:
+        wanted = _unsafe_globals(path)
+        if wanted:
+            raise UnsafeFileError(
+                f"{path} was not opened: it would import {', '.join(wanted[:5])}; "
+                "only tensors and plain containers are loaded (ask for a safetensors file)"
+            ) from None
+        raise InputError(f"{path} is damaged or not a torch file: {str(error).splitlines()[0][:200]}") from None
+
+
+def _unsafe_globals(path: Path) -> list[str]:
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # the old (pre-zip) format: list the pickle's imports without running them
+        import pickletools
+
+        found: list[str] = []
+        strings: list[str] = []
+        try:
+            for op, arg, _ in pickletools.genops(path.read_bytes()[: 4 << 20]):
+                if isinstance(arg, str):
+                    strings.append(arg)
+                if op.name == "GLOBAL":
+                    found.append(str(arg).replace(" ", "."))
+                elif op.name == "STACK_GLOBAL" and len(strings) >= 2:
+                    found.append(".".join(strings[-2:]))
+        except Exception:
+            return found
+        safe = ("torch.", "collections.OrderedDict")
+        return sorted({f for f in found if not f.startswith(safe)})

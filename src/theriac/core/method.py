@@ -1,0 +1,133 @@
+"""What every method has: a name, a threat model as data, presets, and a configuration that survives a round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, TypeVar
+
+from theriac.core import check
+from theriac.core.card import validated
+from theriac.core.errors import InputError, unknown
+
+KINDS = ("attack", "training", "repair", "detector", "debiasing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a method must be given: its threat model as data. The runner refuses a pairing that breaks it."""
+
+    training_control: bool = False  # it trains the model itself
+    clean_rows: bool = False  # rows that no attack has touched
+    usual_clean_share: float = 0.0  # the share of the training set that its paper uses
+    labels: bool = True
+    groups: bool = False  # sensitive attribute at training time
+    trigger: bool = False  # knows the trigger
+    target: bool = False  # knows the target class
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of all methods: a frozen, keyword-only dataclass whose fields are its hyperparameters."""
+
+    name: ClassVar[str] = ""
+    kind: ClassVar[str] = ""
+    title: ClassVar[str] = ""  # how tables call it
+    paper: ClassVar[str] = ""
+    needs: ClassVar[Needs] = Needs()
+
+    def __post_init__(self) -> None:
+        """Refuse a value that is not among its field's choices. A subclass with checks of its own calls this too."""
+        check.choices(self)
+
+    def config(self) -> dict[str, Any]:
+        """Name and hyperparameters as plain data."""
+        return {"method": self.name, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_config(cls, options: Mapping[str, Any]) -> Self:
+        """Build it from plain data; unknown options and wrong types are refused.
+
+        Raises:
+            InputError: Naming the option at fault.
+        """
+        found: Self = validated(cls, {k: v for k, v in options.items() if k != "method"}, cls.name)
+        return found
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some hyperparameters changed."""
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def presets(cls) -> tuple[str, ...]:
+        """Names of the presets, which are constructors of the class."""
+        return tuple(n for n, f in inspect.getmembers(cls) if getattr(f, "is_preset", False))
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def preset(function: F) -> F:
+    """Mark a classmethod's function as a preset (put it below ``@classmethod``)."""
+    function.is_preset = True  # type: ignore[attr-defined]
+    return function
+
+
+_REGISTRY: dict[str, dict[str, type[Method]]] = {kind: {} for kind in KINDS}
+
+M = TypeVar("M", bound=type[Method])
+
+
+def register(cls: M) -> M:
+    """Class decorator: make a method known under its ``kind`` and ``name``."""
+    if cls.kind not in KINDS or not cls.name:
+        raise InputError(f"{cls.__name__} has kind {cls.kind!r} and name {cls.name!r}; expected a kind of {KINDS}")
+    known = _REGISTRY[cls.kind].get(cls.name)
+    if known is not None and known is not cls:
+        raise InputError(f"{cls.kind} {cls.name!r} is registered already, by {known.__module__}")
+    _REGISTRY[cls.kind][cls.name] = cls
+    return cls
+
+
+def methods(kind: str) -> dict[str, type[Method]]:
+    """The registered methods of one kind, by name."""
+    _load()
+    if kind not in _REGISTRY:
+        raise unknown("kind of method", kind, KINDS)
+    return dict(sorted(_REGISTRY[kind].items()))
+
+
+def create(kind: str, name: str, preset: str | None = None, **options: Any) -> Any:
+    """Make a method by name.
+
+    Args:
+        kind: "attack", "training", "repair", "detector" or "debiasing".
+        name: Its registered name; "name:preset" works too.
+        preset: Name of a preset; None takes the defaults.
+        **options: Hyperparameters that differ from the preset.
+
+    Raises:
+        InputError: On an unknown name, preset or option, with the nearest known ones.
+    """
+    name, _, inline = name.partition(":")
+    preset = preset or inline or None
+    known = methods(kind)
+    if name.lower() not in known:
+        raise unknown(kind, name, known)
+    cls = known[name.lower()]
+    start: Method = cls()
+    if preset is not None:
+        if preset not in cls.presets():
+            raise unknown(f"preset of {name}", preset, cls.presets())
+        start = getattr(cls, preset)()
+    return cls.from_config({**start.config(), **options}) if options else start
+
+
+def _load() -> None:
+    """Import the packages that hold methods, so that listing them needs no prior import."""
+    import importlib
+
+    for package in ("theriac.attacks", "theriac.defenses"):
+        importlib.import_module(package)

@@ -1,0 +1,161 @@
+"""The run: device, precision, named random streams, progress and events of one piece of work."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from theriac.core.errors import InputError, unknown
+
+STREAMS = ("data", "poison", "init", "order", "augment", "method")
+"""Named random streams. Changing the seed of one leaves the draws of the others as they were."""
+
+
+class Run:
+    """Where and how a piece of work happens.
+
+    Args:
+        seed: Seed of all streams.
+        streams: Other seeds for single streams, such as ``{"poison": 7}``.
+        device: "auto" (CUDA if there is one), or a torch device.
+        precision: "auto", "fp32" or "bf16". Auto takes bf16 where the hardware multiplies it natively; weights,
+            BatchNorm statistics and losses stay float32 either way.
+        folder: Where checkpoints and ``events.jsonl`` go; None keeps everything in memory.
+        quiet: No progress bar. None: quiet when standard error is not a terminal.
+
+    Raises:
+        InputError: On an unknown stream, precision or device.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        streams: Mapping[str, int] | None = None,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        folder: str | Path | None = None,
+        quiet: bool | None = None,
+    ) -> None:
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise InputError(f"seed is {seed!r}; expected a whole number of at least 0")
+        for name in streams or {}:
+            if name not in STREAMS:
+                raise unknown("random stream", name, STREAMS)
+        self.seed = seed
+        self.streams = dict(streams or {})
+        self.device = _device(device)
+        self.dtype, self.precision_reason = _precision(precision, self.device)
+        self.folder = None if folder is None else Path(folder)
+        self.quiet = (not sys.stderr.isatty()) if quiet is None else quiet
+        self.events: list[dict[str, Any]] = []
+        self.warned: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"Run(seed={self.seed}, device={str(self.device)!r}, {self.precision_reason})"
+
+    # randomness
+
+    def stream_seed(self, stream: str, *salt: object) -> int:
+        """A 63-bit seed for a stream; ``salt`` (an epoch, a name) gives independent draws that can be resumed."""
+        if stream not in STREAMS:
+            raise unknown("random stream", stream, STREAMS)
+        key = repr((self.streams.get(stream, self.seed), stream, *salt)).encode()
+        return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1
+
+    def generator(self, stream: str, *salt: object) -> torch.Generator:
+        """A fresh CPU generator for a stream. Draws happen on the CPU, so that they are the same on every device."""
+        return torch.Generator().manual_seed(self.stream_seed(stream, *salt))
+
+    @contextlib.contextmanager
+    def init_scope(self, *salt: object) -> Iterator[None]:
+        """Seed torch's global generator from the ``init`` stream inside the block, and restore it afterwards."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.stream_seed("init", *salt))
+            yield
+
+    # numbers
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision for a forward pass; does nothing in float32."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    # telling
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Record what happened, with the time; also appended to ``events.jsonl`` when there is a folder."""
+        record = {"event": name, "time": round(time.time(), 3), **fields}
+        self.events.append(record)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "events.jsonl").open("a", encoding="utf-8") as sink:
+                sink.write(json.dumps(record) + "\n")
+
+    def history(self, name: str) -> list[dict[str, Any]]:
+        """The recorded events of one name, in order."""
+        return [e for e in self.events if e["event"] == name]
+
+    @contextlib.contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Any]:
+        """A bar with rate and time left; call the yielded function with (steps, text). Silent when quiet."""
+        if self.quiet:
+            yield lambda steps=1, text="": None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label, total=total, text="")
+            yield lambda steps=1, text="": bar.update(task, advance=steps, **({"text": text} if text else {}))
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise InputError(f"device is {device!r}; expected auto, cpu, cuda or cuda:N") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device is {device!r}, but this torch build sees no CUDA device; use cpu or auto")
+    return found
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether the hardware itself multiplies bfloat16 (emulation is slower than float32)."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+        return bool(probe()) if probe is not None else False
+    return False
+
+
+def _precision(precision: str, device: torch.device) -> tuple[torch.dtype, str]:
+    if precision == "fp32":
+        return torch.float32, "fp32: as asked"
+    if precision == "bf16":
+        if not native_bf16(device):
+            raise InputError(f"precision is 'bf16', but {device} has no native bfloat16; use fp32 or auto")
+        return torch.bfloat16, "bf16: as asked"
+    if precision != "auto":
+        raise unknown("precision", precision, ("auto", "fp32", "bf16"))
+    if native_bf16(device):
+        return torch.bfloat16, f"bf16: {device.type} multiplies it natively"
+    return torch.float32, f"fp32: {device.type} has no native bfloat16"

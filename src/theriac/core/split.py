@@ -1,0 +1,373 @@
+"""Rows with labels: ``Split``, its poisoned cousin ``Poisoned``, and ``Data``, which holds the splits of one set."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from theriac.core.card import Card, Column
+from theriac.core.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CLEAN, POISON, CROSS = 0, 1, 2
+"""Values of ``Poisoned.kind``: untouched; trigger and attack label; trigger (or noise) with the true label."""
+
+
+class Split:
+    """Immutable rows with labels.
+
+    Args:
+        x: Images, uint8 (N, C, H, W) in [0, 255], or a table, float32 (N, F) of raw numbers and category codes with NaN
+            for a missing value. May be memory-mapped; rows are only ever read in batches.
+        y: Labels, int64 (N,), in [0, number of classes).
+        group: Sensitive group of each row, int64 (N,), or None.
+        index: Row number in the source, int64 (N,); 0..N-1 if left out.
+        card: What the data are; a minimal one is made from the tensors if left out.
+        overlay: Positions, int64 (M,) ascending, and rows (M, ...) that replace those of ``x`` there. This is how a
+            poisoned copy of a large set shares its clean rows.
+
+    Raises:
+        InputError: On a wrong shape, dtype or range, with the argument's name.
+    """
+
+    __slots__ = ("_overlay", "_store", "card", "group", "index", "y")
+    _store: torch.Tensor
+    _overlay: tuple[torch.Tensor, torch.Tensor] | None
+    y: torch.Tensor
+    group: torch.Tensor | None
+    index: torch.Tensor
+    card: Card
+
+    def __init__(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        *,
+        group: torch.Tensor | None = None,
+        index: torch.Tensor | None = None,
+        card: Card | None = None,
+        overlay: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:
+        _check_rows(x)
+        card = _card_for(x, y) if card is None else card
+        if tuple(x.shape[1:]) != card.shape:
+            raise InputError(f"x has rows of shape {tuple(x.shape[1:])}; the card of {card.name!r} says {card.shape}")
+        y = _check_labels("y", y, len(x), card.num_classes)
+        if group is not None:
+            group = _check_labels("group", group, len(x), len(card.groups) or None)
+        index = torch.arange(len(x), device=y.device) if index is None else _check_labels("index", index, len(x), None)
+        if overlay is not None:
+            _check_overlay(*overlay, x)
+        for name, value in (("_store", x), ("_overlay", overlay), ("y", y), ("group", group), ("index", index)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "card", card)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a Split is immutable; make a new one instead of setting {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a Split is immutable; {name!r} can't be deleted")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self._store, self.y, self.group, self.index, self.card, self._overlay)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __repr__(self) -> str:
+        groups = "" if self.group is None else f", {len(self.card.groups)} groups"
+        return f"Split({self.card.name!r}, {len(self)} rows of {self.card.shape}, {self.card.num_classes} classes{groups})"
+
+    # what it holds
+
+    @property
+    def x(self) -> torch.Tensor:
+        """All rows. Reads the whole set; inside a loop use :meth:`rows`."""
+        return self._store if self._overlay is None else self.rows(torch.arange(len(self), device=self.device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows live."""
+        return self._store.device
+
+    @property
+    def is_table(self) -> bool:
+        """Whether rows are table rows rather than images."""
+        return self.card.kind == "table"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.card.num_classes
+
+    def rows(self, positions: torch.Tensor) -> torch.Tensor:
+        """The rows at ``positions`` (int64 (B,)), as stored, (B, ...)."""
+        positions = positions.to(self.device)
+        out: torch.Tensor = self._store[positions]
+        if self._overlay is not None and len(self._overlay[0]):
+            where, new = self._overlay
+            at = torch.searchsorted(where, positions).clamp_(max=len(where) - 1)
+            hit = where[at] == positions
+            if out.dim() and bool(hit.any()):
+                out[hit] = new[at[hit]]
+        return out
+
+    def batches(self, size: int) -> Iterator[torch.Tensor]:
+        """Positions of all rows in order, ``size`` at a time."""
+        yield from torch.arange(len(self), device=self.device).split(size)
+
+    def count(self) -> torch.Tensor:
+        """Rows per class, int64 (K,)."""
+        return torch.bincount(self.y, minlength=self.num_classes)
+
+    def content_hash(self) -> str:
+        """sha256 of rows, labels and groups: the same bytes, the same hash, wherever they came from."""
+        digest = hashlib.sha256(repr((tuple(self._store.shape), str(self._store.dtype))).encode())
+        for positions in self.batches(8192):
+            digest.update(self.rows(positions).cpu().contiguous().numpy().tobytes())
+        digest.update(self.y.cpu().numpy().tobytes())
+        if self.group is not None:
+            digest.update(self.group.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    # new ones from it
+
+    def take(self, positions: torch.Tensor) -> Split:
+        """The rows at ``positions``, in that order."""
+        positions = positions.to(self.device)
+        if not len(positions):
+            raise InputError("an empty selection was asked for; a split needs at least one row")
+        group = None if self.group is None else self.group[positions]
+        return Split(self.rows(positions), self.y[positions], group=group, index=self.index[positions], card=self.card)
+
+    def where(self, mask: torch.Tensor) -> Split:
+        """The rows whose entry in ``mask`` (bool (N,)) is set."""
+        if mask.dtype != torch.bool or mask.shape != self.y.shape:
+            raise InputError(f"mask is {mask.dtype} {tuple(mask.shape)}; expected bool ({len(self)},)")
+        if not bool(mask.any()):
+            raise InputError("mask selects no row; a split needs at least one row")
+        return self.take(mask.nonzero().flatten())
+
+    def sample(self, rows_or_share: int | float, *, seed: int = 0, stratified: bool = False) -> Split:
+        """Draw rows without replacement.
+
+        Args:
+            rows_or_share: How many rows (a whole number), or what share of them (a float in (0, 1]).
+            seed: Seed of the draw.
+            stratified: Take the same number of rows from every class (as near as it can be), instead of uniformly.
+        """
+        return self.take(self._draw(rows_or_share, seed, stratified))
+
+    def cut(self, rows_or_share: int | float, *, seed: int = 0, stratified: bool = False) -> tuple[Split, Split]:
+        """Two disjoint parts: the drawn rows and the rest, the rest in its old order."""
+        drawn = self._draw(rows_or_share, seed, stratified)
+        keep = torch.ones(len(self), dtype=torch.bool, device=self.device)
+        keep[drawn.to(self.device)] = False
+        return self.take(drawn), self.where(keep)
+
+    def _draw(self, rows_or_share: int | float, seed: int, stratified: bool) -> torch.Tensor:
+        if isinstance(rows_or_share, bool) or not isinstance(rows_or_share, (int, float)):
+            raise InputError(f"rows_or_share is {rows_or_share!r}; expected a whole number or a share in (0, 1]")
+        if isinstance(rows_or_share, float):
+            if not 0 < rows_or_share <= 1:
+                raise InputError(f"rows_or_share is {rows_or_share!r}; a share lies in (0, 1]")
+            count = max(1, round(rows_or_share * len(self)))
+        else:
+            count = rows_or_share
+        if not 0 < count <= len(self):
+            raise InputError(f"rows_or_share asks for {count} rows; the split has {len(self)}")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        if not stratified:
+            return order[:count]
+        labels = self.y.cpu()[order]
+        by_class = [order[labels == k] for k in range(self.num_classes)]
+        rank = torch.cat([torch.arange(len(c)) for c in by_class])  # round robin: the r-th row of every class, then r+1
+        return torch.cat(by_class)[torch.argsort(rank, stable=True)[:count]]
+
+    def to(self, device: str | torch.device) -> Split:
+        """The same rows on another device."""
+        if torch.device(device) == self.device:
+            return self
+        overlay = None if self._overlay is None else (self._overlay[0].to(device), self._overlay[1].to(device))
+        group = None if self.group is None else self.group.to(device)
+        return Split(
+            self._store.to(device),
+            self.y.to(device),
+            group=group,
+            index=self.index.to(device),
+            card=self.card,
+            overlay=overlay,
+        )
+
+    def replace(self, *, y: torch.Tensor | None = None, group: torch.Tensor | None = None, card: Card | None = None) -> Split:
+        """The same rows with other labels, groups or card; what is left out stays."""
+        return Split(
+            self._store,
+            self.y if y is None else y,
+            group=self.group if group is None else group,
+            index=self.index,
+            card=self.card if card is None else card,
+            overlay=self._overlay,
+        )
+
+    def with_overlay(self, positions: torch.Tensor, rows: torch.Tensor, y: torch.Tensor) -> Split:
+        """The same rows with those at ``positions`` (ascending) replaced, and new labels ``y`` for all."""
+        if self._overlay is not None:
+            return self.take(torch.arange(len(self), device=self.device)).with_overlay(positions, rows, y)
+        return Split(self._store, y, group=self.group, index=self.index, card=self.card, overlay=(positions, rows))
+
+
+def _rebuild(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    group: torch.Tensor | None,
+    index: torch.Tensor,
+    card: Card,
+    overlay: tuple[torch.Tensor, torch.Tensor] | None,
+) -> Split:
+    return Split(x, y, group=group, index=index, card=card, overlay=overlay)
+
+
+class Poisoned:
+    """A split with some rows changed by an attack, and the truth about which.
+
+    ``split`` is what a training-time defense may see; ``kind`` and ``y_true`` never reach one.
+
+    Args:
+        split: The rows as the victim would train on them.
+        kind: What happened to each row, uint8 (N,): ``CLEAN``, ``POISON`` or ``CROSS``.
+        y_true: Labels before the attack, int64 (N,).
+        planted: The attack's state, for stamping test rows the same way.
+    """
+
+    __slots__ = ("kind", "planted", "split", "y_true")
+
+    def __init__(self, split: Split, kind: torch.Tensor, y_true: torch.Tensor, planted: Any) -> None:
+        if kind.shape != split.y.shape or kind.dtype != torch.uint8:
+            raise InputError(f"kind is {kind.dtype} {tuple(kind.shape)}; expected uint8 ({len(split)},)")
+        self.split, self.kind, self.planted = split, kind, planted
+        self.y_true = _check_labels("y_true", y_true, len(split), split.num_classes)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __repr__(self) -> str:
+        return f"Poisoned({self.split!r}, {int(self.poison.sum())} poisoned rows)"
+
+    @property
+    def poison(self) -> torch.Tensor:
+        """Bool (N,): rows with the trigger and the attack's label."""
+        return self.kind == POISON
+
+    @property
+    def card(self) -> Card:
+        """The card of the split."""
+        return self.split.card
+
+    @property
+    def dirty(self) -> int:
+        """Rows whose label the attack really changed: the effective poison count of a dirty-label attack."""
+        return int((self.split.y != self.y_true).sum())
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits of one data set. ``val`` is None where the source has none."""
+
+    train: Split
+    test: Split
+    val: Split | None = None
+
+    @property
+    def card(self) -> Card:
+        """The card shared by the splits."""
+        return self.train.card
+
+
+def as_clean(split: object, name: str = "clean") -> Split:
+    """Accept a Split of clean rows; refuse a Poisoned, which is a mistake that would go unnoticed.
+
+    Raises:
+        InputError: If something else than a Split came.
+    """
+    if isinstance(split, Poisoned):
+        raise InputError(f"{name} is a Poisoned set; expected clean rows (a Split that no attack has touched)")
+    if not isinstance(split, Split):
+        raise InputError(f"{name} is a {type(split).__name__}; expected a Split (theriac.Split(x, y) makes one)")
+    return split
+
+
+def _check_rows(x: torch.Tensor) -> None:
+    if not isinstance(x, torch.Tensor):
+        raise InputError(f"x is a {type(x).__name__}; expected a tensor")
+    if x.dim() == 4:
+        if x.dtype != torch.uint8:
+            hint = "; multiply pixels in [0, 1] by 255, round and cast" if x.is_floating_point() else ""
+            raise InputError(f"x is {x.dtype}; images are uint8 in [0, 255]{hint}")
+        if x.shape[1] not in (1, 3):
+            raise InputError(f"x has shape {tuple(x.shape)}; images are (N, C, H, W) with 1 or 3 channels")
+    elif x.dim() == 2:
+        if x.dtype != torch.float32:
+            raise InputError(f"x is {x.dtype}; table rows are float32 (N, F)")
+        if bool(torch.isinf(x).any()):
+            raise InputError("x holds infinite values; table rows are finite numbers, or NaN where a value is missing")
+    else:
+        raise InputError(f"x has shape {tuple(x.shape)}; expected images (N, C, H, W) or a table (N, F)")
+    if not len(x):
+        raise InputError("x has no rows; a split needs at least one")
+
+
+def _check_overlay(positions: torch.Tensor, rows: torch.Tensor, x: torch.Tensor) -> None:
+    if positions.dim() != 1 or len(positions) != len(rows) or rows.shape[1:] != x.shape[1:]:
+        raise InputError(f"overlay has {tuple(positions.shape)} positions for rows of shape {tuple(rows.shape)}")
+    if rows.dtype != x.dtype:
+        raise InputError(f"overlay has {rows.dtype} rows; expected {x.dtype}, as x has")
+    if positions.dtype != torch.int64 or not bool((positions[1:] > positions[:-1]).all()):
+        raise InputError("overlay positions are not ascending int64 without repeats")
+    if len(positions) and not 0 <= int(positions[0]) <= int(positions[-1]) < len(x):
+        raise InputError(f"overlay positions run from {int(positions[0])} to {int(positions[-1])}; x has {len(x)} rows")
+
+
+def _check_labels(name: str, y: torch.Tensor, rows: int, classes: int | None) -> torch.Tensor:
+    if not isinstance(y, torch.Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        got = str(y.dtype) if isinstance(y, torch.Tensor) else type(y).__name__
+        raise InputError(f"{name} is {got}; expected int64 ({rows},)")
+    if tuple(y.shape) != (rows,):
+        raise InputError(f"{name} has shape {tuple(y.shape)}; expected ({rows},), one entry for each row")
+    y = y.to(torch.int64)
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or (classes is not None and high >= classes):
+        expected = "0 or more" if classes is None else f"[0, {classes - 1}]"
+        raise InputError(f"{name} holds values from {low} to {high}; expected {expected}")
+    return y
+
+
+def _card_for(x: torch.Tensor, y: torch.Tensor) -> Card:
+    y = _check_labels("y", y, len(x), None)
+    classes = tuple(str(k) for k in range(max(2, int(y.max()) + 1)))
+    if x.dim() == 2:
+        return Card(kind="table", classes=classes, columns=tuple(Column(name=f"f{i}") for i in range(x.shape[1])))
+    mean, std = pixel_moments(x)
+    size = (int(x.shape[2]), int(x.shape[3]))
+    return Card(kind="image", classes=classes, size=size, channels=int(x.shape[1]), mean=mean, std=std)
+
+
+def pixel_moments(x: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, in [0, 1], from exact 256-bin histograms (no big float copy)."""
+    levels = torch.arange(256, dtype=torch.float64)
+    means, stds = [], []
+    for c in range(x.shape[1]):
+        histogram = torch.zeros(256, dtype=torch.float64)
+        for chunk in x[:, c].split(4096):
+            histogram += torch.bincount(chunk.flatten().to(torch.int64), minlength=256).cpu()
+        total = histogram.sum()
+        mean = (histogram * levels).sum() / total
+        variance = (histogram * (levels - mean) ** 2).sum() / total
+        means.append(round(float(mean / 255), 6))
+        stds.append(round(max(float(variance.sqrt() / 255), 1e-3), 6))  # a constant channel must not divide by zero
+    return tuple(means), tuple(stds)

@@ -1,0 +1,8 @@
+"""Data: from a name, a path or arrays to splits with a card; augmentation on batches."""
+
+from theriac.data._arrays import from_tensors
+from theriac.data._known import names
+from theriac.data._labels import split_off
+from theriac.data.load import load
+
+__all__ = ["from_tensors", "load", "names", "split_off"]

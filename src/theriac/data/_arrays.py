@@ -1,0 +1,289 @@
+"""Arrays and tensors, handed in or read from .npz, .pt and .safetensors files."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from theriac.core.card import Augment, Card, Column
+from theriac.core.errors import InputError
+from theriac.core.files import load_tensors_safely
+from theriac.core.split import Data
+from theriac.data._assemble import assemble
+from theriac.data._images import recolor, rescale
+from theriac.data._known import known, policy
+from theriac.data._labels import ROWS, Codes, Factor, arrange, cells_of, classes_of
+from theriac.data._options import Options
+
+MAX_BYTES = 64 << 30  # of all arrays of a file, uncompressed
+X = ("x", "images", "data")
+Y = ("y", "labels", "label", "targets")
+GROUP = ("group", "groups")
+
+
+def from_tensors(
+    x: Any,
+    y: Any,
+    *,
+    group: Any = None,
+    test: Sequence[Any] | None = None,
+    classes: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+    columns: Sequence[Column] | None = None,
+    augment: Augment | None = None,
+    val_share: float = 0.0,
+    test_share: float = 0.2,
+    seed: int = 0,
+    name: str = "tensors",
+) -> Data:
+    """Make splits of tensors or NumPy arrays.
+
+    Args:
+        x: Images, (N, C, H, W), (N, H, W, C) or grey (N, H, W): integers in [0, 255], or floats in [0, 1] that are multiples
+            of 1/255 and so become bytes without loss; other floats are refused. Or a table, (N, F), NaN where missing.
+        y: Labels, (N,) or (N, 1): whole numbers or text.
+        group: Sensitive group of each row, (N,), or None.
+        test: Test rows, ``(x, y)`` or ``(x, y, group)``; without them, a stratified share of the rows is held out.
+        classes: Names of classes 0, 1, ...; by default the labels themselves.
+        groups: Names of groups 0, 1, ...
+        columns: What the columns of a table are; by default numbers called f0, f1, ...
+        augment: How training images may be changed; by default cropped and, unless ``name`` is known to bear it, not flipped.
+        val_share: Share of the training rows to hold out for validation.
+        test_share: Share to hold out for testing where ``test`` is None.
+        seed: Seed of these draws.
+        name: Name for the card.
+
+    Raises:
+        InputError: On a wrong shape, type, range or length, naming what came.
+
+    Examples:
+        >>> import theriac as th
+        >>> digits = th.load("digits")
+        >>> data = th.data.from_tensors(digits.train.x.float() / 255, digits.train.y, name="mine")
+        >>> data.train
+        Split('mine', 1150 rows of (1, 8, 8), 10 classes)
+    """
+    given: dict[str, Any] = {"x_train": x, "y_train": y, "group_train": group}
+    if test is not None:
+        if not isinstance(test, Sequence) or len(test) not in (2, 3):
+            raise InputError(f"test is a {type(test).__name__}; expected (x, y) or (x, y, group)")
+        given |= dict(zip(("x_test", "y_test", "group_test"), test, strict=False))
+    given = {key: value for key, value in given.items() if value is not None}
+    keep = dict.fromkeys(("test", "label", "sensitive", "size", "channels", "categorical", "drop"))
+    options = Options.of(
+        **keep, augment=augment, val_share=val_share, test_share=test_share, seed=seed, memory_budget=1, name=name
+    )
+    return array_data(given, None, name, options, "", classes=classes, cells=groups, columns=columns)
+
+
+def array_data(
+    source: Any,
+    test: Any,
+    name: str,
+    options: Options,
+    origin: str,
+    *,
+    classes: Sequence[str] | None = None,
+    cells: Sequence[str] | None = None,
+    columns: Sequence[Column] | None = None,
+) -> Data:
+    """Make the splits of ``(x, y)``, ``(x, y, group)`` or a mapping with names such as ``x_train``.
+
+    Raises:
+        InputError: On missing names, or a wrong shape, type or range.
+    """
+    options.refuse("arrays have no named columns", "label", "sensitive", "categorical", "drop")
+    parts = _parts(source, "source")
+    if test is not None:
+        parts["test"] = _parts(test, "test")["train"]
+    x = {part: _rows(f"{ROWS[part]} x", values["x"]) for part, values in parts.items()}
+    factors = {part: _factor(f"{ROWS[part]} y", values["y"], len(x[part])) for part, values in parts.items()}
+    labels, shown = classes_of("y", factors, classes)
+    groups: dict[str, Codes] | None = None
+    named: tuple[str, ...] = ()
+    if any("group" in values for values in parts.values()):
+        lacking = [ROWS[part] for part, values in parts.items() if "group" not in values]
+        if lacking:
+            raise InputError(f"group is missing for the {lacking[0]} rows; give it for all parts or for none")
+        found = {p: _factor(f"{ROWS[p]} group", v["group"], len(x[p])) for p, v in parts.items()}
+        groups, named = cells_of({"group": found}, {} if cells is None else {"group": cells})
+    for part, value in x.items():
+        if value.dim() == 4:
+            value = rescale(value, options.size) if options.size else value
+            x[part] = recolor(value, options.channels) if options.channels else value
+        if x[part].shape[1:] != x["train"].shape[1:]:
+            raise InputError(
+                f"{ROWS[part]} x has rows of shape {tuple(x[part].shape[1:])}; training rows have {tuple(x['train'].shape[1:])}"
+            )
+    shape = x["train"].shape
+    about: dict[str, Any] = {
+        "name": options.name or name,
+        "classes": shown,
+        "groups": named,
+        "source": origin or "arrays",
+        "license": known(name).license,
+    }
+    if len(shape) == 2:
+        options.refuse("these arrays are a table, not images", "size", "channels", "augment")
+        card = Card(kind="table", columns=_columns(columns, shape[1]), **about)
+    else:
+        size = (int(shape[2]), int(shape[3]))
+        card = Card(channels=int(shape[1]), size=size, augment=policy(name, size, options.augment), **about)
+    rows = arrange(labels, options.test_share, options.val_share, options.seed)
+
+    def pick(part: str, at: Codes | None) -> torch.Tensor:
+        return x[part] if at is None else x[part][torch.from_numpy(at).to(x[part].device)]
+
+    return assemble(rows, labels, groups, pick, card)
+
+
+def read_arrays(path: Path) -> dict[str, Any]:
+    """The arrays of a file by name; nothing in it is run.
+
+    Raises:
+        InputError: If it is damaged, too large or not of its kind.
+        UnsafeFileError: If opening it would run code.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        return _read_npz(path)
+    if suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return dict(load_file(path))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"{path} is not a readable safetensors file ({str(error)[:120]})") from None
+    found = load_tensors_safely(path)
+    if isinstance(found, (tuple, list)) and len(found) in (2, 3):
+        return dict(zip(("x", "y", "group"), found, strict=False))
+    if not isinstance(found, Mapping):
+        raise InputError(f"{path} holds a {type(found).__name__}; expected tensors x and y")
+    return dict(found)
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            total = sum(member.file_size for member in archive.infolist())
+        if total > MAX_BYTES:
+            raise InputError(f"{path} unpacks to {total:,} bytes; at most {MAX_BYTES:,} are read")
+        with np.load(path, allow_pickle=False) as archive:
+            names = archive.files
+            wanted = [n for n in names if _meaning(n) is not None]
+            return {n: archive[n] for n in wanted} or dict.fromkeys(names)
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, zlib and NumPy raise many kinds on damaged files
+        raise InputError(f"{path} is not a readable .npz file ({type(error).__name__}: {str(error)[:120]})") from None
+
+
+def _meaning(key: str) -> tuple[str, str] | None:
+    """("train", "x") for "x", "X_train", "train_images", ...; None for other names."""
+    words = [w for w in key.lower().replace("-", "_").split("_") if w]
+    part = next((p for p in ROWS if p in words), "train")
+    rest = [w for w in words if w != part]
+    for role, names in (("x", X), ("y", Y), ("group", GROUP)):
+        if len(rest) == 1 and rest[0] in names:
+            return part, role
+    return None
+
+
+def _parts(source: Any, what: str) -> dict[str, dict[str, Any]]:
+    if isinstance(source, (tuple, list)) and len(source) in (2, 3):
+        source = dict(zip(("x", "y", "group"), source, strict=False))
+    if not isinstance(source, Mapping):
+        raise InputError(f"{what} is a {type(source).__name__}; expected a name, a path, (x, y) or a mapping of arrays")
+    found: dict[str, dict[str, Any]] = {}
+    for key, value in source.items():
+        meaning = _meaning(str(key))
+        if meaning is not None and value is not None:
+            if meaning[1] in found.get(meaning[0], {}):
+                raise InputError(f"{what} names the {ROWS[meaning[0]]} {meaning[1]} twice (such as {key!r})")
+            found.setdefault(meaning[0], {})[meaning[1]] = value
+    for part in ("train", *found):
+        for role in ("x", "y"):
+            if role not in found.get(part, {}):
+                raise InputError(
+                    f"{what} lacks the {ROWS[part]} {role}; expected x and y, or x_train, y_train, x_test and y_test; "
+                    f"got {', '.join(map(str, source)) or 'nothing'}"
+                )
+    return {part: found[part] for part in ROWS if part in found}
+
+
+def _rows(what: str, value: Any) -> torch.Tensor:
+    x = _tensor(what, value)
+    if x.dim() == 2:
+        if x.is_complex():
+            raise InputError(f"{what} is {x.dtype}; table rows are real numbers")
+        return x.to(torch.float32)
+    if x.dim() == 3:
+        x = x[:, None]
+    if x.dim() != 4:
+        raise InputError(f"{what} has shape {tuple(x.shape)}; expected images (N, C, H, W) or a table (N, F)")
+    if x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
+        x = x.permute(0, 3, 1, 2)
+    if x.shape[1] not in (1, 3):
+        raise InputError(f"{what} has shape {tuple(x.shape)}; images have 1 or 3 channels")
+    return (x if x.dtype == torch.uint8 else _bytes(what, x)).contiguous()
+
+
+def _bytes(what: str, x: torch.Tensor) -> torch.Tensor:
+    if x.is_complex() or x.dtype == torch.bool:
+        raise InputError(f"{what} is {x.dtype}; images are uint8 in [0, 255]")
+    out = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
+    for start in range(0, len(x), 4096):
+        chunk = x[start : start + 4096]
+        if x.is_floating_point():
+            scaled = chunk.double() * 255
+            exact = bool(((scaled - scaled.round()).abs() <= 0.01).all())  # false for NaN
+            good = exact and scaled.min().item() > -0.01 and scaled.max().item() < 255.01
+            hint = "floats must be multiples of 1/255 in [0, 1]; otherwise scale to [0, 255], round and cast to uint8"
+        else:
+            scaled = chunk.double()
+            good = scaled.min().item() >= 0 and scaled.max().item() <= 255
+            hint = "images are whole numbers in [0, 255]"
+        if not good:
+            low, high = chunk.double().min().item(), chunk.double().max().item()
+            raise InputError(f"{what} is {x.dtype} with values from {low:.6g} to {high:.6g}; {hint}")
+        out[start : start + 4096] = scaled.round().to(torch.uint8)
+    return out
+
+
+def _tensor(what: str, value: Any) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach()
+    else:
+        try:
+            array = np.asarray(value)
+            array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
+            tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{what} is no array of numbers ({str(error)[:120]})") from None
+    if not tensor.dim() or not len(tensor):
+        raise InputError(f"{what} has shape {tuple(tensor.shape)}; a split needs at least one row")
+    return tensor
+
+
+def _factor(what: str, value: Any, rows: int) -> Factor:
+    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.shape != (rows,):
+        raise InputError(f"{what} has shape {array.shape}; expected ({rows},), one entry for each row")
+    if array.dtype.kind not in "iufbUO":
+        raise InputError(f"{what} is {array.dtype}; expected whole numbers or text")
+    return Factor.of(array)
+
+
+def _columns(given: Sequence[Column] | None, width: int) -> tuple[Column, ...]:
+    columns = tuple(Column(name=f"f{i}") for i in range(width)) if given is None else tuple(given)
+    if len(columns) != width:
+        raise InputError(f"columns describes {len(columns)} columns; x has {width}")
+    return columns

@@ -1,0 +1,67 @@
+"""Folders of pictures, one for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from theriac.core.errors import InputError
+from theriac.core.split import Data
+from theriac.data._images import Blob
+from theriac.data._labels import ROWS, Factor
+from theriac.data._options import Options
+from theriac.data._picture_sets import PicturePart, picture_data
+
+
+@dataclass(frozen=True)
+class FolderPictures:
+    """Picture files in a fixed order."""
+
+    files: tuple[Path, ...]
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return len(self.files)
+
+    @property
+    def selector(self) -> str:
+        """Nothing but the files decides."""
+        return "files"
+
+    def where(self, row: int) -> str:
+        """The file."""
+        return str(self.files[row])
+
+    def batches(self, rows: int) -> Iterator[Sequence[Blob | None]]:
+        """The files, to be read by whoever decodes them."""
+        for start in range(0, len(self.files), rows):
+            yield self.files[start : start + rows]
+
+
+def picture_folders(
+    parts: Mapping[str, Mapping[str, Sequence[Path]]], name: str, options: Options, source: str = ""
+) -> Data:
+    """Make the splits of pictures by part and class; rows are ordered by class name, then by path.
+
+    Raises:
+        InputError: On a class folder that only the test part has, or what :func:`picture_data` refuses.
+    """
+    options.refuse("a folder of pictures has no columns (parquet files do)", "label", "sensitive", "drop")
+    classes = sorted(parts["train"])
+    made = {}
+    for part, folders in parts.items():
+        if not folders:
+            raise InputError(f"the {ROWS[part]} part of {name!r} holds no folder of pictures")
+        strange = sorted(set(folders) - set(classes))
+        if strange:
+            raise InputError(f"the {ROWS[part]} part has a class folder {strange[0]!r}, and the training part has none")
+        files = [(path, k) for k, c in enumerate(classes) for path in folders.get(c, ())]
+        codes = np.array([k for _, k in files], np.int64)
+        made[part] = PicturePart(FolderPictures(tuple(path for path, _ in files)), Factor(codes, tuple(classes)))
+    total = sum(len(part.label) for part in made.values())
+    source = source or f"{total} picture files in one folder for each class"
+    return picture_data(made, name, options, column="class folder", source=source)

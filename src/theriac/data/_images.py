@@ -1,0 +1,203 @@
+"""Encoded pictures to pixels: bounded, in threads, batch by batch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.nn import functional as F
+
+from theriac.core.errors import InputError
+from theriac.data._cache import Pixels, Shape
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")  # a short list keeps rarely tested decoders away from hostile files
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
+MAX_PIXELS = 64_000_000  # a larger picture is taken for a decompression bomb
+MAX_FILE = 256 << 20  # bytes of one encoded picture
+CHUNK = 4 << 20  # bytes of decoded pixels that are held at a time
+WORKERS = 2  # Pillow lets go of the interpreter lock while it decodes
+
+Blob = bytes | Path
+
+
+class NeedsColorError(Exception):
+    """A color picture came up in a set that looked grey so far."""
+
+
+class Pictures(Protocol):
+    """Encoded pictures in a fixed order."""
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        ...
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files that hold them; their contents are the cache's key."""
+        ...
+
+    @property
+    def selector(self) -> str:
+        """What else decides which pictures these are, such as the column's name."""
+        ...
+
+    def where(self, row: int) -> str:
+        """How an error names a row."""
+        ...
+
+    def batches(self, rows: int) -> Iterator[Sequence[Blob | None]]:
+        """All pictures in order, at most ``rows`` at a time."""
+        ...
+
+
+def decode(pictures: Pictures, size: tuple[int, int] | None, channels: int | None) -> tuple[Shape, Iterator[Pixels]]:
+    """Decode pictures of one size.
+
+    Args:
+        pictures: Where they are.
+        size: Height and width to resize to (bilinear, antialiased); None takes them as they are.
+        channels: 1 or 3; None takes the first picture's.
+
+    Returns:
+        The shape (N, C, H, W) and the pixels in chunks. The chunks may raise :class:`NeedsColorError` if ``channels`` is None.
+
+    Raises:
+        InputError: On a picture that can't be read, is too large, or differs in size; it names the row.
+    """
+    first = _first(pictures)
+    image = _open(first, pictures.where(0))
+    auto = channels is None
+    depth = (1 if _is_grey(image) else 3) if channels is None else channels
+    height, width = size or (image.height, image.width)
+    shape = (pictures.count, depth, height, width)
+    return shape, _chunks(pictures, shape, size is not None, auto)
+
+
+def _chunks(pictures: Pictures, shape: Shape, resize: bool, auto: bool) -> Iterator[Pixels]:
+    _, depth, height, width = shape
+    rows = max(1, min(2048, CHUNK // (depth * height * width)))
+    start = 0
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for blobs in pictures.batches(rows):
+            out = np.empty((len(blobs), depth, height, width), np.uint8)
+            step = -(-len(blobs) // WORKERS)
+            jobs = [
+                pool.submit(_fill, out[low : low + step], blobs[low : low + step], pictures, start + low, resize, auto)
+                for low in range(0, len(blobs), step)
+            ]
+            for job in jobs:
+                job.result()
+            start += len(blobs)
+            yield out
+
+
+def _fill(
+    out: Pixels, blobs: Sequence[Blob | None], pictures: Pictures, start: int, resize: bool, auto: bool
+) -> None:
+    for i, blob in enumerate(blobs):
+        _into(out[i], blob, pictures.where(start + i), resize, auto)
+
+
+def _into(out: Pixels, blob: Blob | None, where: str, resize: bool, auto: bool) -> None:
+    image = _open(blob, where)
+    depth, height, width = out.shape
+    grey = _is_grey(image)
+    if auto and depth == 1 and not grey:
+        raise NeedsColorError
+    try:
+        image = _convert(image, depth, grey)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{where} has pixels that can't be read as 8 bits a channel ({error})") from None
+    if (image.height, image.width) != (height, width):
+        if not resize:
+            raise InputError(
+                f"{where} is {image.height} x {image.width} pixels and the first picture {height} x {width}; "
+                f"pass size={height} (or size=(height, width)) to resize all"
+            )
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image)
+    out[:] = pixels[None] if depth == 1 else pixels.transpose(2, 0, 1)
+
+
+def _first(pictures: Pictures) -> Blob | None:
+    for blobs in pictures.batches(1):
+        return blobs[0]
+    raise InputError(f"{pictures.where(0)} does not exist; a split needs at least one picture")
+
+
+def _open(blob: Blob | None, where: str) -> Image.Image:
+    if blob is None:
+        raise InputError(f"{where} holds no picture (no bytes)")
+    try:
+        if isinstance(blob, Path):
+            if blob.stat().st_size > MAX_FILE:
+                raise InputError(f"{where} has {blob.stat().st_size:,} bytes; a picture may have {MAX_FILE:,}")
+            blob = blob.read_bytes()
+        image: Image.Image = Image.open(io.BytesIO(blob), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        image.load()
+        return ImageOps.exif_transpose(image) if "exif" in image.info else image
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InputError(f"{where} is larger than {MAX_PIXELS:,} pixels; it may be a decompression bomb") from None
+    except Exception as error:  # Pillow's decoders raise many kinds on hostile bytes
+        kind = f"{type(error).__name__}: {str(error)[:80]}" if str(error) else type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            kind = f"not one of {', '.join(FORMATS)}"
+        raise InputError(f"{where} is not a readable picture ({kind}); it may be truncated or damaged") from None
+
+
+def _is_grey(image: Image.Image) -> bool:
+    if image.mode == "P":
+        palette = image.getpalette("RGB") or []
+        return palette[0::3] == palette[1::3] == palette[2::3]
+    return image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
+
+
+def _convert(image: Image.Image, depth: int, grey: bool) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"mode {image.mode}")
+        image = Image.fromarray(np.round(values / 257).astype(np.uint8))  # 16 bits to 8
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns of the direct way
+    mode = "L" if depth == 1 else "RGB"
+    if image.mode == mode:
+        return image
+    if grey and depth == 3:
+        image = image.convert("L")
+    return image.convert(mode)
+
+
+def recolor(x: torch.Tensor, channels: int) -> torch.Tensor:
+    """Pixels with 1 or 3 channels: grey is repeated, color becomes ITU-R 601 luma, rounded as Pillow rounds it."""
+    if x.shape[1] == channels:
+        return x
+    if channels == 3:
+        return x.repeat(1, 3, 1, 1)
+    parts = []
+    for chunk in x.split(4096):
+        red, green, blue = chunk.to(torch.int32).unbind(1)
+        parts.append(((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).to(torch.uint8)[:, None])
+    return torch.cat(parts)
+
+
+def rescale(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Pixels resized to (height, width), bilinear and antialiased."""
+    if tuple(x.shape[2:]) == size:
+        return x
+    parts = [
+        F.interpolate(chunk.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
+        for chunk in x.split(1024)
+    ]
+    return torch.cat([part.round_().clamp_(0, 255).to(torch.uint8) for part in parts])

@@ -1,0 +1,91 @@
+"""What a caller of ``load`` may ask for, checked once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from theriac.core import check
+from theriac.core.card import Augment
+from theriac.core.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The keywords of :func:`theriac.load`, in one form each."""
+
+    test: Any = None
+    label: str | None = None
+    sensitive: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    augment: Augment | None = None
+    categorical: tuple[str, ...] = ()
+    drop: tuple[str, ...] | None = None
+    val_share: float = 0.0
+    test_share: float = 0.2
+    seed: int = 0
+    memory_budget: int = 4 << 30
+    name: str | None = None
+
+    @classmethod
+    def of(cls, **given: Any) -> Options:
+        """Check and tidy the keywords as they came.
+
+        Raises:
+            InputError: Naming the keyword at fault.
+        """
+        given["size"] = _size(given["size"])
+        for field in ("sensitive", "categorical", "drop"):
+            given[field] = _names(field, given[field])
+        given["sensitive"] = given["sensitive"] or ()
+        given["categorical"] = given["categorical"] or ()
+        if given["label"] is not None and not isinstance(given["label"], str):
+            raise InputError(f"label is {given['label']!r}; expected the name of a column")
+        if given["channels"] not in (None, 1, 3):
+            raise InputError(f"channels is {given['channels']!r}; expected 1 (grey) or 3 (color)")
+        if given["augment"] is not None and not isinstance(given["augment"], Augment):
+            raise InputError(f"augment is a {type(given['augment']).__name__}; expected a theriac.Augment")
+        for field in ("val_share", "test_share"):
+            check.between(field, given[field], 0, 0.9, open_low=field == "test_share")
+        check.whole("seed", given["seed"], 0)
+        check.whole("memory_budget", given["memory_budget"], 1)
+        if given["name"] is not None and (not isinstance(given["name"], str) or not given["name"]):
+            raise InputError(f"name is {given['name']!r}; expected some text")
+        return cls(**given)
+
+    def but(self, **changes: Any) -> Options:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def refuse(self, what: str, *fields: str) -> None:
+        """Refuse keywords that have no meaning for a kind of source.
+
+        Raises:
+            InputError: If one of them was given.
+        """
+        for field in fields:
+            if getattr(self, field):
+                raise InputError(f"{field} was given, but {what}")
+
+
+def _names(field: str, value: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = (value,) if isinstance(value, str) else tuple(value)
+    if not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
+        raise InputError(f"{field} is {value!r}; expected a column name or several different ones")
+    return names
+
+
+def _size(value: int | Sequence[int] | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    sides = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
+    if len(sides) != 2:
+        raise InputError(f"size is {value!r}; expected a side in pixels, or (height, width)")
+    for side in sides:
+        check.whole("size", side, 1, 4096)
+    return sides

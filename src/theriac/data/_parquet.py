@@ -1,0 +1,231 @@
+"""Parquet files in the Hugging Face layout: pictures as bytes in a column, labels and sensitive columns beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from theriac.core.errors import InputError, unknown
+from theriac.core.split import Data
+from theriac.data._images import Blob
+from theriac.data._known import known
+from theriac.data._labels import Factor
+from theriac.data._options import Options
+from theriac.data._picture_sets import PicturePart, picture_data
+
+MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"RIFF", b"P5", b"P6")  # how encoded pictures begin
+
+
+@dataclass(frozen=True)
+class ParquetPictures:
+    """The pictures of a column over several files."""
+
+    files: tuple[Path, ...]
+    counts: tuple[int, ...]
+    column: str
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return sum(self.counts)
+
+    @property
+    def selector(self) -> str:
+        """The column."""
+        return self.column
+
+    def where(self, row: int) -> str:
+        """File and row in it."""
+        for file, count in zip(self.files, self.counts, strict=True):
+            if row < count:
+                return f"{file.name} row {row}"
+            row -= count
+        return f"{self.files[-1].name} row {row}"
+
+    def batches(self, rows: int) -> Iterator[Sequence[Blob | None]]:
+        """Bytes in file order."""
+        for path in self.files:
+            with opened(path) as file:
+                try:
+                    for batch in file.iter_batches(batch_size=rows, columns=[self.column]):
+                        column = batch.column(0)
+                        if pa.types.is_struct(column.type):
+                            # a null struct keeps whatever bytes lie under it, hence flatten(), which applies the mask
+                            column = column.flatten()[column.type.get_field_index("bytes")]
+                        yield column.to_pylist()
+                except (pa.ArrowException, OSError) as error:
+                    raise unreadable(path, error) from None
+
+
+def opened(path: Path) -> Any:
+    """A parquet file, open for reading.
+
+    Raises:
+        InputError: If it is missing, truncated or not parquet.
+    """
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: Exception) -> InputError:
+    """The error for a damaged file."""
+    first = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+    return InputError(f"{path} is not a readable parquet file ({first}); it may be truncated or damaged")
+
+
+def declared_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
+    """Names of class columns, from the metadata that Hugging Face ``datasets`` writes."""
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        found = {c: f["names"] for c, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return {c: tuple(str(n) for n in names) for c, names in found.items() if isinstance(names, list) and names}
+
+
+def image_column(path: Path, drop: Sequence[str]) -> str | None:
+    """The column that holds encoded pictures, found by type; None if the file is a table of plain columns.
+
+    Raises:
+        InputError: If several columns hold pictures and none is called "image" or "img".
+    """
+    with opened(path) as file:
+        found = []
+        for column in file.schema_arrow:
+            if column.name in drop:
+                continue
+            kind = column.type
+            if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+                found.append(column.name)
+            elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+                first = next(file.iter_batches(batch_size=1, columns=[column.name]), None)
+                value = None if first is None or not len(first) else first.column(0)[0].as_py()
+                if value is not None and value.startswith(MAGIC):
+                    found.append(column.name)
+    for name in ("image", "img"):
+        if name in found:
+            return name
+    if len(found) > 1:
+        raise InputError(f"{path.name} holds pictures in the columns {found}; name those to leave out in drop=")
+    return found[0] if found else None
+
+
+def factor_of(column: pa.ChunkedArray, name: str) -> Factor:
+    """A column of few values.
+
+    Raises:
+        InputError: If its type is none of text, booleans, numbers.
+    """
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    plain = pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_large_string
+    if not any(test(kind) for test in plain):
+        raise InputError(f"column {name!r} has type {kind}; expected text, whole numbers or booleans")
+    coded = (column if pa.types.is_dictionary(column.type) else column.dictionary_encode()).combine_chunks()
+    if isinstance(coded, pa.ChunkedArray):
+        coded = coded.unify_dictionaries().combine_chunks()
+        coded = coded.chunk(0) if isinstance(coded, pa.ChunkedArray) else coded
+    levels = [*coded.dictionary.to_pylist(), None]
+    return Factor.of_levels(pc.fill_null(coded.indices, len(levels) - 1).to_numpy(zero_copy_only=False), levels)
+
+
+def read_columns(files: Sequence[Path], columns: Sequence[str]) -> pa.Table:
+    """Some columns of several files, one after the other.
+
+    Raises:
+        InputError: On a damaged file, or one that lacks a column or holds it in another type.
+    """
+    tables = []
+    for path in files:
+        with opened(path) as file:
+            there = file.schema_arrow.names
+            for column in columns:
+                if column not in there:
+                    raise missing(column, there, path.name)
+            try:
+                tables.append(file.read(columns=list(columns)))
+            except (pa.ArrowException, OSError) as error:
+                raise unreadable(path, error) from None
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowException, TypeError) as error:
+        raise InputError(f"{files[0].name} and its companions differ in their columns' types ({error})") from None
+
+
+def missing(column: str, there: Sequence[str], where: str) -> InputError:
+    """The error for a column that is not there: the nearest ones, and all of them."""
+    listed = ", ".join(there[:40]) + (", ..." if len(there) > 40 else "")
+    return InputError(f"{unknown(f'column of {where}', column, there)} (columns: {listed})")
+
+
+def label_column(there: Sequence[str], wanted: str | None, name: str, where: str, *likely: str) -> str:
+    """The label's column: the one asked for, the data set's known one, one with a usual name, or else a likely one.
+
+    Raises:
+        InputError: If it is not there, or none can be told from the others.
+    """
+    if wanted is not None:
+        if wanted not in there:
+            raise missing(wanted, there, where)
+        return wanted
+    for candidate in (*known(name).label, "label", "labels", "target", "class", "y", "fine_label", *likely):
+        if candidate in there:
+            return candidate
+    listed = ", ".join(there[:40]) + (", ..." if len(there) > 40 else "")
+    raise InputError(f"{where} has no column called label; name it with label= (columns: {listed})")
+
+
+def picture_files(parts: Mapping[str, Sequence[Path]], image: str, name: str, options: Options, source: str) -> Data:
+    """Make the splits of parquet files with pictures.
+
+    Args:
+        parts: Files by part.
+        image: The pictures' column.
+        name: The data set's name.
+        options: The caller's wishes.
+        source: For the card.
+
+    Raises:
+        InputError: On a missing column, or what :func:`picture_data` refuses.
+    """
+    first = parts["train"][0]
+    with opened(first) as file:
+        schema = file.schema_arrow
+    rest = [n for n in schema.names if n != image and n not in (options.drop or ())]
+    for column in (*options.sensitive, *(options.drop or ())):
+        if column not in schema.names:
+            raise missing(column, schema.names, first.name)
+    declared = declared_names(schema)
+    named = [c for c in rest if c in declared]
+    only = rest if len(rest) == 1 else named if len(named) == 1 else []
+    label = label_column(rest, options.label, name, first.name, *only)
+    wanted = tuple(dict.fromkeys((label, *options.sensitive)))
+    made = {}
+    for part, files in parts.items():
+        table = read_columns(files, wanted)
+        counts = []
+        for path in files:
+            with opened(path) as file:
+                counts.append(file.metadata.num_rows)
+        made[part] = PicturePart(
+            ParquetPictures(tuple(files), tuple(counts), image),
+            factor_of(table[label], label),
+            {c: factor_of(table[c], c) for c in options.sensitive},
+        )
+    return picture_data(
+        made,
+        name,
+        options,
+        column=f"label column {label!r}",
+        class_names=declared.get(label),
+        group_names={c: declared[c] for c in options.sensitive if c in declared},
+        source=source,
+    )

@@ -1,0 +1,95 @@
+"""What a folder holds: which files belong to the training, test and validation part."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from theriac.core.errors import InputError
+from theriac.data._images import SUFFIXES
+
+PARTS = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("validation", "valid", "val", "dev")}
+MAX_FILES = 5_000_000
+
+
+def part_of(name: str) -> str | None:
+    """The part that a file or folder name announces: "train-00000-of-00002" is "train"; None if it announces none."""
+    start = re.split(r"[-_.\d]", name.lower(), maxsplit=1)[0]
+    return next((part for part, words in PARTS.items() if start in words), None)
+
+
+def files_by_part(folder: Path, suffixes: Sequence[str], deeper: bool = False) -> dict[str, list[Path]]:
+    """Files of a kind by part, each part in ascending order of path.
+
+    Looks in the folder itself and in folders named after a part; with ``deeper``, in the one subfolder that has some. Without
+    a test part, the validation part is the test part. Files that announce no part are the training part if no other file is,
+    and are left out otherwise.
+
+    Raises:
+        InputError: If there is no training part, or several subfolders hold data.
+    """
+    here = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
+    found: dict[str | None, list[Path]] = {}
+    for path in here:
+        if path.suffix.lower() in suffixes and path.is_file():
+            found.setdefault(part_of(path.stem), []).append(path)
+        elif part_of(path.name) and path.is_dir():
+            inner = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and p.is_file())
+            if inner:
+                found.setdefault(part_of(path.name), []).extend(inner)
+    if not found and deeper:
+        below = {p: files for p in here if p.is_dir() and (files := files_by_part(p, suffixes))}
+        if len(below) > 1:
+            raise InputError(f"{folder} holds data in {', '.join(p.name for p in below)}; name one of these folders")
+        return next(iter(below.values()), {})
+    if "train" not in found and None in found:
+        found["train"] = found.pop(None)
+    parts = {part: found[part] for part in PARTS if part in found}
+    if parts and "train" not in parts:
+        raise InputError(f"{folder} holds a {' and a '.join(parts)} part and no training part (train-*{suffixes[0]})")
+    if "test" not in parts and "val" in parts:
+        parts["test"] = parts.pop("val")
+    return parts
+
+
+def class_folders(folder: Path) -> dict[str, dict[str, list[Path]]]:
+    """Pictures by part and class from ``folder/class/*`` or ``folder/part/class/*``; empty if there are none.
+
+    Raises:
+        InputError: If a class folder holds no picture, or there is no training part.
+    """
+    below = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    by_part = {part: p for p in below if (part := part_of(p.name)) and p.name.lower() in PARTS[part]}
+    train = _classes(by_part["train"]) if "train" in by_part else {}
+    if train:  # else a folder called train is a class, beside truck and tram
+        parts = {"train": train, **{part: _classes(path) for part, path in by_part.items() if part != "train"}}
+        if "test" not in parts and "val" in parts:
+            parts["test"] = parts.pop("val")
+        return parts
+    if by_part and len(by_part) == len(below) and "train" not in by_part:
+        raise InputError(f"{folder} holds {', '.join(p.name for p in below)} and no training part (a folder called train)")
+    found = _classes(folder)
+    return {"train": found} if found else {}
+
+
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    total = 0
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir() or path.name.startswith("."):
+            continue
+        pictures = []
+        for root, _, names in os.walk(path):  # links to folders are not followed
+            pictures += [Path(root, n) for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
+        total += len(pictures)
+        if total > MAX_FILES:
+            raise InputError(f"{folder} holds more than {MAX_FILES:,} pictures; convert it to parquet")
+        found[path.name] = sorted(pictures)
+    if not any(found.values()):
+        return {}
+    for name, pictures in found.items():
+        if not pictures:
+            raise InputError(f"class folder {folder / name} holds no picture ({', '.join(SUFFIXES)})")
+    return found

@@ -1,0 +1,163 @@
+"""Tables from CSV and parquet files: types, missing values, codes for categories, labels and sensitive cells."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pcsv
+
+from theriac.core.errors import InputError
+from theriac.core.split import Data
+from theriac.data._features import table_data
+from theriac.data._labels import ROWS
+from theriac.data._options import Options
+from theriac.data._parquet import declared_names, opened, read_columns
+
+MAX_BYTES = 2 << 30  # of one table, as text or as uncompressed parquet
+MAX_COLUMNS = 10_000
+INDEX = "__index__"  # an unnamed first column: row numbers that pandas wrote
+MISSING = ("", "?", "NaN", "nan", "NA", "N/A", "n/a", "null", "NULL", "Null")
+
+
+def csv_files(parts: Mapping[str, Sequence[Path]], name: str, options: Options, source: str = "") -> Data:
+    """Make the splits of CSV (or TSV) files with column names in their first line.
+
+    Raises:
+        InputError: On a file that is too large, ragged or without column names, or what :func:`table_data` refuses.
+    """
+    texts = {}
+    for part, files in parts.items():
+        tables = [_read_csv(path) for path in files]
+        if any(t.column_names != tables[0].column_names for t in tables):
+            raise InputError(f"{files[0].name} and its companions have different columns")
+        texts[part] = pa.concat_tables(tables)
+    made = _typed(texts, options)
+    return table_data(made, name, options, {}, source or f"CSV, {sum(map(len, parts.values()))} files", parts["train"][0].name)
+
+
+def parquet_files(parts: Mapping[str, Sequence[Path]], name: str, options: Options, source: str = "") -> Data:
+    """Make the splits of parquet files that hold plain columns.
+
+    Raises:
+        InputError: On a damaged or too large file, or what :func:`table_data` refuses.
+    """
+    made = {}
+    with opened(parts["train"][0]) as file:
+        first = file.schema_arrow
+    wanted = [c for c in first.names if not c.startswith("__index_level_")]  # pandas leaves its row numbers there
+    if len(wanted) > MAX_COLUMNS:
+        raise InputError(f"{parts['train'][0].name} has {len(wanted):,} columns; a table may have {MAX_COLUMNS:,}")
+    for files in parts.values():
+        weight = 0
+        for path in files:
+            with opened(path) as file:
+                about = file.metadata
+                weight += sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+        if weight > MAX_BYTES:
+            raise InputError(f"{files[0].name} and its companions hold {weight:,} bytes; a table may have {MAX_BYTES:,}")
+    for part, files in parts.items():
+        table = read_columns(files, wanted)
+        made[part] = pa.table({c: _plain(table[c]) for c in wanted})
+    source = source or f"parquet table, {sum(map(len, parts.values()))} files"
+    return table_data(made, name, options, declared_names(first), source, parts["train"][0].name)
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text without blanks at its ends, and with missing values marked as such; other types as they are."""
+    kind = column.type
+    if pa.types.is_dictionary(kind) and (pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)):
+        column = column.cast(kind.value_type)
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return column
+    column = pc.utf8_trim_whitespace(column)
+    return pc.if_else(pc.is_in(column, pa.array(MISSING, column.type)), pa.scalar(None, column.type), column)
+
+
+def _read_csv(path: Path) -> pa.Table:
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise InputError(f"{path.name} has {size:,} bytes; a CSV table may have {MAX_BYTES:,} (convert it to parquet)")
+    try:
+        with path.open(encoding="utf-8-sig") as source:
+            line = source.readline(1 << 20)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path.name} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    delimiter = max(",;\t|", key=line.count)
+    names = [n.strip() for n in next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), [])]
+    names[:1] = [n or INDEX for n in names[:1]]
+    if len(names) < 2 or len(names) > MAX_COLUMNS:
+        raise InputError(f"{path.name} has {len(names):,} columns in its first line; expected 2 to {MAX_COLUMNS:,}")
+    if any(_is_number(n) for n in names) or not all(names):
+        raise InputError(f"{path.name} begins with {line.strip()[:60]!r}; expected a line of column names")
+    if len(set(names)) < len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise InputError(f"{path.name} has two columns called {twice!r}; expected different names")
+    try:
+        table = pcsv.read_csv(
+            path,
+            read_options=pcsv.ReadOptions(column_names=names, skip_rows=1, use_threads=False),
+            parse_options=pcsv.ParseOptions(delimiter=delimiter),
+            convert_options=pcsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
+        )
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path.name} is no regular CSV table: {str(error).splitlines()[0][:200]}") from None
+    if not table.num_rows:
+        raise InputError(f"{path.name} has no rows below its column names; a split needs at least one")
+    return pa.table({n: _plain(table[n]) for n in names if n != INDEX})
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _typed(parts: Mapping[str, pa.Table], options: Options) -> dict[str, pa.Table]:
+    """Columns of text whose training values are all numbers become numbers, in every part."""
+    columns: dict[str, dict[str, pa.ChunkedArray]] = {part: {} for part in parts}
+    for name in parts["train"].column_names:
+        numeric = _numbers(parts["train"][name]) is not None
+        if not numeric and name not in options.categorical:
+            _refuse_nearly_numeric(parts["train"][name], name)
+        for part, table in parts.items():
+            if name not in table.column_names:
+                continue
+            found = _numbers(table[name]) if numeric else table[name]
+            if found is None:
+                row, text = _first_text(table[name])
+                raise InputError(
+                    f"column {name!r} holds numbers in the training rows and {text!r} in {ROWS[part]} row {row}"
+                )
+            columns[part][name] = found
+    return {part: pa.table(found) for part, found in columns.items()}
+
+
+def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    for kind in (pa.int64(), pa.float64()):
+        try:
+            return column.cast(kind)
+        except pa.ArrowInvalid:
+            continue
+    return None
+
+
+def _first_text(column: pa.ChunkedArray) -> tuple[int, str]:
+    return next((i, v) for i, v in enumerate(column.to_pylist()) if v is not None and not _is_number(v))
+
+
+def _refuse_nearly_numeric(column: pa.ChunkedArray, name: str) -> None:
+    counted = pc.value_counts(column.drop_null()).to_pylist()
+    numbers = sum(item["counts"] for item in counted if _is_number(item["values"]))
+    values = sum(item["counts"] for item in counted)
+    if values >= 20 and numbers >= 0.9 * values:
+        row, text = _first_text(column)
+        raise InputError(
+            f"column {name!r} holds {numbers:,} numbers and {text!r} in training row {row}; correct it, "
+            f"or name the column in categorical= or drop="
+        )

@@ -1,0 +1,225 @@
+"""``load``: from a name, a path or arrays to splits with a card."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from theriac.core.card import Augment
+from theriac.core.errors import InputError
+from theriac.core.split import Data
+from theriac.data._cache import folder as cache_folder
+from theriac.data._known import KNOWN, canonical, no_such_name
+from theriac.data._options import Options
+
+TABLES = (".csv", ".tsv")
+ARRAYS = (".npz", ".pt", ".pth", ".safetensors")
+
+
+def load(
+    source: Any,
+    *,
+    test: Any = None,
+    label: str | None = None,
+    sensitive: str | Sequence[str] | None = None,
+    size: int | Sequence[int] | None = None,
+    channels: int | None = None,
+    augment: Augment | None = None,
+    categorical: str | Sequence[str] | None = None,
+    drop: str | Sequence[str] | None = None,
+    val_share: float = 0.0,
+    test_share: float = 0.2,
+    seed: int = 0,
+    memory_budget: int = 4 << 30,
+    name: str | None = None,
+) -> Data:
+    """Load a data set: splits ``train``, ``test`` and maybe ``val``, with one card.
+
+    What ``source`` may be:
+
+    * ``"digits"``, which is embedded, or a name of :func:`theriac.data.names`: taken from ``$THERIAC_DATA/<name>`` (by default
+      the folder ``data`` in the cache) if that exists, else downloaded through the ``hub`` extra;
+    * a folder of parquet files (``train-*.parquet``, ``test-*.parquet``, ``validation-*.parquet``) or one such file: pictures
+      as the Hugging Face hub stores them, or a table;
+    * a folder of pictures, ``root/class/*.png`` or ``root/train/class/*.png`` and ``root/test/class/*.png``;
+    * a CSV file with column names, or a folder with ``train.csv`` and ``test.csv``;
+    * an ``.npz``, ``.safetensors`` or ``.pt`` file with ``x`` and ``y``, or ``x_train``, ``y_train``, ``x_test``, ``y_test``;
+    * ``(x, y)``, or a mapping with such names; see :func:`theriac.data.from_tensors`.
+
+    A test part that the source lacks is drawn from the training rows: seeded, every class in proportion. A validation part
+    without a test part is taken as the test part. Rows keep the order of the sorted files. Decoded pictures are cached in
+    ``$THERIAC_CACHE`` (by default in the user's cache folder), which may be deleted at any time.
+
+    Args:
+        source: What to load.
+        test: Another source of the same kind for the test rows.
+        label: Name of the label's column; by default a column called ``label``, ``target``, ``class`` or ``y``.
+        sensitive: Column or columns whose values become ``Split.group``; several combine into cells ("Female & Black").
+            In a table they stay features, unless ``drop`` names them.
+        size: Side, or (height, width), in pixels to resize pictures to: bilinear, antialiased. Needed where sizes differ.
+        channels: 1 or 3; by default grey pictures stay grey, and a mix of grey and color becomes color.
+        augment: How training pictures may be changed; by default by the data set's name, and never flipped if it is unknown.
+        categorical: Columns of numbers that are codes (tables).
+        drop: Columns to leave out. By default those that repeat the label one to one, with a warning; ``()`` keeps all.
+        val_share: Share of the training rows to hold out as ``val``, in [0, 0.9].
+        test_share: Share to hold out as ``test`` where the source has no test part, in (0, 0.9].
+        seed: Seed of these two draws.
+        memory_budget: Bytes; pictures that need more are memory-mapped from the cache.
+        name: Name for the card, by default that of the folder or file. A known one decides about augmentation too.
+
+    Raises:
+        InputError: If the source is missing, damaged or unclear, or a keyword does not fit it.
+
+    Examples:
+        >>> import theriac as th
+        >>> data = th.load("digits", val_share=0.1)
+        >>> data.train
+        Split('digits', 1294 rows of (1, 8, 8), 10 classes)
+        >>> len(data.val), len(data.test), data.card.augment.flip
+        (144, 359, False)
+        >>> th.load("cifar11")  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        theriac.core.errors.InputError: unknown data set 'cifar11'; did you mean 'cifar10' or 'cifar100'?
+    """
+    options = Options.of(
+        test=test,
+        label=label,
+        sensitive=sensitive,
+        size=size,
+        channels=channels,
+        augment=augment,
+        categorical=categorical,
+        drop=drop,
+        val_share=val_share,
+        test_share=test_share,
+        seed=seed,
+        memory_budget=memory_budget,
+        name=name,
+    )
+    if not isinstance(source, (str, os.PathLike)):
+        return _arrays(source, options)
+    if str(source) == "digits":
+        from theriac.data._embedded import digits
+
+        return digits(options)
+    path = Path(source).expanduser()
+    found = canonical(str(source))
+    try:
+        if path.exists():
+            return _from_path(path, name if name and canonical(name) else _name_of(path), options)
+        if found is not None:
+            return _by_name(found, options)
+    except OSError as error:
+        raise InputError(f"{error.filename or path} can't be read: {error.strerror or error}") from None
+    if len(path.parts) > 1 or path.suffix:
+        raise InputError(f"{path} does not exist; expected a folder, a file, or a name such as digits or cifar10")
+    raise no_such_name(str(source))
+
+
+def _name_of(path: Path) -> str:
+    """The folder's name, also for a file that is called after its part, such as train.csv."""
+    from theriac.data._sources import part_of
+
+    path = path.resolve()
+    return path.name if path.is_dir() else path.parent.name if part_of(path.stem) else path.stem
+
+
+def _by_name(name: str, options: Options) -> Data:
+    root = Path(os.environ.get("THERIAC_DATA") or cache_folder() / "data").expanduser()
+    if (root / name).exists():
+        return _from_path(root / name, name, options)
+    from theriac.data._hub import fetch
+
+    path, source = fetch(name, KNOWN[name])
+    return _from_path(path, name, options, source)
+
+
+def _from_path(path: Path, name: str, options: Options, source: str = "") -> Data:
+    if path.is_file():
+        return _from_file(path, name, options, source)
+    from theriac.data._sources import class_folders, files_by_part
+
+    for deeper in (False, True):
+        parts = files_by_part(path, (".parquet",), deeper)
+        if parts:
+            return _parquet(parts, name, options, source)
+        folders = {} if deeper else class_folders(path)
+        if folders:
+            from theriac.data._folders import picture_folders
+
+            if options.test is not None:
+                folders["test"] = class_folders(_test_path(options.test)).get("train", {})
+            return picture_folders(folders, name, options, source)
+        parts = files_by_part(path, TABLES, deeper)
+        if parts:
+            from theriac.data._tables import csv_files
+
+            return csv_files(_with_test(parts, options, TABLES), name, options, source)
+    raise InputError(
+        f"{path} holds no data that we read; expected parquet or CSV files (train-*, test-*), "
+        "or pictures in one folder for each class"
+    )
+
+
+def _from_file(path: Path, name: str, options: Options, source: str) -> Data:
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return _parquet({"train": [path]}, name, options, source)
+    if suffix in TABLES:
+        from theriac.data._tables import csv_files
+
+        return csv_files(_with_test({"train": [path]}, options, TABLES), name, options, source)
+    if suffix in ARRAYS:
+        from theriac.data._arrays import array_data, read_arrays
+
+        held = None if options.test is None else read_arrays(_test_path(options.test))
+        return array_data(read_arrays(path), held, name, options, source)
+    known = ", ".join((".parquet", *TABLES, *ARRAYS))
+    raise InputError(f"{path} is of no kind that we read; expected {known}, or a folder")
+
+
+def _parquet(parts: Mapping[str, Sequence[Path]], name: str, options: Options, source: str) -> Data:
+    from theriac.data._parquet import image_column, picture_files
+
+    parts = _with_test(parts, options, (".parquet",))
+    column = image_column(parts["train"][0], options.drop or ())
+    if column is not None:
+        return picture_files(parts, column, name, options, source)
+    from theriac.data._tables import parquet_files
+
+    return parquet_files(parts, name, options, source)
+
+
+def _with_test(
+    parts: Mapping[str, Sequence[Path]], options: Options, suffixes: tuple[str, ...]
+) -> dict[str, Sequence[Path]]:
+    if options.test is None:
+        return dict(parts)
+    path = _test_path(options.test)
+    if path.is_file():
+        if path.suffix.lower() not in suffixes:
+            raise InputError(f"test is {path.name}; expected a file of the training rows' kind ({', '.join(suffixes)})")
+        return {**parts, "test": [path]}
+    from theriac.data._sources import files_by_part
+
+    found = files_by_part(path, suffixes, deeper=True)
+    if not found:
+        raise InputError(f"test is {path}, which holds no {' or '.join(suffixes)} file")
+    return {**parts, "test": found["train"]}
+
+
+def _test_path(test: Any) -> Path:
+    if not isinstance(test, (str, os.PathLike)):
+        raise InputError(f"test is a {type(test).__name__}; expected a path, as the training rows come from a path")
+    path = Path(test).expanduser()
+    if not path.exists():
+        raise InputError(f"test is {path}, which does not exist")
+    return path
+
+
+def _arrays(source: Any, options: Options) -> Data:
+    from theriac.data._arrays import array_data
+
+    return array_data(source, options.test, "tensors", options, "")

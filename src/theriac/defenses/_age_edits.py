@@ -1,0 +1,248 @@
+"""AGE's edits without gradients: where activations are recorded, what is compared, and seven rules that change weights.
+
+All rules act on the input side of a linear or convolutional layer. With the mean inputs ``f`` (rows with the trigger) and
+``r`` (the same rows without it), ``d = f - r`` and ``u = d / |d|``:
+
+======  ===========================================================================================================
+E1      zero the columns with the largest ``f``
+E2      zero the columns with the largest ``d``
+E2r     zero the columns with the largest ``d / (|r| + 0.05 mean |r|)``
+E3      scale column j by ``min(1, lambda r / f)``, kept in [0, 1], where ``f > alpha r``
+E4      zero the columns with the largest ``d (w_t - mean of all rows)`` (head)
+E5      ``w_t - gamma (w_t u) u`` for the target's row only (head)
+E6      ``W - gamma (W u) u^T`` and ``b + gamma (W u) (u^T r)``, which keeps the layer's mean clean output
+none    nothing: the control
+======  ===========================================================================================================
+
+All are reconstructions (grade R): the published formula could not be checked. A column of a convolution is an input channel at
+every kernel position. Features may be negative here (a pre-activation ResNet without final ReLU), hence the absolute values in
+E2r and the lower bound in E3, which change nothing for features after a ReLU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from theriac.core.errors import InputError, unknown
+from theriac.models.classifier import to_input
+
+Layer = nn.Linear | nn.Conv2d
+
+_SHARES = (0.01, 0.02, 0.05, 0.10, 0.15, 0.20, 0.30, 0.40)
+GRIDS: Mapping[str, tuple[float, ...]] = {
+    "E1": _SHARES,  # share of the columns
+    "E2": _SHARES,
+    "E2r": _SHARES,
+    "E3": (1.0, 0.5, 0.25),  # lambda; smaller is stronger
+    "E4": _SHARES,
+    "E5": (1.0, 1.5, 2.0),  # gamma
+    "E6": (1.0, 1.25, 1.5, 2.0),  # gamma; above 1 the direction is reversed
+    "none": (0.0,),
+}
+"""Strengths of each rule, weakest first."""
+HEAD_ONLY = ("E4", "E5")
+INERT = 1e-6  # |d| below this share of |r| counts as no difference at all
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Mean inputs of a layer with and without the trigger, and the direction(s) between them."""
+
+    forget: torch.Tensor  # (D,)
+    reference: torch.Tensor  # (D,)
+    basis: torch.Tensor  # (D, r), orthonormal columns
+    score: float  # |d| / |r|
+
+
+@dataclass(frozen=True)
+class Held:
+    """What an edit did to one layer, so that training can be made to keep it: W[:, columns] or W U stays at ``value``."""
+
+    layer: Layer
+    value: torch.Tensor
+    columns: torch.Tensor | None = None  # int64 (k,)
+    basis: torch.Tensor | None = None  # (D, r)
+    row: int | None = None  # the only row that was edited; None = all
+
+    def told(self) -> dict[str, int]:
+        """How much was edited: columns, or directions."""
+        return {"rank": self.value.shape[-1]} if self.columns is None else {"columns": len(self.columns)}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the layer back on the edit, moving its weights as little as possible."""
+        if self.columns is not None:
+            self.layer.weight[:, self.columns] = self.value
+        elif self.basis is not None:
+            weight = _rows(self.layer, self.row)
+            weight -= (weight @ self.basis - self.value) @ self.basis.T
+
+
+def contrast(forget: torch.Tensor, reference: torch.Tensor, rank: int = 1) -> Contrast | None:
+    """Compare a layer's inputs on rows with the trigger and without it.
+
+    Args:
+        forget: Inputs with the trigger, averaged over space, (N, D).
+        reference: Inputs without it, (M, D).
+        rank: 1 takes the direction of the mean difference; more take the leading right singular vectors of the paired
+            differences (the rows must match then).
+
+    Returns:
+        None if the means do not differ: an inert trigger.
+    """
+    f, r = forget.double().mean(0), reference.double().mean(0)
+    d = f - r
+    size, scale = float(d.norm()), float(r.norm())
+    if size <= INERT * max(scale, 1e-12):
+        return None
+    if rank == 1:
+        basis = (d / size)[:, None]
+    else:
+        if forget.shape != reference.shape:
+            raise InputError(f"rank is {rank}; more than one direction needs the same rows with and without the trigger")
+        _, strengths, right = torch.linalg.svd(forget.double() - reference.double(), full_matrices=False)
+        basis = right[:rank][strengths[:rank] > 1e-6 * strengths[0]].T
+    dtype = forget.dtype
+    return Contrast(f.to(dtype), r.to(dtype), basis.to(dtype).contiguous(), size / max(scale, 1e-12))
+
+
+@torch.no_grad()
+def edit(rule: str, layer: Layer, seen: Contrast, strength: float, target: int = 0, alpha: float = 1.2) -> Held:
+    """Apply one rule to a layer in place.
+
+    Args:
+        rule: See the module's table.
+        layer: What is edited.
+        seen: What the layer's input looks like with and without the trigger.
+        strength: Share of columns (E1, E2, E2r, E4), lambda (E3) or gamma (E5, E6).
+        target: The attack's class (E4, E5).
+        alpha: How far above the reference an activation must lie to be damped (E3).
+
+    Returns:
+        What training has to keep.
+
+    Raises:
+        InputError: On an unknown rule.
+    """
+    if rule not in GRIDS:
+        raise unknown("rule", rule, GRIDS)
+    if rule in ("E5", "E6"):
+        return _project(rule, layer, seen, strength, target)
+    f, r = seen.forget, seen.reference
+    scale = torch.ones_like(f)
+    if rule == "E3":
+        over = (f > alpha * r) & (f != 0)
+        scale = torch.where(over, (strength * r / torch.where(over, f, 1.0)).clamp(0, 1), scale)
+    elif rule != "none":
+        scale[_scores(rule, layer, seen, target).topk(round(strength * len(f))).indices] = 0
+    columns = (scale < 1).nonzero().flatten()
+    shape = (1, -1, *([1] * (layer.weight.dim() - 2)))
+    layer.weight[:, columns] *= scale[columns].to(layer.weight.dtype).view(shape)
+    return Held(layer, layer.weight[:, columns].clone(), columns=columns)
+
+
+def _scores(rule: str, layer: Layer, seen: Contrast, target: int) -> torch.Tensor:
+    d = seen.forget - seen.reference
+    if rule == "E1":
+        return seen.forget
+    if rule == "E2":
+        return d
+    if rule == "E2r":
+        size = seen.reference.abs()
+        return d / (size + 0.05 * size.mean()).clamp_min(1e-12)
+    return d * (layer.weight[target] - layer.weight.mean(0))  # E4
+
+
+def _project(rule: str, layer: Layer, seen: Contrast, gamma: float, target: int) -> Held:
+    basis = seen.basis.to(layer.weight.dtype)
+    row = target if rule == "E5" else None
+    weight = _rows(layer, row)
+    along = weight @ basis
+    weight -= gamma * along @ basis.T
+    if rule == "E6" and layer.bias is not None:
+        # a convolution meets the direction at every kernel position; exact away from zero-padded borders
+        shift = (along @ (basis.T @ seen.reference.to(basis.dtype))).reshape(len(along), -1).sum(1)
+        layer.bias += gamma * shift
+    return Held(layer, weight @ basis, basis=basis, row=row)
+
+
+def _rows(layer: Layer, row: int | None) -> torch.Tensor:
+    """The weight, or one row of it, as a view with the input side last: (rows, ..., D)."""
+    weight = layer.weight.movedim(1, -1)
+    return weight if row is None else weight[row : row + 1]
+
+
+def edit_layers(
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    forget: torch.Tensor,
+    reference: torch.Tensor,
+    rule: str,
+    strength: float,
+    target: int = 0,
+    alpha: float = 1.2,
+    rank: int = 1,
+    shrink: float = 1.0,
+) -> tuple[list[Held], list[dict[str, Any]]]:
+    """Edit layer by layer in forward order, each on activations recorded after the edits before it.
+
+    Args:
+        model: In eval mode, edited in place.
+        layers: In forward order; the last is nearest to the logits.
+        forget: Stored rows with the trigger.
+        reference: Stored rows without it.
+        rule: As in :func:`edit`.
+        strength: As in :func:`edit`, for the layer nearest to the logits.
+        target: The attack's class.
+        alpha: Of E3.
+        rank: Directions to remove (E5, E6).
+        shrink: E6's gamma is multiplied by this for every layer further from the logits.
+
+    Returns:
+        What training has to keep, and a record for each layer; a layer that the trigger does not move stays as it is.
+    """
+    held: list[Held] = []
+    told: list[dict[str, Any]] = []
+    both = torch.cat([forget, reference])
+    for depth, (name, layer) in enumerate(layers.items()):
+        x = inputs(model, layer, both)
+        seen = contrast(x[: len(forget)], x[len(forget) :], rank)
+        if seen is None:
+            told.append({"layer": name, "score": 0.0, "inert": True})
+            continue
+        power = strength * shrink ** (len(layers) - 1 - depth) if rule == "E6" else strength
+        held.append(edit(rule, layer, seen, power, target, alpha))
+        told.append({"layer": name, "score": round(seen.score, 6), "strength": power, **held[-1].told()})
+    return held, told
+
+
+@torch.no_grad()
+def inputs(model: nn.Module, layer: nn.Module, rows: torch.Tensor, batch_size: int = 512) -> torch.Tensor:
+    """A layer's input on stored rows, averaged over space (or tokens): (N, D). The model must be in eval mode."""
+    parts: list[torch.Tensor] = []
+    for at in range(0, len(rows), batch_size):
+        part = rows[at : at + batch_size]
+        seen: list[torch.Tensor] = []
+
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], seen: list[torch.Tensor] = seen) -> None:
+            seen.extend([v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)][:1])
+
+        handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
+        try:
+            model(to_input(part))
+        finally:
+            handle.remove()
+        if not seen:
+            raise InputError("a layer that AGE shall edit did not run in a forward pass; name other layers with scope=")
+        x = seen[-1]
+        if isinstance(layer, nn.Conv2d):
+            x = x.flatten(2).mean(2)
+        elif x.dim() > 2:
+            x = x.flatten(1, -2).mean(1)
+        parts.append(x.float() if x.dtype in (torch.bfloat16, torch.float16) else x)
+    return torch.cat(parts)

@@ -1,0 +1,211 @@
+"""Neural Cleanse: for every class, the smallest patch that sends all rows there, for all classes at once.
+
+Paper: Wang et al., "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks", IEEE S&P 2019. Schedules
+from the authors' Keras code (bolunwang/backdoor) and its port in SCLBD/BackdoorBench (both read in code: grade A).
+
+A patch is a mask m (one value a pixel) and a pattern p, both through ``tanh(z) / 2 + 1/2``; a stamped row is
+``(1 - m) x + m p`` in pixels in [0, 1]. Minimized: mean cross-entropy to the class plus ``cost * sum(m)``, with a cost that
+rises while the patch works and falls while it does not. Classes never meet in a loss and the network is in eval mode, so one
+pass over K x B stamped rows gives what K separate searches would.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from theriac.core import check
+from theriac.core.errors import InputError
+from theriac.core.run import Run
+from theriac.core.split import Split, as_clean
+from theriac.defenses._inversion_search import Search, frozen
+
+FEWEST_CLASSES = 5  # ours: below, a median over classes says little, and the search abstains
+OUTLIER = 2.0  # paper: anomaly index above which a class is flagged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How to search. The defaults are the authors'."""
+
+    rounds: int = 1000  # authors ("steps")
+    batch_size: int = 32  # authors; 0 = all rows at once
+    batches: int = 31  # authors: mini-batches a round (1000 rows); 0 = as many as cover the rows once
+    lr: float = 0.1  # Adam; authors and BackdoorBench
+    betas: tuple[float, float] = (0.5, 0.9)  # same
+    threshold: float = 0.99  # authors: share of rows that must go to the class
+    cost: float = 1e-3  # authors and BackdoorBench
+    delayed: bool = True  # authors: the cost is zero until `patience` rounds in a row were good
+    patience: int = 5  # rounds in a row before the cost changes; both
+    up: float = 2.0  # both
+    down: float = 2.0**1.5  # both
+    stop_patience: int = 25  # rounds without a smaller mask before a class stops, once its cost moved both ways; both
+    stop_ratio: float = 1.0  # authors: "smaller" means below this multiple of the best so far
+    start: Literal["uniform", "ones", "small"] = "uniform"  # authors: uniform
+    restarts: int = 1  # searches per class, of which the smallest that works counts
+
+    def __post_init__(self) -> None:
+        check.whole("rounds", self.rounds, 1)
+        check.whole("batch_size", self.batch_size, 0)
+        check.whole("batches", self.batches, 0)
+        check.whole("restarts", self.restarts, 1)
+        check.positive("lr", self.lr)
+        check.between("threshold", self.threshold, 0, 1)
+
+    def replace(self, **changes: Any) -> Schedule:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def official(cls) -> Schedule:
+        """The authors' code: 1000 rounds of 31 batches of 32 rows."""
+        return cls()
+
+    @classmethod
+    def bench(cls) -> Schedule:
+        """BackdoorBench @ f02e353 and its fork: 80 passes in batches of 256, the cost on from the start."""
+        return cls(rounds=80, batch_size=256, batches=0, threshold=0.98, delayed=False, stop_ratio=0.99, start="ones")
+
+    @classmethod
+    def few_samples(cls) -> Schedule:
+        """Ours, for 1 to 10 rows a class: all rows at once, 300 rounds, masks that start small."""
+        return cls(rounds=300, batch_size=0, batches=1, threshold=0.98, delayed=False, stop_ratio=0.99, start="small")
+
+
+@dataclass(frozen=True)
+class InvertedTrigger:
+    """A found patch: mask (H, W) and pattern (C, H, W), both in [0, 1]."""
+
+    mask: torch.Tensor
+    pattern: torch.Tensor
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Stamp stored images, uint8 (B, C, H, W); same shape and dtype."""
+        mask, pattern = self.mask.to(x.device), self.pattern.to(x.device)
+        return (x.float() * (1 - mask) + 255 * mask * pattern).round_().clamp_(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """What a search over classes found: a score for every class, and the right to say "I do not know"."""
+
+    labels: tuple[int, ...]
+    masks: torch.Tensor  # (K, H, W) in [0, 1]
+    patterns: torch.Tensor  # (K, C, H, W) in [0, 1]
+    norms: torch.Tensor  # (K,) sum of the mask, in pixels
+    success: torch.Tensor  # (K,) share of all rows that the patch sends to the class
+    index: torch.Tensor  # (K,) anomaly index: distance from the median norm in robust standard deviations; 0 = undefined
+    flagged: tuple[int, ...]  # classes with a working patch that is an outlier on the small side, strongest first
+    reason: str  # why nothing is flagged; empty otherwise
+    threshold: float  # success that a patch needs
+
+    @property
+    def abstains(self) -> bool:
+        """Whether no class stands out."""
+        return not self.flagged
+
+    @property
+    def smallest(self) -> int | None:
+        """The class of the smallest patch that works, flagged or not; None if none works."""
+        norms = torch.where(self.success >= self.threshold, self.norms, math.inf)
+        return self.labels[int(norms.argmin())] if bool(norms.isfinite().any()) else None
+
+    def trigger(self, label: int) -> InvertedTrigger:
+        """The patch found for a class.
+
+        Raises:
+            InputError: If the class was not searched.
+        """
+        if label not in self.labels:
+            raise InputError(f"label is {label}; patches were searched for the classes {list(self.labels)}")
+        at = self.labels.index(label)
+        return InvertedTrigger(self.masks[at], self.patterns[at])
+
+
+def anomaly_index(norms: torch.Tensor) -> torch.Tensor:
+    """``|L - median| / (1.4826 median|L - median|)`` for norms (K,), float64; zeros where that spread is zero."""
+    values = norms.double()
+    off = (values - values.quantile(0.5)).abs()
+    spread = 1.4826 * off.quantile(0.5)
+    return off / spread if spread > 0 else torch.zeros_like(off)
+
+
+def invert(
+    model: nn.Module,
+    clean: Split,
+    run: Run | None = None,
+    schedule: Schedule | None = None,
+    labels: Sequence[int] | None = None,
+    *,
+    rows_per_pass: int = 2048,
+) -> Inverted:
+    """Search the smallest patch for each class.
+
+    Args:
+        model: Pixels in [0, 1] (B, C, H, W) to logits (B, K). It is left as it was.
+        clean: Clean images; their labels are not used.
+        run: Device; stream ``method`` for starts, ``order`` for mini-batches.
+        schedule: Default: :meth:`Schedule.official`.
+        labels: Classes to search; default: all.
+        rows_per_pass: Stamped rows in one forward pass, for memory; does not change the result.
+
+    Raises:
+        InputError: On a table, or a label that is not a class.
+    """
+    run, schedule, clean = run or Run(), schedule or Schedule(), as_clean(clean)
+    if clean.is_table:
+        raise InputError(f"{clean.card.name!r} is a table; patches are searched on images")
+    wanted = tuple(range(clean.num_classes)) if labels is None else tuple(int(k) for k in labels)
+    if not wanted or not all(0 <= k < clean.num_classes for k in wanted):
+        raise InputError(f"labels is {list(wanted)}; {clean.card.name!r} has classes 0 to {clean.num_classes - 1}")
+    began = time.perf_counter()
+    with frozen(model.to(run.device)):
+        search = Search(model, clean.to(run.device), run, schedule, wanted, rows_per_pass)
+        search.run_rounds()
+        masks, patterns, norms, success = search.best_patches()
+    found = judge(wanted, masks, patterns, norms, success, schedule.threshold)
+    run.event(
+        "inversion",
+        labels=list(wanted),
+        norms=[round(float(v), 4) for v in found.norms],
+        success=[round(float(v), 4) for v in found.success],
+        index=[round(float(v), 4) for v in found.index],
+        flagged=list(found.flagged),
+        reason=found.reason,
+        rounds=search.rounds,
+        row_passes=search.row_passes,
+        seconds=round(time.perf_counter() - began, 3),
+    )
+    return found
+
+
+def judge(
+    labels: tuple[int, ...],
+    masks: torch.Tensor,
+    patterns: torch.Tensor,
+    norms: torch.Tensor,
+    success: torch.Tensor,
+    threshold: float,
+) -> Inverted:
+    """Flag the classes whose patch works and is an outlier on the small side; say why if there is none."""
+    index, works = anomaly_index(norms), success >= threshold
+    flagged: list[int] = []
+    if not bool(works.any()):
+        reason = "no search found a patch that works"
+    elif len(labels) < FEWEST_CLASSES:
+        index = torch.zeros_like(index)
+        reason = f"an outlier among {len(labels)} classes means little; at least {FEWEST_CLASSES} are needed"
+    elif not bool(index.any()):
+        reason = "the patches of most classes are equally large, so the spread is zero"
+    else:
+        low = (index > OUTLIER) & (norms < norms.quantile(0.5)) & works
+        flagged = [labels[int(k)] for k in index.argsort(descending=True) if low[k]]
+        reason = "" if flagged else "no class has a working patch that is an outlier on the small side"
+    return Inverted(labels, masks, patterns, norms, success, index, tuple(flagged), reason, threshold)

@@ -1,0 +1,168 @@
+"""The search under Neural Cleanse: one optimization over all classes, each with its own cost, counters and end."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from theriac.core.run import Run
+from theriac.core.split import Split
+from theriac.models.classifier import to_input
+
+if TYPE_CHECKING:
+    from theriac.defenses._inversion import Schedule
+
+SQUASH = 1e-7  # authors: keeps tanh away from its ends
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode without parameter gradients; modes and flags are put back afterwards."""
+    training, wants = model.training, [p.requires_grad for p in model.parameters()]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.train(training)
+        for parameter, want in zip(model.parameters(), wants, strict=True):
+            parameter.requires_grad_(want)
+
+
+def _squash(z: torch.Tensor) -> torch.Tensor:
+    return z.tanh() / (2 + SQUASH) + 0.5
+
+
+class Search:
+    """The running search; all state is a vector over (restart, class)."""
+
+    def __init__(
+        self, model: nn.Module, clean: Split, run: Run, schedule: Schedule, labels: tuple[int, ...], rows_per_pass: int
+    ) -> None:
+        self.model, self.clean, self.run, self.schedule, self.labels = model, clean, run, schedule, labels
+        self.rows_per_pass, self.rounds, self.row_passes = rows_per_pass, 0, 0
+        self.dtype = next((p.dtype for p in model.parameters()), torch.float32)
+        device, count = clean.device, len(labels) * schedule.restarts
+        self.y = torch.tensor(labels, device=device).repeat(schedule.restarts)
+        starts = [self._start(label, restart) for restart in range(schedule.restarts) for label in labels]
+        self.mask = torch.stack([m for m, _ in starts]).requires_grad_(True)
+        self.pattern = torch.stack([p for _, p in starts]).requires_grad_(True)
+        self.kept = (_squash(self.mask.detach()), _squash(self.pattern.detach()))
+        self.cost = torch.full((count,), 0.0 if schedule.delayed else schedule.cost, device=device, dtype=self.dtype)
+        self.best = torch.full((count,), math.inf, device=device, dtype=self.dtype)
+        self.good_rounds, self.ups, self.downs, self.stale = torch.zeros((4, count), dtype=torch.int64, device=device)
+        self.went_up, self.went_down = torch.zeros((2, count), dtype=torch.bool, device=device)
+
+    def _start(self, label: int, restart: int) -> tuple[torch.Tensor, torch.Tensor]:
+        channels, height, width = self.clean.card.shape
+        draw = self.run.generator("method", "inversion", label, restart)  # by class: a search alone starts the same
+        share = torch.rand((1 + channels, height, width), generator=draw, dtype=torch.float64)
+        if self.schedule.start == "ones":
+            share = torch.full_like(share, 0.98)  # at one itself tanh has no slope
+        z = ((share - 0.5) * (2 - SQUASH)).atanh()
+        if self.schedule.start == "small":
+            z[0] = -1.0  # a mask of 0.12
+        z = z.to(self.clean.device, self.dtype)
+        return z[0], z[1:]
+
+    def run_rounds(self) -> None:
+        """Search until every class has stopped, or the rounds are used up."""
+        optimizer = torch.optim.Adam([self.mask, self.pattern], lr=self.schedule.lr, betas=self.schedule.betas)
+        live = torch.arange(len(self.y), device=self.y.device)
+        with self.run.progress("inversion", self.schedule.rounds) as tick:
+            for number in range(self.schedule.rounds):
+                success = torch.zeros(len(live), dtype=self.dtype, device=self.y.device)
+                norm = torch.zeros_like(success)
+                batches = self._batches(number)
+                for positions in batches:
+                    optimizer.zero_grad(set_to_none=True)
+                    worked, size, seen = self._pass(live, positions)
+                    optimizer.step()
+                    success += worked / len(batches)
+                    norm += size / len(batches)
+                live = self._settle(live, success, norm, seen)
+                self.rounds = number + 1
+                tick(1, f"{len(live)} searches")
+                if not len(live):
+                    break
+
+    def _batches(self, number: int) -> list[torch.Tensor]:
+        rows, size = len(self.clean), self.schedule.batch_size
+        if not size or size >= rows:
+            return [torch.arange(rows, device=self.clean.device)] * max(1, self.schedule.batches if size else 1)
+        draw, wanted = self.run.generator("order", "inversion", number), self.schedule.batches or math.ceil(rows / size)
+        orders = [torch.randperm(rows, generator=draw) for _ in range(math.ceil(wanted * size / rows))]
+        parts = [order[at : at + size] for order in orders for at in range(0, rows, size)][:wanted]
+        return [part.to(self.clean.device) for part in parts]
+
+    def _pass(self, live: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Gradients of one batch for all live searches; success and mask size of each, and the patches they belong to."""
+        x = to_input(self.clean.rows(positions)).to(self.dtype)
+        worked, sizes, masks, patterns = [], [], [], []
+        step = max(1, self.rows_per_pass // len(x))
+        for part in (live[at : at + step] for at in range(0, len(live), step)):
+            mask, pattern = _squash(self.mask[part]), _squash(self.pattern[part])
+            hits, loss = self._stamped(x, mask, pattern, self.y[part])
+            size = mask.flatten(1).sum(1)
+            (loss + self.cost[part] * size).sum().backward()  # type: ignore[no-untyped-call]
+            worked.append(hits)
+            sizes.append(size.detach())
+            masks.append(mask.detach())
+            patterns.append(pattern.detach())
+        self.row_passes += 2 * len(live) * len(x)
+        return torch.cat(worked), torch.cat(sizes), [torch.cat(masks), torch.cat(patterns)]
+
+    def _stamped(
+        self, x: torch.Tensor, mask: torch.Tensor, pattern: torch.Tensor, y: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Success and cross-entropy, (k,) each, of k patches on B rows."""
+        m, wanted = mask[:, None, None], y.repeat_interleave(len(x))
+        stamped = ((1 - m) * x + m * pattern[:, None]).flatten(0, 1)
+        logits = self.model(stamped)
+        loss = F.cross_entropy(logits, wanted, reduction="none").view(len(y), -1).mean(1)
+        return (logits.argmax(1) == wanted).view(len(y), -1).to(self.dtype).mean(1), loss
+
+    def _settle(self, live: torch.Tensor, success: torch.Tensor, norm: torch.Tensor, seen: list[torch.Tensor]) -> torch.Tensor:
+        """End of a round: keep better patches, let finished searches go, move the costs. Returns who goes on."""
+        s, good, before = self.schedule, success >= self.schedule.threshold, self.best[live]
+        better = good & (norm < before)
+        best = torch.where(better, norm, before)
+        take = better | best.isinf()  # nothing has worked yet: the last patch stands in
+        for kept, new in zip(self.kept, seen, strict=True):
+            kept[live[take]] = new[take]
+        stale = torch.where(best >= s.stop_ratio * before, self.stale[live] + 1, 0) * best.isfinite()
+        self.best[live], self.stale[live] = best, stale
+        done = self.went_up[live] & self.went_down[live] & (stale >= s.stop_patience)
+
+        off = self.cost[live] == 0
+        rounds = torch.where(off & good, self.good_rounds[live] + 1, 0)
+        begins = off & (rounds >= s.patience)
+        counts = ~off | begins
+        ups = torch.where(good & counts, self.ups[live] + 1, 0)
+        downs = torch.where(~good & counts, self.downs[live] + 1, 0)
+        rises, falls = ups >= s.patience, downs >= s.patience
+        cost = torch.where(begins, s.cost, self.cost[live])
+        cost = torch.where(rises, cost * s.up, torch.where(falls, cost / s.down, cost))
+        self.cost[live], self.good_rounds[live] = cost, rounds
+        self.ups[live], self.downs[live] = ups * ~rises, downs * ~falls
+        self.went_up[live] |= rises
+        self.went_down[live] |= falls
+        return live[~done]
+
+    def best_patches(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Masks, patterns, mask sums and success on all rows, by class, on the CPU: the best of each class's restarts."""
+        mask, pattern = self.kept
+        success = torch.zeros(len(self.y), dtype=self.dtype, device=self.y.device)
+        with torch.no_grad():
+            for positions in self.clean.batches(max(1, self.rows_per_pass // len(self.y))):
+                x = to_input(self.clean.rows(positions)).to(self.dtype)
+                success += self._stamped(x, mask, pattern, self.y)[0] * len(x) / len(self.clean)
+        norms, classes = mask.flatten(1).sum(1), len(self.labels)
+        rank = norms.double() + (success < self.schedule.threshold) * 1e9  # working ones first, then smaller ones
+        at = rank.view(-1, classes).argmin(0) * classes + torch.arange(classes, device=rank.device)
+        return mask[at].cpu(), pattern[at].cpu(), norms[at].cpu(), success[at].cpu()

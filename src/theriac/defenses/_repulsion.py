@@ -1,0 +1,125 @@
+"""Pushing chosen weights away from where they were, at constant norm: the engine under D3 and FST."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import nn
+
+from theriac.core.errors import InputError, unknown
+from theriac.models.taps import classifier
+
+Init = Literal["random", "far", "middle", "near", "noise", "torch"]
+Measure = Literal["euclidean", "unsigned"]
+
+
+class Repulsion:
+    """The selected weights W, their old values W0, and the sphere ||W|| = ||W0|| they live on.
+
+    Args:
+        model: The network being repaired, still with its old weights.
+        layers: "classifier", "all", or dotted names of modules; every Linear and Conv2d inside a named module counts.
+            Biases are never selected.
+    """
+
+    def __init__(self, model: nn.Module, layers: str | tuple[str, ...], example: torch.Tensor | None = None) -> None:
+        known = dict(model.named_modules())
+        names: list[str]
+        if layers == "classifier":
+            names = [classifier(model, example=example)[0]]
+        elif layers == "all":
+            names = [""]
+        else:
+            names = [layers] if isinstance(layers, str) else list(layers)
+        self.modules: dict[str, nn.Linear | nn.Conv2d] = {}
+        for name in names:
+            if name not in known:
+                raise unknown("layer", name, known)
+            for inner, module in known[name].named_modules(prefix=name):
+                if isinstance(module, (nn.Linear, nn.Conv2d)):
+                    self.modules[inner] = module
+        if not self.modules:
+            raise InputError(f"layers is {layers!r}, which holds no Linear or Conv2d weight to move")
+        self.w0 = {name: m.weight.detach().clone() for name, m in self.modules.items()}
+        self.norms = {name: w.norm() for name, w in self.w0.items()}
+
+    def start(self, init: Init, generator: torch.Generator) -> None:
+        """Put W where the method starts from; ``random`` and ``torch`` draw from ``generator``."""
+        with torch.no_grad():
+            for name, module in self.modules.items():
+                old = self.w0[name]
+
+                def uniform(half_width: float, old: torch.Tensor = old) -> torch.Tensor:
+                    draw = torch.rand(old.shape, generator=generator, dtype=old.dtype) * 2 - 1
+                    return (draw * half_width).to(old.device)
+
+                if init == "random":
+                    new = uniform(0.5)
+                    new *= self.norms[name] / new.norm()
+                elif init == "far":
+                    new = -old
+                elif init == "middle":
+                    new = torch.zeros_like(old)
+                elif init == "noise":
+                    draw = torch.randn(old.shape, generator=generator, dtype=old.dtype).to(old.device)
+                    new = old + draw * old.std()
+                elif init == "torch":  # what nn.Linear.reset_parameters draws, bias included
+                    half_width = old[0].numel() ** -0.5
+                    new = uniform(half_width)
+                    if module.bias is not None:
+                        module.bias.copy_(uniform(half_width, module.bias))
+                else:
+                    new = old.clone()
+                module.weight.copy_(new)
+
+    def distance(self, measure: Measure = "euclidean") -> torch.Tensor:
+        """Sum over layers of ||W - W0||; "unsigned" counts a flipped input column as if it had not been flipped."""
+        return torch.stack([MEASURES[measure](m.weight, self.w0[name]) for name, m in self.modules.items()]).sum()
+
+    def inner_product(self) -> torch.Tensor:
+        """Sum over layers of <W, W0>."""
+        return torch.stack([(m.weight * self.w0[name]).sum() for name, m in self.modules.items()]).sum()
+
+    def project(self, _step: int = 0) -> None:
+        """Rescale each W to the norm of its W0."""
+        with torch.no_grad():
+            for name, module in self.modules.items():
+                module.weight.mul_(self.norms[name] / module.weight.norm().clamp_min(1e-12))
+
+    def report(self) -> Mapping[str, float]:
+        """Cosines between W and W0: over all layers, smallest and largest over single rows (classes), and the distance."""
+        with torch.no_grad():
+            rows, whole, unsigned = [], [], []
+            for name, module in self.modules.items():
+                new, old = module.weight.flatten(1), self.w0[name].flatten(1)
+                rows.append(nn.functional.cosine_similarity(new, old, dim=1))
+                whole.append((new * old).sum() / (new.norm() * old.norm()).clamp_min(1e-12))
+                unsigned.append((new * old).sum(0).abs().sum() / (new.norm() * old.norm()).clamp_min(1e-12))
+            row = torch.cat(rows)
+            return {
+                "cosine": float(torch.stack(whole).mean()),
+                "cosine_unsigned": float(torch.stack(unsigned).mean()),
+                "cosine_row_min": float(row.min()),
+                "cosine_row_max": float(row.max()),
+                "distance": float(self.distance()),
+            }
+
+
+def _euclidean(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    distance: torch.Tensor = (new - old).norm()
+    return distance
+
+
+def _unsigned(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    # each input feature may change its sign for free upstream, so take the nearer of the two signs, column by column
+    products = (new * old).flatten(2).sum((0, 2)) if new.dim() > 2 else (new * old).sum(0)
+    squared: torch.Tensor = (new**2).sum() + (old**2).sum() - 2 * products.abs().sum()
+    return squared.clamp_min(1e-12).sqrt()
+
+
+MEASURES: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "euclidean": _euclidean,
+    "unsigned": _unsigned,
+}

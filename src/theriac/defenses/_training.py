@@ -1,0 +1,65 @@
+"""What all training-time defenses share: checks, refusals, timing. A defense's own file holds only its idea."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import nn
+
+from theriac.core.errors import InputError
+from theriac.core.method import Method
+from theriac.core.run import Run
+from theriac.core.split import Data, Poisoned, Split
+from theriac.models import Buildable
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingDefense(Method):
+    """Base of all defenses that train the model themselves, on rows that may be poisoned.
+
+    A subclass writes :meth:`_fit`. It gets rows and labels and nothing else: neither which rows an attack changed nor their
+    true labels.
+    """
+
+    kind: ClassVar[str] = "training"
+
+    @final
+    def fit(self, build: Buildable, split: Split, run: Run | None = None) -> nn.Module:
+        """Train a fresh model on rows that may be poisoned.
+
+        Args:
+            build: An architecture's name, a Builder, a module (copied), or a function of (split, run).
+            split: Training rows as they came. Of a Poisoned, hand in its ``split``: the rest is for the judge.
+            run: Device, precision, seeds, checkpoint folder.
+
+        Returns:
+            The model in eval mode, last iterate: exactly what is to be scored and saved.
+
+        Raises:
+            InputError: On a Poisoned or anything else that is not a Split, rows of a single class, or a model that does not
+                fit the rows.
+            DivergedError: If a loss stops being finite.
+        """
+        if isinstance(split, Poisoned):
+            raise InputError(
+                "split is a Poisoned set, which knows the poisoned rows and the true labels, and a training-time defense must "
+                "see neither; hand in poisoned.split"
+            )
+        if isinstance(split, Data):
+            raise InputError("split is a whole Data; hand in its training rows, data.train")
+        if not isinstance(split, Split):
+            raise InputError(f"split is a {type(split).__name__}; expected a Split (theriac.Split(x, y) makes one)")
+        if int((split.count() > 0).sum()) < 2:
+            raise InputError(f"the {len(split)} training rows hold one class only; a classifier needs at least two")
+        run = run or Run()
+        began = time.perf_counter()
+        model = self._fit(build, split, run)
+        run.event("fitted", method=self.name, seconds=round(time.perf_counter() - began, 3), rows=len(split))
+        return model.eval()
+
+    @abstractmethod
+    def _fit(self, build: Buildable, split: Split, run: Run) -> nn.Module:
+        """Train and return the model that is to be scored."""

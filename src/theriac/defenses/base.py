@@ -1,0 +1,75 @@
+"""What all repairs share: checks, copying, device, timing. A repair's own file holds only its idea."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from torch import nn
+
+from theriac.core import check
+from theriac.core.errors import InputError
+from theriac.core.method import Method
+from theriac.core.run import Run
+from theriac.core.split import Split, as_clean
+from theriac.models.classifier import to_input
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repair(Method):
+    """Base of all repairs of a finished model. A subclass writes :meth:`_repair` and works on its own copy of the model."""
+
+    kind: ClassVar[str] = "repair"
+
+    @final
+    def repair(self, model: Any, clean: Split, run: Run | None = None) -> nn.Module:
+        """Repair a copy of ``model``; the given one is left as it was.
+
+        Args:
+            model: A module from inputs (pixels in [0, 1], or raw table rows) to logits (N, K), or a Victim.
+            clean: Rows that no attack has touched, with labels.
+            run: Device, precision, seeds, checkpoint folder.
+
+        Returns:
+            A module of the same class, in eval mode: exactly what is to be scored and saved.
+
+        Raises:
+            InputError: On a Poisoned where clean rows belong, a model whose outputs do not fit the classes, or one that
+                returns NaN.
+        """
+        run = run or Run()
+        clean = as_clean(clean)
+        given: nn.Module = model if isinstance(model, nn.Module) else getattr(model, "model", model)
+        if not isinstance(given, nn.Module):
+            raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
+        fixed = copy.deepcopy(given).to(run.device).eval()
+        _probe(fixed, clean, run)
+        began = time.perf_counter()
+        fixed = self._repair(fixed, clean.to(run.device), run)
+        run.event("repaired", method=self.name, seconds=round(time.perf_counter() - began, 3), rows=len(clean))
+        return fixed.eval()
+
+    @abstractmethod
+    def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
+        """Repair ``model`` in place (it is a copy) and return what is to be scored."""
+
+
+def _probe(model: nn.Module, clean: Split, run: Run) -> None:
+    """Run up to 512 clean rows: refuse a model that does not fit, warn about one that seems to be wrapped wrongly."""
+    first = torch.arange(min(512, len(clean)))
+    rows, y = clean.rows(first).to(run.device), clean.y[first].to(run.device)
+    with torch.inference_mode():
+        logits = check.logits(model, to_input(rows), clean.num_classes)
+    accuracy = float((logits.argmax(1) == y).float().mean())
+    chance = float(torch.bincount(y).max()) / len(y)
+    if len(first) >= 50 and accuracy <= chance + 0.02:
+        warnings.warn(
+            f"the model gets {100 * accuracy:.0f} % of the clean rows right, no better than guessing ({100 * chance:.0f} %); "
+            "check its wrapping: input scaling, normalization, size, class order (theriac.adapt)",
+            stacklevel=4,
+        )

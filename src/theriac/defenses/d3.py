@@ -1,0 +1,131 @@
+"""D3: move the classifier as far from the poisoned weights as clean accuracy allows."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from theriac.core import check
+from theriac.core.method import Needs, preset, register
+from theriac.core.run import Run
+from theriac.core.split import Split
+from theriac.defenses._repulsion import Init, Measure, Repulsion
+from theriac.defenses.base import Repair
+from theriac.training import Batch, Outcome, Recipe, loop
+
+ANTIPODE = -0.95  # cosine below which nearly all distance has been bought by a change of sign
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class D3(Repair):
+    """Distance-driven detoxification: maximize ||W - W0|| of chosen layers under a bound on the clean loss.
+
+    Paper: Wei, Liu, Wu, "Unveiling the Backdoor ... D3", ICCV 2025, https://arxiv.org/abs/2411.09585. Official code:
+    shawkui/Distance_Driven_Detoxification @ ab96c36, defense/d3.py (algorithm and config read in code: grade A; the paper's
+    own form from summaries: grade B).
+
+    Threat model: clean rows with labels (5 % in the paper); knows neither trigger nor target.
+
+    ``loss = lam * hinge - distance`` with the norm of every selected W projected back to that of W0 after each step; divided
+    by ``lam + 1`` if ``lam > 1``. All parameters train; only the selected weights are measured. lam is unresolved: the
+    released config says 0.5, summaries of the paper say 10; the code's hinge is per sample, the paper's is of the mean.
+
+    Known failure (see the docs page on when repairs work): distance can be bought by turning the sign of head and features
+    together, which changes nothing in the function. A warning says when the cosine between W and W0 falls below -0.95.
+
+    Cost: one forward and one backward pass a row and epoch, and one norm a step.
+
+    Example:
+        >>> import theriac as th
+        >>> data = th.load("digits")
+        >>> model = th.train("preact_resnet18", data.train.sample(200), recipe="fast_1")
+        >>> fixed = D3(epochs=1).repair(model, data.train.sample(0.05))
+    """
+
+    name: ClassVar[str] = "d3"
+    title: ClassVar[str] = "D3"
+    paper: ClassVar[str] = "arXiv:2411.09585"
+    needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
+
+    lam: float = 0.5  # released config; the paper's summary says 10
+    eps: float = 0.1  # config and paper: clean loss below which a row exerts no pull
+    hinge: Literal["sample", "mean"] = "sample"  # code; the paper's formula is the hinge of the mean
+    layers: str | tuple[str, ...] = "classifier"  # config: the linear layer
+    init: Init = "random"  # code's default: U(-0.5, 0.5), rescaled to ||W0||
+    measure: Measure = "euclidean"  # "unsigned" is ours
+    epochs: int = 100  # config
+    batch_size: int = 256  # config
+    lr: float = 0.01  # config
+    momentum: float = 0.9  # code
+    weight_decay: float = 0.0  # the code ignores the config's 5e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check.positive("lam", self.lam)
+        check.positive("eps", self.eps, zero=True)
+
+    @classmethod
+    @preset
+    def official(cls) -> D3:
+        """The released code and config: lam 0.5, hinge per sample."""
+        return cls()
+
+    @classmethod
+    @preset
+    def paper_form(cls) -> D3:
+        """As summaries state the paper: lam 10, hinge of the mean (grade B)."""
+        return cls(lam=10.0, hinge="mean")
+
+    def recipe(self) -> Recipe:
+        """Its hyperparameters as a training recipe."""
+        return Recipe(
+            name="d3",
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            schedule="cosine",
+        )
+
+    def loss(self, logits: torch.Tensor, y: torch.Tensor, distance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Total and clean part of the objective, from logits (B, K), labels (B,) and the distance."""
+        ce = F.cross_entropy(logits, y, reduction="none")
+        clean = (ce - self.eps).clamp_min(0).mean() if self.hinge == "sample" else (ce.mean() - self.eps).clamp_min(0)
+        total = self.lam * clean - distance
+        return (total / (self.lam + 1) if self.lam > 1 else total), clean
+
+    def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
+        pushed = Repulsion(model, self.layers)
+        pushed.start(self.init, run.generator("method", "d3"))
+
+        def step(net: nn.Module, batch: Batch) -> Outcome:
+            logits = net(batch.x)
+            total, fit = self.loss(logits, batch.y, pushed.distance(self.measure))
+            return total, {"clean_loss": fit, "accuracy": (logits.argmax(1) == batch.y).float().mean()}
+
+        model = loop(
+            model,
+            clean,
+            run,
+            self.recipe(),
+            step=step,
+            after_step=pushed.project,
+            after_epoch=lambda _: pushed.report(),
+            label="d3",
+            about=self,
+        )
+        found = pushed.report()
+        if found["cosine"] < ANTIPODE:
+            warnings.warn(
+                f"D3 ended at the antipode of the old weights (cosine {found['cosine']:.2f}): a joint change of sign of head "
+                "and features buys this distance without changing the function, so the backdoor may have moved along",
+                stacklevel=3,
+            )
+        return model

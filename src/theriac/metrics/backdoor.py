@@ -1,0 +1,237 @@
+"""What a backdoor does and what is left of it: ACC, ASR, RA, target accuracy, DER, excess ASR.
+
+One definition for all attacks. They differ only in the label they want for a row (``target``) and in the rows that count
+(``population``), both of which belong to the attack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from theriac.core import check
+from theriac.core.errors import InputError
+from theriac.core.run import Run
+from theriac.core.split import Poisoned, Split
+from theriac.metrics.intervals import Difference, Rate
+from theriac.models.classifier import to_input
+
+
+class Stamper(Protocol):
+    """What :func:`evaluate` needs of an attack."""
+
+    name: str
+
+    def stamp(self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str) -> torch.Tensor:
+        """Rows with the trigger; same shape and dtype."""
+
+    def target(self, y: torch.Tensor) -> torch.Tensor:
+        """The label that the attack wants for rows of true label ``y``."""
+
+    def population(self, y: torch.Tensor) -> torch.Tensor:
+        """bool: rows on which success is counted."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Rates of one model on one test split, under one attack (``asr`` and ``ra`` are None without an attack)."""
+
+    acc: Rate
+    asr: Rate | None = None
+    ra: Rate | None = None
+    target_acc: Rate | None = None  # accuracy on clean rows of the attack's target class(es)
+    attack: str = ""
+    data: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"ACC  {self.acc}"]
+        if self.asr is not None and self.ra is not None:
+            lines += [f"ASR  {self.asr}", f"RA   {self.ra}"]
+        if self.target_acc is not None:
+            lines.append(f"accuracy on the target class  {self.target_acc}")
+        if self.attack:
+            lines.append(f"under {self.attack}, on {self.data}")
+        return "\n".join(lines)
+
+    def excess_asr(self, benign: Evaluation) -> Difference:
+        """ASR beyond that of a benign model trained the same way, on the same stamped rows.
+
+        Raises:
+            InputError: If one of the two was evaluated without an attack, or the populations differ.
+        """
+        if self.asr is None or benign.asr is None:
+            raise InputError("excess ASR needs two evaluations under the same attack; one has no ASR")
+        if self.asr.total != benign.asr.total:
+            raise InputError(f"the populations differ: {self.asr.total} rows and {benign.asr.total} rows")
+        return Difference(benign.asr, self.asr)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a record."""
+        rates = {"acc": self.acc, "asr": self.asr, "ra": self.ra, "target_acc": self.target_acc}
+        return {
+            **{name: None if rate is None else rate.to_dict() for name, rate in rates.items()},
+            "attack": self.attack,
+            "data": self.data,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
+        """The inverse of :meth:`to_dict`."""
+        rates = {
+            name: None if data.get(name) is None else Rate(data[name]["hits"], data[name]["total"], data[name]["of"])
+            for name in ("acc", "asr", "ra", "target_acc")
+        }
+        if rates["acc"] is None:
+            raise InputError("the record of an evaluation has no 'acc'")
+        return cls(rates["acc"], rates["asr"], rates["ra"], rates["target_acc"], data["attack"], data["data"])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model before and after a repair, on the same rows."""
+
+    before: Evaluation
+    after: Evaluation
+
+    @property
+    def der(self) -> float:
+        """Defense effectiveness: (max(0, ASR drop) - max(0, ACC drop) + 1) / 2, in [0, 1]; 0.5 means no effect."""
+        if self.before.asr is None or self.after.asr is None:
+            raise InputError("DER needs evaluations under an attack; one of the two has no ASR")
+        return der(self.before.acc.value, self.after.acc.value, self.before.asr.value, self.after.asr.value)
+
+    @property
+    def acc(self) -> Difference:
+        """Change of clean accuracy."""
+        return Difference(self.before.acc, self.after.acc)
+
+    @property
+    def asr(self) -> Difference | None:
+        """Change of attack success."""
+        if self.before.asr is None or self.after.asr is None:
+            return None
+        return Difference(self.before.asr, self.after.asr)
+
+    def __str__(self) -> str:
+        lines = [f"ACC  {self.acc}"]
+        if self.asr is not None:
+            lines += [f"ASR  {self.asr}", f"DER  {self.der:.3f}"]
+        return "\n".join(lines)
+
+
+def der(acc_before: float, acc_after: float, asr_before: float, asr_after: float) -> float:
+    """Defense effectiveness rating from four shares in [0, 1]."""
+    return (max(0.0, asr_before - asr_after) - max(0.0, acc_before - acc_after) + 1) / 2
+
+
+def compare(before: Evaluation, after: Evaluation) -> Comparison:
+    """Set two evaluations of the same rows side by side.
+
+    Raises:
+        InputError: If they were made on different rows or attacks.
+    """
+    stamped = [None if e.asr is None else e.asr.total for e in (before, after)]
+    same_rows = before.acc.total == after.acc.total and before.data == after.data and stamped[0] == stamped[1]
+    if not same_rows or before.attack != after.attack:
+        raise InputError(
+            f"the evaluations differ in rows ({before.data or before.acc.total}, {stamped[0]} stamped; "
+            f"{after.data or after.acc.total}, {stamped[1]} stamped) "
+            f"or attack ({before.attack!r} and {after.attack!r}); compare needs the same of both"
+        )
+    return Comparison(before, after)
+
+
+def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = None, batch_size: int = 512) -> Evaluation:
+    """Count a model's clean and stamped predictions in one pass.
+
+    Args:
+        model: A module from inputs (pixels in [0, 1], or raw table rows) to logits (N, K), or a Victim.
+        split: Clean test rows.
+        attack: An attack, a Planted, a Victim or a Poisoned; None counts clean accuracy only.
+        run: Device and precision.
+        batch_size: Rows per forward pass.
+
+    Returns:
+        ACC over all rows; ASR over the attack's population (rows that do not have its label already), stamped: share
+        predicted as the attack's label; RA over the same stamped rows: share predicted as the true label.
+
+    Raises:
+        InputError: On an empty population, a model whose outputs do not fit the classes, or non-finite logits.
+    """
+    if isinstance(split, Poisoned):
+        raise InputError("split is a Poisoned set; evaluate stamps clean test rows itself (hand in a Split)")
+    if not isinstance(split, Split):
+        raise InputError(f"split is a {type(split).__name__}; expected a Split of test rows")
+    run = run or Run()
+    planted = _planted(attack, split)
+    net = model if isinstance(model, nn.Module) else getattr(model, "model", model)
+    if not isinstance(net, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
+    net = net.to(run.device)
+    here = split.to(run.device)
+    classes = split.num_classes
+    asr = ra = population = torch.zeros((), dtype=torch.int64, device=run.device)
+    right = torch.zeros(classes, dtype=torch.int64, device=run.device)  # clean hits by class
+    targets = torch.zeros(classes, dtype=torch.bool, device=run.device)
+    with _eval_mode(net), torch.inference_mode(), run.autocast():
+        for positions in here.batches(batch_size):
+            rows, y = here.rows(positions), here.y[positions]
+            clean = _predict(net, rows, classes)
+            right += torch.bincount(y[clean == y], minlength=classes)
+            if planted is None:
+                continue
+            wanted, counted = planted.target(y), planted.population(y)
+            targets[wanted[counted]] = True
+            population = population + counted.sum()
+            if bool(counted.any()):
+                stamped = planted.stamp(rows[counted], y[counted], here.index[positions][counted], "test")
+                seen = _predict(net, stamped, classes)
+                asr = asr + (seen == wanted[counted]).sum()
+                ra = ra + (seen == y[counted]).sum()
+    acc, data = Rate(int(right.sum()), len(split), "clean rows"), f"{split.card.name}, {len(split)} rows"
+    if planted is None:
+        return Evaluation(acc, data=data)
+    of = f"rows stamped by {planted.name} whose label is not the attack's label already"
+    total = int(here.count()[targets].sum())
+    target_acc = Rate(int(right[targets].sum()), total, "clean rows of the target class") if total else None
+    return Evaluation(
+        acc, Rate(int(asr), int(population), of), Rate(int(ra), int(population), of), target_acc, planted.name, data
+    )
+
+
+def predict(model: nn.Module, split: Split, *, run: Run | None = None, batch_size: int = 512) -> torch.Tensor:
+    """Logits of all rows in order, float32 (N, K), on the CPU. The model is left in eval mode."""
+    run = run or Run()
+    model = model.to(run.device).eval()
+    here = split.to(run.device)
+    with torch.inference_mode(), run.autocast():
+        parts = [model(to_input(here.rows(p))).float().cpu() for p in here.batches(batch_size)]
+    return torch.cat(parts)
+
+
+@contextlib.contextmanager
+def _eval_mode(net: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:  # each module as it was: a caller may have frozen some of them
+        for module, mode in modes:
+            module.training = mode
+
+
+def _predict(net: nn.Module, rows: torch.Tensor, classes: int) -> torch.Tensor:
+    return check.logits(net, to_input(rows), classes).argmax(1)
+
+
+def _planted(attack: Any, split: Split) -> Any:
+    if attack is None:
+        return None
+    if hasattr(attack, "planted"):  # a Victim or a Poisoned
+        return attack.planted
+    return attack if hasattr(attack, "stamp") else attack.plant_for(split)

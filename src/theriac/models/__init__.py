@@ -1,0 +1,29 @@
+"""Networks, and the wrapper that lets a trigger, an adversarial step and any model speak one space."""
+
+from theriac.models.adapt import Adapted, adapt
+from theriac.models.build import Buildable, Builder, architectures, build, make
+from theriac.models.classifier import Classifier, Normalize, TablePrep, parameter_count, to_input
+from theriac.models.store import load_model, save
+from theriac.models.taps import Tap, classifier, features
+from theriac.models.weights import load_weights
+
+__all__ = [
+    "Adapted",
+    "Buildable",
+    "Builder",
+    "Classifier",
+    "Normalize",
+    "TablePrep",
+    "Tap",
+    "adapt",
+    "architectures",
+    "build",
+    "classifier",
+    "features",
+    "load_model",
+    "load_weights",
+    "make",
+    "parameter_count",
+    "save",
+    "to_input",
+]

@@ -1,0 +1,71 @@
+"""Run a model once without leaving a trace: modes, statistics and random streams stay as they were."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from theriac.core.errors import InputError
+from theriac.models.classifier import Classifier
+
+
+@contextlib.contextmanager
+def still(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards every module has its own mode again, and the global generator its state."""
+    # flags and not train(): a user's model may keep some layers in eval mode, or override train()
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def blank(model: nn.Module, shape: tuple[int, ...], rows: int) -> torch.Tensor:
+    """Rows of zeros in the model's own precision and place, (``rows``, *``shape``)."""
+    like = next(model.parameters(), None)
+    if like is None:
+        return torch.zeros((rows, *shape))
+    return torch.zeros((rows, *shape), device=like.device, dtype=like.dtype if like.is_floating_point() else torch.float32)
+
+
+def try_rows(model: nn.Module, x: torch.Tensor) -> Any:
+    """What the model returns for ``x``, in eval mode.
+
+    Raises:
+        InputError: If its forward pass fails, with the first line of the reason.
+    """
+    try:
+        with still(model):
+            return model(x)
+    except InputError:  # says what is wrong already
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise InputError(f"{_name(model)} can't take rows of shape {tuple(x.shape[1:])}: {reason}") from error
+
+
+def check_logits(model: nn.Module, out: Any, rows: int, classes: int) -> None:
+    """Refuse an output that is not one logit for each row and class.
+
+    Raises:
+        InputError: Saying what came and what was expected.
+    """
+    if isinstance(out, torch.Tensor) and tuple(out.shape) == (rows, classes) and out.is_floating_point():
+        return
+    got = f"{out.dtype} {tuple(out.shape)}" if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
+    hint = "" if isinstance(out, torch.Tensor) else "; wrap the model with theriac.adapt"
+    raise InputError(
+        f"{_name(model)} returns {got} for {rows} rows; the data have {classes} classes, "
+        f"so ({rows}, {classes}) logits are expected{hint}"
+    )
+
+
+def _name(model: nn.Module) -> str:
+    return type(model.net if isinstance(model, Classifier) else model).__name__

@@ -1,0 +1,293 @@
+"""Wrap a user's own model once, so that it takes what every method hands in and returns logits."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from theriac.core import check
+from theriac.core.card import Card
+from theriac.core.errors import InputError, unknown
+from theriac.models import _hf
+from theriac.models._still import blank, check_logits, try_rows
+from theriac.models.classifier import Classifier, Normalize, TablePrep
+
+Pick: TypeAlias = str | int | Callable[[Any], torch.Tensor] | None
+"""Which part of a network's output are the logits: a name, an index, a function, or None to find out."""
+
+OWN = "adapted"  # the architecture that a record names
+_CALLABLE = "<function>"
+
+
+class ImagePrep(nn.Module):
+    """Pixels in [0, 1] to what a network expects: grey repeated to its channels, resized, normalized.
+
+    Args:
+        channels: Channels that the network expects.
+        size: Height and width that it expects (bilinear, with antialias); None leaves images as they are.
+        mean: Normalization; None for none.
+        std: Likewise.
+    """
+
+    def __init__(
+        self, channels: int, size: tuple[int, int] | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+    ) -> None:
+        super().__init__()
+        self.channels, self.size = channels, size
+        self.normalize: Normalize | None = None
+        if mean is not None or std is not None:
+            mean = (0.0,) * len(std or ()) if mean is None else mean
+            std = (1.0,) * len(mean) if std is None else std
+            self.normalize = Normalize(mean, std)
+            if len(mean) not in (1, channels):
+                raise InputError(f"mean has {len(mean)} entries; expected one for each of {channels} channels, or one for all")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] == 1 and self.channels > 1:
+            x = x.expand(-1, self.channels, -1, -1)
+        if self.size is not None and tuple(x.shape[2:]) != self.size:
+            x = F.interpolate(x, self.size, mode="bilinear", antialias=True, align_corners=False)
+        return x if self.normalize is None else self.normalize(x)
+
+
+@dataclass(frozen=True)
+class Picker:
+    """Takes the logits out of a network's output."""
+
+    choice: Pick = None
+
+    def __call__(self, out: Any) -> torch.Tensor:
+        """The logits (N, K).
+
+        Raises:
+            InputError: If they are not where ``choice`` says, or could not be found.
+        """
+        choice, found = self.choice, None
+        if callable(choice):
+            found = choice(out)
+        elif isinstance(choice, int):
+            found = out[choice] if isinstance(out, (tuple, list)) and -len(out) <= choice < len(out) else None
+        elif isinstance(out, torch.Tensor):
+            found = out if choice is None else None
+        else:
+            key = "logits" if choice is None else choice
+            found = out.get(key) if isinstance(out, Mapping) else getattr(out, key, None)
+        if not isinstance(found, torch.Tensor):
+            said = "no logits were found there" if choice is None else f"logits={choice!r} leads to no tensor there"
+            raise InputError(f"the network returns {_outline(out)}, and {said}; give logits= a name, an index or a function")
+        return found
+
+
+class Adapted(Classifier):
+    """A user's own network, in ``net``, behind the interface of every model here. Made by :func:`adapt`."""
+
+    def __init__(self, net: nn.Module, prepare: nn.Module, card: Card, spec: dict[str, Any], picker: Picker) -> None:
+        super().__init__(net, prepare, card, spec)
+        self.picker = picker
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.prepare(x)
+        like = next(self.net.parameters(), None)
+        if like is not None and like.is_floating_point():
+            x = x.to(like.dtype)  # a network in half precision takes half-precision pixels
+        logits = self.picker(self.net(x))
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def adapt(
+    model: nn.Module,
+    *,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    size: int | tuple[int, int] | None = None,
+    logits: Pick = None,
+    card: Card | None = None,
+    classes: int | Sequence[str] | None = None,
+    channels: int | None = None,
+    prepare: TablePrep | None = None,
+) -> Adapted:
+    """Wrap any module, or a ``transformers`` image classifier, so that it takes float pixels in [0, 1] and returns logits.
+
+    Args:
+        model: The network. It is held, not copied; methods that change models work on copies of the whole wrapper, so what
+            they return has the same class inside.
+        mean: Normalization that the network expects, in [0, 1] units: one number a channel, or one for all. None: none (for
+            a ``transformers`` model, hand in its image processor's ``image_mean`` and ``image_std``).
+        std: Likewise.
+        size: Height and width that the network expects; images of other sizes are resized inside (bilinear, antialias).
+            Left out: as they come, or ``config.image_size`` of a ``transformers`` model.
+        logits: Where the logits are in what the network returns: an attribute's or key's name, an index, or a function.
+            Left out: the tensor it returns, or its ``logits``.
+        card: The data it is for (``data.card``): shape, class names, augmentation. Best given.
+        classes: Without a card: how many classes there are, or their names.
+        channels: Channels that the network expects: the card's, the configuration's, or 3. Grey images are repeated to them.
+        prepare: For tables: what turns a raw row into the network's input (``TablePrep.fit(split)``); raw rows if left out.
+
+    Returns:
+        The wrapper, with the network as ``.net``, in the same mode and on the same device.
+
+    Raises:
+        InputError: If the arguments contradict each other, or two rows of zeros do not come out as two rows of logits.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> model = adapt(net, mean=0.5, std=0.5, classes=10, channels=1, size=8)
+        >>> tuple(model(torch.rand(4, 1, 8, 8)).shape), model.net is net
+        ((4, 10), True)
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}; expected an nn.Module")
+    if isinstance(model, Classifier):
+        raise InputError("model is wrapped already; hand in its .net to wrap it another way")
+    if not (logits is None or isinstance(logits, str) or callable(logits) or type(logits) is int):
+        raise InputError(f"logits is {logits!r}; expected a name, an index or a function")
+    config = model.config if _hf.is_transformers(model) else None
+    names = _class_names(classes, card, config)
+    prep: nn.Module
+    if card is not None and card.kind == "table":
+        if (mean, std, size, channels) != (None,) * 4:
+            raise InputError(f"{card.name!r} is a table; mean, std, size and channels are for images (see prepare)")
+        if not (prepare is None or isinstance(prepare, TablePrep)):
+            raise InputError(f"prepare is a {type(prepare).__name__}; expected a TablePrep (put anything else into the model)")
+        prep = nn.Identity() if prepare is None else prepare
+        options: dict[str, Any] = {"prepare": "none" if prepare is None else "table"}
+    else:
+        if prepare is not None:
+            raise InputError("prepare is for tables; images take mean, std and size")
+        fit = _pair(size if size is not None else getattr(config, "image_size", None))
+        wanted = channels or getattr(config, "num_channels", None) or (card.channels if card is not None else 3)
+        check.whole("channels", wanted, 1, 4096)
+        prep = ImagePrep(wanted, fit, _numbers("mean", mean), _numbers("std", std))
+        if card is None:
+            card = Card(classes=names or ("0", "1"), size=fit or (0, 0), channels=wanted)
+        options = {"mean": _numbers("mean", mean), "std": _numbers("std", std), "size": fit, "channels": wanted}
+    options["logits"] = _CALLABLE if callable(logits) else logits
+    options["network"] = f"{type(model).__module__}.{type(model).__qualname__}"
+    options["transformers"] = _hf.describe(model)
+    like = next(model.parameters(), None)
+    prep = prep if like is None else prep.to(like.device)
+    wrapped = Adapted(model, prep, card, {"architecture": OWN, "options": options}, Picker(logits))
+    wrapped.training = model.training
+    if all(card.shape):
+        seen = try_rows(wrapped, blank(wrapped, card.shape, 2))
+        if not names and seen.dim() == 2:
+            names = tuple(str(k) for k in range(seen.shape[1]))
+        check_logits(wrapped, seen, 2, len(names))
+        if seen.shape[1] > 1 and bool((seen >= 0).all()) and bool(((seen.sum(1) - 1).abs() < 1e-3).all()):
+            warnings.warn(
+                "the network seems to return probabilities, not logits; take them before the softmax, or pass "
+                "logits=torch.log",
+                stacklevel=2,
+            )
+    if not names:
+        raise InputError("the number of classes is unknown; give card= (data.card), or classes=")
+    wrapped.card = card.replace(classes=names)
+    return wrapped
+
+
+def rebuild(options: Any, card: Card, into: nn.Module | None, tensors: int) -> Adapted:
+    """An adapted model from its record, with weights still to be loaded.
+
+    Args:
+        options: What :func:`adapt` recorded.
+        card: The data it is for.
+        into: A fresh network of the user's class, or a wrapper of it whose ``logits`` function is kept.
+        tensors: How many tensors its file has, to bound what is built.
+
+    Raises:
+        InputError: If the record is not one of ours, or a network or a function has to be handed in.
+    """
+    table = {"prepare"} if card.kind == "table" else {"mean", "std", "size", "channels"}
+    expected = {"logits", "network", "transformers", *table}
+    if not isinstance(options, Mapping) or set(options) != expected:
+        raise InputError("the record's options of an adapted model are not those that Theriac writes")
+    choice = options["logits"]
+    network = str(options["network"])[:120]
+    if choice == _CALLABLE:
+        if not isinstance(into, Adapted):
+            raise InputError(f"its logits are taken by a function; wrap a fresh {network} again and hand it in as into=")
+        choice = into.picker.choice
+    elif not (choice is None or isinstance(choice, str) or type(choice) is int):
+        raise InputError(f"logits in the record is {str(choice)[:80]!r}; expected a name, an index or nothing")
+    if into is None:
+        if options["transformers"] is None:
+            raise InputError(f"this is an adapted {network}; hand in a fresh one of that class: load_model(folder, into=...)")
+        net = _hf.build(options["transformers"], tensors)
+    else:
+        net = into.net if isinstance(into, Adapted) else into
+    prep: nn.Module
+    if card.kind == "table":
+        if options["prepare"] not in ("none", "table"):
+            raise unknown("preparation", options["prepare"], ("none", "table"))
+        prep = nn.Identity() if options["prepare"] == "none" else TablePrep(card.columns)
+    else:
+        check.whole("channels", options["channels"], 1, 4096)
+        prep = ImagePrep(
+            options["channels"],
+            _pair(options["size"]),
+            _numbers("mean", options["mean"]),
+            _numbers("std", options["std"]),
+        )
+    return Adapted(net, prep, card, {"architecture": OWN, "options": dict(options)}, Picker(choice))
+
+
+def _class_names(classes: int | Sequence[str] | None, card: Card | None, config: Any) -> tuple[str, ...]:
+    """Names of the classes, from whoever knows them; empty if nobody does."""
+    given: tuple[str, ...] = ()
+    if classes is not None:
+        if isinstance(classes, int):
+            check.whole("classes", classes, 2)
+            given = tuple(str(k) for k in range(classes))
+        elif isinstance(classes, str) or len(classes) < 2 or not all(isinstance(c, str) for c in classes):
+            raise InputError(f"classes is {classes!r}; expected a number of at least 2, or as many names")
+        else:
+            given = tuple(classes)
+    if card is not None:
+        if given and len(given) != card.num_classes:
+            raise InputError(f"classes gives {len(given)} classes; the card of {card.name!r} has {card.num_classes}")
+        return given or card.classes
+    labels = getattr(config, "id2label", None) or {}
+    return given or tuple(str(labels[k]) for k in sorted(labels))
+
+
+def _numbers(name: str, value: float | Sequence[float] | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    value = value.tolist() if hasattr(value, "tolist") else value  # arrays and tensors
+    try:
+        found = tuple(float(v) for v in (value if isinstance(value, Sequence) else [value]))
+    except (TypeError, ValueError):
+        found = ()
+    if not found or isinstance(value, str):
+        raise InputError(f"{name} is {str(value)[:80]!r}; expected a number, or one for each channel")
+    return found
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, (tuple, list)) else ()
+    if len(pair) != 2:
+        raise InputError(f"size is {str(size)[:80]!r}; expected a number of pixels, or height and width")
+    for side in pair:
+        check.whole("size", side, 1, 8192)
+    return pair[0], pair[1]
+
+
+def _outline(out: Any) -> str:
+    """What came out of a network, in few words."""
+    if isinstance(out, torch.Tensor):
+        return f"one tensor {tuple(out.shape)}"
+    if isinstance(out, Mapping):
+        return f"a {type(out).__name__} with {', '.join(map(str, list(out)[:5]))}"
+    if isinstance(out, (tuple, list)):
+        parts = [str(tuple(v.shape)) if isinstance(v, torch.Tensor) else type(v).__name__ for v in out[:5]]
+        return f"a {type(out).__name__} of {', '.join(parts)}"
+    return f"a {type(out).__name__}"

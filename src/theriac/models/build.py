@@ -1,0 +1,159 @@
+"""Build a model by name, sized to the data, with its input preparation inside."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from theriac.core.card import Card
+from theriac.core.errors import InputError, unknown
+from theriac.core.run import Run
+from theriac.core.split import Split, pixel_moments
+from theriac.models._still import blank, check_logits, try_rows
+from theriac.models.classifier import Classifier, Normalize, TablePrep
+from theriac.models.mlp import TableMLP
+from theriac.models.preact_resnet import PreActResNet18
+from theriac.models.vgg import VGG19BN
+from theriac.models.vit import ViT
+from theriac.models.wrn import WideResNet
+
+Maker = Callable[..., nn.Module]
+
+
+def _preact(card: Card, width: int | None = None, final_norm: bool = False) -> nn.Module:
+    # 64 is the literature's width at 32 pixels; on 8 x 8 digits a quarter of it already reaches the ceiling
+    width = (64 if min(card.size) >= 24 else 16) if width is None else width
+    return PreActResNet18(card.num_classes, card.channels, width, final_norm)
+
+
+def _wrn(card: Card, depth: int = 16, widen: int = 1) -> nn.Module:
+    return WideResNet(card.num_classes, card.channels, depth, widen)
+
+
+def _vgg(card: Card, width: int | None = None) -> nn.Module:
+    width = (64 if min(card.size) >= 24 else 16) if width is None else width
+    return VGG19BN(card.num_classes, card.channels, card.size, width)
+
+
+def _vit(
+    card: Card, patch: int = 0, dim: int | None = None, depth: int = 6, heads: int | None = None, mlp_ratio: int = 4
+) -> nn.Module:
+    dim = (192 if min(card.size) >= 24 else 64) if dim is None else dim
+    heads = max(1, dim // 64) if heads is None else heads  # 64 numbers a head, as in the literature
+    return ViT(card.num_classes, card.channels, card.size, patch, dim, depth, heads, mlp_ratio)
+
+
+def _mlp(card: Card, width_in: int, hidden: Sequence[int] = (128, 256, 512), dropout: float = 0.0) -> nn.Module:
+    return TableMLP(card.num_classes, width_in, hidden, dropout)
+
+
+# name -> maker of (card, **options); for tables of (card, width_in, **options). Its keyword arguments are the options.
+_IMAGE: dict[str, Maker] = {"preact_resnet18": _preact, "wrn_16_1": _wrn, "vgg19_bn": _vgg, "vit_small": _vit}
+_TABLE: dict[str, Maker] = {"mlp": _mlp}
+
+
+def architectures() -> tuple[str, ...]:
+    """Names that :func:`build` knows."""
+    return tuple(sorted({*_IMAGE, *_TABLE}))
+
+
+def make_net(name: str, card: Card, options: Mapping[str, Any], width_in: int = 0) -> nn.Module:
+    """The bare network for a card, before any preparation (used to load saved models).
+
+    Raises:
+        InputError: On an unknown architecture or option, or one that does not fit the data.
+    """
+    key = name.lower()
+    if key not in _IMAGE and key not in _TABLE:
+        raise unknown("architecture", name, architectures())
+    makers, other = (_IMAGE, "table") if card.kind == "image" else (_TABLE, "image")
+    if key not in makers:
+        raise InputError(f"architecture {name!r} is for {other} data; {card.name!r} holds {card.kind} rows")
+    known = [p for p in inspect.signature(makers[key]).parameters if p not in ("card", "width_in")]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of {name}", option, known)
+    if card.kind == "image" and (min(card.size) < 1 or card.channels < 1):
+        raise InputError(f"the card of {card.name!r} gives images of shape {card.shape}; expected sides and channels above 0")
+    return makers[key](card, width_in, **options) if card.kind == "table" else makers[key](card, **options)
+
+
+def normalization(card: Card) -> Normalize:
+    """The card's mean and deviation as a layer.
+
+    Raises:
+        InputError: If the card has not one of each for every channel (or one for all).
+    """
+    if len(card.mean) not in (1, card.channels):
+        raise InputError(f"the card of {card.name!r} has {len(card.mean)} means for {card.channels} channels")
+    return Normalize(card.mean, card.std)
+
+
+def build(name: str, split: Split, run: Run | None = None, **options: Any) -> Classifier:
+    """Build a fresh model for a split.
+
+    Args:
+        name: "preact_resnet18", "wrn_16_1", "vgg19_bn", "vit_small" (images) or "mlp" (tables); :func:`architectures`
+            lists them.
+        split: Training rows. Images give size and normalization through the card; for tables the preparation is fitted here.
+        run: Device and ``init`` stream.
+        **options: The architecture's own, such as ``width=16``.
+
+    Returns:
+        Pixels in [0, 1] (N, C, H, W), or raw table rows (N, F), to logits (N, K).
+
+    Raises:
+        InputError: On an unknown architecture or option, or images that it does not fit.
+    """
+    run = run or Run()
+    card = split.card
+    if not split.is_table and not card.mean:  # a card written by hand
+        mean, std = pixel_moments(split.x)
+        card = card.replace(mean=mean, std=std)
+    prepare: nn.Module = TablePrep.fit(split) if split.is_table else normalization(card)
+    with run.init_scope():
+        net = make_net(name, card, options, getattr(prepare, "width", 0))
+    return Classifier(net, prepare, card, {"architecture": name.lower(), "options": dict(options)}).to(run.device)
+
+
+@dataclass(frozen=True)
+class Builder:
+    """A name with options, to be built when the data are known: ``Builder("preact_resnet18", {"width": 16})``."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, split: Split, run: Run | None = None) -> Classifier:
+        return build(self.name, split, run, **self.options)
+
+
+Buildable = str | Builder | nn.Module | Callable[[Split, Run], nn.Module]
+"""What a verb accepts as ``build``: a name, a Builder, a module (copied), or a function of (split, run)."""
+
+
+def make(what: Buildable, split: Split, run: Run) -> nn.Module:
+    """A fresh model from anything buildable, on the run's device, its output size checked against the classes.
+
+    Raises:
+        InputError: If it can't be built, or does not give one logit a class for rows of this split.
+    """
+    if isinstance(what, str):
+        return build(what, split, run)
+    if isinstance(what, nn.Module):
+        model = copy.deepcopy(what).to(run.device)
+    elif callable(what):
+        with run.init_scope():
+            model = what(split, run)
+        if not isinstance(model, nn.Module):
+            raise InputError(f"build returned a {type(model).__name__}; expected an nn.Module")
+        model = model.to(run.device)
+    else:
+        raise InputError(f"build is a {type(what).__name__}; expected a name, a Builder, a module or a function")
+    # two rows of zeros cost nothing beside a training run that would end in a confusing error, or in a wrong model
+    check_logits(model, try_rows(model, blank(model, split.card.shape, 2)), 2, split.num_classes)
+    return model

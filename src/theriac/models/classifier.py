@@ -1,0 +1,122 @@
+"""The one shape that every model takes in Theriac: raw inputs in, logits out, the data's card alongside."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from theriac.core.card import Card, Column
+from theriac.core.errors import InputError
+from theriac.core.split import Split
+
+
+class Normalize(nn.Module):
+    """Per-channel normalization of pixels in [0, 1]: (N, C, H, W) to (N, C, H, W).
+
+    Args:
+        mean: One number a channel, or a single one for all.
+        std: Likewise, above 0.
+
+    Raises:
+        InputError: If they differ in length, or are not finite.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        numbers = all(math.isfinite(v) for v in (*mean, *std))
+        if not mean or len(mean) != len(std) or not numbers or min(std) <= 0:
+            raise InputError(f"mean is {mean} and std {std}; expected one finite number a channel in each, std above 0")
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - self.mean) / self.std
+
+
+class TablePrep(nn.Module):
+    """What a network needs from a raw table row, fitted on training rows and saved with the model.
+
+    Numeric columns: missing values become the training mean, then standardization. Categorical columns: one-hot; a missing
+    value or a code never seen gives all zeros. (N, F) to (N, ``width``), the numeric columns first.
+
+    Args:
+        columns: Of the raw table.
+        mean: Of each numeric column; zeros if left out.
+        std: Likewise; ones if left out.
+
+    Raises:
+        InputError: If there is no column, or the columns leave nothing to learn from.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, columns: tuple[Column, ...], mean: torch.Tensor | None = None, std: torch.Tensor | None = None):
+        super().__init__()
+        self.numeric = [i for i, c in enumerate(columns) if c.kind == "numeric"]
+        self.categorical = [(i, len(c.categories)) for i, c in enumerate(columns) if c.kind == "categorical"]
+        self.register_buffer("mean", torch.zeros(len(self.numeric)) if mean is None else mean)
+        self.register_buffer("std", torch.ones(len(self.numeric)) if std is None else std)
+        self.width = len(self.numeric) + sum(size for _, size in self.categorical)
+        if not self.width:
+            raise InputError(f"the table has {len(columns)} columns, none numeric and none with categories")
+
+    @classmethod
+    def fit(cls, split: Split) -> TablePrep:
+        """Means and standard deviations of the numeric columns, missing values left out."""
+        prep = cls(split.card.columns)
+        x = split.x[:, prep.numeric].double().cpu()
+        mean = x.nanmean(0).nan_to_num(0.0)
+        std = ((x - mean) ** 2).nanmean(0).sqrt().nan_to_num(1.0)
+        return cls(split.card.columns, mean.float(), torch.where(std > 1e-8, std, 1.0).float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = []
+        if self.numeric:
+            values = x[:, self.numeric]
+            parts.append((torch.where(values.isnan(), self.mean, values) - self.mean) / self.std)
+        for column, size in self.categorical:
+            parts.append((x[:, column, None] == torch.arange(size, device=x.device)).to(x.dtype))
+        return torch.cat(parts, 1)
+
+
+class Classifier(nn.Module):
+    """A network with its own input preparation: raw inputs in, logits out.
+
+    Args:
+        net: Maps prepared inputs to logits (N, K).
+        prepare: Maps float pixels in [0, 1] (N, C, H, W), or raw table rows (N, F), to what ``net`` expects.
+        card: The data it is for.
+        spec: How to build it again: {"architecture": name, "options": {...}}; stored with the weights.
+    """
+
+    def __init__(self, net: nn.Module, prepare: nn.Module, card: Card, spec: dict[str, Any]) -> None:
+        super().__init__()
+        self.prepare = prepare
+        self.net = net
+        self.card = card
+        self.spec = copy.deepcopy(spec)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.net(self.prepare(x))
+        # losses are taken in float32 whatever the layers computed in
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def to_input(rows: torch.Tensor) -> torch.Tensor:
+    """Stored rows as a model takes them: uint8 pixels to floats in [0, 1] (``channels_last``), table rows as they are."""
+    if rows.dtype != torch.uint8:
+        return rows
+    return rows.to(memory_format=torch.channels_last).float().div_(255.0)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in model.parameters())

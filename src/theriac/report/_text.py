@@ -1,0 +1,20 @@
+"""Texts from outside, made fit to be shown."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_HARMFUL = {"Cc", "Cf", "Cs", "Co", "Cn"}  # control, invisible (such as direction overrides), surrogates, private, unassigned
+_KEPT = {"\n", "\t", "\u200c", "\u200d"}  # the joiners belong to several scripts
+
+
+def clean(text: str) -> str:
+    """Replace what could hide, reorder or control text (terminal escapes, direction overrides) by a visible mark."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join("\ufffd" if unicodedata.category(c) in _HARMFUL and c not in _KEPT else c for c in text)
+
+
+def line(text: str) -> str:
+    """The same on one line."""
+    return " ".join(clean(text).split())

@@ -1,0 +1,170 @@
+"""Geometry of the page's charts. Templates draw it; nothing here knows HTML.
+
+All charts are ``WIDTH`` units wide and drawn about one unit to a pixel, so that their text is as large as the page's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from theriac.metrics import Rate
+from theriac.report.findings import percent
+
+WIDTH = 340
+LEFT, RIGHT = 84, 288  # where bars begin and where 100 % lies
+ROW = 28
+TOP = 24
+PLOT_HEIGHT = 190
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One horizontal bar with its 95 % interval, in chart units."""
+
+    label: str
+    text: str
+    kind: str  # "before" or "after"
+    y: float  # of the bar's top
+    end: float
+    low: float
+    high: float
+    rate: Rate
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A panel of bars from 0 to 100 %, with the control's level."""
+
+    name: str
+    title: str
+    better: str
+    bars: list[Bar]
+    height: float
+    control: Rate | None
+    control_x: float = 0.0
+    control_anchor: str = "middle"
+
+    @property
+    def control_text(self) -> str:
+        """The control's share."""
+        return "" if self.control is None else percent(self.control)
+
+    @property
+    def description(self) -> str:
+        """The chart in words, for those who do not see it."""
+        told = [f"{b.label} {_told(b.rate)}" for b in self.bars]
+        if self.control is not None:
+            told.append(f"benign control {_told(self.control)}")
+        return f"{self.name}: {'; '.join(told)}."
+
+
+def bars(name: str, title: str, better: str, rates: Sequence[tuple[str, Rate]], control: Rate | None = None) -> Bars:
+    """A panel from labelled rates, the first of which is the model before repair."""
+    drawn = [
+        Bar(
+            label=label,
+            text=percent(rate),
+            kind="after" if i else "before",
+            y=TOP + i * ROW,
+            end=_x(rate.value),
+            low=_x(rate.interval[0]),
+            high=_x(rate.interval[1]),
+            rate=rate,
+        )
+        for i, (label, rate) in enumerate(rates)
+    ]
+    height = TOP + ROW * len(drawn) + 20
+    if control is None:
+        return Bars(name, title, better, drawn, height, None)
+    anchor = "start" if control.value < 0.25 else "end" if control.value > 0.75 else "middle"
+    return Bars(name, title, better, drawn, height, control, _x(control.value), anchor)
+
+
+def _x(share: float) -> float:
+    return round(LEFT + (RIGHT - LEFT) * share, 2)
+
+
+def _told(rate: Rate) -> str:
+    low, high = rate.interval
+    return f"{percent(rate)}, {rate.hits} of {rate.total}, interval {100 * low:.1f} to {100 * high:.1f} %"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: SVG points, and the class that styles it."""
+
+    label: str
+    points: str
+    style: int
+    last: str  # its last value, as text
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A panel of curves over epochs."""
+
+    title: str
+    lines: list[Line]
+    y_ticks: list[tuple[float, str]] = field(default_factory=list)  # place and text
+    x_ticks: list[tuple[float, str]] = field(default_factory=list)
+    height: float = PLOT_HEIGHT
+    left: float = 46
+    right: float = WIDTH - 10
+    bottom: float = PLOT_HEIGHT - 24
+
+    @property
+    def description(self) -> str:
+        """The chart in words."""
+        return f"{self.title}. Last values: {'; '.join(f'{line.label} {line.last}' for line in self.lines)}."
+
+
+def curves(title: str, series: Sequence[tuple[str, Sequence[float], int]], *, share: bool = False) -> Curves | None:
+    """A panel from (label, one value an epoch, style number); None if there is nothing to draw.
+
+    Args:
+        title: What the values are.
+        series: The curves. Values are finite.
+        share: Draw shares in [0, 1] as percentages.
+    """
+    kept = [(label, list(values), style) for label, values, style in series if len(values) > 1]
+    if not kept:
+        return None
+    values = [v for _, vs, _ in kept for v in vs]
+    ticks = nice_ticks(0.0 if share else min(0.0, *values), 1.0 if share else max(values))
+    low, high = ticks[0], ticks[-1]
+    empty = Curves(title, [])
+    longest = max(len(vs) for _, vs, _ in kept)
+
+    def across(epoch: int) -> float:
+        return round(empty.left + (empty.right - empty.left) * (epoch - 1) / (longest - 1), 2)
+
+    def up(value: float) -> float:
+        return round(empty.bottom - (empty.bottom - 10) * (value - low) / (high - low), 2)
+
+    lines = [
+        Line(label, " ".join(f"{across(i + 1)},{up(v)}" for i, v in enumerate(vs)), style, _value(vs[-1], share))
+        for label, vs, style in kept
+    ]
+    marks = sorted({1, round((1 + longest) / 2), longest})
+    return Curves(title, lines, [(up(t), _tick(t, share)) for t in ticks], [(across(e), str(e)) for e in marks])
+
+
+def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
+    """Round numbers from at most ``low`` to at least ``high``: steps of 1, 2 or 5 times a power of ten."""
+    if not high > low:
+        high = low + 1.0
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def _tick(value: float, share: bool) -> str:
+    return f"{100 * value:.0f} %" if share else f"{value:.6g}".replace("-", "−")
+
+
+def _value(value: float, share: bool) -> str:
+    return f"{100 * value:.1f} %" if share else f"{value:.3g}".replace("-", "−")

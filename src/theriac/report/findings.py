@@ -1,0 +1,190 @@
+"""What the numbers say, in words: a verdict for each repair, and one sentence for the whole study.
+
+The rule is fixed, printed on every page, and looks at intervals before it looks at points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from theriac.metrics import Difference, Rate
+from theriac.report.records import Result, Study
+
+LEVEL = "reduced to the control’s level"
+VERDICTS = (LEVEL, "reduced", "partly reduced", "mostly left in place", "left in place", "increased", "nothing to reduce")
+RULE = (
+    "A backdoor counts as “left in place” if the 95 % interval of the change in ASR includes zero; as “reduced to the "
+    "control’s level” if the interval of the excess ASR afterwards includes zero; and there was “nothing to reduce” if that "
+    "of the excess ASR before does. Otherwise the share of the excess ASR that is gone "
+    "decides: “reduced” from 90 % on, “partly reduced” from 50 % on, “mostly left in place” below."
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a repair did to one backdoor, and what it cost."""
+
+    word: str  # one of VERDICTS; "" if success of the attack can't be measured
+    cost: str  # what happened to clean accuracy, in words
+    recognition: str  # what happened to stamped rows beyond the attack's label, in words
+
+
+def verdict(result: Result) -> Verdict:
+    """Judge one repair by the fixed rule.
+
+    Args:
+        result: A result with a repair.
+    """
+    pair = result.comparison
+    if pair is None:
+        return Verdict("", "", "")
+    low, high = pair.acc.interval
+    points = f"{100 * pair.acc.value:+.1f} points".replace("-", "−")
+    cost = f"accuracy {points}" + (", within chance" if low <= 0 <= high else "")
+    return Verdict(_word(result), cost, _recognition(result))
+
+
+def _word(result: Result) -> str:
+    pair = result.comparison
+    if pair is None or pair.asr is None or pair.before.asr is None or pair.after.asr is None:
+        return ""
+    change, excess = pair.asr, result.excess
+    if excess is not None and Difference(excess.before, pair.before.asr).interval[0] <= 0:
+        return "nothing to reduce"
+    low, high = change.interval
+    if low <= 0 <= high:
+        return "left in place"
+    if change.value > 0:
+        return "increased"
+    if excess is not None and excess.interval[0] <= 0:
+        return LEVEL
+    base = 0.0 if excess is None else excess.before.value
+    gone = (pair.before.asr.value - pair.after.asr.value) / max(pair.before.asr.value - base, 1e-9)
+    return "reduced" if gone >= 0.9 else "partly reduced" if gone >= 0.5 else "mostly left in place"
+
+
+def _recognition(result: Result) -> str:
+    after = result.scores
+    if after.ra is None:
+        return ""
+    told = f"{percent(after.ra.rate)} of the stamped rows are classified as their true label"
+    if result.control is not None and result.control.ra is not None:
+        told += f" (control: {percent(result.control.ra.rate)})"
+    return told
+
+
+def percent(rate: Rate) -> str:
+    """A share with one decimal; 0 and 100 only where every row says so."""
+    value = 100 * rate.value
+    if 0 < rate.hits < rate.total:
+        value = min(max(value, 0.1 if value < 0.05 else value), 99.9)
+    return f"{value:.1f} %"
+
+
+def title_of(result: Result) -> str:
+    """How tables call the repair of a result."""
+    from theriac.core.method import methods
+
+    if result.label:
+        return result.label
+    name = result.repair_name
+    known = methods("repair").get(name)
+    return known.title if known is not None and known.title else name
+
+
+def headline(study: Study) -> str:
+    """The whole study in one sentence."""
+    judged = [(r, verdict(r)) for r in study.repairs]
+    measured = [(r, v) for r, v in judged if v.word]
+    if measured:
+        names = list(dict.fromkeys(title_of(r) for r, _ in measured))
+        victims = list(dict.fromkeys(r.victim for r, _ in measured))
+        if len(names) > 4 or len(victims) > 3 or len(measured) != len({(title_of(r), r.victim) for r, _ in measured}):
+            return _counted(measured)
+        return _named(measured, names)
+    if judged:
+        return _accuracy(judged)
+    return _unrepaired(study.results)
+
+
+def _named(measured: Sequence[tuple[Result, Verdict]], names: Sequence[str]) -> str:
+    """One clause for each verdict pattern; repairs with the same pattern share a clause; the best come first."""
+    patterns: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for name in names:
+        pattern = tuple((r.victim, v.word) for r, v in measured if title_of(r) == name)
+        patterns.setdefault(pattern, []).append(name)
+    rank = {word: i for i, word in enumerate(VERDICTS)}
+    clauses = []
+    for pattern, who in sorted(patterns.items(), key=lambda item: sum(rank[w] for _, w in item[0]) / len(item[0])):
+        words: dict[str, list[str]] = {}
+        for victim, word in pattern:
+            words.setdefault(word, []).append(victim)
+        parts = [_what(word, [r for r, _ in measured if title_of(r) in who and r.victim in vs]) for word, vs in words.items()]
+        clauses.append(f"{_and(who)} {_and(parts)}")
+    return "; ".join(clauses) + "."
+
+
+def _what(word: str, results: Sequence[Result]) -> str:
+    """A verdict on some victims with its numbers: one pair, or the range over repairs."""
+    victims = list(dict.fromkeys(r.victim for r in results))
+    told = []
+    for victim in victims:
+        mine = [r for r in results if r.victim == victim]
+        before, after = mine[0].before.asr, [r.scores.asr.rate for r in mine if r.scores.asr is not None]
+        if before is None or not after:
+            continue
+        ends = sorted(after, key=lambda rate: rate.value)
+        to = percent(ends[0]) if ends[0].value == ends[-1].value else f"{percent(ends[0])[:-2]} to {percent(ends[-1])}"
+        told.append(f"{percent(before.rate)} → {to}")
+    which = f"the {_and(victims)} backdoor{'s' if len(victims) > 1 else ''}"
+    numbers = f"(ASR {'; '.join(told)})"
+    if word.endswith("left in place"):
+        return f"left {which} {'mostly ' if word.startswith('mostly') else ''}in place {numbers}"
+    if word == "nothing to reduce":
+        return f"had nothing to reduce on {_and(victims)} {numbers}"
+    if word == LEVEL:
+        return f"reduced {which} to the control’s level {numbers}"
+    return f"{word} {which} {numbers}"
+
+
+def _counted(measured: Sequence[tuple[Result, Verdict]]) -> str:
+    counts = [(word, sum(v.word == word for _, v in measured)) for word in VERDICTS]
+    return f"Of {len(measured)} repairs: " + ", ".join(f"{n} {word}" for word, n in counts if n) + "."
+
+
+def _accuracy(judged: Sequence[tuple[Result, Verdict]]) -> str:
+    parts = [f"{title_of(r)} {percent(r.before.acc.rate)} → {percent(r.scores.acc.rate)}" for r, _ in judged[:4]]
+    return f"Clean accuracy: {'; '.join(parts)}. No attack is known, so its success was not measured."
+
+
+def _unrepaired(results: Sequence[Result]) -> str:
+    attacked = [r for r in results if r.before.asr is not None]
+    if attacked:
+        told = [f"{r.victim}: ASR {percent(r.before.asr.rate)}" for r in attacked[:4] if r.before.asr is not None]
+        return f"{'; '.join(told)}. No repair was made."
+    if not results:
+        return "This study holds no results."
+    return f"Clean accuracy {percent(results[0].before.acc.rate)}. No attack is known and no repair was made."
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def caveats(study: Study) -> list[str]:
+    """What limits the conclusions, as far as the records tell."""
+    told = []
+    if study.repairs:
+        told.append("A repair reduces a backdoor at most; nothing here shows that one is gone. Other triggers were not tried.")
+    sizes = [r.before.acc.total for r in study.results]
+    if sizes and min(sizes) < 2000:
+        told.append(
+            f"The test set is small ({min(sizes):,} rows): differences of a few points are within chance. Read the intervals."
+        )
+    told.append(
+        "One seed. The intervals cover the choice of test rows only, not the luck of training; another seed gives other numbers."
+    )
+    if any(r.after is not None and r.control is None and r.after.asr is not None for r in study.results):
+        told.append("There is no benign control, so a trigger that fools any model by itself can't be told from a backdoor.")
+    return told

@@ -1,0 +1,233 @@
+"""One self-contained HTML page from a study: no scripts, nothing loaded from anywhere, every text escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from theriac.core.errors import InputError
+from theriac.core.files import write_atomically
+from theriac.metrics import Rate
+from theriac.report import charts, findings, logs, tables
+from theriac.report._text import clean
+from theriac.report.records import Exhibit, Result, Study
+
+PAGE = "report.html"
+
+
+def write(study: Study | str | Path, path: str | Path | None = None) -> Path:
+    """Write the report of a study.
+
+    Args:
+        study: A Study, or the folder (or ``study.json``) that holds one.
+        path: The HTML file, or a folder for ``report.html``; left out: beside ``study.json``.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        InputError: If there is no valid study there, or a Study comes without a path.
+    """
+    if isinstance(study, Study):
+        if path is None:
+            raise InputError("path is missing; a Study that is not in a folder needs one")
+        found = study
+    else:
+        found = Study.read(study)
+        path = (Path(study).parent if Path(study).suffix == ".json" else Path(study)) if path is None else path
+    path = Path(path)
+    target = path if path.suffix in (".html", ".htm") else path / PAGE
+    text = html(found)
+    return write_atomically(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def html(study: Study) -> str:
+    """The page as text."""
+    text: str = _environment().get_template("report.html.j2").render(view(study))
+    return text
+
+
+@cache
+def _environment() -> Environment:
+    here = Path(__file__).parent / "templates"
+    made = Environment(
+        loader=FileSystemLoader(here),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
+    )
+    made.filters["group"] = lambda n: f"{n:,}"
+    made.filters["seconds"] = seconds
+    return made
+
+
+def _shown(value: Any) -> Any:
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def view(study: Study) -> dict[str, Any]:
+    """Everything that the template shows, computed."""
+    css = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    victims = list(dict.fromkeys(r.victim for r in study.results))
+    judged = [(r, findings.verdict(r)) for r in study.repairs]
+    controlled = any(r.control is not None for r in study.results)
+    return {
+        "css": Markup(css),  # our own file
+        "study": study,
+        "headline": findings.headline(study),
+        "rule": findings.RULE if any(v.word for _, v in judged) else "",
+        "has_asr": any(r.before.asr is not None for r in study.results),
+        "has_control": controlled,
+        "panels": [_panels([r for r in study.results if r.victim == v]) for v in victims],
+        "table": _table(study),
+        "caption": tables.CAPTION,
+        "exhibits": [_exhibit(study, e) for e in study.exhibits],
+        "training": logs.training(study),
+        "repairing": logs.repairing(study),
+        "logged": logs.facts(study),
+        "notes": [(r, text) for r in study.results for text in r.warnings],
+        "title_of": findings.title_of,
+        "caveats": [*findings.caveats(study), *study.caveats],
+        "settings": _settings(study),
+        "difference": 10,
+        "WIDTH": charts.WIDTH,
+        "charts": charts,
+    }
+
+
+def _panels(results: Sequence[Result]) -> dict[str, Any] | None:
+    """Bars before and after for one victim, and its findings; None for a model that was neither attacked nor repaired."""
+    first = results[0]
+    repairs = [r for r in results if r.after is not None]
+    if not repairs and first.before.asr is None:
+        return None
+    control = next((r.control for r in results if r.control is not None), None)
+    told = (("acc", "ACC", "clean accuracy", "higher is better"), ("ra", "RA", "recovered accuracy", "higher is better"))
+    shown = []
+    for key, name, title, better in (("asr", "ASR", "attack success", "lower is better"), *told):
+        every = [("before", first.before), *((findings.title_of(r), r.after) for r in repairs)]
+        counted = [(label, getattr(s, key).rate) for label, s in every if s is not None and getattr(s, key) is not None]
+        if not counted:
+            continue
+        base = None if control is None else getattr(control, key)
+        shown.append(charts.bars(name, title, better, counted, None if base is None else base.rate))
+    return {
+        "victim": first.victim,
+        "attack": attack_in_words(first.attack),
+        "panels": shown,
+        "control": control is not None,
+        "findings": [(findings.title_of(r), r, findings.verdict(r)) for r in repairs],
+        "pairs": [_pair(r) for r in repairs],
+    }
+
+
+def _pair(result: Result) -> str:
+    """ASR before and after, as text; '' without an attack."""
+    before, after = result.before.asr, result.scores.asr
+    return "" if before is None or after is None else f"{findings.percent(before.rate)} → {findings.percent(after.rate)}"
+
+
+def attack_in_words(config: Mapping[str, Any] | None) -> str:
+    """Name, target and rate of an attack's configuration."""
+    if config is None:
+        return ""
+    told = []
+    rate = config.get("poison_rate")
+    if isinstance(rate, (int, float)):
+        told.append(f"{100 * rate:g} % of the training rows poisoned")
+    if config.get("mode") == "all_to_all":
+        told.append("every class sent to the next one")
+    elif "target" in config:
+        told.append(f"target class {config['target']}")
+    for key in ("trigger", "pattern", "alpha"):
+        if key in config:
+            told.append(f"{key} {config[key]}")
+    return ", ".join(str(t) for t in told)
+
+
+def _table(study: Study) -> list[dict[str, Any]]:
+    """The rows of the table, grouped by victim."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in tables.rows(study):
+        control = next((r.control for r in study.results if r.victim == row.group and r.control is not None), None)
+        excess = ""
+        if row.scores.asr is not None and control is not None and control.asr is not None and row.kind != "control":
+            excess = f"{100 * row.scores.evaluation.excess_asr(control.evaluation).value:+.1f}".replace("-", "−")
+        groups.setdefault(row.group, []).append(
+            {
+                "row": row,
+                "cells": [_cell(rate) for rate in row.rates],
+                "excess": excess,
+                "der": "" if row.der is None else f"{row.der:.3f}",
+            }
+        )
+    return [{"victim": victim, "rows": lines} for victim, lines in groups.items()]
+
+
+def _cell(rate: Rate | None) -> tuple[str, str, str] | None:
+    if rate is None:
+        return None
+    low, high = rate.interval
+    return findings.percent(rate), f"{rate.hits:,}/{rate.total:,}", f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def _exhibit(study: Study, exhibit: Exhibit) -> dict[str, Any]:
+    """Samples with class names, and for each model whether a guess is the label, the target or another class."""
+    names = study.data.classes
+    side = max(study.data.shape[1:], default=0)
+
+    def guess(label: int, target: int, said: int, share: float) -> dict[str, str]:
+        kind = "right" if said == label else "target" if said == target else "other"
+        return {"name": names[said], "share": f"{100 * share:.0f} %", "kind": kind}
+
+    models = []
+    for i, model in enumerate(exhibit.models):
+        guesses = [(s, s.guesses[i]) for s in exhibit.samples]
+        models.append(
+            {
+                "name": model,
+                "clean": [guess(s.label, s.target, g.clean, g.clean_share) for s, g in guesses],
+                "stamped": [guess(s.label, s.target, g.stamped, g.stamped_share) for s, g in guesses],
+            }
+        )
+    samples = [{"sample": s, "label": names[s.label], "target": names[s.target]} for s in exhibit.samples]
+    attack = next((r.attack for r in study.results if r.victim == exhibit.victim), None)
+    return {
+        "exhibit": exhibit,
+        "attack": attack_in_words(attack),
+        "change": f"{100 * exhibit.largest_change:.0f} %",
+        "samples": samples,
+        "models": models,
+        "targets": list(dict.fromkeys(s["target"] for s in samples)),
+        "pixelated": side <= 64,
+    }
+
+
+def _settings(study: Study) -> list[tuple[str, str]]:
+    """Configurations of attacks and repairs, each once."""
+    found: dict[str, str] = {}
+    for r in study.results:
+        for name, config in ((r.victim, r.attack), (findings.title_of(r) if r.repair else "", r.repair)):
+            if config is not None:
+                told = ", ".join(f"{k} {v}" for k, v in config.items() if k != "method")
+                found.setdefault(f"{name}: {told}", name)
+    return [(name, text[len(name) + 2 :]) for text, name in found.items()]
+
+
+def seconds(value: float | None) -> str:
+    """A duration as people say it."""
+    if value is None:
+        return "–"
+    if value < 60:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

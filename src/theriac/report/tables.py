@@ -1,0 +1,125 @@
+"""The results as a table: for the terminal (rich) and for documents (Markdown)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from theriac.metrics import Rate
+from theriac.report._text import line
+from theriac.report.findings import percent, title_of, verdict
+from theriac.report.records import Result, Scores, Study
+
+COLUMNS = ("ACC", "ASR", "RA")
+CAPTION = (
+    "ACC: clean test rows classified as their label. ASR: stamped test rows, not already of the attack’s label, classified "
+    "as that label. RA: the same rows classified as their true label. DER: 0.5 = no effect, 1 = best. 95 % Wilson intervals."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    group: str  # the victim
+    model: str
+    scores: Scores
+    kind: str  # "before", "after" or "control"
+    der: float | None = None
+    finding: str = ""
+    seconds: float | None = None
+
+    @property
+    def rates(self) -> tuple[Rate | None, ...]:
+        """ACC, ASR, RA."""
+        found = (self.scores.acc, self.scores.asr, self.scores.ra)
+        return tuple(None if f is None else f.rate for f in found)
+
+
+def rows(results: Study | Sequence[Result]) -> list[Row]:
+    """The lines of the table: by victim, before, after each repair, and the benign control on the same stamped rows."""
+    found = results.results if isinstance(results, Study) else list(results)
+    return [row for victim in dict.fromkeys(r.victim for r in found) for row in _group([r for r in found if r.victim == victim])]
+
+
+def _group(results: Sequence[Result]) -> Iterator[Row]:
+    first = results[0]
+    own = next((r for r in results if r.repair is None), None)
+    seconds = own.seconds if own is not None else None
+    yield Row(first.victim, "as trained" if own is not None else "before", first.before, "before", seconds=seconds)
+    for r in results:
+        pair = r.comparison
+        if pair is None or r.after is None:
+            continue
+        der = None if pair.asr is None else pair.der
+        yield Row(r.victim, title_of(r), r.after, "after", der, verdict(r).word, r.seconds)
+    control = next((r.control for r in results if r.control is not None), None)
+    if control is not None:
+        yield Row(first.victim, "benign control", control, "control")
+
+
+def table(results: Study | Sequence[Result], title: str = "") -> Table:
+    """A rich table with counts and 95 % intervals, 80 columns wide.
+
+    Args:
+        results: A study, or results.
+        title: Above the table.
+    """
+    lines = rows(results)
+    out = Table(title=Text(line(title), "bold") if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    out.add_column("model", no_wrap=False, overflow="fold")
+    for name in COLUMNS:
+        out.add_column(name, justify="right", no_wrap=True)
+    out.add_column("DER", justify="right", no_wrap=True)
+    last = None
+    for row in lines:
+        if row.group != last:
+            if last is not None:
+                out.add_section()
+            out.add_row(Text(line(row.group), "bold"), *[""] * (len(COLUMNS) + 1))
+            last = row.group
+        style = "dim" if row.kind == "control" else ""
+        cells = [_cell(rate) for rate in row.rates]
+        der = "" if row.der is None else f"{row.der:.3f}"
+        name = Text("  ").append(line(row.model))
+        if row.finding:
+            name.append(f"\n  {row.finding}", "dim")
+        out.add_row(name, *cells, Text(der), style=style)
+    return out
+
+
+def _cell(rate: Rate | None) -> Text:
+    if rate is None:
+        return Text("–", "dim")
+    low, high = rate.interval
+    told = Text(f"{percent(rate)} ", "bold").append(f"{rate.hits}/{rate.total}", "not bold")
+    return told.append(f"\n{100 * low:.1f} to {100 * high:.1f}", "dim not bold")
+
+
+def markdown(results: Study | Sequence[Result]) -> str:
+    """A Markdown table with counts and 95 % intervals; texts from outside are escaped."""
+    head = ["victim", "model", *COLUMNS, "DER", "finding", "seconds"]
+    out = [f"| {' | '.join(head)} |", f"|{'---|' * 2}{'---:|' * 4}---|---:|"]
+    for row in rows(results):
+        cells = [_markdown_cell(rate) for rate in row.rates]
+        der = "" if row.der is None else f"{row.der:.3f}"
+        seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
+        out.append(f"| {' | '.join([escape(row.group), escape(row.model), *cells, der, row.finding, seconds])} |")
+    return "\n".join(out) + "\n"
+
+
+def _markdown_cell(rate: Rate | None) -> str:
+    if rate is None:
+        return "–"
+    low, high = rate.interval
+    return f"{percent(rate)} ({rate.hits}/{rate.total}; {100 * low:.1f} to {100 * high:.1f})"
+
+
+def escape(text: str) -> str:
+    """Text as it is, whatever Markdown or HTML it holds."""
+    kept = line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{c}" if c in "\\`*_[]|~" else c for c in kept)

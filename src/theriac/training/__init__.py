@@ -1,0 +1,18 @@
+"""The one training loop, recipes as data, checkpoints."""
+
+from theriac.training.loop import Batch, DivergedError, Outcome, Step, cross_entropy_step, loop, set_mode
+from theriac.training.plain import train
+from theriac.training.recipes import Recipe, recipe
+
+__all__ = [
+    "Batch",
+    "DivergedError",
+    "Outcome",
+    "Recipe",
+    "Step",
+    "cross_entropy_step",
+    "loop",
+    "recipe",
+    "set_mode",
+    "train",
+]

@@ -1,0 +1,71 @@
+"""Checkpoints of a running loop: written to a temporary name, renamed, and refused if they belong to something else."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from theriac.core.errors import InputError
+from theriac.core.files import load_tensors_safely, write_atomically
+from theriac.core.run import Run
+
+_EVERY_S = 20.0  # a checkpoint costs milliseconds; this bounds what a kill can lose without writing after every short epoch
+
+
+class Keeper:
+    """Saves and restores one loop's state in ``run.folder``; does nothing without a folder."""
+
+    def __init__(
+        self,
+        run: Run,
+        label: str,
+        fingerprint: str,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        extra: Mapping[str, Any],
+    ) -> None:
+        self.run, self.fingerprint, self.model, self.optimizer, self.extra = run, fingerprint, model, optimizer, extra
+        self.path: Path | None = None if run.folder is None else run.folder / f"{label}.checkpoint.pt"
+        self.label = label
+        self.saved_at = time.monotonic()
+
+    def restore(self) -> int:
+        """Load the checkpoint if there is one; returns the number of epochs that are done."""
+        if self.path is None or not self.path.exists():
+            return 0
+        state = load_tensors_safely(self.path, map_location=self.run.device)
+        if not isinstance(state, dict) or state.get("fingerprint") != self.fingerprint:
+            raise InputError(
+                f"{self.path} belongs to another configuration (data, recipe or seed differ); "
+                "take another output folder, or delete the file to start anew"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, thing in self.extra.items():
+            thing.load_state_dict(state["extra"][name])
+        known = {(e["event"], e.get("epoch")) for e in self.run.events}
+        self.run.events.extend(e for e in state["events"] if (e["event"], e.get("epoch")) not in known)
+        return int(state["done"])
+
+    def save(self, done: int, *, last: bool) -> None:
+        """Write a checkpoint if enough time has passed, or it is the last."""
+        if self.path is None or (not last and time.monotonic() - self.saved_at < _EVERY_S):
+            return
+        if os.environ.get("RANK", "0") != "0":
+            return
+        state = {
+            "fingerprint": self.fingerprint,
+            "done": done,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "extra": {name: thing.state_dict() for name, thing in self.extra.items()},
+            "events": self.run.history(self.label),
+        }
+        write_atomically(self.path, lambda temporary: torch.save(state, temporary))
+        self.saved_at = time.monotonic()

@@ -1,0 +1,217 @@
+"""The one training loop. Victims, repairs and training-time defenses all run through it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from theriac.core.card import Augment
+from theriac.core.errors import InputError, TheriacError
+from theriac.core.run import Run
+from theriac.core.split import Split
+from theriac.data.augment import augment
+from theriac.models.classifier import to_input
+from theriac.training import _parallel, checkpoint
+from theriac.training.recipes import Recipe
+
+
+@dataclass
+class Batch:
+    """One step's rows."""
+
+    x: torch.Tensor  # stored rows until after augmentation, then model input
+    y: torch.Tensor
+    position: torch.Tensor  # rows of the split, int64 (B,)
+    epoch: int
+    step: int  # counted from the start of training
+    run: Run
+    epochs: int = 0
+
+
+Outcome = torch.Tensor | tuple[torch.Tensor, Mapping[str, torch.Tensor]]
+"""What a step returns: the loss, perhaps with scalar tensors to report (averaged over the epoch)."""
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+Step = Callable[[nn.Module, Batch], Outcome]
+Hook = Callable[[Batch], None]
+
+
+class DivergedError(TheriacError):
+    """The loss became NaN or infinite; the weights of that epoch are not kept."""
+
+
+def cross_entropy_step(model: nn.Module, batch: Batch) -> Outcome:
+    """Plain training: mean cross-entropy, with the accuracy beside it."""
+    logits = model(batch.x)
+    return F.cross_entropy(logits, batch.y), {"accuracy": (logits.argmax(1) == batch.y).float().mean()}
+
+
+def loop(
+    model: nn.Module,
+    split: Split,
+    run: Run,
+    recipe: Recipe,
+    *,
+    step: Step = cross_entropy_step,
+    before_augment: Hook | None = None,
+    after_augment: Hook | None = None,
+    after_step: Callable[[int], None] | None = None,
+    after_epoch: Callable[[int], Mapping[str, float] | None] | None = None,
+    parameters: Iterable[nn.Parameter] | None = None,
+    extra_state: Mapping[str, Any] | None = None,
+    label: str = "train",
+    about: object = None,
+) -> nn.Module:
+    """Train ``model`` in place.
+
+    Args:
+        model: Raw inputs to logits.
+        split: Training rows.
+        run: Device, precision, streams ``order`` and ``augment``, events, checkpoint folder.
+        recipe: Epochs, batch size, optimizer, schedule, augmentation, BatchNorm mode.
+        step: Loss of one batch.
+        before_augment: May change ``batch.x`` (stored rows; uint8 for images) and ``batch.y``: where attacks stamp.
+        after_augment: May change ``batch.x`` (model input).
+        after_step: Called with the step number after each optimizer step: where D3 projects.
+        after_epoch: Called with the epoch number; what it returns is added to that epoch's event.
+        parameters: What to optimize; all parameters that require gradients if left out.
+        extra_state: Things with ``state_dict``/``load_state_dict`` that a resumed run must find as they were.
+        label: Name of the events and of the checkpoint. Two loops in one folder need two labels.
+        about: The method, where its options and the weights it starts from decide the result too; a checkpoint of another
+            method, option or starting model is then refused.
+
+    Returns:
+        The same model, in eval mode.
+
+    Raises:
+        DivergedError: If the loss stops being finite.
+        InputError: If a checkpoint in the folder belongs to another configuration, or a batch would hold one row under
+            BatchNorm in train mode.
+    """
+    run_split = split.to(run.device)
+    model.to(run.device)
+    if not split.is_table:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    chosen = [p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad]
+    optimizer = _optimizer(chosen, recipe)
+    batch_size = min(recipe.batch_size, len(split))
+    drop_last = recipe.drop_last or (len(split) % batch_size == 1 and recipe.norm == "train" and len(split) > 1)
+    per_epoch = len(split) // batch_size if drop_last else math.ceil(len(split) / batch_size)
+    policy = _policy(recipe, split)
+    if batch_size == 1 and recipe.norm == "train" and any(isinstance(m, BatchNorm) for m in model.modules()):
+        raise InputError(f"a batch would hold one row ({len(split)} rows came), and BatchNorm in train mode needs two")
+
+    keeper = checkpoint.Keeper(run, label, _fingerprint(recipe, split, run, model, about), model, optimizer, extra_state or {})
+    start = keeper.restore()
+    ranks = _parallel.Ranks(model)
+    with run.progress(label, recipe.epochs * per_epoch) as tick:
+        tick(start * per_epoch)
+        for epoch in range(start, recipe.epochs):
+            began = time.perf_counter()
+            set_mode(model, recipe.norm)
+            order = torch.randperm(len(split), generator=run.generator("order", label, epoch))
+            draws = run.generator("augment", label, epoch)
+            sums: dict[str, torch.Tensor] = {}
+            lr = recipe.lr
+            for i in range(per_epoch):
+                number = epoch * per_epoch + i
+                positions = order[i * batch_size : (i + 1) * batch_size].to(run.device)
+                batch = Batch(run_split.rows(positions), run_split.y[positions], positions, epoch, number, run, recipe.epochs)
+                if before_augment is not None:
+                    before_augment(batch)
+                if policy is not None:
+                    batch.x = augment(batch.x, policy, draws)
+                batch.x = to_input(batch.x)
+                if after_augment is not None:
+                    after_augment(batch)
+                batch = ranks.part(batch)
+                lr = recipe.lr_at(number, per_epoch)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.zero_grad(set_to_none=True)
+                with run.autocast() if recipe.precision == "run" else contextlib.nullcontext():
+                    outcome = step(ranks.model, batch)
+                loss, told = outcome if isinstance(outcome, tuple) else (outcome, {})
+                loss.backward()
+                if recipe.clip_norm:
+                    nn.utils.clip_grad_norm_(chosen, recipe.clip_norm)
+                optimizer.step()
+                if after_step is not None:
+                    after_step(number)
+                for key, value in {"loss": loss, **told}.items():
+                    sums[key] = sums.get(key, torch.zeros((), device=run.device)) + value.detach()
+                tick(1)
+            means = {key: float(value) / per_epoch for key, value in ranks.mean(sums).items()}
+            if not math.isfinite(means["loss"]):
+                raise DivergedError(
+                    f"{label}: the loss became {means['loss']} in epoch {epoch + 1} at learning rate {lr:.3g}; "
+                    "take a lower one, or check the data"
+                )
+            seconds = time.perf_counter() - began
+            extra = dict(after_epoch(epoch) or {}) if after_epoch is not None else {}
+            rate = per_epoch * batch_size / seconds
+            run.event(label, epoch=epoch + 1, lr=lr, seconds=round(seconds, 4), rows_per_s=round(rate), **means, **extra)
+            tick(0, _caption(means, rate))
+            keeper.save(epoch + 1, last=epoch + 1 == recipe.epochs)
+    return model.eval()
+
+
+def set_mode(model: nn.Module, norm: str) -> None:
+    """Train mode; with ``norm="eval"`` BatchNorm layers keep using and keeping their stored statistics."""
+    model.train()
+    if norm == "eval":
+        for module in model.modules():
+            if isinstance(module, BatchNorm):
+                module.eval()
+
+
+def _policy(recipe: Recipe, split: Split) -> Augment | None:
+    if split.is_table or recipe.augment == "none":
+        return None
+    policy = split.card.augment if recipe.augment == "card" else recipe.augment
+    return None if policy == Augment() else policy
+
+
+def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    if not parameters:
+        raise InputError("the model has no parameter that requires a gradient; nothing could be trained")
+    fused = all(p.is_cuda for p in parameters)
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, amsgrad=recipe.amsgrad, fused=fused)
+    return torch.optim.SGD(
+        parameters,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov and recipe.momentum > 0,
+        weight_decay=recipe.weight_decay,
+        fused=fused,
+    )
+
+
+def _fingerprint(recipe: Recipe, split: Split, run: Run, model: nn.Module, about: object) -> str:
+    """What decides the result of a loop, as one hash; only needed where a checkpoint may be found."""
+    if run.folder is None:
+        return ""
+    weights = model.state_dict()
+    shapes = [(name, tuple(value.shape)) for name, value in weights.items()]
+    told = (recipe, len(split), split.card.content_hash, run.seed, sorted(run.streams.items()), str(run.dtype), shapes, about)
+    digest = hashlib.sha256(repr(told).encode())
+    some = torch.arange(0, len(split), -(-len(split) // 4096))  # enough rows to tell sets apart, few enough to read at once
+    tensors = [split.y, split.index, split.rows(some), *(weights.values() if about is not None else ())]
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _caption(means: Mapping[str, float], rate: float) -> str:
+    accuracy = f"  acc {100 * means['accuracy']:.1f} %" if "accuracy" in means else ""
+    return f"loss {means['loss']:.4f}{accuracy}  {rate:,.0f} rows/s"

@@ -1,0 +1,37 @@
+"""Plain training of a model on clean or poisoned rows."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from theriac.core.errors import InputError
+from theriac.core.run import Run
+from theriac.core.split import Poisoned, Split
+from theriac.models import Buildable, make
+from theriac.training.loop import loop
+from theriac.training.recipes import Recipe
+from theriac.training.recipes import recipe as named
+
+
+def train(build: Buildable, data: Split | Poisoned, *, recipe: str | Recipe = "fast_8", run: Run | None = None) -> nn.Module:
+    """Train a fresh model.
+
+    Args:
+        build: An architecture's name, a Builder, a module (copied), or a function of (split, run).
+        data: Training rows. A Poisoned trains as an unsuspecting victim would.
+        recipe: Name with epochs ("fast_8", "paper_100", "adam_30"), or a Recipe.
+        run: Device, precision, seeds, folder.
+
+    Returns:
+        The model in eval mode, last iterate.
+
+    Raises:
+        InputError: If the rows hold a single class, or the model does not fit them.
+    """
+    run = run or Run()
+    if not isinstance(data, (Split, Poisoned)):
+        raise InputError(f"data is a {type(data).__name__}; expected a Split or a Poisoned")
+    split = data.split if isinstance(data, Poisoned) else data
+    if int((split.count() > 0).sum()) < 2:
+        raise InputError(f"the {len(split)} training rows hold one class only; a classifier needs at least two")
+    return loop(make(build, split, run), split, run, named(recipe))

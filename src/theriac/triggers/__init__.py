@@ -1,0 +1,1 @@
+"""Triggers as pure batch functions on stored rows."""

@@ -1,0 +1,113 @@
+"""Cosine transforms, luma and chroma, and filters: what frequency triggers are made of. All batched, all by matrix product."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from theriac.core.errors import InputError
+
+# ITU-R BT.601 luma, and the chroma scales that follow from it; rows Y, Cr, Cb. (grade A: the standard's formulas)
+_RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
+_TO_YCRCB = torch.tensor(
+    [
+        [_RED, _GREEN, _BLUE],
+        [0.5, -0.5 * _GREEN / (1 - _RED), -0.5 * _BLUE / (1 - _RED)],
+        [-0.5 * _RED / (1 - _BLUE), -0.5 * _GREEN / (1 - _BLUE), 0.5],
+    ],
+    dtype=torch.float64,
+)
+_TO_RGB = torch.linalg.inv(_TO_YCRCB)
+
+
+def dct_matrix(size: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """The orthonormal DCT-II as a matrix (size, size): row ``k`` holds the cosine of ``k`` half periods."""
+    k = torch.arange(size, dtype=torch.float64)[:, None]
+    n = torch.arange(size, dtype=torch.float64)[None, :]
+    matrix = torch.cos(math.pi * (n + 0.5) * k / size) * math.sqrt(2 / size)
+    matrix[0] *= math.sqrt(0.5)
+    return matrix.to(dtype)
+
+
+def dct2(x: torch.Tensor, window: tuple[int, int] | None = None) -> torch.Tensor:
+    """Orthonormal two-dimensional DCT-II of float images (..., H, W), in blocks of ``window``, or of the whole image.
+
+    Coefficients stand in the place of the block that they describe.
+
+    Raises:
+        InputError: If the window does not tile the image.
+    """
+    return _by_blocks(x, window, inverse=False)
+
+
+def idct2(x: torch.Tensor, window: tuple[int, int] | None = None) -> torch.Tensor:
+    """The inverse of :func:`dct2`."""
+    return _by_blocks(x, window, inverse=True)
+
+
+def _by_blocks(x: torch.Tensor, window: tuple[int, int] | None, *, inverse: bool) -> torch.Tensor:
+    height, width = x.shape[-2:]
+    h, w = (height, width) if window is None else window
+    if h < 1 or w < 1 or height % h or width % w:
+        raise InputError(f"a window of {h} x {w} does not tile an image of {height} x {width}")
+    rows, columns = dct_matrix(h, x.dtype).to(x.device), dct_matrix(w, x.dtype).to(x.device)
+    if inverse:
+        rows, columns = rows.T, columns.T
+    blocks = x.reshape(*x.shape[:-2], height // h, h, width // w, w).transpose(-3, -2)
+    return (rows @ blocks @ columns.T).transpose(-3, -2).reshape(x.shape)
+
+
+def rgb_to_ycrcb(x: torch.Tensor) -> torch.Tensor:
+    """Float RGB in [0, 255] (B, 3, H, W) to luma, red and blue difference, the differences centered on 128."""
+    out = torch.einsum("ij,bjhw->bihw", _TO_YCRCB.to(x.device, x.dtype), x)
+    out[:, 1:] += 128
+    return out
+
+
+def ycrcb_to_rgb(x: torch.Tensor) -> torch.Tensor:
+    """The exact inverse of :func:`rgb_to_ycrcb`."""
+    shift = torch.tensor([0.0, 128.0, 128.0], dtype=x.dtype, device=x.device)[None, :, None, None]
+    return torch.einsum("ij,bjhw->bihw", _TO_RGB.to(x.device, x.dtype), x - shift)
+
+
+def cosine_pattern(
+    channels: int,
+    size: tuple[int, int],
+    window: tuple[int, int],
+    positions: tuple[tuple[int, int], ...],
+    magnitude: float,
+) -> torch.Tensor:
+    """What raising DCT coefficients by ``magnitude`` adds to an image, in gray levels, float32 (C, H, W).
+
+    Transform and color conversion are linear, so the sum over the chosen (row, column) ``positions`` of each window does not
+    depend on the image. On three channels the coefficients are those of both chroma planes; on one, of the image itself.
+
+    Raises:
+        InputError: If a position lies outside the window, or the window does not tile the image.
+    """
+    plane = torch.zeros(*size, dtype=torch.float64)
+    for row, column in positions:
+        if not (0 <= row < window[0] and 0 <= column < window[1]):
+            raise InputError(f"frequency ({row}, {column}) lies outside a window of {window[0]} x {window[1]}")
+        plane[row :: window[0], column :: window[1]] += magnitude
+    added = idct2(plane, window)
+    if channels == 1:
+        return added[None].float()
+    red_and_blue: torch.Tensor = _TO_RGB[:, 1] + _TO_RGB[:, 2]
+    return (red_and_blue[:, None, None] * added).float()
+
+
+def lowpass(x: torch.Tensor, cutoff: float) -> torch.Tensor:
+    """Gaussian low-pass of real images (..., H, W): each frequency is weighted with ``exp(-d^2 / (2 cutoff^2))``.
+
+    Args:
+        x: Floats.
+        cutoff: Width of the Gaussian, as a share of the sampling frequency (0.5 is the highest an image can hold).
+    """
+    height, width = x.shape[-2:]
+    rows = torch.fft.fftfreq(height, device=x.device, dtype=x.dtype)[:, None]
+    columns = torch.fft.rfftfreq(width, device=x.device, dtype=x.dtype)[None, :]
+    weight = torch.exp(-(rows**2 + columns**2) / (2 * cutoff**2))
+    smooth: torch.Tensor = torch.fft.irfft2(torch.fft.rfft2(x) * weight, s=(height, width))
+    return smooth

@@ -1,0 +1,38 @@
+"""Closed-form triggers: pure functions from a batch of stored rows to a batch of stored rows.
+
+Arithmetic happens in a wide type, then clip, then cast, so nothing wraps around.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from theriac.core.errors import InputError
+
+
+def stamp_patch(x: torch.Tensor, patch: torch.Tensor, top: int, left: int) -> torch.Tensor:
+    """Overwrite a rectangle.
+
+    Args:
+        x: Images, uint8 (B, C, H, W).
+        patch: uint8 (C, h, w).
+        top: First row; negative counts from the bottom edge.
+        left: First column; negative counts from the right edge.
+
+    Raises:
+        InputError: If the patch does not lie inside the image.
+    """
+    height, width = x.shape[2:]
+    h, w = patch.shape[1:]
+    top, left = (top + height if top < 0 else top), (left + width if left < 0 else left)
+    if not (0 <= top <= height - h and 0 <= left <= width - w):
+        raise InputError(f"a patch of {h} x {w} at row {top}, column {left} does not fit into {height} x {width}")
+    out = x.clone()
+    out[:, :, top : top + h, left : left + w] = patch.to(x.device)
+    return out
+
+
+def blend(x: torch.Tensor, picture: torch.Tensor, alpha: float) -> torch.Tensor:
+    """``(1 - alpha) x + alpha picture``, rounded to the nearest level; uint8 (B, C, H, W) in and out."""
+    mixed = x.float() * (1 - alpha) + picture.to(x.device).float() * alpha
+    return mixed.round_().clamp_(0, 255).to(torch.uint8)

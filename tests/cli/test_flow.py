@@ -1,0 +1,176 @@
+"""Train, repair, eval, report: the whole way through the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import theriac as th
+
+Theriac = Callable[..., Any]
+
+
+def test_the_whole_way(theriac: Theriac, victim: Path, tmp_path: Path) -> None:
+    record = json.loads((victim / "run.json").read_text())
+    assert record["attack"]["poison_rate"] == 0.2
+    assert record["poison"]["rows"] == round(0.2 * record["data"]["rows"]["train"])
+    assert {p.name for p in victim.iterdir()} == {
+        "run.json",
+        "model.safetensors",
+        "planted.json",
+        "planted.safetensors",
+        "events.jsonl",
+    }
+
+    measured = theriac("eval", victim, "--json")
+    assert measured.code == 0
+    assert measured.json["evaluation"] == record["evaluation"]
+
+    fixed = tmp_path / "fixed"
+    words = ("repair", victim, "--method", "ft", "--option", "epochs=2", "--clean", "0.1", "--out", fixed, "--json")
+    repaired = theriac(*words)
+    assert repaired.code == 0, repaired.err
+    after = json.loads((fixed / "run.json").read_text())
+    assert after["before"] == record["evaluation"]
+    assert repaired.json["evaluation"] == after["evaluation"]
+    assert len(after["clean"]["index"]) == after["clean"]["rows"] == round(0.1 * record["data"]["rows"]["train"])
+    assert after["parent"]["weights"] == record["weights"]["sha256"]
+    assert after["method"]["epochs"] == 2
+    drop = {k: after["before"][k]["value"] - after["evaluation"][k]["value"] for k in ("acc", "asr")}
+    assert after["der"] == pytest.approx((max(0, drop["asr"]) - max(0, drop["acc"]) + 1) / 2, abs=1e-5)
+
+    # a repaired folder stands alone: it knows data and attack
+    again = theriac("eval", fixed, "--json")
+    assert again.json["evaluation"] == after["evaluation"]
+
+    told = theriac("report", fixed)
+    assert told.code == 0, told.err
+    page = (fixed / "report.html").read_text()
+    assert told.out.strip() == str(fixed / "report.html")
+    for rate in (record["evaluation"]["asr"], after["evaluation"]["asr"]):
+        assert f"{rate['hits']}/{rate['total']}" in re.sub(r"\s", "", page)
+    assert "data:image/png;base64" in page  # the trigger is shown
+
+
+def test_the_table_says_what_the_record_says(theriac: Theriac, victim: Path) -> None:
+    record = json.loads((victim / "run.json").read_text())["evaluation"]
+    shown = theriac("eval", victim)
+    for name, key in (("ACC", "acc"), ("ASR", "asr"), ("RA", "ra")):
+        line = next(row for row in shown.out.splitlines() if row.startswith(name))
+        rate = record[key]
+        low, high = (100 * v for v in rate["interval"])
+        assert f"{100 * rate['value']:.1f} %" in line
+        assert f"{rate['hits']}/{rate['total']}" in line
+        assert f"{low:.1f} to {high:.1f}" in line
+    assert f"next: theriac repair {victim} --method sau" in shown.err
+
+
+def test_the_command_line_trains_what_the_library_trains(theriac: Theriac, victim: Path) -> None:
+    run = th.Run(seed=0, device="cpu", precision="fp32", quiet=True)
+    data = th.load("digits")
+    attack = th.attacks.BadNets(poison_rate=0.2)
+    model = th.train(th.Builder("preact_resnet18", {"width": 4}), attack.poison(data.train, run), recipe="fast_2", run=run)
+    kept = th.load_model(victim).state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+
+
+def test_benign_control_and_eval_under_another_attack(
+    theriac: Theriac, tiny: tuple[str, ...], tmp_path: Path, victim: Path
+) -> None:
+    benign = tmp_path / "benign"
+    done = theriac("train", *tiny, "--out", benign, "--json")
+    assert done.json["evaluation"]["asr"] is None
+    under = theriac("eval", benign, "--attack", "badnets", "--target", "3", "--json").json["evaluation"]
+    assert under["attack"] == "badnets"
+    assert under["asr"]["total"] == done.json["evaluation"]["acc"]["total"] - under["target_acc"]["total"]
+    assert theriac("eval", victim, "--attack", "none", "--json").json["evaluation"]["asr"] is None
+
+    # without knowledge of an attack a repair reports clean accuracy only, and says so
+    fixed = theriac("repair", benign, "--method", "ft", "--option", "epochs=1", "--clean", "64", "--out", tmp_path / "fixed")
+    assert fixed.code == 0
+    assert "ACC" in fixed.out
+    assert "ASR" not in fixed.out
+    assert "only clean accuracy was measured" in fixed.err
+
+
+def test_a_report_of_several_runs_takes_the_benign_one_as_control(
+    theriac: Theriac, tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    theriac("train", *tiny, "--out", tmp_path / "benign")
+    theriac("train", *tiny, "--attack", "badnets", "--out", tmp_path / "badnets")
+    theriac("repair", tmp_path / "badnets", "--method", "ft", "--option", "epochs=1", "--out", tmp_path / "fixed")
+    told = theriac("report", tmp_path, "--out", tmp_path / "pages" / "page.html", "--json")
+    assert told.code == 0, told.err
+    page = Path(told.json["page"]).read_text()
+    for name in ("benign", "badnets", "fixed"):
+        assert name in page
+    control = theriac("eval", tmp_path / "benign", "--attack", "badnets", "--json").json["evaluation"]["asr"]
+    assert f"{control['hits']}/{control['total']}" in re.sub(r"\s", "", page)
+
+
+def test_a_finished_folder_is_kept(theriac: Theriac, tiny: tuple[str, ...], victim: Path, tmp_path: Path) -> None:
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in victim.iterdir()}
+    words = ("train", *tiny, "--attack", "badnets", "--poison-rate", "0.2", "--out", victim)
+    same = theriac(*words, "--json")
+    assert (same.code, same.json["status"]) == (3, "nothing to do")
+    other = theriac(*words, "--seed", "1")
+    assert other.code == 2
+    assert "seed is 0 there and 1 here" in other.err
+    assert {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in victim.iterdir()} == before
+
+
+def test_force_starts_anew_and_bad_input_restores(
+    theriac: Theriac, tiny: tuple[str, ...], tmp_path: Path, pictures: Callable[..., Path]
+) -> None:
+    folder = tmp_path / "run"
+    assert theriac("train", *tiny, "--data", pictures(), "--out", folder).code == 0
+    old = {p.name: p.read_bytes() for p in folder.iterdir()}
+    failed = theriac(
+        "train", *tiny, "--data", pictures(), "--attack", "badnets", "--poison-rate", "1", "--out", folder, "--force"
+    )
+    assert failed.code == 2
+    assert "can be poisoned" in failed.err
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == old
+    assert theriac("train", *tiny, "--data", pictures(), "--seed", "1", "--out", folder, "--force").code == 0
+    assert json.loads((folder / "run.json").read_text())["seeds"] == {"seed": 1}
+    assert (folder / "model.safetensors").read_bytes() != old["model.safetensors"]
+
+
+def test_a_checkpoint_from_elsewhere(theriac: Theriac, victim: Path, tmp_path: Path) -> None:
+    """A bare state dict of the network inside, as other code saves it, is measured and repaired."""
+    net = th.load_model(victim).net
+    torch.save({"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "theirs.pt")
+    asked = ("--data", "digits", "--model", "preact_resnet18", "--width", "4")
+    measured = theriac("eval", tmp_path / "theirs.pt", *asked, "--attack", "badnets", "--precision", "fp32", "--json")
+    assert measured.code == 0, measured.err
+    assert measured.json["evaluation"] == json.loads((victim / "run.json").read_text())["evaluation"]
+    without = theriac("eval", tmp_path / "theirs.pt", "--data", "digits")
+    assert without.code == 2
+    assert "--model" in without.err
+    words = ("repair", tmp_path / "theirs.pt", *asked, "--method", "ft", "--option", "epochs=1", "--out", tmp_path / "fixed")
+    assert theriac(*words).code == 0
+
+
+@pytest.mark.parametrize("topic", ["attacks", "repairs", "models", "data", "recipes"])
+def test_list(theriac: Theriac, topic: str) -> None:
+    found = theriac("list", topic, "--json").json[topic]
+    expected = {"attacks": "badnets", "repairs": "sau", "models": "preact_resnet18", "data": "digits", "recipes": "fast_8"}
+    assert expected[topic] in {entry["name"] for entry in found}
+    shown = theriac("list", topic).out
+    assert all(entry["name"] in shown for entry in found)
+
+
+def test_list_one_method(theriac: Theriac) -> None:
+    options = {o["option"]: o["default"] for o in theriac("list", "ft", "--json").json["ft"][0]["options"]}
+    assert options["lr"] == th.defenses.FT().lr
+    assert theriac("list", "fft").code == 2
+
+
+def test_version(theriac: Theriac) -> None:
+    assert theriac("--version").out == f"theriac {th.__version__}\n"

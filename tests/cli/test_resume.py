@@ -1,0 +1,125 @@
+"""A run that is stopped goes on from where it was, and ends where it would have ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from theriac.core.run import Run
+
+Theriac = Callable[..., Any]
+
+
+class _Killed(BaseException):
+    """Ends the process's work without a chance to tidy up, as a kill or a power cut does."""
+
+
+@pytest.fixture
+def stop(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Stop the next run when an epoch is done; checkpoints are written after every epoch."""
+    monkeypatch.setattr("theriac.training.checkpoint._EVERY_S", 0.0)
+    tell = Run.event
+
+    def arm(label: str, epoch: int, how: BaseException) -> None:
+        def event(self: Run, name: str, **fields: Any) -> None:
+            tell(self, name, **fields)
+            if name == label and fields.get("epoch") == epoch:
+                monkeypatch.setattr(Run, "event", tell)
+                raise how
+
+        monkeypatch.setattr(Run, "event", event)
+
+    return arm
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt(), _Killed()], ids=["ctrl-c", "kill"])
+def test_training_goes_on_bit_for_bit(
+    theriac: Theriac, stop: Callable[..., None], pictures: Callable[..., Path], tmp_path: Path, how: BaseException
+) -> None:
+    words = ("train", "--data", pictures(), "--width", "4", "--recipe", "fast_4", "--attack", "badnets", "--device", "cpu")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert theriac(*words, "--out", whole).code == 0
+
+    stop("train", 3, how)
+    if isinstance(how, KeyboardInterrupt):
+        stopped = theriac(*words, "--out", broken)
+        assert stopped.code == 130
+        assert "run the same command again" in stopped.err
+    else:
+        with pytest.raises(_Killed):
+            theriac(*words, "--out", broken)
+    assert not (broken / "run.json").exists()
+    assert (broken / "train.checkpoint.pt").exists()
+    unfinished = theriac("eval", broken)
+    assert unfinished.code == 2
+    assert "stopped" in unfinished.err
+
+    # another configuration does not touch it; the same one goes on, and not from the start
+    assert theriac(*words, "--seed", "1", "--out", broken).code == 2
+    with pytest.MonkeyPatch.context() as patch:
+        trained = _count_epochs(patch)
+        assert theriac(*words, "--out", broken).code == 0
+    assert trained == [3, 4]
+    assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert _epochs(broken) == _epochs(whole) == [1, 2, 3, 4]
+    assert {p.name for p in broken.iterdir()} == {p.name for p in whole.iterdir()}
+    assert theriac(*words, "--out", broken).code == 3
+
+
+def test_a_repair_goes_on_bit_for_bit(theriac: Theriac, stop: Callable[..., None], victim: Path, tmp_path: Path) -> None:
+    words = ("repair", victim, "--method", "ft", "--option", "epochs=4", "--clean", "64", "--device", "cpu")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert theriac(*words, "--out", whole).code == 0
+    stop("ft", 2, KeyboardInterrupt())
+    assert theriac(*words, "--out", broken).code == 130
+    assert theriac(*words, "--out", broken).code == 0
+    assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = ["train", "--width", "4", "--recipe", "fast_500", "--device", "cpu", "--out", str(folder)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "theriac", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    try:
+        until = time.monotonic() + 60
+        while not (folder / "events.jsonl").exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert err.strip() == f"stopped; run the same command again to go on from where {folder} stands"
+    assert out == ""
+    assert not (folder / "run.json").exists()
+    assert json.loads((folder / "plan.json").read_text())["identity"]["recipe"]["epochs"] == 500
+
+
+def _count_epochs(patch: pytest.MonkeyPatch) -> list[int]:
+    """Watch which epochs are trained from now on."""
+    found: list[int] = []
+    tell = Run.event
+
+    def event(self: Run, name: str, **fields: Any) -> None:
+        tell(self, name, **fields)
+        if name == "train":
+            found.append(fields["epoch"])
+
+    patch.setattr(Run, "event", event)
+    return found
+
+
+def _epochs(folder: Path) -> list[int]:
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    return [e["epoch"] for e in events if e["event"] == "train"]

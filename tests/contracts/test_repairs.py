@@ -1,0 +1,229 @@
+"""What every registered repair promises. A new repair is tested here as soon as it is registered."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from theriac.attacks import BadNets, Victim
+from theriac.core.card import Card
+from theriac.core.errors import InputError
+from theriac.core.method import methods
+from theriac.core.run import Run
+from theriac.core.split import Data, Split
+from theriac.defenses import Repair
+from theriac.metrics import evaluate, predict
+from theriac.models import load_model, save
+from theriac.models.classifier import Classifier
+
+REPAIRS = methods("repair")
+# as little work as possible; a new repair gets one round of whatever it counts
+QUICK: dict[str, dict[str, object]] = {"ft": {"epochs": 1}, "d3": {"epochs": 1}, "fst": {"epochs": 1}, "sau": {"rounds": 1}}
+LONG = ("epochs", "rounds", "iterations", "steps")
+SHUFFLES_LITTLE = "no better than guessing"
+
+
+def quick(name: str) -> Repair:
+    cls = REPAIRS[name]
+    known = QUICK.get(name)
+    if known is None:
+        fields = {f.name: f.default for f in dataclasses.fields(cls)}
+        known = {n: min(v, 2) for n, v in fields.items() if n.endswith(LONG) and isinstance(v, int) and not isinstance(v, bool)}
+    return cls.from_config(known)
+
+
+def make_run(seed: int = 0, **options: object) -> Run:
+    return Run(seed=seed, device="cpu", precision="fp32", quiet=True, **options)
+
+
+@pytest.fixture(scope="module")
+def clean(digits: Data) -> Split:
+    return digits.train.sample(120, seed=3, stratified=True)
+
+
+@pytest.fixture(scope="module", params=sorted(REPAIRS))
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def repaired(name: str, trained: nn.Module, clean: Split) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a method may say that so short a repair did little
+        return quick(name).repair(trained, clean, make_run())
+
+
+@pytest.fixture
+def calm() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    one, other = first.state_dict(), second.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(v, other[k]) for k, v in one.items())
+
+
+def test_there_are_repairs():
+    assert {"ft", "d3", "fst", "sau"} <= REPAIRS.keys()
+
+
+def test_needs_say_clean_rows(name):
+    needs = REPAIRS[name].needs
+    assert needs.clean_rows
+    assert not needs.training_control
+    assert 0 < needs.usual_clean_share <= 1
+
+
+@pytest.mark.usefixtures("calm")
+def test_the_given_model_is_not_changed(name, trained, clean):
+    before = state(trained)
+    trained.train()  # the mode is the caller's, too
+    try:
+        quick(name).repair(trained, clean, make_run())
+        assert all(m.training for m in trained.modules())
+    finally:
+        trained.eval()
+    assert all(torch.equal(v, before[k]) for k, v in trained.state_dict().items())
+    assert all(p.grad is None or float(p.grad.abs().sum()) == 0 for p in trained.parameters())
+
+
+@pytest.mark.usefixtures("calm")
+def test_the_clean_rows_are_not_changed(name, trained, clean):
+    before = clean.content_hash()
+    quick(name).repair(trained, clean, make_run())
+    assert clean.content_hash() == before
+
+
+def test_it_returns_a_changed_copy_of_the_same_class_in_eval_mode(repaired, trained):
+    assert type(repaired) is type(trained)
+    assert repaired is not trained
+    assert not any(m.training for m in repaired.modules())
+    assert not same(repaired, trained)
+    assert all(torch.isfinite(v).all() for v in repaired.state_dict().values() if v.is_floating_point())
+
+
+def test_one_seed_repeats(name, repaired, trained, clean, calm):
+    assert same(quick(name).repair(trained, clean, make_run()), repaired)
+
+
+def test_what_is_scored_is_what_is_saved(repaired, digits, tmp_path):
+    save(repaired, tmp_path)
+    again = load_model(tmp_path)
+    before, after = (predict(m, digits.test, run=make_run()) for m in (repaired, again))
+    assert torch.equal(before, after)
+    attack = BadNets()
+    assert evaluate(again, digits.test, attack, run=make_run()) == evaluate(repaired, digits.test, attack, run=make_run())
+
+
+def test_it_says_what_it_did(name, trained, clean, calm):
+    run = make_run()
+    quick(name).repair(trained, clean, run)
+    (event,) = run.history("repaired")
+    assert (event["method"], event["rows"]) == (name, 120)
+    assert event["seconds"] > 0
+
+
+def test_a_victim_may_be_handed_in(name, repaired, trained, clean, calm):
+    victim = Victim(trained, BadNets().plant(clean))
+    assert same(quick(name).repair(victim, clean, make_run()), repaired)
+
+
+def test_the_user_s_own_class_comes_back(name, clean, calm):
+    class Mine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+            self.head = nn.Linear(8 * 36, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.body(x))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        mine = Mine()
+    card = clean.card
+    wrapped = Classifier(mine, nn.Identity(), card, {})
+    fixed = quick(name).repair(wrapped, clean, make_run())
+    assert type(fixed.net) is Mine
+
+
+# bad input
+
+
+def test_poisoned_rows_are_refused(name, trained, digits):
+    with pytest.raises(InputError, match="Poisoned"):
+        quick(name).repair(trained, BadNets().poison(digits.train, make_run()), make_run())
+
+
+@pytest.mark.parametrize("rows", [None, [1, 2], "digits"])
+def test_anything_else_than_rows_is_refused(name, trained, rows):
+    with pytest.raises(InputError, match="clean"):
+        quick(name).repair(trained, rows, make_run())
+
+
+@pytest.mark.parametrize("model", [None, "model", {"weights": 1}])
+def test_anything_else_than_a_model_is_refused(name, clean, model):
+    with pytest.raises(InputError, match="model is a"):
+        quick(name).repair(model, clean, make_run())
+
+
+def test_a_model_of_other_classes_is_refused(name, trained, clean):
+    more = Split(clean.x, clean.y, card=clean.card.replace(classes=(*clean.card.classes, "ten")))
+    with pytest.raises(InputError, match=r"\(120, 10\); expected \(120, 11\)"):
+        quick(name).repair(trained, more, make_run())
+
+
+def test_rows_of_another_shape_are_refused(name, trained, images):
+    card = Card(name="colour", classes=tuple("0123456789"), size=(8, 8), channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+    colour = images(rows=60, channels=3)
+    with pytest.raises(InputError, match=r"can't take|mean"):
+        quick(name).repair(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), Split(colour.x, colour.y, card=card), make_run())
+
+
+@pytest.mark.parametrize("spoil", [float("nan"), float("inf")])
+def test_a_broken_model_is_refused(name, trained, clean, spoil):
+    broken = copy.deepcopy(trained)
+    with torch.no_grad():
+        broken.net.linear.bias[0] = spoil
+    with pytest.raises(InputError, match="NaN or infinite"):
+        quick(name).repair(broken, clean, make_run())
+
+
+def test_a_model_in_another_precision_is_refused(name, trained, clean):
+    with pytest.raises(InputError, match=r"can't take torch\.float32"):
+        quick(name).repair(copy.deepcopy(trained).half(), clean, make_run())
+
+
+def test_wrong_wrapping_warns(name, trained, clean):
+    """A model whose classes are in another order is at chance: nearly always a mistake in how it was wrapped."""
+
+    class Shifted(nn.Module):
+        def __init__(self, inner: nn.Module, card: Card) -> None:
+            super().__init__()
+            self.inner, self.card = inner, card
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x).roll(1, 1)
+
+    with pytest.warns(UserWarning) as caught:  # noqa: PT030 (a method may add a warning of its own)
+        quick(name).repair(Shifted(copy.deepcopy(trained), clean.card), clean, make_run())
+    assert any("no better than guessing" in str(w.message) for w in caught)
+
+
+def test_a_fitting_model_is_not_called_wrong(name, trained, clean):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quick(name).repair(trained, clean, make_run())
+    assert not any("no better than guessing" in str(w.message) for w in caught)
