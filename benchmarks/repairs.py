@@ -23,7 +23,8 @@ import yaml
 import theriac as th
 from theriac.core.files import read_json, write_json
 from theriac.core.method import create
-from theriac.models import Builder, parameter_count
+from theriac.models import Builder, make, parameter_count, to_input
+from theriac.training import loop
 
 ROOT = Path(__file__).resolve().parent
 
@@ -96,8 +97,20 @@ def run_job(job: dict[str, Any], victim: dict[str, Any], data: Any, runs: Path) 
     record.update(repair=repair.config(), clean_rows=len(clean), seed=run.seed, precision=run.precision_reason)
     record["after"] = after.to_dict()
     record["der"] = th.compare(before, after).der if planted is not None else None
+    record["moved"] = moved(model, fixed)
     record["history"] = thin(run.history(repair.name))
     return record
+
+
+def moved(old: Any, new: Any) -> dict[str, float]:
+    """How far the weights went, relative to their norm: convolutions together, and the classifier."""
+    head = th.models.classifier(old)[0] + ".weight"
+    pairs = [(k, v, new.state_dict()[k]) for k, v in old.state_dict().items() if k.endswith("weight") and v.dim() >= 2]
+    shares = {}
+    for name, chosen in (("body", [p for p in pairs if p[0] != head]), ("head", [p for p in pairs if p[0] == head])):
+        change = sum(((b - a) ** 2).sum() for _, a, b in chosen)
+        shares[name] = round(float((change / sum((a**2).sum() for _, a, _ in chosen)) ** 0.5), 4)
+    return shares
 
 
 def thin(events: list[dict[str, Any]], most: int = 25) -> list[dict[str, Any]]:
@@ -114,13 +127,30 @@ def victim_model(victim: dict[str, Any], data: Any, runs: Path) -> tuple[Any, An
         return th.load_model(folder), attack, read_json(folder / "seconds.json")
     run = th.Run(seed=victim.get("seed", 0), folder=folder, quiet=True, precision=victim.get("precision", "auto"))
     build = Builder(victim.get("model", "preact_resnet18"), victim.get("options", {"width": 16}))
-    rows = data.train if attack is None else attack.poison(data.train, run)
     clock = time.perf_counter()
-    model = th.train(build, rows, recipe=victim["recipe"], run=run)
+    if victim.get("stamp") == "after_augment":
+        model = train_stamped_late(build, attack, data.train, victim["recipe"], run)
+    else:
+        rows = data.train if attack is None else attack.poison(data.train, run)
+        model = th.train(build, rows, recipe=victim["recipe"], run=run)
     seconds = round(time.perf_counter() - clock, 1)
     write_json(folder / "seconds.json", seconds)
     th.save(model, folder)
     return model, attack, seconds
+
+
+def train_stamped_late(build: Any, attack: Any, split: th.Split, recipe: str, run: th.Run) -> Any:
+    """The same poisoned rows, but stamped after augmentation: the trigger is never shifted, cropped or mirrored."""
+    poisoned = attack.poison(split, run)
+    planted, labels = poisoned.planted, poisoned.y_true
+
+    def stamp(batch: Any) -> None:
+        hit = poisoned.poison[batch.position]
+        pixels = (batch.x[hit] * 255).round().to(torch.uint8)
+        batch.x[hit] = to_input(planted.stamp(pixels, labels[batch.position][hit], phase="train"))
+
+    relabeled = split.replace(y=poisoned.split.y)
+    return loop(make(build, relabeled, run), relabeled, run, th.recipe(recipe), after_augment=stamp)
 
 
 def summary(record: dict[str, Any]) -> str:
@@ -130,6 +160,8 @@ def summary(record: dict[str, Any]) -> str:
     after = f" -> {rates(record['after'])} ({record['seconds']:.0f} s)" if "after" in record else ""
     last = record["history"][-1] if record.get("history") else {}
     cosine = f" cos {last['cosine']:+.2f}" if "cosine" in last else ""
+    if "moved" in record:
+        cosine += f" moved {record['moved']['body']:.2f}"
     return f"{record['name']:44s} {rates(record['before'])}{after}{cosine}"
 
 

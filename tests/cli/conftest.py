@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from theriac.cli.main import app
@@ -58,6 +62,35 @@ def victim(theriac: Theriac, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = theriac("train", *TINY, "--attack", "badnets", "--poison-rate", "0.2", "--out", folder)
     assert done.code == 0, done.err
     return folder
+
+
+@pytest.fixture
+def sources(tmp_path: Path, pictures: Callable[..., Path]) -> dict[str, list[Any]]:
+    """What may follow ``--data``: arrays, a folder of pictures, parquet files, a table."""
+    draw = np.random.default_rng(1)
+
+    def png(channels: int) -> bytes:
+        pixels = draw.integers(0, 256, (8, 8, 3) if channels == 3 else (8, 8), dtype=np.uint8)
+        sink = io.BytesIO()
+        Image.fromarray(pixels).save(sink, "PNG")
+        return sink.getvalue()
+
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(15):
+            (tmp_path / "pets" / name / f"{i}.png").write_bytes(png(3))
+    (tmp_path / "grey").mkdir()
+    for part, rows in (("train", 24), ("test", 8)):
+        table = {"image": [{"bytes": png(1), "path": None} for _ in range(rows)], "label": [i % 2 for i in range(rows)]}
+        pq.write_table(pa.table(table), tmp_path / "grey" / f"{part}-00000-of-00001.parquet")
+    lines = [f"{draw.normal():.3f},{'red' if i % 3 else 'blue'},{'f' if i % 2 else 'm'},{i % 2}" for i in range(60)]
+    (tmp_path / "people.csv").write_text("\n".join(["height,color,sex,hired", *lines]) + "\n")
+    return {
+        "npz": [pictures()],
+        "pictures": [tmp_path / "pets"],
+        "parquet": [tmp_path / "grey"],
+        "csv": [tmp_path / "people.csv", "--label", "hired", "--sensitive", "sex"],
+    }
 
 
 @pytest.fixture

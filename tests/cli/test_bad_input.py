@@ -75,7 +75,7 @@ def parquet(tmp_path: Path) -> Callable[..., Path]:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--attack", "badnet"], "unknown attack 'badnet'; did you mean 'badnets'?"),
+        (["--attack", "badnet"], "unknown attack 'badnet'; did you mean 'badnets'"),
         (["--attack", "badnets:offical"], "'official'"),
         (["--attack", "badnets", "--attack-option", "sid=3"], "'side'"),
         (["--attack", "badnets", "--attack-option", "side=big"], "side"),
@@ -159,14 +159,16 @@ def test_truncated_parquet(refused: Callable[..., str], parquet: Callable[..., P
 
 
 def test_missing_column(refused: Callable[..., str], parquet: Callable[..., Path]) -> None:
-    assert "label" in refused("train", "--data", parquet(label=None, kind=[0, 1] * 12))
-    assert "'sort'" in refused("train", "--data", parquet(), "--label", "sort")
+    told = refused("train", "--data", parquet(label=None, kind=[0, 1] * 12, sort=[1, 2] * 12))
+    assert "label" in told
+    assert "kind" in told
+    assert "'breed'" in refused("train", "--data", parquet(), "--label", "breed")
 
 
 def test_labels_out_of_range(refused: Callable[..., str], pictures: Pictures) -> None:
-    assert "-1" in refused("train", "--data", pictures(y=[0, 1, -1] * 20))
-    classes = pictures(y=[0, 1, 2] * 20, x_test=np.zeros((3, 1, 8, 8), np.uint8), y_test=np.array([0, 1, 7]))
-    refused("train", "--data", classes)
+    assert "0.5" in refused("train", "--data", pictures(y=[0.0, 1.0, 0.5] * 20))
+    path = pictures(y=[0, 1, 2] * 20, x_test=np.zeros((3, 1, 8, 8), np.uint8), y_test=np.array([0, 1, 7]))
+    assert "7" in refused("train", "--data", path)
 
 
 def test_one_class_only(refused: Callable[..., str], pictures: Pictures) -> None:
@@ -215,7 +217,8 @@ def test_unsafe_checkpoint_is_never_run(theriac: Theriac, tmp_path: Path, comman
         path.write_bytes(pickle.dumps(_Bomb(mark)))
     found = theriac(command, path, "--data", "digits", "--model", "preact_resnet18")
     assert found.code == 2
-    assert "would import pathlib.Path" in found.err
+    assert "would import" in found.err
+    assert "pathlib" in found.err
     assert len(found.err.splitlines()) == 1
     assert not mark.exists()
 

@@ -157,6 +157,38 @@ def test_a_checkpoint_from_elsewhere(theriac: Theriac, victim: Path, tmp_path: P
     assert theriac(*words).code == 0
 
 
+def test_every_kind_of_data(theriac: Theriac, tmp_path: Path, sources: dict[str, list[Any]]) -> None:
+    """Trained, then measured and repaired without saying again what the data were."""
+    for kind, words in sources.items():
+        recipe = "adam_2" if kind == "csv" else "fast_2"
+        width = [] if kind == "csv" else ["--width", "4"]
+        folder = tmp_path / f"{kind}-run"
+        done = theriac("train", "--data", *words, *width, "--recipe", recipe, "--out", folder, "--json")
+        assert done.code == 0, (kind, done.err)
+        assert theriac("eval", folder, "--json").json["evaluation"] == done.json["evaluation"], kind
+        fixed = theriac(
+            "repair", folder, "--method", "ft", "--option", "epochs=1", "--clean", "8", "--out", tmp_path / f"{kind}-fixed"
+        )
+        assert fixed.code == 0, (kind, fixed.err)
+
+
+def test_quiet_leaves_the_result_only(theriac: Theriac, victim: Path, tmp_path: Path) -> None:
+    shown = theriac("eval", victim, "--quiet", "--out", tmp_path / "result.json")
+    assert shown.err == ""
+    assert "ACC" in shown.out
+    record = json.loads((victim / "run.json").read_text())
+    assert json.loads((tmp_path / "result.json").read_text())["evaluation"] == record["evaluation"]
+
+
+def test_a_loss_that_explodes(theriac: Theriac, victim: Path, tmp_path: Path) -> None:
+    words = ("repair", victim, "--method", "ft", "--option", "lr=1e30", "--option", "epochs=3", "--out", tmp_path / "fixed")
+    found = theriac(*words)
+    assert found.code == 4
+    assert "the loss became" in found.err
+    assert "internal error" not in found.err
+    assert not (tmp_path / "fixed").exists()
+
+
 @pytest.mark.parametrize("topic", ["attacks", "repairs", "models", "data", "recipes"])
 def test_list(theriac: Theriac, topic: str) -> None:
     found = theriac("list", topic, "--json").json[topic]

@@ -26,7 +26,6 @@ REPAIRS = methods("repair")
 # as little work as possible; a new repair gets one round of whatever it counts
 QUICK: dict[str, dict[str, object]] = {"ft": {"epochs": 1}, "d3": {"epochs": 1}, "fst": {"epochs": 1}, "sau": {"rounds": 1}}
 LONG = ("epochs", "rounds", "iterations", "steps")
-SHUFFLES_LITTLE = "no better than guessing"
 
 
 def quick(name: str) -> Repair:
@@ -96,7 +95,7 @@ def test_the_given_model_is_not_changed(name, trained, clean):
     finally:
         trained.eval()
     assert all(torch.equal(v, before[k]) for k, v in trained.state_dict().items())
-    assert all(p.grad is None or float(p.grad.abs().sum()) == 0 for p in trained.parameters())
+    assert all(p.grad is None for p in trained.parameters())
 
 
 @pytest.mark.usefixtures("calm")
@@ -111,6 +110,7 @@ def test_it_returns_a_changed_copy_of_the_same_class_in_eval_mode(repaired, trai
     assert repaired is not trained
     assert not any(m.training for m in repaired.modules())
     assert not same(repaired, trained)
+    assert all(p.grad is None for p in repaired.parameters())
     assert all(torch.isfinite(v).all() for v in repaired.state_dict().values() if v.is_floating_point())
 
 

@@ -43,9 +43,6 @@ class Source:
     ) -> Source:
         """From the command's options. Paths are kept absolute, so that they are found again from another folder."""
         options = opt.merged(opt.pairs(more, "--data-option"), size=size, label=label, sensitive=list(sensitive or ()) or None)
-        for key in options:
-            if key not in _LOADS:
-                raise unknown("data option", key, _LOADS)
         if isinstance(options.get("test"), str):
             options["test"] = _absolute(options["test"])
         return cls(_absolute(name), options, _policy(augment))
@@ -62,6 +59,9 @@ class Source:
         Raises:
             InputError: If it can't be found or is damaged.
         """
+        for key in self.options:
+            if key not in _LOADS:
+                raise unknown("data option", key, _LOADS)
         policy = None if self.augment is None else validated(Augment, self.augment, "--augment")
         return load(self.name, augment=policy, **self.options)
 

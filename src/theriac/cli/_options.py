@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -173,18 +174,19 @@ def pairs(given: Sequence[str] | None, option: str = "--option") -> dict[str, An
 def _value(option: str, key: str, text: str) -> Any:
     import yaml
 
+    value: Any = None
     for number in (int, float):  # YAML 1.1 takes 1e-3 for a text
-        try:
+        with contextlib.suppress(ValueError):
             value = number(text)
-        except ValueError:
-            continue
-        if not math.isfinite(value):
-            raise InputError(f"{option} {key} is {text}; expected a finite number")
-        return value
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"{option} {key} is {text!r}, which is not a plain value") from None
+            break
+    else:
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"{option} {key} is {text!r}, which is not a plain value") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{option} {key} is {text}; expected a finite number")
+    return value
 
 
 def rows_or_share(text: str, option: str = "--clean") -> int | float:

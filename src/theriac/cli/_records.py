@@ -16,10 +16,11 @@ from torch import nn
 from theriac.attacks import Planted
 from theriac.attacks.store import save_planted
 from theriac.cli._options import NothingToDoError, StoppedError
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, TheriacError
 from theriac.core.files import read_json, write_atomically, write_json
 from theriac.core.run import Run
 from theriac.models import Classifier, save
+from theriac.models.store import FORMAT, read_record
 from theriac.report import collect
 
 PLAN = "plan.json"
@@ -40,8 +41,8 @@ _OURS = (
 def claim(out: Path, identity: Mapping[str, Any], *, force: bool) -> Iterator[bool]:
     """Own the folder ``out`` for one run while it works.
 
-    A fresh folder vanishes again on bad input; after Ctrl-C the folder keeps its plan and checkpoints, so that the same
-    command goes on from there.
+    If the run fails before its first checkpoint, the folder is left as it was. After Ctrl-C it keeps its plan and checkpoints,
+    so that the same command goes on from there.
 
     Args:
         out: The run folder; made if missing.
@@ -73,8 +74,8 @@ def claim(out: Path, identity: Mapping[str, Any], *, force: bool) -> Iterator[bo
     except KeyboardInterrupt:
         shutil.rmtree(aside, ignore_errors=True)
         raise StoppedError(f"stopped; run the same command again to go on from where {out} stands") from None
-    except InputError:
-        if not goes_on:  # leave everything as it was
+    except TheriacError:
+        if not goes_on and not any(out.glob("*.checkpoint.pt")):  # leave everything as it was
             for path in _files(out):
                 path.unlink(missing_ok=True)
             _move(aside, out)
@@ -109,10 +110,7 @@ def read(folder: Path) -> dict[str, Any]:
     if not (folder / RECORD).is_file():
         stopped = " (its run was stopped: run the same command again to finish it)" if (folder / PLAN).is_file() else ""
         raise InputError(f"{folder} holds no {RECORD}; expected the folder of a finished run{stopped}")
-    record = read_json(folder / RECORD)
-    if not isinstance(record, dict):
-        raise InputError(f"{folder / RECORD} is not the record of a run")
-    return record
+    return dict(read_record(folder / RECORD, FORMAT, ("model", "card")))
 
 
 def section(record: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -132,12 +130,13 @@ def provenance(run: Run, argv: Sequence[str], model: Classifier, recipe: str, st
         command=shlex.join(["theriac", *argv]),
         started=started,
     )
-    return told.model_dump(mode="json")
+    return told.model_dump(mode="json") | {"seconds": max(told.seconds or 0.0, spent(run))}
 
 
 def spent(run: Run) -> float:
     """Seconds of all epochs, those before an interruption included."""
-    return float(sum(e["seconds"] for e in run.events if "epoch" in e and isinstance(e.get("seconds"), (int, float))))
+    told = [float(e["seconds"]) for e in run.events if "epoch" in e and isinstance(e.get("seconds"), (int, float))]
+    return round(sum(told), 1)
 
 
 def _settle(out: Path, identity: Mapping[str, Any], *, force: bool) -> bool:

@@ -47,6 +47,11 @@ class _Folder:
         return str(section(self.record, "parent").get("weights", ""))
 
     @cached_property
+    def weights(self) -> str:
+        """sha256 of its weights, by which a repair names its parent."""
+        return digest(self.path / "model.safetensors")
+
+    @cached_property
     def model(self) -> Classifier:
         return load_model(self.path)
 
@@ -104,7 +109,7 @@ def _with_parent(folder: _Folder) -> list[_Folder]:
 
 def _study(path: Path, folders: Sequence[_Folder]) -> Study:
     data, run = _data(folders[0]), Run(quiet=True)
-    names = {_weights(f): _victim(f) for f in folders if not f.is_repair}
+    names = {f.weights: _victim(f) for f in folders if not f.is_repair}
     results = [_result(f, names, _control(f, folders, data, run)) for f in folders]
     card = folders[-1].model.card
     summary = collect.summarize(data or card, clean_rows=max((r["rows"] for r in results if r["repair"]), default=0))
@@ -120,10 +125,6 @@ def _study(path: Path, folders: Sequence[_Folder]) -> Study:
     return Study.from_dict(study, f"the record in {path}")
 
 
-def _weights(folder: _Folder) -> str:
-    return digest(folder.path / "model.safetensors")
-
-
 def _victim(folder: _Folder) -> str:
     planted = folder.planted
     return f"{planted.attack.title if planted else 'benign'} ({folder.name})"
@@ -131,10 +132,12 @@ def _victim(folder: _Folder) -> str:
 
 def _result(folder: _Folder, names: Mapping[str, str], control: dict[str, Any] | None) -> dict[str, Any]:
     record = folder.record
+    history = folder.history()
+    seconds = [e["seconds"] for e in history if isinstance(e.get("seconds"), (int, float))]
     common = {
         "attack": record.get("attack"),
-        "seconds": section(record, "provenance").get("seconds"),
-        "history": folder.history(),
+        "seconds": sum(seconds) or section(record, "provenance").get("seconds"),
+        "history": history,
         "warnings": record.get("notes", []),
         "control": control,
     }
@@ -156,7 +159,7 @@ def _control(folder: _Folder, folders: Sequence[_Folder], data: Data | None, run
     planted = folder.planted
     if planted is None or data is None:
         return None
-    victim = next((f for f in folders if not f.is_repair and f is not folder and _weights(f) == folder.parent), folder)
+    victim = next((f for f in folders if not f.is_repair and f is not folder and f.weights == folder.parent), folder)
     for other in folders:
         same = all(other.record.get(key) == victim.record.get(key) for key in ("model", "recipe", "seeds"))
         if not other.is_repair and other.record.get("attack") is None and same:
@@ -186,9 +189,11 @@ def _exhibits(folders: Sequence[_Folder], names: Mapping[str, str], data: Data |
         planted = victim.planted
         if victim.is_repair or planted is None:
             continue
-        repaired = [f for f in folders if f.is_repair and f.parent == _weights(victim)]
-        models = {"victim": victim.model} | {f"after {section(f.record, 'method').get('method')}": f.model for f in repaired}
-        found.append(collect.exhibit(names[_weights(victim)], planted, data.test, models, run=run))
+        repaired = [f for f in folders if f.is_repair and f.parent == victim.weights]
+        done = [str(section(f.record, "method").get("method")) for f in repaired]
+        called = [f"after {m}" if done.count(m) == 1 else f"after {m} ({f.name})" for m, f in zip(done, repaired, strict=True)]
+        models = {"victim": victim.model} | dict(zip(called, (f.model for f in repaired), strict=True))
+        found.append(collect.exhibit(names[victim.weights], planted, data.test, models, run=run))
     return found
 
 

@@ -120,12 +120,10 @@ class _Story:
             for method in self.plan.repairs:
                 models[f"after {method.title}"] = self._repair(method, victim, poisoned.planted)
             shown = models | {CONTROL: control}
-            self.exhibits.append(exhibit(attack.title, poisoned.planted, self.data.test, shown, run=self.run))
+            self.exhibits.append(exhibit(attack.title, poisoned.planted, self.data.test, shown, samples=9, run=self.run))
         return self._study()
 
-    def _train(
-        self, name: str, attack: Attack | None, rows: Split | Poisoned, control: nn.Module | None = None
-    ) -> Classifier:
+    def _train(self, name: str, attack: Attack | None, rows: Split | Poisoned, control: nn.Module | None = None) -> Classifier:
         """Train and score one model; a victim is set beside the control."""
         run, planted = self._run(), rows.planted if isinstance(rows, Poisoned) else None
         with self._watch("training") as watched:
@@ -192,14 +190,14 @@ class _Story:
         return Study(
             title="Theriac demo: backdoors in a digit reader" + (" (quick run)" if self.quick else ""),
             purpose=(
-                "Can a model that somebody else trained be made safe again? Two networks that read handwritten digits are given "
-                "a backdoor on purpose, then repaired in three ways, and everything is counted."
+                "Can a model that somebody else trained be made safe again? Two networks that read handwritten digits are "
+                "given a backdoor on purpose, then repaired in three ways, and everything is counted."
             ),
             steps=_steps(self.data, len(self.clean), epochs_told),
             data=summarize(self.data, clean_rows=len(self.clean)),
             provenance=provenance(
                 self.run,
-                model=f"{MODEL}, width {model.get_parameter('net.conv1.weight').shape[0]}, {parameter_count(model):,} parameters",
+                model=f"{MODEL}, {parameter_count(model):,} parameters",
                 recipe=f"{self.plan.recipe}: {_recipe(self.plan.recipe)}; the same for the control and the victims",
                 command=f"theriac demo --seed {self.seed} --device {self.device}{flag}",
                 started=self.started,
@@ -253,11 +251,12 @@ def _steps(data: Data, clean: int, epochs_told: int) -> list[str]:
     return [
         f"Three narrow networks were trained in the same way for {epochs_told} epochs on {len(data.train):,} digits of 8 × 8 "
         "pixels: a benign control on untouched rows, and two victims on rows of which an attacker had changed one in ten.",
-        "The BadNets attacker put a small white square into a corner of those images; the Blended attacker mixed a fixed picture "
-        "into them, 20 % strong. Both relabeled them as class 0. Stamped images are meant to be read as 0 from then on.",
-        f"Each victim was repaired in three ways with the same {clean} clean rows ({100 * CLEAN_SHARE:.0f} % of the training rows, "
-        "spread evenly over the classes). FT just trains on. SAU searches for perturbations that fool the old and the new model "
-        "alike and unlearns them. D3 moves the last layer as far from its old weights as accuracy on the clean rows allows.",
+        "The BadNets attacker put a small white square into a corner of those images; the Blended attacker mixed a fixed "
+        "picture into them, 20 % strong. Both relabeled them as class 0, so that the victims read stamped images as 0.",
+        f"Each victim was repaired in three ways with the same {clean} clean rows ({100 * CLEAN_SHARE:.0f} % of the training "
+        "rows, spread evenly over the classes). FT just trains on. SAU searches for perturbations that fool the old and the "
+        "new model alike and unlearns them. D3 moves the last layer as far from its old weights as accuracy on the clean "
+        "rows allows.",
         f"Every model was scored once, as it was at the end, on the {len(data.test)} test rows, clean and stamped. Nothing was "
         "chosen on those rows: recipe and sizes were chosen on other victims, with other seeds, inside the training rows.",
     ]

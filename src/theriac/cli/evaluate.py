@@ -26,13 +26,23 @@ def evaluate(
     target: opt.Target = None,
     device: opt.Device = "auto",
     precision: opt.Precision = "auto",
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out", "-o", help="Also write the result to this file, as JSON.", rich_help_panel="Run", show_default=False
+        ),
+    ] = None,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
     """Measure a model on the test rows: clean accuracy, and attack success where the attack is known or named."""
     opt.set_quiet(quiet)
+    from pathlib import Path
+
     import theriac as th
     from theriac.cli import _models, _show
+    from theriac.core.errors import InputError
+    from theriac.core.files import write_json
 
     run = th.Run(device=device, precision=_models.precision(path, precision), quiet=quiet or None)
     asked = _models.Asked(
@@ -49,8 +59,14 @@ def evaluate(
     opened = _models.open_model(path, asked, run)
     planted = _models.known_attack(opened, attack, attack_option, target)
     found = th.evaluate(opened.model, opened.data.test, planted, run=run)
+    result = {"status": "done", "model": path, "evaluation": found.to_dict()}
+    if out is not None:
+        try:
+            write_json(Path(out).expanduser(), result)
+        except OSError as error:
+            raise InputError(f"--out is {out!r}, which can't be written: {error.strerror}") from None
     if as_json:
-        _show.as_json({"status": "done", "model": path, "evaluation": found.to_dict()})
+        _show.as_json(result)
         return
     under = planted.attack.title if planted else "no attack"
     _show.evaluation(f"{opened.name} on {opened.data.card.name}, {under}", found)

@@ -25,7 +25,7 @@ from theriac.cli.listing import list_names
 from theriac.cli.repair import repair
 from theriac.cli.reporting import report
 from theriac.cli.train import train
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, TheriacError
 
 OK, FINDINGS, BAD_INPUT, NOTHING_TO_DO, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -78,6 +78,9 @@ def _explain(error: Exception, given: Sequence[str]) -> int:
     if isinstance(error, InputError):
         _say(str(error), "error")
         return BAD_INPUT
+    if isinstance(error, TheriacError):  # such as a loss that became NaN
+        _say(str(error), "error")
+        return INTERNAL
     usage = getattr(error, "format_message", None)  # typer's own errors: unknown command, missing value
     if usage is not None:
         _say(f"{str(usage()).rstrip('.')}; see --help", "error")
@@ -98,8 +101,10 @@ def _notes() -> Iterator[None]:
     """Show the library's warnings as one-line notes, each once, and collect them."""
     opt.begin()
 
-    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
         text = " ".join(str(message).split())
+        if f"{os.sep}torch{os.sep}" in filename:
+            return  # between torch and us
         if issubclass(category, UserWarning) and opt.note(text) and not opt.quiet():
             typer.secho("note: ", fg="yellow", nl=False, err=True)
             typer.echo(text, err=True)
@@ -148,7 +153,7 @@ def demo(
     from theriac.cli.demo import run_demo
 
     opt.set_quiet(quiet)
-    run_demo(Path(out), device=device, seed=seed, quick=quick, quiet=quiet)
+    run_demo(Path(out), device=device, seed=seed, quick=quick, quiet=quiet or None)
 
 
 app.command("demo")(demo)

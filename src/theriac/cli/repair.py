@@ -54,6 +54,7 @@ def repair(
     The model that was given stays as it is. Without knowledge of the attack only clean accuracy is measured.
     """
     opt.set_quiet(quiet)
+    import dataclasses
     import time
     from pathlib import Path
 
@@ -79,13 +80,14 @@ def repair(
     rows = _inputs.clean_rows(opened.data, clean_from, amount, run)
     planted = _models.known_attack(opened, attack, attack_option, target)
     told = _inputs.describe(opened.data, opened.source)
-    home = opened.folder.parent if opened.folder else Path("runs")
+    home = Path("runs") if opened.folder is None else opened.folder.parent if opened.folder.name else Path("..")
     folder = Path(out or home / f"{opened.name}-{chosen.name}").expanduser()
     taken = {"from": clean_from, "rows": len(rows), "asked": amount, "index": rows.index.tolist()}
     identity = {
         "kind": "repair",
         "model": opened.weights,
         "data": told["hash"],
+        "augment": dataclasses.asdict(rows.card.augment),
         "method": chosen.config(),
         "clean": {"from": clean_from, "rows": len(rows), "hash": rows.content_hash()},
         "attack": planted.attack.config() if planted else None,

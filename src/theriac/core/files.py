@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,7 @@ def read_json(path: str | Path, limit: int = 64 << 20) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from None
 
 
@@ -74,26 +75,43 @@ def load_tensors_safely(path: str | Path, map_location: Any = "cpu") -> Any:
                 f"{path} was not opened: it would import {', '.join(wanted[:5])}; "
                 "only tensors and plain containers are loaded (ask for a safetensors file)"
             ) from None
-        raise InputError(f"{path} is damaged or not a torch file: {str(error).splitlines()[0][:200]}") from None
+        told = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        if "weights_only" in told:  # torch's advice to open it without the check; not ours
+            told = "it holds something else than tensors and plain containers"
+        raise InputError(f"{path} is damaged or not a torch file: {told}") from None
 
 
 def _unsafe_globals(path: Path) -> list[str]:
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # the old (pre-zip) format: list the pickle's imports without running them
-        import pickletools
+        with path.open("rb") as file:
+            return sorted({name for name in _imports(file.read(4 << 20)) if not _HARMLESS.fullmatch(name)})
 
-        found: list[str] = []
-        strings: list[str] = []
-        try:
-            for op, arg, _ in pickletools.genops(path.read_bytes()[: 4 << 20]):
+
+# what a state dict in the old format imports
+_HARMLESS = re.compile(
+    r"torch\._utils\._rebuild\w+|torch\.(storage\.)?\w+Storage|torch\.(device|Size|[a-z]+\d+)|collections\.OrderedDict"
+)
+
+
+def _imports(data: bytes) -> list[str]:
+    """What the pickles in ``data`` (several may follow each other) would import, read without running them."""
+    import io
+    import pickletools
+
+    found: list[str] = []
+    strings: list[str] = []
+    stream = io.BytesIO(data)
+    try:
+        while stream.tell() < len(data):
+            for op, arg, _ in pickletools.genops(stream):
                 if isinstance(arg, str):
                     strings.append(arg)
                 if op.name == "GLOBAL":
                     found.append(str(arg).replace(" ", "."))
                 elif op.name == "STACK_GLOBAL" and len(strings) >= 2:
                     found.append(".".join(strings[-2:]))
-        except Exception:
-            return found
-        safe = ("torch.", "collections.OrderedDict")
-        return sorted({f for f in found if not f.startswith(safe)})
+    except Exception:  # the bytes after the pickles, or a damaged file
+        return found
+    return found

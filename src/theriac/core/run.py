@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from theriac.core import check
 from theriac.core.errors import InputError, unknown
 
 STREAMS = ("data", "poison", "init", "order", "augment", "method")
@@ -45,11 +46,11 @@ class Run:
         folder: str | Path | None = None,
         quiet: bool | None = None,
     ) -> None:
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise InputError(f"seed is {seed!r}; expected a whole number of at least 0")
-        for name in streams or {}:
+        check.whole("seed", seed, 0)
+        for name, own in (streams or {}).items():
             if name not in STREAMS:
                 raise unknown("random stream", name, STREAMS)
+            check.whole(f"seed of stream {name!r}", own, 0)
         self.seed = seed
         self.streams = dict(streams or {})
         self.device = _device(device)

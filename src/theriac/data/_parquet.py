@@ -54,7 +54,7 @@ class ParquetPictures:
         for path in self.files:
             with opened(path) as file:
                 try:
-                    for batch in file.iter_batches(batch_size=rows, columns=[self.column]):
+                    for batch in file.iter_batches(batch_size=rows, columns=[self.column], use_threads=False):
                         column = batch.column(0)
                         if pa.types.is_struct(column.type):
                             # a null struct keeps whatever bytes lie under it, hence flatten(), which applies the mask
@@ -107,7 +107,7 @@ def image_column(path: Path, drop: Sequence[str]) -> str | None:
             if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
                 found.append(column.name)
             elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-                first = next(file.iter_batches(batch_size=1, columns=[column.name]), None)
+                first = next(file.iter_batches(batch_size=1, columns=[column.name], use_threads=False), None)
                 value = None if first is None or not len(first) else first.column(0)[0].as_py()
                 if value is not None and value.startswith(MAGIC):
                     found.append(column.name)
@@ -151,7 +151,7 @@ def read_columns(files: Sequence[Path], columns: Sequence[str]) -> pa.Table:
                 if column not in there:
                     raise missing(column, there, path.name)
             try:
-                tables.append(file.read(columns=list(columns)))
+                tables.append(file.read(columns=list(columns), use_threads=False))
             except (pa.ArrowException, OSError) as error:
                 raise unreadable(path, error) from None
     try:

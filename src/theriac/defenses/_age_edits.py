@@ -16,7 +16,7 @@ none    nothing: the control
 
 All are reconstructions (grade R): the published formula could not be checked. A column of a convolution is an input channel at
 every kernel position. Features may be negative here (a pre-activation ResNet without final ReLU), hence the absolute values in
-E2r and the lower bound in E3, which change nothing for features after a ReLU.
+E2r and the form ``f > 0 and f - r > (alpha - 1) |r|`` in E3, which change nothing for features after a ReLU.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def edit(rule: str, layer: Layer, seen: Contrast, strength: float, target: int =
     f, r = seen.forget, seen.reference
     scale = torch.ones_like(f)
     if rule == "E3":
-        over = (f > alpha * r) & (f != 0)
+        over = (f > 0) & (f - r > (alpha - 1) * r.abs())
         scale = torch.where(over, (strength * r / torch.where(over, f, 1.0)).clamp(0, 1), scale)
     elif rule != "none":
         scale[_scores(rule, layer, seen, target).topk(round(strength * len(f))).indices] = 0

@@ -57,7 +57,23 @@ def rows_for(kind: str, pool: Split, forget: Split | None, target: int, draw: to
     return pool
 
 
-def retrain(net: nn.Module, rows: Split, modules: Iterable[nn.Module], held: Sequence[Held], recipe: Recipe, run: Run) -> float:
+def recipe(epochs: int, batch_size: int, lr: float, momentum: float, weight_decay: float) -> Recipe:
+    """SGD at a constant rate, no augmentation, BatchNorm as it is."""
+    return Recipe(
+        name="age",
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        schedule="constant",
+        augment="none",
+        norm="eval",
+        precision="fp32",
+    )
+
+
+def retrain(net: nn.Module, rows: Split, modules: Iterable[nn.Module], held: Sequence[Held], how: Recipe, run: Run) -> float:
     """Train some modules of ``net`` in place with cross-entropy; after every step put back what is ``held``.
 
     Returns:
@@ -77,7 +93,7 @@ def retrain(net: nn.Module, rows: Split, modules: Iterable[nn.Module], held: Seq
             edit.restore()
 
     try:
-        loop(net, rows, inner, recipe, parameters=chosen, after_step=hold, label="age")
+        loop(net, rows, inner, how, parameters=chosen, after_step=hold, label="age")
     finally:
         for parameter, want in wants:
             parameter.requires_grad_(want)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.classifier import to_input
-from theriac.training import Batch, DivergedError, Outcome, Recipe, loop
+from theriac.training import Batch, Outcome, Recipe, loop
 
 PROBE_ROWS = 2048  # rows on which a criterion is looked at; its standard error is at most 1.1 points
 
@@ -74,7 +74,7 @@ def train_biased(
         recipe: Its ``epochs`` are ignored.
         step: Loss of a batch.
         steps: How many optimizer steps to take at most.
-        target: Share of rows under ``threshold`` at which to stop earlier; 0 = take all steps. It is looked at about once a
+        target: Share of rows under ``threshold`` at which to stop earlier; 0 = take all steps. It is looked at four times a
             pass, at least every 200 steps, on up to 2,048 rows without augmentation.
         threshold: Of the cross-entropy.
         about: The method, for the checkpoint.
@@ -89,7 +89,7 @@ def train_biased(
     short = len(split) % batch == 1 and recipe.norm == "train" and len(split) > 1  # the loop drops a single last row
     per_pass = max(1, len(split) // batch if short or recipe.drop_last else -(-len(split) // batch))
     passes = -(-steps // per_pass)
-    every = min(per_pass, 200)
+    every = max(1, min(per_pass // 4, 200))
     probe = split.sample(min(PROBE_ROWS, len(split)), seed=run.stream_seed("method", "cbd", "probe")) if target else split
     taken = 0
 
@@ -105,7 +105,8 @@ def train_biased(
 
     taken = passes * per_pass  # what a finished checkpoint holds
     with contextlib.suppress(_Enough):
-        loop(model, split, run, recipe.replace(epochs=passes), step=step, after_step=after_step, label="cbd_stage1", about=about)
+        lasting = recipe.replace(epochs=passes)
+        loop(model, split, run, lasting, step=step, after_step=after_step, label="cbd_stage1", about=about)
     model.eval()
     return taken
 
@@ -131,22 +132,21 @@ class Health:
         told += f"{100 * self.share_low:.0f} % of the rows under the threshold)"
         if self.verdict == "underfit":
             return (
-                f"{told} has fitted no group of rows ahead of the others; with an underfitted f_B the weights can turn around and "
-                "favor the poisoned rows: train stage 1 longer, or set stage1_target"
+                f"{told} underfits: no group of rows is fitted ahead of the others, and the weights can turn around and favor "
+                "the poisoned rows; train stage 1 longer, or set stage1_target"
             )
         if self.verdict == "overfit":
             return (
-                f"{told} has fitted more than half of all rows, most of them clean; they lose their weight, which costs accuracy, "
-                "and nothing shows any more that the trigger came first: train stage 1 for fewer steps, or set stage1_target"
+                f"{told} overfits: more than half of all rows are fitted, most of them clean; they lose weight, which costs "
+                "accuracy; train stage 1 for fewer steps, or set stage1_target"
             )
         return ""
 
 
 UNDERFIT_MEAN = 0.4  # of ln K
 OVERFIT_SHARE = 0.5
-"""Ours. Between the runs of a small Fashion-MNIST set reported for the released code (an inverted f_B at 0.46 ln K, working ones
-at 0.13 to 0.23), and on 168 states of f_B on poisoned digits: of 81 with a ranking upside down (AUROC of CE_B under 0.5) 65 were
-warned about, and of 61 with a right ranking 8 were called underfit. See docs/methods/cbd.md for what this cannot see."""
+"""Ours. Between the runs of a small Fashion-MNIST set reported for the released code (an inverted f_B at 0.46 ln K, working
+ones at 0.13 to 0.23), and looked at on poisoned digits; docs/methods/cbd.md says what this sees there and what it can't."""
 
 
 def judge(logits: torch.Tensor, y: torch.Tensor, steps: int, threshold: float) -> Health:
@@ -160,8 +160,8 @@ def judge(logits: torch.Tensor, y: torch.Tensor, steps: int, threshold: float) -
 
     Returns:
         Verdict "underfit": CE_B is high on average (over 0.4 ln K) and has no low-loss mode of its own. "overfit": more than
-        half of the rows are under the threshold. Both ends are coarse, and a silent check proves nothing: an f_B that learnt easy
-        clean rows ahead of a slow trigger looks like one that learnt the trigger.
+        half of the rows are under the threshold. Both ends are coarse, and a silent check proves nothing: an f_B that learnt
+        easy clean rows ahead of a slow trigger looks like one that learnt the trigger.
     """
     ce = F.cross_entropy(logits, y, reduction="none")
     probability, seen = logits.softmax(1).max(1)
@@ -190,51 +190,3 @@ def _separate(ce: torch.Tensor) -> bool:
     peak = torch.minimum(density.cummax(0).values, density.flip(0).cummax(0).values.flip(0))
     inside = (below > 0.01) & (below < 0.6)
     return bool((density < 0.5 * peak)[inside].any())
-
-
-class Ledger:
-    """The latest losses and weight of every row during stage 2, and with ``epochs`` > 0 the weights of all epochs.
-
-    Args:
-        split: Training rows.
-        classes: Number of classes.
-        device: Where the losses come from.
-        epochs: Keep the raw weights of so many epochs, (epochs, N) in half precision, for whoever knows the poisoned rows.
-    """
-
-    def __init__(self, split: Split, device: torch.device, epochs: int = 0) -> None:
-        rows = len(split)
-        self.y, self.classes = split.y.to(device), split.num_classes
-        self.ce_b, self.ce_c, self.weight = (torch.zeros(rows, device=device) for _ in range(3))
-        self.history = torch.full((epochs, rows), float("nan"), dtype=torch.float16, device=device)
-
-    def note(self, batch: Batch, ce_b: torch.Tensor, ce_c: torch.Tensor) -> None:
-        """Remember the losses (B,) of a batch."""
-        self.ce_b[batch.position] = ce_b.detach().to(self.ce_b.dtype)
-        self.ce_c[batch.position] = ce_c.detach().to(self.ce_c.dtype)
-
-    def weigh(self, batch: Batch, weight: torch.Tensor) -> None:
-        """Remember the raw weights (B,) of a batch."""
-        self.weight[batch.position] = weight.to(self.weight.dtype)
-        if len(self.history):
-            self.history[batch.epoch, batch.position] = weight.to(self.history.dtype)
-
-    def per_class(self, loss: torch.Tensor, table: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Losses (B,) divided by the largest latest loss of their class."""
-        top = torch.zeros(self.classes, device=table.device).scatter_reduce(0, self.y, table, "amax")
-        return loss / top[y].clamp_min(1e-8).to(loss.dtype)
-
-    def report(self, threshold: float) -> dict[str, float]:
-        """CE_B on the views of the epoch just done: quantiles, and the share of rows under the threshold."""
-        q = self.ce_b.quantile(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], device=self.ce_b.device)).tolist()
-        told = dict(zip(("ce_b_q05", "ce_b_q25", "ce_b_q50", "ce_b_q75", "ce_b_q95"), q, strict=True))
-        return {**told, "share_low": float((self.ce_b < threshold).float().mean())}
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Everything, for a checkpoint."""
-        return {"ce_b": self.ce_b, "ce_c": self.ce_c, "weight": self.weight, "history": self.history}
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        for name, value in state.items():
-            getattr(self, name).copy_(value)

@@ -6,13 +6,18 @@ constant allows; f_C lowers the difference. Zero means independence only as far 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from theriac.core.card import Augment
 from theriac.core.run import Run
+from theriac.core.split import Split
+from theriac.data.augment import augment
+from theriac.models.classifier import to_input
 
 
 class Critic(nn.Module):
@@ -153,3 +158,35 @@ class Adversary:
         """The inverse of :meth:`state_dict`."""
         self.critic.load_state_dict(state["critic"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def critic_pass(
+    adversary: Adversary,
+    embeddings: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    split: Split,
+    run: Run,
+    policy: Augment | None,
+    batch_size: int,
+    epoch: int,
+) -> None:
+    """One pass of critic steps over all rows, with an order and augmentation of its own, as the released code alternates.
+
+    Args:
+        adversary: The critic.
+        embeddings: From model input, labels and positions (B,) to r and z, (B, h) each.
+        split: Training rows.
+        run: Streams ``order`` and ``augment``.
+        policy: Augmentation of the rows; None leaves them as they are.
+        batch_size: Rows a step; a single last row is skipped.
+        epoch: Counted from 0.
+    """
+    order = torch.randperm(len(split), generator=run.generator("order", "cbd_critic", epoch))
+    draws = run.generator("augment", "cbd_critic", epoch)
+    for number, at in enumerate(order.split(batch_size)):
+        if len(at) < 2:
+            continue
+        rows = split.rows(at)
+        rows = rows if policy is None else augment(rows, policy, draws)
+        with torch.no_grad():
+            r, z = embeddings(to_input(rows.to(run.device)), split.y[at.to(split.device)].to(run.device), at.to(run.device))
+        adversary.ascend(r, z, epoch, number)

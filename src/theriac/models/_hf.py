@@ -21,7 +21,7 @@ TYPES = (
     *("pvt_v2", "regnet", "resnet", "segformer", "swiftformer", "swin", "swinv2", "vit", "vit_msn"),
 )
 _ATTENTION = ("eager", "sdpa")  # others may name a kernel to be fetched
-_LIMIT = 256 << 10  # bytes of a configuration
+_LIMIT = 4 << 20  # bytes of a configuration; thousands of class names fit
 _LARGEST = 1 << 20  # no width or size of an image classifier comes near it
 
 
@@ -63,8 +63,11 @@ def build(data: Any, tensors: int) -> nn.Module:
     for key, value in data["config"].items():
         counts = value if isinstance(value, list) else [value]
         if any(w in key for w in ("layer", "depth", "block")) and all(type(c) is int for c in counts) and sum(counts) > tensors:
-            raise InputError(f"the transformers configuration has {key} = {value}, but the weights are only {tensors} tensors")
+            told = f"{key} = {str(value)[:80]}"
+            raise InputError(f"the transformers configuration has {told}, but the weights are only {tensors} tensors")
     attention = data["attention"]
+    if isinstance(_auto()._model_mapping[type(config)], (tuple, list)):  # one type, several classes: the plain one
+        config.architectures = [_class_of(config).__name__]
     try:
         model: nn.Module = _auto().from_config(
             config, trust_remote_code=False, **({} if attention is None else {"attn_implementation": attention})
@@ -83,7 +86,7 @@ def _config(data: Any) -> Any:
     if not isinstance(data, Mapping) or set(data) != {"type", "attention", "config"} or not isinstance(data["config"], Mapping):
         raise InputError("the record's transformers configuration is not one that Theriac wrote")
     if data["type"] not in TYPES:
-        raise unknown("transformers model type", data["type"], TYPES)
+        raise unknown("transformers model type", str(data["type"])[:80], TYPES)
     if data["attention"] not in (None, *_ATTENTION):
         raise InputError(f"attention is {str(data['attention'])[:80]!r}; expected one of {_ATTENTION}")
     fields = dict(data["config"])
@@ -95,7 +98,7 @@ def _config(data: Any) -> Any:
     known = _own_fields(AutoConfig.for_model(data["type"]).to_dict())
     for key, value in fields.items():
         if key not in known:
-            raise unknown(f"field of a {data['type']} configuration", key, known)
+            raise unknown(f"field of a {data['type']} configuration", str(key)[:80], known)
         if not _harmless(value):
             raise InputError(f"field {key} of the transformers configuration is {str(value)[:80]!r}; expected plain numbers")
     try:

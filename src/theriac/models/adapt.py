@@ -182,8 +182,7 @@ def adapt(
         check_logits(wrapped, seen, 2, len(names))
         if seen.shape[1] > 1 and bool((seen >= 0).all()) and bool(((seen.sum(1) - 1).abs() < 1e-3).all()):
             warnings.warn(
-                "the network seems to return probabilities, not logits; take them before the softmax, or pass "
-                "logits=torch.log",
+                "the network seems to return probabilities, not logits; take them before the softmax, or pass logits=torch.log",
                 stacklevel=2,
             )
     if not names:

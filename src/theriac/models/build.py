@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError, unknown
 from theriac.core.run import Run
@@ -44,7 +45,8 @@ def _vit(
     card: Card, patch: int = 0, dim: int | None = None, depth: int = 6, heads: int | None = None, mlp_ratio: int = 4
 ) -> nn.Module:
     dim = (192 if min(card.size) >= 24 else 64) if dim is None else dim
-    heads = max(1, dim // 64) if heads is None else heads  # 64 numbers a head, as in the literature
+    check.whole("dim", dim, 1, 4096)
+    heads = next(h for h in (3, 4, 2, 1) if dim % h == 0) if heads is None else heads
     return ViT(card.num_classes, card.channels, card.size, patch, dim, depth, heads, mlp_ratio)
 
 

@@ -23,6 +23,7 @@ from theriac.models.classifier import Classifier, TablePrep
 FORMAT = 1
 _RESERVED = ("format", "model", "card", "weights")
 _LIMIT = 16 << 20  # bytes of run.json
+_SPEC_LIMIT = 4096  # so that no message that quotes an option becomes a flood
 
 
 def save(model: nn.Module, folder: str | Path, **record: Any) -> Path:
@@ -196,6 +197,9 @@ def digest(path: Path) -> str:
 
 def _rebuild(spec: Mapping[str, Any], card: Card, into: nn.Module | None, tensors: int) -> Classifier:
     name, options = spec["architecture"], spec["options"]
+    plain = {k: v for k, v in options.items() if k != "transformers"}  # whose own limit is larger
+    if len(_json("spec", [name, plain])) > _SPEC_LIMIT:
+        raise InputError(f"the architecture and its options in the record are longer than {_SPEC_LIMIT:,} characters")
     if name == OWN:
         return rebuild(options, card, into, tensors)
     if not isinstance(name, str):

@@ -31,9 +31,7 @@ class VGG19BN(nn.Module):
         InputError: On images smaller than 8 pixels.
     """
 
-    def __init__(
-        self, num_classes: int = 10, channels: int = 3, size: tuple[int, int] = (32, 32), width: int = 64
-    ) -> None:
+    def __init__(self, num_classes: int = 10, channels: int = 3, size: tuple[int, int] = (32, 32), width: int = 64) -> None:
         super().__init__()
         check.whole("width", width, 1, 1024)
         side = min(size)

@@ -4,6 +4,9 @@ Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021 (https://arxiv.or
 token, learned positions. Width 192 with 3 heads is the "tiny" of Touvron et al. (https://arxiv.org/abs/2012.12877); 6 blocks
 instead of 12 are ours, for small images. Layer names follow timm (``blocks.N.{norm1,attn.qkv,attn.proj,norm2,mlp.fc1}``,
 ``norm``, ``head``), because defenses that prune or gate a transformer address them.
+
+Train it with an ``adam`` recipe. Positions start with a deviation of 0.5 instead of the usual 0.02, and linear layers from
+Xavier's draw (ours): on digits (1,400 rows, ``adam_10``, one seed) that reached 91 % instead of 36 %.
 """
 
 from __future__ import annotations
@@ -133,11 +136,11 @@ class ViT(nn.Module):
         self.blocks = nn.Sequential(*(Block(dim, heads, mlp_ratio * dim) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, num_classes)
-        for token in (self.cls_token, self.pos_embed):
-            nn.init.trunc_normal_(token, std=0.02)
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.pos_embed, std=0.5)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

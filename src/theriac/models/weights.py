@@ -52,7 +52,7 @@ def load_weights(model: M, source: str | Path | Mapping[str, Any]) -> M:
     bare = isinstance(model, Classifier) and not any("prepare." in name for name in state)
     target: nn.Module = model.get_submodule("net") if bare else model
     own = target.state_dict()
-    state = _rename_head(_strip(state, own), own)
+    state = _fit_names(state, own)
     for name, value in own.items():
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, value)
@@ -81,16 +81,17 @@ def _unwrap(data: Any, where: str) -> dict[str, torch.Tensor]:
     return dict(data)
 
 
-def _strip(state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without the prefixes that all names share, as far as that makes more of them known."""
-    best, hits = state, len(state.keys() & own.keys())
+def _fit_names(state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without prefixes that all names share, as far as that makes more of them known, and with the model's own head."""
+    best = _rename_head(state, own)
     for _ in range(4):
         prefix = next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None)
         if prefix is None:
             break
         state = {k.removeprefix(prefix): v for k, v in state.items()}
-        if len(state.keys() & own.keys()) > hits:
-            best, hits = state, len(state.keys() & own.keys())
+        found = _rename_head(state, own)
+        if len(found.keys() & own.keys()) > len(best.keys() & own.keys()):
+            best = found
     return best
 
 

@@ -13,7 +13,9 @@ from theriac.metrics import Rate
 from theriac.report.findings import percent
 
 WIDTH = 340
-LEFT, RIGHT = 84, 288  # where bars begin and where 100 % lies
+RIGHT = 280  # where 100 % lies; bars begin where their labels end
+LETTER = 7.2  # width of a letter of a label
+LONGEST = 20  # letters of a label that are shown
 ROW = 28
 TOP = 24
 PLOT_HEIGHT = 190
@@ -42,9 +44,17 @@ class Bars:
     better: str
     bars: list[Bar]
     height: float
+    left: float
     control: Rate | None
     control_x: float = 0.0
     control_anchor: str = "middle"
+    width: float = WIDTH
+    top: float = TOP
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """Places and texts of the axis."""
+        return [(_x(share / 100, self.left), f"{share} %") for share in (0, 50, 100)]
 
     @property
     def control_text(self) -> str:
@@ -62,28 +72,29 @@ class Bars:
 
 def bars(name: str, title: str, better: str, rates: Sequence[tuple[str, Rate]], control: Rate | None = None) -> Bars:
     """A panel from labelled rates, the first of which is the model before repair."""
+    left = round(12 + LETTER * max(7, *(min(len(label), LONGEST) for label, _ in rates)), 1)
     drawn = [
         Bar(
-            label=label,
+            label=label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}…",
             text=percent(rate),
             kind="after" if i else "before",
             y=TOP + i * ROW,
-            end=_x(rate.value),
-            low=_x(rate.interval[0]),
-            high=_x(rate.interval[1]),
+            end=_x(rate.value, left),
+            low=_x(rate.interval[0], left),
+            high=_x(rate.interval[1], left),
             rate=rate,
         )
         for i, (label, rate) in enumerate(rates)
     ]
     height = TOP + ROW * len(drawn) + 20
     if control is None:
-        return Bars(name, title, better, drawn, height, None)
+        return Bars(name, title, better, drawn, height, left, None)
     anchor = "start" if control.value < 0.25 else "end" if control.value > 0.75 else "middle"
-    return Bars(name, title, better, drawn, height, control, _x(control.value), anchor)
+    return Bars(name, title, better, drawn, height, left, control, _x(control.value, left), anchor)
 
 
-def _x(share: float) -> float:
-    return round(LEFT + (RIGHT - LEFT) * share, 2)
+def _x(share: float, left: float) -> float:
+    return round(left + (RIGHT - left) * share, 2)
 
 
 def _told(rate: Rate) -> str:
@@ -113,6 +124,7 @@ class Curves:
     left: float = 46
     right: float = WIDTH - 10
     bottom: float = PLOT_HEIGHT - 24
+    width: float = WIDTH
 
     @property
     def description(self) -> str:
@@ -120,19 +132,27 @@ class Curves:
         return f"{self.title}. Last values: {'; '.join(f'{line.label} {line.last}' for line in self.lines)}."
 
 
-def curves(title: str, series: Sequence[tuple[str, Sequence[float], int]], *, share: bool = False) -> Curves | None:
+def curves(
+    title: str,
+    series: Sequence[tuple[str, Sequence[float], int]],
+    *,
+    share: bool = False,
+    span: tuple[float, float] | None = None,
+) -> Curves | None:
     """A panel from (label, one value an epoch, style number); None if there is nothing to draw.
 
     Args:
         title: What the values are.
         series: The curves. Values are finite.
-        share: Draw shares in [0, 1] as percentages.
+        share: Draw shares in [0, 1] as percentages, on an axis from 0 to 100.
+        span: Another fixed axis; left out, the axis begins at zero or below and ends above the largest value.
     """
     kept = [(label, list(values), style) for label, values, style in series if len(values) > 1]
     if not kept:
         return None
     values = [v for _, vs, _ in kept for v in vs]
-    ticks = nice_ticks(0.0 if share else min(0.0, *values), 1.0 if share else max(values))
+    low, high = span or ((0.0, 1.0) if share else (min(0.0, *values), max(values)))
+    ticks = nice_ticks(min(low, *values) if span else low, max(high, *values) if span else high)
     low, high = ticks[0], ticks[-1]
     empty = Curves(title, [])
     longest = max(len(vs) for _, vs, _ in kept)

@@ -17,8 +17,11 @@ RULE = (
     "A backdoor counts as “left in place” if the 95 % interval of the change in ASR includes zero; as “reduced to the "
     "control’s level” if the interval of the excess ASR afterwards includes zero; and there was “nothing to reduce” if that "
     "of the excess ASR before does. Otherwise the share of the excess ASR that is gone "
-    "decides: “reduced” from 90 % on, “partly reduced” from 50 % on, “mostly left in place” below."
+    "decides: “reduced” from 90 % on, “partly reduced” from 50 % on, “mostly left in place” below. “Stamped rows still "
+    "misread” is added if RA afterwards is measurably below the control’s: the trigger then no longer leads to the "
+    "attacker’s class as often, but it still leads the model astray."
 )
+MISREAD = "stamped rows still misread"
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,14 @@ class Verdict:
     """What a repair did to one backdoor, and what it cost."""
 
     word: str  # one of VERDICTS; "" if success of the attack can't be measured
+    misread: bool  # stamped rows are measurably less often recognized than by the control, though ASR fell
     cost: str  # what happened to clean accuracy, in words
-    recognition: str  # what happened to stamped rows beyond the attack's label, in words
+    recognition: str  # how often stamped rows are recognized, in words
+
+    @property
+    def text(self) -> str:
+        """The verdict with its qualification."""
+        return f"{self.word}; {MISREAD}" if self.misread else self.word
 
 
 def verdict(result: Result) -> Verdict:
@@ -38,11 +47,18 @@ def verdict(result: Result) -> Verdict:
     """
     pair = result.comparison
     if pair is None:
-        return Verdict("", "", "")
+        return Verdict("", False, "", "")
     low, high = pair.acc.interval
     points = f"{100 * pair.acc.value:+.1f} points".replace("-", "−")
-    cost = f"accuracy {points}" + (", within chance" if low <= 0 <= high else "")
-    return Verdict(_word(result), cost, _recognition(result))
+    moved = "unchanged" if points[1:] == "0.0 points" else points + (", within chance" if low <= 0 <= high else "")
+    cost = f"ACC {moved}"
+    word = _word(result)
+    return Verdict(word, word in (LEVEL, "reduced", "partly reduced") and _misread(result), cost, _recognition(result))
+
+
+def _misread(result: Result) -> bool:
+    own, control = result.scores.ra, None if result.control is None else result.control.ra
+    return own is not None and control is not None and Difference(own.rate, control.rate).interval[0] > 0
 
 
 def _word(result: Result) -> str:
@@ -65,12 +81,12 @@ def _word(result: Result) -> str:
 
 
 def _recognition(result: Result) -> str:
-    after = result.scores
-    if after.ra is None:
+    before, after = result.before.ra, result.scores.ra
+    if before is None or after is None:
         return ""
-    told = f"{percent(after.ra.rate)} of the stamped rows are classified as their true label"
+    told = f"RA {percent(before.rate)} → {percent(after.rate)}"
     if result.control is not None and result.control.ra is not None:
-        told += f" (control: {percent(result.control.ra.rate)})"
+        told += f" (control {percent(result.control.ra.rate)})"
     return told
 
 
@@ -109,43 +125,59 @@ def headline(study: Study) -> str:
 
 
 def _named(measured: Sequence[tuple[Result, Verdict]], names: Sequence[str]) -> str:
-    """One clause for each verdict pattern; repairs with the same pattern share a clause; the best come first."""
+    """One clause for each pattern of verdicts; repairs with the same pattern share a clause; the best come first."""
     patterns: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for name in names:
-        pattern = tuple((r.victim, v.word) for r, v in measured if title_of(r) == name)
-        patterns.setdefault(pattern, []).append(name)
-    rank = {word: i for i, word in enumerate(VERDICTS)}
+        mine = [(r.victim, _coarse(v.word)) for r, v in measured if title_of(r) == name]
+        patterns.setdefault(tuple(sorted(mine, key=lambda pair: VERDICTS.index(pair[1]))), []).append(name)
+    every = len({r.victim for r, _ in measured})
     clauses = []
-    for pattern, who in sorted(patterns.items(), key=lambda item: sum(rank[w] for _, w in item[0]) / len(item[0])):
-        words: dict[str, list[str]] = {}
-        for victim, word in pattern:
-            words.setdefault(word, []).append(victim)
-        parts = [_what(word, [r for r, _ in measured if title_of(r) in who and r.victim in vs]) for word, vs in words.items()]
+    for pattern, who in sorted(patterns.items(), key=lambda item: sum(VERDICTS.index(w) for _, w in item[0]) / len(item[0])):
+        parts = []
+        for word in dict.fromkeys(w for _, w in pattern):
+            victims = [v for v, w in pattern if w == word]
+            parts.append(_clause(word, victims, [r for r, _ in measured if title_of(r) in who and r.victim in victims], every))
         clauses.append(f"{_and(who)} {_and(parts)}")
     return "; ".join(clauses) + "."
 
 
-def _what(word: str, results: Sequence[Result]) -> str:
-    """A verdict on some victims with its numbers: one pair, or the range over repairs."""
-    victims = list(dict.fromkeys(r.victim for r in results))
-    told = []
+def _coarse(word: str) -> str:
+    return "mostly left in place" if word == "left in place" else word
+
+
+def _clause(word: str, victims: Sequence[str], results: Sequence[Result], every: int) -> str:
+    """A verdict on some victims with its numbers: from and to for what fell, what remains for what did not."""
+    which = f"the {victims[0]} backdoor" if len(victims) == 1 else "both backdoors" if len(victims) == 2 == every else ""
+    which = which or ("all backdoors" if len(victims) == every else f"the {_and(victims)} backdoors")
+    after = [r.scores.asr.rate for r in results if r.scores.asr is not None]
+    if word == "mostly left in place":
+        alone = all(_word(r) == "left in place" for r in results)
+        return f"left {which} {'' if alone else 'mostly '}in place (ASR still {_range(after)})"
+    numbers = []
     for victim in victims:
         mine = [r for r in results if r.victim == victim]
-        before, after = mine[0].before.asr, [r.scores.asr.rate for r in mine if r.scores.asr is not None]
-        if before is None or not after:
-            continue
-        ends = sorted(after, key=lambda rate: rate.value)
-        to = percent(ends[0]) if ends[0].value == ends[-1].value else f"{percent(ends[0])[:-2]} to {percent(ends[-1])}"
-        told.append(f"{percent(before.rate)} → {to}")
-    which = f"the {_and(victims)} backdoor{'s' if len(victims) > 1 else ''}"
-    numbers = f"(ASR {'; '.join(told)})"
-    if word.endswith("left in place"):
-        return f"left {which} {'mostly ' if word.startswith('mostly') else ''}in place {numbers}"
+        if mine[0].before.asr is not None:
+            numbers.append(f"{percent(mine[0].before.asr.rate)} → {_range([r.scores.asr.rate for r in mine if r.scores.asr])}")
+    astray = _astray([r for r in results if word in (LEVEL, "reduced") and _misread(r)])
+    told = f"(ASR {'; '.join(numbers)}{astray})"
     if word == "nothing to reduce":
-        return f"had nothing to reduce on {_and(victims)} {numbers}"
+        return f"had nothing to reduce on {_and(victims)} {told}"
     if word == LEVEL:
-        return f"reduced {which} to the control’s level {numbers}"
-    return f"{word} {which} {numbers}"
+        return f"reduced {which} to the control’s level {told}"
+    return f"{word} {which} {told}"
+
+
+def _astray(results: Sequence[Result]) -> str:
+    """What an ASR near zero does not tell: stamped rows that go to some other wrong class."""
+    own = [r.scores.ra.rate for r in results if r.scores.ra is not None]
+    control = [r.control.ra.rate for r in results if r.control is not None and r.control.ra is not None]
+    return f", yet only {_range(own)} of the stamped rows are recognized; control {_range(control)}" if own and control else ""
+
+
+def _range(rates: Sequence[Rate]) -> str:
+    ends = sorted(rates, key=lambda rate: rate.value)
+    low, high = percent(ends[0]), percent(ends[-1])
+    return high if low == high else f"{low[:-2]} to {high}"
 
 
 def _counted(measured: Sequence[tuple[Result, Verdict]]) -> str:
@@ -183,7 +215,7 @@ def caveats(study: Study) -> list[str]:
             f"The test set is small ({min(sizes):,} rows): differences of a few points are within chance. Read the intervals."
         )
     told.append(
-        "One seed. The intervals cover the choice of test rows only, not the luck of training; another seed gives other numbers."
+        "One seed. The intervals cover the choice of test rows, not the luck of training; another seed gives other numbers."
     )
     if any(r.after is not None and r.control is None and r.after.asr is not None for r in study.results):
         told.append("There is no benign control, so a trigger that fools any model by itself can't be told from a backdoor.")

@@ -6,27 +6,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from theriac.report import charts
+from theriac.report._text import seconds
 from theriac.report.findings import title_of
 from theriac.report.records import Result, Study
 
-# what an epoch's event may hold, how it is called on the page, and whether it is a share
-QUANTITIES: dict[str, tuple[str, bool]] = {
-    "active": ("rows with a shared adversarial example", True),
-    "cosine": ("cosine between the new and the old head", False),
-    "clean_loss": ("loss on the clean rows beyond the bound", False),
-    "loss": ("loss", False),
+
+@dataclass(frozen=True)
+class Quantity:
+    """How a number of an epoch's event is called and drawn."""
+
+    title: str
+    share: bool = False
+    span: tuple[float, float] | None = None
+
+
+ACCURACY = Quantity("accuracy on the clean rows", share=True)
+LOSS = Quantity("loss")
+# the first of these that a repair logs is drawn beside its accuracy
+DRAWN = {
+    "active": Quantity("rows on which a perturbation fools the old model", share=True),
+    "cosine": Quantity("cosine between the new and the old head", span=(-1.0, 1.0)),
+    "clean_loss": Quantity("loss on the clean rows beyond the bound"),
+    "loss": LOSS,
 }
-FACTS: dict[str, tuple[str, bool]] = {
-    "active": ("rows with a shared adversarial example", True),
-    "perturbation": ("largest perturbation (pixels in [0, 1])", False),
-    "passes_per_row": ("network passes for each row", False),
-    "cosine": ("cosine between the new and the old head", False),
-    "cosine_row_min": ("smallest cosine of a class", False),
-    "cosine_row_max": ("largest cosine of a class", False),
-    "distance": ("distance from the old head", False),
-    "clean_loss": ("loss beyond the bound", False),
-    "loss": ("loss", False),
-    "accuracy": ("accuracy on the clean rows", True),
+FACTS = {
+    **DRAWN,
+    "perturbation": Quantity("largest perturbation (pixels in [0, 1])"),
+    "passes_per_row": Quantity("network passes for each row"),
+    "cosine_row_min": Quantity("smallest cosine of a class"),
+    "cosine_row_max": Quantity("largest cosine of a class"),
+    "distance": Quantity("distance from the old head"),
+    "accuracy": ACCURACY,
 }
 
 
@@ -45,9 +55,7 @@ class Logged:
 
     victim: str
     repair: str
-    epochs: int
-    rows: int
-    seconds: float | None
+    told: str  # epochs, clean rows and time
     facts: list[tuple[str, str]]
 
 
@@ -61,7 +69,7 @@ def values(result: Result, key: str) -> list[float]:
 def training(study: Study) -> Panel | None:
     """Loss and accuracy of the models as they were trained."""
     trained = [r for r in study.results if r.repair is None and r.history]
-    return _panel("", trained, styles(study), [("loss", "loss", False), ("accuracy", "training accuracy", True)])
+    return _panel("", trained, styles(study), {"loss": LOSS, "accuracy": Quantity("training accuracy", share=True)})
 
 
 def repairing(study: Study) -> list[Panel]:
@@ -69,10 +77,8 @@ def repairing(study: Study) -> list[Panel]:
     found = []
     for name in dict.fromkeys(title_of(r) for r in study.repairs):
         mine = [r for r in study.repairs if title_of(r) == name and r.history]
-        key = next((k for k in QUANTITIES if mine and all(values(r, k) for r in mine)), "")
-        wanted = [("accuracy", "accuracy on the clean rows", True)]
-        if key:
-            wanted.append((key, *QUANTITIES[key]))
+        key = next((k for k in DRAWN if mine and all(values(r, k) for r in mine)), "")
+        wanted = {"accuracy": ACCURACY} | ({key: DRAWN[key]} if key else {})
         panel = _panel(name, mine, styles(study), wanted)
         if panel is not None:
             found.append(panel)
@@ -85,12 +91,11 @@ def styles(study: Study) -> dict[str, int]:
     return {r.victim: 1 + attacked.index(r.victim) % 4 if r.victim in attacked else 0 for r in study.results}
 
 
-def _panel(
-    name: str, results: Sequence[Result], style: Mapping[str, int], wanted: Sequence[tuple[str, str, bool]]
-) -> Panel | None:
+def _panel(name: str, results: Sequence[Result], style: Mapping[str, int], wanted: Mapping[str, Quantity]) -> Panel | None:
     drawn = []
-    for key, title, share in wanted:
-        made = charts.curves(title, [(r.victim, values(r, key), style[r.victim]) for r in results], share=share)
+    for key, what in wanted.items():
+        series = [(r.victim, values(r, key), style[r.victim]) for r in results]
+        made = charts.curves(what.title, series, share=what.share, span=what.span)
         if made is not None:
             drawn.append(made)
     return Panel(name, drawn, [(r.victim, style[r.victim]) for r in results]) if drawn else None
@@ -101,13 +106,15 @@ def facts(study: Study) -> list[Logged]:
     found = []
     for r in study.repairs:
         told = []
-        for key, (name, share) in FACTS.items():
+        for key, what in FACTS.items():
             logged = values(r, key)
             if not logged or (key == "loss" and values(r, "clean_loss")):  # a loss that holds a distance says little
                 continue
-            first, last = _text(logged[0], share), _text(logged[-1], share)
-            told.append((name, last if first == last else f"{first} → {last}"))
-        found.append(Logged(r.victim, title_of(r), len(r.history), r.rows, r.seconds, told))
+            first, last = _text(logged[0], what.share), _text(logged[-1], what.share)
+            told.append((what.title, last if first == last else f"{first} → {last}"))
+        size = [f"{len(r.history):,} epochs"] * bool(r.history) + [f"{r.rows:,} clean rows"] * bool(r.rows)
+        size += [] if r.seconds is None else [seconds(r.seconds)]
+        found.append(Logged(r.victim, title_of(r), ", ".join(size), told))
     return found
 
 

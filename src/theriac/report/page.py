@@ -14,7 +14,7 @@ from theriac.core.errors import InputError
 from theriac.core.files import write_atomically
 from theriac.metrics import Rate
 from theriac.report import charts, findings, logs, tables
-from theriac.report._text import clean
+from theriac.report._text import clean, seconds
 from theriac.report.records import Exhibit, Result, Study
 
 PAGE = "report.html"
@@ -69,7 +69,10 @@ def _environment() -> Environment:
 
 
 def _shown(value: Any) -> Any:
-    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    """What every expression of the template passes through: harmful characters go, numbers keep their percent sign."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return clean(value).replace(" %", "\u00a0%")
 
 
 def view(study: Study) -> dict[str, Any]:
@@ -90,15 +93,14 @@ def view(study: Study) -> dict[str, Any]:
         "caption": tables.CAPTION,
         "exhibits": [_exhibit(study, e) for e in study.exhibits],
         "training": logs.training(study),
-        "repairing": logs.repairing(study),
+        "repairing": (repairing := logs.repairing(study)),
+        "repair_legend": list(dict.fromkeys(entry for panel in repairing for entry in panel.legend)),
         "logged": logs.facts(study),
         "notes": [(r, text) for r in study.results for text in r.warnings],
         "title_of": findings.title_of,
         "caveats": [*findings.caveats(study), *study.caveats],
         "settings": _settings(study),
         "difference": 10,
-        "WIDTH": charts.WIDTH,
-        "charts": charts,
     }
 
 
@@ -219,15 +221,3 @@ def _settings(study: Study) -> list[tuple[str, str]]:
                 told = ", ".join(f"{k} {v}" for k, v in config.items() if k != "method")
                 found.setdefault(f"{name}: {told}", name)
     return [(name, text[len(name) + 2 :]) for text, name in found.items()]
-
-
-def seconds(value: float | None) -> str:
-    """A duration as people say it."""
-    if value is None:
-        return "–"
-    if value < 60:
-        return f"{value:.1f} s"
-    whole = round(value)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -43,7 +43,8 @@ class Row:
 def rows(results: Study | Sequence[Result]) -> list[Row]:
     """The lines of the table: by victim, before, after each repair, and the benign control on the same stamped rows."""
     found = results.results if isinstance(results, Study) else list(results)
-    return [row for victim in dict.fromkeys(r.victim for r in found) for row in _group([r for r in found if r.victim == victim])]
+    victims = dict.fromkeys(r.victim for r in found)
+    return [row for victim in victims for row in _group([r for r in found if r.victim == victim])]
 
 
 def _group(results: Sequence[Result]) -> Iterator[Row]:
@@ -56,7 +57,7 @@ def _group(results: Sequence[Result]) -> Iterator[Row]:
         if pair is None or r.after is None:
             continue
         der = None if pair.asr is None else pair.der
-        yield Row(r.victim, title_of(r), r.after, "after", der, verdict(r).word, r.seconds)
+        yield Row(r.victim, title_of(r), r.after, "after", der, verdict(r).text, r.seconds)
     control = next((r.control for r in results if r.control is not None), None)
     if control is not None:
         yield Row(first.victim, "benign control", control, "control")
@@ -69,14 +70,14 @@ def table(results: Study | Sequence[Result], title: str = "") -> Table:
         results: A study, or results.
         title: Above the table.
     """
-    lines = rows(results)
+    listed = rows(results)
     out = Table(title=Text(line(title), "bold") if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     out.add_column("model", no_wrap=False, overflow="fold")
     for name in COLUMNS:
         out.add_column(name, justify="right", no_wrap=True)
     out.add_column("DER", justify="right", no_wrap=True)
     last = None
-    for row in lines:
+    for row in listed:
         if row.group != last:
             if last is not None:
                 out.add_section()
@@ -85,10 +86,10 @@ def table(results: Study | Sequence[Result], title: str = "") -> Table:
         style = "dim" if row.kind == "control" else ""
         cells = [_cell(rate) for rate in row.rates]
         der = "" if row.der is None else f"{row.der:.3f}"
-        name = Text("  ").append(line(row.model))
+        model = Text(line(row.model))
         if row.finding:
-            name.append(f"\n  {row.finding}", "dim")
-        out.add_row(name, *cells, Text(der), style=style)
+            model.append(f"\n{row.finding.partition(';')[0]}", "dim")
+        out.add_row(model, *cells, Text(der), style=style)
     return out
 
 

@@ -162,6 +162,7 @@ def loop(
             run.event(label, epoch=epoch + 1, lr=lr, seconds=round(seconds, 4), rows_per_s=round(rate), **means, **extra)
             tick(0, _caption(means, rate))
             keeper.save(epoch + 1, last=epoch + 1 == recipe.epochs)
+    optimizer.zero_grad(set_to_none=True)  # what is kept, copied or saved needs no gradients
     return model.eval()
 
 

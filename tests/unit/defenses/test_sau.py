@@ -162,3 +162,19 @@ def test_a_lively_model_does_not_warn(split, run):  # warnings are errors
 def test_bad_options_are_refused(options, name):
     with pytest.raises(InputError, match=name):
         SAU(**options)
+
+
+def test_its_optimizer_is_the_official_one(split, run, monkeypatch):
+    made = []
+    adam = torch.optim.Adam
+
+    def spy(parameters, **options):
+        made.append(options)
+        return adam(parameters, **options)
+
+    monkeypatch.setattr(torch.optim, "Adam", spy)
+    SAU(rounds=2).repair(Labelled(), split, run)
+    (options,) = made
+    assert (options["lr"], options["amsgrad"], options["weight_decay"]) == (1e-4, True, 0.0)
+    assert options.get("betas", (0.9, 0.999)) == (0.9, 0.999)
+    assert [e["lr"] for e in run.history("sau")] == [1e-4, 1e-4]  # constant

@@ -60,9 +60,7 @@ def test_vgg_does_not_grow_with_the_image(size: tuple[int, int]):
     assert parameter_count(VGG19BN(10, 3, size, 16)) == parameter_count(VGG19BN(10, 3, (224, 224), 16))
 
 
-@pytest.mark.parametrize(
-    ("size", "patch", "patches"), [(8, 2, 16), (28, 4, 49), (32, 4, 64), (64, 8, 64), (224, 16, 196)]
-)
+@pytest.mark.parametrize(("size", "patch", "patches"), [(8, 2, 16), (28, 4, 49), (32, 4, 64), (64, 8, 64), (224, 16, 196)])
 def test_vit_count_in_closed_form(size: int, patch: int, patches: int):
     d, layers, ratio, k, c = 48, 2, 3, 10, 3
     block = (4 * d * d + 4 * d) + (2 * ratio * d * d + ratio * d + d) + 4 * d  # attention, MLP, two LayerNorms
@@ -160,10 +158,13 @@ def test_the_same_seed_builds_the_same_network_and_leaves_the_global_generator()
     assert not torch.equal(first.net.head.weight, other.net.head.weight)
 
 
-@pytest.mark.parametrize("name", ["vgg19_bn", "vit_small", "wrn_16_1"])
-def test_each_learns_forty_digits_by_heart(name: str, digits: th.Data):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("vgg19_bn", {"width": 8}), ("vit_small", {"dim": 32, "depth": 2}), ("wrn_16_1", {"depth": 10})],
+)
+def test_each_learns_forty_digits_by_heart(name: str, options: dict, digits: th.Data):
     few = digits.train.take(torch.arange(40))
-    model = build(name, few, **({"width": 8} if name == "vgg19_bn" else {"dim": 32, "depth": 2} if name == "vit_small" else {}))
+    model = build(name, few, **options)
     x, optimizer = to_input(few.x), torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(60):
         optimizer.zero_grad()

@@ -1,0 +1,103 @@
+"""The demo, as a newcomer runs it, with a fraction of its epochs: real victims, honest numbers, one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from theriac.attacks import BadNets
+from theriac.cli import demo
+from theriac.core.errors import InputError
+from theriac.defenses import FT
+from theriac.models import load_model
+from theriac.report import Study, html
+
+TINY = demo.Plan("fast_1", (FT(epochs=1, batch_size=64),), (BadNets(),))
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
+    out = tmp_path_factory.mktemp("demo") / "new"
+    return demo.run_demo(out, device="cpu", seed=1, quick=True, quiet=True), out
+
+
+def test_victims_are_real_and_the_control_is_not(quick: tuple[Study, Path]) -> None:
+    control, *victims = [r for r in quick[0].results if r.repair is None]
+    assert control.victim == "benign control"
+    assert control.before.acc.value >= 0.95
+    assert [v.victim for v in victims] == ["BadNets", "Blended"]
+    for victim in victims:
+        assert victim.before.asr is not None
+        assert victim.control is not None
+        assert victim.control.asr is not None
+        assert victim.before.acc.value >= 0.93
+        assert victim.before.asr.value >= 0.9
+        assert victim.control.asr.value <= 0.1
+        assert victim.control.acc == control.before.acc  # the same model on the same rows
+        assert victim.before.asr.total == victim.control.asr.total == 359 - 36  # test rows that are not zeros already
+
+
+def test_every_victim_meets_every_repair(quick: tuple[Study, Path]) -> None:
+    pairs = [(r.victim, r.repair_name) for r in quick[0].repairs]
+    assert pairs == [(v, m) for v in ("BadNets", "Blended") for m in ("ft", "sau", "d3")]
+    for r in quick[0].repairs:
+        assert r.rows == 288  # 20 % of 1,438
+        assert r.history
+        assert r.after is not None
+        assert r.before == next(v.before for v in quick[0].results if v.victim == r.victim)
+
+
+def test_sau_reduces_what_it_reaches(quick: tuple[Study, Path]) -> None:
+    blended = next(r for r in quick[0].repairs if (r.victim, r.repair_name) == ("Blended", "sau"))
+    assert blended.comparison is not None
+    assert blended.comparison.asr is not None
+    assert blended.comparison.asr.interval[1] < 0  # even two rounds reduce a faint full-size trigger, beyond chance
+    assert all(float(str(e["active"])) > 0 for e in blended.history)  # and not because it only fine-tuned
+
+
+def test_files_are_complete(quick: tuple[Study, Path]) -> None:
+    study, out = quick
+    assert Study.read(out) == study
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page == html(study)
+    for r in study.results:
+        assert f"{r.scores.acc.hits:,}/{r.scores.acc.total:,}" in page
+    assert page.count("data:image/png;base64,") == 2 * 3 * 9  # two triggers; clean, stamped, difference; nine other classes
+    assert "quick run" in page
+    assert sorted(p.name for p in out.iterdir()) == ["badnets", "benign", "blended", "report.html", "study.json"]
+    assert load_model(out / "badnets").card.name == "digits"
+
+
+def test_it_can_be_done_again_in_its_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "QUICK", TINY)
+    first = demo.run_demo(tmp_path, device="cpu", seed=4, quick=True, quiet=True)
+    shown = capsys.readouterr()
+    assert shown.err == ""  # quiet
+    second = demo.run_demo(tmp_path, device="cpu", seed=4, quick=True, quiet=False)
+    assert [r.scores for r in first.results] == [r.scores for r in second.results]  # same seed, same numbers
+    assert first.exhibits == second.exhibits
+    loud = capsys.readouterr()
+    assert "trained BadNets" in loud.err
+    for text in ("benign control", "BadNets", "FT", "ACC", "report.html"):
+        assert text in loud.out
+    counts = second.results[0].before.acc
+    assert f"{counts.hits}/{counts.total}" in loud.out
+
+
+def test_it_leaves_other_folders_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds other files"):
+        demo.run_demo(tmp_path, quick=True, quiet=True)
+    with pytest.raises(InputError, match="is a file"):
+        demo.run_demo(tmp_path / "thesis.txt", quick=True, quiet=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_bad_input_writes_nothing(tmp_path: Path) -> None:
+    for bad in ({"device": "abacus"}, {"seed": -1}):
+        with pytest.raises(InputError):
+            demo.run_demo(tmp_path / "new", quick=True, quiet=True, **bad)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
