@@ -1,9 +1,9 @@
 """Does D3 buy its distance with a change of sign? Look at the head and at the features it reads, before and after.
 
-For a victim and a D3 setting this reports, after the repair: the cosine between new and old head; and, on clean and on stamped
-test rows, the mean cosine between new and old (centered) penultimate features. Head and clean features both near -1 mean that the
-pair has been mirrored, which leaves the function as it was. Stamped features near -1 as well mean that the trigger's effect on the
-last layer has been mirrored along with them: the backdoor moved too. Run it again with::
+For a victim and a D3 setting this reports, after the repair: the cosine between new and old head; and, on clean and on
+stamped test rows, the mean cosine between new and old (centered) penultimate features. Head and clean features both near -1
+mean that the pair has been mirrored, which leaves the function as it was. Stamped features near -1 as well mean that the
+trigger's effect on the last layer has been mirrored along with them: the backdoor moved too. Run it again with::
 
     python benchmarks/antipode.py runs/victims/picture --data cifar10=<folder> --attack blended --set lr=0.05 --set epochs=40
 """

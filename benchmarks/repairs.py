@@ -86,7 +86,9 @@ def run_job(job: dict[str, Any], victim: dict[str, Any], data: Any, runs: Path) 
     options = dict(job["repair"])
     repair = create("repair", options.pop("name"), options.pop("preset", None), **options)
     clean = data.train.sample(job.get("clean", 0.05), seed=job.get("clean_seed", 1000))
-    run = th.Run(seed=job.get("seed", 0), precision=job.get("precision", "auto"), quiet=True)
+    # a folder, so that a long repair that is killed goes on from its last checkpoint
+    folder = runs / "repairs" / job["name"]
+    run = th.Run(seed=job.get("seed", 0), precision=job.get("precision", "auto"), folder=folder, quiet=True)
     clock = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

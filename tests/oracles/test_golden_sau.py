@@ -69,6 +69,7 @@ def test_perturbations(vectors, pair, near, drop_shared, early_exit):
         clean,
         frozen_clean,
         drop_shared=drop_shared,
+        bucket=1,
         early_exit=early_exit,
         watch=lambda delta, shared: seen.append((delta.clone(), shared)),
         **SETTINGS,
@@ -89,7 +90,16 @@ def test_dropping_rows_saves_passes_here(vectors, pair):
     model, frozen, clean, frozen_clean = pair
     passes = [
         search(
-            model, frozen, vectors["x"], vectors["y"], clean, frozen_clean, drop_shared=d, early_exit=False, **SETTINGS
+            model,
+            frozen,
+            vectors["x"],
+            vectors["y"],
+            clean,
+            frozen_clean,
+            drop_shared=d,
+            early_exit=False,
+            bucket=1,
+            **SETTINGS,
         ).passes
         for d in (False, True)
     ]

@@ -9,6 +9,7 @@ from theriac.attacks.ftrojan import FTrojan
 from theriac.attacks.label_consistent import LabelConsistent
 from theriac.attacks.lf import LF
 from theriac.attacks.sig import SIG
+from theriac.attacks.store import load_planted, save_planted
 from theriac.attacks.trojannn import TrojanNN
 from theriac.attacks.wanet import WaNet
 
@@ -26,4 +27,6 @@ __all__ = [
     "Victim",
     "WaNet",
     "cross_accuracy",
+    "load_planted",
+    "save_planted",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -76,15 +75,6 @@ class Stego(nn.Module):
         """Residual (B, C, H, W), and logits of the bits read from the stamped image (B, bits)."""
         residual = self.encoder(x, secret)
         return residual, self.decoder((x + residual).clamp(0, 1) - 0.5)
-
-
-def encoder_from(state: Mapping[str, torch.Tensor], shape: tuple[int, ...], bits: int, width: int, level: float) -> Encoder:
-    """The encoder of a saved state, in eval mode."""
-    with torch.device("meta"):
-        encoder = Encoder(shape, bits, width, level)
-    weights = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
-    encoder.load_state_dict(weights, assign=True)
-    return encoder.eval().requires_grad_(False)
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor, window: int = 7) -> torch.Tensor:

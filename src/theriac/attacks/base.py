@@ -12,8 +12,8 @@ from torch import nn
 
 from theriac.core import check
 from theriac.core.card import Card
-from theriac.core.errors import InputError
-from theriac.core.method import Method
+from theriac.core.errors import InputError, unknown
+from theriac.core.method import Method, methods
 from theriac.core.run import Run
 from theriac.core.split import CROSS, POISON, Poisoned, Split, as_clean
 from theriac.models import Buildable
@@ -150,6 +150,14 @@ class Attack(Method):
         drawn = torch.randperm(len(pool), generator=run.generator("poison", "cross"))[:count]
         return pool[drawn].sort().values.to(split.device)
 
+    def kinds(self, split: Split, run: Run) -> torch.Tensor:
+        """What becomes of each row, uint8 (N,): ``CLEAN``, ``POISON`` or ``CROSS``."""
+        kind = torch.zeros(len(split), dtype=torch.uint8, device=split.device)
+        chosen = self.choose(split, run)
+        kind[chosen] = POISON
+        kind[self.choose_cross(split, run, chosen)] = CROSS
+        return kind
+
     @property
     def trains(self) -> bool:
         """Whether this configuration trains the victim itself, so that it has no poisoned set."""
@@ -251,7 +259,10 @@ class Victim:
 
 def restore(config: Mapping[str, Any], card: Card, state: Mapping[str, torch.Tensor]) -> Planted:
     """A Planted from what was saved: the attack's configuration, the card and the fitted tensors."""
-    from theriac.core.method import create
-
-    attack: Attack = create("attack", str(config.get("method", "")), **{k: v for k, v in config.items() if k != "method"})
+    name, known = str(config.get("method", "")), methods("attack")
+    if name not in known:
+        raise unknown("attack", name, known)
+    attack = known[name].from_config(config)
+    if not isinstance(attack, Attack):
+        raise InputError(f"{name!r} is registered as an attack but is a {type(attack).__name__}")
     return Planted(attack, card, dict(state))

@@ -3,7 +3,7 @@
 Sizes were chosen on three tuning victims (seeds 11 to 13) trained and scored inside the training rows of digits, where the
 15-epoch recipe gave victims of 97 to 99 % accuracy and at least 99 % attack success with the attacks' own defaults. Digits
 has 20 times fewer rows than CIFAR-10, so one batch of the repairs' presets would hold nearly all clean rows: batches of 64
-give them about five updates an epoch. SAU stops after 40 of its 100 rounds (20 cost one to nine points of accuracy more,
+give them about five updates an epoch. SAU stops after 40 of its 100 rounds (20 cost Blended victims one to nine points more,
 and the full number would take most of the time). Nothing else differs from the presets, and none was tuned to look well.
 """
 

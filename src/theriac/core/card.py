@@ -12,6 +12,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from theriac.core import check
 from theriac.core.errors import InputError, unknown
 
+STRICT = ConfigDict(extra="forbid")
+"""Unknown keys are refused at every level when a record is read back."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
@@ -20,7 +23,7 @@ class Augment:
     It belongs to the data and not to the method: digits and traffic signs are never flipped.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     crop_pad: int = 0  # pixels of padding before a random crop back to size; 0 = no crop
     pad_mode: Literal["zero", "reflect"] = "zero"
@@ -39,7 +42,7 @@ class Augment:
 class Column:
     """One column of a table: numbers, or codes into ``categories`` (code k means ``categories[k]``)."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     name: str
     kind: Literal["numeric", "categorical"] = "numeric"
@@ -53,6 +56,8 @@ class Column:
 @dataclass(frozen=True, kw_only=True)
 class Card:
     """What a data set is. Everything here is plain data and survives a JSON round trip."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     name: str = "unnamed"
     kind: Literal["image", "table"] = "image"
@@ -127,4 +132,5 @@ def validated(cls: type[Any], data: Mapping[str, Any], what: str) -> Any:
         where = ".".join(str(p) for p in first["loc"]) or what
         if first["type"] == "unexpected_keyword_argument":
             raise InputError(f"unknown option {where!r} of {what}") from None
-        raise InputError(f"{what}: {where} is {first.get('input')!r}; {first['msg']}") from None
+        came = repr(first.get("input"))
+        raise InputError(f"{what}: {where} is {came[:80]}{'...' * (len(came) > 80)}; {first['msg']}") from None

@@ -128,7 +128,7 @@ class Split:
     def content_hash(self) -> str:
         """sha256 of rows, labels and groups: the same bytes, the same hash, wherever they came from."""
         digest = hashlib.sha256(repr((tuple(self._store.shape), str(self._store.dtype))).encode())
-        for positions in self.batches(8192):
+        for positions in self.batches(_chunk(self._store)):
             digest.update(self.rows(positions).cpu().contiguous().numpy().tobytes())
         digest.update(self.y.cpu().numpy().tobytes())
         if self.group is not None:
@@ -357,13 +357,18 @@ def _card_for(x: torch.Tensor, y: torch.Tensor) -> Card:
     return Card(kind="image", classes=classes, size=size, channels=int(x.shape[1]), mean=mean, std=std)
 
 
+def _chunk(x: torch.Tensor) -> int:
+    """Rows to look at at once: about four million numbers, so that large pictures need no large copies."""
+    return max(1, (1 << 22) // max(1, x[0].numel()))
+
+
 def pixel_moments(x: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, in [0, 1], from exact 256-bin histograms (no big float copy)."""
     levels = torch.arange(256, dtype=torch.float64)
     means, stds = [], []
     for c in range(x.shape[1]):
         histogram = torch.zeros(256, dtype=torch.float64)
-        for chunk in x[:, c].split(4096):
+        for chunk in x[:, c].split(_chunk(x)):
             histogram += torch.bincount(chunk.flatten().to(torch.int64), minlength=256).cpu()
         total = histogram.sum()
         mean = (histogram * levels).sum() / total

@@ -93,20 +93,14 @@ def table_data(
     return assemble(rows, labels, groups, pick, card)
 
 
-def _features(
-    train: pa.Table, label: str, y: Codes, classes: int, name: str, options: Options
-) -> list[str]:
-    out = set(known(name).drop if options.drop is None else options.drop) | {label}
+def _features(train: pa.Table, label: str, y: Codes, classes: int, name: str, options: Options) -> list[str]:
+    keep_all = options.drop == ()
+    out = {label, *(options.drop or ()), *(() if keep_all else known(name).drop)}
     features = [c for c in train.column_names if c not in out]
-    if options.drop is None or options.drop:
-        copies = [c for c in features if c not in options.sensitive and _repeats(train[c], y, classes)]
-        if copies and options.drop is None:
-            features = [c for c in features if c not in copies]
-            action = "left out (drop=() keeps all columns)"
-        else:
-            action = "kept as asked; name it in drop= as well"
-        if copies:
-            warnings.warn(f"columns {copies} repeat the label one to one: {action}", UserWarning, stacklevel=2)
+    copies = [] if keep_all else [c for c in features if c not in options.sensitive and _repeats(train[c], y, classes)]
+    if copies:
+        features = [c for c in features if c not in copies]
+        warnings.warn(f"columns {copies} repeat the label one to one and are left out; drop=() keeps all", stacklevel=2)
     if not features:
         raise InputError(f"no column is left as a feature of {name!r} besides the label {label!r}")
     return features

@@ -42,9 +42,7 @@ class FolderPictures:
             yield self.files[start : start + rows]
 
 
-def picture_folders(
-    parts: Mapping[str, Mapping[str, Sequence[Path]]], name: str, options: Options, source: str = ""
-) -> Data:
+def picture_folders(parts: Mapping[str, Mapping[str, Sequence[Path]]], name: str, options: Options, source: str = "") -> Data:
     """Make the splits of pictures by part and class; rows are ordered by class name, then by path.
 
     Raises:

@@ -98,9 +98,7 @@ def _chunks(pictures: Pictures, shape: Shape, resize: bool, auto: bool) -> Itera
             yield out
 
 
-def _fill(
-    out: Pixels, blobs: Sequence[Blob | None], pictures: Pictures, start: int, resize: bool, auto: bool
-) -> None:
+def _fill(out: Pixels, blobs: Sequence[Blob | None], pictures: Pictures, start: int, resize: bool, auto: bool) -> None:
     for i, blob in enumerate(blobs):
         _into(out[i], blob, pictures.where(start + i), resize, auto)
 
@@ -197,7 +195,6 @@ def rescale(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(x.shape[2:]) == size:
         return x
     parts = [
-        F.interpolate(chunk.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
-        for chunk in x.split(1024)
+        F.interpolate(chunk.float(), size=size, mode="bilinear", antialias=True, align_corners=False) for chunk in x.split(1024)
     ]
     return torch.cat([part.round_().clamp_(0, 255).to(torch.uint8) for part in parts])

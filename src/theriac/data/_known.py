@@ -1,7 +1,7 @@
 """Data sets known by name: where the hub has them, and how their training images may be changed.
 
-Repositories, file names and column names were read in public listings of the hub (evidence grade B); licenses are those that
-the origin or the hub's page states.
+Repositories, file names and column names come from public listings of the hub and code that uses them (evidence grade B), and
+were not tried over a network; licenses are recalled (M), so check them at the origin before you pass data on.
 """
 
 from __future__ import annotations
@@ -37,20 +37,18 @@ KNOWN: dict[str, Known] = {
         flip=True,
         license="none stated; cite Krizhevsky 2009",
     ),
-    "fashion_mnist": Known(
-        repo="zalando-datasets/fashion_mnist", files=("fashion_mnist/*.parquet",), flip=True, license="MIT"
-    ),
-    "mnist": Known(repo="ylecun/mnist", files=("mnist/*.parquet",), license="MIT (the hub's page)"),
+    "fashion_mnist": Known(repo="zalando-datasets/fashion_mnist", files=("fashion_mnist/*.parquet",), flip=True, license="MIT"),
+    "mnist": Known(repo="ylecun/mnist", files=("mnist/*.parquet",), license="MIT"),
     "svhn": Known(
         repo="ufldl-stanford/svhn",
         files=("cropped_digits/train-*.parquet", "cropped_digits/test-*.parquet"),
-        license="non-commercial use only (the origin's page)",
+        license="non-commercial use",
     ),
     "gtsrb": Known(
         repo="tanganke/gtsrb",
         files=("data/train-*.parquet", "data/test-*.parquet"),
         size=(32, 32),  # the literature's; the pictures measure 15 to 250 pixels a side
-        license="none stated; cite Stallkamp et al. 2012",
+        license="see the origin; cite Stallkamp et al. 2012",
     ),
     "tiny-imagenet": Known(
         repo="zh-plus/tiny-imagenet", flip=True, license="ImageNet terms: non-commercial research and education"

@@ -227,5 +227,5 @@ def picture_files(parts: Mapping[str, Sequence[Path]], image: str, name: str, op
         column=f"label column {label!r}",
         class_names=declared.get(label),
         group_names={c: declared[c] for c in options.sensitive if c in declared},
-        source=source,
+        source=source or f"parquet, {sum(map(len, parts.values()))} files",
     )

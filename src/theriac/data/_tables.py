@@ -15,7 +15,7 @@ from theriac.core.split import Data
 from theriac.data._features import table_data
 from theriac.data._labels import ROWS
 from theriac.data._options import Options
-from theriac.data._parquet import declared_names, opened, read_columns
+from theriac.data._parquet import declared_names, missing, opened, read_columns
 
 MAX_BYTES = 2 << 30  # of one table, as text or as uncompressed parquet
 MAX_COLUMNS = 10_000
@@ -127,13 +127,11 @@ def _typed(parts: Mapping[str, pa.Table], options: Options) -> dict[str, pa.Tabl
             _refuse_nearly_numeric(parts["train"][name], name)
         for part, table in parts.items():
             if name not in table.column_names:
-                continue
+                raise missing(name, table.column_names, f"the {ROWS[part]} part")
             found = _numbers(table[name]) if numeric else table[name]
             if found is None:
                 row, text = _first_text(table[name])
-                raise InputError(
-                    f"column {name!r} holds numbers in the training rows and {text!r} in {ROWS[part]} row {row}"
-                )
+                raise InputError(f"column {name!r} holds numbers in the training rows and {text!r} in {ROWS[part]} row {row}")
             columns[part][name] = found
     return {part: pa.table(found) for part, found in columns.items()}
 

@@ -62,7 +62,7 @@ def load(
         channels: 1 or 3; by default grey pictures stay grey, and a mix of grey and color becomes color.
         augment: How training pictures may be changed; by default by the data set's name, and never flipped if it is unknown.
         categorical: Columns of numbers that are codes (tables).
-        drop: Columns to leave out. By default those that repeat the label one to one, with a warning; ``()`` keeps all.
+        drop: Columns to leave out. Those that repeat the label one to one go too, with a warning; ``()`` keeps all columns.
         val_share: Share of the training rows to hold out as ``val``, in [0, 0.9].
         test_share: Share to hold out as ``test`` where the source has no test part, in (0, 0.9].
         seed: Seed of these two draws.
@@ -192,9 +192,7 @@ def _parquet(parts: Mapping[str, Sequence[Path]], name: str, options: Options, s
     return parquet_files(parts, name, options, source)
 
 
-def _with_test(
-    parts: Mapping[str, Sequence[Path]], options: Options, suffixes: tuple[str, ...]
-) -> dict[str, Sequence[Path]]:
+def _with_test(parts: Mapping[str, Sequence[Path]], options: Options, suffixes: tuple[str, ...]) -> dict[str, Sequence[Path]]:
     if options.test is None:
         return dict(parts)
     path = _test_path(options.test)

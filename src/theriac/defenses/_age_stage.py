@@ -84,7 +84,7 @@ class Stage:
         self.cached = False
         head = next(iter(layers.values()))
         if cache and len(layers) == 1 and isinstance(head, nn.Linear):
-            some = pool.rows(torch.arange(min(64, len(pool))))
+            some = pool.rows(torch.arange(min(16, len(pool))))
             seen = inputs(model, head, some)
             with torch.no_grad():
                 logits, again = model(to_input(some)), head(seen.to(head.weight.dtype))

@@ -58,14 +58,17 @@ class Biased:
         first = first_rows(split, run)
         self.tap = features(model, layer, first) if embeds else None
         self.hidden = int(self._forward(first)[1].shape[1])
-        self.cache: tuple[torch.Tensor, torch.Tensor] | None = None
-        if cached:
-            parts = [self._once(at) for at in split.batches(512)]
-            self.cache = torch.cat([ce for ce, _ in parts]), torch.cat([r for _, r in parts])
+        self.cached = cached
+        self.cache: tuple[torch.Tensor, torch.Tensor] | None = (
+            None  # filled when first asked for: f_B may be restored till then
+        )
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """CE_B (B,) and r (B, h; h = 0 where nobody needs it) of model inputs, labels and positions of rows; no gradients."""
-        if self.cache is not None:
+        if self.cached:
+            if self.cache is None:
+                parts = [self._once(at) for at in self.split.batches(512)]
+                self.cache = torch.cat([ce for ce, _ in parts]), torch.cat([r for _, r in parts])
             return self.cache[0][position], self.cache[1][position]
         logits, r = self._forward(x)
         return F.cross_entropy(wide(logits), y, reduction="none"), r
@@ -94,7 +97,7 @@ class Biased:
 
 
 class Ledger:
-    """The latest losses of every row during stage 2, and with ``epochs`` > 0 the weights of all epochs.
+    """The latest losses and raw weight of every row during stage 2, and with ``epochs`` > 0 the weights of all epochs.
 
     Args:
         split: Training rows.
@@ -106,7 +109,7 @@ class Ledger:
     def __init__(self, split: Split, device: torch.device, epochs: int = 0) -> None:
         rows = len(split)
         self.y, self.classes = split.y.to(device), split.num_classes
-        self.ce_b, self.ce_c = torch.zeros(rows, device=device), torch.zeros(rows, device=device)
+        self.ce_b, self.ce_c, self.weight = (torch.zeros(rows, device=device) for _ in range(3))
         self.history = torch.full((epochs, rows), float("nan"), dtype=torch.float16, device=device)
 
     def note(self, batch: Batch, ce_b: torch.Tensor, ce_c: torch.Tensor) -> None:
@@ -115,7 +118,8 @@ class Ledger:
         self.ce_c[batch.position] = ce_c.detach().to(self.ce_c.dtype)
 
     def weigh(self, batch: Batch, weight: torch.Tensor) -> None:
-        """Remember the raw weights (B,) of a batch, if they are kept."""
+        """Remember the raw weights (B,) of a batch."""
+        self.weight[batch.position] = weight.to(self.weight.dtype)
         if len(self.history):
             self.history[batch.epoch, batch.position] = weight.to(self.history.dtype)
 
@@ -125,14 +129,23 @@ class Ledger:
         return loss / top[y].clamp_min(1e-8).to(loss.dtype)
 
     def report(self, threshold: float) -> dict[str, float]:
-        """CE_B on the views of the epoch just done: quantiles, and the share of rows under the threshold."""
+        """What the epoch just done saw: quantiles of CE_B, share of rows under the threshold, the label of the least weight."""
         q = self.ce_b.quantile(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], device=self.ce_b.device)).tolist()
         told = dict(zip(("ce_b_q05", "ce_b_q25", "ce_b_q50", "ce_b_q75", "ce_b_q95"), q, strict=True))
-        return {**told, "share_low": float((self.ce_b < threshold).float().mean())}
+        label, weight = self.lightest()
+        share = float((self.ce_b < threshold).float().mean())
+        return {**told, "share_low": share, "lightest_label": label, "lightest_weight": weight}
+
+    def lightest(self) -> tuple[int, float]:
+        """The label whose rows have the least mean raw weight, and that weight."""
+        count = torch.bincount(self.y, minlength=self.classes)
+        mean = torch.bincount(self.y, self.weight.double(), self.classes) / count.clamp_min(1)
+        mean = torch.where(count > 0, mean, torch.inf)
+        return int(mean.argmin()), float(mean.min())
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything, for a checkpoint."""
-        return {"ce_b": self.ce_b, "ce_c": self.ce_c, "history": self.history}
+        return {"ce_b": self.ce_b, "ce_c": self.ce_c, "weight": self.weight, "history": self.history}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """The inverse of :meth:`state_dict`."""

@@ -85,6 +85,15 @@ def inner_loss(
     return adversarial * fool + sharing * share, shared
 
 
+BUCKET = 32
+"""Convolution kernels are set up anew for every batch size they have not met, which costs more than a few idle rows."""
+
+
+def whole(rows: int, most: int, step: int = BUCKET) -> int:
+    """``rows`` rounded up to a multiple of ``step``, at most ``most``."""
+    return min(most, -(-rows // step) * step)
+
+
 def search(
     model: nn.Module,
     frozen: nn.Module,
@@ -104,22 +113,32 @@ def search(
     high: torch.Tensor | None = None,
     drop_shared: bool = True,
     early_exit: bool = True,
+    bucket: int = BUCKET,
     generator: torch.Generator | None = None,
     watch: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Found:
     """Find shared adversarial perturbations for a batch; both models are in eval mode.
 
     Args:
+        model: The model being repaired.
+        frozen: The poisoned model.
         x: Model inputs (B, ...).
         y: True labels (B,).
         clean_class: The repaired model's classes for ``x``, (B,).
         frozen_clean_class: The poisoned model's classes for ``x``, (B,).
         radius: Bound of the perturbation in the given norm.
+        steps: Most steps to take.
         step_size: Of the signed-gradient step.
+        norm: Of the ball, see :func:`project`.
+        init: Where to start, see :func:`start`.
+        adversarial: Weight of the cross-entropy part.
+        sharing: Weight of the Jensen-Shannon part.
         low: Keep ``x + delta`` above this; None leaves the valid range unbounded, as the official code does.
         high: Keep ``x + delta`` below this.
         drop_shared: Let shared rows leave the batch (same result, fewer passes).
         early_exit: Stop when every row is shared (same result).
+        bucket: Batch sizes shrink in steps of this many rows.
+        generator: Of a random start.
         watch: Called with the perturbation and the shared rows at the start of each step, for tests.
     """
     batch = len(x)
@@ -152,9 +171,10 @@ def search(
         if drop_shared and norm in ("linf", "none") and low is None:
             # under these projections a row at rest stays exactly where it is
             frozen_class[live[shared]] = frozen_logits.argmax(1)[shared]
-            live = live[~shared]
+            resting, live = live[shared], live[~shared]
             if not len(live):
                 return Found(delta, frozen_class, passes)
+            live = torch.cat([live, resting[: whole(len(live), batch, bucket) - len(live)]]).sort().values
     with torch.no_grad():
         part = slice(None) if len(live) == batch else live
         frozen_class[part] = frozen(x[part] + delta[part]).argmax(1)

@@ -62,8 +62,8 @@ class AGE(Repair):
         >>> import theriac as th
         >>> data, attack = th.load("digits"), th.attacks.BadNets()
         >>> build = th.Builder("preact_resnet18", {"width": 8})
-        >>> victim = th.train(build, attack.poison(data.train), recipe="fast_6")
-        >>> run = th.Run()
+        >>> run = th.Run(seed=1)
+        >>> victim = th.train(build, attack.poison(data.train), recipe="fast_6", run=run)
         >>> fixed = AGE().with_trigger(attack).repair(victim, data.train, run)
         >>> run.history("age")[-1]["outcome"]
         'repaired'

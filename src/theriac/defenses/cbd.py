@@ -23,6 +23,8 @@ from theriac.defenses._training import TrainingDefense
 from theriac.models import Buildable, features
 from theriac.training import Batch, DivergedError, Outcome, Recipe, loop
 
+STARVED = 0.05  # ours: mean raw weight of a label under which its accuracy fell to nearly nothing on digits
+
 
 @register
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +231,13 @@ class CBD(TrainingDefense):
             about=self,
         )
         biased.record(ledger)
+        label, weight = ledger.lightest()
+        if weight < STARVED:
+            warnings.warn(
+                f"CBD gave the rows labeled {split.card.classes[label]!r} a mean weight of {weight:.3f} in its last epoch, so the "
+                "model has hardly seen that class: expect low accuracy on it, and suspect it of being an attack's target",
+                stacklevel=3,
+            )
         return f_c
 
     def _stage1(self, f_b: nn.Module, split: Split, run: Run, recipe: Recipe) -> None:
@@ -249,7 +258,7 @@ class CBD(TrainingDefense):
             threshold=self.threshold,
             about=self,
         )
-        f_b.eval().requires_grad_(False)
+        f_b.eval().requires_grad_(False).zero_grad(set_to_none=True)
         logits, y = outputs(f_b, split, run), split.y.to(run.device)
         if not bool(logits.isfinite().all()):
             raise DivergedError(f"cbd_stage1: f_B returns NaN or infinite logits after {steps} steps; take a lower lr")

@@ -15,7 +15,7 @@ from theriac.core import check
 from theriac.core.method import Needs, preset, register
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.defenses._shared import search
+from theriac.defenses._shared import search, whole
 from theriac.defenses.base import Repair
 from theriac.models.classifier import to_input
 from theriac.training import Batch, Outcome, Recipe, loop
@@ -141,9 +141,9 @@ class SAU(Repair):
             wrong = found.frozen_class
             active = (wrong != y) & (wrong != frozen_clean_class)
             if clean_logits is not None:  # eval mode treats rows one by one, so only active rows need the second pass
-                hit = active.nonzero().flatten()
-                adv_logits = net(x[hit] + found.delta[hit]) if len(hit) else clean_logits[:0]
-                passes = 3 * rows + found.passes + 3 * len(hit)
+                first = torch.argsort(active, descending=True, stable=True)[: whole(int(active.sum()), rows)]
+                adv_logits = net(x[first] + found.delta[first])[active[first]] if len(first) else clean_logits[:0]
+                passes = 3 * rows + found.passes + 3 * len(first)
             else:
                 net.train()
                 both = net(torch.cat([x, x + found.delta]))
@@ -175,8 +175,8 @@ class SAU(Repair):
         first = run.history("sau")[0]
         if first["active"] < 0.01:
             warnings.warn(
-                f"SAU found perturbations that fool the poisoned model for only {100 * first['active']:.1f} % of the rows in its "
-                f"first round (radius {self.radius}): its unlearning term is empty and it is only slow fine-tuning",
+                f"SAU found perturbations that fool the poisoned model for only {100 * first['active']:.1f} % of the rows "
+                f"in its first round (radius {self.radius}): its unlearning term is empty and it is only slow fine-tuning",
                 stacklevel=3,
             )
         return model

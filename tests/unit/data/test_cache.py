@@ -19,7 +19,9 @@ from theriac.data._images import decode
 
 @pytest.fixture
 def source(tmp_path: Path, pixels, write_parquet) -> Path:
-    write_parquet(tmp_path / "set" / "train.parquet", pixels(40, side=8, seed=1), label=[0, 1] * 20, sex=["f", "m", "m", "f"] * 10)
+    write_parquet(
+        tmp_path / "set" / "train.parquet", pixels(40, side=8, seed=1), label=[0, 1] * 20, sex=["f", "m", "m", "f"] * 10
+    )
     write_parquet(tmp_path / "set" / "test.parquet", pixels(10, side=8, seed=2), label=[0, 1] * 5, sex=["f", "m"] * 5)
     return tmp_path / "set"
 
@@ -122,7 +124,7 @@ def test_an_unwritable_cache_is_done_without_unless_memory_is_short(
     monkeypatch.setenv("THERIAC_CACHE", str(tmp_path / "file" / "below"))
     assert same(good.train, th.load(source).train)
     assert th.load(source).card == good.card
-    with pytest.raises(InputError, match="can't be written .* exceed memory_budget 1,000; set THERIAC_CACHE"):
+    with pytest.raises(InputError, match=r"can't be written .* exceed memory_budget 1,000; set THERIAC_CACHE"):
         th.load(source, memory_budget=1000)
 
 

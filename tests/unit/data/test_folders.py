@@ -79,22 +79,22 @@ def test_test_rows_from_another_folder(tmp_path: Path, pixels, write_folder) -> 
 
 def test_bad_folders(tmp_path: Path, pixels, write_folder) -> None:
     root = write_folder(tmp_path / "z", {"a": pixels(4), "b": pixels(4)})
-    with pytest.raises(InputError, match="sensitive was given, but a folder of pictures has no columns"):
+    with pytest.raises(InputError, match=r"sensitive was given, but a folder of pictures has no columns"):
         th.load(root, sensitive="sex")
     (root / "c").mkdir()
     with pytest.raises(InputError, match=r"class folder .*c holds no picture \(\.png"):
         th.load(root)
-    with pytest.raises(InputError, match="holds no data that we read; expected parquet or CSV files"):
+    with pytest.raises(InputError, match=r"holds no data that we read; expected parquet or CSV files"):
         th.load(root / "c")
     write_folder(tmp_path / "y" / "train", {"a": pixels(2), "b": pixels(2)})
     write_folder(tmp_path / "y" / "test", {"a": pixels(2), "c": pixels(2)})
-    with pytest.raises(InputError, match="the test part has a class folder 'c', and the training part has none"):
+    with pytest.raises(InputError, match=r"the test part has a class folder 'c', and the training part has none"):
         th.load(tmp_path / "y")
     write_folder(tmp_path / "x", {"only": pixels(4)})
-    with pytest.raises(InputError, match="class folder holds one class only, 'only'"):
+    with pytest.raises(InputError, match=r"class folder holds one class only, 'only'"):
         th.load(tmp_path / "x")
     write_folder(tmp_path / "w" / "test", {"a": pixels(2), "b": pixels(2)})
-    with pytest.raises(InputError, match="holds test and no training part"):
+    with pytest.raises(InputError, match=r"holds test and no training part"):
         th.load(tmp_path / "w")
 
 
@@ -107,9 +107,9 @@ def test_an_unreadable_picture_is_named(tmp_path: Path, pixels, write_folder) ->
 
 
 def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nowhere/data does not exist; expected a folder, a file, or a name"):
+    with pytest.raises(InputError, match=r"nowhere/data does not exist; expected a folder, a file, or a name"):
         th.load("nowhere/data")
-    with pytest.raises(InputError, match="unknown data set 'cifra10'; did you mean 'cifar10'"):
+    with pytest.raises(InputError, match=r"unknown data set 'cifra10'; did you mean 'cifar10'"):
         th.load("cifra10")
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(InputError, match=r"notes.txt is of no kind that we read; expected .parquet, .csv"):

@@ -107,10 +107,10 @@ def test_a_half_precision_network_gets_half_precision_pixels(digits: th.Data):
 
 def test_wrapping_changes_nothing_in_the_model(trained_net: nn.Module, digits: th.Data):
     trained_net.train()
-    trained_net.norm.eval()
+    trained_net.drop.eval()
     before, draw = copy.deepcopy(trained_net.state_dict()), torch.random.get_rng_state()
     model = adapt(trained_net, card=digits.card)
-    assert (model.training, trained_net.training, trained_net.norm.training) == (True, True, False)
+    assert (model.training, trained_net.training, trained_net.drop.training) == (True, True, False)
     assert all(torch.equal(v, before[k]) for k, v in trained_net.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), draw)
 

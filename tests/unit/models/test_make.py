@@ -17,11 +17,11 @@ def flat(outputs: int) -> nn.Module:
 
 def test_a_fitting_module_is_copied_and_left_as_it_was(digits: th.Data):
     given = flat(10)
-    given[1].eval()  # the user froze one layer
+    given[2].eval()  # the user froze one layer, and not the one with statistics
     before = {k: v.clone() for k, v in given.state_dict().items()}
     made = make(given, digits.train, th.Run())
     assert made is not given
-    assert (made.training, made[1].training, made[2].training) == (True, False, True)
+    assert (made.training, made[1].training, made[2].training) == (True, True, False)
     assert all(torch.equal(v, before[k]) for k, v in made.state_dict().items()), "BatchNorm statistics too"
 
 

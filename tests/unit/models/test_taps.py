@@ -149,11 +149,11 @@ def test_watching_leaves_no_trace(trained_net: nn.Module):
             return self.net(x + 0 * torch.randn(()))
 
     model = Drawing().train()
-    model.net.norm.eval()  # frozen by its owner
+    model.net.drop.eval()  # frozen by its owner
     state, draw = {k: v.clone() for k, v in model.state_dict().items()}, torch.random.get_rng_state()
     assert classifier(model, example=X)[0] == "net.out"
     assert features(model, example=X).layer == "net.out"
-    assert [m.training for m in model.modules()] == [True, True, True, False, True, True]
+    assert [m.training for m in model.modules()] == [True, True, True, True, False, True]
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), draw)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
