@@ -1,7 +1,8 @@
 """Does D3 buy its distance with a change of sign? Look at the head and at the features it reads, before and after.
 
 For a victim and a D3 setting this reports, after the repair: the cosine between new and old head; and, on clean and on
-stamped test rows, the mean cosine between new and old (centered) penultimate features. Head and clean features both near -1
+stamped test rows, the mean cosine between new and old (centered) penultimate features, whole and in the space that the old head
+reads ("seen"). Head and seen clean features both near -1
 mean that the pair has been mirrored, which leaves the function as it was. Stamped features near -1 as well mean that the
 trigger's effect on the last layer has been mirrored along with them: the backdoor moved too. Run it again with::
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--attack-set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--method", default="d3")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="option of the repair")
+    parser.add_argument("--clean", type=float, default=0.05, help="share of the training rows given to the repair")
     parser.add_argument("--name", default="")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -55,16 +57,22 @@ def main() -> None:
     run = th.Run(seed=0, quiet=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        new = method.repair(old, data.train.sample(0.05, seed=1000), run)
+        new = method.repair(old, data.train.sample(args.clean, seed=1000), run)
     head = th.models.classifier(old)[0]
     w0, w1 = old.get_submodule(head).weight, new.get_submodule(head).weight
-    test = data.test.sample(2000, seed=0)
+    test = data.test.sample(min(2000, len(data.test)), seed=0)
     test = test.where(attack.population(test.y))
     stamped = attack.stamp(test.x, test.y)
     clean0, clean1 = embed(old, test.x), embed(new, test.x)
     hit0, hit1 = embed(old, stamped), embed(new, stamped)
     center0, center1 = clean0.mean(0), clean1.mean(0)
     shift0, shift1 = (hit0 - clean0).mean(0), (hit1 - clean1).mean(0)
+    # the head only sees features through the space that its old rows span; what lies outside cannot change a logit
+    seen = torch.linalg.qr((w0 - w0.mean(0)).T).Q[:, : len(w0) - 1].detach()
+
+    def inside(new_part: torch.Tensor, old_part: torch.Tensor) -> float:
+        return cosine_similarity(old_part @ seen, new_part @ seen, dim=-1).mean().item()
+
     target = attack.attack.target
     gain = ((w1 - w1.mean(0))[target] @ shift1) / ((w0 - w0.mean(0))[target] @ shift0)
     record = {
@@ -75,8 +83,10 @@ def main() -> None:
         "rows": len(test),
         "cosine_head": cosine_similarity(w0.flatten(), w1.flatten(), dim=0).item(),
         "cosine_features_clean": cosine_similarity(clean0 - center0, clean1 - center1).mean().item(),
-        "cosine_features_stamped": cosine_similarity(hit0 - center0, hit1 - center1).mean().item(),
         "cosine_trigger_shift": cosine_similarity(shift0, shift1, dim=0).item(),
+        "cosine_seen_features_clean": inside(clean1 - center1, clean0 - center0),
+        "cosine_seen_features_stamped": inside(hit1 - center1, hit0 - center0),
+        "cosine_seen_trigger_shift": inside(shift1, shift0),
         "trigger_shift_norm": [shift0.norm().item(), shift1.norm().item()],
         "trigger_gain_of_target_logit": gain.item(),
         "machine": machine(),

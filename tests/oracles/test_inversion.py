@@ -187,7 +187,8 @@ def judged(norms: list[float], success: list[float] | None = None, ratio: float 
     count = len(norms)
     blank = torch.zeros(count, 1, 1)
     works = torch.ones(count) if success is None else torch.tensor(success)
-    return judge(tuple(range(count)), blank, blank[:, None], torch.tensor(norms), works, 0.98, ratio)
+    schedule = Schedule(threshold=0.98, ratio=ratio)
+    return judge(tuple(range(count)), blank, blank[:, None], torch.tensor(norms), works, schedule)
 
 
 def test_who_is_flagged():
@@ -231,6 +232,7 @@ def test_schedules_hold_the_numbers_of_the_released_codes():
     assert (authors.rounds, authors.batches, authors.batch_size, authors.lr, authors.betas) == (1000, 31, 32, 0.1, (0.5, 0.9))
     assert (authors.threshold, authors.cost, authors.patience, authors.stop_patience) == (0.99, 1e-3, 5, 25)
     assert (authors.up, authors.down, authors.delayed, authors.start) == (2.0, pytest.approx(2**1.5), True, "uniform")
+    assert (authors.outlier, authors.ratio) == (2.0, 1.0)
     assert (bench.rounds, bench.batch_size, bench.threshold, bench.stop_ratio, bench.delayed) == (80, 256, 0.98, 0.99, False)
 
 

@@ -200,7 +200,7 @@ def edit_layers(
         strength: As in :func:`edit`, for the layer nearest to the logits.
         target: The attack's class.
         alpha: Of E3.
-        rank: Directions to remove (E5, E6).
+        rank: How many directions (E5, E6).
         shrink: E6's gamma is multiplied by this for every layer further from the logits.
 
     Returns:

@@ -234,8 +234,8 @@ class CBD(TrainingDefense):
         label, weight = ledger.lightest()
         if weight < STARVED:
             warnings.warn(
-                f"CBD gave the rows labeled {split.card.classes[label]!r} a mean weight of {weight:.3f} in its last epoch, so the "
-                "model has hardly seen that class: expect low accuracy on it, and suspect it of being an attack's target",
+                f"CBD gave the rows labeled {split.card.classes[label]!r} a mean weight of {weight:.3f} in its last epoch, so "
+                "the model has hardly seen that class; expect low accuracy on it (it may be an attack's target, or just easy)",
                 stacklevel=3,
             )
         return f_c
