@@ -11,9 +11,10 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
 
+from theriac.core._rows import pixel_moments
 from theriac.core.card import Augment, Card
 from theriac.core.run import Run
-from theriac.core.split import Data, Split, pixel_moments
+from theriac.core.split import Data, Split
 from theriac.models import Builder
 from theriac.training import Recipe, train
 

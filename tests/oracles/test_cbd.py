@@ -24,12 +24,10 @@ def models(vectors, tiny):
     return tiny(vectors, "f_B_"), tiny(vectors, "f_C_")
 
 
-def optimizer(model):
-    """As the training loop makes it from the recipe of stage 2, in its first epoch."""
+def optimizer(model, lr=CBD.official().lr):
+    """As the training loop makes it from the recipe, in the first epoch of stage 2."""
     method = CBD.official()
-    return torch.optim.SGD(
-        model.parameters(), lr=method.lr, momentum=method.momentum, nesterov=True, weight_decay=method.weight_decay
-    )
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=method.momentum, nesterov=True, weight_decay=method.weight_decay)
 
 
 @pytest.fixture
@@ -151,7 +149,7 @@ def test_step_of_f_c_with_the_critic(models, vectors, near, same_weights, advers
 
 def test_step_of_f_b(models, vectors, near, same_weights):
     f_b = models[0]
-    steps = optimizer(f_b)
+    steps = optimizer(f_b, CBD.official().stage1_lr)
     loss = CBD.official().biased_objective(f_b(vectors["x"]), vectors["y"])
     near(loss, vectors["f_B_step_loss"])
     loss.backward()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from theriac.core.card import Card, Column
+from theriac.core._rows import card_for, check_labels, check_overlay, check_rows, chunk_size
+from theriac.core.card import Card
 from theriac.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,16 +54,16 @@ class Split:
         card: Card | None = None,
         overlay: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
-        _check_rows(x)
-        card = _card_for(x, y) if card is None else card
+        check_rows(x)
+        card = card_for(x, y) if card is None else card
         if tuple(x.shape[1:]) != card.shape:
             raise InputError(f"x has rows of shape {tuple(x.shape[1:])}; the card of {card.name!r} says {card.shape}")
-        y = _check_labels("y", y, len(x), card.num_classes)
+        y = check_labels("y", y, len(x), card.num_classes)
         if group is not None:
-            group = _check_labels("group", group, len(x), len(card.groups) or None)
-        index = torch.arange(len(x), device=y.device) if index is None else _check_labels("index", index, len(x), None)
+            group = check_labels("group", group, len(x), len(card.groups) or None)
+        index = torch.arange(len(x), device=y.device) if index is None else check_labels("index", index, len(x), None)
         if overlay is not None:
-            _check_overlay(*overlay, x)
+            check_overlay(*overlay, x)
         for name, value in (("_store", x), ("_overlay", overlay), ("y", y), ("group", group), ("index", index)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "card", card)
@@ -128,7 +129,7 @@ class Split:
     def content_hash(self) -> str:
         """sha256 of rows, labels and groups: the same bytes, the same hash, wherever they came from."""
         digest = hashlib.sha256(repr((tuple(self._store.shape), str(self._store.dtype))).encode())
-        for positions in self.batches(_chunk(self._store)):
+        for positions in self.batches(chunk_size(self._store)):
             digest.update(self.rows(positions).cpu().contiguous().numpy().tobytes())
         digest.update(self.y.cpu().numpy().tobytes())
         if self.group is not None:
@@ -251,7 +252,7 @@ class Poisoned:
         if kind.shape != split.y.shape or kind.dtype != torch.uint8:
             raise InputError(f"kind is {kind.dtype} {tuple(kind.shape)}; expected uint8 ({len(split)},)")
         self.split, self.kind, self.planted = split, kind, planted
-        self.y_true = _check_labels("y_true", y_true, len(split), split.num_classes)
+        self.y_true = check_labels("y_true", y_true, len(split), split.num_classes)
 
     def __len__(self) -> int:
         return len(self.split)
@@ -300,79 +301,3 @@ def as_clean(split: object, name: str = "clean") -> Split:
     if not isinstance(split, Split):
         raise InputError(f"{name} is a {type(split).__name__}; expected a Split (theriac.Split(x, y) makes one)")
     return split
-
-
-def _check_rows(x: torch.Tensor) -> None:
-    if not isinstance(x, torch.Tensor):
-        raise InputError(f"x is a {type(x).__name__}; expected a tensor")
-    if x.dim() == 4:
-        if x.dtype != torch.uint8:
-            hint = "; multiply pixels in [0, 1] by 255, round and cast" if x.is_floating_point() else ""
-            raise InputError(f"x is {x.dtype}; images are uint8 in [0, 255]{hint}")
-        if x.shape[1] not in (1, 3):
-            raise InputError(f"x has shape {tuple(x.shape)}; images are (N, C, H, W) with 1 or 3 channels")
-    elif x.dim() == 2:
-        if x.dtype != torch.float32:
-            raise InputError(f"x is {x.dtype}; table rows are float32 (N, F)")
-        if bool(torch.isinf(x).any()):
-            raise InputError("x holds infinite values; table rows are finite numbers, or NaN where a value is missing")
-    else:
-        raise InputError(f"x has shape {tuple(x.shape)}; expected images (N, C, H, W) or a table (N, F)")
-    if not len(x):
-        raise InputError("x has no rows; a split needs at least one")
-
-
-def _check_overlay(positions: torch.Tensor, rows: torch.Tensor, x: torch.Tensor) -> None:
-    if positions.dim() != 1 or len(positions) != len(rows) or rows.shape[1:] != x.shape[1:]:
-        raise InputError(f"overlay has {tuple(positions.shape)} positions for rows of shape {tuple(rows.shape)}")
-    if rows.dtype != x.dtype:
-        raise InputError(f"overlay has {rows.dtype} rows; expected {x.dtype}, as x has")
-    if positions.dtype != torch.int64 or not bool((positions[1:] > positions[:-1]).all()):
-        raise InputError("overlay positions are not ascending int64 without repeats")
-    if len(positions) and not 0 <= int(positions[0]) <= int(positions[-1]) < len(x):
-        raise InputError(f"overlay positions run from {int(positions[0])} to {int(positions[-1])}; x has {len(x)} rows")
-
-
-def _check_labels(name: str, y: torch.Tensor, rows: int, classes: int | None) -> torch.Tensor:
-    if not isinstance(y, torch.Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        got = str(y.dtype) if isinstance(y, torch.Tensor) else type(y).__name__
-        raise InputError(f"{name} is {got}; expected int64 ({rows},)")
-    if tuple(y.shape) != (rows,):
-        raise InputError(f"{name} has shape {tuple(y.shape)}; expected ({rows},), one entry for each row")
-    y = y.to(torch.int64)
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or (classes is not None and high >= classes):
-        expected = "0 or more" if classes is None else f"[0, {classes - 1}]"
-        raise InputError(f"{name} holds values from {low} to {high}; expected {expected}")
-    return y
-
-
-def _card_for(x: torch.Tensor, y: torch.Tensor) -> Card:
-    y = _check_labels("y", y, len(x), None)
-    classes = tuple(str(k) for k in range(max(2, int(y.max()) + 1)))
-    if x.dim() == 2:
-        return Card(kind="table", classes=classes, columns=tuple(Column(name=f"f{i}") for i in range(x.shape[1])))
-    mean, std = pixel_moments(x)
-    size = (int(x.shape[2]), int(x.shape[3]))
-    return Card(kind="image", classes=classes, size=size, channels=int(x.shape[1]), mean=mean, std=std)
-
-
-def _chunk(x: torch.Tensor) -> int:
-    """Rows to look at at once: about four million numbers, so that large pictures need no large copies."""
-    return max(1, (1 << 22) // max(1, x[0].numel()))
-
-
-def pixel_moments(x: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, in [0, 1], from exact 256-bin histograms (no big float copy)."""
-    levels = torch.arange(256, dtype=torch.float64)
-    means, stds = [], []
-    for c in range(x.shape[1]):
-        histogram = torch.zeros(256, dtype=torch.float64)
-        for chunk in x[:, c].split(_chunk(x)):
-            histogram += torch.bincount(chunk.flatten().to(torch.int64), minlength=256).cpu()
-        total = histogram.sum()
-        mean = (histogram * levels).sum() / total
-        variance = (histogram * (levels - mean) ** 2).sum() / total
-        means.append(round(float(mean / 255), 6))
-        stds.append(round(max(float(variance.sqrt() / 255), 1e-3), 6))  # a constant channel must not divide by zero
-    return tuple(means), tuple(stds)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
+from theriac.core._rows import pixel_moments
 from theriac.core.card import Card
-from theriac.core.split import Data, Split, pixel_moments
+from theriac.core.split import Data, Split
 from theriac.data import _cache
 from theriac.data._labels import Codes, Rows
 

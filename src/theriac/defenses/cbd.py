@@ -70,10 +70,11 @@ class CBD(TrainingDefense):
 
     stage1_steps: int = 3910  # code: 5 epochs of 782 steps; with a target: at most so many
     stage1_target: float = 0.0  # ours: stop stage 1 when this share of rows has CE_B under the threshold; 0 = take all steps
+    stage1_lr: float = 0.1  # code, constant
     threshold: float = 0.1  # ours: of CE_B, for the target and the health check
     epochs: int = 100  # code, stage 2
     batch_size: int = 64  # code
-    lr: float = 0.1  # code; in stage 2 divided by 10 at 20 % and 70 % of the epochs (20 and 70 of 100)
+    lr: float = 0.1  # code, stage 2: divided by 10 at 20 % and 70 % of the epochs (20 and 70 of 100)
     momentum: float = 0.9  # code, Nesterov
     weight_decay: float = 1e-4  # code
     cutout: int = 2  # code: its "Cutout(1, 3)" clears 2 x 2 pixels at 32; in proportion elsewhere, rounded down
@@ -101,7 +102,7 @@ class CBD(TrainingDefense):
         check.between("stage1_target", self.stage1_target, 0, 1)
         check.between("critic_dropout", self.critic_dropout, 0, 0.99)
         check.between("q", self.q, 0, 1, open_low=True)
-        for name in ("lr", "threshold", "critic_lr"):
+        for name in ("stage1_lr", "lr", "threshold", "critic_lr"):
             check.positive(name, getattr(self, name))
         for name in ("mi", "beta", "weight_decay"):
             check.positive(name, getattr(self, name), zero=True)
@@ -251,7 +252,7 @@ class CBD(TrainingDefense):
             f_b,
             split,
             run,
-            recipe.replace(name="cbd_stage1", schedule="constant"),
+            recipe.replace(name="cbd_stage1", lr=self.stage1_lr, schedule="constant"),
             step=step,
             steps=self.stage1_steps,
             target=self.stage1_target,
@@ -261,7 +262,7 @@ class CBD(TrainingDefense):
         f_b.eval().requires_grad_(False).zero_grad(set_to_none=True)
         logits, y = outputs(f_b, split, run), split.y.to(run.device)
         if not bool(logits.isfinite().all()):
-            raise DivergedError(f"cbd_stage1: f_B returns NaN or infinite logits after {steps} steps; take a lower lr")
+            raise DivergedError(f"cbd_stage1: f_B returns NaN or infinite logits after {steps} steps; take a lower stage1_lr")
         health = judge(logits, y, steps, self.threshold)
         run.event("cbd_health", **dataclasses.asdict(health))
         if health.warning:

@@ -11,10 +11,11 @@ from typing import Any
 from torch import nn
 
 from theriac.core import check
+from theriac.core._rows import pixel_moments
 from theriac.core.card import Card
 from theriac.core.errors import InputError, unknown
 from theriac.core.run import Run
-from theriac.core.split import Split, pixel_moments
+from theriac.core.split import Split
 from theriac.models._still import blank, check_logits, try_rows
 from theriac.models.classifier import Classifier, Normalize, TablePrep
 from theriac.models.mlp import TableMLP

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from theriac.attacks import BadNets
+from theriac.core._rows import pixel_moments
 from theriac.core.card import Augment, Card
 from theriac.core.errors import InputError
 from theriac.core.run import Run
-from theriac.core.split import CLEAN, CROSS, POISON, Data, Poisoned, Split, as_clean, pixel_moments
+from theriac.core.split import CLEAN, CROSS, POISON, Data, Poisoned, Split, as_clean
 
 CARD = Card(name="four", classes=("a", "b", "c"), groups=("g", "h"), size=(4, 4), channels=1, mean=(0.5,), std=(0.5,))
 

@@ -51,7 +51,7 @@ def fresh(split: Split, run: Run) -> nn.Module:
 
 
 def quick(**options) -> CBD:
-    return CBD(**{"stage1_steps": 4, "epochs": 2, "batch_size": 16, "lr": 0.05, **options})
+    return CBD(**{"stage1_steps": 4, "epochs": 2, "batch_size": 16, "lr": 0.05, "stage1_lr": 0.05, **options})
 
 
 def fit(method: CBD, split: Split, run: Run | None = None, what=fresh) -> nn.Module:
@@ -231,6 +231,7 @@ def test_presets_and_registry():
         {"epochs": 0},
         {"stage1_target": 1.5},
         {"threshold": 0.0},
+        {"stage1_lr": 0.0},
         {"q": 0.0},
         {"mi": -1.0},
         {"beta": float("nan")},
