@@ -113,7 +113,7 @@ def test_the_accuracy_gap_lies_in_the_classes_that_lost_their_weight(clean_rows:
     assert int(healthy.kept.sum()) >= 5
     gap = clean_rows - healthy.right
     assert float(gap[healthy.kept].mean()) < 0.05
-    assert float(gap.mean()) < 0.4  # measured: 0.05 to 0.3, see docs/methods/cbd.md
+    assert float(gap.mean()) < 0.4  # measured over seeds: 0.12 to 0.22, see docs/methods/cbd.md
     if not bool(healthy.kept.all()):
         assert float(gap[~healthy.kept].mean()) > float(gap[healthy.kept].mean())
 
@@ -139,7 +139,7 @@ def test_an_underfitted_f_b_turns_the_method_around_and_is_told(digits: Data, po
 def test_an_overfitted_f_b_costs_accuracy_and_is_told(
     digits: Data, poisoned: Poisoned, clean_rows: torch.Tensor, healthy: Fitted, tmp_path: Path
 ) -> None:
-    found = run_cbd(METHOD.replace(stage1_steps=230, epochs=6), digits, poisoned, tmp_path)
+    found = run_cbd(METHOD.replace(stage1_steps=276, epochs=6), digits, poisoned, tmp_path)
     assert sum("overfits" in text for text in found.told) == 1
     assert float(found.w_clean[0]) < 0.2 < float(healthy.w_clean[0])
     assert found.score.acc.value < float(clean_rows.mean()) - 0.3

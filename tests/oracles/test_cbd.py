@@ -24,7 +24,7 @@ def models(vectors, tiny):
     return tiny(vectors, "f_B_"), tiny(vectors, "f_C_")
 
 
-def optimizer(model, lr=CBD.official().lr):
+def optimizer(model, lr):
     """As the training loop makes it from the recipe, in the first epoch of stage 2."""
     method = CBD.official()
     return torch.optim.SGD(model.parameters(), lr=lr, momentum=method.momentum, nesterov=True, weight_decay=method.weight_decay)
@@ -84,7 +84,7 @@ def test_step_of_f_c(models, vectors, near, same_weights):
     method = CBD.official()
     loss = method.loss(method.weights(ce_b, ce_c), ce_c)
     near(loss, vectors["loss"])
-    steps = optimizer(f_c)
+    steps = optimizer(f_c, method.lr)
     loss.backward()
     near(logits.grad, vectors["grad_logits_f_C"])
     same_weights(f_c, vectors, "grad_f_C_", grad=True)
@@ -135,7 +135,7 @@ def test_step_of_f_c_with_the_critic(models, vectors, near, same_weights, advers
     torch.testing.assert_close(e.detach(), vectors["dis_E_value"], rtol=1e-8, atol=0)
     total = method.loss(weight, ce_c) + e
     near(total, vectors["dis_total"])
-    steps = optimizer(f_c)
+    steps = optimizer(f_c, method.lr)
     critic = {name: value.clone() for name, value in adversary.critic.state_dict().items()}
     total.backward()
     near(logits.grad, vectors["dis_grad_logits_f_C"])

@@ -36,7 +36,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: torch.Tensor, secret: torch.Tensor) -> torch.Tensor:
         """Residual (B, C, H, W) for pixels in [0, 1] and bits (B, bits)."""
-        spread = F.relu(self.secret(secret - 0.5)).view(-1, *self.shape)
+        # StegaStamp has a ReLU here; without it opposite bits draw opposite pictures, and training does not stall
+        spread = self.secret(secret - 0.5).view(-1, *self.shape)
         given = torch.cat([spread, x - 0.5], 1)
         levels = [F.relu(self.entry(given))]
         for layer in self.down:

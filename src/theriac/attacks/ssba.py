@@ -68,7 +68,7 @@ class SSBA(Attack):
     epochs: int = 0  # at most; 0 = as many as 1,600 steps take, which is 20 epochs of 5,000 rows (ours). Both: 20
     warmup: int = 2  # epochs with the secret's loss alone, at least; both
     batch_size: int = 64  # BackdoorBench
-    lr: float = 3e-3  # of Adam; ours. Both: 1e-4
+    lr: float = 1e-3  # of Adam; ours. Both: 1e-4
     pixel_weight: float = 2.0  # of the mean squared residual; BackdoorBox
     picture_weight: float = 1.5  # of 1 - SSIM; BackdoorBox, there on another perceptual loss
     secret_weight: float = 1.5  # of the bits' binary cross-entropy; BackdoorBox
