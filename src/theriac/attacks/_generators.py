@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +15,8 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.training.loop import Batch, Outcome, Step, loop
 from theriac.training.recipes import Recipe
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 class DynamicNet(nn.Module):

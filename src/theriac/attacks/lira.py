@@ -114,9 +114,10 @@ class LIRA(Attack):
         optimizer = torch.optim.Adam(trigger.parameters(), lr=self.generator_lr)
         copied: list[int] = []
 
-        def both(net: nn.Module, batch: Batch, source: TriggerEncoder, rows: torch.Tensor, want: torch.Tensor) -> Outcome:
+        def both(net: nn.Module, batch: Batch, source: TriggerEncoder, rows: torch.Tensor, whole: bool) -> Outcome:
+            want = self._target(batch.y[rows], split.num_classes)
             with torch.no_grad(), torch.autocast(run.device.type, enabled=False):
-                stamped = self._move(source.eval(), batch.x[rows], whole=not copied)
+                stamped = self._move(source.eval(), batch.x[rows], whole)
             logits = net(torch.cat([batch.x, stamped]))
             clean, moved = logits[: len(batch.y)], logits[len(batch.y) :]
             loss = self.alpha * F.cross_entropy(clean, batch.y)
@@ -130,31 +131,30 @@ class LIRA(Attack):
                 copied[:] = [batch.epoch]
                 frozen.load_state_dict(trigger.state_dict())
             rows = (kind[batch.position] == POISON).nonzero().flatten()
-            want = self._target(batch.y[rows], split.num_classes)
             if len(rows):
+                want = self._target(batch.y[rows], split.num_classes)
                 net.eval()
                 with torch.autocast(run.device.type, enabled=False):
                     loss = F.cross_entropy(net(self._move(trigger.train(), batch.x[rows], whole=False)), want)
                 optimizer.zero_grad(set_to_none=True)
                 if self.as_released:
-                    loss.backward()  # type: ignore[no-untyped-call] # also fills the victim's gradients
+                    loss.backward()  # also fills the victim's gradients
                 else:
                     own = list(trigger.parameters())
                     for parameter, slope in zip(own, torch.autograd.grad(loss, own), strict=True):
                         parameter.grad = slope
                 optimizer.step()
                 set_mode(net, plan.norm)
-            return both(net, batch, frozen, rows, want)
+            return both(net, batch, frozen, rows, whole=False)
 
         def second(net: nn.Module, batch: Batch) -> Outcome:
             rows = (kind[batch.position] == POISON).nonzero().flatten()
-            return both(net, batch, trigger, rows, self._target(batch.y[rows], split.num_classes))
+            return both(net, batch, trigger, rows, whole=True)
 
         epochs = self.first_epochs or plan.epochs
         start = plan.replace(epochs=epochs, optimizer="sgd", lr=self.first_lr, schedule="constant")
         extra = {"trigger": trigger, "frozen": frozen, "trigger_optimizer": optimizer}
         model = loop(make(build, split, run), split, run, start, step=first, extra_state=extra, label="lira-stage1")
-        copied.clear()
         if not self.as_released:  # as released, stage 2 trains a network that nobody gets to see
             model = loop(model, split, run, plan, step=second)
         rows = {"rows.kind": kind.cpu(), "rows.index": split.index.cpu()}
@@ -167,9 +167,9 @@ class LIRA(Attack):
         change = self.strength * trigger(x)
         if self.space == "normalized":  # clipped at the widest channel's range, as released
             low, high = ((0 - trigger.mean) / trigger.std).min(), ((1 - trigger.mean) / trigger.std).max()
-            normal = ((x - trigger.mean) / trigger.std + change).clamp(low, high)
-            return normal * trigger.std + trigger.mean
-        moved = (x + change).clamp(0, 1)
+            normal = torch.clamp((x - trigger.mean) / trigger.std + change, low, high)
+            return torch.addcmul(trigger.mean, normal, trigger.std)
+        moved = torch.clamp(x + change, 0, 1)
         return (moved * 255).round() / 255 if whole and self.quantize else moved
 
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:

@@ -37,7 +37,8 @@ class Critic(nn.Module):
     def forward(self, r: torch.Tensor, z: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Scores (N,) of pairs (N, h), (N, h); masks come from ``generator``, and without one nothing is dropped."""
         hidden = F.leaky_relu(self.inner(self._drop(torch.cat([r, z], 1), generator)), 0.01)
-        return self.outer(self._drop(hidden, generator))[:, 0]
+        scores: torch.Tensor = self.outer(self._drop(hidden, generator))[:, 0]
+        return scores
 
     def _drop(self, x: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         if generator is None or not self.dropout:
@@ -60,7 +61,7 @@ def contrast(critic: Critic, r: torch.Tensor, z: torch.Tensor, generator: torch.
     """
     if len(z) < 2:
         return (z * 0).sum()
-    scores = critic(torch.cat([r, r]), torch.cat([z, z.roll(-1, 0)]), generator)
+    scores: torch.Tensor = critic(torch.cat([r, r]), torch.cat([z, z.roll(-1, 0)]), generator)
     return scores[: len(z)].mean() - scores[len(z) :].mean()
 
 
@@ -83,14 +84,15 @@ def root_of_norm(weight: torch.Tensor) -> torch.Tensor:
 
 
 def spectral_norm(matrix: torch.Tensor) -> torch.Tensor:
-    """Largest singular value of a matrix, to about 1e-6, without a starting vector that could be orthogonal to it."""
+    """Largest singular value of a matrix, to 1e-3 or better, without a starting vector that could be orthogonal to it."""
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
     power = gram / gram.norm().clamp_min(1e-30)
     for _ in range(6):  # the 64th power; its longest column lies along the top direction
         power = power @ power
         power = power / power.norm().clamp_min(1e-30)
     top = power.index_select(1, power.norm(dim=0).argmax().view(1))[:, 0]
-    return ((top @ gram @ top) / (top @ top).clamp_min(1e-30)).clamp_min(0).sqrt()
+    squared: torch.Tensor = (top @ gram @ top) / (top @ top).clamp_min(1e-30)
+    return squared.clamp_min(0).sqrt()
 
 
 class Adversary:

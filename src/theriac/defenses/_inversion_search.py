@@ -109,7 +109,7 @@ class Search:
             mask, pattern = _squash(self.mask[part]), _squash(self.pattern[part])
             hits, loss = self._stamped(x, mask, pattern, self.y[part])
             size = mask.flatten(1).sum(1)
-            (loss + self.cost[part] * size).sum().backward()  # type: ignore[no-untyped-call]
+            (loss + self.cost[part] * size).sum().backward()
             worked.append(hits)
             sizes.append(size.detach())
             masks.append(mask.detach())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -93,7 +95,7 @@ class Biased:
         }
         for name, tensors in (("cbd_f_b", self.model.state_dict()), ("cbd_rows", rows)):
             ready = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-            write_atomically(self.run.folder / f"{name}.safetensors", lambda path, ready=ready: save_file(ready, path))
+            write_atomically(self.run.folder / f"{name}.safetensors", functools.partial(save_file, ready))
 
 
 class Ledger:

@@ -46,7 +46,7 @@ def project(delta: torch.Tensor, radius: float, norm: str) -> torch.Tensor:
     if norm not in ("l1", "l2"):
         raise unknown("norm", norm, ("linf", "l2", "l1", "none"))
     size = delta.flatten(1).norm(p=1 if norm == "l1" else 2, dim=1)
-    scale = (radius / size.clamp_min(1e-12)).clamp(max=1.0)
+    scale: torch.Tensor = (radius / size.clamp_min(1e-12)).clamp(max=1.0)
     return delta * scale.view(-1, *([1] * (delta.dim() - 1)))
 
 
