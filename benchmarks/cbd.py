@@ -5,9 +5,9 @@ skipped if that file exists, and a killed arm goes on from its checkpoint in ``-
 
     python benchmarks/cbd.py --data cifar10=<folder> --attack badnets --rate 0.1 --seed 0
 
-``--rate 0`` is the row without an attack (``--attack`` then only says which trigger is counted). All arms train the same network
-with the same recipe and input normalization, and score the last iterate. Gates: G1 looks at the losses of f_B after stage 1, G2
-at the raw weights by epoch; the poison flags are joined here, after training, to what CBD wrote by row.
+``--rate 0`` is the row without an attack (``--attack`` then only says which trigger is counted). All arms train one network
+with one recipe and input normalization, and score the last iterate. Gates: G1 looks at the losses of f_B after stage 1, G2 at
+the raw weights by epoch; the poison flags are joined here, after training, to what CBD wrote by row.
 """
 
 from __future__ import annotations

@@ -24,7 +24,14 @@ from theriac.models.classifier import Classifier
 
 REPAIRS = methods("repair")
 # as little work as possible; a new repair gets one round of whatever it counts
-QUICK: dict[str, dict[str, object]] = {"ft": {"epochs": 1}, "d3": {"epochs": 1}, "fst": {"epochs": 1}, "sau": {"rounds": 1}}
+QUICK: dict[str, dict[str, object]] = {
+    "ft": {"epochs": 1},
+    "d3": {"epochs": 1},
+    "fst": {"epochs": 1},
+    "sau": {"rounds": 1},
+    # by default it abstains on the benign fixture; this way it edits
+    "age": {"knowledge": "target", "target": 0, "retrain": "R1", "per_class": 2, "epochs": 1},
+}
 LONG = ("epochs", "rounds", "iterations", "steps")
 
 

@@ -114,7 +114,7 @@ def pack(net: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
     return {f"{prefix}.{k}": v.detach().cpu().contiguous().clone() for k, v in net.state_dict().items()}
 
 
-def unpack(build: Callable[[], nn.Module], state: Mapping[str, torch.Tensor], prefix: str, device: torch.device) -> nn.Module:
+def unpack(build: Callable[[], Net], state: Mapping[str, torch.Tensor], prefix: str, device: torch.device) -> Net:
     """The inverse of :func:`pack`: the network that ``build`` makes, with its weights, in eval mode, frozen."""
     with torch.device("meta"):  # draws no random numbers and takes no memory
         net = build()

@@ -129,3 +129,17 @@ def read_array(path: str, shape: tuple[int, ...], what: str) -> np.ndarray:
         raise InputError(f"{what} {path} holds {array.dtype}; expected numbers")
     found: np.ndarray = array
     return found
+
+
+def read_rows(path: str, index: torch.Tensor, shape: tuple[int, ...], what: str) -> torch.Tensor:
+    """Some images of a user's ``.npy`` array of bytes (N, H, W, C), by row number in the source; uint8 (B, C, H, W).
+
+    Raises:
+        InputError: If it can't be read, has another shape or dtype, or lacks a row.
+    """
+    channels, height, width = shape
+    given = read_array(path, (-1, height, width, channels), what)
+    if given.dtype != np.uint8 or (len(index) and int(index.max()) >= len(given)):
+        wanted = int(index.max()) + 1 if len(index) else 0
+        raise InputError(f"{what} {path} holds {len(given)} rows of {given.dtype}; expected at least {wanted} rows of uint8")
+    return torch.tensor(given[index.cpu().numpy()]).permute(0, 3, 1, 2).contiguous()

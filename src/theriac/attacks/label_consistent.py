@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 
 from theriac.attacks._clean_label import CleanLabel
-from theriac.attacks._surrogate import fit_surrogate, pgd, read_array
+from theriac.attacks._surrogate import fit_surrogate, pgd, read_rows
 from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
@@ -110,14 +110,7 @@ class LabelConsistent(CleanLabel):
         chosen = chosen[split.index[chosen].argsort()]
         index = split.index[chosen]
         if self.adversarial_file:
-            channels, height, width = split.card.shape
-            given = read_array(self.adversarial_file, (-1, height, width, channels), "adversarial_file")
-            if given.dtype.kind != "u" or given.itemsize != 1 or (len(index) and int(index[-1]) >= len(given)):
-                raise InputError(
-                    f"adversarial_file {self.adversarial_file} holds {len(given)} rows of {given.dtype}; "
-                    "expected bytes for every row number of the split"
-                )
-            rows = torch.tensor(given[index.cpu().numpy()]).permute(0, 3, 1, 2).contiguous()
+            rows = read_rows(self.adversarial_file, index, split.card.shape, "adversarial_file")
             return {"rows": rows, "index": index}
         robust = self.radius / 255 if self.surrogate == "robust" else 0.0
         size, plan = self.surrogate_rows, self.surrogate_recipe

@@ -85,7 +85,8 @@ def register(cls: M) -> M:
     if cls.kind not in KINDS or not cls.name:
         raise InputError(f"{cls.__name__} has kind {cls.kind!r} and name {cls.name!r}; expected a kind of {KINDS}")
     known = _REGISTRY[cls.kind].get(cls.name)
-    if known is not None and known is not cls:
+    same = known is not None and (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__)
+    if known is not None and not same:  # the same class again is a module that was reloaded
         raise InputError(f"{cls.kind} {cls.name!r} is registered already, by {known.__module__}")
     _REGISTRY[cls.kind][cls.name] = cls
     return cls

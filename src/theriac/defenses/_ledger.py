@@ -103,7 +103,6 @@ class Ledger:
 
     Args:
         split: Training rows.
-        classes: Number of classes.
         device: Where the losses come from.
         epochs: Keep the raw weights of so many epochs, (epochs, N) in half precision, for whoever knows the poisoned rows.
     """

@@ -81,7 +81,7 @@ class CBD(TrainingDefense):
     input_norm: Literal["none", "card"] = "none"  # code: none; "card" lets networks built by name normalize as usual
     rescale: bool = True  # code: weights rescaled to batch mean 1; the paper's formula is not (grade R)
     mi: float = 0.0  # c in E = c * (mean score of pairs - of shuffled pairs); code's default: no critic; 0.01 when switched on
-    critic_lr: float = 1e-3  # of Adam; ours for `paper`: four times as sensitive as the code's 0.2 (measured)
+    critic_lr: float = 1e-3  # of Adam; ours for `paper_form`: four times as sensitive as the code's 0.2 (measured)
     critic_drop_every: int = 0  # epochs between divisions of critic_lr by 10; code: 20
     critic_norm: Literal["spectral", "root"] = "spectral"  # code divides by the square root of the norm, biases too
     critic_dropout: float = 0.2  # code, active in all phases
@@ -128,7 +128,7 @@ class CBD(TrainingDefense):
     @classmethod
     @preset
     def ours_robust_fb(cls) -> CBD:
-        """Ours, effect unmeasured: `official` with generalized cross-entropy for f_B, against the long end of stage 1."""
+        """Ours, measured on digits only: `official` with generalized cross-entropy for f_B, which then learns more slowly."""
         return cls(biased_loss="gce")
 
     def recipe(self, card: Card) -> Recipe:

@@ -44,7 +44,7 @@ class D3(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train.sample(200), recipe="fast_1")
+        >>> model = th.train("preact_resnet18", data.train, recipe="fast_2")
         >>> fixed = D3(epochs=1).repair(model, data.train.sample(0.05))
     """
 

@@ -46,7 +46,7 @@ class SAU(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train.sample(200), recipe="fast_1")
+        >>> model = th.train("preact_resnet18", data.train, recipe="fast_2")
         >>> fixed = SAU(rounds=1).repair(model, data.train.sample(0.05))
     """
 

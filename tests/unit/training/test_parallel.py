@@ -18,6 +18,7 @@ from theriac.training._parallel import Ranks, init_from_environment
 from theriac.training.loop import Batch
 
 SCRIPT = """
+import os
 import sys
 import torch
 from torch import nn
@@ -50,7 +51,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     assert init_from_environment()
     torch.save(work(), sys.argv[1])
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads now and then abort an interpreter that shuts down in order
 """
 
 
