@@ -29,7 +29,9 @@ LONG = ("steps", "epochs", "rounds", "iterations", "passes")
 
 def quick(name: str, **options: object) -> Attack:
     """The attack with as little fitting as possible: whether a trigger is any good is not asked here."""
-    attack = ATTACKS[name](**{"poison_rate": RATE, **options})
+    cls = ATTACKS[name]
+    start = cls.fast() if "fast" in cls.presets() else cls()
+    attack = start.replace(**{"poison_rate": RATE, **options})
     changes: dict[str, object] = {}
     if attack.fits:
         for field in dataclasses.fields(attack):

@@ -88,17 +88,17 @@ class Attack(Method):
         kind = torch.zeros(len(split), dtype=torch.uint8, device=split.device)
         if not len(chosen) + len(cross):
             return Poisoned(split, kind, split.y, planted)
-        rows = [
-            planted.stamp(split.rows(part), split.y[part], split.index[part], "train", variant)
-            for variant, positions in (("poison", chosen), ("cross", cross))
-            for part in positions.split(4096)
-            if len(part)
-        ]
+        changed = torch.cat([chosen, cross])
+        stamped = split.rows(changed[:1]).new_empty((len(changed), *split.card.shape))
+        for variant, positions, start in (("poison", chosen, 0), ("cross", cross, len(chosen))):
+            for at, part in zip(range(start, len(changed), 1024), positions.split(1024), strict=False):
+                if len(part):
+                    new = planted.stamp(split.rows(part), split.y[part], split.index[part], "train", variant)
+                    stamped[at : at + len(part)] = new
         if not self.clean_label:
             y[chosen] = planted.target(split.y[chosen])
         kind[chosen] = POISON
         kind[cross] = CROSS
-        changed, stamped = torch.cat([chosen, cross]), torch.cat(rows)
         if len(cross):
             changed, order = changed.sort()
             stamped = stamped[order]

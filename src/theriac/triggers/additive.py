@@ -8,6 +8,7 @@ import torch
 
 from theriac.core import check
 from theriac.core.errors import InputError
+from theriac.triggers._tiles import by_tiles
 
 
 def add(x: torch.Tensor, pattern: torch.Tensor, overflow: str = "clip") -> torch.Tensor:
@@ -25,8 +26,12 @@ def add(x: torch.Tensor, pattern: torch.Tensor, overflow: str = "clip") -> torch
     if tuple(pattern.shape[-3:]) != tuple(x.shape[1:]):
         raise InputError(f"pattern has shape {tuple(pattern.shape)}; the images are {tuple(x.shape[1:])}")
     levels = pattern.to(x.device).round().to(torch.int16)
-    total = x.to(torch.int16).add_(levels)
-    return total.remainder_(256).to(torch.uint8) if overflow == "wrap" else total.clamp_(0, 255).to(torch.uint8)
+
+    def shift(part: torch.Tensor, by: torch.Tensor = levels) -> torch.Tensor:
+        total = part.to(torch.int16).add_(by)
+        return total.remainder_(256).to(torch.uint8) if overflow == "wrap" else total.clamp_(0, 255).to(torch.uint8)
+
+    return by_tiles(x, shift) if levels.dim() == 3 else shift(x)
 
 
 def sinusoid(channels: int, size: tuple[int, int], delta: float, frequency: float) -> torch.Tensor:

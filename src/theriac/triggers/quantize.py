@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from theriac.core import check
+from theriac.triggers._tiles import by_tiles
 
 _CHUNK = 512  # planes dithered at a time: what fits into the cache runs fastest
 
@@ -18,9 +19,13 @@ def levels(count: int) -> torch.Tensor:
 def quantize(x: torch.Tensor, count: int) -> torch.Tensor:
     """Each pixel of uint8 images (B, C, H, W) moved to the nearest of ``count`` levels; twice is the same as once."""
     check.whole("count", count, 2, 256)
+
     # no pixel lies halfway between two levels (2 x (count - 1) is even, an odd multiple of 255 is not), so float32 is exact
-    nearest = x.float().mul_((count - 1) / 255).round_()
-    return nearest.mul_(255).div_(count - 1).round_().to(torch.uint8)
+    def nearest(part: torch.Tensor) -> torch.Tensor:
+        step = part.float().mul_((count - 1) / 255).round_()
+        return step.mul_(255).div_(count - 1).round_().to(torch.uint8)
+
+    return by_tiles(x, nearest)
 
 
 def dither(x: torch.Tensor, count: int) -> torch.Tensor:

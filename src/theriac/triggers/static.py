@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from theriac.core.errors import InputError
+from theriac.triggers._tiles import by_tiles
 
 
 def stamp_patch(x: torch.Tensor, patch: torch.Tensor, top: int, left: int) -> torch.Tensor:
@@ -34,5 +35,9 @@ def stamp_patch(x: torch.Tensor, patch: torch.Tensor, top: int, left: int) -> to
 
 def blend(x: torch.Tensor, picture: torch.Tensor, alpha: float) -> torch.Tensor:
     """``(1 - alpha) x + alpha picture``, rounded to the nearest level; uint8 (B, C, H, W) in and out."""
-    mixed = x.float() * (1 - alpha) + picture.to(x.device).float() * alpha
-    return mixed.round_().clamp_(0, 255).to(torch.uint8)
+    share = picture.to(x.device).float() * alpha
+
+    def mix(part: torch.Tensor) -> torch.Tensor:
+        return part.float().mul_(1 - alpha).add_(share).round_().clamp_(0, 255).to(torch.uint8)
+
+    return by_tiles(x, mix)

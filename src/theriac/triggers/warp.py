@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from theriac.triggers._tiles import by_tiles
+
 
 def identity_grid(size: tuple[int, int]) -> torch.Tensor:
     """Sampling places that leave an image as it is, float32 (H, W, 2) of (x, y) in [-1, 1], pixel centers at the ends."""
@@ -30,6 +32,11 @@ def warp(x: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         x: Images, uint8 (rounded to the nearest level) or float (B, C, H, W).
         grid: (H, W, 2) for all, or (B, H, W, 2), of (x, y) in [-1, 1]; places outside are moved to the edge.
     """
-    places = grid.to(x.device, torch.float32).clamp(-1, 1).expand(len(x), *grid.shape[-3:])
-    out = F.grid_sample(x.float(), places, mode="bilinear", padding_mode="border", align_corners=True)
-    return out.round_().clamp_(0, 255).to(torch.uint8) if x.dtype == torch.uint8 else out
+    places = grid.to(x.device, torch.float32).clamp(-1, 1)
+
+    def sample(part: torch.Tensor, at: torch.Tensor = places) -> torch.Tensor:
+        spread = at.expand(len(part), *at.shape[-3:])
+        out = F.grid_sample(part.float(), spread, mode="bilinear", padding_mode="border", align_corners=True)
+        return out.round_().clamp_(0, 255).to(torch.uint8) if x.dtype == torch.uint8 else out
+
+    return by_tiles(x, sample) if places.dim() == 3 else sample(x)

@@ -2,7 +2,7 @@
 
 Run it with::
 
-python benchmarks/tabulate.py            # every plan that has results
+python benchmarks/make_tables.py            # every plan that has results
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def main() -> None:
             continue
         body = over_seeds(records) if folder.name == "digits" else by_victim(records)
         command = records[0]["command"].split(" --only")[0]
-        text = f"# {folder.name}\n\nMade by `{command}` and tabulated by `python benchmarks/tabulate.py`.\n{notes}\n{body}"
+        text = f"# {folder.name}\n\nMade by `{command}` and tabulated by `python benchmarks/make_tables.py`.\n{notes}\n{body}"
         (RESULTS / f"{folder.name}.md").write_text(text, encoding="utf-8")
         print(RESULTS / f"{folder.name}.md", len(records))
 
