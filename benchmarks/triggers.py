@@ -216,7 +216,8 @@ def main() -> None:
                 "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
                 "processor": platform.machine(),
             },
-            "command": f"python benchmarks/triggers.py --rows {args.rows} --clock {args.clock} --device {device}",
+            "command": "python benchmarks/triggers.py "
+            f"--rows {args.rows} --repeats {args.repeats} --clock {args.clock} --device {device}",
         }
         write_json(args.out, record)
 

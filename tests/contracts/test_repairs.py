@@ -40,7 +40,7 @@ def quick(name: str) -> Repair:
     known = QUICK.get(name)
     if known is None:
         fields = {f.name: f.default for f in dataclasses.fields(cls)}
-        known = {n: min(v, 2) for n, v in fields.items() if n.endswith(LONG) and isinstance(v, int) and not isinstance(v, bool)}
+        known = {n: min(v, 2) or 2 for n, v in fields.items() if n.endswith(LONG) and type(v) is int}
     return cls.from_config(known)
 
 

@@ -8,7 +8,7 @@ import torch
 from scipy.fft import dctn, idctn
 from torch.nn import functional as F
 
-from theriac.attacks import SIG, BppAttack, FTrojan, WaNet
+from theriac.attacks import SIG, Blended, BppAttack, FTrojan, WaNet
 from theriac.attacks.base import Planted
 from theriac.core.errors import InputError
 from theriac.triggers.additive import add, corners, sinusoid
@@ -33,6 +33,17 @@ def stamp(attack, split, x=None, **how):
 
 def clip(values: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def test_many_rows_are_stamped_as_each_one_alone(images):
+    """Large batches are worked through in pieces; rows on both sides of every border must come out the same."""
+    split = images(401, 3, 32, 4)
+    for attack in (Blended(), SIG(), FTrojan(), WaNet(), BppAttack(), BppAttack(dithering=True)):
+        planted = attack.plant(split)
+        whole = planted.stamp(split.x, split.y, split.index)
+        for at in (0, 169, 170, 171, 340, 341, 400):
+            one = slice(at, at + 1)
+            assert torch.equal(planted.stamp(split.x[one], split.y[one], split.index[one]), whole[one]), (attack.name, at)
 
 
 # SIG
