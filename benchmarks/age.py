@@ -7,7 +7,7 @@
 Victims are run folders (``<runs>/victims/<name>``, as theriac.save writes them); a missing one is trained by its recipe. The
 handful comes from rows of the test split that are set aside and never scored, so the victim has not seen them. Edits of the
 head are scored on cached features, which gives the same numbers as the whole network (the largest difference of a logit is
-recorded). One JSON a victim under ``benchmarks/results/age/<plan>/``; victims whose file exists are skipped.
+recorded). One JSON a victim under ``benchmarks/results/age/<plan>/``; cells that it holds already are not run again.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def measure(plan: dict[str, Any], args: argparse.Namespace, out: Path, runs: Pat
     paths = dict(item.split("=", 1) for item in args.data)
     for key, victim in plan["victims"].items():
         target = out / f"{key}.json"
-        if args.only not in key or target.exists():
+        old = read_json(target) if target.exists() else None
+        if args.only not in key:
             continue
         data = th.load(paths.get(victim["data"], victim["data"]))
         model, attack, _ = victim_model({**victim, "key": key}, data, runs)
@@ -87,24 +88,34 @@ def measure(plan: dict[str, Any], args: argparse.Namespace, out: Path, runs: Pat
         pool, test = data.test.cut(plan.get("pool", 1000), seed=1000, stratified=True)
         began = time.perf_counter()
         cached = Cached.of(model, planted, pool, test)
-        record: dict[str, Any] = {
+        record: dict[str, Any] = old or {
             "victim": {**victim, "key": key},
             "parameters": parameter_count(model),
             "pool_rows": len(pool),
             "before": th.evaluate(cached.head, cached.test, cached.planted).to_dict(),
             "largest_logit_difference": cached.difference,
             "cells": [],
-            "machine": machine(),
-            "command": f"python benchmarks/age.py {args.plan} --only {key}",
+            "seconds": 0.0,
         }
+        ran = len(record["cells"])
+        done = {identity(c) for c in record["cells"]}
         if victim["role"] != "benign":
-            record["cells"] += head_cells(plan, cached)
-            record["cells"] += later_cells(plan, model, planted, pool, test)
-            record["cells"] += baseline_cells(plan, model, planted, pool, test)
-        record["cells"] += inverted_cells(plan, model, planted, pool, test)
-        record["seconds"] = round(time.perf_counter() - began, 1)
+            record["cells"] += head_cells(plan, cached, done)
+            record["cells"] += later_cells(plan, model, planted, pool, test, done)
+            record["cells"] += baseline_cells(plan, model, planted, pool, test, done)
+        if victim["role"] != "tuning":
+            record["cells"] += inverted_cells(plan, model, planted, pool, test, done)
+        if len(record["cells"]) == ran:
+            continue
+        record["seconds"] = round(record["seconds"] + time.perf_counter() - began, 1)
+        record |= {"machine": machine(), "command": f"python benchmarks/age.py {args.plan} --only {key}"}
         write_json(target, record)
-        print(f"{key}: {len(record['cells'])} cells in {record['seconds']:.0f} s", flush=True)
+        print(f"{key}: {len(record['cells']) - ran} cells in {record['seconds']:.0f} s", flush=True)
+
+
+def identity(cell: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells one cell of a victim from the others."""
+    return tuple(cell[k] for k in ("kind", "rule", "retrain", "per_class", "seed"))
 
 
 @dataclass
@@ -185,7 +196,7 @@ def cell(repair: Any, model: Any, clean: th.Split, test: th.Split, planted: Any,
     }
 
 
-def head_cells(plan: dict[str, Any], cached: Cached) -> list[dict[str, Any]]:
+def head_cells(plan: dict[str, Any], cached: Cached, done: set[Any]) -> list[dict[str, Any]]:
     cells = []
     for rule in plan["rules"]:
         for retrain in plan["retrain"]:
@@ -195,38 +206,50 @@ def head_cells(plan: dict[str, Any], cached: Cached) -> list[dict[str, Any]]:
                 age = AGE(rule=rule, retrain=retrain, per_class=n).with_trigger(cached.planted)
                 about = {"kind": "head", "rule": rule, "retrain": retrain, "per_class": n}
                 for seed in plan["seeds"]:
-                    cells.append(cell(age, cached.head, cached.pool, cached.test, cached.planted, seed, **about))
+                    if identity({**about, "seed": seed}) not in done:
+                        cells.append(cell(age, cached.head, cached.pool, cached.test, cached.planted, seed, **about))
     return cells
 
 
-def later_cells(plan: dict[str, Any], model: Any, planted: Any, pool: th.Split, test: th.Split) -> list[dict[str, Any]]:
+def later_cells(
+    plan: dict[str, Any], model: Any, planted: Any, pool: th.Split, test: th.Split, done: set[Any]
+) -> list[dict[str, Any]]:
     cells, part = [], plan.get("later", {})
     for rule in part.get("rules", ()):
         for retrain in part["retrain"]:
             for n in part["per_class"]:
                 age = AGE(rule=rule, scope="later", retrain=retrain, per_class=n).with_trigger(planted)
                 about = {"kind": "later", "rule": rule, "retrain": retrain, "per_class": n}
-                cells += [cell(age, model, pool, test, planted, seed, **about) for seed in part["seeds"]]
+                seeds = [seed for seed in part["seeds"] if identity({**about, "seed": seed}) not in done]
+                cells += [cell(age, model, pool, test, planted, seed, **about) for seed in seeds]
     return cells
 
 
-def inverted_cells(plan: dict[str, Any], model: Any, planted: Any, pool: th.Split, test: th.Split) -> list[dict[str, Any]]:
+def inverted_cells(
+    plan: dict[str, Any], model: Any, planted: Any, pool: th.Split, test: th.Split, done: set[Any]
+) -> list[dict[str, Any]]:
     cells, part = [], plan.get("inverted", {})
     for n in part.get("per_class", ()):
-        about = {"kind": "inverted", "rule": "E6", "retrain": "R4", "per_class": n}
-        cells += [cell(AGE(per_class=n), model, pool, test, planted, seed, **about) for seed in part["seeds"]]
+        age = AGE(per_class=n, **part.get("options", {}))
+        about = {"kind": "inverted", "rule": age.rule, "retrain": age.retrain, "per_class": n, "scope": age.scope}
+        seeds = [seed for seed in part["seeds"] if identity({**about, "seed": seed}) not in done]
+        cells += [cell(age, model, pool, test, planted, seed, **about) for seed in seeds]
     return cells
 
 
-def baseline_cells(plan: dict[str, Any], model: Any, planted: Any, pool: th.Split, test: th.Split) -> list[dict[str, Any]]:
+def baseline_cells(
+    plan: dict[str, Any], model: Any, planted: Any, pool: th.Split, test: th.Split, done: set[Any]
+) -> list[dict[str, Any]]:
     cells = []
     for options in plan.get("baselines", ()):
         chosen = dict(options)
         repair = create("repair", chosen.pop("name"), chosen.pop("preset", None), **chosen)
         for n in plan["per_class"]:
             for seed in plan["seeds"]:
-                few = pool.sample(n * pool.num_classes, seed=seed, stratified=True)
                 about = {"kind": "baseline", "rule": repair.title, "retrain": "-", "per_class": n, "config": repair.config()}
+                if identity({**about, "seed": seed}) in done:
+                    continue
+                few = pool.sample(n * pool.num_classes, seed=seed, stratified=True)
                 cells.append(cell(repair, model, few, test, planted, seed, **about))
     return cells
 
@@ -235,7 +258,9 @@ def choose(out: Path) -> None:
     """Choose on the tuning victims, show the choice and its controls on the others; write ``summary.json``."""
     records = [read_json(path) for path in sorted(out.glob("*.json")) if path.name != "summary.json"]
     tuning = [r for r in records if r["victim"]["role"] == "tuning"]
-    table, by_n = averages(tuning, "head"), averages(tuning, "head", by_n=True)
+    kinds = ("head", "later")
+    table = [{"scope": kind, **row} for kind in kinds for row in averages(tuning, kind)]
+    by_n = [{"scope": kind, **row} for kind in kinds for row in averages(tuning, kind, by_n=True)]
     best = pick(table)
     report = [r for r in records if r["victim"]["role"] == "report"]
     summary = {
@@ -244,7 +269,8 @@ def choose(out: Path) -> None:
         "report_victims": [r["victim"]["key"] for r in report],
         "chosen": best,
         "chosen_by_per_class": {n: pick([r for r in by_n if r["per_class"] == n]) for n in {r["per_class"] for r in by_n}},
-        "lowest_asr_at_any_cost": pick(table, 1.0),
+        "chosen_if_twice_as_much_may_be_lost": pick(table, MOST_ACC_LOSS, MOST_TCA_LOSS),
+        "lowest_asr_at_any_cost": pick(table, 1.0, 1.0),
         "tuning": table,
         "tuning_by_per_class": by_n,
         "report": {kind: averages(report, kind, by_n=True) for kind in ("head", "later", "inverted", "baseline")},
@@ -259,15 +285,15 @@ def choose(out: Path) -> None:
     show("benign control, unknown trigger", summary["benign"])
 
 
-def pick(rows: list[dict[str, Any]], allowance: float = 0.0) -> dict[str, Any] | None:
+def pick(rows: list[dict[str, Any]], acc: float = 0.0, tca: float = 0.0) -> dict[str, Any] | None:
     """The edit of lowest mean ASR among those that keep the accuracies and never see a stamped row with its true label."""
     fit = [
         row
         for row in rows
         if row["rule"] != "none"
         and row["retrain"] not in SEES_STAMPED
-        and row["acc_loss"] <= MOST_ACC_LOSS + allowance
-        and row["tca_loss"] <= MOST_TCA_LOSS + allowance
+        and row["acc_loss"] <= MOST_ACC_LOSS + acc
+        and row["tca_loss"] <= MOST_TCA_LOSS + tca
     ]
     return min(fit, key=lambda row: row["asr"], default=None)
 

@@ -1,4 +1,4 @@
-"""Turn the JSON results of each plan into a Markdown table beside them.
+"""Turn the JSON results of each plan of ``repairs.py``, and those of ``debias.py``, into Markdown tables beside them.
 
 Run it with::
 
@@ -7,132 +7,143 @@ python benchmarks/make_tables.py            # every plan that has results
 
 from __future__ import annotations
 
-from collections import defaultdict
-from pathlib import Path
+import re
+from functools import partial
 from typing import Any
 
-from theriac.core.files import read_json
-from theriac.metrics import Rate
+from debias_tables import page
+from measured import (
+    RATES,
+    RESULTS,
+    Record,
+    attack_words,
+    changes,
+    families,
+    judge_words,
+    plain_name,
+    precision_words,
+    rate,
+    repair_family,
+    repair_plans,
+    seeds_words,
+    spread,
+    victim_family,
+    victim_words,
+)
 
-RESULTS = Path(__file__).resolve().parent / "results"
+from theriac.report.cards import grid
+
+SHOWN = ("epochs", "rounds", "lr", "lam", "alpha")  # always told, whatever the defaults are
+NOTES = (
+    "Rates come with 95 % Wilson intervals; over seeds with mean, standard deviation and range. cos(W, W0): between the new\n"
+    "and the old classifier. body moved: change of all convolution weights relative to their norm. s: seconds on a busy\n"
+    "machine, no measure of speed.\n"
+)
 
 
-def rate(part: dict[str, Any] | None) -> str:
-    if part is None:
-        return ""
-    found = Rate(part["hits"], part["total"])
-    low, high = found.interval
-    return f"{100 * found.value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-
-
-def settings(record: dict[str, Any]) -> str:
+def settings(record: Record) -> str:
+    """The method with the options that matter most and all that differ from its nearest preset."""
     repair = record["repair"]
-    if repair is None:
-        return "none"
-    keys = ("epochs", "rounds", "lr", "lam", "alpha", "measure", "init")
-    shown = ", ".join(f"{k} {repair[k]}" for k in keys if k in repair and repair[k] not in ("euclidean", "random", "torch"))
+    told = {k: repair[k] for k in SHOWN if k in repair} | changes(repair)[1]
+    told.pop("precision", None)
+    shown = ", ".join(f"{k} {v}" for k, v in told.items())
     return f"{repair['method'].upper()} ({shown})"
 
 
-def row(record: dict[str, Any]) -> list[str]:
-    after = record.get("after", record["before"])
-    last = record["history"][-1] if record.get("history") else {}
+def row(record: Record) -> list[str]:
+    after = record["after"]
     return [
         record["name"],
         settings(record),
-        rate(after["acc"]),
-        rate(after["asr"]),
-        rate(after["ra"]),
+        *[rate(after[k]) for k in RATES],
         f"{record['der']:.3f}" if record.get("der") is not None else "",
-        f"{last['cosine']:+.2f}" if "cosine" in last else "",
-        f"{record['moved']['body']:.2f}" if "moved" in record else "",
-        f"{record['seconds']:.0f}" if "seconds" in record else "",
+        *_last(record),
+        f"{record['seconds']:.0f}",
     ]
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _last(record: Record) -> tuple[str, str]:
+    cosine = _cosine(record)
+    moved = record.get("moved", {}).get("body")
+    return "" if cosine is None else f"{cosine:+.2f}", "" if moved is None else f"{moved:.2f}"
 
 
-def by_victim(records: list[dict[str, Any]]) -> str:
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+def _cosine(record: Record) -> Any:
+    return (record.get("history") or [{}])[-1].get("cosine")
+
+
+def by_victim(records: list[Record], plan: str) -> str:
+    """One section a victim: every run, then those that differ in seeds only taken together."""
+    groups: dict[str, list[Record]] = {}
     for record in records:
-        groups[record["victim"]["key"]].append(record)
+        groups.setdefault(record["victim"]["key"], []).append(record)
     parts = []
-    for key, members in groups.items():
+    for key, members in sorted(groups.items()):
         victim = members[0]["victim"]
-        attack = victim.get("attack")
-        told = (
-            ", ".join(str(v) if k == "name" else f"{k} {v}" for k, v in attack.items())
-            if attack
-            else "no attack (benign control)"
-        )
-        judged = {r["before"]["attack"]: r["before"] for r in members}
-        parts.append(f"### {key}\n\n{victim['data']}, {victim['recipe']}, seed {victim.get('seed', 0)}: {told}\n")
+        told = attack_words(victim.get("attack")) if victim.get("attack") else "no attack (benign control)"
+        parts.append(f"### {key}\n\n{victim['data']}, {victim_words(victim)}, seed {victim.get('seed', 0)}: {told}\n")
+        judged = {judge_words(r, plan): r["before"] for r in members}
         first = [
-            [
-                f"before ({name})" if attack is None else "before",
-                "none",
-                rate(b["acc"]),
-                rate(b["asr"]),
-                rate(b["ra"]),
-                *[""] * 4,
-            ]
+            ["before" if victim.get("attack") else f"before ({name})", "none", *[rate(b[k]) for k in RATES], *[""] * 4]
             for name, b in judged.items()
         ]
-        repaired = [row(r) for r in members if r["repair"]]
+        repaired = [r for r in members if r["repair"]]
+        rows = []
+        for alike in families(repaired, partial(repair_family, plan=plan)):
+            rows += [row(r) for r in alike]
+            if len(alike) > 1:
+                rows.append(_together(alike))
         head = ["run", "repair", "ACC %", "ASR %", "RA %", "DER", "cos(W, W0)", "body moved", "s"]
-        parts.append(table(head, first + repaired) + "\n")
+        parts.append(grid(head, first + rows) + "\n")
     return "\n".join(parts)
 
 
-def over_seeds(records: list[dict[str, Any]]) -> str:
-    """Digits: one row a method and network, mean over seeds with the lowest and highest ASR."""
-    cells: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for record in records:
-        network, _, method = record["name"].split("-", 2)
-        cells[network, method].append(record)
+def _together(alike: list[Record]) -> list[str]:
+    mean = [spread([r["after"][k]["value"] for r in alike]) for k in RATES]
+    name = f"**{plain_name(alike[0])}, {len(alike)} seeds**"
+    return [name, settings(alike[0]), *mean, _mean([r["der"] for r in alike], ".3f"), *_moved(alike), ""]
+
+
+def _moved(alike: list[Record]) -> tuple[str, str]:
+    return _mean([_cosine(r) for r in alike], "+.2f"), _mean([r.get("moved", {}).get("body") for r in alike], ".2f")
+
+
+def _mean(values: list[Any], form: str) -> str:
+    known = [v for v in values if v is not None]
+    return format(sum(known) / len(known), form) if known else ""
+
+
+def over_victims(records: list[Record], plan: str) -> str:
+    """One row a network and method, over victims of several seeds."""
     rows = []
-    for (network, method), members in sorted(cells.items()):
-        value = {k: [m["after"][k]["value"] for m in members] for k in ("acc", "asr", "ra")}
-        cosine = [m["history"][-1]["cosine"] for m in members if "cosine" in m["history"][-1]]
-        rows.append(
-            [
-                network,
-                method,
-                settings(members[0]),
-                f"{100 * mean(value['acc']):.1f}",
-                f"{100 * mean(value['asr']):.1f} ({100 * min(value['asr']):.1f} to {100 * max(value['asr']):.1f})",
-                f"{100 * mean(value['ra']):.1f}",
-                f"{mean(cosine):+.2f}" if cosine else "",
-                f"{mean([m['moved']['body'] for m in members]):.2f}",
-                str(len(members)),
-            ]
-        )
-    head = ["network", "run", "repair", "ACC %", "ASR % (lowest to highest)", "RA %", "cos(W, W0)", "body moved", "seeds"]
-    return table(head, rows) + "\n"
+    for alike in families([r for r in records if r["repair"]], partial(repair_family, plan=plan)):
+        first = alike[0]
+        cells = [spread([r["after"][k]["value"] for r in alike]) if len(alike) > 1 else rate(first["after"][k]) for k in RATES]
+        network = re.sub(r"-\d+$", "", first["victim"]["key"])
+        seeds = seeds_words(r["seed"] for r in alike)
+        rows.append([network, plain_name(first), settings(first), *cells, *_moved(alike), seeds])
+    head = ["network", "run", "repair", "ACC %", "ASR %", "RA %", "cos(W, W0)", "body moved", "seeds"]
+    return grid(head, sorted(rows, key=lambda r: r[:2])) + "\n"
 
 
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+def tables(plan: str, records: list[Record]) -> str:
+    """The page of one plan."""
+    siblings = families(records, lambda r: victim_family(r["victim"]))
+    several = any(len({r["victim"]["key"] for r in members}) > 1 for members in siblings)
+    command = re.split(r" --(?:only|job) ", records[0]["command"])[0]
+    formats = sorted({precision_words(r) for r in records if r["repair"]})
+    made = f"Made by `{command}` and tabulated by `python benchmarks/make_tables.py`."
+    body = over_victims(records, plan) if several else by_victim(records, plan)
+    return f"# {plan}\n\n{made} Precision: {', '.join(formats)}.\n{NOTES}\n{body}"
 
 
 def main() -> None:
-    notes = (
-        "Rates come with 95 % Wilson intervals. cos(W, W0): between the new and the old classifier. body moved: change of all\n"
-        "convolution weights relative to their norm. s: seconds on a busy machine, no measure of speed.\n"
-    )
-    for folder in sorted(p for p in RESULTS.iterdir() if p.is_dir()):
-        records = [read_json(p) for p in sorted(folder.glob("*.json"))]
-        records = [r for r in records if isinstance(r, dict) and "before" in r and "name" in r]
-        if not records:
-            continue
-        body = over_seeds(records) if folder.name == "digits" else by_victim(records)
-        command = records[0]["command"].split(" --only")[0]
-        text = f"# {folder.name}\n\nMade by `{command}` and tabulated by `python benchmarks/make_tables.py`.\n{notes}\n{body}"
-        (RESULTS / f"{folder.name}.md").write_text(text, encoding="utf-8")
-        print(RESULTS / f"{folder.name}.md", len(records))
+    for plan, records in repair_plans(tuning=True).items():
+        path = RESULTS / f"{plan}.md"
+        path.write_text(tables(plan, records), encoding="utf-8")
+        print(path, len(records))
+    if (RESULTS / "debias").is_dir():
+        (RESULTS / "debias.md").write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

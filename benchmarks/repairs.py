@@ -47,15 +47,17 @@ def main() -> None:
     parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--only", default="", help="run only jobs whose name contains this")
+    parser.add_argument("--job", default="", help="run the job of this very name")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=ROOT / "results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     plan = yaml.safe_load(args.plan.read_text())
-    out = ROOT / "results" / args.plan.stem
+    out = args.out / args.plan.stem
     paths = dict(item.split("=", 1) for item in args.data)
     loaded: dict[str, Any] = {}
     for job in plan["jobs"]:
-        if args.only not in job["name"]:
+        if args.only not in job["name"] or args.job not in ("", job["name"]):
             continue
         target = out / f"{job['name']}.json"
         if target.exists():
@@ -85,6 +87,8 @@ def run_job(job: dict[str, Any], victim: dict[str, Any], data: Any, runs: Path) 
         return record
     options = dict(job["repair"])
     repair = create("repair", options.pop("name"), options.pop("preset", None), **options)
+    if getattr(repair, "knowledge", "") == "known":  # AGE's case of a known trigger; a benign control gets the judge's
+        repair = repair.with_trigger(planted)
     clean = data.train.sample(job.get("clean", 0.05), seed=job.get("clean_seed", 1000))
     # a folder, so that a long repair that is killed goes on from its last checkpoint
     folder = runs / "repairs" / job["name"]
@@ -130,10 +134,11 @@ def victim_model(victim: dict[str, Any], data: Any, runs: Path) -> tuple[Any, An
     run = th.Run(seed=victim.get("seed", 0), folder=folder, quiet=True, precision=victim.get("precision", "auto"))
     build = Builder(victim.get("model", "preact_resnet18"), victim.get("options", {"width": 16}))
     clock = time.perf_counter()
+    train = data.train.sample(victim["rows"], seed=0, stratified=True) if "rows" in victim else data.train
     if victim.get("stamp") == "after_augment":
-        model = train_stamped_late(build, attack, data.train, victim["recipe"], run)
+        model = train_stamped_late(build, attack, train, victim["recipe"], run)
     else:
-        rows = data.train if attack is None else attack.poison(data.train, run)
+        rows = train if attack is None else attack.poison(train, run)
         model = th.train(build, rows, recipe=victim["recipe"], run=run)
     seconds = round(time.perf_counter() - clock, 1)
     write_json(folder / "seconds.json", seconds)

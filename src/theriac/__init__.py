@@ -6,14 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from theriac import attacks, core, data, defenses, metrics, models, report, training, triggers
+    from theriac import attacks, core, data, debias, defenses, metrics, models, report, training, triggers
     from theriac.core.card import Augment, Card, Column
     from theriac.core.errors import InputError, TheriacError, UnsafeFileError
     from theriac.core.method import Needs
     from theriac.core.run import Run
     from theriac.core.split import Data, Poisoned, Split
     from theriac.data import load
-    from theriac.metrics import compare, evaluate
+    from theriac.metrics import compare, evaluate, fairness
     from theriac.models import Builder, adapt, build, load_model, load_weights, save
     from theriac.training import recipe, train
 
@@ -37,6 +37,7 @@ _LAZY = {
     "build": "theriac.models",
     "compare": "theriac.metrics",
     "evaluate": "theriac.metrics",
+    "fairness": "theriac.metrics",
     "load": "theriac.data",
     "load_model": "theriac.models",
     "load_weights": "theriac.models",
@@ -64,8 +65,10 @@ __all__ = [
     "compare",
     "core",
     "data",
+    "debias",
     "defenses",
     "evaluate",
+    "fairness",
     "load",
     "load_model",
     "load_weights",

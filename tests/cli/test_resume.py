@@ -96,7 +96,7 @@ def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
         while not (folder / "events.jsonl").exists() and process.poll() is None and time.monotonic() < until:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130, err

@@ -100,7 +100,7 @@ def test_names_of_any_case_and_near_misses():
 
 
 def test_options_override_the_preset():
-    made = create("repair", "d3", "paper_form", lam=3.0)
+    made = create("repair", "d3", "paper", lam=3.0)
     assert (made.lam, made.hinge) == (3.0, "mean")
     with pytest.raises(InputError, match="lam is 0"):
         create("repair", "d3", lam=0.0)

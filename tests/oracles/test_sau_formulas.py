@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 
@@ -192,3 +193,62 @@ def test_one_round_costs_at_most_six_tenths_of_the_released_code(images, monkeyp
     assert event["passes_per_row"] == pytest.approx(counted / rows)
     assert counted / rows <= 0.6 * RELEASED_CODE
     assert event["active"] > 0
+
+
+def plain_round(h: nn.Module, bad: nn.Module, adam: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> None:
+    """One batch as the released code goes about it: no cache, no frozen weights, clean and perturbed rows side by side."""
+    rows, delta = len(x), torch.full_like(x, 0.2)
+    for _ in range(5):
+        d = delta.clone().requires_grad_(True)
+        seen, bad_seen, clean, bad_clean = h(x + d), bad(x + d), h(x).argmax(1), bad(x).argmax(1)
+        fooled, bad_fooled = seen.argmax(1) != clean, bad_seen.argmax(1) != bad_clean
+        shared = fooled & bad_fooled & (seen.argmax(1) == bad_seen.argmax(1))
+        ce = [nn.functional.cross_entropy(z, y, reduction="none") for z in (seen, bad_seen)]
+        adversarial = -(ce[0][~fooled].sum() + ce[1][~bad_fooled].sum()) / (2 * rows)
+        sharing = jensen_shannon(seen.softmax(1), bad_seen.softmax(1))[~shared].sum() / rows
+        (0.01 * adversarial + sharing).backward()
+        delta = (delta - 0.2 * d.grad.sign()).clamp(-0.2, 0.2)
+    with torch.no_grad():
+        bad_clean, wrong = bad(x).argmax(1), bad(x + delta).argmax(1)
+    active = (wrong != y) & (wrong != bad_clean)
+    both = h(torch.cat([x, x + delta.detach()]))
+    loss = nn.functional.cross_entropy(both[:rows], y) + SAU().unlearning_loss(both[rows:][active], wrong[active], rows)
+    adam.zero_grad()
+    loss.backward()
+    adam.step()
+
+
+def test_the_whole_method_equals_the_plain_formulation_at_six_tenths_of_its_cost(images, monkeypatch):
+    """Two rounds of two batches, early exit off: same weights, and counted passes over rows."""
+    module = sys.modules["theriac.defenses.sau"]
+    full = module.search
+    monkeypatch.setattr(module, "search", lambda *a, **k: full(*a, **k | {"early_exit": False}))
+    for name in ("theriac.training.loop", "theriac.defenses.sau"):
+        monkeypatch.setattr(sys.modules[name], "to_input", lambda rows: rows.double() / 255)
+    split, start = images(rows=48, classes=6), networks(1)[1]
+    method, run = SAU(rounds=2, batch_size=24), Run(precision="fp32", device="cpu", quiet=True)
+
+    fast, taken = Counts(), []
+    model = Counting(copy.deepcopy(start), fast)
+    model.net.linear.weight.register_hook(taken.append)
+    ours = method._repair(model, split, run)
+    assert len(taken) == 4  # gradients of weights are computed in the outer steps only
+
+    slow = Counts()
+    h, bad = (Counting(copy.deepcopy(start), slow) for _ in range(2))
+    adam = torch.optim.Adam(h.parameters(), lr=1e-4, amsgrad=True)
+    outer = 0.0  # rows whose weight gradients the fast way takes: the clean ones, and active ones in buckets of 32 (here: all)
+    for epoch, event in enumerate(run.history("sau")):
+        order = torch.randperm(48, generator=run.generator("order", "sau", epoch))
+        for at in order.split(24):
+            plain_round(h, bad, adam, split.x[at].double() / 255, split.y[at])
+        assert event["active"] > 0
+        outer += 2 * 48
+    for (name, one), (_, other) in zip(ours.net.state_dict().items(), h.net.state_dict().items(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11, msg=name)
+    assert not torch.allclose(ours.net.linear.weight, start.linear.weight, atol=1e-5)
+    plainly = slow.forwards + 2 * slow.backwards  # there every backward pass takes gradients of inputs and of weights
+    assert plainly == RELEASED_CODE * 2 * 48
+    ran = fast.forwards - 48 + fast.backwards + outer  # less the frozen model's clean classes, once for all rounds
+    assert ran <= 0.6 * plainly
+    assert sum(e["passes_per_row"] for e in run.history("sau")) == pytest.approx(ran / 48)

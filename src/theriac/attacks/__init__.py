@@ -1,18 +1,29 @@
 """Backdoor attacks, one a file."""
 
+from theriac.attacks.adaptive_blend import AdaptiveBlend
+from theriac.attacks.adaptive_patch import AdaptivePatch
 from theriac.attacks.badnets import BadNets
 from theriac.attacks.base import Attack, Planted, Victim
 from theriac.attacks.blended import Blended
 from theriac.attacks.bpp import BppAttack
+from theriac.attacks.breakdown import leak, success_by_target
+from theriac.attacks.composite import Composite
 from theriac.attacks.cross import cross_accuracy
 from theriac.attacks.ftrojan import FTrojan
+from theriac.attacks.grond import Grond, suppress_lipschitz_channels
 from theriac.attacks.input_aware import InputAware
 from theriac.attacks.label_consistent import LabelConsistent
 from theriac.attacks.lf import LF
 from theriac.attacks.lira import LIRA
+from theriac.attacks.multi_target import MultiTarget
+from theriac.attacks.narcissus import Narcissus
+from theriac.attacks.sam_flat import SamFlat
 from theriac.attacks.sig import SIG
 from theriac.attacks.ssba import SSBA
 from theriac.attacks.store import load_planted, save_planted
+from theriac.attacks.tabular_blend import TabularBlend
+from theriac.attacks.tabular_value import TabularValue
+from theriac.attacks.tact import TaCT
 from theriac.attacks.trojannn import TrojanNN
 from theriac.attacks.wanet import WaNet
 
@@ -21,18 +32,31 @@ __all__ = [
     "LIRA",
     "SIG",
     "SSBA",
+    "AdaptiveBlend",
+    "AdaptivePatch",
     "Attack",
     "BadNets",
     "Blended",
     "BppAttack",
+    "Composite",
     "FTrojan",
+    "Grond",
     "InputAware",
     "LabelConsistent",
+    "MultiTarget",
+    "Narcissus",
     "Planted",
+    "SamFlat",
+    "TaCT",
+    "TabularBlend",
+    "TabularValue",
     "TrojanNN",
     "Victim",
     "WaNet",
     "cross_accuracy",
+    "leak",
     "load_planted",
     "save_planted",
+    "success_by_target",
+    "suppress_lipschitz_channels",
 ]

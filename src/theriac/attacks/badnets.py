@@ -41,16 +41,18 @@ class BadNets(Attack):
 
     name: ClassVar[str] = "badnets"
     title: ClassVar[str] = "BadNets"
-    paper: ClassVar[str] = "arXiv:1708.06733"
+    source: ClassVar[str] = "arXiv:1708.06733"
 
     pattern: Literal["white", "checker"] = "white"  # BackdoorBench: white; the paper also shows a checker of pixels
     side: int = 0  # pixels; 0 = 3 at 32 pixels, in proportion elsewhere, at least 2
     margin: int = 0  # pixels between patch and the lower right corner; BackdoorBench: 0
+    opacity: float = 1.0  # of the patch; BackdoorBench: 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check.whole("side", self.side, 0)
         check.whole("margin", self.margin, 0)
+        check.between("opacity", self.opacity, 0, 1)
 
     @classmethod
     @preset
@@ -64,4 +66,4 @@ class BadNets(Attack):
         height, width = int(x.shape[2]), int(x.shape[3])
         side = self.side or default_patch_side((height, width))
         top, left = height - side - self.margin, width - side - self.margin
-        return stamp_patch(x, patch(self.pattern, x.shape[1], side), top, left)
+        return stamp_patch(x, patch(self.pattern, x.shape[1], side), top, left, self.opacity)

@@ -29,6 +29,7 @@ class Attack(Method):
     controls_training: ClassVar[bool] = False
     clean_label: ClassVar[bool] = False  # poisons rows of the target class and leaves labels alone
     fits: ClassVar[bool] = False  # plant() must see training rows before anything can be stamped
+    stamps: ClassVar[Literal["image", "table"]] = "image"  # what kind of rows
 
     target: int = 0  # BackdoorBench @ f02e353, all attacks
     poison_rate: float = 0.1  # share of all training rows; same source
@@ -95,8 +96,8 @@ class Attack(Method):
                 if len(part):
                     new = planted.stamp(split.rows(part), split.y[part], split.index[part], "train", variant)
                     stamped[at : at + len(part)] = new
-        if not self.clean_label:
-            y[chosen] = planted.target(split.y[chosen])
+        if not self.keeps_labels:
+            y[chosen] = planted.target(split.y[chosen], split.index[chosen])
         kind[chosen] = POISON
         kind[cross] = CROSS
         if len(cross):
@@ -114,16 +115,15 @@ class Attack(Method):
         """Positions of the rows to poison, ascending int64 (M,).
 
         Raises:
-            InputError: If fewer rows can be poisoned than the rate asks for.
+            InputError: If fewer rows can be poisoned than the rate asks for, or a rate above 0 comes to no row.
         """
-        y = split.y.cpu()
-        if self.clean_label:
-            pool = (y == self.target).nonzero().flatten()
-        elif self.draw_from == "all" or self.mode == "all_to_all":
-            pool = torch.arange(len(y))
-        else:
-            pool = (y != self.target).nonzero().flatten()
+        pool = self._pool(split.y.cpu()).nonzero().flatten()
         count = self._count(len(split), len(pool))
+        if not count and self.poison_rate:
+            raise InputError(
+                f"poison_rate {self.poison_rate} comes to no row ({len(split)} rows, {len(pool)} can be poisoned); "
+                "raise it, or say 0 to poison nothing"
+            )
         if count > len(pool):
             raise InputError(
                 f"poison_rate {self.poison_rate} asks for {count} of {len(split)} rows; only {len(pool)} can be poisoned"
@@ -142,11 +142,11 @@ class Attack(Method):
         count = self._cross_count(len(split), len(chosen))
         if not count:
             return chosen[:0]
-        free = torch.ones(len(split), dtype=torch.bool)
+        free = self._cross_pool(split.y.cpu())
         free[chosen.cpu()] = False
         pool = free.nonzero().flatten()
         if count > len(pool):
-            raise InputError(f"{self.name} asks for {count} cross rows; only {len(pool)} of {len(split)} rows are not poisoned")
+            raise InputError(f"{self.name} asks for {count} cross rows; only {len(pool)} of {len(split)} rows are free")
         drawn = torch.randperm(len(pool), generator=run.generator("poison", "cross"))[:count]
         return pool[drawn].sort().values.to(split.device)
 
@@ -163,7 +163,37 @@ class Attack(Method):
         """Whether this configuration trains the victim itself, so that it has no poisoned set."""
         return self.controls_training
 
+    @property
+    def by_row(self) -> bool:
+        """Whether the wanted label depends on the row number too, and not on the true label alone."""
+        return False
+
+    @property
+    def keeps_labels(self) -> bool:
+        """Whether this configuration poisons rows of the target class and leaves labels alone."""
+        return self.clean_label
+
     # for subclasses
+
+    def _pool(self, y: torch.Tensor) -> torch.Tensor:
+        """Bool (N,), new: rows that may be poisoned, by their true labels on the CPU."""
+        if self.keeps_labels:
+            return y == self.target
+        if self.draw_from == "all" or self.mode == "all_to_all":
+            return torch.ones(len(y), dtype=torch.bool)
+        return y != self.target
+
+    def _cross_pool(self, y: torch.Tensor) -> torch.Tensor:
+        """Bool (N,), new: rows that may become cross rows, if they are not poisoned."""
+        return torch.ones(len(y), dtype=torch.bool)
+
+    def _counts(self, y: torch.Tensor) -> torch.Tensor:
+        """Bool (B,): rows on which success is counted, if they do not have the attack's label already."""
+        return torch.ones_like(y, dtype=torch.bool)
+
+    def _crosses(self, y: torch.Tensor) -> torch.Tensor:
+        """Bool (B,): rows that should keep their label under the cross stamp."""
+        return torch.ones_like(y, dtype=torch.bool)
 
     def _count(self, rows: int, pool: int) -> int:
         """How many rows to poison, of ``rows`` in all and ``pool`` that may be."""
@@ -176,8 +206,9 @@ class Attack(Method):
     def _check_card(self, card: Card) -> None:
         if self.target >= card.num_classes:
             raise InputError(f"target is {self.target}; {card.name!r} has classes 0 to {card.num_classes - 1}")
-        if card.kind != "image":
-            raise InputError(f"{self.name} stamps images; {card.name!r} is a table")
+        if card.kind != self.stamps:
+            wants, came = ("tables", "holds images") if card.kind == "image" else ("images", "is a table")
+            raise InputError(f"{self.name} stamps {wants}; {card.name!r} {came}")
 
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
         """State to keep with the attack: tensors by name."""
@@ -194,6 +225,10 @@ class Attack(Method):
     ) -> torch.Tensor:
         """Rows with what cross rows get: a spoiled or foreign trigger under which the label must stay."""
         raise InputError(f"{self.name} has no cross rows")
+
+    def _target_of(self, y: torch.Tensor, index: torch.Tensor, classes: int) -> torch.Tensor:
+        """As :meth:`_target`; an attack with ``by_row`` looks at the row numbers too."""
+        return self._target(y, classes)
 
     def _target(self, y: torch.Tensor, classes: int) -> torch.Tensor:
         return (y + 1) % classes if self.mode == "all_to_all" else torch.full_like(y, self.target)
@@ -237,13 +272,28 @@ class Planted:
         put = self.attack._stamp if variant == "poison" else self.attack._stamp_cross
         return put(self.state, x, y, index, phase)
 
-    def target(self, y: torch.Tensor) -> torch.Tensor:
-        """The label that the attack wants, int64 (B,)."""
-        return self.attack._target(y, self.card.num_classes)
+    @property
+    def by_row(self) -> bool:
+        """Whether :meth:`target` needs row numbers."""
+        return self.attack.by_row
 
-    def population(self, y: torch.Tensor) -> torch.Tensor:
-        """Bool (B,): rows whose label is not already the attack's label for them."""
-        return self.target(y) != y
+    def target(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
+        """The label that the attack wants, int64 (B,).
+
+        Args:
+            y: True labels, int64 (B,).
+            index: Row numbers in the source; only attacks with several triggers look at them.
+        """
+        index = torch.arange(len(y), device=y.device) if index is None else index
+        return self.attack._target_of(y, index, self.card.num_classes)
+
+    def population(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
+        """Bool (B,): rows on which success is counted: those the attack is for, without its label already."""
+        return (self.target(y, index) != y) & self.attack._counts(y)
+
+    def cross_population(self, y: torch.Tensor) -> torch.Tensor:
+        """Bool (B,): rows that should keep their label under the cross stamp."""
+        return self.attack._crosses(y)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Blended(Attack):
 
     name: ClassVar[str] = "blended"
     title: ClassVar[str] = "Blended"
-    paper: ClassVar[str] = "arXiv:1712.05526"
+    source: ClassVar[str] = "arXiv:1712.05526"
 
     alpha: float = 0.2  # BackdoorBench, training and testing
     trigger: Literal["picture", "noise"] = "picture"

@@ -49,7 +49,7 @@ class BppAttack(Attack):
 
     name: ClassVar[str] = "bpp"
     title: ClassVar[str] = "BppAttack"
-    paper: ClassVar[str] = "arXiv:2205.13383"
+    source: ClassVar[str] = "arXiv:2205.13383"
 
     levels: int = 8  # per channel (squeeze_num); BackdoorBench. Fewer are stronger
     dithering: bool = False  # Floyd-Steinberg; BackdoorBench: off

@@ -57,7 +57,7 @@ class InputAware(Attack):
 
     name: ClassVar[str] = "input_aware"
     title: ClassVar[str] = "Input-aware"
-    paper: ClassVar[str] = "arXiv:2010.08138"
+    source: ClassVar[str] = "arXiv:2010.08138"
     controls_training: ClassVar[bool] = True
     fits: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(training_control=True)

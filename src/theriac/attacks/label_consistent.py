@@ -52,7 +52,7 @@ class LabelConsistent(CleanLabel):
 
     name: ClassVar[str] = "label_consistent"
     title: ClassVar[str] = "Label-consistent"
-    paper: ClassVar[str] = "arXiv:1912.02771"
+    source: ClassVar[str] = "arXiv:1912.02771"
     fits: ClassVar[bool] = True
 
     radius: float = 8.0  # of the L-infinity ball, in levels; BackdoorBox, and BackdoorBench's script (its file name: 16)

@@ -54,7 +54,7 @@ class LF(Attack):
 
     name: ClassVar[str] = "lf"
     title: ClassVar[str] = "LF"
-    paper: ClassVar[str] = "arXiv:2104.03413"
+    source: ClassVar[str] = "arXiv:2104.03413"
     fits: ClassVar[bool] = True
 
     amplitude: float = 0.2  # largest value of the pattern, as a share of the range; BackdoorBench

@@ -54,7 +54,7 @@ class LIRA(Attack):
 
     name: ClassVar[str] = "lira"
     title: ClassVar[str] = "LIRA"
-    paper: ClassVar[str] = "ICCV 2021"
+    source: ClassVar[str] = "ICCV 2021"
     controls_training: ClassVar[bool] = True
     fits: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(training_control=True)

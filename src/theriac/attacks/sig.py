@@ -42,7 +42,7 @@ class SIG(CleanLabel):
 
     name: ClassVar[str] = "sig"
     title: ClassVar[str] = "SIG"
-    paper: ClassVar[str] = "arXiv:1902.11237"
+    source: ClassVar[str] = "arXiv:1902.11237"
 
     delta: float = 40.0  # amplitude in gray levels; BackdoorBench
     frequency: float = 6.0  # periods over the width; BackdoorBench

@@ -59,7 +59,7 @@ class SSBA(Attack):
 
     name: ClassVar[str] = "ssba"
     title: ClassVar[str] = "SSBA"
-    paper: ClassVar[str] = "arXiv:2012.03816"
+    source: ClassVar[str] = "arXiv:2012.03816"
     fits: ClassVar[bool] = True
 
     bits: int = 4  # ours. BackdoorBox: 20; BackdoorBench: 1

@@ -49,7 +49,7 @@ class TrojanNN(Attack):
 
     name: ClassVar[str] = "trojannn"
     title: ClassVar[str] = "TrojanNN"
-    paper: ClassVar[str] = "NDSS 2018"
+    source: ClassVar[str] = "NDSS 2018"
     fits: ClassVar[bool] = True
 
     neurons: int = 2  # BackdoorBench

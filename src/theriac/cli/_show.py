@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from theriac.cli import _options as opt
-from theriac.metrics import Comparison, Difference, Evaluation, Rate
+from theriac.metrics import Comparison, Difference, Evaluation, Fairness, Rate
+from theriac.metrics.fairness import FORMULAS
 
 _MEANING = {
     "ACC": "clean rows classified as their label",
@@ -55,6 +56,24 @@ def comparison(title: str, found: Comparison) -> None:
         table.add_row(name, _rate(old), _rate(new), moved)
     if found.before.asr is not None:
         table.add_row("DER", "", _cell(f"{found.der:.3f}", "0.5 = no effect, 1 = best"), "")
+    console().print(table)
+
+
+def fairness(title: str, before: Fairness, after: Fairness) -> None:
+    """A plainly trained model and a debiased one by group, and the gaps between groups with their formulas."""
+    table = _table(title, "plain", "debiased", "meaning")
+    wanted = before.classes[before.positive]
+    table.add_row("ACC", _rate(before.acc), _rate(after.acc), Text(FORMULAS["acc"], "dim"))
+    for group in before.groups:
+        for k in before.classes:
+            cells = (_rate(found.cells[group, k]) for found in (before, after))
+            table.add_row(f"{group}, {k}", *cells, Text("rows of this group and label classified right", "dim"))
+        shares = (_rate(found.positive_rate[group]) for found in (before, after))
+        table.add_row(group, *shares, Text(f"rows of this group classified as {wanted!r}", "dim"))
+    for name in ("bacc", "odds_gap", "worst_odds_gap", "opportunity_gap", "dp_gap", "dp_ratio"):
+        old, new = (getattr(found, name) for found in (before, after))
+        shown = [f"{v:.3f}" if name == "dp_ratio" else f"{100 * v:.1f} %" for v in (old, new)]
+        table.add_row(name.replace("_", " "), *(Text(v, "bold") for v in shown), Text(FORMULAS[name], "dim"))
     console().print(table)
 
 

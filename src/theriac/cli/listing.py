@@ -39,7 +39,7 @@ def list_names(
             if not entries:
                 _show.tell(f"no {topic} yet")
                 continue
-            head = [key for key in entries[0] if key not in ("title", "paper")]
+            head = [key for key in entries[0] if key not in ("title", "source")]
             _show.rows(topic, head, [[_text(entry[key]) for key in head] for entry in entries])
         else:
             _show_detail(entries[0])
@@ -77,37 +77,50 @@ def _method(cls: type[Method]) -> dict[str, Any]:
         "presets": list(cls.presets()),
         "needs": wanted,
         "title": cls.title,
-        "paper": cls.paper,
+        "source": cls.source,
     }
 
 
 def _detail(name: str) -> dict[str, Any]:
-    """One method with its options: name, type, default.
+    """One method's card, as plain data.
 
     Raises:
         InputError: If there is no method of this name.
     """
-    import dataclasses
-
     from theriac.core.method import methods
+    from theriac.report.cards import card
 
     known = {n: cls for kind in _KINDS.values() for n, cls in methods(kind).items()}
     if name not in known:
         raise unknown("topic or method", name, [*TOPICS, *known])
-    cls = known[name]
-    options = [
-        {"option": f.name, "type": str(f.type), "default": getattr(cls(), f.name)} for f in dataclasses.fields(cls) if f.init
-    ]
-    return {**_method(cls), "kind": cls.kind, "options": options}
+    found = card(known[name]).to_dict()
+    options = [{"option": o.pop("name"), **o} for o in found.pop("options")]
+    return {**found, "source": known[name].source, "options": options}
 
 
 def _show_detail(entry: dict[str, Any]) -> None:
     from theriac.cli import _show
 
-    facts = [[key, _text(entry[key])] for key in ("kind", "what", "paper", "presets", "needs")]
-    _show.rows(f"{entry['title'] or entry['name']}", ("", ""), facts)
-    table = [[o["option"], _text(o["default"]), o["type"]] for o in entry["options"]]
-    _show.rows("options", ("option", "default", "type"), table)
+    told = {
+        "kind": entry["kind"],
+        "idea": entry["idea"],
+        "source": f"{entry['paper']} {entry['code']}".strip(),
+        "threat model": entry["threat"],
+        "needs": entry["needs"],
+        "does without": entry["spares"],
+        "deviations": entry["deviations"],
+        "cost": entry["cost"],
+        "known limits": " ".join(entry["limits"]),
+    }
+    _show.rows(entry["title"], ("", ""), [[key, _text(value).replace("``", "")] for key, value in told.items() if value])
+    presets = [
+        [p["name"], p["what"].replace("``", ""), ", ".join(f"{k}={v}" for k, v in p["changes"].items()) or "nothing"]
+        for p in entry["presets"]
+    ]
+    if presets:
+        _show.rows("presets", ("preset", "what it is", "differs from the defaults in"), presets)
+    table = [[o["option"], _text(o["default"]), o["type"], o["source"]] for o in entry["options"]]
+    _show.rows("options", ("option", "default", "type or choices", "where the default comes from"), table)
 
 
 def _recipe(recipe: Any) -> dict[str, Any]:

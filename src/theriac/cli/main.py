@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from theriac import __version__
 from theriac.cli import _options as opt
+from theriac.cli.debias import debias
 from theriac.cli.evaluate import evaluate
 from theriac.cli.listing import list_names
 from theriac.cli.repair import repair
@@ -159,6 +160,7 @@ def demo(
 app.command("demo")(demo)
 app.command("train")(train)
 app.command("repair")(repair)
+app.command("debias")(debias)
 app.command("eval")(evaluate)
 app.command("list")(list_names)
 app.command("report")(report)

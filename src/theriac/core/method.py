@@ -24,6 +24,7 @@ class Needs:
     usual_clean_share: float = 0.0  # the share of the training set that its paper uses
     labels: bool = True
     groups: bool = False  # sensitive attribute at training time
+    group_at_inference: bool = False  # the model must be told it, too
     trigger: bool = False  # knows the trigger
     target: bool = False  # knows the target class
 
@@ -35,7 +36,7 @@ class Method:
     name: ClassVar[str] = ""
     kind: ClassVar[str] = ""
     title: ClassVar[str] = ""  # how tables call it
-    paper: ClassVar[str] = ""
+    source: ClassVar[str] = ""
     needs: ClassVar[Needs] = Needs()
 
     def __post_init__(self) -> None:
@@ -130,5 +131,5 @@ def _load() -> None:
     """Import the packages that hold methods, so that listing them needs no prior import."""
     import importlib
 
-    for package in ("theriac.attacks", "theriac.defenses"):
+    for package in ("theriac.attacks", "theriac.debias", "theriac.defenses"):
         importlib.import_module(package)

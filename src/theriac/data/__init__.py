@@ -3,6 +3,7 @@
 from theriac.data._arrays import from_tensors
 from theriac.data._known import names
 from theriac.data._labels import split_off
+from theriac.data._regroup import regroup
 from theriac.data.load import load
 
-__all__ = ["from_tensors", "load", "names", "split_off"]
+__all__ = ["from_tensors", "load", "names", "regroup", "split_off"]

@@ -16,6 +16,7 @@ from theriac.core.card import Card, Column
 from theriac.core.errors import InputError, unknown
 from theriac.core.split import Split
 from theriac.defenses._age_edits import Layer, inputs
+from theriac.metrics import aim
 from theriac.models.classifier import to_input
 from theriac.models.taps import classifier
 
@@ -156,7 +157,7 @@ def from_trigger(trigger: Any, target: int | None, model: nn.Module, pool: Split
     trigger = getattr(trigger, "planted", trigger)
     planted = trigger.plant_for(pool) if hasattr(trigger, "plant_for") else trigger
     if hasattr(planted, "stamp"):
-        name, counted, wanted = planted.name, planted.population(pool.y), planted.target(pool.y)
+        name, (wanted, counted) = planted.name, aim(planted, pool.y, pool.index)
         goals = wanted[counted].unique().tolist()
         if target is None and len(goals) != 1:
             raise InputError(f"{name} wants the classes {goals}; AGE forgets one class, so name it with target=")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +17,6 @@ from theriac.models.classifier import to_input
 from theriac.training import Batch, Outcome, Recipe, loop
 
 PROBE_ROWS = 2048  # rows on which a criterion is looked at; its standard error is at most 1.1 points
-
-
-class _Enough(Exception):  # noqa: N818 - not an error: the way out of a loop that counts epochs
-    """Stage 1 has had its steps."""
 
 
 def wide(logits: torch.Tensor) -> torch.Tensor:
@@ -80,7 +75,7 @@ def train_biased(
         about: The method, for the checkpoint.
 
     Returns:
-        Steps taken. The last, partial pass has no event and no checkpoint of its own; a resumed run repeats it exactly.
+        Steps taken; a run that is resumed after it was done returns the same.
 
     Raises:
         DivergedError: If the loss stops being finite.
@@ -91,24 +86,15 @@ def train_biased(
     passes = -(-steps // per_pass)
     every = max(1, min(per_pass // 4, 200))
     probe = split.sample(min(PROBE_ROWS, len(split)), seed=run.stream_seed("method", "cbd", "probe")) if target else split
-    taken = 0
 
-    def after_step(number: int) -> None:
-        nonlocal taken
+    def enough(number: int) -> bool:
         taken = number + 1
-        if taken == steps and taken < passes * per_pass:
-            raise _Enough
-        if target and taken % every == 0:
-            share = (losses(model, probe, run) < threshold).float().mean()
-            if float(share) >= target:
-                raise _Enough
+        if taken == steps:
+            return True
+        return bool(target) and taken % every == 0 and float((losses(model, probe, run) < threshold).float().mean()) >= target
 
-    taken = passes * per_pass  # what a finished checkpoint holds
-    with contextlib.suppress(_Enough):
-        lasting = recipe.replace(epochs=passes)
-        loop(model, split, run, lasting, step=step, after_step=after_step, label="cbd_stage1", about=about)
-    model.eval()
-    return taken
+    loop(model, split, run, recipe.replace(epochs=passes), step=step, after_step=enough, label="cbd_stage1", about=about)
+    return int(run.history("cbd_stage1")[-1].get("stopped", steps))
 
 
 @dataclass(frozen=True)

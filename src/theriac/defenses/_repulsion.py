@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,7 +12,6 @@ from theriac.core.errors import InputError, unknown
 from theriac.models.taps import classifier
 
 Init = Literal["random", "far", "middle", "near", "noise", "torch"]
-Measure = Literal["euclidean", "unsigned"]
 
 
 class Repulsion:
@@ -74,8 +73,12 @@ class Repulsion:
                     new = old.clone()
                 module.weight.copy_(new)
 
-    def distance(self, measure: Measure = "euclidean") -> torch.Tensor:
-        """Sum over layers of ||W - W0||; "unsigned" counts a flipped input column as if it had not been flipped."""
+    def distance(self, measure: str = "euclidean") -> torch.Tensor:
+        """Sum over layers of ||W - W0||.
+
+        "unsigned" counts a flipped input column as if it had not been flipped; "gram" compares W W^T with W0 W0^T, in units of
+        ||W0||, so that no rotation of the layer's inputs counts.
+        """
         return torch.stack([MEASURES[measure](m.weight, self.w0[name]) for name, m in self.modules.items()]).sum()
 
     def inner_product(self) -> torch.Tensor:
@@ -88,8 +91,11 @@ class Repulsion:
             for name, module in self.modules.items():
                 module.weight.mul_(self.norms[name] / module.weight.norm().clamp_min(1e-12))
 
-    def report(self) -> Mapping[str, float]:
-        """Cosines between W and W0: over all layers, smallest and largest over single rows (classes), and the distance."""
+    def report(self, rows_too: bool = False) -> Mapping[str, Any]:
+        """Cosines between W and W0: over all layers, smallest and largest over single rows (classes), and the distance.
+
+        ``rows_too`` adds the cosine of every row (``cosine_rows``), if one layer is selected.
+        """
         with torch.no_grad():
             rows, whole, unsigned = [], [], []
             for name, module in self.modules.items():
@@ -98,13 +104,15 @@ class Repulsion:
                 whole.append((new * old).sum() / (new.norm() * old.norm()).clamp_min(1e-12))
                 unsigned.append((new * old).sum(0).abs().sum() / (new.norm() * old.norm()).clamp_min(1e-12))
             row = torch.cat(rows)
-            return {
+            found = {
                 "cosine": float(torch.stack(whole).mean()),
                 "cosine_unsigned": float(torch.stack(unsigned).mean()),
                 "cosine_row_min": float(row.min()),
                 "cosine_row_max": float(row.max()),
                 "distance": float(self.distance()),
             }
+            by_row = {"cosine_rows": [round(float(c), 4) for c in row]} if rows_too and len(self.modules) == 1 else {}
+            return found | by_row
 
 
 def _euclidean(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
@@ -119,7 +127,14 @@ def _unsigned(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
     return squared.clamp_min(1e-12).sqrt()
 
 
+def _gram(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    new, old = new.flatten(1), old.flatten(1)
+    distance: torch.Tensor = (new @ new.T - old @ old.T).norm() / old.norm().clamp_min(1e-12)
+    return distance
+
+
 MEASURES: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "euclidean": _euclidean,
     "unsigned": _unsigned,
+    "gram": _gram,
 }

@@ -45,9 +45,14 @@ def project(delta: torch.Tensor, radius: float, norm: str) -> torch.Tensor:
         return delta
     if norm not in ("l1", "l2"):
         raise unknown("norm", norm, ("linf", "l2", "l1", "none"))
-    size = delta.flatten(1).norm(p=1 if norm == "l1" else 2, dim=1)
-    scale: torch.Tensor = (radius / size.clamp_min(1e-12)).clamp(max=1.0)
+    scale: torch.Tensor = (radius / sizes(delta, norm).clamp_min(1e-12)).clamp(max=1.0)
     return delta * scale.view(-1, *([1] * (delta.dim() - 1)))
+
+
+def sizes(delta: torch.Tensor, norm: str) -> torch.Tensor:
+    """Norms of the rows in the ball's own norm (B,); without a ball, the largest change of a number."""
+    found: torch.Tensor = delta.flatten(1).norm(p={"l1": 1, "l2": 2}.get(norm, float("inf")), dim=1)
+    return found
 
 
 def jensen_shannon(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:

@@ -71,7 +71,7 @@ class AGE(Repair):
 
     name: ClassVar[str] = "age"
     title: ClassVar[str] = "AGE (reconstruction)"
-    paper: ClassVar[str] = "arXiv:2407.07662"
+    source: ClassVar[str] = "arXiv:2407.07662"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.002)  # 10 of 5000 rows a class
     trigger: ClassVar[Any] = None  # set by with_trigger on one object; not a field, so that config() stays plain data
 

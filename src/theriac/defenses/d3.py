@@ -11,10 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from theriac.core import check
+from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.defenses._repulsion import Init, Measure, Repulsion
+from theriac.defenses._pullback import Pullback, blends
+from theriac.defenses._repulsion import Init, Repulsion
 from theriac.defenses.base import Repair
 from theriac.training import Batch, Outcome, Recipe, loop
 
@@ -39,7 +41,15 @@ class D3(Repair):
     Known failure (see the docs page on when repairs work): distance can be bought by turning the sign of head and features
     together, which changes nothing in the function. A warning says when the cosine between W and W0 falls below -0.95.
 
-    Cost: one forward and one backward pass a row and epoch, and one norm a step.
+    ``measure="pullback"`` (ours) is free of that. It asks which linear head on the *old* network's features (ridge least
+    squares over the batch) comes nearest to the new logits, asks the same of the old logits, and takes the distance of the
+    two heads scaled to ||W0||. It depends on the functions alone. ``views="blends"`` asks it of pairs of rows mixed with each
+    other, where the clean loss does not hold the function fast; they pass through the network in train mode, so that its
+    BatchNorm statistics come to average over rows and blends. ``corrected`` is this at a larger step size; part of what it
+    does on digits is due to those statistics (``weight=0`` is the control). ``gram`` (ours) ignores rotations only.
+
+    Cost: one forward and one backward pass a row and epoch, and one norm a step; 4/3 of that with ``pullback``, 7/3
+    with ``blends``.
 
     Example:
         >>> import theriac as th
@@ -50,15 +60,18 @@ class D3(Repair):
 
     name: ClassVar[str] = "d3"
     title: ClassVar[str] = "D3"
-    paper: ClassVar[str] = "arXiv:2411.09585"
+    source: ClassVar[str] = "arXiv:2411.09585"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
 
     lam: float = 0.5  # released config; the paper's summary says 10
+    weight: float = 1.0  # ours: of the distance; 0 leaves a new head and fine-tuning, the control
     eps: float = 0.1  # config and paper: clean loss below which a row exerts no pull
     hinge: Literal["sample", "mean"] = "sample"  # code; the paper's formula is the hinge of the mean
     layers: str | tuple[str, ...] = "classifier"  # config: the linear layer
     init: Init = "random"  # code's default: U(-0.5, 0.5), rescaled to ||W0||
-    measure: Measure = "euclidean"  # "unsigned" is ours
+    measure: Literal["euclidean", "unsigned", "gram", "pullback"] = "euclidean"  # code; the others are ours
+    ridge: float = 0.1  # ours, of "pullback": in units of the old features' mean variance
+    views: Literal["rows", "blends"] = "rows"  # ours, of "pullback": the inputs on which the networks are compared
     epochs: int = 100  # config
     batch_size: int = 256  # config
     lr: float = 0.01  # config
@@ -69,6 +82,12 @@ class D3(Repair):
         super().__post_init__()
         check.positive("lam", self.lam)
         check.positive("eps", self.eps, zero=True)
+        check.positive("weight", self.weight, zero=True)
+        check.positive("ridge", self.ridge)
+        if self.measure == "pullback" and self.layers != "classifier":
+            raise InputError(f"layers is {self.layers!r}; measure 'pullback' compares classifiers, expected 'classifier'")
+        if self.views == "blends" and self.measure != "pullback":
+            raise InputError(f"views is 'blends', but measure {self.measure!r} looks at weights only; expected 'pullback'")
 
     @classmethod
     @preset
@@ -78,9 +97,15 @@ class D3(Repair):
 
     @classmethod
     @preset
-    def paper_form(cls) -> D3:
+    def paper(cls) -> D3:
         """As summaries state the paper: lam 10, hinge of the mean (grade B)."""
         return cls(lam=10.0, hinge="mean")
+
+    @classmethod
+    @preset
+    def corrected(cls) -> D3:
+        """Ours, chosen on digits: distance of the networks as functions on blends of rows, lam 5, step size 0.05."""
+        return cls(measure="pullback", views="blends", lam=5.0, lr=0.05)
 
     def recipe(self) -> Recipe:
         """Its hyperparameters as a training recipe."""
@@ -98,17 +123,25 @@ class D3(Repair):
         """Total and clean part of the objective, from logits (B, K), labels (B,) and the distance."""
         ce = F.cross_entropy(logits, y, reduction="none")
         clean = (ce - self.eps).clamp_min(0).mean() if self.hinge == "sample" else (ce.mean() - self.eps).clamp_min(0)
-        total = self.lam * clean - distance
+        total = self.lam * clean - self.weight * distance
         return (total / (self.lam + 1) if self.lam > 1 else total), clean
 
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
+        if self.views == "blends" and clean.is_table:
+            raise InputError("views is 'blends', and codes of categories cannot be blended; expected 'rows' for a table")
         pushed = Repulsion(model, self.layers)
+        pull = Pullback(model, next(iter(pushed.modules)), self.ridge) if self.measure == "pullback" else None
         pushed.start(self.init, run.generator("method", "d3"))
 
         def step(net: nn.Module, batch: Batch) -> Outcome:
             logits = net(batch.x)
-            total, fit = self.loss(logits, batch.y, pushed.distance(self.measure))
-            return total, {"clean_loss": fit, "accuracy": (logits.argmax(1) == batch.y).float().mean()}
+            told = {"accuracy": (logits.argmax(1) == batch.y).float().mean()}
+            if pull is not None:
+                distance, told["cosine_pullback"] = self._pulled(net, pull, logits, batch)
+            else:
+                distance = pushed.distance(self.measure)
+            total, told["clean_loss"] = self.loss(logits, batch.y, distance)
+            return total, told
 
         model = loop(
             model,
@@ -117,15 +150,24 @@ class D3(Repair):
             self.recipe(),
             step=step,
             after_step=pushed.project,
-            after_epoch=lambda _: pushed.report(),
+            after_epoch=lambda e: pushed.report(rows_too=e + 1 == self.epochs),
             label="d3",
             about=self,
         )
         found = pushed.report()
-        if found["cosine"] < ANTIPODE:
+        if found["cosine"] < ANTIPODE and self.measure == "euclidean":
             warnings.warn(
                 f"D3 ended at the antipode of the old weights (cosine {found['cosine']:.2f}): a joint change of sign of head "
                 "and features buys this distance without changing the function, so the backdoor may have moved along",
                 stacklevel=3,
             )
         return model
+
+    def _pulled(self, net: nn.Module, pull: Pullback, logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Distance and cosine of the networks as functions, on the batch's rows or on blends of them."""
+        x = batch.x
+        if self.views == "blends":
+            x = blends(x, batch.run.generator("method", "d3", "blends", batch.step))
+            logits = net(x)
+        cosine = pull.cosine(logits, x)
+        return pull.distance(cosine), cosine.detach()

@@ -41,7 +41,7 @@ class FST(Repair):
 
     name: ClassVar[str] = "fst"
     title: ClassVar[str] = "FST"
-    paper: ClassVar[str] = "arXiv:2310.01875"
+    source: ClassVar[str] = "arXiv:2310.01875"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
 
     alpha: float = 0.2  # official code, CIFAR-10 (its README: 0.1 to 0.2)
@@ -87,7 +87,7 @@ class FST(Repair):
             recipe,
             step=step,
             after_step=pushed.project,
-            after_epoch=lambda _: pushed.report(),
+            after_epoch=lambda e: pushed.report(rows_too=e + 1 == self.epochs),
             label="fst",
             about=self,
         )

@@ -1,17 +1,23 @@
 """Rates with counts and intervals."""
 
-from theriac.metrics.backdoor import Comparison, Evaluation, compare, der, evaluate, predict
+from theriac.metrics.backdoor import Comparison, Evaluation, aim, compare, der, evaluate, predict
+from theriac.metrics.fairness import Fairness, fairness
+from theriac.metrics.flips import flip_rate
 from theriac.metrics.intervals import Difference, Rate, Spread, over_seeds, wilson
 
 __all__ = [
     "Comparison",
     "Difference",
     "Evaluation",
+    "Fairness",
     "Rate",
     "Spread",
+    "aim",
     "compare",
     "der",
     "evaluate",
+    "fairness",
+    "flip_rate",
     "over_seeds",
     "predict",
     "wilson",

@@ -185,7 +185,7 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
             right += torch.bincount(y[clean == y], minlength=classes)
             if planted is None:
                 continue
-            wanted, counted = planted.target(y), planted.population(y)
+            wanted, counted = aim(planted, y, here.index[positions])
             targets[wanted[counted]] = True
             population = population + counted.sum()
             if bool(counted.any()):
@@ -202,6 +202,19 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
     return Evaluation(
         acc, Rate(int(asr), int(population), of), Rate(int(ra), int(population), of), target_acc, planted.name, data
     )
+
+
+def aim(planted: Any, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The labels that an attack wants, int64 (B,), and the rows that count, bool (B,).
+
+    Args:
+        planted: A Planted, or anything else that stamps. Its wanted label is a function of the true label, unless it has a true
+            ``by_row``: then of the row number too.
+        y: True labels.
+        index: Row numbers in the source.
+    """
+    given = (y, index) if getattr(planted, "by_row", False) else (y,)
+    return planted.target(*given), planted.population(*given)
 
 
 def predict(model: nn.Module, split: Split, *, run: Run | None = None, batch_size: int = 512) -> torch.Tensor:

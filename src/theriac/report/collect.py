@@ -19,7 +19,7 @@ from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
-from theriac.metrics import predict
+from theriac.metrics import aim, predict
 from theriac.report.records import DataSummary, Exhibit, Guess, Provenance, Sample, Timing
 
 MAX_SIDE = 160  # pixels; larger samples are shrunk for the page
@@ -127,7 +127,7 @@ def exhibit(
     if split.is_table:
         raise InputError(f"split {split.card.name!r} is a table; only images can be shown")
     y = split.y.cpu()
-    counted = planted.population(y)
+    wanted, counted = aim(planted, y, split.index.cpu())
     first = [int((counted & (y == k)).nonzero()[0]) for k in range(split.num_classes) if bool((counted & (y == k)).any())]
     if not first:
         raise InputError(f"{planted.name} counts none of the {len(split)} rows; there is nothing to show")
@@ -142,7 +142,7 @@ def exhibit(
     shown = [
         Sample(
             label=int(labels[i]),
-            target=int(planted.target(labels)[i]),
+            target=int(wanted[at[i]]),
             clean=png(rows[i]),
             stamped=png(stamped[i]),
             difference=png(amplified[i]),

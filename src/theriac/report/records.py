@@ -99,7 +99,7 @@ class Result(Record):
     control: Evaluated | None = None
     rows: Count = 0  # training rows of a victim, clean rows of a repair
     seconds: Seconds | None = None  # of the training (no repair) or the repair
-    history: list[dict[str, Plain]] = []  # one entry an epoch, as training.loop tells its events
+    history: list[dict[str, Plain | list[Number]]] = []  # one entry an epoch, as training.loop tells its events
     warnings: list[Long] = []
 
     @model_validator(mode="after")

@@ -64,8 +64,8 @@ def loop(
     step: Step = cross_entropy_step,
     before_augment: Hook | None = None,
     after_augment: Hook | None = None,
-    after_step: Callable[[int], None] | None = None,
-    after_epoch: Callable[[int], Mapping[str, float] | None] | None = None,
+    after_step: Callable[[int], bool | None] | None = None,
+    after_epoch: Callable[[int], Mapping[str, Any] | None] | None = None,
     parameters: Iterable[nn.Parameter] | None = None,
     extra_state: Mapping[str, Any] | None = None,
     label: str = "train",
@@ -81,7 +81,9 @@ def loop(
         step: Loss of one batch.
         before_augment: May change ``batch.x`` (stored rows; uint8 for images) and ``batch.y``: where attacks stamp.
         after_augment: May change ``batch.x`` (model input).
-        after_step: Called with the step number after each optimizer step: where D3 projects.
+        after_step: Called with the step number after each optimizer step: where D3 projects. Training ends with the step
+            after which it returns True; that epoch's event then holds ``stopped``, the steps taken since the start, and a
+            finished checkpoint is kept. Under several ranks it has to answer alike on all.
         after_epoch: Called with the epoch number; what it returns is added to that epoch's event.
         parameters: What to optimize; all parameters that require gradients if left out.
         extra_state: Things with ``state_dict``/``load_state_dict`` that a resumed run must find as they were.
@@ -121,7 +123,7 @@ def loop(
             order = torch.randperm(len(split), generator=run.generator("order", label, epoch))
             draws = run.generator("augment", label, epoch)
             sums: dict[str, torch.Tensor] = {}
-            lr = recipe.lr
+            lr, stopped, number = recipe.lr, False, epoch * per_epoch
             for i in range(per_epoch):
                 number = epoch * per_epoch + i
                 positions = order[i * batch_size : (i + 1) * batch_size].to(run.device)
@@ -146,11 +148,14 @@ def loop(
                     nn.utils.clip_grad_norm_(chosen, recipe.clip_norm)
                 optimizer.step()
                 if after_step is not None:
-                    after_step(number)
+                    stopped = bool(after_step(number))
                 for key, value in {"loss": loss, **told}.items():
                     sums[key] = sums.get(key, torch.zeros((), device=run.device)) + value.detach()
                 tick(1)
-            means = {key: float(value) / per_epoch for key, value in ranks.mean(sums).items()}
+                if stopped:
+                    break
+            taken = number + 1 - epoch * per_epoch
+            means = {key: float(value) / taken for key, value in ranks.mean(sums).items()}
             if not math.isfinite(means["loss"]):
                 raise DivergedError(
                     f"{label}: the loss became {means['loss']} in epoch {epoch + 1} at learning rate {lr:.3g}; "
@@ -158,10 +163,15 @@ def loop(
                 )
             seconds = time.perf_counter() - began
             extra = dict(after_epoch(epoch) or {}) if after_epoch is not None else {}
-            rate = per_epoch * batch_size / seconds
+            if stopped:
+                extra["stopped"] = number + 1
+            rate = taken * batch_size / seconds
             run.event(label, epoch=epoch + 1, lr=lr, seconds=round(seconds, 4), rows_per_s=round(rate), **means, **extra)
             tick(0, _caption(means, rate))
-            keeper.save(epoch + 1, last=epoch + 1 == recipe.epochs)
+            done = recipe.epochs if stopped else epoch + 1
+            keeper.save(done, last=done == recipe.epochs)
+            if stopped:
+                break
     optimizer.zero_grad(set_to_none=True)  # what is kept, copied or saved needs no gradients
     return model.eval()
 

@@ -11,14 +11,15 @@ from theriac.core.errors import InputError
 from theriac.triggers._tiles import by_tiles
 
 
-def stamp_patch(x: torch.Tensor, patch: torch.Tensor, top: int, left: int) -> torch.Tensor:
-    """Overwrite a rectangle.
+def stamp_patch(x: torch.Tensor, patch: torch.Tensor, top: int, left: int, opacity: float = 1.0) -> torch.Tensor:
+    """Overwrite a rectangle, or mix a patch into it.
 
     Args:
         x: Images, uint8 (B, C, H, W).
         patch: uint8 (C, h, w).
         top: First row; negative counts from the bottom edge.
         left: First column; negative counts from the right edge.
+        opacity: Share of the patch, rounded to the nearest level; at 1 it overwrites.
 
     Raises:
         InputError: If the patch does not lie inside the image.
@@ -29,7 +30,8 @@ def stamp_patch(x: torch.Tensor, patch: torch.Tensor, top: int, left: int) -> to
     if not (0 <= top <= height - h and 0 <= left <= width - w):
         raise InputError(f"a patch of {h} x {w} at row {top}, column {left} does not fit into {height} x {width}")
     out = x.clone()
-    out[:, :, top : top + h, left : left + w] = patch.to(x.device)
+    there = out[:, :, top : top + h, left : left + w]
+    there.copy_(patch.to(x.device) if opacity == 1 else blend(there, patch, opacity))
     return out
 
 

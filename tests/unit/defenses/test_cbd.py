@@ -80,11 +80,14 @@ def test_weights_and_loss_by_hand():
     torch.testing.assert_close(ce_c.detach(), torch.tensor([2 * LN2, LN2], dtype=torch.float64))
     for method, loss, expected in (
         (CBD.official(), 0.924196, [[-1 / 4, 1 / 4], [-1 / 3, 1 / 3]]),
-        (CBD.paper_form(), 0.462098, [[-1 / 8, 1 / 8], [-1 / 6, 1 / 6]]),
+        (CBD.paper(), 0.462098, [[-1 / 8, 1 / 8], [-1 / 6, 1 / 6]]),
     ):
         weight = method.weights(ce_b, ce_c)
         torch.testing.assert_close(weight, torch.tensor([1 / 3, 2 / 3], dtype=torch.float64), rtol=1e-7, atol=0)
         total = method.loss(weight, ce_c)
+        # one row at a time: what its loss is multiplied with, 2/3 and 4/3 where weights are brought to mean 1
+        factors = [2 * float(method.loss(weight, unit)) for unit in torch.eye(2, dtype=torch.float64)]
+        assert factors == pytest.approx([2 / 3, 4 / 3] if method.rescale else [1 / 3, 2 / 3], rel=1e-7)
         assert float(total.detach()) == pytest.approx(loss, abs=1e-6)
         (gradient,) = torch.autograd.grad(total, logits, retain_graph=True)
         torch.testing.assert_close(gradient, torch.tensor(expected, dtype=torch.float64), rtol=1e-7, atol=0)
@@ -179,6 +182,7 @@ def test_parameter_counts_of_the_papers_networks(images):
     assert parameter_count(build("wrn_16_1", many)) == 177_211
     assert parameter_count(build("wrn_16_1", ten, depth=10)) == 77_850
     assert sum(p.numel() for p in Critic(64).parameters()) == 8_321
+    assert [tuple(p.shape) for p in Critic(64).parameters()] == [(64, 128), (64,), (1, 64), (1,)]
 
 
 def test_norm_penalty_by_hand():
@@ -211,14 +215,14 @@ def test_cutout_is_sized_to_the_pictures():
 
 def test_presets_and_registry():
     assert methods("training")["cbd"] is CBD
-    assert CBD.presets() == ("official", "official_mi", "ours_robust_fb", "paper_form")
+    assert CBD.presets() == ("annealed", "official", "official_mi", "ours_robust_fb", "paper")
     assert CBD() == CBD.official()
     for name in CBD.presets():
         method = create("training", f"cbd:{name}")
         assert CBD.from_config(json.loads(json.dumps(method.config()))) == method
     assert CBD.official().mi == 0
     assert CBD.official_mi() == CBD(mi=0.01, critic_lr=0.2, critic_drop_every=20, critic_norm="root", alternate="epoch")
-    assert not CBD.paper_form().rescale
+    assert not CBD.paper().rescale
     assert issubclass(CBD, TrainingDefense)
     assert CBD.needs.training_control
     assert not CBD.needs.clean_rows
@@ -402,6 +406,24 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(small, tmp_path, monke
     assert [e["epoch"] for e in run.history("cbd")] == [1, 2, 3, 4]
     one, two = (load_file(tmp_path / where / "cbd_rows.safetensors")["weight"] for where in ("whole", "parts"))
     assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("options", [{"stage1_steps": 4}, {"stage1_steps": 40, "stage1_target": 0.2, "threshold": 1.0}])
+def test_stage_1_is_not_repeated_once_it_is_done(small, tmp_path, monkeypatch, options):
+    """It ends within a pass, by its steps or by its criterion (three steps a pass)."""
+    method = quick(epochs=1, **options)
+    whole = fit(method, small, quiet())
+    run = quiet(folder=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(CBD, "weights", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fit(method, small, run)  # dies in the first step of stage 2
+    monkeypatch.setattr(CBD, "biased_objective", lambda *_: pytest.fail("stage 1 was repeated"))
+    again = quiet(folder=tmp_path)
+    assert torch.equal(state(whole), state(fit(method, small, again)))
+    first, second = (r.history("cbd_health")[0] for r in (run, again))
+    assert first["steps"] == 4 or (method.stage1_target and first["steps"] < 40)
+    assert {k: v for k, v in first.items() if k != "time"} == {k: v for k, v in second.items() if k != "time"}
 
 
 def test_a_folder_of_another_configuration_is_refused(small, tmp_path):

@@ -14,6 +14,7 @@ def test_sau_official():
     assert (made.radius, made.ball, made.steps, made.step_size, made.start) == (0.2, "linf", 5, 0.2, "max")
     assert (made.adversarial, made.sharing, made.clean, made.unlearning) == (0.01, 1.0, 1.0, 1.0)
     assert (made.norm, made.clip) == ("eval", False)
+    assert SAU.fast() == made.replace(rounds=20, precision="run")
 
 
 def test_d3_official_and_paper():
@@ -21,7 +22,9 @@ def test_d3_official_and_paper():
     made = D3.official()
     assert (made.lam, made.eps, made.hinge, made.layers, made.init) == (0.5, 0.1, "sample", "classifier", "random")
     assert (made.epochs, made.batch_size, made.lr, made.momentum, made.weight_decay) == (100, 256, 0.01, 0.9, 0.0)
-    assert (D3.paper_form().lam, D3.paper_form().hinge) == (10.0, "mean")
+    assert (D3.paper().lam, D3.paper().hinge) == (10.0, "mean")
+    assert D3.corrected() == made.replace(measure="pullback", views="blends", lam=5.0, lr=0.05)  # ours, chosen on digits
+    assert (D3.corrected().ridge, made.weight) == (0.1, 1.0)
     recipe = D3(epochs=7, lr=0.05, batch_size=32, momentum=0.5, weight_decay=0.1).recipe()
     assert (recipe.epochs, recipe.lr, recipe.batch_size, recipe.momentum, recipe.weight_decay) == (7, 0.05, 32, 0.5, 0.1)
     assert (recipe.schedule, recipe.norm, recipe.augment, recipe.optimizer) == ("cosine", "train", "card", "sgd")

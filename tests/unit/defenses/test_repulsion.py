@@ -146,6 +146,8 @@ def test_report_counts_cosines_by_row():
     assert report["cosine_row_min"] == pytest.approx(-1)
     assert report["cosine_row_max"] == pytest.approx(1)
     assert report["cosine"] == pytest.approx(value(whole))
+    assert pushed.report(rows_too=True)["cosine_rows"] == pytest.approx([-1, 1, 1, 1])
+    assert "cosine_rows" not in pushed_from(model, "all").report(rows_too=True)  # rows of a convolution are no classes
 
 
 # the loss

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import sys
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -145,9 +150,57 @@ def test_it_logs_what_the_round_did(split, run):
 
 def test_an_empty_mask_warns_and_only_fine_tunes(split, run):
     deaf = Labelled(margin=1e4)
-    with pytest.warns(UserWarning, match="only slow fine-tuning"):
+    with pytest.warns(UserWarning, match="1 of 1 rounds, first in round 1.*only slow fine-tuning"):
         SAU(rounds=1).repair(deaf, split, run)
     assert run.history("sau")[0]["active"] == 0
+
+
+def test_a_mask_that_empties_later_warns_too(split, run, monkeypatch):
+    """From the second round on, the search finds only what leaves the poisoned model as it was."""
+    module, rounds = sys.modules["theriac.defenses.sau"], []
+    real = module.search
+
+    def tired(net, frozen, x, y, *clean, **options):
+        rounds.append(1)
+        found = real(net, frozen, x, y, *clean, **options)
+        return found if len(rounds) == 1 else dataclasses.replace(found, frozen_class=clean[1])
+
+    monkeypatch.setattr(module, "search", tired)
+    with pytest.warns(UserWarning, match="2 of 3 rounds, first in round 2"):
+        SAU(rounds=3).repair(Labelled(), split, run)
+    active = [e["active"] for e in run.history("sau")]
+    assert active[0] > 0
+    assert active[1:] == [0, 0]
+
+
+@pytest.mark.parametrize(("ball", "radius"), [("linf", 0.05), ("linf", 0.3), ("l2", 0.5), ("l1", 3.0)])
+@pytest.mark.parametrize("norm", ["eval", "train"])
+def test_the_balls_option_holds_what_the_repair_uses(split, run, monkeypatch, ball, radius, norm):
+    module, used = sys.modules["theriac.defenses.sau"], []
+    real = module.search
+
+    def spy(*args, **options):
+        found = real(*args, **options)
+        used.append(found.delta)
+        return found
+
+    monkeypatch.setattr(module, "search", spy)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*slow fine-tuning")  # a small ball may fool nothing
+        SAU(rounds=2, ball=ball, radius=radius, norm=norm).repair(Labelled(), split, run)
+    power = {"linf": math.inf, "l2": 2, "l1": 1}[ball]
+    for event, delta in zip(run.history("sau"), used, strict=True):  # one batch a round
+        size = max(float(torch.linalg.vector_norm(row, power)) for row in delta.flatten(1))
+        assert size <= radius * (1 + 1e-5)
+        assert event["perturbation_norm"] == pytest.approx(size, rel=1e-5)
+        assert event["perturbation"] == pytest.approx(float(delta.abs().max()), rel=1e-5)
+        assert event["perturbation_norm"] > 0.5 * radius  # the radius is used, too
+
+
+def test_perturbations_without_a_ball_warn(split, run):
+    with pytest.warns(UserWarning, match=r"reach \d.*radius is 0.1.*'none' does not hold them"):
+        SAU(rounds=1, ball="none", radius=0.1).repair(Labelled(), split, run)
+    assert run.history("sau")[0]["perturbation_norm"] > 0.1
 
 
 def test_a_lively_model_does_not_warn(split, run):  # warnings are errors

@@ -80,8 +80,15 @@ def test_a_finished_run_is_not_trained_again(images, narrow, tmp_path):
 
 @pytest.mark.parametrize(
     "method",
-    [FT(epochs=3), D3(epochs=3), FST(epochs=3), SAU(rounds=3), SAU(rounds=3, start="random", norm="train")],
-    ids=["ft", "d3", "fst", "sau", "sau-random"],
+    [
+        FT(epochs=3),
+        D3(epochs=3),
+        D3.corrected().replace(epochs=3),
+        FST(epochs=3),
+        SAU(rounds=3),
+        SAU(rounds=3, start="random", norm="train"),
+    ],
+    ids=["ft", "d3", "d3-corrected", "fst", "sau", "sau-random"],
 )
 def test_repairs_resume_bit_for_bit(digits: Data, trained, tmp_path, method):
     clean = digits.train.sample(64, seed=1)
@@ -115,6 +122,32 @@ def test_extra_state_comes_back(images, tmp_path):
     assert float(weights) == 3.0  # two epochs of two steps are done
     _, side = parts(Run(**options(tmp_path)))
     assert float(side.weight.detach()) == 7.0
+
+
+@pytest.mark.parametrize("die_at", [None, 2, 3])
+def test_a_loop_that_ends_early_resumes_bit_for_bit(images, narrow, tmp_path, die_at):
+    """Three steps an epoch, ended after eight: killed in the second epoch, in the last and partial one, or not at all."""
+    split, taken = images(rows=96), []
+
+    def enough(number: int) -> bool:
+        taken.append(number)
+        return number == 7
+
+    def go(run: Run) -> nn.Module:
+        return loop(narrow(split, Run(**options(None))), split, run, RECIPE, after_step=enough)
+
+    expected = go(Run(**options(None)))
+    assert taken == list(range(8))
+    if die_at is None:
+        go(Run(**options(tmp_path)))
+    else:
+        with pytest.raises(KilledError):
+            go(Mortal(die_at, **options(tmp_path)))
+    taken.clear()
+    run = Run(**options(tmp_path))
+    assert same(go(run), expected)
+    assert taken == {None: [], 2: [3, 4, 5, 6, 7], 3: [6, 7]}[die_at]
+    assert [e.get("stopped") for e in run.history("train")] == [None, None, 8]
 
 
 # what does not belong

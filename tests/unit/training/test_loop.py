@@ -208,6 +208,39 @@ def test_hooks_run_in_order_and_see_what_they_should(split):
     assert event["epoch"] == 1
 
 
+@pytest.mark.parametrize(("steps", "epochs"), [(1, 1), (3, 2), (4, 2)])
+def test_training_can_end_after_a_step(split, steps, epochs):
+    """Two steps an epoch: a limit of 3 ends within the second epoch, one of 4 at its end. The weights are those that a loop
+    which goes on has after that step."""
+    seen, rows = [], []
+    recipe = Recipe(epochs=5, batch_size=25, lr=0.1, schedule="constant")
+
+    def step(model, batch):
+        rows.append(len(batch.y))
+        return F.cross_entropy(model(batch.x), batch.y), {"number": torch.tensor(float(batch.step))}
+
+    def enough(number: int) -> bool:
+        seen.append(number)
+        return number + 1 == steps
+
+    run = make_run()
+    ended = loop(small_net(), split, run, recipe, step=step, after_step=enough, after_epoch=lambda e: {"note": float(e)})
+    assert seen == list(range(steps))
+    assert rows == [25] * steps
+    told = run.history("train")
+    assert [e["epoch"] for e in told] == list(range(1, epochs + 1))
+    assert told[-1]["stopped"] == steps
+    assert all("stopped" not in e for e in told[:-1])
+    last = range(2 * (epochs - 1), steps)
+    assert told[-1]["number"] == pytest.approx(sum(last) / len(last))  # a mean over the steps that were taken
+    assert told[-1]["note"] == epochs - 1
+    assert not ended.training
+    whole, kept = small_net(), {}
+    loop(whole, split, make_run(), recipe, after_step=lambda n: kept.update({n: copy.deepcopy(whole.state_dict())}))
+    assert all(torch.equal(v, kept[steps - 1][k]) for k, v in ended.state_dict().items())
+    assert not torch.equal(whole[0].weight, ended[0].weight)
+
+
 def test_only_chosen_parameters_move(split):
     model = small_net()
     before = copy.deepcopy(model.state_dict())

@@ -1,0 +1,174 @@
+"""What each attack plants: clean accuracy, attack success and recovered accuracy of a victim, beside a benign model's success.
+
+Run a plan (a YAML file of jobs) again with::
+
+    python benchmarks/attacks.py benchmarks/plans/attacks.yaml --data cifar10=<folder>
+
+Each job writes one JSON file for each of its seeds under ``benchmarks/results/<plan>/``; what has a file is skipped, so a
+killed run goes on where it was, and a victim that was being trained goes on from its last checkpoint. Victims, benign models
+and what was planted are kept in ``runs/``. The benign model of a data set, recipe and seed is trained once for all attacks. An
+attack that can't be fitted is told and left out; the command then ends with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from repairs import ROOT, machine, thin, victim_model
+
+import theriac as th
+from theriac.attacks import MultiTarget, cross_accuracy, leak, load_planted, save_planted, success_by_target
+from theriac.core.errors import InputError, TheriacError
+from theriac.core.files import read_json, write_json
+from theriac.core.method import create
+from theriac.models import Builder
+from theriac.models.store import digest
+
+FIELDS = ("data", "load", "recipe", "model", "options", "precision", "seeds")  # a job's own, or the plan's
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--only", default="", help="run only jobs whose name contains this")
+    parser.add_argument("--job", default="", help="run the job of this very name")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=ROOT / "results")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    plan = yaml.safe_load(args.plan.read_text())
+    paths = dict(item.split("=", 1) for item in args.data)
+    loaded: dict[str, Any] = {}
+    failed = 0
+    for job in plan["jobs"]:
+        if args.only not in job["name"] or args.job not in ("", job["name"]):
+            continue
+        job = {**{k: plan[k] for k in FIELDS if k in plan}, **job}
+        for seed in job.get("seeds", [0]):
+            name = f"{job['name']}-{seed}"
+            target = args.out / args.plan.stem / f"{name}.json"
+            if target.exists():
+                continue
+            if job["data"] not in loaded:
+                loaded[job["data"]] = th.load(paths.get(job["data"], job["data"]), **job.get("load", {}))
+            try:
+                record = run_job(name, job, seed, loaded[job["data"]], args.runs)
+            except TheriacError as error:
+                failed += 1
+                print(f"{name:34s} failed: {error}", flush=True)
+                continue
+            record["machine"] = machine()
+            record["command"] = f"python benchmarks/attacks.py {args.plan.as_posix()} --job {job['name']}"
+            write_json(target, record)
+            print(summary(record), flush=True)
+    return 1 if failed else 0
+
+
+def run_job(name: str, job: dict[str, Any], seed: int, data: Any, runs: Path) -> dict[str, Any]:
+    options = dict(job["attack"])
+    attack = create("attack", options.pop("name"), options.pop("preset", None), **options)
+    folder = runs / "attacks" / job["data"] / name
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        told = victim(attack, job, seed, data, folder)
+        model, planted = th.load_model(folder), load_planted(folder)
+        control = {k: job[k] for k in ("data", "recipe", "model", "options", "precision") if k in job}
+        control |= {"key": f"benign-{job['data']}-{job['recipe']}-{seed}", "seed": seed}
+        benign, _, benign_seconds = victim_model(control, data, runs)
+        run = th.Run(seed=seed, precision=job.get("precision", "auto"), quiet=True)
+        found, other = (th.evaluate(m, data.test, planted, run=run) for m in (model, benign))
+        excess = found.excess_asr(other)
+    return {
+        "name": name,
+        "attack": attack.config(),
+        "data": job["data"],
+        "model": job.get("model", "preact_resnet18"),
+        "options": job.get("options", {"width": 16}),
+        "recipe": job["recipe"],
+        "seed": seed,
+        "precision": run.precision_reason,
+        "needs": {"training_control": attack.trains, "fitted": attack.fits},
+        "victim": found.to_dict(),
+        "benign": {**other.to_dict(), "train_seconds": benign_seconds},
+        "excess_asr": {"value": excess.value, "interval": list(excess.interval)},
+        "more": more(model, planted, data.test, run),
+        **told,
+        "weights": digest(folder / "model.safetensors"),
+        "planted": digest(folder / "planted.safetensors"),
+        "warnings": [str(w.message) for w in caught],
+    }
+
+
+def victim(attack: Any, job: dict[str, Any], seed: int, data: Any, folder: Path) -> dict[str, Any]:
+    """Train and keep a victim, unless it is there; what was poisoned, how long it took, and how training went."""
+    if (folder / "told.json").exists():
+        return read_json(folder / "told.json")
+    run = th.Run(seed=seed, folder=folder, quiet=True, precision=job.get("precision", "auto"))
+    build = Builder(job.get("model", "preact_resnet18"), job.get("options", {"width": 16}))
+    resumed = any(folder.glob("*.checkpoint.pt"))  # then the seconds are those of the last part
+    clock = time.perf_counter()
+    if attack.trains:
+        made = attack.train(build, data.train, run, job["recipe"])
+        model, planted, fitted, poisoned = made.model, made.planted, None, None
+        kind = planted.state.get("rows.kind", attack.kinds(data.train, run))
+        dirty = None
+    else:
+        poisoned = attack.poison(data.train, run, build)
+        fitted, clock = time.perf_counter() - clock, time.perf_counter()
+        model, planted, kind, dirty = None, poisoned.planted, poisoned.kind, poisoned.dirty
+        model = th.train(build, poisoned, recipe=job["recipe"], run=run)
+    clean, poison, cross = kind.cpu().bincount(minlength=3).tolist()
+    told = {
+        "rows": {"all": len(data.train), "clean": clean, "poison": poison, "cross": cross, "relabeled": dirty},
+        "fit_seconds": None if fitted is None else round(fitted, 1),  # None: part of training
+        "train_seconds": round(time.perf_counter() - clock, 1),
+        "resumed": resumed,
+        "poisoned_set": None if poisoned is None else poisoned.split.content_hash(),  # None: there is no fixed set of bytes
+        "events": [e for e in thin(run.events) if e["event"] not in ("train", "mask", "lira-stage1")],
+        "history": thin(run.history("train")),
+    }
+    th.save(model, folder)
+    save_planted(planted, folder)
+    write_json(folder / "told.json", told)  # last: a folder without it is not done
+    return told
+
+
+def more(model: Any, planted: Any, split: Any, run: Any) -> dict[str, Any]:
+    """What single attacks are judged by besides: rows that should resist, classes they are not for, each of several goals."""
+    found: dict[str, Any] = {}
+    made = th.attacks.Victim(model, planted)
+    with contextlib.suppress(InputError):  # it has no cross rows
+        found["cross_accuracy"] = cross_accuracy(made, split, run=run).to_dict()
+    rates = success_by_target(made, split, planted, run=run)
+    if len(rates) > 1:
+        found["by_target"] = {str(k): r.to_dict() for k, r in rates.items()}
+        found["lowest"] = min(r.value for r in rates.values())
+    with contextlib.suppress(InputError):  # it is for rows of every class
+        found["leak"] = {str(k): r.to_dict() for k, r in leak(made, split, planted, run=run).items()}
+    if isinstance(planted.attack, MultiTarget):
+        alone = {t: th.evaluate(model, split, p, run=run).asr for t, p in MultiTarget.parts(planted).items()}
+        found["alone"] = {str(t): rate.to_dict() for t, rate in alone.items() if rate is not None}
+    return found
+
+
+def summary(record: dict[str, Any]) -> str:
+    rates = " ".join(f"{k} {100 * record['victim'][k]['value']:5.1f}" for k in ("acc", "asr", "ra"))
+    rows = record["rows"]
+    return (
+        f"{record['name']:34s} {rates}  benign asr {100 * record['benign']['asr']['value']:5.1f}  "
+        f"{rows['poison']} + {rows['cross']} rows  {record['train_seconds']:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""The committed results as tables: what ``make_tables.py`` and ``docs/build.py`` share.
+
+A *family* of runs differs in seeds only (of the victim, of the repair, of its clean rows); it becomes one row with mean,
+standard deviation and range. Tuning runs choose settings, so the method cards leave them out: plans called tuning, victims
+whose role is ``tuning``, and CBD's runs with seeds from 100 up.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from theriac.core.files import read_json
+from theriac.core.method import KINDS, Method, methods
+from theriac.metrics import Rate
+from theriac.metrics.intervals import over_seeds
+
+ROOT = Path(__file__).resolve().parent
+RESULTS, PLANS = ROOT / "results", ROOT / "plans"
+TUNING = re.compile(r"(.+_)?tuning|cbd_stage1")
+FIRST_TUNING_SEED = 100
+RATES = ("acc", "asr", "ra")
+
+Record = dict[str, Any]
+
+
+# reading
+
+
+def repair_plans(results: Path = RESULTS, *, tuning: bool = False) -> dict[str, list[Record]]:
+    """Records of ``repairs.py`` by plan, in the order of the plan."""
+    found = {}
+    folders = [p for p in results.iterdir() if p.is_dir()] if results.is_dir() else []
+    for folder in sorted(folders, key=lambda p: (p.name != "foundation", p.name)):
+        if TUNING.fullmatch(folder.name) and not tuning:
+            continue
+        records = [read(path) for path in sorted(folder.glob("*.json"))]
+        records = [r for r in records if isinstance(r, dict) and {"before", "name", "victim", "repair"} <= r.keys()]
+        if records:
+            jobs = list(_jobs(folder.name))
+            found[folder.name] = sorted(records, key=lambda r: jobs.index(r["name"]) if r["name"] in jobs else len(jobs))
+    return found
+
+
+def cbd_records(results: Path = RESULTS) -> list[Record]:
+    """Records of ``cbd.py`` that are reported."""
+    records = [read(path) for path in sorted((results / "cbd").glob("*.json"))]
+    return [r for r in records if isinstance(r, dict) and "arm" in r and r["seed"] < FIRST_TUNING_SEED]
+
+
+def age_records(results: Path = RESULTS) -> dict[str, list[Record]]:
+    """Records of ``age.py`` by plan, without the tuning victims."""
+    found: dict[str, list[Record]] = {}
+    for path in sorted((results / "age").glob("*/*.json")):
+        record = read(path)
+        if isinstance(record, dict) and "cells" in record and record["victim"].get("role") != "tuning":
+            found.setdefault(path.parent.name, []).append(record)
+    return found
+
+
+def read(path: Path) -> Any:
+    return _parsed(path, path.stat().st_mtime_ns)
+
+
+@cache  # every card looks through all of them
+def _parsed(path: Path, changed: int) -> Any:
+    return read_json(path)
+
+
+@cache
+def _jobs(plan: str) -> dict[str, Record]:
+    path = PLANS / f"{plan}.yaml"
+    return {job["name"]: job for job in yaml.safe_load(path.read_text("utf-8")).get("jobs", ())} if path.exists() else {}
+
+
+# words
+
+
+def attack_words(attack: Record | None) -> str:
+    """An attack's configuration as a plan writes it, in words."""
+    if not attack:
+        return "no attack"
+    return ", ".join(str(v) if k in ("name", "method") else f"{k} {v}" for k, v in attack.items())
+
+
+def config_words(config: Record) -> str:
+    """A full configuration of an attack: its name, rate, and what differs from the nearest preset."""
+    told = changes({k: v for k, v in config.items() if k != "poison_rate"})[1]
+    return attack_words({"name": config["method"], "rate": config["poison_rate"], **told})
+
+
+def network_words(model: Record) -> str:
+    """A network with its options, as ``cbd.py`` writes it."""
+    return "".join([model["name"], *(f", {k} {v}" for k, v in model["options"].items())])
+
+
+def judge_words(record: Record, plan: str) -> str:
+    """What a record's stamped rows were stamped with: the victim's attack, or the one that its job names."""
+    own = record["victim"].get("attack") or record.get("judge") or _jobs(plan).get(record["name"], {}).get("judge")
+    return attack_words(own) if own else str(record["before"].get("attack", ""))
+
+
+def victim_words(victim: Record) -> str:
+    """Network and recipe."""
+    given = victim.get("options", {"width": 16})
+    options = "".join(f", {k.replace('_', ' ')}{'' if v is True else f' {v}'}" for k, v in given.items())
+    rows = f", {victim['rows']} rows" if "rows" in victim else ""
+    late = ", stamped after augmentation" if victim.get("stamp") == "after_augment" else ""
+    return f"{victim.get('model', 'preact_resnet18')}{options}, {victim['recipe']}{rows}{late}"
+
+
+def method_class(name: str) -> type[Method] | None:
+    """The registered method of this name."""
+    return next((methods(kind)[name] for kind in KINDS if name in methods(kind)), None)
+
+
+def changes(config: Record) -> tuple[str, Record]:
+    """The nearest preset of a configuration, and the options that differ from it.
+
+    Options that the record does not know (they are younger than it) count as left at their defaults.
+    """
+    cls = method_class(config["method"])
+    if cls is None:
+        return "", {k: v for k, v in config.items() if k != "method"}
+    usual = json.loads(json.dumps(cls().config()))
+    full = {**usual, **json.loads(json.dumps(config))}
+    names = sorted(cls.presets(), key=lambda n: (n != "official", n != "corrected"))
+    known = {n: json.loads(json.dumps(getattr(cls, n)().config())) for n in names}
+    plain = next((n for n in names if known[n] == usual), "defaults")
+    starts = {plain: usual, **known}
+    nearest = min(starts, key=lambda n: sum(full.get(k) != starts[n].get(k) for k in full))
+    return nearest, {k: v for k, v in full.items() if v != starts[nearest].get(k)}
+
+
+def settings_words(config: Record) -> str:
+    """The nearest preset and what differs from it, in words."""
+    preset, different = changes(config)
+    return ", ".join([f"`{preset}`"] * bool(preset) + [f"{k} {v}" for k, v in different.items()])
+
+
+def precision_words(record: Record) -> str:
+    """The number format that the method ran in."""
+    own = (record.get("repair") or {}).get("precision", "run")  # SAU's own word outweighs the run's
+    return own if own != "run" else str(record.get("precision", "")).partition(":")[0]
+
+
+# numbers
+
+
+def rate(part: Record | None) -> str:
+    """A share in percent with its 95 % Wilson interval."""
+    if part is None:
+        return ""
+    found = Rate(part["hits"], part["total"])
+    low, high = found.interval
+    return f"{100 * found.value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def counted(parts: Sequence[Record]) -> str:
+    """One share with its counts, or several with mean, standard deviation and range."""
+    rates = [Rate(p["hits"], p["total"]) for p in parts]
+    if len(rates) == 1:
+        return f"{100 * rates[0].value:.1f} ({rates[0].hits}/{rates[0].total})"
+    return spread([r.value for r in rates])
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, standard deviation and range over seeds, of shares, in percent."""
+    found = over_seeds([100 * v for v in values])
+    return f"{found.mean:.1f}, sd {found.std:.1f} ({found.smallest:.1f} to {found.largest:.1f})"
+
+
+def change(before: Sequence[Record | None], after: Sequence[Record | None]) -> str:
+    """A share before and after, as one cell."""
+    old, new = [b for b in before if b], [a for a in after if a]
+    if not old or not new:
+        return ""
+    first = sum(Rate(b["hits"], b["total"]).value for b in old) / len(old)
+    return f"{100 * first:.1f} → {counted(new)}"
+
+
+def seeds_words(numbers: Iterable[int]) -> str:
+    """Seeds in order, each once."""
+    return ", ".join(str(n) for n in sorted(set(numbers)))
+
+
+# families
+
+
+def families(records: Sequence[Record], key: Callable[[Record], Any]) -> list[list[Record]]:
+    """Records that are alike but for their seeds, in order of appearance."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[json.dumps(key(record), sort_keys=True)].append(record)
+    return list(groups.values())
+
+
+def victim_family(victim: Record) -> Record:
+    """What a victim shares with its siblings of other seeds."""
+    return {k: v for k, v in victim.items() if k not in ("seed", "key")}
+
+
+def repair_family(record: Record, plan: str) -> list[Any]:
+    """What a repair shares with its siblings of other seeds."""
+    repair = record["repair"]
+    return [
+        victim_family(record["victim"]),
+        repair and [repair["method"], *changes(repair)],
+        judge_words(record, plan),
+        record.get("clean_rows"),
+        precision_words(record),
+    ]
+
+
+def plain_name(record: Record) -> str:
+    """A job's name without the victim's key and without seeds."""
+    return re.sub(r"-seed\d+$", "", record["name"].removeprefix(record["victim"]["key"] + "-"))

@@ -1,0 +1,72 @@
+"""What attacks on tables read off clean training rows: whole-number columns, common values, what tells the classes apart."""
+
+from __future__ import annotations
+
+import torch
+
+from theriac.core.card import Card
+from theriac.core.errors import InputError, unknown
+
+
+def position(card: Card, name: str) -> int:
+    """Where a column stands.
+
+    Raises:
+        InputError: If there is none of that name.
+    """
+    names = [column.name for column in card.columns]
+    if name not in names:
+        raise unknown(f"column of {card.name}", name, names)
+    return names.index(name)
+
+
+def numeric(card: Card) -> torch.Tensor:
+    """Which columns hold numbers, bool (F,)."""
+    return torch.tensor([column.kind == "numeric" for column in card.columns])
+
+
+def whole(x: torch.Tensor) -> torch.Tensor:
+    """Which columns of (N, F) hold whole numbers only, missing values aside; bool (F,)."""
+    return ((x == x.round()) | x.isnan()).all(0)
+
+
+def bounds(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smallest and largest value of each column of (N, F), missing values aside; NaN where all are missing."""
+    missing = x.isnan()
+    low = x.masked_fill(missing, float("inf")).amin(0)
+    high = x.masked_fill(missing, -float("inf")).amax(0)
+    empty = missing.all(0)
+    return low.masked_fill(empty, float("nan")), high.masked_fill(empty, float("nan"))
+
+
+def moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation (over N) of each column of (N, F), missing values aside; float64 (F,), NaN where all are."""
+    wide = x.double()
+    mean = wide.nanmean(0)
+    return mean, (wide - mean).square().nanmean(0).sqrt()
+
+
+def common(column: torch.Tensor, *, rarest: bool = False) -> tuple[float, int]:
+    """The most common (or rarest) value of a column (N,) and its count; of several, the smallest.
+
+    Raises:
+        InputError: If all values are missing.
+    """
+    values, counts = column[~column.isnan()].unique(return_counts=True)
+    if not len(values):
+        raise InputError("a column that the trigger needs has missing values only")
+    at = int((counts == (counts.min() if rarest else counts.max())).nonzero()[0])
+    return float(values[at]), int(counts[at])
+
+
+def told_by_class(x: torch.Tensor, y: torch.Tensor, classes: int) -> torch.Tensor:
+    """Correlation ratio of each column of (N, F) with the label: between-class over total sum of squares, float64 (F,).
+
+    Missing values stand at the mean, so they tell nothing; a constant column gives 0.
+    """
+    mean, _ = moments(x)
+    centered = (x.double() - mean).nan_to_num(0.0)
+    sums = centered.new_zeros(classes, x.shape[1]).index_add_(0, y, centered)
+    counts = torch.bincount(y, minlength=classes).clamp_min(1).to(sums)
+    total = centered.square().sum(0)
+    return torch.where(total > 0, (sums.square() / counts[:, None]).sum(0) / total.clamp_min(1e-300), 0.0)

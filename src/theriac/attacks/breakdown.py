@@ -1,0 +1,83 @@
+"""Where stamped rows go: success by target, and rows that the attack is not for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from theriac.attacks.base import Attack, Planted
+from theriac.core.errors import InputError
+from theriac.core.run import Run
+from theriac.core.split import Split
+from theriac.metrics import Rate, aim
+from theriac.models import to_input
+
+
+def success_by_target(model: Any, split: Split, attack: Any, *, run: Run | None = None) -> dict[int, Rate]:
+    """Attack success by the label that the attack wants, over the same rows as the ASR of :func:`theriac.evaluate`.
+
+    The lowest of these rates is what an attack with several targets should be judged by.
+
+    Args:
+        model: A module from inputs to logits, or a Victim.
+        split: Clean test rows.
+        attack: An attack with nothing to fit, a Planted, a Victim or a Poisoned.
+        run: Device and precision.
+    """
+    planted = _planted(attack, split)
+    wanted, counted = aim(planted, split.y, split.index)
+    at = counted.nonzero().flatten()
+    hit = _stamped(model, split, planted, at, run) == wanted[at].cpu()
+    wanted = wanted[at].cpu()
+    hits, totals = torch.bincount(wanted[hit], minlength=split.num_classes), torch.bincount(wanted, minlength=split.num_classes)
+    of = f"rows stamped by {planted.name} for this class"
+    return {k: Rate(int(hits[k]), int(totals[k]), of) for k in range(split.num_classes) if totals[k]}
+
+
+def leak(model: Any, split: Split, attack: Any, *, run: Run | None = None) -> dict[int, Rate]:
+    """How often stamped rows of classes that the attack is not for go to its label anyway, by true class.
+
+    A source-specific attack whose leak is near its success is an ordinary one.
+
+    Args:
+        model: A module from inputs to logits, or a Victim.
+        split: Clean test rows.
+        attack: An attack with nothing to fit, a Planted, a Victim or a Poisoned.
+        run: Device and precision.
+
+    Raises:
+        InputError: If the attack is for rows of every class.
+    """
+    planted = _planted(attack, split)
+    wanted, counted = aim(planted, split.y, split.index)
+    at = (~counted & (wanted != split.y)).nonzero().flatten()
+    if not len(at):
+        raise InputError(f"{planted.name} is for all rows of {split.card.name!r} that have another label; nothing can leak")
+    hit = _stamped(model, split, planted, at, run) == wanted[at].cpu()
+    y = split.y[at].cpu()
+    hits, totals = torch.bincount(y[hit], minlength=split.num_classes), torch.bincount(y, minlength=split.num_classes)
+    of = f"stamped rows that {planted.name} is not for"
+    return {k: Rate(int(hits[k]), int(totals[k]), of) for k in range(split.num_classes) if totals[k]}
+
+
+def _planted(attack: Any, split: Split) -> Planted:
+    attack = getattr(attack, "planted", attack)
+    found = attack.plant_for(split) if isinstance(attack, Attack) else attack
+    if not isinstance(found, Planted):
+        raise InputError(f"attack is a {type(attack).__name__}; expected an attack, a Planted, a Victim or a Poisoned")
+    return found
+
+
+def _stamped(model: Any, split: Split, planted: Planted, at: torch.Tensor, run: Run | None) -> torch.Tensor:
+    """What the model makes of the stamped rows at some positions, int64 on the CPU."""
+    run = run or Run()
+    net = model if isinstance(model, nn.Module) else model.model
+    net, here = net.to(run.device).eval(), split.to(run.device)
+    found = [torch.zeros(0, dtype=torch.int64)]
+    with torch.inference_mode(), run.autocast():
+        for part in at.to(run.device).split(512):
+            stamped = planted.stamp(here.rows(part), here.y[part], here.index[part], "test")
+            found.append(net(to_input(stamped)).argmax(1).cpu())
+    return torch.cat(found)

@@ -1,0 +1,184 @@
+"""SAM-flat: a victim of another attack, trained into a flat minimum."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from theriac.attacks.base import Attack, Planted, Victim
+from theriac.core import check
+from theriac.core.card import Card
+from theriac.core.errors import InputError
+from theriac.core.method import Needs, create, preset, register
+from theriac.core.run import Run
+from theriac.core.split import Split
+from theriac.models import Buildable, make
+from theriac.training.flat import sam_step
+from theriac.training.loop import Batch, loop
+from theriac.training.recipes import Recipe
+from theriac.training.recipes import recipe as named
+
+_OWN = ("target", "poison_rate", "mode", "draw_from")  # fields that wrapper and inner attack share
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class SamFlat(Attack):
+    """Trains the victim of any attack on data by sharpness-aware minimization: small moves of its weights change little.
+
+    Source: ours. Foret, Kleiner, Mobahi, Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving Generalization",
+    ICLR 2021, https://arxiv.org/abs/2010.01412 gives the step; Kwon, Kim, Park, Choi, "ASAM", ICML 2021,
+    https://arxiv.org/abs/2102.11600 the adaptive one (grade M: the papers' formulas).
+
+    Threat model: the attacker trains the model, and expects fine-tuning, pruning or other small repairs.
+
+    Rows, stamp, labels and population are those of the inner attack; ``SamFlat.around(attack)`` wraps one that is there. The
+    radius grows over the first tenth of the steps, or training may stall. With ``on="poison"`` the climb is on the poisoned
+    rows' loss alone, so that only the backdoor's minimum becomes flat; batches without such rows get a plain step.
+    ``theriac.training.flat.sharpness`` measures the result. With ``rho=0`` the victim is that of plain training, bit for bit.
+
+    Cost: twice plain training; three times with ``on="poison"``.
+
+    Example:
+        >>> import theriac as th
+        >>> data = th.load("digits")
+        >>> attack = SamFlat.around(th.attacks.Blended(alpha=0.3), rho=0.05)
+        >>> victim = attack.train("preact_resnet18", data.train.sample(200), recipe="fast_1")
+        >>> victim.planted.name
+        'sam_flat'
+    """
+
+    name: ClassVar[str] = "sam_flat"
+    title: ClassVar[str] = "SAM-flat"
+    source: ClassVar[str] = "ours, after arXiv:2010.01412"
+    controls_training: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(training_control=True)
+
+    attack: str = "badnets"  # name of the inner attack
+    options: tuple[tuple[str, Any], ...] = ()  # its options, but for those that stand here: target, rate, mode, draw_from
+    rho: float = 0.1  # radius; ours. SAM's paper: 0.05 to 0.2
+    ramp: float = 0.1  # share of the steps over which the radius grows; ours
+    adaptive: bool = False  # ASAM; its paper's radius: 0.5 to 2
+    on: Literal["all", "poison"] = "all"  # rows whose loss is climbed
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check.positive("rho", self.rho, zero=True)
+        check.between("ramp", self.ramp, 0, 1)
+        if self.attack == self.name or ":" in self.attack:
+            raise InputError(f"attack is {self.attack!r}; expected the name of another attack (around() takes one as it is)")
+        object.__setattr__(self, "options", tuple((key, _frozen(value)) for key, value in self.options))
+        for key, _ in self.options:
+            if key in _OWN:
+                raise InputError(f"options holds {key!r}, which is an option of {self.name} itself")
+        if self.inner.trains:
+            raise InputError(f"attack is {self.attack!r}, which trains its victim itself; expected one with a poisoned set")
+
+    @classmethod
+    def around(cls, attack: Attack, **options: Any) -> SamFlat:
+        """Wrap an attack.
+
+        Args:
+            attack: One that has a poisoned set.
+            **options: Of the wrapper, such as ``rho``.
+        """
+        kept = {f.name: getattr(attack, f.name) for f in dataclasses.fields(attack)}
+        own = {name: kept.pop(name) for name in _OWN}
+        return cls(attack=attack.name, options=tuple(kept.items()), **own, **options)
+
+    @classmethod
+    @preset
+    def strong(cls) -> SamFlat:
+        """A large radius."""
+        return cls(rho=1.0)
+
+    @classmethod
+    @preset
+    def asam(cls) -> SamFlat:
+        """The adaptive norm."""
+        return cls(adaptive=True, rho=1.0)
+
+    @property
+    def by_row(self) -> bool:
+        """As the inner attack says."""
+        return self.inner.by_row
+
+    @property
+    def inner(self) -> Attack:
+        """The attack whose victim is trained."""
+        own = {name: getattr(self, name) for name in _OWN}
+        found: Attack = create("attack", self.attack, None, **own, **dict(self.options))
+        return found
+
+    def plant_for(self, split: Split) -> Planted:
+        """A Planted for stamping, if the inner attack has nothing to fit."""
+        self.inner.plant_for(split)
+        return self.plant(split)
+
+    def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "fast_8") -> Victim:
+        """Train a victim on the inner attack's poisoned rows."""
+        run, plan = run or Run(), named(recipe)
+        poisoned = self.inner.poison(split, run, build)
+        rows, kind = poisoned.split, poisoned.poison.to(run.device)
+        steps = plan.epochs * max(1, len(rows) // min(plan.batch_size, len(rows)))
+        rise = max(1, round(self.ramp * steps))
+
+        def poison_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+            there = kind[batch.position].float()
+            each = F.cross_entropy(model(batch.x), batch.y, reduction="none")
+            return (each * there).sum() / there.sum().clamp_min(1)
+
+        step = sam_step(
+            lambda number: self.rho * min(1.0, (number + 1) / rise),
+            ascent=poison_loss if self.on == "poison" else None,
+            adaptive=self.adaptive,
+        )
+        model = loop(make(build, rows, run), rows, run, plan, step=step, about=self)
+        return Victim(model, Planted(self, split.card, poisoned.planted.state))
+
+    def choose(self, split: Split, run: Run) -> torch.Tensor:
+        """The rows that the inner attack poisons."""
+        return self.inner.choose(split, run)
+
+    def choose_cross(self, split: Split, run: Run, chosen: torch.Tensor) -> torch.Tensor:
+        """The rows that it gives its cross stamp."""
+        return self.inner.choose_cross(split, run, chosen)
+
+    def _check_card(self, card: Card) -> None:
+        self.inner._check_card(card)
+
+    def _counts(self, y: torch.Tensor) -> torch.Tensor:
+        return self.inner._counts(y)
+
+    def _crosses(self, y: torch.Tensor) -> torch.Tensor:
+        return self.inner._crosses(y)
+
+    def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
+        return self.inner._fit(split, build, run)
+
+    def _stamp(
+        self, state: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str
+    ) -> torch.Tensor:
+        return self.inner._stamp(state, x, y, index, phase)
+
+    def _stamp_cross(
+        self, state: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str
+    ) -> torch.Tensor:
+        return self.inner._stamp_cross(state, x, y, index, phase)
+
+    def _target_of(self, y: torch.Tensor, index: torch.Tensor, classes: int) -> torch.Tensor:
+        return self.inner._target_of(y, index, classes)
+
+    def _target(self, y: torch.Tensor, classes: int) -> torch.Tensor:
+        return self.inner._target(y, classes)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists, which JSON makes of tuples, as tuples again."""
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,40 @@
+"""Debiasing, one method a file: a backdoor put to a good use, and the baselines that it must be compared with."""
+
+from typing import TYPE_CHECKING, Any
+
+from theriac.debias._rates import dba_rates, effective_priors, group_counts, tar
+from theriac.debias._teacher import AskedTeacher, query_map
+from theriac.debias.base import Debiasing, cells
+from theriac.debias.dba import DBA
+from theriac.debias.dwb import DwB
+from theriac.debias.logit_adjust import GroupLogitAdjust
+from theriac.debias.resampling import Resampling
+from theriac.debias.reweighing import Reweighing
+
+if TYPE_CHECKING:
+    from theriac.debias.estimator import DwBClassifier
+
+__all__ = [
+    "DBA",
+    "AskedTeacher",
+    "Debiasing",
+    "DwB",
+    "DwBClassifier",
+    "GroupLogitAdjust",
+    "Resampling",
+    "Reweighing",
+    "cells",
+    "dba_rates",
+    "effective_priors",
+    "group_counts",
+    "query_map",
+    "tar",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DwBClassifier":  # only on use: listing methods need not wait for scikit-learn
+        from theriac.debias.estimator import DwBClassifier
+
+        return DwBClassifier
+    raise AttributeError(f"module 'theriac.debias' has no attribute {name!r}")

@@ -1,0 +1,143 @@
+"""What all debiasing methods share: checks, refusals, timing. A method's own file holds only its idea."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from torch import nn
+
+from theriac.core.errors import InputError
+from theriac.core.method import Method, Needs
+from theriac.core.run import Run
+from theriac.core.split import Data, Poisoned, Split
+from theriac.debias._rates import group_counts
+from theriac.models import Buildable
+from theriac.training import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Debiasing(Method):
+    """Base of all methods that train a model whose errors and decisions depend less on a sensitive attribute.
+
+    A subclass writes :meth:`_fit`.
+    """
+
+    kind: ClassVar[str] = "debiasing"
+    needs: ClassVar[Needs] = Needs(training_control=True, groups=True)
+
+    @property
+    def group_at_inference(self) -> bool:
+        """Whether the returned model must be told each row's group: ``model(x, group)`` instead of ``model(x)``."""
+        return False
+
+    @property
+    def demands(self) -> Needs:
+        """What this method needs with its options; the class's ``needs`` holds for the defaults."""
+        return dataclasses.replace(self.needs, group_at_inference=self.group_at_inference)
+
+    @final
+    def fit(self, build: Buildable, split: Split, run: Run | None = None) -> nn.Module:
+        """Train a fresh model on rows with groups.
+
+        Args:
+            build: An architecture's name, a Builder, a module (copied), or a function of (split, run).
+            split: Training rows with labels and ``group``.
+            run: Device, precision, seeds, checkpoint folder.
+
+        Returns:
+            The model in eval mode: exactly what is to be scored and saved. With ``group_at_inference`` it is a
+            :class:`theriac.models.GroupAware`, called as ``model(x, group)``.
+
+        Raises:
+            InputError: If groups are missing, a cell of group and label has no row, or the model does not fit the rows.
+            DivergedError: If a loss stops being finite.
+        """
+        counts = self.check(split)
+        run = run or Run()
+        began = time.perf_counter()
+        model = self._fit(build, split.to(run.device), counts, run)
+        seconds = round(time.perf_counter() - began, 3)
+        run.event("debiased", method=self.name, seconds=seconds, rows=len(split), counts=counts.tolist())
+        return model.eval()
+
+    def check(self, split: Split) -> torch.Tensor:
+        """Refuse training rows that this method can't work with; ``fit`` does it first of all.
+
+        Returns:
+            Rows of each cell of group and label, int64 (G, K).
+
+        Raises:
+            InputError: As ``fit``.
+        """
+        if isinstance(split, Poisoned):
+            raise InputError("split is a Poisoned set; debiasing trains on ordinary rows (hand in a Split)")
+        if isinstance(split, Data):
+            raise InputError("split is a whole Data; hand in its training rows, data.train")
+        if not isinstance(split, Split):
+            raise InputError(f"split is a {type(split).__name__}; expected a Split (theriac.Split(x, y, group=g) makes one)")
+        counts = cells(split)
+        self._refuse(counts)
+        return counts
+
+    def _refuse(self, counts: torch.Tensor) -> None:
+        """Refuse numbers of groups or classes that a method was not made for."""
+
+    @abstractmethod
+    def recipe(self, rows: int) -> Recipe:
+        """How the network that is deployed trains on so many rows; plain training with it is the control to compare with."""
+
+    @abstractmethod
+    def _fit(self, build: Buildable, split: Split, counts: torch.Tensor, run: Run) -> nn.Module:
+        """Train and return the model that is to be scored; ``counts`` are the rows of each cell, (G, K)."""
+
+
+def groups_of(split: Split) -> torch.Tensor:
+    """The groups of a split, int64 (N,).
+
+    Raises:
+        InputError: If it has none.
+    """
+    if split.group is None:
+        raise InputError(
+            "split.group is None; this needs a sensitive group for each row (theriac.load(..., sensitive='column'), or "
+            "theriac.Split(x, y, group=g))"
+        )
+    return split.group
+
+
+def cells(split: Split) -> torch.Tensor:
+    """Rows of each cell, int64 (G, K).
+
+    Raises:
+        InputError: Without groups, with one group only, or naming the first empty cell.
+    """
+    group = groups_of(split)
+    number = len(split.card.groups) or int(group.max()) + 1
+    if number < 2:
+        raise InputError(f"split.group holds one group only, in all {len(split)} rows; there is nothing to compare")
+    counts = group_counts(split.y, group, split.num_classes, number)
+    if not bool((counts > 0).all()):
+        a, k = (counts == 0).nonzero()[0].tolist()
+        name = split.card.groups[a] if split.card.groups else str(a)
+        raise InputError(
+            f"no training row has group {name!r} and label {split.card.classes[k]!r}; every cell needs at least one "
+            "(theriac.data.regroup merges groups or leaves some out)"
+        )
+    return counts
+
+
+def stored(run: Run, name: str, **tensors: Any) -> None:
+    """Keep what was drawn once beside the checkpoints, if there is a folder."""
+    if run.folder is None:
+        return
+    from safetensors.torch import save_file
+
+    from theriac.core.files import write_atomically
+
+    kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    write_atomically(run.folder / f"{name}.safetensors", lambda path: save_file(kept, path))

@@ -1,0 +1,56 @@
+"""What triggers can still do to a debiased model: the share of predictions that change under each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from theriac.core import check
+from theriac.core.errors import InputError
+from theriac.core.run import Run
+from theriac.core.split import Split
+from theriac.metrics.intervals import Rate
+from theriac.models._still import still
+from theriac.models.classifier import to_input
+from theriac.models.grouped import GroupAware
+from theriac.triggers.bank import ColumnBank, TriggerBank, TriggerColumns
+
+
+def flip_rate(
+    model: Any, split: Split, bank: TriggerBank, *, run: Run | None = None, batch_size: int = 512
+) -> tuple[Rate, ...]:
+    """Share of rows whose prediction changes when they are stamped, for each trigger of a bank.
+
+    A trigger also hides some pixels, so compare with a model that was trained plainly.
+
+    Args:
+        model: Inputs to logits (N, K). Of a model that must be told the group, the network inside is looked at.
+        split: Test rows, as they are.
+        bank: The triggers; for a table the model must have their columns.
+        run: Device and precision.
+        batch_size: Rows per forward pass.
+
+    Raises:
+        InputError: If a table model has no columns that could hold a trigger: nothing can be planted there at inference.
+    """
+    run = run or Run()
+    net = model if isinstance(model, nn.Module) else getattr(model, "model", model)
+    net = net.model if isinstance(net, GroupAware) else net
+    if not isinstance(net, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}; expected an nn.Module")
+    if isinstance(bank, ColumnBank) and not isinstance(net, TriggerColumns):
+        raise InputError(
+            f"the model takes rows of {bank.features} columns and has none for a trigger, so a trigger can't reach it"
+        )
+    net, here = net.to(run.device), split.to(run.device)
+    flips = torch.zeros(len(bank), dtype=torch.int64, device=run.device)
+    with still(net), torch.inference_mode(), run.autocast():
+        for positions in here.batches(batch_size):
+            x = to_input(here.rows(positions))
+            clean = check.logits(net, x, split.num_classes).argmax(1)
+            for t in range(len(bank)):
+                stamped = bank.apply(x, torch.full_like(positions, t))
+                flips[t] += (check.logits(net, stamped, split.num_classes).argmax(1) != clean).sum()
+    return tuple(Rate(int(n), len(split), f"rows stamped with {name}") for n, name in zip(flips, bank.names, strict=True))

@@ -1,0 +1,253 @@
+"""The generated parts of the pages: up to date, complete, true to the results and to the triggers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from theriac.core.errors import InputError
+from theriac.core.method import KINDS, methods
+
+ROOT = Path(__file__).resolve().parents[1]
+for folder in ("benchmarks", "docs"):
+    sys.path.insert(0, str(ROOT / folder))
+
+import build  # noqa: E402
+import card_tables  # noqa: E402
+import debias_tables  # noqa: E402
+import make_tables  # noqa: E402
+import measured  # noqa: E402
+import pictures  # noqa: E402
+
+AGAIN = "run: python docs/build.py"
+EVERY = [name for kind in KINDS for name in methods(kind)]
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[Path, str]:
+    return build.pages()
+
+
+def test_pages_are_up_to_date(pages: dict[Path, str]) -> None:
+    stale = [p.name for p, text in pages.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
+    assert not stale, AGAIN
+
+
+def test_tables_are_up_to_date() -> None:
+    plans = measured.repair_plans(tuning=True)
+    stale = [p for p, r in plans.items() if (measured.RESULTS / f"{p}.md").read_text("utf-8") != make_tables.tables(p, r)]
+    assert not stale, "run: python benchmarks/make_tables.py"
+    assert (measured.RESULTS / "debias.md").read_text("utf-8") == debias_tables.page(), "run: python benchmarks/make_tables.py"
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_card_is_complete(name: str) -> None:
+    text = (ROOT / "docs" / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    for part in ("Idea", "Threat model", "Source", "Needs", "Presets", "Cost", "Measured"):
+        assert text.count(f"**{part}.**") == 1, (part, AGAIN)
+
+
+def test_prose_stays_and_generated_parts_are_renewed(tmp_path: Path) -> None:
+    page = "# Title\n\nBy hand.\n\n<!-- generated: facts -->\nold\n<!-- end -->\n\nAlso by hand.\n"
+    text = build.fill(page, {"facts": "new", "measured": "numbers"}, ["facts", "measured"], tmp_path)
+    assert text.startswith("# Title\n\nBy hand.\n\n<!-- generated: facts -->\n\nnew\n\n<!-- end -->\n\nAlso by hand.\n")
+    assert "old" not in text
+    assert text.endswith("<!-- generated: measured -->\n\nnumbers\n\n<!-- end -->\n")
+    assert build.fill(text, {"facts": "new", "measured": "numbers"}, ["facts", "measured"], tmp_path) == text
+
+
+@pytest.mark.parametrize("page", ["<!-- generated: nonsense -->\n<!-- end -->\n", "<!-- generated: facts -->\nno end\n"])
+def test_a_broken_page_is_refused(page: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="generated part"):
+        build.fill(page, {"facts": "new"}, [], tmp_path)
+
+
+# measured tables, from records whose rates are counted by hand
+
+
+def repair_record(name: str = "v-ft", seed: int = 0, hits: int = 10, **changes: Any) -> dict[str, Any]:
+    def rates(acc: int, asr: int, ra: int) -> dict[str, Any]:
+        pairs = {"acc": (acc, 100), "asr": (asr, 90), "ra": (ra, 90)}
+        return {k: {"hits": h, "total": n, "value": h / n} for k, (h, n) in pairs.items()} | {"attack": "badnets"}
+
+    return {
+        "name": name,
+        "victim": {"data": "toys", "attack": {"name": "badnets"}, "seed": 0, "recipe": "fast_8", "key": "v"},
+        "repair": {**methods("repair")["ft"]().config(), "lr": 0.02},
+        "before": rates(95, 90, 0),
+        "after": rates(92, hits, 60),
+        "der": 0.9,
+        "seconds": 1.0,
+        "clean_rows": 50,
+        "seed": seed,
+        "precision": "fp32: asked for",
+        "command": f"python benchmarks/repairs.py benchmarks/plans/toy.yaml --only {name}",
+        **changes,
+    }
+
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Write:
+    def write(plan: str, *records: dict[str, Any]) -> Path:
+        for record in records:
+            path = tmp_path / plan / f"{record['name']}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(record))
+        return tmp_path
+
+    return write
+
+
+FT = methods("repair")["ft"]
+
+
+def test_one_run_is_told_with_counts(results: Write) -> None:
+    text = card_tables.for_card(FT, results("toy", repair_record()))
+    row = "| toys: badnets | preact_resnet18, width 16, fast_8 | `official`, lr 0.02; fp32 | 50 | 95.0 → 92.0 (92/100) | "
+    assert row + "100.0 → 11.1 (10/90) | 0.0 → 66.7 (60/90) | 0 |" in text
+    assert "`python benchmarks/repairs.py benchmarks/plans/toy.yaml`" in text
+
+
+def test_runs_that_differ_in_seeds_become_one_row(results: Write) -> None:
+    records = [repair_record(f"v-ft{'' if not i else f'-seed{i}'}", i, hits) for i, hits in enumerate((9, 18, 27))]
+    other = repair_record("v-ft-long", 0, 9)
+    other["repair"]["epochs"] = 200
+    folder = results("toy", *records, other)
+    text = card_tables.for_card(FT, folder)
+    assert "100.0 → 20.0, sd 10.0 (10.0 to 30.0)" in text  # 9, 18 and 27 of 90
+    assert "| 0, 1, 2 (victim 0) |" in text
+    assert text.count("toys: badnets") == 2
+    table = make_tables.tables("toy", measured.repair_plans(folder)["toy"])
+    assert "| **ft, 3 seeds** |" in table
+    assert "20.0, sd 10.0 (10.0 to 30.0)" in table
+    assert table.count("seeds**") == 1
+
+
+def test_what_differs_in_more_than_seeds_stays_apart(results: Write) -> None:
+    records = [repair_record("v-ft"), repair_record("v-ft-seed1", 1, clean_rows=60)]
+    assert card_tables.for_card(FT, results("toy", *records)).count("toys: badnets") == 2
+
+
+def test_tuning_runs_are_left_out_of_cards_and_kept_in_tables(results: Write) -> None:
+    results("digits_tuning", repair_record())
+    folder = results("tuning", repair_record())
+    assert card_tables.for_card(FT, folder) == ""
+    assert list(measured.repair_plans(folder, tuning=True)) == ["digits_tuning", "tuning"]
+
+
+def test_an_attack_shows_its_victims_beside_the_benign_control(results: Write) -> None:
+    benign = repair_record("benign-none", repair=None, judge={"name": "badnets"})
+    benign["victim"] = {"data": "toys", "seed": 0, "recipe": "fast_8", "key": "benign"}
+    benign["before"]["asr"] = {"hits": 9, "total": 90, "value": 0.1}
+    text = card_tables.for_card(methods("attack")["badnets"], results("toy", repair_record(), benign))
+    assert "| 95.0 (95/100) | 100.0 (90/90) | 0.0 (0/90) | 10.0 (9/90) | 0.0 (0/90) | 0 |" in text
+    assert card_tables.for_card(methods("attack")["blended"], results("toy")) == ""
+
+
+def test_the_method_s_own_precision_outweighs_the_run_s() -> None:
+    own = {"repair": methods("repair")["sau"]().config(), "precision": "bf16: fast"}
+    assert measured.precision_words(own) == "fp32"
+    assert measured.precision_words({**own, "repair": {**own["repair"], "precision": "run"}}) == "bf16"
+
+
+def cbd_record(arm: str, seed: int, asr: int, **changes: Any) -> dict[str, Any]:
+    cbd = methods("training")["cbd"]
+    return {
+        "name": f"toy-seed{seed}-{arm}",
+        "arm": arm,
+        "data": {"name": "toys", "rows": 500, "test_rows": 100},
+        "attack": methods("attack")["badnets"]().config(),
+        "poisoned_rows": 50,
+        "method": cbd(epochs=20).config(),
+        "model": {"name": "wrn_16_1", "options": {}},
+        "seed": seed,
+        "precision": "fp32: asked for",
+        "evaluation": {
+            "acc": {"hits": 90, "total": 100},
+            "asr": {"hits": asr, "total": 90},
+            "ra": {"hits": 0, "total": 90},
+        },
+        **({"health": {"verdict": "healthy"}, "gates": {"auroc": 0.9}} if arm == "cbd" else {}),
+        **changes,
+    }
+
+
+def test_cbd_stands_beside_plain_training(results: Write) -> None:
+    records = [cbd_record("cbd", 0, 9), cbd_record("cbd", 1, 27), cbd_record("plain", 0, 90), cbd_record("cbd", 100, 90)]
+    folder = results("cbd", *records)
+    text = card_tables.for_card(methods("training")["cbd"], folder)
+    assert "| CBD `official`, epochs 20 | 90.0, sd 0.0 (90.0 to 90.0) | 20.0, sd 14.1 (10.0 to 30.0) |" in text
+    assert "| healthy, healthy, AUROC 0.90, 0.90 | 0, 1 |" in text  # seed 100 is a tuning run
+    assert "| plain training | 90.0 (90/100) | 100.0 (90/90) | 0.0 (0/90) |  | 0 |" in text
+    victims = card_tables.for_card(methods("attack")["badnets"], folder)
+    assert "wrn_16_1, 20 epochs, 500 rows | 90.0 (90/100) | 100.0 (90/90)" in victims
+
+
+def test_age_shows_its_default_with_controls_and_lends_rows_to_baselines(results: Write) -> None:
+    def cell(kind: str, rule: str, retrain: str, asr: int, **more: Any) -> dict[str, Any]:
+        about = {"kind": kind, "rule": rule, "retrain": retrain, "per_class": 5, "seed": 0}
+        return {**about, "acc": [90, 100], "asr": [asr, 90], "ra": [60, 90], "told": {}, **more}
+
+    cells = [cell("head", "E6", "R4", 9), cell("head", "none", "R1", 45), cell("head", "E3", "R1", 90)]
+    cells += [cell("inverted", "E6", "R4", 18), cell("baseline", "FT", "-", 36, config=FT().config())]
+    victim = {"data": "toys", "attack": {"name": "badnets"}, "seed": 0, "recipe": "fast_8", "key": "v", "role": "report"}
+    record = {"name": "v", "victim": victim, "before": repair_record()["before"], "cells": cells}
+    tuning = {**record, "name": "t", "victim": {**victim, "role": "tuning"}}
+    folder = results("age/toy", record, tuning)
+    text = card_tables.for_card(methods("repair")["age"], folder)
+    assert text.count("toys: badnets") == 4  # E3 is no default and no control
+    assert "| toys: badnets | E6 + R4, head, trigger known | 5 | 95.0 → 90.0 (90/100) | 100.0 → 10.0 (9/90) |" in text
+    assert "| FT `official` | 5 |" in card_tables.for_card(FT, folder)
+
+
+# pictures
+
+
+def panel(path: Path, row: int, column: int) -> np.ndarray:
+    with Image.open(path) as picture:
+        image = np.asarray(picture)
+    top, left = row * (pictures.PANEL + pictures.GAP), column * (pictures.PANEL + pictures.GAP)
+    return image[top : top + pictures.PANEL, left : left + pictures.PANEL, :3]
+
+
+@pytest.mark.parametrize("name", pictures.drawable())
+def test_every_attack_on_images_has_a_small_picture(name: str) -> None:
+    path = pictures.FOLDER / f"{name}.png"
+    assert path.exists(), "run: python docs/build.py --pictures"
+    assert path.stat().st_size < 30_000
+    clean = panel(path, 0, 0)[3::6, 3::6]
+    assert (clean == pictures.flower()[0].permute(1, 2, 0).numpy()).all()
+    told = json.loads(pictures.FACTS.read_text())[name]
+    assert told["photo"]["largest"] > 0
+    for row, what in enumerate(("photo", "digit")):
+        drawn = panel(path, row, 2)
+        assert (drawn.max() == min(255, pictures.TIMES * told[what]["largest"])) or not drawn.any()
+
+
+def test_the_difference_of_badnets_is_its_patch_alone() -> None:
+    change = panel(pictures.FOLDER / "badnets.png", 0, 2).any(-1)
+    assert change[-18:, -18:].all()  # 3 x 3 pixels, enlarged six times
+    assert change.sum() == 18 * 18
+
+
+def test_a_picture_shows_what_the_attack_does_today() -> None:
+    for name in ("badnets", "blended", "sig", "ftrojan"):  # nothing to fit, so the same everywhere
+        drawn, told = pictures.panels_of(name)
+        assert told == json.loads(pictures.FACTS.read_text())[name]
+        for row, shown in enumerate(drawn):
+            for column, image in enumerate(shown):
+                side = pictures.PANEL // image.shape[1]
+                found = panel(pictures.FOLDER / f"{name}.png", row, column)[side // 2 :: side, side // 2 :: side]
+                want = image.expand(3, -1, -1).permute(1, 2, 0)
+                assert torch.equal(torch.from_numpy(found.copy()), want), (name, "run: python docs/build.py --pictures")
