@@ -176,7 +176,7 @@ def _edited(cls: type[Method], results: Path) -> list[str]:
         if rows:
             made = f"`python benchmarks/age.py benchmarks/plans/{plan}.yaml`"
             more = " All rules and repairs are in the JSON files there." if cls.name == "age" else ""
-            head = ["victim", "what", "rows a class", *HEAD, "left alone", "seeds of the handful"]
+            head = ["victim", "what", "rows a class", *HEAD, "target class %", "left alone", "seeds of the handful"]
             blocks.append(f"From `benchmarks/results/age/{plan}`, {made}; before → after.{more}\n\n{grid(head, rows)}")
     return blocks
 
@@ -188,12 +188,13 @@ def _cells_row(record: Record, members: Sequence[Record]) -> list[Any]:
     trigger = "searched" if first["kind"] == "inverted" else "known"
     where = "later layers" if first["kind"] == "later" else "head"
     what = f"{first['rule']} + {first['retrain']}, {where}, trigger {trigger}"
-    after = {k: [{"hits": m[k][0], "total": m[k][1]} for m in members if k in m] for k in RATES}
+    rates = (*RATES, "target_acc")
+    after = {k: [{"hits": m[k][0], "total": m[k][1]} for m in members if k in m] for k in rates}
     return [
         f"{victim['data']}: {judged}",
         f"{first['rule']} {settings_words(first['config'])}" if "config" in first else what,
         first["per_class"],
-        *[change([record["before"][k]], after[k]) for k in RATES],
+        *[change([record["before"][k]], after[k]) for k in rates],
         sum(m["told"].get("outcome", "repaired") != "repaired" for m in members) or "",
         seeds_words(m["seed"] for m in members),
     ]
@@ -205,5 +206,7 @@ def _shown(cls: type[Method], cell: Record) -> bool:
     usual = cls().config()
     if cell["kind"] in ("inverted", "baseline"):
         return True
-    chosen = cell["rule"] == usual["rule"] and cell["retrain"] in (usual["retrain"], "R2")
+    if cell["kind"] == "later":
+        return bool(cell["retrain"] == usual["retrain"])
+    chosen = cell["rule"] in (usual["rule"], "E6") and cell["retrain"] in (usual["retrain"], "R2")
     return chosen or (cell["kind"] == "head" and cell["rule"] == "none" and cell["retrain"] == "R1")

@@ -215,7 +215,7 @@ def test_cutout_is_sized_to_the_pictures():
 
 def test_presets_and_registry():
     assert methods("training")["cbd"] is CBD
-    assert CBD.presets() == ("annealed", "official", "official_mi", "ours_robust_fb", "paper")
+    assert CBD.presets() == ("official", "official_mi", "ours_robust_fb", "paper", "to_target")
     assert CBD() == CBD.official()
     for name in CBD.presets():
         method = create("training", f"cbd:{name}")
