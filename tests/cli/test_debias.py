@@ -57,6 +57,20 @@ def test_it_trains_compares_and_keeps(theriac: Theriac, people: list[Any], tmp_p
     assert theriac("report", out).code == 0
 
 
+def test_a_model_that_answers_one_class_only_is_told(theriac: Theriac, people: list[Any], tmp_path: Path) -> None:
+    words = (*people, "--against", "Bonn", "--out", tmp_path / "fair", "--method", "reweighing")
+    still = ("--option", "lr=1e-12", "--option", "epochs=1")
+    learnt = ("--option", "lr=0.01", "--option", "epochs=20")
+    found = {}
+    for name, options in (("still", still), ("learnt", learnt)):
+        done = theriac(*words, *options, "--force")
+        counts = json.loads((tmp_path / "fair" / "run.json").read_text())["fairness"]["debiased"]["counts"]
+        one = len(np.array(counts).sum((0, 1)).nonzero()[0]) == 1
+        assert ("for every row" in " ".join((done.out + done.err).split())) == one
+        found[name] = one
+    assert found == {"still": True, "learnt": False}
+
+
 def test_it_shows_both_models_by_group_with_formulas(theriac: Theriac, people: list[Any], tmp_path: Path) -> None:
     words = ("--against", "Bonn", "--option", "student_epochs=1", "--option", "teacher_epochs=1", "--out", tmp_path / "fair")
     done = theriac(*people, *words)

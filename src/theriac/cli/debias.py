@@ -131,5 +131,12 @@ def debias(
         _show.as_json({"status": "done", "folder": str(folder), "evaluation": found.to_dict(), "fairness": fair})
         return
     _show.fairness(f"{folder.name}: {build.name} trained plainly and by {chosen.title}", before, after)
+    answered = after.table.sum((0, 1)).nonzero().flatten().tolist()
+    if len(answered) == 1:
+        _show.tell(
+            f"warning: the debiased model answers {after.classes[answered[0]]!r} for every row, so its gaps of 0 mean nothing; "
+            f"{len(rows.train)} rows may be too few for its epochs (see the options that end in 'steps', "
+            f"as in --option {'student_' if 'student_steps' in chosen.config() else ''}steps=600)"
+        )
     _show.tell(f"kept in {folder}")
     _show.following("eval", str(folder))
