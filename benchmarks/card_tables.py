@@ -194,7 +194,7 @@ def _cells_row(record: Record, members: Sequence[Record]) -> list[Any]:
         f"{victim['data']}: {judged}",
         f"{first['rule']} {settings_words(first['config'])}" if "config" in first else what,
         first["per_class"],
-        *[change([record["before"][k]], after[k]) for k in rates],
+        *[change([record["before"][k]], after[k]) if after[k] and record["before"].get(k) else "" for k in rates],
         sum(m["told"].get("outcome", "repaired") != "repaired" for m in members) or "",
         seeds_words(m["seed"] for m in members),
     ]

@@ -89,7 +89,13 @@ def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = ["train", "--width", "4", "--recipe", "fast_500", "--device", "cpu", "--out", str(folder)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "theriac", *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, "-m", "theriac", *words],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        # a shell that runs the tests in the background has them ignore the signal, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         until = time.monotonic() + 300
