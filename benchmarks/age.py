@@ -279,7 +279,8 @@ def choose(out: Path) -> None:
     write_json(out / "summary.json", summary)
     show("tuning victims", table)
     for name, row in (("all", best), *sorted(summary["chosen_by_per_class"].items())):
-        print(f"chosen, {name} rows a class:", f"{row['rule']} + {row['retrain']}" if row else "nothing keeps the accuracies")
+        told = f"{row['rule']} + {row['retrain']}, {row['scope']}, ASR {100 * row['asr']:.1f}" if row else "nothing"
+        print(f"chosen, {name} rows a class: {told}")
     for kind, rows in summary["report"].items():
         show(f"reported victims, {kind}", rows)
     show("benign control, unknown trigger", summary["benign"])
