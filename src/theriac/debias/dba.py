@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -12,17 +12,17 @@ from theriac.core import check
 from theriac.core.method import Needs, preset, register
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.debias._adam import OneStage
 from theriac.debias._rates import Prior, dba_rates, effective_priors
-from theriac.debias._training import adam, build_with, fit_stamped
-from theriac.debias.base import Debiasing, cells, groups_of, stored
+from theriac.debias._training import build_with, fit_stamped
+from theriac.debias.base import cells, groups_of, stored
 from theriac.models import Buildable
-from theriac.training import Recipe
 from theriac.triggers.bank import ColumnBank, Kind, TriggerBank, image_bank
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class DBA(Debiasing):
+class DBA(OneStage):
     """Pseudo-deletion: a trigger explains away a group's excess rows, and without it the model answers as if they were gone.
 
     Paper: Wu, He, Zhang, Sang, "Debiasing Backdoor Attack: A Benign Application of Backdoor Attack in Eliminating Data Bias",
@@ -60,19 +60,12 @@ class DBA(Debiasing):
     trigger: Kind = "squares"  # code: solid squares
     side: int = 0  # pixels; 0 = in proportion to the code's 25 at 218 x 178
     opacity: float = 1.0  # code: solid
-    epochs: int = 10  # code
-    steps: int = 0  # ours, for small sets: optimizer steps, rounded up to whole passes; 0 = epochs
-    batch_size: int = 256  # code: images; 128 for tables
-    lr: float = 1e-3  # code: Adam's default
-    augment: Literal["card", "none"] = "card"  # code: none
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check.positive("alpha", self.alpha, zero=True)
-        check.positive("lr", self.lr)
         check.between("opacity", self.opacity, 0, 1, open_low=True)
-        for name, low in (("epochs", 1), ("batch_size", 1), ("steps", 0), ("side", 0)):
-            check.whole(name, getattr(self, name), low)
+        check.whole("side", self.side, 0)
 
     @classmethod
     @preset
@@ -107,18 +100,6 @@ class DBA(Debiasing):
     def priors(self, counts: torch.Tensor) -> torch.Tensor:
         """Class priors of each group on clean rows, as a Bayes-optimal model applies them, float64 (G, K)."""
         return effective_priors(counts, 1 - dba_rates(counts, self.alpha, self.prior))
-
-    def recipe(self, rows: int) -> Recipe:
-        """Adam at a constant rate."""
-        return adam(
-            "dba",
-            epochs=self.epochs,
-            steps=self.steps,
-            rows=rows,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            augment=self.augment,
-        )
 
     def _fit(self, build: Buildable, split: Split, counts: torch.Tensor, run: Run) -> nn.Module:
         bank, which = self.bank(split), self.assign(split, run)

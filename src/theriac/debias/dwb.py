@@ -13,11 +13,12 @@ from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.debias._adam import AdamTrained
 from theriac.debias._rates import Rule, effective_priors, tar
 from theriac.debias._select import Selector, cut_validation
 from theriac.debias._teacher import AskedTeacher, Query, query_map
-from theriac.debias._training import adam, build_with, by_group, distill, fit_stamped
-from theriac.debias.base import Debiasing, cells, groups_of, stored
+from theriac.debias._training import build_with, by_group, distill, fit_stamped
+from theriac.debias.base import cells, groups_of, stored
 from theriac.models import Buildable
 from theriac.training import Recipe
 from theriac.triggers.bank import ColumnBank, Kind, TriggerBank, image_bank
@@ -25,7 +26,7 @@ from theriac.triggers.bank import ColumnBank, Kind, TriggerBank, image_bank
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class DwB(Debiasing):
+class DwB(AdamTrained):
     """Debias with backdoor (or BaDe): a teacher whose planted bias cancels the real one, distilled into a clean student.
 
     Paper: Wu, He, Yu, Sang, "Backdoor for Debias: Mitigating Model Bias with Backdoor Attack-based Artificial Bias",
@@ -76,22 +77,18 @@ class DwB(Debiasing):
     student_epochs: int = 10  # code
     teacher_steps: int = 0  # ours, for small sets: optimizer steps, rounded up to whole passes; 0 = teacher_epochs
     student_steps: int = 0  # likewise
-    batch_size: int = 256  # code
-    lr: float = 1e-3  # code: Adam's default
-    augment: Literal["card", "none"] = "card"  # code: none (its sets are not augmented)
     select: Literal["last", "validation"] = "last"  # code: best epoch on test rows, which we never do
     val_share: float = 0.1  # ours: of each cell, held out of the training rows for select="validation"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("teacher_epochs", "student_epochs", "batch_size"):
+        for name in ("teacher_epochs", "student_epochs"):
             check.whole(name, getattr(self, name), 1)
         for name in ("teacher_steps", "student_steps", "side"):
             check.whole(name, getattr(self, name), 0)
         for name in ("soft", "hard"):
             check.positive(name, getattr(self, name), zero=True)
-        for name in ("temperature", "lr"):
-            check.positive(name, getattr(self, name))
+        check.positive("temperature", self.temperature)
         check.between("opacity", self.opacity, 0, 1, open_low=True)
         check.between("val_share", self.val_share, 0, 0.9, open_low=True)
         check.between("strength", self.strength, -1e6, 1e6)
@@ -189,9 +186,6 @@ class DwB(Debiasing):
 
     def _teacher_recipe(self, rows: int) -> Recipe:
         return self._adam("dwb_teacher", self.teacher_epochs, self.teacher_steps, rows)
-
-    def _adam(self, name: str, epochs: int, steps: int, rows: int) -> Recipe:
-        return adam(name, epochs=epochs, steps=steps, rows=rows, batch_size=self.batch_size, lr=self.lr, augment=self.augment)
 
     def _fit(self, build: Buildable, split: Split, counts: torch.Tensor, run: Run) -> nn.Module:
         bank = self.bank(split)

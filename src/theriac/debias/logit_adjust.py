@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -13,17 +13,18 @@ from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.debias._adam import OneStage
 from theriac.debias._rates import Prior, prior_offsets
 from theriac.debias._teacher import ShiftedByGroup
-from theriac.debias._training import adam, build_with, by_group, distill, fit_stamped
-from theriac.debias.base import Debiasing, groups_of
+from theriac.debias._training import build_with, by_group, distill, fit_stamped
+from theriac.debias.base import groups_of
 from theriac.models import Buildable
 from theriac.training import Recipe
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class GroupLogitAdjust(Debiasing):
+class GroupLogitAdjust(OneStage):
     """Add ``log wanted(y) - log P(y | a)`` to the logits of group a: what DwB's reverse query does, written down.
 
     Source: Bayes' rule, as in Menon et al., "Long-tail learning via logit adjustment", https://arxiv.org/abs/2007.07314, by
@@ -54,22 +55,16 @@ class GroupLogitAdjust(Debiasing):
     soft: float = 0.9  # as DwB
     hard: float = 0.1  # as DwB
     temperature: float = 1.0  # as DwB
-    epochs: int = 10  # as DBA, for comparison
-    steps: int = 0  # ours, for small sets: optimizer steps, rounded up to whole passes; 0 = epochs
     student_epochs: int = 10  # as DwB
     student_steps: int = 0  # as DwB
-    batch_size: int = 256  # as DBA
-    lr: float = 1e-3  # as DBA
-    augment: Literal["card", "none"] = "card"  # ours
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("epochs", 1), ("student_epochs", 1), ("batch_size", 1), ("steps", 0), ("student_steps", 0)):
+        for name, low in (("student_epochs", 1), ("student_steps", 0)):
             check.whole(name, getattr(self, name), low)
         for name in ("soft", "hard"):
             check.positive(name, getattr(self, name), zero=True)
-        for name in ("temperature", "lr"):
-            check.positive(name, getattr(self, name))
+        check.positive("temperature", self.temperature)
         check.between("strength", self.strength, -1e6, 1e6)
         if self.soft + self.hard == 0:
             raise InputError("soft and hard are both 0; the student would learn nothing")
@@ -99,9 +94,6 @@ class GroupLogitAdjust(Debiasing):
 
     def _base_recipe(self, rows: int) -> Recipe:
         return self._adam("logit_adjust", self.epochs, self.steps, rows)
-
-    def _adam(self, name: str, epochs: int, steps: int, rows: int) -> Recipe:
-        return adam(name, epochs=epochs, steps=steps, rows=rows, batch_size=self.batch_size, lr=self.lr, augment=self.augment)
 
     def _fit(self, build: Buildable, split: Split, counts: torch.Tensor, run: Run) -> nn.Module:
         model = build_with(build, split, None, run, "logit adjust" if self.student else "")

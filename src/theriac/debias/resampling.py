@@ -8,19 +8,18 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from theriac.core import check
 from theriac.core.method import Needs, preset, register
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.debias._training import adam, build_with, fit_stamped
-from theriac.debias.base import Debiasing, cells, groups_of, stored
+from theriac.debias._adam import OneStage
+from theriac.debias._training import build_with, fit_stamped
+from theriac.debias.base import cells, groups_of, stored
 from theriac.models import Buildable
-from theriac.training import Recipe
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Resampling(Debiasing):
+class Resampling(OneStage):
     """Balance the cells of group and label before plain training: the simplest baselines, and hard ones to beat.
 
     Source: common practice (grade R: recalled). ``within_groups`` is the true peer of DBA, which imitates it by triggers.
@@ -44,17 +43,6 @@ class Resampling(Debiasing):
     needs: ClassVar[Needs] = Needs(training_control=True, groups=True)
 
     how: Literal["under", "over", "within_groups", "weights"] = "under"  # see the presets
-    epochs: int = 10  # as DBA, for comparison; of the rows that are left
-    steps: int = 0  # ours: optimizer steps, rounded up to whole passes; 0 = epochs
-    batch_size: int = 256  # as DBA
-    lr: float = 1e-3  # as DBA
-    augment: Literal["card", "none"] = "card"  # ours
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.positive("lr", self.lr)
-        for name, low in (("epochs", 1), ("batch_size", 1), ("steps", 0)):
-            check.whole(name, getattr(self, name), low)
 
     @classmethod
     @preset
@@ -97,18 +85,6 @@ class Resampling(Debiasing):
             mine = order[cell[order] == c]
             parts.append(mine.repeat(-(-amount // len(mine)))[:amount])
         return torch.cat(parts).sort().values
-
-    def recipe(self, rows: int) -> Recipe:
-        """Adam at a constant rate."""
-        return adam(
-            "resampling",
-            epochs=self.epochs,
-            steps=self.steps,
-            rows=rows,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            augment=self.augment,
-        )
 
     def _fit(self, build: Buildable, split: Split, counts: torch.Tensor, run: Run) -> nn.Module:
         at = self.rows(split, run)
