@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import yaml
-from repairs import ROOT, machine, thin, victim_model
+from repairs import ROOT, machine, thin, training_rows, victim_model
 
 import theriac as th
 from theriac.attacks import MultiTarget, cross_accuracy, leak, load_planted, save_planted, success_by_target
@@ -32,7 +32,7 @@ from theriac.core.method import create
 from theriac.models import Builder
 from theriac.models.store import digest
 
-FIELDS = ("data", "load", "recipe", "model", "options", "precision", "seeds")  # a job's own, or the plan's
+FIELDS = ("data", "load", "rows", "recipe", "model", "options", "precision", "seeds")  # a job's own, or the plan's
 
 
 def main() -> int:
@@ -82,8 +82,9 @@ def run_job(name: str, job: dict[str, Any], seed: int, data: Any, runs: Path) ->
         warnings.simplefilter("always")
         told = victim(attack, job, seed, data, folder)
         model, planted = th.load_model(folder), load_planted(folder)
-        control = {k: job[k] for k in ("data", "recipe", "model", "options", "precision") if k in job}
-        control |= {"key": f"benign-{job['data']}-{job['recipe']}-{seed}", "seed": seed}
+        control = {k: job[k] for k in ("data", "rows", "recipe", "model", "options", "precision") if k in job}
+        size = f"-{job['rows']}" if "rows" in job else ""
+        control |= {"key": f"benign-{job['data']}{size}-{job['recipe']}-{seed}", "seed": seed}
         benign, _, benign_seconds = victim_model(control, data, runs)
         run = th.Run(seed=seed, precision=job.get("precision", "auto"), quiet=True)
         found, other = (th.evaluate(m, data.test, planted, run=run) for m in (model, benign))
@@ -95,6 +96,7 @@ def run_job(name: str, job: dict[str, Any], seed: int, data: Any, runs: Path) ->
         "model": job.get("model", "preact_resnet18"),
         "options": job.get("options", {"width": 16}),
         "recipe": job["recipe"],
+        "subset": job.get("rows"),  # training rows, class-balanced, the same for every attack and seed; null = all
         "seed": seed,
         "precision": run.precision_reason,
         "needs": {"training_control": attack.trains, "fitted": attack.fits},
@@ -115,21 +117,22 @@ def victim(attack: Any, job: dict[str, Any], seed: int, data: Any, folder: Path)
         return read_json(folder / "told.json")
     run = th.Run(seed=seed, folder=folder, quiet=True, precision=job.get("precision", "auto"))
     build = Builder(job.get("model", "preact_resnet18"), job.get("options", {"width": 16}))
+    train = training_rows(job, data)
     resumed = any(folder.glob("*.checkpoint.pt"))  # then the seconds are those of the last part
     clock = time.perf_counter()
     if attack.trains:
-        made = attack.train(build, data.train, run, job["recipe"])
+        made = attack.train(build, train, run, job["recipe"])
         model, planted, fitted, poisoned = made.model, made.planted, None, None
-        kind = planted.state.get("rows.kind", attack.kinds(data.train, run))
+        kind = planted.state.get("rows.kind", attack.kinds(train, run))
         dirty = None
     else:
-        poisoned = attack.poison(data.train, run, build)
+        poisoned = attack.poison(train, run, build)
         fitted, clock = time.perf_counter() - clock, time.perf_counter()
         model, planted, kind, dirty = None, poisoned.planted, poisoned.kind, poisoned.dirty
         model = th.train(build, poisoned, recipe=job["recipe"], run=run)
     clean, poison, cross = kind.cpu().bincount(minlength=3).tolist()
     told = {
-        "rows": {"all": len(data.train), "clean": clean, "poison": poison, "cross": cross, "relabeled": dirty},
+        "rows": {"all": len(train), "clean": clean, "poison": poison, "cross": cross, "relabeled": dirty},
         "fit_seconds": None if fitted is None else round(fitted, 1),  # None: part of training
         "train_seconds": round(time.perf_counter() - clock, 1),
         "resumed": resumed,

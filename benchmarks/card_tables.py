@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from attack_tables import for_attack
 from debias_tables import for_method
 from measured import (
     RATES,
@@ -41,7 +42,7 @@ HEAD = ["ACC %", "ASR %", "RA %"]
 def for_card(cls: type[Method], results: Path = RESULTS) -> str:
     """Everything reported about one method, as Markdown; empty if there is nothing."""
     readers: dict[str, tuple[Callable[[type[Method], Path], list[str]], ...]] = {
-        "attack": (_attacked,),
+        "attack": (for_attack, _attacked),
         "training": (_trained,),
         "repair": (_repaired, _edited),
         "detector": (),

@@ -1,4 +1,4 @@
-"""Turn the JSON results of each plan of ``repairs.py``, and those of ``debias.py``, into Markdown tables beside them.
+"""Turn committed JSON results into Markdown tables beside them: plans of ``repairs.py`` and ``attacks.py``, and ``debias.py``.
 
 Run it with::
 
@@ -11,6 +11,7 @@ import re
 from functools import partial
 from typing import Any
 
+import attack_tables
 from debias_tables import page
 from measured import (
     RATES,
@@ -142,6 +143,8 @@ def main() -> None:
         path = RESULTS / f"{plan}.md"
         path.write_text(tables(plan, records), encoding="utf-8")
         print(path, len(records))
+    for plan, records in attack_tables.attack_plans().items():
+        (RESULTS / f"{plan}.md").write_text(attack_tables.page(plan, records), encoding="utf-8")
     if (RESULTS / "debias").is_dir():
         (RESULTS / "debias.md").write_text(page(), encoding="utf-8")
 

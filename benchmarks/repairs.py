@@ -134,7 +134,7 @@ def victim_model(victim: dict[str, Any], data: Any, runs: Path) -> tuple[Any, An
     run = th.Run(seed=victim.get("seed", 0), folder=folder, quiet=True, precision=victim.get("precision", "auto"))
     build = Builder(victim.get("model", "preact_resnet18"), victim.get("options", {"width": 16}))
     clock = time.perf_counter()
-    train = data.train.sample(victim["rows"], seed=0, stratified=True) if "rows" in victim else data.train
+    train = training_rows(victim, data)
     if victim.get("stamp") == "after_augment":
         model = train_stamped_late(build, attack, train, victim["recipe"], run)
     else:
@@ -144,6 +144,12 @@ def victim_model(victim: dict[str, Any], data: Any, runs: Path) -> tuple[Any, An
     write_json(folder / "seconds.json", seconds)
     th.save(model, folder)
     return model, attack, seconds
+
+
+def training_rows(victim: dict[str, Any], data: Any) -> th.Split:
+    """All training rows, or a class-balanced subset of them: the same for every attack and seed."""
+    rows: th.Split = data.train.sample(victim["rows"], seed=0, stratified=True) if "rows" in victim else data.train
+    return rows
 
 
 def train_stamped_late(build: Any, attack: Any, split: th.Split, recipe: str, run: th.Run) -> Any:

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 for folder in ("benchmarks", "docs"):
     sys.path.insert(0, str(ROOT / folder))
 
+import attack_tables  # noqa: E402
 import build  # noqa: E402
 import card_tables  # noqa: E402
 import debias_tables  # noqa: E402
@@ -44,6 +45,9 @@ def test_pages_are_up_to_date(pages: dict[Path, str]) -> None:
 def test_tables_are_up_to_date() -> None:
     plans = measured.repair_plans(tuning=True)
     stale = [p for p, r in plans.items() if (measured.RESULTS / f"{p}.md").read_text("utf-8") != make_tables.tables(p, r)]
+    assert not stale, "run: python benchmarks/make_tables.py"
+    attacks = attack_tables.attack_plans()
+    stale = [p for p, r in attacks.items() if (measured.RESULTS / f"{p}.md").read_text("utf-8") != attack_tables.page(p, r)]
     assert not stale, "run: python benchmarks/make_tables.py"
     assert (measured.RESULTS / "debias.md").read_text("utf-8") == debias_tables.page(), "run: python benchmarks/make_tables.py"
 
@@ -153,6 +157,45 @@ def test_an_attack_shows_its_victims_beside_the_benign_control(results: Write) -
     text = card_tables.for_card(methods("attack")["badnets"], results("toy", repair_record(), benign))
     assert "| 95.0 (95/100) | 100.0 (90/90) | 0.0 (0/90) | 10.0 (9/90) | 0.0 (0/90) | 0 |" in text
     assert card_tables.for_card(methods("attack")["blended"], results("toy")) == ""
+
+
+def attack_record(seed: int, hits: int, **changes: Any) -> dict[str, Any]:
+    rates = repair_record(hits=hits)
+    return {
+        "name": f"blended-{seed}",
+        "attack": {**methods("attack")["blended"]().config(), "alpha": 0.3, "seed": 0},
+        "data": "toys",
+        "model": "preact_resnet18",
+        "options": {"width": 16},
+        "recipe": "fast_8",
+        "subset": None,
+        "seed": seed,
+        "victim": rates["after"],
+        "benign": rates["before"],
+        "more": {"cross_accuracy": {"hits": 3, "total": 4}},
+        "rows": {"all": 100, "clean": 88, "poison": 10, "cross": 2},
+        "poisoned_set": None,
+        "planted": "ab" * 32,
+        "weights": "cd" * 32,
+        "command": f"python benchmarks/attacks.py toy.yaml --job blended-{seed}",
+        **changes,
+    }
+
+
+def test_an_attack_s_own_plan_shows_what_it_plants_beside_a_benign_model(results: Write) -> None:
+    folder = results("toy", attack_record(0, 63), attack_record(1, 81))
+    shown = "| 10 + 2 of 100 | 92.0, sd 0.0 (92.0 to 92.0) | 80.0, sd 14.1 (70.0 to 90.0) |"  # 63 and 81 of 90
+    text = card_tables.for_card(methods("attack")["blended"], folder)
+    assert shown in text
+    assert "| +3.0 | 0, 1 |" in text  # 95 - 92
+    assert "alpha 0.3" in text
+    page = attack_tables.page("toy", attack_tables.attack_plans(folder)["toy"])
+    assert shown in page
+    assert "rows that should resist: accuracy | 75.0, sd 0.0" in page
+    assert "| blended-1 | `-` | `abababababab` | `cdcdcdcdcdcd` |" in page
+    subset = attack_record(2, 81, subset=100)
+    assert "fast_8, 100 rows" in attack_tables.page("toy", [subset])
+    assert card_tables.for_card(methods("attack")["badnets"], folder) == ""
 
 
 def test_the_method_s_own_precision_outweighs_the_run_s() -> None:

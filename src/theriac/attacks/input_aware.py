@@ -19,7 +19,7 @@ from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.run import Run
-from theriac.core.split import CROSS, POISON, Split, as_clean
+from theriac.core.split import CROSS, POISON, Split, as_clean, with_moments
 from theriac.models import Buildable, make, to_input
 from theriac.training.loop import Batch, Outcome, loop
 from theriac.training.recipes import Recipe
@@ -103,6 +103,7 @@ class InputAware(Attack):
         run, plan = run or Run(), named(recipe)
         split = as_clean(split, "split")
         self._check_card(split.card)
+        split = with_moments(split)  # the networks normalize
         kind = self.kinds(split, run).to(run.device)
         mask_epochs = self.mask_epochs or max(1, plan.epochs // 4)
         if self.as_released:

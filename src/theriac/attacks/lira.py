@@ -16,7 +16,7 @@ from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.run import Run
-from theriac.core.split import POISON, Split, as_clean
+from theriac.core.split import POISON, Split, as_clean, with_moments
 from theriac.models import Buildable, make
 from theriac.training.loop import Batch, Outcome, loop, set_mode
 from theriac.training.recipes import Recipe
@@ -105,6 +105,7 @@ class LIRA(Attack):
         run, plan = run or Run(), named(recipe)
         split = as_clean(split, "split")
         self._check_card(split.card)
+        split = with_moments(split)  # the networks normalize
         card, kind = split.card, self.kinds(split, run).to(run.device)
         nets = []
         for _ in range(2):  # the second is last epoch's copy, which the victim sees

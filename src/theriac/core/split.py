@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from theriac.core._rows import card_for, check_labels, check_overlay, check_rows, chunk_size
+from theriac.core._rows import card_for, check_labels, check_overlay, check_rows, chunk_size, pixel_moments
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 
@@ -288,6 +288,14 @@ class Data:
     def card(self) -> Card:
         """The card shared by the splits."""
         return self.train.card
+
+
+def with_moments(split: Split) -> Split:
+    """The split as it is, or, if it is of images and its card has no channel moments (one written by hand), with them."""
+    if split.is_table or split.card.mean:
+        return split
+    mean, std = pixel_moments(split.x)
+    return split.replace(card=split.card.replace(mean=mean, std=std))
 
 
 def as_clean(split: object, name: str = "clean") -> Split:

@@ -11,11 +11,10 @@ from typing import Any
 from torch import nn
 
 from theriac.core import check
-from theriac.core._rows import pixel_moments
 from theriac.core.card import Card
 from theriac.core.errors import InputError, unknown
 from theriac.core.run import Run
-from theriac.core.split import Split
+from theriac.core.split import Split, with_moments
 from theriac.models._still import blank, check_logits, try_rows
 from theriac.models.classifier import Classifier, Normalize, TablePrep
 from theriac.models.mlp import TableMLP
@@ -114,10 +113,7 @@ def build(name: str, split: Split, run: Run | None = None, **options: Any) -> Cl
         InputError: On an unknown architecture or option, or images that it does not fit.
     """
     run = run or Run()
-    card = split.card
-    if not split.is_table and not card.mean:  # a card written by hand
-        mean, std = pixel_moments(split.x)
-        card = card.replace(mean=mean, std=std)
+    card = with_moments(split).card
     prepare: nn.Module = TablePrep.fit(split) if split.is_table else normalization(card)
     with run.init_scope():
         net = make_net(name, card, options, getattr(prepare, "width", 0))

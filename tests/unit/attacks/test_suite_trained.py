@@ -16,6 +16,7 @@ from theriac.attacks._generators import DynamicNet, TriggerEncoder, pack, unpack
 from theriac.attacks._stego import Encoder, ssim
 from theriac.attacks._surrogate import FitError
 from theriac.attacks.base import restore
+from theriac.core._rows import pixel_moments
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import CROSS, POISON
@@ -189,6 +190,16 @@ def test_input_aware_resumes(digits, tmp_path):
     for name, tensor in whole.planted.state.items():
         assert torch.equal(again.planted.state[name], tensor), name
     assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), whole.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("attack", [InputAware(width=4, fit_rows=50), LIRA(width=4, first_epochs=1)], ids=named)
+def test_a_card_without_moments_gets_those_of_the_rows(attack, digits):
+    rows = digits.train.sample(100)
+    mean, std = pixel_moments(rows.x)
+    bare = rows.replace(card=rows.card.replace(mean=(), std=()))
+    told = rows.replace(card=rows.card.replace(mean=mean, std=std))
+    first, second = (attack.train(BUILD, s, quiet(), RECIPE).model.state_dict() for s in (bare, told))
+    assert all(torch.equal(first[k], second[k]) for k in second)
 
 
 # LIRA

@@ -1,0 +1,123 @@
+"""The committed results of ``attacks.py`` as tables: one page a plan, and an attack's own part of its method card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from measured import PLANS, RATES, RESULTS, Record, counted, families, read, seeds_words, settings_words, victim_words
+
+from theriac.core.method import Method
+from theriac.report.cards import grid
+
+HEAD = ["preset, what differs", "network, recipe", "poisoned + cover rows", "ACC %", "ASR %", "RA %"]
+HEAD += ["benign model: ACC %", "ASR %", "RA %", "ACC lost", "seeds"]
+NOTES = """Last iterate.
+One seed with its counts, several with mean, standard deviation and range. Benign model: of the same recipe and seed, trained on
+clean rows, judged on the same stamped rows. ACC lost: points, benign minus victim.
+"""
+HASHES = """First digits of SHA-256. The same plan on the same kind of machine makes the same bytes; -: no fixed set of poisoned
+rows, because the attack stamps while it trains.
+"""
+
+
+def attack_plans(results: Path = RESULTS) -> dict[str, list[Record]]:
+    """Records of ``attacks.py`` by plan, in the order of the plan, without the runs of tuning seeds."""
+    found: dict[str, list[Record]] = {}
+    for folder in sorted(p for p in results.iterdir() if p.is_dir()) if results.is_dir() else []:
+        records = [read(path) for path in sorted(folder.glob("*.json"))]
+        records = [r for r in records if isinstance(r, dict) and {"attack", "victim", "benign", "planted"} <= r.keys()]
+        if records:
+            order = _order(folder.name)
+            found[folder.name] = sorted(records, key=lambda r: (order.get(_job(r), len(order)), r["seed"]))
+    return found
+
+
+def page(plan: str, records: Sequence[Record]) -> str:
+    """One plan's page: what was planted and how well, what resists, and the hashes by which other results name a victim."""
+    rows, more, victims = [], [], []
+    for members in families(list(records), _alike):
+        job = _job(members[0])
+        rows.append([job, *_row(members)])
+        more += [[job, *told] for told in _more(members)]
+        victims += [[m["name"], *(f"`{(m[k] or '-')[:12]}`" for k in ("poisoned_set", "planted", "weights"))] for m in members]
+    command = re.split(r" --(?:only|job) ", records[0]["command"])[0]
+    parts = [f"# {plan}\n\nMade by `{command} --data NAME=<folder>`, tabulated by `python benchmarks/make_tables.py`. {NOTES}"]
+    parts.append(grid(["run", *HEAD], rows))
+    if more:
+        parts += ["\n## What else an attack is judged by\n", grid(["run", "what", "victim %", "seeds"], more)]
+    parts += [f"\n## Victims\n\n{HASHES}", grid(["victim", "poisoned rows", "what was planted", "weights"], victims)]
+    return "\n".join(parts) + "\n"
+
+
+def for_attack(cls: type[Method], results: Path = RESULTS) -> list[str]:
+    """One attack's rows of every plan, for its card."""
+    blocks = []
+    for plan, records in attack_plans(results).items():
+        mine = [r for r in records if r["attack"]["method"] == cls.name]
+        rows = [[members[0]["data"], *_row(members)] for members in families(mine, _alike)]
+        if rows:
+            told = f"From [{plan}](../../benchmarks/results/{plan}.md); beside a benign model judged on the same stamped rows."
+            blocks.append(f"{told}\n\n{grid(['data', *HEAD], rows)}")
+    return blocks
+
+
+def _order(plan: str) -> dict[str, int]:
+    path = PLANS / f"{plan}.yaml"
+    jobs = yaml.safe_load(path.read_text("utf-8")).get("jobs", ()) if path.exists() else ()
+    return {job["name"]: i for i, job in enumerate(jobs)}
+
+
+def _job(record: Record) -> str:
+    return re.sub(rf"-{record['seed']}$", "", record["name"])
+
+
+def _alike(record: Record) -> Any:
+    shared = ("data", "model", "options", "recipe", "subset")
+    config = {k: v for k, v in record["attack"].items() if k != "seed"}
+    return [_job(record), config, {k: record.get(k) for k in shared}]
+
+
+def _recipe(record: Record) -> str:
+    victim = {k: record[k] for k in ("model", "options", "recipe")}
+    return victim_words(victim | ({"rows": record["rows"]["all"]} if record.get("subset") else {}))
+
+
+def _planted(record: Record) -> str:
+    rows = record["rows"]
+    return f"{rows['poison']} + {rows['cross']} of {rows['all']}" if rows["cross"] else f"{rows['poison']} of {rows['all']}"
+
+
+def _row(members: Sequence[Record]) -> list[str]:
+    first = members[0]
+    rates = [counted([m[who][k] for m in members]) for who in ("victim", "benign") for k in RATES]
+    lost = [100 * (m["benign"]["acc"]["value"] - m["victim"]["acc"]["value"]) for m in members]
+    told = [settings_words(first["attack"]), _recipe(first), _planted(first)]
+    return [*told, *rates, f"{sum(lost) / len(lost):+.1f}", _seeds(members)]
+
+
+def _seeds(members: Sequence[Record]) -> str:
+    return seeds_words(m["seed"] for m in members)
+
+
+def _more(members: Sequence[Record]) -> list[list[str]]:
+    """Cross accuracy, success by target, each goal alone, and leakage to classes that the attack is not for."""
+    names = {
+        "cross_accuracy": "rows that should resist: accuracy",
+        "by_target": "success with target",
+        "alone": "success of the part alone, target",
+        "leak": "stamped rows of classes it is not for, sent to the target: class",
+    }
+    found: dict[str, list[Record]] = {}
+    for member in members:
+        for key, words in names.items():
+            value = member["more"].get(key)
+            if value is not None and "hits" in value:
+                found.setdefault(words, []).append(value)
+            elif value and len(value) <= 10:
+                for name, rate in value.items():
+                    found.setdefault(f"{words} {name}", []).append(rate)
+    return [[words, counted(rates), _seeds(members)] for words, rates in found.items()]
