@@ -27,7 +27,8 @@ from torch.nn import functional as F
 
 import theriac as th
 from theriac.attacks import SIG, BadNets, Blended, BppAttack, FTrojan, WaNet
-from theriac.attacks.base import Attack, Planted
+from theriac.attacks.base import Attack
+from theriac.attacks.planted import Planted
 from theriac.core.files import write_json
 from theriac.triggers.additive import sinusoid
 from theriac.triggers.patterns import picture

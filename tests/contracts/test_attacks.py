@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from theriac.attacks import Attack
-from theriac.attacks.base import restore
+from theriac.attacks.store import restore
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import methods

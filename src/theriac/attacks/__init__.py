@@ -3,7 +3,7 @@
 from theriac.attacks.adaptive_blend import AdaptiveBlend
 from theriac.attacks.adaptive_patch import AdaptivePatch
 from theriac.attacks.badnets import BadNets
-from theriac.attacks.base import Attack, Planted, Victim
+from theriac.attacks.base import Attack
 from theriac.attacks.blended import Blended
 from theriac.attacks.bpp import BppAttack
 from theriac.attacks.breakdown import leak, success_by_target
@@ -17,6 +17,7 @@ from theriac.attacks.lf import LF
 from theriac.attacks.lira import LIRA
 from theriac.attacks.multi_target import MultiTarget
 from theriac.attacks.narcissus import Narcissus
+from theriac.attacks.planted import Planted, Victim
 from theriac.attacks.sam_flat import SamFlat
 from theriac.attacks.sig import SIG
 from theriac.attacks.ssba import SSBA

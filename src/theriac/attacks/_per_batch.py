@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from theriac.attacks.base import Attack, Victim
+from theriac.attacks.base import Attack
+from theriac.attacks.planted import Victim
 from theriac.core.card import Augment
 from theriac.core.run import Run
 from theriac.core.split import Split

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, final
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
 
 import torch
-from torch import nn
 
+from theriac.attacks.planted import Planted, Victim
 from theriac.core import check
 from theriac.core.card import Card
-from theriac.core.errors import InputError, unknown
-from theriac.core.method import Method, methods
+from theriac.core.errors import InputError
+from theriac.core.method import Method
 from theriac.core.run import Run
 from theriac.core.split import CROSS, POISON, Poisoned, Split, as_clean
 from theriac.models import Buildable
@@ -232,87 +232,3 @@ class Attack(Method):
 
     def _target(self, y: torch.Tensor, classes: int) -> torch.Tensor:
         return (y + 1) % classes if self.mode == "all_to_all" else torch.full_like(y, self.target)
-
-
-@dataclass(frozen=True)
-class Planted:
-    """An attack with everything it needs to stamp rows of one data set."""
-
-    attack: Attack
-    card: Card
-    state: Mapping[str, torch.Tensor] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The attack's name."""
-        return self.attack.name
-
-    def stamp(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        index: torch.Tensor | None = None,
-        phase: str = "test",
-        variant: str = "poison",
-    ) -> torch.Tensor:
-        """Rows with the trigger.
-
-        Args:
-            x: Stored rows, uint8 (B, C, H, W) or float32 (B, F).
-            y: True labels, int64 (B,).
-            index: Row numbers in the source, for triggers that differ by row.
-            phase: "train" or "test"; several attacks differ there.
-            variant: "poison", or "cross" for what the rows get that keep their label.
-        """
-        check.one_of("phase", phase, ("train", "test"))
-        check.one_of("variant", variant, ("poison", "cross"))
-        if tuple(x.shape[1:]) != self.card.shape:
-            raise InputError(f"x has rows of shape {tuple(x.shape[1:])}; {self.name} was planted for {self.card.shape}")
-        index = torch.arange(len(x), device=x.device) if index is None else index
-        put = self.attack._stamp if variant == "poison" else self.attack._stamp_cross
-        return put(self.state, x, y, index, phase)
-
-    @property
-    def by_row(self) -> bool:
-        """Whether :meth:`target` needs row numbers."""
-        return self.attack.by_row
-
-    def target(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
-        """The label that the attack wants, int64 (B,).
-
-        Args:
-            y: True labels, int64 (B,).
-            index: Row numbers in the source; only attacks with several triggers look at them.
-        """
-        index = torch.arange(len(y), device=y.device) if index is None else index
-        return self.attack._target_of(y, index, self.card.num_classes)
-
-    def population(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
-        """Bool (B,): rows on which success is counted: those the attack is for, without its label already."""
-        return (self.target(y, index) != y) & self.attack._counts(y)
-
-    def cross_population(self, y: torch.Tensor) -> torch.Tensor:
-        """Bool (B,): rows that should keep their label under the cross stamp."""
-        return self.attack._crosses(y)
-
-
-@dataclass(frozen=True)
-class Victim:
-    """A backdoored model and the state that its trigger needs."""
-
-    model: nn.Module
-    planted: Planted
-
-    def __repr__(self) -> str:
-        return f"Victim({type(self.model).__name__}, {self.planted.attack!r})"
-
-
-def restore(config: Mapping[str, Any], card: Card, state: Mapping[str, torch.Tensor]) -> Planted:
-    """A Planted from what was saved: the attack's configuration, the card and the fitted tensors."""
-    name, known = str(config.get("method", "")), methods("attack")
-    if name not in known:
-        raise unknown("attack", name, known)
-    attack = known[name].from_config(config)
-    if not isinstance(attack, Attack):
-        raise InputError(f"{name!r} is registered as an attack but is a {type(attack).__name__}")
-    return Planted(attack, card, dict(state))

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from theriac.attacks.base import Attack, Planted
+from theriac.attacks.base import Attack
+from theriac.attacks.planted import Planted
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from theriac.attacks.base import Attack, Planted
+from theriac.attacks.base import Attack
+from theriac.attacks.planted import Planted
 from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from theriac.attacks.base import Victim
+from theriac.attacks.planted import Victim
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split

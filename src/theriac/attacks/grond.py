@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from theriac.attacks._clean_label import CleanLabel
 from theriac.attacks._surrogate import fit_surrogate
-from theriac.attacks.base import Planted, Victim
+from theriac.attacks.planted import Planted, Victim
 from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register

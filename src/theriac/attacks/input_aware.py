@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from theriac.attacks._generators import DynamicNet, pack, side_loop, unpack
 from theriac.attacks._surrogate import part_of
-from theriac.attacks.base import Attack, Planted, Victim
+from theriac.attacks.base import Attack
+from theriac.attacks.planted import Planted, Victim
 from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError

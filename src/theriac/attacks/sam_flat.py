@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from theriac.attacks.base import Attack, Planted, Victim
+from theriac.attacks.base import Attack
+from theriac.attacks.planted import Planted, Victim
 from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
-from theriac.attacks.base import Planted, restore
+from theriac.attacks.base import Attack
+from theriac.attacks.planted import Planted
 from theriac.core.card import Card
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, unknown
 from theriac.core.files import write_atomically
+from theriac.core.method import methods
 from theriac.models.store import digest, read_record, read_tensors
 
 FORMAT = 1
@@ -80,3 +83,14 @@ def load_planted(folder: str | Path) -> Planted:
     if planted.attack.fits and not state:
         raise InputError(f"{file} is empty, but {planted.name} is fitted on training rows and can't stamp without its state")
     return planted
+
+
+def restore(config: Mapping[str, Any], card: Card, state: Mapping[str, torch.Tensor]) -> Planted:
+    """A Planted from what was saved: the attack's configuration, the card and the fitted tensors."""
+    name, known = str(config.get("method", "")), methods("attack")
+    if name not in known:
+        raise unknown("attack", name, known)
+    attack = known[name].from_config(config)
+    if not isinstance(attack, Attack):
+        raise InputError(f"{name!r} is registered as an attack but is a {type(attack).__name__}")
+    return Planted(attack, card, dict(state))

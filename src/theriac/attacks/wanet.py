@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 import torch
 
 from theriac.attacks._per_batch import train_per_batch
-from theriac.attacks.base import Attack, Victim
+from theriac.attacks.base import Attack
+from theriac.attacks.planted import Victim
 from theriac.core import check
 from theriac.core.card import Augment
 from theriac.core.method import preset, register

@@ -12,7 +12,8 @@ from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.debias.base import groups_of
-from theriac.metrics.fairness import Fairness, fairness
+from theriac.metrics.by_group import fairness
+from theriac.metrics.fairness import Fairness
 
 Serve = Callable[[nn.Module], nn.Module]
 """From the network in training to what answers at inference (such as the teacher with its query)."""

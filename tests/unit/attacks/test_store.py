@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import theriac as th
-from theriac.attacks.base import Planted
+from theriac.attacks.planted import Planted
 from theriac.attacks.store import load_planted, save_planted
 from theriac.core.card import Card
 from theriac.core.errors import InputError

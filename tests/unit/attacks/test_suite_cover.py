@@ -18,7 +18,7 @@ from theriac.attacks import (
     leak,
     success_by_target,
 )
-from theriac.attacks.base import Victim
+from theriac.attacks.planted import Victim
 from theriac.core.errors import InputError
 from theriac.core.method import create, methods
 from theriac.core.run import Run

@@ -12,7 +12,7 @@ from torch import nn
 
 from theriac.attacks import LF, BadNets, LabelConsistent, TrojanNN
 from theriac.attacks._surrogate import fit_surrogate, pgd, read_array
-from theriac.attacks.base import restore
+from theriac.attacks.store import restore
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.models import Builder, features, to_input

@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 
 from theriac.attacks import SIG, BadNets, Blended, BppAttack, FTrojan, WaNet, cross_accuracy
 from theriac.attacks._per_batch import augment_alike
-from theriac.attacks.base import restore
+from theriac.attacks.store import restore
 from theriac.core.card import Augment
 from theriac.core.errors import InputError
 from theriac.core.method import create

@@ -15,7 +15,7 @@ from theriac.attacks import LIRA, SSBA, InputAware, cross_accuracy
 from theriac.attacks._generators import DynamicNet, TriggerEncoder, pack, unpack
 from theriac.attacks._stego import Encoder, ssim
 from theriac.attacks._surrogate import FitError
-from theriac.attacks.base import restore
+from theriac.attacks.store import restore
 from theriac.core._rows import pixel_moments
 from theriac.core.errors import InputError
 from theriac.core.run import Run
