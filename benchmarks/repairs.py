@@ -79,6 +79,8 @@ def run_job(job: dict[str, Any], victim: dict[str, Any], data: Any, runs: Path) 
     judged = attack or (create("attack", **job["judge"]) if "judge" in job else None)
     planted = judged.plant(data.train) if judged is not None else None
     record: dict[str, Any] = {"name": job["name"], "victim": victim, "repair": None, "warnings": []}
+    if "judge" in job:
+        record["judge"] = job["judge"]
     record["parameters"] = parameter_count(model)
     record["train_seconds"] = began
     before = th.evaluate(model, data.test, planted)

@@ -47,6 +47,7 @@ class Evaluation:
     target_acc: Rate | None = None  # accuracy on clean rows of the attack's target class(es)
     attack: str = ""
     data: str = ""
+    rows: str = ""  # first digits of the test split's content hash, so that only like is compared with like; "" = not known
 
     def __str__(self) -> str:
         lines = [f"ACC  {self.acc}"]
@@ -66,9 +67,22 @@ class Evaluation:
         """
         if self.asr is None or benign.asr is None:
             raise InputError("excess ASR needs two evaluations under the same attack; one has no ASR")
-        if self.asr.total != benign.asr.total:
-            raise InputError(f"the populations differ: {self.asr.total} rows and {benign.asr.total} rows")
+        if self.asr.total != benign.asr.total or not self.same_rows(benign):
+            raise InputError(
+                f"the populations differ: {self.asr.total} of {self.named_rows} and {benign.asr.total} of {benign.named_rows}"
+            )
         return Difference(benign.asr, self.asr)
+
+    @property
+    def named_rows(self) -> str:
+        """The test rows in words."""
+        return f"{self.data or f'{self.acc.total} rows'}{f' ({self.rows})' if self.rows else ''}"
+
+    def same_rows(self, other: Evaluation) -> bool:
+        """Whether both are of the same rows, as far as is known: by content, else by name and number."""
+        if self.rows and other.rows:
+            return self.rows == other.rows
+        return self.acc.total == other.acc.total and self.data == other.data
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a record."""
@@ -77,6 +91,7 @@ class Evaluation:
             **{name: None if rate is None else rate.to_dict() for name, rate in rates.items()},
             "attack": self.attack,
             "data": self.data,
+            "rows": self.rows,
         }
 
     @classmethod
@@ -88,7 +103,8 @@ class Evaluation:
         }
         if rates["acc"] is None:
             raise InputError("the record of an evaluation has no 'acc'")
-        return cls(rates["acc"], rates["asr"], rates["ra"], rates["target_acc"], data["attack"], data["data"])
+        words = (data["attack"], data["data"], data.get("rows", ""))
+        return cls(rates["acc"], rates["asr"], rates["ra"], rates["target_acc"], *words)
 
 
 @dataclass(frozen=True)
@@ -136,12 +152,10 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
         InputError: If they were made on different rows or attacks.
     """
     stamped = [None if e.asr is None else e.asr.total for e in (before, after)]
-    same_rows = before.acc.total == after.acc.total and before.data == after.data and stamped[0] == stamped[1]
-    if not same_rows or before.attack != after.attack:
+    if not before.same_rows(after) or stamped[0] != stamped[1] or before.attack != after.attack:
         raise InputError(
-            f"the evaluations differ in rows ({before.data or before.acc.total}, {stamped[0]} stamped; "
-            f"{after.data or after.acc.total}, {stamped[1]} stamped) "
-            f"or attack ({before.attack!r} and {after.attack!r}); compare needs the same of both"
+            f"the evaluations differ in rows ({before.named_rows}, {stamped[0]} stamped; {after.named_rows}, {stamped[1]} "
+            f"stamped) or attack ({before.attack!r} and {after.attack!r}); compare needs the same of both"
         )
     return Comparison(before, after)
 
@@ -180,8 +194,8 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
     targets = torch.zeros(classes, dtype=torch.bool, device=run.device)
     with _eval_mode(net), torch.inference_mode(), run.autocast():
         for positions in here.batches(batch_size):
-            rows, y = here.rows(positions), here.y[positions]
-            clean = _predict(net, rows, classes)
+            x, y = here.rows(positions), here.y[positions]
+            clean = _predict(net, x, classes)
             right += torch.bincount(y[clean == y], minlength=classes)
             if planted is None:
                 continue
@@ -189,19 +203,19 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
             targets[wanted[counted]] = True
             population = population + counted.sum()
             if bool(counted.any()):
-                stamped = planted.stamp(rows[counted], y[counted], here.index[positions][counted], "test")
+                stamped = planted.stamp(x[counted], y[counted], here.index[positions][counted], "test")
                 seen = _predict(net, stamped, classes)
                 asr = asr + (seen == wanted[counted]).sum()
                 ra = ra + (seen == y[counted]).sum()
     acc, data = Rate(int(right.sum()), len(split), "clean rows"), f"{split.card.name}, {len(split)} rows"
+    rows = split.content_hash()[:16]
     if planted is None:
-        return Evaluation(acc, data=data)
+        return Evaluation(acc, data=data, rows=rows)
     of = f"rows stamped by {planted.name} whose label is not the attack's label already"
     total = int(here.count()[targets].sum())
     target_acc = Rate(int(right[targets].sum()), total, "clean rows of the target class") if total else None
-    return Evaluation(
-        acc, Rate(int(asr), int(population), of), Rate(int(ra), int(population), of), target_acc, planted.name, data
-    )
+    success, recovered = (Rate(int(hits), int(population), of) for hits in (asr, ra))
+    return Evaluation(acc, success, recovered, target_acc, planted.name, data, rows)
 
 
 def aim(planted: Any, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

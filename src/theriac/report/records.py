@@ -70,6 +70,7 @@ class Scores(Record):
     target_acc: Counted | None = None
     attack: Short = ""
     data: Short = ""
+    rows: Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")] = ""
 
     @property
     def evaluation(self) -> Evaluation:

@@ -260,6 +260,17 @@ def test_compare_refuses_other_rows(other):
         compare(evaluation(50, None), evaluation(50, 40))
 
 
+def test_rows_of_other_content_are_told_apart(run):
+    rows = table(*ROWS)
+    other = rows.replace(y=rows.y.roll(1))  # as many rows of the same name
+    first, same, second = (evaluate(Reader(), s, Fake(), run=run) for s in (rows, rows.take(torch.arange(len(rows))), other))
+    assert compare(first, same).acc.value == 0
+    with pytest.raises(InputError, match=f"{first.rows}.*{second.rows}"):
+        compare(first, second)
+    with pytest.raises(InputError, match="populations differ"):
+        first.excess_asr(second)
+
+
 def test_excess_asr():
     excess = evaluation(90, 76).excess_asr(evaluation(91, 8))
     assert excess.value == pytest.approx(68 / 80)
