@@ -44,6 +44,9 @@ def main() -> None:
     parser.add_argument("--method", default="d3")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="option of the repair")
     parser.add_argument("--clean", type=float, default=0.05, help="share of the training rows given to the repair")
+    parser.add_argument("--seed", type=int, default=0, help="of the repair")
+    parser.add_argument("--clean-seed", type=int, default=1000)
+    parser.add_argument("--run", type=Path, help="folder of the same repair by repairs.py, whose last checkpoint is taken")
     parser.add_argument("--name", default="")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -54,10 +57,10 @@ def main() -> None:
     attack = create("attack", args.attack, **judge).plant(data.train)
     old = th.load_model(args.victim)
     method = create("repair", args.method, **options)
-    run = th.Run(seed=0, quiet=True)
+    run = th.Run(seed=args.seed, quiet=True, folder=args.run)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        new = method.repair(old, data.train.sample(args.clean, seed=1000), run)
+        new = method.repair(old, data.train.sample(args.clean, seed=args.clean_seed), run)
     head = th.models.classifier(old)[0]
     w0, w1 = old.get_submodule(head).weight, new.get_submodule(head).weight
     test = data.test.sample(min(2000, len(data.test)), seed=0)

@@ -12,7 +12,6 @@ attack that can't be fitted is told and left out; the command then ends with 1.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 import time
@@ -20,9 +19,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from repairs import ROOT, machine, thin, training_rows, victim_model
+from repairs import machine, plan_arguments, thin, training_rows, victim_model
 
 import theriac as th
 from theriac.attacks import MultiTarget, cross_accuracy, leak, load_planted, save_planted, success_by_target
@@ -36,16 +34,7 @@ FIELDS = ("data", "load", "rows", "recipe", "model", "options", "precision", "se
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("plan", type=Path)
-    parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH")
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--only", default="", help="run only jobs whose name contains this")
-    parser.add_argument("--job", default="", help="run the job of this very name")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=ROOT / "results")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    args = plan_arguments(__doc__)
     plan = yaml.safe_load(args.plan.read_text())
     paths = dict(item.split("=", 1) for item in args.data)
     loaded: dict[str, Any] = {}

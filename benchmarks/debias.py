@@ -103,8 +103,8 @@ def plain_recipe(told: dict[str, Any], rows: int) -> Recipe:
     """What the methods use, for training without any of them; steps become whole passes, as there."""
     size = told["batch_size"]
     epochs = told.get("epochs") or math.ceil(told["steps"] / math.ceil(rows / size))
-    lr = told.get("lr", 1e-3)
-    return Recipe(name="plain", epochs=epochs, batch_size=size, optimizer="adam", lr=lr, schedule="constant")
+    more = {"lr": told.get("lr", 1e-3), "augment": told.get("augment", "card")}
+    return Recipe(name="plain", epochs=epochs, batch_size=size, optimizer="adam", schedule="constant", **more)
 
 
 def fitted(options: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:

@@ -41,8 +41,9 @@ def machine() -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def plan_arguments(about: str | None) -> argparse.Namespace:
+    """What scripts that run a plan of jobs are told; sets the number of threads."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path)
     parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
@@ -52,6 +53,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    return args
+
+
+def main() -> None:
+    args = plan_arguments(__doc__)
     plan = yaml.safe_load(args.plan.read_text())
     out = args.out / args.plan.stem
     paths = dict(item.split("=", 1) for item in args.data)

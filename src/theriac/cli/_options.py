@@ -52,6 +52,10 @@ DataOption = Annotated[
         show_default=False,
     ),
 ]
+Method = Annotated[str, typer.Option("--method", help="NAME or NAME:PRESET; see theriac list.", rich_help_panel=_METHOD)]
+MethodOption = Annotated[
+    list[str] | None, typer.Option("--option", help="KEY=VALUE of the method.", rich_help_panel=_METHOD, show_default=False)
+]
 Attack = Annotated[
     str, typer.Option("--attack", "-a", help="NAME or NAME:PRESET; see theriac list attacks.", rich_help_panel="Attack")
 ]

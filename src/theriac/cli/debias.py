@@ -26,13 +26,8 @@ def debias(
     ] = 1,
     augment: opt.Augment = None,
     data_option: opt.DataOption = None,
-    method: Annotated[
-        str, typer.Option("--method", help="NAME or NAME:PRESET; see theriac list debiasing.", rich_help_panel="Method")
-    ] = "dwb",
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", help="KEY=VALUE of the method.", rich_help_panel="Method", show_default=False),
-    ] = None,
+    method: opt.Method = "dwb",
+    option: opt.MethodOption = None,
     model: opt.Architecture = None,
     width: opt.Width = None,
     model_option: opt.ModelOption = None,

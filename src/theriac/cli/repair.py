@@ -14,13 +14,8 @@ def repair(
     path: Annotated[
         str, typer.Argument(metavar="MODEL", help="A run folder, or a file of weights (then with --data and --model).")
     ],
-    method: Annotated[
-        str, typer.Option("--method", help="NAME or NAME:PRESET; see theriac list repairs.", rich_help_panel="Method")
-    ] = "sau",
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", help="KEY=VALUE of the method.", rich_help_panel="Method", show_default=False),
-    ] = None,
+    method: opt.Method = "sau",
+    option: opt.MethodOption = None,
     clean: Annotated[
         str,
         typer.Option("--clean", help="Clean rows to repair with: a share (0.05) or a number (500).", rich_help_panel="Method"),

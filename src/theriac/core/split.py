@@ -126,13 +126,13 @@ class Split:
         """Rows per class, int64 (K,)."""
         return torch.bincount(self.y, minlength=self.num_classes)
 
-    def content_hash(self) -> str:
-        """sha256 of rows, labels and groups: the same bytes, the same hash, wherever they came from."""
+    def content_hash(self, *, groups: bool = True) -> str:
+        """sha256 of rows, labels and, if asked for, groups: the same bytes, the same hash, wherever they came from."""
         digest = hashlib.sha256(repr((tuple(self._store.shape), str(self._store.dtype))).encode())
         for positions in self.batches(chunk_size(self._store)):
             digest.update(self.rows(positions).cpu().contiguous().numpy().tobytes())
         digest.update(self.y.cpu().numpy().tobytes())
-        if self.group is not None:
+        if self.group is not None and groups:
             digest.update(self.group.cpu().numpy().tobytes())
         return digest.hexdigest()
 

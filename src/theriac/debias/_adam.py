@@ -1,13 +1,19 @@
-"""Hyperparameters that debiasing methods share: Adam at a constant rate, in one stage or several."""
+"""What debiasing methods share: Adam at a constant rate, one stage or several, and a student that learns from a told model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from torch import nn
 
 from theriac.core import check
-from theriac.debias._training import adam
-from theriac.debias.base import Debiasing
+from theriac.core.errors import InputError
+from theriac.core.run import Run
+from theriac.core.split import Split
+from theriac.debias._training import adam, by_group, distill
+from theriac.debias.base import Debiasing, groups_of
+from theriac.models.grouped import GroupAware
 from theriac.training import Recipe
 
 
@@ -43,3 +49,52 @@ class OneStage(AdamTrained):
     def recipe(self, rows: int) -> Recipe:
         """Adam at a constant rate."""
         return self._adam(self.name, self.epochs, self.steps, rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distilled(AdamTrained):
+    """Base of methods whose model must be told the group, and which can teach its answers to a student that need not be.
+
+    The student's hyperparameters are those of the released code of DwB.
+    """
+
+    student: bool = True  # False deploys the model that must be told the group
+    soft: float = 0.9  # released code of DwB: weight of the teacher's answers
+    hard: float = 0.1  # the same code: weight of the labels
+    temperature: float = 1.0  # the same code
+    student_epochs: int = 10  # the same code
+    student_steps: int = 0  # ours, for small sets: optimizer steps, rounded up to whole passes; 0 = student_epochs
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check.whole("student_epochs", self.student_epochs, 1)
+        check.whole("student_steps", self.student_steps, 0)
+        for name in ("soft", "hard"):
+            check.positive(name, getattr(self, name), zero=True)
+        check.positive("temperature", self.temperature)
+        if self.soft + self.hard == 0:
+            raise InputError("soft and hard are both 0; the student would learn nothing")
+
+    @property
+    def group_at_inference(self) -> bool:
+        """True without a student."""
+        return not self.student
+
+    def _student_recipe(self, rows: int) -> Recipe:
+        return self._adam(f"{self.name}_student", self.student_epochs, self.student_steps, rows)
+
+    def _teach(self, student: nn.Module, told: GroupAware, split: Split, run: Run, **more: Any) -> nn.Module:
+        """The student, taught on clean rows by a model that is told each row's group."""
+        return distill(
+            student,
+            by_group(told, groups_of(split), run),
+            split,
+            run,
+            self._student_recipe(len(split)),
+            soft=self.soft,
+            hard=self.hard,
+            temperature=self.temperature,
+            label=f"{self.name}_student",
+            about=self,
+            **more,
+        )

@@ -13,12 +13,12 @@ from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.debias._adam import AdamTrained
+from theriac.debias._adam import Distilled
 from theriac.debias._rates import Rule, effective_priors, tar
 from theriac.debias._select import Selector, cut_validation
 from theriac.debias._teacher import AskedTeacher, Query, query_map
-from theriac.debias._training import build_with, by_group, distill, fit_stamped
-from theriac.debias.base import cells, groups_of, stored
+from theriac.debias._training import build_with, fit_stamped
+from theriac.debias.base import cells, stored
 from theriac.models import Buildable
 from theriac.training import Recipe
 from theriac.triggers.bank import ColumnBank, Kind, TriggerBank, image_bank
@@ -26,7 +26,7 @@ from theriac.triggers.bank import ColumnBank, Kind, TriggerBank, image_bank
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class DwB(AdamTrained):
+class DwB(Distilled):
     """Debias with backdoor (or BaDe): a teacher whose planted bias cancels the real one, distilled into a clean student.
 
     Paper: Wu, He, Yu, Sang, "Backdoor for Debias: Mitigating Model Bias with Backdoor Attack-based Artificial Bias",
@@ -65,35 +65,22 @@ class DwB(AdamTrained):
     strength: float = 1.0  # ours: k in m + k (TAR - m); the code is k = 1
     stamping: Literal["exclusive", "doubled"] = "exclusive"  # "doubled": T2 on every row and T1 on some, as the code does
     query: Query = "reverse"  # code; "aligned" amplifies the bias, "none" leaves it: for study only
-    student: bool = True  # code; False deploys the teacher, which must be told the group
     trigger: Kind = "squares"  # code: active; mosaics and sinusoids are there too
     side: int = 0  # pixels; 0 = in proportion to the code's 25 at 218 x 178
     opacity: float = 1.0  # code: solid
-    soft: float = 0.9  # code: weight of the teacher's answers
-    hard: float = 0.1  # code: weight of the labels
-    temperature: float = 1.0  # code
     student_columns: Literal["none", "zeroed"] = "none"  # tables (reconstruction); zeroed ones keep random weights
     teacher_epochs: int = 5  # code
-    student_epochs: int = 10  # code
     teacher_steps: int = 0  # ours, for small sets: optimizer steps, rounded up to whole passes; 0 = teacher_epochs
-    student_steps: int = 0  # likewise
     select: Literal["last", "validation"] = "last"  # code: best epoch on test rows, which we never do
     val_share: float = 0.1  # ours: of each cell, held out of the training rows for select="validation"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("teacher_epochs", "student_epochs"):
-            check.whole(name, getattr(self, name), 1)
-        for name in ("teacher_steps", "student_steps", "side"):
-            check.whole(name, getattr(self, name), 0)
-        for name in ("soft", "hard"):
-            check.positive(name, getattr(self, name), zero=True)
-        check.positive("temperature", self.temperature)
+        for name, low in (("teacher_epochs", 1), ("teacher_steps", 0), ("side", 0)):
+            check.whole(name, getattr(self, name), low)
         check.between("opacity", self.opacity, 0, 1, open_low=True)
         check.between("val_share", self.val_share, 0, 0.9, open_low=True)
         check.between("strength", self.strength, -1e6, 1e6)
-        if self.soft + self.hard == 0:
-            raise InputError("soft and hard are both 0; the student would learn nothing")
         if self.stamping == "doubled" and self.rule == "multi":
             raise InputError("stamping 'doubled' is for two groups (rule 'closed' or 'exact')")
 
@@ -132,11 +119,6 @@ class DwB(AdamTrained):
     def teacher(cls) -> DwB:
         """The asked teacher itself: it must be told the group at inference, and carries live triggers (grade A)."""
         return cls(student=False)
-
-    @property
-    def group_at_inference(self) -> bool:
-        """True without a student."""
-        return not self.student
 
     def bank(self, split: Split) -> TriggerBank:
         """The triggers for rows of this kind, one for each group."""
@@ -180,9 +162,7 @@ class DwB(AdamTrained):
 
     def recipe(self, rows: int) -> Recipe:
         """Of the student, or of the teacher where that is deployed."""
-        if not self.student:
-            return self._teacher_recipe(rows)
-        return self._adam("dwb_student", self.student_epochs, self.student_steps, rows)
+        return self._student_recipe(rows) if self.student else self._teacher_recipe(rows)
 
     def _teacher_recipe(self, rows: int) -> Recipe:
         return self._adam("dwb_teacher", self.teacher_epochs, self.teacher_steps, rows)
@@ -216,16 +196,5 @@ class DwB(AdamTrained):
         if not self.student:
             return whole
         columns = bank if self.student_columns == "zeroed" else None
-        return distill(
-            build_with(build, split, columns, run),
-            by_group(whole, groups_of(split), run),
-            split,
-            run,
-            self.recipe(len(split)),
-            soft=self.soft,
-            hard=self.hard,
-            temperature=self.temperature,
-            label="dwb_student",
-            about=self,
-            selector=None if held is None else Selector(held, lambda model: model, run),
-        )
+        selector = None if held is None else Selector(held, lambda model: model, run)
+        return self._teach(build_with(build, split, columns, run), whole, split, run, selector=selector)

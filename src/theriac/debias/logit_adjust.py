@@ -9,22 +9,20 @@ import torch
 from torch import nn
 
 from theriac.core import check
-from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.debias._adam import OneStage
+from theriac.debias._adam import Distilled, OneStage
 from theriac.debias._rates import Prior, prior_offsets
 from theriac.debias._teacher import ShiftedByGroup
-from theriac.debias._training import build_with, by_group, distill, fit_stamped
-from theriac.debias.base import groups_of
+from theriac.debias._training import build_with, fit_stamped
 from theriac.models import Buildable
 from theriac.training import Recipe
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class GroupLogitAdjust(OneStage):
+class GroupLogitAdjust(OneStage, Distilled):
     """Add ``log wanted(y) - log P(y | a)`` to the logits of group a: what DwB's reverse query does, written down.
 
     Source: Bayes' rule, as in Menon et al., "Long-tail learning via logit adjustment", https://arxiv.org/abs/2007.07314, by
@@ -52,22 +50,10 @@ class GroupLogitAdjust(OneStage):
     prior: Prior = "marginal"  # of the adjusted model: that of all rows (binary: z1 - z0 += -log r_a), or uniform
     strength: float = 1.0  # factor on the offsets
     student: bool = False  # distill into a model that needs no group
-    soft: float = 0.9  # as DwB
-    hard: float = 0.1  # as DwB
-    temperature: float = 1.0  # as DwB
-    student_epochs: int = 10  # as DwB
-    student_steps: int = 0  # as DwB
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("student_epochs", 1), ("student_steps", 0)):
-            check.whole(name, getattr(self, name), low)
-        for name in ("soft", "hard"):
-            check.positive(name, getattr(self, name), zero=True)
-        check.positive("temperature", self.temperature)
         check.between("strength", self.strength, -1e6, 1e6)
-        if self.soft + self.hard == 0:
-            raise InputError("soft and hard are both 0; the student would learn nothing")
 
     @classmethod
     @preset
@@ -81,16 +67,9 @@ class GroupLogitAdjust(OneStage):
         """A student of it that needs no group."""
         return cls(student=True)
 
-    @property
-    def group_at_inference(self) -> bool:
-        """True without a student."""
-        return not self.student
-
     def recipe(self, rows: int) -> Recipe:
         """Of the student, or of the model that is shifted."""
-        if not self.student:
-            return self._base_recipe(rows)
-        return self._adam("logit_adjust_student", self.student_epochs, self.student_steps, rows)
+        return self._student_recipe(rows) if self.student else self._base_recipe(rows)
 
     def _base_recipe(self, rows: int) -> Recipe:
         return self._adam("logit_adjust", self.epochs, self.steps, rows)
@@ -101,17 +80,4 @@ class GroupLogitAdjust(OneStage):
         offsets = self.strength * prior_offsets(counts, self.prior)
         run.event("logit_offsets", offsets=offsets.tolist())
         shifted = ShiftedByGroup(model, offsets).to(run.device)
-        if not self.student:
-            return shifted
-        return distill(
-            build_with(build, split, None, run),
-            by_group(shifted, groups_of(split), run),
-            split,
-            run,
-            self.recipe(len(split)),
-            soft=self.soft,
-            hard=self.hard,
-            temperature=self.temperature,
-            label="logit_adjust_student",
-            about=self,
-        )
+        return self._teach(build_with(build, split, None, run), shifted, split, run) if self.student else shifted

@@ -47,7 +47,7 @@ class Evaluation:
     target_acc: Rate | None = None  # accuracy on clean rows of the attack's target class(es)
     attack: str = ""
     data: str = ""
-    rows: str = ""  # first digits of the test split's content hash, so that only like is compared with like; "" = not known
+    rows: str = ""  # hash of the test rows and labels, so that only like is compared with like; "" = not known
 
     def __str__(self) -> str:
         lines = [f"ACC  {self.acc}"]
@@ -208,7 +208,7 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
                 asr = asr + (seen == wanted[counted]).sum()
                 ra = ra + (seen == y[counted]).sum()
     acc, data = Rate(int(right.sum()), len(split), "clean rows"), f"{split.card.name}, {len(split)} rows"
-    rows = split.content_hash()[:16]
+    rows = split.content_hash(groups=False)[:16]
     if planted is None:
         return Evaluation(acc, data=data, rows=rows)
     of = f"rows stamped by {planted.name} whose label is not the attack's label already"
