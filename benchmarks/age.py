@@ -230,7 +230,7 @@ def inverted_cells(
 ) -> list[dict[str, Any]]:
     cells, part = [], plan.get("inverted", {})
     for n in part.get("per_class", ()):
-        age = AGE(per_class=n, **part.get("options", {}))
+        age = AGE(rule="E6", per_class=n, **part.get("options", {}))
         about = {"kind": "inverted", "rule": age.rule, "retrain": age.retrain, "per_class": n, "scope": age.scope}
         seeds = [seed for seed in part["seeds"] if identity({**about, "seed": seed}) not in done]
         cells += [cell(age, model, pool, test, planted, seed, **about) for seed in seeds]

@@ -55,12 +55,41 @@ def test_with_the_trigger_known_it_reduces_the_attack_where_the_control_does_not
         return after.asr.value
 
     assert asr(AGE.control()) > 0.6
-    assert asr(AGE()) < 0.2
+    assert asr(AGE.head()) < 0.2
+
+
+@pytest.mark.filterwarnings("ignore:AGE")
+def test_auto_takes_the_later_layers_and_falls_back_to_the_head_by_the_handful_alone(victim, digits):
+    def repaired(age: AGE) -> tuple[nn.Module, list[str]]:
+        run = quiet()
+        fixed = age.replace(per_class=5).with_trigger(ATTACK).repair(victim, digits.train, run)
+        told = run.history("age")
+        assert all(t["proxy_repair"] > 0.0 for t in told[:-1])
+        return fixed, [t["rule"] for t in told]
+
+    head, later = repaired(AGE.head())[0], repaired(AGE.later())[0]
+    never, always = repaired(AGE(fallback=1.0)), repaired(AGE(fallback=0.0))
+    assert never[1] == ["E2"]
+    assert same(never[0], later)
+    assert always[1] == ["E2", "E6"]
+    assert same(always[0], head)
+    chosen = repaired(AGE())
+    assert chosen[1] in (["E2"], ["E2", "E6"])
+    assert evaluate(chosen[0], digits.test, ATTACK, run=quiet()).asr.value < 0.3
+
+
+def test_auto_is_the_head_where_the_experiment_says_nothing(digits):
+    known = AGE().with_trigger(ATTACK)
+    assert [(one.rule, one.scope) for one in known._plan()] == [("E2", "later"), ("E6", "head")]
+    for other in (AGE(), known.replace(retrain="R2"), known.replace(rank=2), known.replace(strengths=(1.0,))):
+        assert [(one.rule, one.scope) for one in other._plan()] == [("E6", "head")]
+    assert [(one.rule, one.scope) for one in known.replace(scope="later")._plan()] == [("E6", "later")]
+    assert [(one.rule, one.scope) for one in known.replace(rule="E3")._plan()] == [("E3", "head")]
 
 
 def test_the_log_is_complete(victim, digits):
     run = quiet()
-    AGE(per_class=5).with_trigger(ATTACK).repair(victim, digits.train, run)
+    AGE.head().replace(per_class=5).with_trigger(ATTACK).repair(victim, digits.train, run)
     steps, last = run.history("age_step"), run.history("age")[-1]
     assert last["outcome"] == "repaired"
     assert (last["rule"], last["retrain"], last["knowledge"], last["target"]) == ("E6", "R4", "known", 0)
@@ -78,7 +107,7 @@ def test_the_log_is_complete(victim, digits):
 
 @pytest.mark.filterwarnings("ignore:AGE")  # what a tiny handful costs is not the point here
 def test_all_but_the_last_layer_stays_under_head_edits(victim, digits):
-    fixed = AGE(per_class=2).with_trigger(ATTACK).repair(victim, digits.train, quiet())
+    fixed = AGE.head().replace(per_class=2).with_trigger(ATTACK).repair(victim, digits.train, quiet())
     moved = [k for k, v in fixed.state_dict().items() if not torch.equal(v, victim.state_dict()[k])]
     assert moved == ["net.linear.weight", "net.linear.bias"]
 

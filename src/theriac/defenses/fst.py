@@ -45,13 +45,13 @@ class FST(Repair):
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
 
     alpha: float = 0.2  # official code, CIFAR-10 (its README: 0.1 to 0.2)
-    layers: str | tuple[str, ...] = "classifier"
+    layers: str | tuple[str, ...] = "classifier"  # official code: the linear layer
     init: Init = "torch"  # official code re-initializes the layer, bias included
     epochs: int = 10  # official code
     batch_size: int = 128  # ours; the source at hand does not state it
     lr: float = 0.01  # official code
     momentum: float = 0.9  # official code
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # ours; the source at hand does not state it
 
     @classmethod
     @preset
