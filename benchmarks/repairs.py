@@ -108,7 +108,8 @@ def run_job(job: dict[str, Any], victim: dict[str, Any], data: Any, runs: Path) 
     record["seconds"] = round(time.perf_counter() - clock, 1)
     record["warnings"] = [str(w.message) for w in caught]
     after = th.evaluate(fixed, data.test, planted)
-    record.update(repair=repair.config(), clean_rows=len(clean), seed=run.seed, precision=run.precision_reason)
+    used = (run.history(repair.name) or [{}])[-1].get("pool_rows", len(clean))  # AGE takes a handful of them
+    record.update(repair=repair.config(), clean_rows=used, seed=run.seed, precision=run.precision_reason)
     record["after"] = after.to_dict()
     record["der"] = th.compare(before, after).der if planted is not None else None
     record["moved"] = moved(model, fixed)
