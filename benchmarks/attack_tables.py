@@ -19,8 +19,8 @@ NOTES = """Last iterate.
 One seed with its counts, several with mean, standard deviation and range. Benign model: of the same recipe and seed, trained on
 clean rows, judged on the same stamped rows. ACC lost: points, benign minus victim.
 """
-HASHES = """First digits of SHA-256. The same plan on the same kind of machine makes the same bytes; -: no fixed set of poisoned
-rows, because the attack stamps while it trains.
+HASHES = """First digits of SHA-256. The same plan on the same kind of machine makes the same bytes. -: no fixed set of poisoned
+rows, because the attack stamps while it trains; nothing fitted, so that the trigger follows from the configuration.
 """
 
 
@@ -43,13 +43,13 @@ def page(plan: str, records: Sequence[Record]) -> str:
         job = _job(members[0])
         rows.append([job, *_row(members)])
         more += [[job, *told] for told in _more(members)]
-        victims += [[m["name"], *(f"`{(m[k] or '-')[:12]}`" for k in ("poisoned_set", "planted", "weights"))] for m in members]
+        victims += [[m["name"], *(f"`{made[:12]}`" if made else "-" for made in _hashes(m))] for m in members]
     command = re.split(r" --(?:only|job) ", records[0]["command"])[0]
     parts = [f"# {plan}\n\nMade by `{command} --data NAME=<folder>`, tabulated by `python benchmarks/make_tables.py`. {NOTES}"]
     parts.append(grid(["run", *HEAD], rows))
     if more:
         parts += ["\n## What else an attack is judged by\n", grid(["run", "what", "victim %", "seeds"], more)]
-    parts += [f"\n## Victims\n\n{HASHES}", grid(["victim", "poisoned rows", "what was planted", "weights"], victims)]
+    parts += [f"\n## Victims\n\n{HASHES}", grid(["victim", "poisoned rows", "what was fitted", "weights"], victims)]
     return "\n".join(parts) + "\n"
 
 
@@ -97,6 +97,11 @@ def _row(members: Sequence[Record]) -> list[str]:
     lost = [100 * (m["benign"]["acc"]["value"] - m["victim"]["acc"]["value"]) for m in members]
     told = [settings_words(first["attack"]), _recipe(first), _planted(first)]
     return [*told, *rates, f"{sum(lost) / len(lost):+.1f}", _seeds(members)]
+
+
+def _hashes(record: Record) -> tuple[str | None, str | None, str]:
+    fitted = any(record["needs"].values())  # else the trigger follows from the configuration
+    return record["poisoned_set"], record["planted"] if fitted else None, record["weights"]
 
 
 def _seeds(members: Sequence[Record]) -> str:

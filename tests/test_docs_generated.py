@@ -174,6 +174,7 @@ def attack_record(seed: int, hits: int, **changes: Any) -> dict[str, Any]:
         "benign": rates["before"],
         "more": {"cross_accuracy": {"hits": 3, "total": 4}},
         "rows": {"all": 100, "clean": 88, "poison": 10, "cross": 2},
+        "needs": {"training_control": False, "fitted": True},
         "poisoned_set": None,
         "planted": "ab" * 32,
         "weights": "cd" * 32,
@@ -192,8 +193,9 @@ def test_an_attack_s_own_plan_shows_what_it_plants_beside_a_benign_model(results
     page = attack_tables.page("toy", attack_tables.attack_plans(folder)["toy"])
     assert shown in page
     assert "rows that should resist: accuracy | 75.0, sd 0.0" in page
-    assert "| blended-1 | `-` | `abababababab` | `cdcdcdcdcdcd` |" in page
-    subset = attack_record(2, 81, subset=100)
+    assert "| blended-1 | - | `abababababab` | `cdcdcdcdcdcd` |" in page
+    subset = attack_record(2, 81, subset=100, needs={"training_control": False, "fitted": False}, poisoned_set="ef" * 32)
+    assert "| blended-2 | `efefefefefef` | - | `cdcdcdcdcdcd` |" in attack_tables.page("toy", [subset])
     assert "fast_8, 100 rows" in attack_tables.page("toy", [subset])
     assert card_tables.for_card(methods("attack")["badnets"], folder) == ""
 
