@@ -72,14 +72,14 @@ def main() -> None:
         name = victim["data"]
         if name not in loaded:
             loaded[name] = th.load(paths.get(name, name))
-        record = run_job(job, victim, loaded[name], args.runs)
+        record = run_job(args.plan.stem, job, victim, loaded[name], args.runs)
         record["machine"] = machine()
         record["command"] = f"python benchmarks/repairs.py {args.plan.as_posix()} --only {job['name']}"
         write_json(target, record)
         print(summary(record), flush=True)
 
 
-def run_job(job: dict[str, Any], victim: dict[str, Any], data: Any, runs: Path) -> dict[str, Any]:
+def run_job(plan: str, job: dict[str, Any], victim: dict[str, Any], data: Any, runs: Path) -> dict[str, Any]:
     model, attack, began = victim_model(victim, data, runs)
     # a benign control is judged with the attack named by the job, since it has none of its own
     judged = attack or (create("attack", **job["judge"]) if "judge" in job else None)
@@ -99,7 +99,7 @@ def run_job(job: dict[str, Any], victim: dict[str, Any], data: Any, runs: Path) 
         repair = repair.with_trigger(planted)
     clean = data.train.sample(job.get("clean", 0.05), seed=job.get("clean_seed", 1000))
     # a folder, so that a long repair that is killed goes on from its last checkpoint
-    folder = runs / "repairs" / job["name"]
+    folder = runs / "repairs" / plan / job["name"]
     run = th.Run(seed=job.get("seed", 0), precision=job.get("precision", "auto"), folder=folder, quiet=True)
     clock = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:

@@ -202,6 +202,9 @@ def test_list_one_method(theriac: Theriac) -> None:
     options = {o["option"]: o["default"] for o in theriac("list", "ft", "--json").json["ft"][0]["options"]}
     assert options["lr"] == th.defenses.FT().lr
     assert theriac("list", "fft").code == 2
+    told = theriac("list", "age").out
+    assert "reconstruction" in told
+    assert not any(mark in told for mark in ("`", "**", ":meth:"))  # docstring markup
 
 
 def test_version(theriac: Theriac) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -112,9 +113,9 @@ def _show_detail(entry: dict[str, Any]) -> None:
         "cost": entry["cost"],
         "known limits": " ".join(entry["limits"]),
     }
-    _show.rows(entry["title"], ("", ""), [[key, _text(value).replace("``", "")] for key, value in told.items() if value])
+    _show.rows(entry["title"], ("", ""), [[key, _words(_text(value))] for key, value in told.items() if value])
     presets = [
-        [p["name"], p["what"].replace("``", ""), ", ".join(f"{k}={v}" for k, v in p["changes"].items()) or "nothing"]
+        [p["name"], _words(p["what"]), ", ".join(f"{k}={v}" for k, v in p["changes"].items()) or "nothing"]
         for p in entry["presets"]
     ]
     if presets:
@@ -137,7 +138,12 @@ def _recipe(recipe: Any) -> dict[str, Any]:
 
 def _first_sentence(cls: type[Any]) -> str:
     text = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
-    return text.split(". ")[0].rstrip(".").replace("``", "")
+    return _words(text.split(". ")[0].rstrip("."))
+
+
+def _words(text: str) -> str:
+    """Docstring markup as plain text: no code marks, roles or emphasis."""
+    return re.sub(r":\w+:`~?([^`]+)`", r"\1", text).replace("`", "").replace("**", "")
 
 
 def _text(value: Any) -> str:
