@@ -19,6 +19,7 @@ NOTES = """Last iterate.
 One seed with its counts, several with mean, standard deviation and range. Benign model: of the same recipe and seed, trained on
 clean rows, judged on the same stamped rows. ACC lost: points, benign minus victim.
 """
+SHORT = (("victim", "acc"), ("victim", "asr"), ("benign", "asr"))
 HASHES = """First digits of SHA-256. The same plan on the same kind of machine makes the same bytes. -: no fixed set of poisoned
 rows, because the attack stamps while it trains; nothing fitted, so that the trigger follows from the configuration.
 """
@@ -65,6 +66,49 @@ def for_attack(cls: type[Method], results: Path = RESULTS) -> list[str]:
     return blocks
 
 
+def overview(results: Path = RESULTS) -> str:
+    """All attacks in short, for the page of pictures: success and what it costs, one table a plan."""
+    head = ["run", "recipe", "poisoned + cover rows", "ACC %", "ACC lost", "ASR %", "benign model's ASR %", "seeds"]
+    blocks = []
+    for plan, records in attack_plans(results).items():
+        rows = []
+        for members in families(records, _alike):
+            acc, asr, other = (_short([m[who][k]["value"] for m in members]) for who, k in SHORT)
+            told = [f"[{_job(members[0])}](methods/{members[0]['attack']['method']}.md)", members[0]["recipe"], _planted(members[0])]
+            rows.append([*told, acc, _lost(members), asr, other, _seeds(members)])
+        link = f"[{plan}](../benchmarks/results/{plan}.md)"
+        blocks.append(f"{link}: `{records[0]['data']}`, {_recipe(records[0]).rsplit(',', 1)[0]}.\n\n{grid(head, rows)}")
+    return "\n\n".join(blocks)
+
+
+def speed(path: Path = RESULTS / "triggers.json") -> str:
+    """How fast static triggers are put on, beside loops over single images."""
+    told = read(path)
+    head = ["trigger", "images/s", "of copying the rows", "bare loop", "items", "files", "loop images/s", "items/s", "files/s"]
+    rows = [
+        [
+            r["trigger"],
+            f"{r['images_per_s']:,}",
+            f"{r['times_copy']:.1f} x the time",
+            *(f"{r[f'times_{k}']:.3g} x" for k in ("loop", "items", "files")),
+            *(f"{r[f'{k}_images_per_s']:,}" for k in ("loop", "items", "files")),
+        ]
+        for r in told["results"]
+    ]
+    size = f"{told['rows']:,} images of {told['shape'][1]} x {told['shape'][2]}, {told['machine']['threads']} thread"
+    return f"{size}, {told['clock']} clock; median of {len(told['results'][0]['batch_seconds'])}.\n\n{grid(head, rows)}"
+
+
+def _short(values: Sequence[float]) -> str:
+    shown = f"{100 * sum(values) / len(values):.1f}"
+    return f"{shown} ({100 * min(values):.1f} to {100 * max(values):.1f})" if len(values) > 1 else shown
+
+
+def _lost(members: Sequence[Record]) -> str:
+    lost = [100 * (m["benign"]["acc"]["value"] - m["victim"]["acc"]["value"]) for m in members]
+    return f"{sum(lost) / len(lost):+.1f}"
+
+
 def _order(plan: str) -> dict[str, int]:
     path = PLANS / f"{plan}.yaml"
     jobs = yaml.safe_load(path.read_text("utf-8")).get("jobs", ()) if path.exists() else ()
@@ -94,9 +138,8 @@ def _planted(record: Record) -> str:
 def _row(members: Sequence[Record]) -> list[str]:
     first = members[0]
     rates = [counted([m[who][k] for m in members]) for who in ("victim", "benign") for k in RATES]
-    lost = [100 * (m["benign"]["acc"]["value"] - m["victim"]["acc"]["value"]) for m in members]
     told = [settings_words(first["attack"]), _recipe(first), _planted(first)]
-    return [*told, *rates, f"{sum(lost) / len(lost):+.1f}", _seeds(members)]
+    return [*told, *rates, _lost(members), _seeds(members)]
 
 
 def _hashes(record: Record) -> tuple[str | None, str | None, str]:

@@ -3,9 +3,10 @@
     python benchmarks/triggers.py --rows 50000 --out benchmarks/results/triggers.json
 
 Random color images; every row is stamped. The loop is NumPy on one (H, W, C) image after the other, with everything that does
-not depend on the image made beforehand; its first rows are compared with those of the batch. ``files`` is the same loop as
-tools work that keep images as files: decode a PNG, stamp, encode a PNG. ``copy`` is the time of copying the same rows, the
-least that any poisoning can take. On a loaded machine use ``--clock cpu`` (one thread, CPU time).
+not depend on the image made beforehand; its first rows are compared with those of the batch. ``items`` is the same loop as a data
+set works that hands out single images: an image library's object in, stamped, such an object out, then a tensor. ``files`` is the
+loop of tools that keep images as files: decode a PNG, stamp, encode a PNG. ``copy`` is the time of copying the same rows to
+new memory, the least that any poisoning can take. On a loaded machine use ``--clock cpu`` (one thread, CPU time).
 """
 
 from __future__ import annotations
@@ -47,6 +48,12 @@ def encode(image: np.ndarray) -> bytes:
 
 def decode(png: bytes) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(png)))
+
+
+def item(single: One, image: Image.Image) -> torch.Tensor:
+    """One item of a data set of PIL images, stamped."""
+    out = Image.fromarray(single(np.array(image)))
+    return torch.from_numpy(np.array(out)).permute(2, 0, 1)
 
 
 def to_bytes(image: np.ndarray) -> np.ndarray:
@@ -122,9 +129,9 @@ def timed(work: Callable[[], Any], repeats: int, clock: Callable[[], float], dev
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=5000)
+    parser.add_argument("--rows", type=int, default=50000)
     parser.add_argument(
-        "--loop-rows", type=int, default=200, help="images that the loop handles (2 percent of it for dithering)"
+        "--loop-rows", type=int, default=2000, help="images that the loops handle (2 percent of it for dithering)"
     )
     parser.add_argument("--side", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
@@ -152,7 +159,7 @@ def main() -> None:
     }
     planted = {name: attack.plant(split) for name, attack in attacks.items()}
     singles = loops(args.side, planted)
-    copy = statistics.median(timed(lambda: [split.rows(p) for p in everything.split(4096)], args.repeats, clock, device))
+    copy = statistics.median(timed(lambda: split.rows(everything), args.repeats, clock, device))
 
     def stamp(name: str) -> torch.Tensor:  # as poison() does it
         out = torch.empty_like(x, device=device)
@@ -167,6 +174,13 @@ def main() -> None:
         batch = timed(lambda name=name: stamp(name), args.repeats, clock, device)
         one = timed(lambda single=single, images=images: [single(i) for i in images], args.repeats, clock, torch.device("cpu"))
         pngs = [encode(image) for image in images]
+        objects = [Image.fromarray(image) for image in images]
+        items = timed(
+            lambda single=single, objects=objects: torch.stack([item(single, o) for o in objects]),
+            args.repeats,
+            clock,
+            torch.device("cpu"),
+        )
         files = timed(
             lambda single=single, pngs=pngs: [encode(single(decode(p))) for p in pngs], args.repeats, clock, torch.device("cpu")
         )
@@ -175,17 +189,20 @@ def main() -> None:
             - stamp(name)[:count].permute(0, 2, 3, 1).cpu().numpy().astype(int)
         )
         rate = args.rows / statistics.median(batch)
-        loop_rate, file_rate = count / statistics.median(one), count / statistics.median(files)
+        loop_rate, item_rate, file_rate = (count / statistics.median(seconds) for seconds in (one, items, files))
         record = {
             "trigger": name,
             "images_per_s": round(rate),
             "loop_images_per_s": round(loop_rate),
+            "items_images_per_s": round(item_rate),
             "files_images_per_s": round(file_rate),
             "times_loop": round(rate / loop_rate, 1),
+            "times_items": round(rate / item_rate, 1),
             "times_files": round(rate / file_rate, 1),
             "times_copy": round(statistics.median(batch) / copy, 2),
             "batch_seconds": [round(s, 5) for s in batch],
             "loop_seconds": [round(s, 5) for s in one],
+            "items_seconds": [round(s, 5) for s in items],
             "files_seconds": [round(s, 5) for s in files],
             "loop_rows": count,
             "pixels_that_differ": float((gap > 0).mean()),
@@ -194,7 +211,7 @@ def main() -> None:
         results.append(record)
         print(
             f"{name:12s}{rate:11,.0f} images/s  loop{loop_rate:10,.0f} ({record['times_loop']:.1f} x)"
-            f"  files{file_rate:8,.0f} ({record['times_files']:.0f} x)  {record['times_copy']:6.2f} copies"
+            f"  items{item_rate:8,.0f} ({record['times_items']:.0f} x)  files{file_rate:8,.0f} ({record['times_files']:.0f} x)  {record['times_copy']:6.2f} copies"
             f"  differ {record['pixels_that_differ']:.1e}",
             flush=True,
         )
@@ -218,7 +235,7 @@ def main() -> None:
                 "processor": platform.machine(),
             },
             "command": "python benchmarks/triggers.py "
-            f"--rows {args.rows} --repeats {args.repeats} --clock {args.clock} --device {device}",
+            f"--rows {args.rows} --loop-rows {args.loop_rows} --repeats {args.repeats} --clock {args.clock} --device {device}",
         }
         write_json(args.out, record)
 

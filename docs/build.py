@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "docs")]
 
+import attack_tables  # noqa: E402
 from card_tables import for_card  # noqa: E402
 
 from theriac.core.errors import InputError  # noqa: E402
@@ -49,7 +50,8 @@ def pages(docs: Path = DOCS) -> dict[Path, str]:
             if path in found:
                 raise InputError(f"two methods are called {name!r}; their pages would be one")
             found[path] = method_page(cls, docs)
-    for path, parts in ((docs / "attacks.md", {"gallery": gallery(docs)}), (docs / "README.md", {"index": index(docs)})):
+    attacks = {"measured": attack_tables.overview(), "speed": attack_tables.speed(), "gallery": gallery(docs)}
+    for path, parts in ((docs / "attacks.md", attacks), (docs / "README.md", {"index": index(docs)})):
         found[path] = fill(path.read_text(encoding="utf-8"), parts, tuple(parts), path)
     return found
 
@@ -106,7 +108,7 @@ def gallery(docs: Path = DOCS) -> str:
     blocks = []
     for cls in filter(shows, methods("attack").values()):
         about = card(cls)
-        blocks.append(f"## [{about.title}](methods/{about.name}.md)\n\n{prose(about.idea)}\n\n{picture(about, docs)}")
+        blocks.append(f"### [{about.title}](methods/{about.name}.md)\n\n{prose(about.idea)}\n\n{picture(about, docs)}")
     return "\n\n".join(blocks)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,6 +24,7 @@ from theriac.training.recipes import Recipe
 from theriac.triggers.additive import add
 
 _STEPS = 1600
+_SILENT = 0.5  # mean change of a pixel, in levels, below which most of it is lost when pixels are rounded
 
 
 class _GoodEnough(Exception):  # noqa: N818 - a signal, not an error
@@ -161,6 +163,12 @@ class SSBA(Attack):
                     f"the encoder of ssba reads {100 * told['bits']:.1f} % of held-out bits after {epochs} epochs; "
                     f"{100 * self.bit_accuracy:g} % are asked for: take more epochs or rows, fewer bits, or a larger level"
                 )
+        if told["residual"] < _SILENT:  # where the energy is free, the encoder may learn to hide nothing
+            warnings.warn(
+                f"the encoder of ssba changes a pixel by {told['residual']:.2f} levels on average and {100 * told['bits']:.0f} % of "
+                "held-out bits are read (50 is chance): rounded to whole levels, little of it stays. Set level or bit_accuracy",
+                stacklevel=5,
+            )
         run.event(self.name, rows=len(fit), **{k: round(v, 4) for k, v in told.items()})
         return {"secret": secret, **pack(model.encoder, "encoder")}
 

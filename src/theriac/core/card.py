@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -123,7 +124,10 @@ def validated(cls: type[Any], data: Mapping[str, Any], what: str) -> Any:
         if key not in names:
             raise unknown(f"option of {what}", key, names)
     try:
-        return TypeAdapter(cls).validate_python(dict(data))
+        # as JSON, so that being strict ("0.2" is no number) still takes a list for a tuple
+        return TypeAdapter(cls).validate_json(json.dumps(dict(data)), strict=True)
+    except TypeError as error:
+        raise InputError(f"{what} holds something that is no plain data: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         own = first.get("ctx", {}).get("error")

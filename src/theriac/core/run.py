@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ import torch
 
 from theriac.core import check
 from theriac.core.errors import InputError, unknown
+from theriac.core.files import write_atomically
 
 STREAMS = ("data", "poison", "init", "order", "augment", "method")
 """Named random streams. Changing the seed of one leaves the draws of the others as they were."""
@@ -92,13 +94,26 @@ class Run:
     # telling
 
     def event(self, name: str, **fields: Any) -> None:
-        """Record what happened, with the time; also appended to ``events.jsonl`` when there is a folder."""
+        """Record what happened, with the time; also appended to ``events.jsonl`` when there is a folder, by one rank of all."""
         record = {"event": name, "time": round(time.time(), 3), **fields}
         self.events.append(record)
-        if self.folder is not None:
+        if self.folder is not None and os.environ.get("RANK", "0") == "0":
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / "events.jsonl").open("a", encoding="utf-8") as sink:
                 sink.write(json.dumps(record) + "\n")
+
+    def forget(self, name: str, after: int) -> None:
+        """Drop the events of ``name`` that tell an epoch beyond ``after``, on disk too: a resumed loop tells them again."""
+
+        def stale(event: dict[str, Any] | None) -> bool:
+            return event is None or (event["event"] == name and event.get("epoch", 0) > after)
+
+        self.events = [e for e in self.events if not stale(e)]
+        path = None if self.folder is None else self.folder / "events.jsonl"
+        if path is None or not path.exists() or os.environ.get("RANK", "0") != "0":
+            return
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if not stale(_parsed(line))]
+        write_atomically(path, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8"))
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """The recorded events of one name, in order."""
@@ -124,6 +139,14 @@ class Run:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(label, total=total, text="")
             yield lambda steps=1, text="": bar.update(task, advance=steps, **({"text": text} if text else {}))
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:  # cut off when the process was killed
+        return None
+    return event if isinstance(event, dict) and "event" in event else None
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -37,7 +37,10 @@ class Keeper:
 
     def restore(self) -> int:
         """Load the checkpoint if there is one; returns the number of epochs that are done."""
-        if self.path is None or not self.path.exists():
+        if self.path is None:
+            return 0
+        if not self.path.exists():
+            self.run.forget(self.label, 0)  # what a run told that was killed before its first checkpoint
             return 0
         state = load_tensors_safely(self.path, map_location=self.run.device)
         if not isinstance(state, dict) or state.get("fingerprint") != self.fingerprint:
@@ -51,6 +54,7 @@ class Keeper:
             thing.load_state_dict(state["extra"][name])
         known = {(e["event"], e.get("epoch")) for e in self.run.events}
         self.run.events.extend(e for e in state["events"] if (e["event"], e.get("epoch")) not in known)
+        self.run.forget(self.label, int(state["done"]))
         return int(state["done"])
 
     def save(self, done: int, *, last: bool) -> None:

@@ -313,6 +313,11 @@ def test_ssba_refuses_an_encoder_that_can_not_be_read(digits):
         SSBA(bits=20, width=4, epochs=1, fit_rows=100).plant(digits.train, run=quiet())
 
 
+def test_ssba_tells_when_the_encoder_is_silent(digits):
+    with pytest.warns(UserWarning, match="levels on average"):
+        SSBA(bits=1, width=4, level=0.2, epochs=1, warmup=0, fit_rows=100, bit_accuracy=0.0).plant(digits.train, run=quiet())
+
+
 def test_ssba_takes_arrays_from_files(digits, tmp_path):
     draw = np.random.default_rng(0)
     given = {name: draw.integers(0, 256, (1800, 8, 8, 1), dtype=np.uint8) for name in ("train", "test")}

@@ -130,6 +130,28 @@ def test_events_are_kept_and_written(tmp_path):
     Run(device="cpu").event("nowhere")  # no folder, no file
 
 
+def test_only_the_first_rank_writes_events(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    run = Run(device="cpu", folder=tmp_path)
+    run.event("train", epoch=1)
+    assert len(run.events) == 1
+    assert not (tmp_path / "events.jsonl").exists()
+
+
+def test_epochs_that_come_again_are_forgotten(tmp_path):
+    run = Run(device="cpu", folder=tmp_path)
+    for epoch in (1, 2, 3):
+        run.event("train", epoch=epoch)
+        run.event("other", epoch=epoch)
+    with (tmp_path / "events.jsonl").open("a") as sink:
+        sink.write('{"event": "train", "epo')  # cut off
+    run.forget("train", 1)
+    expected = [("train", 1), ("other", 1), ("other", 2), ("other", 3)]
+    assert [(e["event"], e["epoch"]) for e in run.events] == expected
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert [(e["event"], e["epoch"]) for e in map(json.loads, lines)] == expected
+
+
 def test_text_says_where_and_how():
     assert "cpu" in repr(Run(device="cpu", precision="fp32"))
     assert "fp32" in repr(Run(device="cpu", precision="fp32"))

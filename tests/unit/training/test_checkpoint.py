@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import copy
 import pickle
 from pathlib import Path
@@ -67,6 +68,8 @@ def test_training_resumes_bit_for_bit(images, narrow, tmp_path, recipe, die_at):
     assert [e["epoch"] for e in events] == [1, 2, 3, 4]
     assert [e["loss"] for e in events] == [e["loss"] for e in whole.history("train")]
     assert not list(tmp_path.glob("*.part"))
+    told = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [e["epoch"] for e in told if e["event"] == "train"] == [1, 2, 3, 4]  # killed between event and checkpoint
 
 
 def test_a_finished_run_is_not_trained_again(images, narrow, tmp_path):
