@@ -27,6 +27,7 @@ from theriac.defenses._ledger import pair
 from theriac.models import Builder
 
 ROOT = Path(__file__).resolve().parent
+PROBE = 2048
 THRESHOLDS = (0.01, 0.03, 0.1, 0.3)
 
 
@@ -58,41 +59,7 @@ def main() -> None:
     if target.exists():
         return
     run = th.Run(seed=args.seed, quiet=True)
-    split = poisoned.split
-    f_b, _ = pair(Builder(args.model), split, run, normalize=False)
-    draw = torch.Generator().manual_seed(0)
-    chosen = torch.randperm(len(split), generator=draw)[:2048]
-    bad = poisoned.poison[chosen].cpu()
-    seen: list[dict[str, Any]] = []
-
-    def look(steps: int) -> None:
-        part = split.take(chosen)
-        logits = outputs(f_b, part, run)
-        ce = F.cross_entropy(logits, part.y, reduction="none")
-        row = {
-            "steps": steps,
-            "ce_poison": round(float(ce[bad].mean()), 4),
-            "ce_clean": round(float(ce[~bad].mean()), 4),
-            "auroc": round(float(roc_auc_score((~bad).numpy(), ce.numpy())), 4),
-            **{f"under_{t}": round(float((ce < t).float().mean()), 4) for t in THRESHOLDS},
-            "verdict": judge(logits, part.y, steps, 0.1).verdict,
-        }
-        seen.append(row)
-        print(row, flush=True)
-
-    taken = 0
-
-    def step(net: Any, batch: Any) -> Any:
-        nonlocal taken
-        if taken and taken % args.every == 0:
-            look(taken)
-        taken += 1
-        logits = net(batch.x)
-        return method.biased_objective(logits, batch.y), {"accuracy": (logits.argmax(1) == batch.y).float().mean()}
-
-    recipe = method.stage1_recipe(split.card)
-    train_biased(f_b, split, run, recipe, step=step, steps=args.steps, target=0.0, threshold=0.1, about=method)
-    look(args.steps)
+    seen, bad = states(method, Builder(args.model), poisoned, run, args.steps, args.every, tell=True)
     record = {
         "name": stem,
         "command": f"python benchmarks/cbd_stage1.py --data {name}{'=<folder>' if path else ''} --attack {args.attack} "
@@ -103,13 +70,59 @@ def main() -> None:
         "attack": attack.config(),
         "method": method.config(),
         "model": args.model,
-        "probe_rows": len(chosen),
-        "poisoned_probe_rows": int(bad.sum()),
+        "probe_rows": min(PROBE, len(poisoned.split)),
+        "poisoned_probe_rows": bad,
         "precision": run.precision_reason,
         "steps": seen,
         "machine": machine(),
     }
     write_json(target, record)
+
+
+def states(
+    method: Any, build: Builder, poisoned: Any, run: th.Run, steps: int, every: int, *, tell: bool = False
+) -> tuple[list[dict[str, Any]], int]:
+    """What f_B is like after each ``every`` steps, on the same rows, and how many of them are poisoned."""
+    split = poisoned.split
+    f_b, _ = pair(build, split, run, normalize=False)
+    chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:PROBE]
+    bad = poisoned.poison[chosen].cpu()
+    seen: list[dict[str, Any]] = []
+
+    def look(taken: int) -> None:
+        part = split.take(chosen)
+        logits = outputs(f_b, part, run)
+        ce = F.cross_entropy(logits, part.y, reduction="none")
+        health = judge(logits, part.y, taken, 0.1)
+        row = {
+            "steps": taken,
+            "ce_poison": round(float(ce[bad].mean()), 4),
+            "ce_clean": round(float(ce[~bad].mean()), 4),
+            "auroc": round(float(roc_auc_score((~bad).numpy(), ce.numpy())), 4),
+            **{f"under_{t}": round(float((ce < t).float().mean()), 4) for t in THRESHOLDS},
+            "mean": round(health.mean, 4),
+            "separate": health.separate,
+            "one_label": round(health.one_label, 4),
+            "verdict": health.verdict,
+        }
+        seen.append(row)
+        if tell:
+            print(row, flush=True)
+
+    taken = 0
+
+    def step(net: Any, batch: Any) -> Any:
+        nonlocal taken
+        if taken and taken % every == 0:
+            look(taken)
+        taken += 1
+        logits = net(batch.x)
+        return method.biased_objective(logits, batch.y), {"accuracy": (logits.argmax(1) == batch.y).float().mean()}
+
+    recipe = method.stage1_recipe(split.card)
+    train_biased(f_b, split, run, recipe, step=step, steps=steps, target=0.0, threshold=0.1, about=method)
+    look(steps)
+    return seen, int(bad.sum())
 
 
 if __name__ == "__main__":

@@ -109,6 +109,7 @@ class Health:
     share_low: float  # share of rows with CE_B under the threshold
     accuracy: float  # share of rows whose label f_B gives
     separate: bool  # whether CE_B has a low-loss mode of its own
+    one_label: float  # largest share of a label among the 5 % of the rows with the lowest CE_B
     verdict: Literal["healthy", "underfit", "overfit"]
 
     @property
@@ -118,7 +119,7 @@ class Health:
         told += f"{100 * self.share_low:.0f} % of the rows under the threshold)"
         if self.verdict == "underfit":
             return (
-                f"{told} underfits: no group of rows is fitted ahead of the others, and the weights can turn around and favor "
+                f"{told} underfits: no group of rows is fitted clearly ahead of the others, and the weights can turn around and favor "
                 "the poisoned rows; train stage 1 longer, or set stage1_target"
             )
         if self.verdict == "overfit":
@@ -131,8 +132,11 @@ class Health:
 
 UNDERFIT_MEAN = 0.4  # of ln K
 OVERFIT_SHARE = 0.5
-"""Ours. Between the runs of a small Fashion-MNIST set reported for the released code (an inverted f_B at 0.46 ln K, working
-ones at 0.13 to 0.23), and looked at on poisoned digits; docs/methods/cbd.md says what this sees there and what it can't."""
+ONE_LABEL = 0.82
+LOWEST = 0.05
+"""Ours. The first two lie between the runs of a small Fashion-MNIST set reported for the released code (an inverted f_B at 0.46
+ln K, working ones at 0.13 to 0.23). ONE_LABEL lies between the lowest well-ranked and the highest other f_B of CIFAR-10 here (0.86
+and 0.78), so it was chosen on the runs that it is shown with. docs/methods/cbd.md says what all this sees on digits, and what not."""
 
 
 def judge(logits: torch.Tensor, y: torch.Tensor, steps: int, threshold: float) -> Health:
@@ -145,9 +149,10 @@ def judge(logits: torch.Tensor, y: torch.Tensor, steps: int, threshold: float) -
         threshold: Of CE_B, for ``share_low``.
 
     Returns:
-        Verdict "underfit": CE_B is high on average (over 0.4 ln K) and has no low-loss mode of its own. "overfit": more than
-        half of the rows are under the threshold. Both ends are coarse, and a silent check proves nothing: an f_B that learnt
-        easy clean rows ahead of a slow trigger looks like one that learnt the trigger.
+        Verdict "underfit": CE_B is high on average (over 0.4 ln K), has no low-loss mode of its own, and the rows that are
+        fitted best do not share one label. "overfit": more than half of the rows are under the threshold. Both ends are
+        coarse, and a silent check proves nothing: an f_B that learnt easy clean rows ahead of a slow trigger can look like one
+        that learnt the trigger.
     """
     ce = F.cross_entropy(logits, y, reduction="none")
     probability, seen = logits.softmax(1).max(1)
@@ -157,12 +162,20 @@ def judge(logits: torch.Tensor, y: torch.Tensor, steps: int, threshold: float) -
     mean, low = float(ce.mean()), float((ce < threshold).float().mean())
     # a model that answers one class for everything has a low-loss mode too: the rows of that class
     separate = _separate(ce) and sure_wrong < 0.2
-    underfit = not separate and mean > UNDERFIT_MEAN * math.log(logits.shape[1])
+    one_label = _one_label(ce, y)
+    led = one_label > ONE_LABEL and low > LOWEST and sure_wrong < 0.2
+    underfit = not (separate or led) and mean > UNDERFIT_MEAN * math.log(logits.shape[1])
     verdict: Literal["healthy", "underfit", "overfit"] = (
         "underfit" if underfit else "overfit" if low > OVERFIT_SHARE else "healthy"
     )
     right = float((seen == y).float().mean())
-    return Health(steps, mean, q05, q50, q95, low, right, separate, verdict)
+    return Health(steps, mean, q05, q50, q95, low, right, separate, one_label, verdict)
+
+
+def _one_label(ce: torch.Tensor, y: torch.Tensor) -> float:
+    """How far the rows that are fitted best carry one label: those that an all-to-one attack adds do."""
+    lowest = ce.argsort()[: max(1, int(LOWEST * len(ce)))]
+    return float(y[lowest].bincount().max()) / len(lowest)
 
 
 def _separate(ce: torch.Tensor) -> bool:

@@ -471,12 +471,13 @@ def test_tables_work_too():
 # the health check
 
 
-def outcome(ce: torch.Tensor, classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and labels with the given losses: p of the label, the rest spread evenly."""
+def outcome(ce: torch.Tensor, y: torch.Tensor | None = None, classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels (of all classes in turn, unless told) with the given losses: p of the label, the rest spread evenly."""
+    y = torch.arange(len(ce)) % classes if y is None else y
     p = torch.exp(-ce)
     logits = ((1 - p) / (classes - 1)).clamp_min(1e-12)[:, None].expand(-1, classes).clone()
-    logits[:, 0] = p
-    return logits.log(), torch.zeros(len(ce), dtype=torch.int64)
+    logits[torch.arange(len(ce)), y] = p
+    return logits.log(), y
 
 
 def spread(center: float, rows: int, sigma: float = 0.4) -> torch.Tensor:
@@ -503,6 +504,18 @@ def test_verdicts(name, ce, verdict, separate):
     assert found.mean == pytest.approx(float(ce.mean()), rel=0.02)
     assert bool(found.warning) == (verdict != "healthy")
     assert verdict == "healthy" or verdict in found.warning
+
+
+@pytest.mark.parametrize(("labels", "verdict"), [([0], "healthy"), ([0, 0, 0, 0, 1], "underfit"), ([3, 7], "underfit")])
+def test_one_label_ahead_of_the_others_is_healthy(labels, verdict):
+    """No mode of its own, but the 60 rows that are fitted best carry one label, or 80 % of them do, or two labels do."""
+    ce = torch.cat([torch.linspace(0.06, 0.09, 60), torch.linspace(0.09, 3.0, 940)])
+    y = torch.arange(1000) % 10
+    y[:60] = torch.tensor(labels).repeat(60)[:60]
+    found = judge(*outcome(ce, y), 100, 0.1)
+    assert not found.separate
+    assert found.one_label == {1: 1.0, 5: 0.8, 2: 0.5}[len(labels)]  # of the 50 lowest
+    assert found.verdict == verdict
 
 
 def test_a_model_that_gives_one_answer_for_everything_is_not_healthy():
