@@ -74,7 +74,11 @@ def overview(results: Path = RESULTS) -> str:
         rows = []
         for members in families(records, _alike):
             acc, asr, other = (_short([m[who][k]["value"] for m in members]) for who, k in SHORT)
-            told = [f"[{_job(members[0])}](methods/{members[0]['attack']['method']}.md)", members[0]["recipe"], _planted(members[0])]
+            told = [
+                f"[{_job(members[0])}](methods/{members[0]['attack']['method']}.md)",
+                members[0]["recipe"],
+                _planted(members[0]),
+            ]
             rows.append([*told, acc, _lost(members), asr, other, _seeds(members)])
         link = f"[{plan}](../benchmarks/results/{plan}.md)"
         blocks.append(f"{link}: `{records[0]['data']}`, {_recipe(records[0]).rsplit(',', 1)[0]}.\n\n{grid(head, rows)}")

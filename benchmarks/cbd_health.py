@@ -1,4 +1,4 @@
-"""What CBD's health check says of f_B, and whether f_B ranks poisoned rows first: states on digits, some good, some upside down.
+"""What CBD's health check says of f_B, and whether f_B ranks poisoned rows first: states on digits, good and upside down.
 
     python benchmarks/cbd_health.py
 

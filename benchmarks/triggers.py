@@ -3,9 +3,9 @@
     python benchmarks/triggers.py --rows 50000 --out benchmarks/results/triggers.json
 
 Random color images; every row is stamped. The loop is NumPy on one (H, W, C) image after the other, with everything that does
-not depend on the image made beforehand; its first rows are compared with those of the batch. ``items`` is the same loop as a data
-set works that hands out single images: an image library's object in, stamped, such an object out, then a tensor. ``files`` is the
-loop of tools that keep images as files: decode a PNG, stamp, encode a PNG. ``copy`` is the time of copying the same rows to
+not depend on the image made beforehand; its first rows are compared with those of the batch. ``items`` is the same loop as a
+data set works that hands out single images: an image library's object in, stamped, such an object out, then a tensor. ``files``
+is the loop of tools that keep images as files: decode a PNG, stamp, encode a PNG. ``copy`` is the time of copying the same rows to
 new memory, the least that any poisoning can take. On a loaded machine use ``--clock cpu`` (one thread, CPU time).
 """
 
@@ -211,7 +211,8 @@ def main() -> None:
         results.append(record)
         print(
             f"{name:12s}{rate:11,.0f} images/s  loop{loop_rate:10,.0f} ({record['times_loop']:.1f} x)"
-            f"  items{item_rate:8,.0f} ({record['times_items']:.0f} x)  files{file_rate:8,.0f} ({record['times_files']:.0f} x)  {record['times_copy']:6.2f} copies"
+            f"  items{item_rate:8,.0f} ({record['times_items']:.0f} x)"
+            f"  files{file_rate:8,.0f} ({record['times_files']:.0f} x)  {record['times_copy']:6.2f} copies"
             f"  differ {record['pixels_that_differ']:.1e}",
             flush=True,
         )

@@ -109,10 +109,8 @@ class Split:
     def rows(self, positions: torch.Tensor) -> torch.Tensor:
         """The rows at ``positions`` (int64 (B,)), as stored, (B, ...)."""
         positions = positions.to(self.device)
-        if positions.dim() == 1:
-            out = self._store.index_select(0, positions)  # copies whole rows: several times faster than store[positions]
-        else:
-            out = self._store[positions]
+        # index_select copies whole rows, several times faster than store[positions]
+        out = self._store.index_select(0, positions) if positions.dim() == 1 else self._store[positions]
         if self._overlay is not None and len(self._overlay[0]):
             where, new = self._overlay
             at = torch.searchsorted(where, positions).clamp_(max=len(where) - 1)
