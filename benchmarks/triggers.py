@@ -5,8 +5,8 @@
 Random color images; every row is stamped. The loop is NumPy on one (H, W, C) image after the other, with everything that does
 not depend on the image made beforehand; its first rows are compared with those of the batch. ``items`` is the same loop as a
 data set works that hands out single images: an image library's object in, stamped, such an object out, then a tensor. ``files``
-is the loop of tools that keep images as files: decode a PNG, stamp, encode a PNG. ``copy`` is the time of copying the same rows to
-new memory, the least that any poisoning can take. On a loaded machine use ``--clock cpu`` (one thread, CPU time).
+is the loop of tools that keep images as files: decode a PNG, stamp, encode a PNG. ``copy`` is the time of copying the same rows
+to new memory, the least that any poisoning can take. On a loaded machine use ``--clock cpu`` (one thread, CPU time).
 """
 
 from __future__ import annotations

@@ -119,8 +119,8 @@ class Health:
         told += f"{100 * self.share_low:.0f} % of the rows under the threshold)"
         if self.verdict == "underfit":
             return (
-                f"{told} underfits: no group of rows is fitted clearly ahead of the others, and the weights can turn around and "
-                "favor the poisoned rows; train stage 1 longer, or set stage1_target"
+                f"{told} underfits: no group of rows is fitted clearly ahead of the others, and the weights can turn around "
+                "and favor the poisoned rows; train stage 1 longer, or set stage1_target"
             )
         if self.verdict == "overfit":
             return (
@@ -136,7 +136,7 @@ ONE_LABEL = 0.82
 LOWEST = 0.05
 """Ours. The first two lie between the runs of a small Fashion-MNIST set reported for the released code (an inverted f_B at 0.46
 ln K, working ones at 0.13 to 0.23). ONE_LABEL lies between the lowest well-ranked and the highest other f_B of CIFAR-10 here
-(0.86 and 0.78), so it was chosen on the runs that it is shown with. docs/methods/cbd.md says what all this sees, and what not."""
+(0.86 and 0.78), so it was chosen on the runs that it is shown with. docs/methods/cbd.md says what all this misses."""
 
 
 def judge(logits: torch.Tensor, y: torch.Tensor, steps: int, threshold: float) -> Health:
