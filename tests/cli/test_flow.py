@@ -209,3 +209,17 @@ def test_list_one_method(theriac: Theriac) -> None:
 
 def test_version(theriac: Theriac) -> None:
     assert theriac("--version").out == f"theriac {th.__version__}\n"
+
+
+def test_limits_end_with_exit_code_one(theriac: Theriac, victim: Path) -> None:
+    rates = json.loads((victim / "run.json").read_text())["evaluation"]
+    asr, acc = rates["asr"]["value"], rates["acc"]["value"]
+    kept = theriac("eval", victim, "--json", "--max-asr", asr + 1e-5, "--min-acc", acc - 1e-5)
+    assert (kept.code, kept.json["findings"]) == (0, [])
+    broken = theriac("eval", victim, "--json", "--max-asr", asr / 2, "--min-acc", (1 + acc) / 2)
+    assert broken.code == 1
+    assert len(broken.json["findings"]) == 2
+    assert broken.err.count("finding: ") == 2
+    assert "--max-asr" in broken.err
+    assert "--min-acc" in broken.err
+    assert theriac("eval", victim, "--max-asr", 5).code == 2

@@ -165,7 +165,7 @@ class SSBA(Attack):
                 )
         if told["residual"] < _SILENT:  # where the energy is free, the encoder may learn to hide nothing
             warnings.warn(
-                f"the encoder of ssba changes a pixel by {told['residual']:.2f} levels on average, and {100 * told['bits']:.0f} "
+                f"the encoder of ssba changes a pixel by {told['residual']:.2f} levels on average; {100 * told['bits']:.0f} "
                 "% of held-out bits are read (50 is chance): rounded to whole levels, little of it stays. Set level or "
                 "bit_accuracy",
                 stacklevel=5,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from theriac.cli import _options as opt
+
+if TYPE_CHECKING:
+    from theriac.attacks import Planted
+    from theriac.cli import _models
+    from theriac.metrics import Evaluation
 
 
 def evaluate(
@@ -32,6 +37,18 @@ def evaluate(
             "--out", "-o", help="Also write the result to this file, as JSON.", rich_help_panel="Run", show_default=False
         ),
     ] = None,
+    max_asr: Annotated[
+        float | None,
+        typer.Option(
+            help="End with exit code 1 if attack success is above this share.", rich_help_panel="Limits", show_default=False
+        ),
+    ] = None,
+    min_acc: Annotated[
+        float | None,
+        typer.Option(
+            help="End with exit code 1 if clean accuracy is below this share.", rich_help_panel="Limits", show_default=False
+        ),
+    ] = None,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -41,8 +58,13 @@ def evaluate(
 
     import theriac as th
     from theriac.cli import _models, _show
+    from theriac.core import check
     from theriac.core.errors import InputError
     from theriac.core.files import write_json
+
+    for name, limit in (("--max-asr", max_asr), ("--min-acc", min_acc)):
+        if limit is not None:
+            check.between(name, limit, 0, 1)
 
     run = th.Run(device=device, precision=_models.precision(path, precision), quiet=quiet or None)
     asked = _models.Asked(
@@ -58,8 +80,15 @@ def evaluate(
     )
     opened = _models.open_model(path, asked, run)
     planted = _models.known_attack(opened, attack, attack_option, target)
+    if max_asr is not None and planted is None:
+        raise InputError("--max-asr needs an attack to count; name one with --attack, or give a run folder that holds one")
     found = th.evaluate(opened.model, opened.data.test, planted, run=run)
-    result = {"status": "done", "model": path, "evaluation": found.to_dict()}
+    beyond = []
+    if max_asr is not None and found.asr is not None and found.asr.value > max_asr:
+        beyond.append(f"attack success {found.asr} is above --max-asr {max_asr:g}")
+    if min_acc is not None and found.acc.value < min_acc:
+        beyond.append(f"clean accuracy {found.acc} is below --min-acc {min_acc:g}")
+    result = {"status": "done", "model": path, "evaluation": found.to_dict(), "findings": beyond}
     if out is not None:
         try:
             write_json(Path(out).expanduser(), result)
@@ -67,7 +96,17 @@ def evaluate(
             raise InputError(f"--out is {out!r}, which can't be written: {error.strerror}") from None
     if as_json:
         _show.as_json(result)
-        return
+    else:
+        _tell(opened, planted, found, path)
+    if beyond:
+        for text in beyond:
+            typer.echo(f"finding: {text}", err=True)
+        raise typer.Exit(1)
+
+
+def _tell(opened: _models.Opened, planted: Planted | None, found: Evaluation, path: str) -> None:
+    from theriac.cli import _show
+
     under = planted.attack.title if planted else "no attack"
     _show.evaluation(f"{opened.name} on {opened.data.card.name}, {under}", found)
     if opened.folder is None:
