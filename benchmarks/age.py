@@ -263,7 +263,7 @@ def choose(out: Path) -> None:
     by_n = [{"scope": kind, **row} for kind in kinds for row in averages(tuning, kind, by_n=True)]
     best = pick(table)
     report = [r for r in records if r["victim"]["role"] == "report"]
-    summary = {
+    summary: dict[str, Any] = {
         "criterion": f"lowest mean ASR, at most {MOST_ACC_LOSS} ACC and {MOST_TCA_LOSS} target accuracy lost on average",
         "tuning_victims": [r["victim"]["key"] for r in tuning],
         "report_victims": [r["victim"]["key"] for r in report],
@@ -311,10 +311,10 @@ def averages(records: list[dict[str, Any]], kind: str, by_n: bool = False) -> li
     for key, members in groups.items():
 
         def mean(name: str, members: Any = members) -> float:
-            return sum(one[name][0] / one[name][1] for _, one in members) / len(members)
+            return float(sum(one[name][0] / one[name][1] for _, one in members) / len(members))
 
         def loss(name: str, members: Any = members) -> float:
-            return sum(b[name]["value"] - one[name][0] / one[name][1] for b, one in members) / len(members)
+            return float(sum(b[name]["value"] - one[name][0] / one[name][1] for b, one in members) / len(members))
 
         rows.append({
             "rule": key[0], "retrain": key[1], **({"per_class": key[2]} if by_n else {}), "runs": len(members),

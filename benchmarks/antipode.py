@@ -62,7 +62,7 @@ def main() -> None:
         warnings.simplefilter("ignore")
         new = method.repair(old, data.train.sample(args.clean, seed=args.clean_seed), run)
     head = th.models.classifier(old)[0]
-    w0, w1 = old.get_submodule(head).weight, new.get_submodule(head).weight
+    w0, w1 = old.get_parameter(f"{head}.weight"), new.get_parameter(f"{head}.weight")
     test = data.test.sample(min(2000, len(data.test)), seed=0)
     test = test.where(attack.population(test.y))
     stamped = attack.stamp(test.x, test.y)

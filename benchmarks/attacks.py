@@ -71,7 +71,7 @@ def run_job(name: str, job: dict[str, Any], seed: int, data: Any, runs: Path) ->
         warnings.simplefilter("always")
         told = victim(attack, job, seed, data, folder)
         model, planted = th.load_model(folder), load_planted(folder)
-        control = {k: job[k] for k in ("data", "rows", "recipe", "model", "options", "precision") if k in job}
+        control: dict[str, Any] = {k: job[k] for k in ("data", "rows", "recipe", "model", "options", "precision") if k in job}
         size = f"-{job['rows']}" if "rows" in job else ""
         control |= {"key": f"benign-{job['data']}{size}-{job['recipe']}-{seed}", "seed": seed}
         benign, _, benign_seconds = victim_model(control, data, runs)
@@ -103,7 +103,8 @@ def run_job(name: str, job: dict[str, Any], seed: int, data: Any, runs: Path) ->
 def victim(attack: Any, job: dict[str, Any], seed: int, data: Any, folder: Path) -> dict[str, Any]:
     """Train and keep a victim, unless it is there; what was poisoned, how long it took, and how training went."""
     if (folder / "told.json").exists():
-        return read_json(folder / "told.json")
+        known: dict[str, Any] = read_json(folder / "told.json")
+        return known
     run = th.Run(seed=seed, folder=folder, quiet=True, precision=job.get("precision", "auto"))
     build = Builder(job.get("model", "preact_resnet18"), job.get("options", {"width": 16}))
     train = training_rows(job, data)

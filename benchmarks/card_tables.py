@@ -203,7 +203,7 @@ def _cells_row(record: Record, members: Sequence[Record]) -> list[Any]:
 
 def _shown(cls: type[Method], cell: Record) -> bool:
     if cls.name != "age":
-        return cell["kind"] == "baseline" and cell.get("config", {}).get("method") == cls.name
+        return bool(cell["kind"] == "baseline" and cell.get("config", {}).get("method") == cls.name)
     usual = cls().config()
     if cell["kind"] in ("inverted", "baseline"):
         return True

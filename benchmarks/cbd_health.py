@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from cbd_stage1 import states
@@ -22,9 +23,9 @@ from theriac.core.method import create
 from theriac.models import Builder
 
 ROOT = Path(__file__).resolve().parent
-NETWORKS = (("wrn_16_1", {}), ("preact_resnet18", {"width": 8}))
+NETWORKS: tuple[tuple[str, dict[str, Any]], ...] = (("wrn_16_1", {}), ("preact_resnet18", {"width": 8}))
 RATES = (0.1, 0.02)
-ATTACKS = (
+ATTACKS: tuple[dict[str, Any], ...] = (
     {"name": "badnets", "pattern": "checker", "side": 3},
     {"name": "badnets", "side": 2},
     {"name": "badnets", "pattern": "checker", "side": 3, "poison_rate": 0.05},

@@ -207,7 +207,7 @@ def line(record: dict[str, Any]) -> str:
 
     def value(name: str) -> float:
         found = rates[name]
-        return 100 * (found["value"] if isinstance(found, dict) else found)
+        return 100 * float(found["value"] if isinstance(found, dict) else found)
 
     text = " ".join(f"{k} {value(k):5.1f}" for k in ("acc", "bacc", "odds_gap", "dp_gap", "worst_cell", "worst_group"))
     return f"{record['name']:44s} {text} ({record['seconds']:.0f} s)"

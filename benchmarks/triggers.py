@@ -17,6 +17,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,25 @@ def decode(png: bytes) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(png)))
 
 
-def item(single: One, image: Image.Image) -> torch.Tensor:
-    """One item of a data set of PIL images, stamped."""
-    out = Image.fromarray(single(np.array(image)))
-    return torch.from_numpy(np.array(out)).permute(2, 0, 1)
+def bare(single: One, images: list[np.ndarray]) -> list[np.ndarray]:
+    """One array after the other."""
+    return [single(image) for image in images]
+
+
+def as_items(single: One, images: list[Image.Image]) -> torch.Tensor:
+    """The items of a data set of PIL images, stamped and collated."""
+    out = [Image.fromarray(single(np.array(image))) for image in images]
+    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in out])
+
+
+def as_files(single: One, pngs: list[bytes]) -> list[bytes]:
+    """Images that are kept as files."""
+    return [encode(single(decode(png))) for png in pngs]
 
 
 def to_bytes(image: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    clipped: np.ndarray = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return clipped
 
 
 def loops(side: int, planted: dict[str, Planted]) -> dict[str, One]:
@@ -171,19 +183,13 @@ def main() -> None:
     for name, single in singles.items():
         count = max(1, args.loop_rows // 50) if name == "bpp_dither" else args.loop_rows
         images = [image.numpy() for image in x[:count].permute(0, 2, 3, 1).contiguous()]
-        batch = timed(lambda name=name: stamp(name), args.repeats, clock, device)
-        one = timed(lambda single=single, images=images: [single(i) for i in images], args.repeats, clock, torch.device("cpu"))
         pngs = [encode(image) for image in images]
         objects = [Image.fromarray(image) for image in images]
-        items = timed(
-            lambda single=single, objects=objects: torch.stack([item(single, o) for o in objects]),
-            args.repeats,
-            clock,
-            torch.device("cpu"),
-        )
-        files = timed(
-            lambda single=single, pngs=pngs: [encode(single(decode(p))) for p in pngs], args.repeats, clock, torch.device("cpu")
-        )
+        cpu = torch.device("cpu")
+        batch = timed(partial(stamp, name), args.repeats, clock, device)
+        one = timed(partial(bare, single, images), args.repeats, clock, cpu)
+        items = timed(partial(as_items, single, objects), args.repeats, clock, cpu)
+        files = timed(partial(as_files, single, pngs), args.repeats, clock, cpu)
         gap = np.abs(
             np.stack([single(i) for i in images]).astype(int)
             - stamp(name)[:count].permute(0, 2, 3, 1).cpu().numpy().astype(int)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,7 +144,7 @@ def main() -> None:
             print(f"{name}: {draw(name, DOCS / 'pictures')}", flush=True)
     for path, text in pages().items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_atomically(path, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
+            write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
             print(path.relative_to(ROOT))
 
 

@@ -112,7 +112,7 @@ def panels_of(name: str) -> tuple[list[tuple[torch.Tensor, ...]], dict[str, Any]
     fitted = "trained" if attack.trains else "fitted" if attack.fits else ""
     told: dict[str, Any] = {"options": options, "fitted": fitted}
     label = attack.target + 1
-    panels = []
+    panels: list[tuple[torch.Tensor, ...]] = []
     at = int((digits.test.y == label).nonzero()[0])
     rows = {
         "photo": (photos(), flower(), torch.tensor([label])),
