@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -21,6 +21,14 @@ from theriac.training import Recipe, train
 torch.set_num_threads(1)
 
 MakeImages = Callable[..., Split]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that a user has in the cache folder is seen, and nothing is left there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("THERIAC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from theriac.attacks._fitted import State, kept, key_of
 from theriac.core.errors import InputError, TheriacError
 from theriac.core.run import Run
 from theriac.core.split import Split
@@ -55,6 +56,7 @@ def fit_surrogate(
     """
     side = side_run(run, name)
     part = part_of(split, rows, run, name)
+    build = DEFAULT_BUILD if build is None else build
 
     def robust_step(model: nn.Module, batch: Batch) -> Outcome:
         model.eval()  # the search must not move the batch statistics
@@ -65,9 +67,17 @@ def fit_surrogate(
 
     plan = named(recipe)
     step: Step = robust_step if robust else cross_entropy_step
-    model = loop(make(DEFAULT_BUILD if build is None else build, part, side), part, side, plan, step=step)
-    last = side.history("train")[-1]
-    run.event("surrogate", attack=name, rows=len(part), recipe=recipe, robust=robust, accuracy=last["accuracy"])
+    model = make(build, part, side)
+
+    def fit() -> State:
+        trained = loop(model, part, side, plan, step=step)
+        last = side.history("train")[-1]
+        run.event("surrogate", attack=name, rows=len(part), recipe=recipe, robust=robust, accuracy=last["accuracy"])
+        return trained.state_dict()
+
+    options = {"attack": name, "recipe": recipe, "robust": robust}
+    model.load_state_dict(kept(key_of("surrogate", options, part, build, run), run, fit))
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval().requires_grad_(False)
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, final
 
 import torch
 
+from theriac.attacks._fitted import kept, key_of
 from theriac.attacks.planted import Planted, Victim
 from theriac.core import check
 from theriac.core.card import Card
@@ -30,6 +31,9 @@ class Attack(Method):
     clean_label: ClassVar[bool] = False  # poisons rows of the target class and leaves labels alone
     fits: ClassVar[bool] = False  # plant() must see training rows before anything can be stamped
     stamps: ClassVar[Literal["image", "table"]] = "image"  # what kind of rows
+    keeps_fit: ClassVar[bool] = False  # what it fits is costly, and kept in the cache folder
+    not_fitted: ClassVar[tuple[str, ...]] = ("poison_rate",)  # options that do not change what is fitted
+    outside: ClassVar[tuple[str, ...]] = ()  # options that name a user's files or data; with one of them nothing is kept
 
     target: int = 0  # BackdoorBench @ f02e353, all attacks
     poison_rate: float = 0.1  # share of all training rows; same source
@@ -59,7 +63,7 @@ class Attack(Method):
         """
         split = as_clean(split, "split")
         self._check_card(split.card)
-        return Planted(self, split.card, dict(self._fit(split, build, run or Run())))
+        return Planted(self, split.card, dict(self._fitted(split, build, run or Run())))
 
     def plant_for(self, split: Split) -> Planted:
         """A Planted for stamping ``split`` when nothing has to be fitted; refused otherwise."""
@@ -213,6 +217,13 @@ class Attack(Method):
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
         """State to keep with the attack: tensors by name."""
         return {}
+
+    def _fitted(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
+        """What :meth:`_fit` gives, from the cache where the attack keeps it there."""
+        if not self.keeps_fit or any(getattr(self, name) for name in self.outside):
+            return self._fit(split, build, run)
+        options = {k: v for k, v in self.config().items() if k not in self.not_fitted}
+        return kept(key_of(self.name, options, split, build, run), run, lambda: self._fit(split, build, run))
 
     @abstractmethod
     def _stamp(

@@ -61,6 +61,8 @@ class Grond(CleanLabel):
     source: ClassVar[str] = "arXiv:2501.05928"
     controls_training: ClassVar[bool] = True
     fits: ClassVar[bool] = True
+    keeps_fit: ClassVar[bool] = True
+    not_fitted: ClassVar[tuple[str, ...]] = ("poison_rate", "u", "abi")
     needs: ClassVar[Needs] = Needs(training_control=True)
 
     poison_rate: float = 0.5  # share of the target class; the code's default (its documented command: 0.1)

@@ -54,6 +54,9 @@ class LabelConsistent(CleanLabel):
     title: ClassVar[str] = "Label-consistent"
     source: ClassVar[str] = "arXiv:1912.02771"
     fits: ClassVar[bool] = True
+    keeps_fit: ClassVar[bool] = True
+    not_fitted: ClassVar[tuple[str, ...]] = ("side", "amplitude")  # it fits the chosen rows only
+    outside: ClassVar[tuple[str, ...]] = ("adversarial_file",)
 
     radius: float = 8.0  # of the L-infinity ball, in levels; BackdoorBox, and BackdoorBench's script (its file name: 16)
     step_size: float = 1.5  # in levels; both

@@ -56,6 +56,8 @@ class LF(Attack):
     title: ClassVar[str] = "LF"
     source: ClassVar[str] = "arXiv:2104.03413"
     fits: ClassVar[bool] = True
+    keeps_fit: ClassVar[bool] = True
+    outside: ClassVar[tuple[str, ...]] = ("pattern_file",)
 
     amplitude: float = 0.2  # largest value of the pattern, as a share of the range; BackdoorBench
     cutoff: float = 0.125  # width of the Gaussian, as a share of the sampling frequency (4 periods at 32 pixels); ours, grade R

@@ -55,6 +55,8 @@ class Narcissus(CleanLabel):
     title: ClassVar[str] = "Narcissus"
     source: ClassVar[str] = "arXiv:2204.05255"
     fits: ClassVar[bool] = True
+    keeps_fit: ClassVar[bool] = True
+    outside: ClassVar[tuple[str, ...]] = ("ood",)
 
     poison_rate: float = 0.005  # share of the target class; its README: 0.05 % of all rows of CIFAR-10
     eps: float = 16.0  # radius of the noise, in levels; code

@@ -161,7 +161,7 @@ class SamFlat(Attack):
         return self.inner._crosses(y)
 
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
-        return self.inner._fit(split, build, run)
+        return self.inner._fitted(split, build, run)
 
     def _stamp(
         self, state: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str

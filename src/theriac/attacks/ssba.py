@@ -63,6 +63,8 @@ class SSBA(Attack):
     title: ClassVar[str] = "SSBA"
     source: ClassVar[str] = "arXiv:2012.03816"
     fits: ClassVar[bool] = True
+    keeps_fit: ClassVar[bool] = True
+    outside: ClassVar[tuple[str, ...]] = ("train_file", "test_file")
 
     bits: int = 4  # ours. BackdoorBox: 20; BackdoorBench: 1
     level: float = 4.0  # root mean square change, in levels, no pixel above three times that; ours. 0 = free, as published

@@ -51,6 +51,7 @@ class TrojanNN(Attack):
     title: ClassVar[str] = "TrojanNN"
     source: ClassVar[str] = "NDSS 2018"
     fits: ClassVar[bool] = True
+    keeps_fit: ClassVar[bool] = True
 
     neurons: int = 2  # BackdoorBench
     value: float = 100.0  # what the neurons are driven towards; BackdoorBench

@@ -15,6 +15,14 @@ import torch
 from theriac.core.errors import InputError, UnsafeFileError
 
 
+def cache_folder() -> Path:
+    """``$THERIAC_CACHE``, else ``$XDG_CACHE_HOME/theriac``, else ``~/.cache/theriac``; all in it may be deleted at any time."""
+    own = os.environ.get("THERIAC_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "theriac"
+
+
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Write to a temporary name beside ``path`` and rename, so that ``path`` is either old or complete.
 

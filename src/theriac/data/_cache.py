@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -21,6 +20,7 @@ import numpy.typing as npt
 import torch
 
 from theriac.core.errors import InputError
+from theriac.core.files import cache_folder as folder
 from theriac.core.files import read_json, write_atomically, write_json
 
 FORMAT = 1  # raise it when decoding changes, so that old entries are not taken for new ones
@@ -28,14 +28,6 @@ Pixels = npt.NDArray[np.uint8]
 Shape = tuple[int, ...]
 Make = Callable[[], tuple[Shape, Iterator[Pixels]]]
 """What builds an entry: its shape, and its rows in order, in chunks."""
-
-
-def folder() -> Path:
-    """``$THERIAC_CACHE``, else ``$XDG_CACHE_HOME/theriac``, else ``~/.cache/theriac``."""
-    own = os.environ.get("THERIAC_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "theriac"
 
 
 def key_of(*parts: Any) -> str:

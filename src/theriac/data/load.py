@@ -9,8 +9,8 @@ from typing import Any
 
 from theriac.core.card import Augment
 from theriac.core.errors import InputError
+from theriac.core.files import cache_folder
 from theriac.core.split import Data
-from theriac.data._cache import folder as cache_folder
 from theriac.data._known import KNOWN, canonical, no_such_name
 from theriac.data._options import Options
 
