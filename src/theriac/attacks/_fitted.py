@@ -1,7 +1,7 @@
 """Keeps what attacks fit (patterns, encoders, surrogates), so that the same inputs are not fitted twice.
 
 An entry is one file in the cache folder, named by all that decides it: the rows, the attack's options, the model, the random
-stream, precision, device, thread count, torch, and theriac's own code. It may be deleted at any time; a damaged one is made anew.
+stream, precision, device, thread count, torch, and theriac's own code. It may be deleted any time; a damaged one is made anew.
 """
 
 from __future__ import annotations
