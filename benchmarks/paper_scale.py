@@ -4,8 +4,8 @@
     python benchmarks/paper_scale.py --rehearse        # the same path on digits, small, in about a minute on a CPU
 
 Order: BadNets and Blended victims at full width and 100 epochs with FT, D3, SAU; CBD for 100 epochs beside plain training; the
-rest of ``plans/paper_scale.yaml``. Every job is one process that skips what has a result file and goes on from its checkpoint
-in ``--runs``; call this again until it says that all is done.
+rest of ``plans/paper_scale.yaml``; the attacks of ``plans/attacks.yaml`` that have 30 epochs. Every job is one process that
+skips what has a result file and goes on from its checkpoint in ``--runs``; call this again until it says that all is done.
 """
 
 from __future__ import annotations
@@ -32,6 +32,13 @@ jobs:
   - {name: full-picture-d3, victim: full-picture, repair: {name: d3, epochs: 1}}
   - {name: full-picture-sau, victim: full-picture, repair: {name: sau, rounds: 1}}
 """
+REHEARSED_ATTACK = """
+data: digits
+recipe: fast_1
+options: {width: 4}
+jobs:
+  - {name: wanet-30, attack: {name: wanet}}
+"""
 
 
 def main() -> None:
@@ -47,10 +54,13 @@ def main() -> None:
             plan.write_text(REHEARSAL, encoding="utf-8")
             small = ["--rows", "200", "--stage1-steps", "4", "--epochs", "1", "--arms", "cbd"]
             small += ["--model-set", "depth=10", "--out", f"{folder}/cbd"]
-            work(plan, "digits", small, Path(folder) / "runs", time.monotonic() + 600, ["--out", f"{folder}/results"])
+            attacks = Path(folder) / "attacks_rehearsal.yaml"
+            attacks.write_text(REHEARSED_ATTACK, encoding="utf-8")
+            work(plan, attacks, "digits", small, Path(folder) / "runs", time.monotonic() + 600, ["--out", f"{folder}/results"])
         return
     done = work(
         ROOT / "plans" / "paper_scale.yaml",
+        ROOT / "plans" / "attacks.yaml",
         args.data,
         [*CBD, "--name", "full-cbd-badnets"],
         args.runs,
@@ -60,12 +70,12 @@ def main() -> None:
     print("all is done" if done else "not all is done: call this again", flush=True)
 
 
-def work(plan: Path, data: str, cbd: list[str], runs: Path, until: float, extra: list[str]) -> bool:
+def work(plan: Path, attacks: Path, data: str, cbd: list[str], runs: Path, until: float, extra: list[str]) -> bool:
     """Run what has no result yet, in order, until the time is up; whether everything ran."""
-    names = [job["name"] for job in yaml.safe_load(plan.read_text(encoding="utf-8"))["jobs"]]
+    names, long = jobs(plan), [name for name in jobs(attacks) if name.endswith("-30")]
     order = [n for n in FIRST if n in names or n == "cbd"]
     order += [n for n in names if n not in order]
-    for name in order:
+    for name in [*order, *long]:
         left = until - time.monotonic()
         if left <= 0:
             return False
@@ -73,12 +83,18 @@ def work(plan: Path, data: str, cbd: list[str], runs: Path, until: float, extra:
             call = [sys.executable, ROOT / "cbd.py", "--data", data, "--runs", runs, *cbd]
         else:
             where = ["--data", data] if "=" in data else []
-            call = [sys.executable, ROOT / "repairs.py", plan, *where, "--runs", runs, "--job", name, *extra]
+            script, jobs_of = ("attacks.py", attacks) if name in long else ("repairs.py", plan)
+            call = [sys.executable, ROOT / script, jobs_of, *where, "--runs", runs, "--job", name, *extra]
         try:
             subprocess.run([str(part) for part in call], check=True, timeout=left)
         except subprocess.TimeoutExpired:
             return False  # its checkpoint holds what it did
     return True
+
+
+def jobs(plan: Path) -> list[str]:
+    """The names of a plan's jobs, in order."""
+    return [job["name"] for job in yaml.safe_load(plan.read_text(encoding="utf-8"))["jobs"]]
 
 
 if __name__ == "__main__":
