@@ -175,6 +175,21 @@ def test_one_class_only(refused: Callable[..., str], pictures: Pictures) -> None
     assert "class" in refused("train", "--data", pictures(y=[1] * 60))
 
 
+@pytest.mark.parametrize(
+    ("attack", "option", "expected"),
+    [
+        ("tact", "sources=11", "expected a list"),
+        ("sig", "delta=much", "expected a number"),
+        ("bpp", "dithering=2", "expected true or false"),
+        ("badnets", "side=2.5", "side is 2.5"),
+    ],
+)
+def test_options_of_a_wrong_kind(refused: Callable[..., str], attack: str, option: str, expected: str) -> None:
+    told = refused("train", "--data", "digits", "--attack", attack, "--attack-option", option)
+    assert expected in told
+    assert option.split("=")[0] in told
+
+
 def test_empty_split(refused: Callable[..., str], pictures: Pictures) -> None:
     path = pictures(y=np.zeros(0, np.int64), x=np.zeros((0, 1, 8, 8), np.uint8))
     assert "row" in refused("train", "--data", path)

@@ -106,6 +106,17 @@ class Card:
         return found
 
 
+_EXPECTED = {  # where pydantic's words are not a user's
+    "tuple_type": "expected a list, such as [1, 2]",
+    "list_type": "expected a list, such as [1, 2]",
+    "dict_type": "expected a mapping of names to values",
+    "int_type": "expected a whole number",
+    "float_type": "expected a number",
+    "bool_type": "expected true or false",
+    "string_type": "expected text",
+}
+
+
 def validated(cls: type[Any], data: Mapping[str, Any], what: str) -> Any:
     """Build a dataclass from plain data, refusing unknown keys and wrong types at every level.
 
@@ -137,4 +148,5 @@ def validated(cls: type[Any], data: Mapping[str, Any], what: str) -> Any:
         if first["type"] == "unexpected_keyword_argument":
             raise InputError(f"unknown option {where!r} of {what}") from None
         came = repr(first.get("input"))
-        raise InputError(f"{what}: {where} is {came[:80]}{'...' * (len(came) > 80)}; {first['msg']}") from None
+        expected = _EXPECTED.get(first["type"], first["msg"])
+        raise InputError(f"{what}: {where} is {came[:80]}{'...' * (len(came) > 80)}; {expected}") from None
