@@ -8,9 +8,14 @@ from typing import ClassVar, Literal
 
 import torch
 
-from theriac.attacks.base import Attack
+from theriac.attacks.base import Attack, kept_picture
 from theriac.core import check
+from theriac.core.errors import InputError
 from theriac.core.method import preset, register
+from theriac.core.run import Run
+from theriac.core.split import Split
+from theriac.data import read_picture
+from theriac.models import Buildable
 from theriac.triggers.patterns import default_patch_side, patch
 from theriac.triggers.static import stamp_patch
 
@@ -18,7 +23,7 @@ from theriac.triggers.static import stamp_patch
 @register
 @dataclass(frozen=True, kw_only=True)
 class BadNets(Attack):
-    """Overwrites a small square with a fixed pattern.
+    """Overwrites a small square with a fixed pattern, or a patch with a picture of yours.
 
     Paper: Gu, Dolan-Gavitt, Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain", 2017,
     https://arxiv.org/abs/1708.06733. Defaults from the benchmark SCLBD/BackdoorBench @ f02e353 (grade A: read in code):
@@ -27,7 +32,8 @@ class BadNets(Attack):
     Threat model: the attacker adds rows to the training set; no control of training.
 
     Deviations: the patch is drawn at the resolution at hand instead of being resized as a picture; ``draw_from="others"``
-    poisons only rows whose label really changes.
+    poisons only rows whose label really changes. ``file`` is any picture, at its own size or resized to ``side``; where it is
+    transparent, the image shows. It is read once and kept with what is planted.
 
     Cost: one copy of the poisoned rows.
 
@@ -47,6 +53,7 @@ class BadNets(Attack):
     side: int = 0  # pixels; 0 = 3 at 32 pixels, in proportion elsewhere, at least 2
     margin: int = 0  # pixels between patch and the lower right corner; BackdoorBench: 0
     opacity: float = 1.0  # of the patch; BackdoorBench: 1
+    file: str = ""  # a picture (PNG, JPEG, ...) to use instead of ``pattern``
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,10 +67,24 @@ class BadNets(Attack):
         """As BackdoorBench draws its rows: target rows too."""
         return cls(draw_from="all")
 
+    def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
+        if not self.file:
+            return {}
+        size = (self.side, self.side) if self.side else None
+        drawn, opacity = read_picture(self.file, split.card.channels, size)
+        if any(drawn.shape[k + 1] + self.margin > split.card.size[k] for k in (0, 1)):
+            came, room = " x ".join(map(str, drawn.shape[1:])), " x ".join(map(str, split.card.size))
+            raise InputError(f"file {self.file} has {came} pixels, which with margin {self.margin} do not fit {room}; set side")
+        return {"picture": drawn, "opacity": opacity * self.opacity}
+
     def _stamp(
         self, state: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str
     ) -> torch.Tensor:
         height, width = int(x.shape[2]), int(x.shape[3])
+        if self.file:
+            drawn, opacity = kept_picture(self.file, state)
+            top, left = height - drawn.shape[1] - self.margin, width - drawn.shape[2] - self.margin
+            return stamp_patch(x, drawn, top, left, opacity)
         side = self.side or default_patch_side((height, width))
         top, left = height - side - self.margin, width - side - self.margin
         return stamp_patch(x, patch(self.pattern, x.shape[1], side), top, left, self.opacity)

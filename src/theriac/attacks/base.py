@@ -243,3 +243,10 @@ class Attack(Method):
 
     def _target(self, y: torch.Tensor, classes: int) -> torch.Tensor:
         return (y + 1) % classes if self.mode == "all_to_all" else torch.full_like(y, self.target)
+
+
+def kept_picture(file: str, state: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A user's picture and how opaque it is, as read when the attack was planted; the file is not looked at again."""
+    if not {"picture", "opacity"} <= state.keys():
+        raise InputError(f"what was planted lacks the picture of file {file!r}; plant the attack again where that file is")
+    return state["picture"], state["opacity"]

@@ -8,9 +8,13 @@ from typing import ClassVar, Literal
 
 import torch
 
-from theriac.attacks.base import Attack
+from theriac.attacks.base import Attack, kept_picture
 from theriac.core import check
 from theriac.core.method import preset, register
+from theriac.core.run import Run
+from theriac.core.split import Split
+from theriac.data import read_picture
+from theriac.models import Buildable
 from theriac.triggers.patterns import noise, picture
 from theriac.triggers.static import blend
 
@@ -28,7 +32,7 @@ class Blended(Attack):
 
     Deviations: the literature's cartoon is copyrighted; ``picture`` draws one of the same kind from ``seed`` (flat saturated
     disks with outlines), ``noise`` is the paper's random pattern. ``draw_from="others"`` poisons only rows whose label
-    really changes.
+    really changes. ``file`` is any picture, resized to the images; it is read once and kept with what is planted.
 
     Cost: one pass over the poisoned rows.
 
@@ -47,6 +51,7 @@ class Blended(Attack):
     alpha: float = 0.2  # BackdoorBench, training and testing
     trigger: Literal["picture", "noise"] = "picture"
     seed: int = 0  # of the trigger picture, not of the poisoned rows
+    file: str = ""  # a picture (PNG, JPEG, ...) to use instead of ``trigger``
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,8 +64,17 @@ class Blended(Attack):
         """As BackdoorBench draws its rows: target rows too."""
         return cls(draw_from="all")
 
+    def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
+        if not self.file:
+            return {}
+        drawn, opacity = read_picture(self.file, split.card.channels, split.card.size)
+        return {"picture": drawn, "opacity": opacity}
+
     def _stamp(
         self, state: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str
     ) -> torch.Tensor:
+        if self.file:
+            drawn, opacity = kept_picture(self.file, state)
+            return blend(x, drawn, opacity * self.alpha)
         draw = picture if self.trigger == "picture" else noise
         return blend(x, draw(x.shape[1], (int(x.shape[2]), int(x.shape[3])), self.seed), self.alpha)

@@ -1,9 +1,10 @@
 """Data: from a name, a path or arrays to splits with a card; augmentation on batches."""
 
 from theriac.data._arrays import from_tensors
+from theriac.data._images import read_picture
 from theriac.data._known import names
 from theriac.data._labels import split_off
 from theriac.data._regroup import regroup
 from theriac.data.load import load
 
-__all__ = ["from_tensors", "load", "names", "regroup", "split_off"]
+__all__ = ["from_tensors", "load", "names", "read_picture", "regroup", "split_off"]

@@ -154,6 +154,38 @@ def _open(blob: Blob | None, where: str) -> Image.Image:
         raise InputError(f"{where} is not a readable picture ({kind}); it may be truncated or damaged") from None
 
 
+def read_picture(path: str | Path, channels: int, size: tuple[int, int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """One picture from a file, and how opaque each of its pixels is.
+
+    Args:
+        path: PNG, JPEG and the like.
+        channels: 1 or 3.
+        size: (height, width) to resize to; None keeps its own.
+
+    Returns:
+        Gray levels, uint8 (C, H, W), and opacity in [0, 1], float32 (H, W).
+
+    Raises:
+        InputError: If it can't be read.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; expected a picture file")
+    image = _open(path, str(path))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    alpha = image.getchannel("A") if "A" in image.getbands() else Image.new("L", image.size, 255)
+    try:
+        plain = _convert(image, channels, _is_grey(image))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} has pixels that can't be read as 8 bits a channel ({error})") from None
+    if size is not None and (image.height, image.width) != tuple(size):
+        plain, alpha = (part.resize((size[1], size[0]), Image.Resampling.BILINEAR) for part in (plain, alpha))
+    pixels = torch.from_numpy(np.array(plain))
+    opacity = torch.from_numpy(np.array(alpha)).float() / 255
+    return (pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()), opacity
+
+
 def _is_grey(image: Image.Image) -> bool:
     if image.mode == "P":
         palette = image.getpalette("RGB") or []

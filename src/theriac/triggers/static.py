@@ -11,7 +11,7 @@ from theriac.core.errors import InputError
 from theriac.triggers._tiles import by_tiles
 
 
-def stamp_patch(x: torch.Tensor, patch: torch.Tensor, top: int, left: int, opacity: float = 1.0) -> torch.Tensor:
+def stamp_patch(x: torch.Tensor, patch: torch.Tensor, top: int, left: int, opacity: float | torch.Tensor = 1.0) -> torch.Tensor:
     """Overwrite a rectangle, or mix a patch into it.
 
     Args:
@@ -19,7 +19,7 @@ def stamp_patch(x: torch.Tensor, patch: torch.Tensor, top: int, left: int, opaci
         patch: uint8 (C, h, w).
         top: First row; negative counts from the bottom edge.
         left: First column; negative counts from the right edge.
-        opacity: Share of the patch, rounded to the nearest level; at 1 it overwrites.
+        opacity: Share of the patch, or of each of its pixels (h, w), rounded to the nearest level; at 1 it overwrites.
 
     Raises:
         InputError: If the patch does not lie inside the image.
@@ -31,12 +31,17 @@ def stamp_patch(x: torch.Tensor, patch: torch.Tensor, top: int, left: int, opaci
         raise InputError(f"a patch of {h} x {w} at row {top}, column {left} does not fit into {height} x {width}")
     out = x.clone()
     there = out[:, :, top : top + h, left : left + w]
-    there.copy_(patch.to(x.device) if opacity == 1 else blend(there, patch, opacity))
+    whole = not isinstance(opacity, torch.Tensor) and opacity == 1
+    there.copy_(patch.to(x.device) if whole else blend(there, patch, opacity))
     return out
 
 
-def blend(x: torch.Tensor, picture: torch.Tensor, alpha: float) -> torch.Tensor:
-    """``(1 - alpha) x + alpha picture``, rounded to the nearest level; uint8 (B, C, H, W) in and out."""
+def blend(x: torch.Tensor, picture: torch.Tensor, alpha: float | torch.Tensor) -> torch.Tensor:
+    """``(1 - alpha) x + alpha picture``, rounded to the nearest level; uint8 (B, C, H, W) in and out.
+
+    ``alpha`` is one share, or one for each pixel (H, W).
+    """
+    alpha = alpha.to(x.device) if isinstance(alpha, torch.Tensor) else alpha
     share = picture.to(x.device).float() * alpha
 
     def mix(part: torch.Tensor) -> torch.Tensor:
