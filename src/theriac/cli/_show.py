@@ -55,7 +55,8 @@ def comparison(title: str, found: Comparison) -> None:
         moved = _cell(f"{100 * change.value:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}")
         table.add_row(name, _rate(old), _rate(new), moved)
     if found.before.asr is not None:
-        table.add_row("DER", "", _cell(f"{found.der:.3f}", "0.5 = no effect, 1 = best"), "")
+        low, high = found.der_interval
+        table.add_row("DER", "", _cell(f"{found.der:.3f}", "0.5 = no effect, 1 = best"), _cell("", f"{low:.3f} to {high:.3f}"))
     console().print(table)
 
 

@@ -7,6 +7,7 @@ One definition for all attacks. They differ only in the label they want for a ro
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -122,6 +123,19 @@ class Comparison:
         return der(self.before.acc.value, self.after.acc.value, self.before.asr.value, self.after.asr.value)
 
     @property
+    def der_interval(self) -> tuple[float, float]:
+        """95 % interval of :attr:`der`, from those of the two changes (Zou and Donner, Statistics in Medicine 2008).
+
+        Conservative, as those intervals are; a drop that may be none counts as none at that end.
+        """
+        if self.asr is None:
+            raise InputError("DER needs evaluations under an attack; one of the two has no ASR")
+        (won, won_low, won_high), (lost, lost_low, lost_high) = _drop(self.asr), _drop(self.acc)
+        low = self.der - math.hypot(won - won_low, lost_high - lost) / 2
+        high = self.der + math.hypot(won_high - won, lost - lost_low) / 2
+        return max(0.0, low), min(1.0, high)
+
+    @property
     def acc(self) -> Difference:
         """Change of clean accuracy."""
         return Difference(self.before.acc, self.after.acc)
@@ -136,13 +150,19 @@ class Comparison:
     def __str__(self) -> str:
         lines = [f"ACC  {self.acc}"]
         if self.asr is not None:
-            lines += [f"ASR  {self.asr}", f"DER  {self.der:.3f}"]
+            lines += [f"ASR  {self.asr}", "DER  {:.3f} (95 % {:.3f} to {:.3f})".format(self.der, *self.der_interval)]
         return "\n".join(lines)
 
 
 def der(acc_before: float, acc_after: float, asr_before: float, asr_after: float) -> float:
     """Defense effectiveness rating from four shares in [0, 1]."""
     return (max(0.0, asr_before - asr_after) - max(0.0, acc_before - acc_after) + 1) / 2
+
+
+def _drop(change: Difference) -> tuple[float, float, float]:
+    """How far a share fell, at least 0, and the ends of its interval."""
+    low, high = change.interval
+    return max(0.0, -change.value), max(0.0, -high), max(0.0, -low)
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:

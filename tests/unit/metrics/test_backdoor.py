@@ -250,6 +250,20 @@ def test_compare_by_hand():
     assert clean.asr is None
     with pytest.raises(InputError, match="no ASR"):
         _ = clean.der
+    with pytest.raises(InputError, match="no ASR"):
+        _ = clean.der_interval
+
+
+def test_the_interval_of_der_by_hand():
+    comparison = compare(evaluation(90, 76), evaluation(85, 4))
+    low, high = comparison.der_interval
+    (a, b), (c, d) = comparison.asr.interval, comparison.acc.interval  # of changes: both fell
+    assert low == pytest.approx(comparison.der - (((0.9 + b) ** 2 + (-c - 0.05) ** 2) ** 0.5) / 2)
+    assert high == pytest.approx(comparison.der + (((-a - 0.9) ** 2 + 0.05**2) ** 0.5) / 2)  # ACC may not have fallen at all
+    assert d > 0
+    same = compare(evaluation(90, 40), evaluation(90, 40))
+    assert same.der == 0.5
+    assert same.der_interval[0] < 0.5 < same.der_interval[1]
 
 
 @pytest.mark.parametrize("other", [{"rows": 101}, {"stamped": 81}, {"attack": "blended"}, {"data": "another test set"}])
