@@ -40,9 +40,11 @@ class InputAware(Attack):
 
     Deviations: poisoned and cross rows are chosen once and kept; their pixels change as the generator learns and as the image
     is augmented. Generator gradients are zeroed at each step, the victim gets all epochs of its recipe, and the generator's
-    rate falls at 1/2 and 3/4 of them. A cross row's foreign image comes from a permutation without fixed points, new in each
-    epoch. The mask net sees at most ``fit_rows`` rows. ``official`` keeps the released faults: gradients of the generator
-    that add up over the whole run, mask epochs counted off the victim's, rows drawn in each batch.
+    rate falls at 1/2 and 3/4 of them. From 1/2 on its BatchNorm keeps its statistics: what is stamped later is then what the
+    victim learnt, and not what each batch made of it (without that, a victim on CIFAR-10 had 87 % success in training and 7 %
+    after). A cross row's foreign image comes from a permutation without fixed points, new in each epoch. The mask net sees at
+    most ``fit_rows`` rows. ``official`` keeps the released faults: gradients of the generator that add up over the whole run,
+    mask epochs counted off the victim's, rows drawn in each batch.
 
     Cost: each step passes the poisoned rows, and one foreign image for each of them and of the cross rows, through generator
     and mask net.
@@ -132,7 +134,9 @@ class InputAware(Attack):
                     changed = torch.cat([poison, cross])
                     others = to_input(here.rows(partners(batch.epoch)[batch.position[changed]]))
                     sources = torch.cat([x[poison], others])
-                    patterns, masks = generator.train()(sources), _sharp(mask(sources))
+                    # frozen statistics in the end: the victim then learns what will be stamped, not what a batch makes of it
+                    generator.train(self.as_released or batch.epoch < batch.epochs / 2)
+                    patterns, masks = generator(sources), _sharp(mask(sources))
                     own, far = patterns[: len(poison)], patterns[len(poison) : 2 * len(poison)]
                     m, p = (torch.cat([t[: len(poison)], t[2 * len(poison) :]]) for t in (masks, patterns))
                     x = x.index_copy(0, changed, _mix(x[changed], m, p))  # with their own trigger, or a foreign one
