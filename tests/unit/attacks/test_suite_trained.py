@@ -149,6 +149,18 @@ def test_input_aware_trains_the_victim_for_all_its_epochs_unless_as_released(dig
         InputAware.official().train(BUILD, rows, quiet(), "fast_8")
 
 
+def test_input_aware_keeps_the_generators_statistics_in_the_end_unless_as_released(digits):
+    """Two batches of 60 an epoch, each with poisoned or cross rows: counted in two of four epochs, and in three of three."""
+    rows, recipe = digits.train.sample(120), Recipe(epochs=4, batch_size=60, lr=0.05)
+
+    def counted(attack: InputAware) -> set[int]:
+        state = attack.train(BUILD, rows, quiet(), recipe).planted.state
+        return {int(v) for name, v in state.items() if name.startswith("generator") and name.endswith("num_batches_tracked")}
+
+    assert counted(InputAware(width=2, fit_rows=60, poison_rate=0.3)) == {4}
+    assert counted(InputAware(width=2, fit_rows=60, poison_rate=0.3, mask_epochs=1, as_released=True)) == {6}
+
+
 def test_input_aware_zeroes_the_generators_gradients_unless_as_released(digits, monkeypatch):
     left = []
 
