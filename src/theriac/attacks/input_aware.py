@@ -21,8 +21,9 @@ from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.run import Run
 from theriac.core.split import CROSS, POISON, Split, as_clean, with_moments
+from theriac.data.augment import augment
 from theriac.models import Buildable, make, to_input
-from theriac.training.loop import Batch, Outcome, loop
+from theriac.training.loop import Batch, Outcome, loop, policy_of
 from theriac.training.recipes import Recipe
 from theriac.training.recipes import recipe as named
 
@@ -40,10 +41,8 @@ class InputAware(Attack):
 
     Deviations: poisoned and cross rows are chosen once and kept; their pixels change as the generator learns and as the image
     is augmented. Generator gradients are zeroed at each step, the victim gets all epochs of its recipe, and the generator's
-    rate falls at 1/2 and 3/4 of them. From 1/2 on its BatchNorm keeps its statistics: what is stamped later is then what the
-    victim learnt, and not what each batch made of it (without that, a victim on CIFAR-10 had 87 % success in training and 7 %
-    after). A cross row's foreign image comes from a permutation without fixed points, new in each epoch. The mask net sees at
-    most ``fit_rows`` rows. ``official`` keeps the released faults: gradients of the generator that add up over the whole run,
+    rate falls at 1/2 and 3/4 of them. A cross row's foreign image comes from a permutation without fixed points, new in each
+    epoch, and is augmented as the row is. The mask net sees at most ``fit_rows`` rows. ``official`` keeps the released faults: gradients of the generator that add up over the whole run,
     mask epochs counted off the victim's, rows drawn in each batch.
 
     Cost: each step passes the poisoned rows, and one foreign image for each of them and of the cross rows, through generator
@@ -119,7 +118,7 @@ class InputAware(Attack):
         optimizer = torch.optim.Adam(generator.parameters(), lr=self.lr, betas=(0.5, 0.9))
         here = split.to(run.device)
         std = torch.tensor(split.card.std, device=run.device)[:, None, None]
-        partners = _partners(len(here), run)
+        partners, foreign = _partners(len(here), run), _foreign(here, plan, run)
 
         def step(net: nn.Module, batch: Batch) -> Outcome:
             x, y = batch.x, batch.y
@@ -132,11 +131,9 @@ class InputAware(Attack):
             if len(poison) + len(cross):
                 with torch.autocast(run.device.type, enabled=False):
                     changed = torch.cat([poison, cross])
-                    others = to_input(here.rows(partners(batch.epoch)[batch.position[changed]]))
+                    others = foreign(batch, partners(batch.epoch)[batch.position[changed]])
                     sources = torch.cat([x[poison], others])
-                    # frozen statistics in the end: the victim then learns what will be stamped, not what a batch makes of it
-                    generator.train(self.as_released or batch.epoch < batch.epochs / 2)
-                    patterns, masks = generator(sources), _sharp(mask(sources))
+                    patterns, masks = generator.train()(sources), _sharp(mask(sources))
                     own, far = patterns[: len(poison)], patterns[len(poison) : 2 * len(poison)]
                     m, p = (torch.cat([t[: len(poison)], t[2 * len(poison) :]]) for t in (masks, patterns))
                     x = x.index_copy(0, changed, _mix(x[changed], m, p))  # with their own trigger, or a foreign one
@@ -169,10 +166,10 @@ class InputAware(Attack):
         with run.init_scope("input_aware", "mask"):
             mask = self._net(split.card, 1).to(run.device)
         std = torch.tensor(split.card.std, device=run.device)[:, None, None]
-        partners = _partners(len(here), run)
+        partners, foreign = _partners(len(here), run), _foreign(here, plan, run)
 
         def step(net: nn.Module, batch: Batch) -> Outcome:
-            others = to_input(here.rows(partners(batch.epoch)[batch.position]))
+            others = foreign(batch, partners(batch.epoch)[batch.position])
             masks = _sharp(net(torch.cat([batch.x, others])))
             first, second = masks[: len(others)], masks[len(others) :]
             wide = F.relu(first - self.density).mean()
@@ -242,6 +239,17 @@ def _ratio(images: torch.Tensor, triggers: torch.Tensor) -> torch.Tensor:
     """Mean of the images' distance over the triggers' distance: large where different images get the same trigger."""
     far, near = (d.square().mean((1, 2, 3)).add(1e-12).sqrt() for d in (images, triggers))
     return (far / (near + 1e-7)).mean()
+
+
+def _foreign(here: Split, plan: Recipe, run: Run) -> Callable[[Batch, torch.Tensor], torch.Tensor]:
+    """Other images, augmented as the batch is: else their triggers could be told from a row's own by that alone."""
+    policy = policy_of(plan, here)
+
+    def of(batch: Batch, at: torch.Tensor) -> torch.Tensor:
+        rows = here.rows(at)
+        return to_input(rows if policy is None else augment(rows, policy, run.generator("poison", "foreign", batch.step)))
+
+    return of
 
 
 def _partners(rows: int, run: Run) -> Callable[[int], torch.Tensor]:

@@ -108,7 +108,7 @@ def loop(
     batch_size = min(recipe.batch_size, len(split))
     drop_last = recipe.drop_last or (len(split) % batch_size == 1 and recipe.norm == "train" and len(split) > 1)
     per_epoch = len(split) // batch_size if drop_last else math.ceil(len(split) / batch_size)
-    policy = _policy(recipe, split)
+    policy = policy_of(recipe, split)
     if batch_size == 1 and recipe.norm == "train" and any(isinstance(m, BatchNorm) for m in model.modules()):
         raise InputError(f"a batch would hold one row ({len(split)} rows came), and BatchNorm in train mode needs two")
 
@@ -185,7 +185,8 @@ def set_mode(model: nn.Module, norm: str) -> None:
                 module.eval()
 
 
-def _policy(recipe: Recipe, split: Split) -> Augment | None:
+def policy_of(recipe: Recipe, split: Split) -> Augment | None:
+    """How a recipe augments rows of this split; None if not at all."""
     if split.is_table or recipe.augment == "none":
         return None
     policy = split.card.augment if recipe.augment == "card" else recipe.augment

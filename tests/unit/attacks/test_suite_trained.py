@@ -149,16 +149,24 @@ def test_input_aware_trains_the_victim_for_all_its_epochs_unless_as_released(dig
         InputAware.official().train(BUILD, rows, quiet(), "fast_8")
 
 
-def test_input_aware_keeps_the_generators_statistics_in_the_end_unless_as_released(digits):
-    """Two batches of 60 an epoch, each with poisoned or cross rows: counted in two of four epochs, and in three of three."""
-    rows, recipe = digits.train.sample(120), Recipe(epochs=4, batch_size=60, lr=0.05)
-
-    def counted(attack: InputAware) -> set[int]:
-        state = attack.train(BUILD, rows, quiet(), recipe).planted.state
-        return {int(v) for name, v in state.items() if name.startswith("generator") and name.endswith("num_batches_tracked")}
-
-    assert counted(InputAware(width=2, fit_rows=60, poison_rate=0.3)) == {4}
-    assert counted(InputAware(width=2, fit_rows=60, poison_rate=0.3, mask_epochs=1, as_released=True)) == {6}
+def test_input_aware_augments_foreign_images_as_the_batch(digits, monkeypatch):
+    """A crop moves digits by a pixel; a foreign image that is never moved would give its trigger away."""
+    seen = []
+    original = input_aware.augment
+    monkeypatch.setattr(input_aware, "augment", lambda x, policy, draw: seen.append(policy) or original(x, policy, draw))
+    InputAware(width=2, fit_rows=60).train(BUILD, digits.train.sample(120), quiet(), Recipe(epochs=2, batch_size=60, lr=0.05))
+    assert seen == [digits.train.card.augment] * (1 + 2 * 2)  # one batch of the mask net, two an epoch of the victim
+    seen.clear()
+    plain = Recipe(epochs=1, batch_size=60, lr=0.05, augment="none")
+    InputAware(width=2, fit_rows=60).train(BUILD, digits.train.sample(120), quiet(), plain)
+    assert seen == []
+    rows = digits.train.sample(50)
+    foreign = input_aware._foreign(rows, Recipe(epochs=1), quiet())
+    batch = input_aware.Batch(rows.x, rows.y, torch.arange(50), 0, 3, quiet(), 1)
+    at = torch.arange(50)
+    moved = (foreign(batch, at) * 255).round().to(torch.uint8)
+    draw = quiet().generator("poison", "foreign", 3)
+    assert torch.equal(moved, original(rows.x, digits.train.card.augment, draw))
 
 
 def test_input_aware_zeroes_the_generators_gradients_unless_as_released(digits, monkeypatch):
