@@ -42,8 +42,8 @@ class InputAware(Attack):
     Deviations: poisoned and cross rows are chosen once and kept; their pixels change as the generator learns and as the image
     is augmented. Generator gradients are zeroed at each step, the victim gets all epochs of its recipe, and the generator's
     rate falls at 1/2 and 3/4 of them. A cross row's foreign image comes from a permutation without fixed points, new in each
-    epoch, and is augmented as the row is. The mask net sees at most ``fit_rows`` rows. ``official`` keeps the released faults: gradients of the generator that add up over the whole run,
-    mask epochs counted off the victim's, rows drawn in each batch.
+    epoch, and is augmented as the row is. The mask net sees at most ``fit_rows`` rows. ``official`` keeps the released faults:
+    gradients of the generator that add up over the whole run, mask epochs counted off the victim's, rows drawn in each batch.
 
     Cost: each step passes the poisoned rows, and one foreign image for each of them and of the cross rows, through generator
     and mask net.
