@@ -81,10 +81,12 @@ class BadNets(Attack):
         self, state: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str
     ) -> torch.Tensor:
         height, width = int(x.shape[2]), int(x.shape[3])
+        drawn: torch.Tensor
+        opacity: float | torch.Tensor
         if self.file:
             drawn, opacity = kept_picture(self.file, state)
-            top, left = height - drawn.shape[1] - self.margin, width - drawn.shape[2] - self.margin
-            return stamp_patch(x, drawn, top, left, opacity)
-        side = self.side or default_patch_side((height, width))
-        top, left = height - side - self.margin, width - side - self.margin
-        return stamp_patch(x, patch(self.pattern, x.shape[1], side), top, left, self.opacity)
+        else:
+            drawn = patch(self.pattern, x.shape[1], self.side or default_patch_side((height, width)))
+            opacity = self.opacity
+        top, left = height - drawn.shape[1] - self.margin, width - drawn.shape[2] - self.margin
+        return stamp_patch(x, drawn, top, left, opacity)

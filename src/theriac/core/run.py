@@ -97,7 +97,7 @@ class Run:
         """Record what happened, with the time; also appended to ``events.jsonl`` when there is a folder, by one rank of all."""
         record = {"event": name, "time": round(time.time(), 3), **fields}
         self.events.append(record)
-        if self.folder is not None and os.environ.get("RANK", "0") == "0":
+        if self.folder is not None and first_rank():
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / "events.jsonl").open("a", encoding="utf-8") as sink:
                 sink.write(json.dumps(record) + "\n")
@@ -110,7 +110,7 @@ class Run:
 
         self.events = [e for e in self.events if not stale(e)]
         path = None if self.folder is None else self.folder / "events.jsonl"
-        if path is None or not path.exists() or os.environ.get("RANK", "0") != "0":
+        if path is None or not path.exists() or not first_rank():
             return
         kept = [line for line in path.read_text(encoding="utf-8").splitlines() if not stale(_parsed(line))]
         write_atomically(path, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8"))
@@ -139,6 +139,11 @@ class Run:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(label, total=total, text="")
             yield lambda steps=1, text="": bar.update(task, advance=steps, **({"text": text} if text else {}))
+
+
+def first_rank() -> bool:
+    """Whether this process is the one of all ranks that writes files; True outside of ``torchrun``."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -109,10 +109,7 @@ def _into(out: Pixels, blob: Blob | None, where: str, resize: bool, auto: bool) 
     grey = _is_grey(image)
     if auto and depth == 1 and not grey:
         raise NeedsColorError
-    try:
-        image = _convert(image, depth, grey)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{where} has pixels that can't be read as 8 bits a channel ({error})") from None
+    image = _as_bytes(image, depth, grey, where)
     if (image.height, image.width) != (height, width):
         if not resize:
             raise InputError(
@@ -175,10 +172,7 @@ def read_picture(path: str | Path, channels: int, size: tuple[int, int] | None =
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     alpha = image.getchannel("A") if "A" in image.getbands() else Image.new("L", image.size, 255)
-    try:
-        plain = _convert(image, channels, _is_grey(image))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} has pixels that can't be read as 8 bits a channel ({error})") from None
+    plain = _as_bytes(image, channels, _is_grey(image), str(path))
     if size is not None and (image.height, image.width) != tuple(size):
         plain, alpha = (part.resize((size[1], size[0]), Image.Resampling.BILINEAR) for part in (plain, alpha))
     pixels = torch.from_numpy(np.array(plain))
@@ -191,6 +185,13 @@ def _is_grey(image: Image.Image) -> bool:
         palette = image.getpalette("RGB") or []
         return palette[0::3] == palette[1::3] == palette[2::3]
     return image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
+
+
+def _as_bytes(image: Image.Image, depth: int, grey: bool, where: str) -> Image.Image:
+    try:
+        return _convert(image, depth, grey)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{where} has pixels that can't be read as 8 bits a channel ({error})") from None
 
 
 def _convert(image: Image.Image, depth: int, grey: bool) -> Image.Image:

@@ -161,9 +161,9 @@ def judge(logits: torch.Tensor, y: torch.Tensor, steps: int, threshold: float) -
     q05, q50, q95 = (float(q) for q in ce.double().quantile(torch.tensor([0.05, 0.5, 0.95], device=ce.device).double()))
     mean, low = float(ce.mean()), float((ce < threshold).float().mean())
     # a model that answers one class for everything has a low-loss mode too: the rows of that class
-    separate = _separate(ce) and sure_wrong < 0.2
-    one_label = _one_label(ce, y)
-    led = one_label > ONE_LABEL and low > LOWEST and sure_wrong < 0.2
+    one_answer = sure_wrong >= 0.2
+    separate, one_label = _separate(ce) and not one_answer, _one_label(ce, y)
+    led = one_label > ONE_LABEL and low > LOWEST and not one_answer
     underfit = not (separate or led) and mean > UNDERFIT_MEAN * math.log(logits.shape[1])
     verdict: Literal["healthy", "underfit", "overfit"] = (
         "underfit" if underfit else "overfit" if low > OVERFIT_SHARE else "healthy"

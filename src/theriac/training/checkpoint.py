@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import nn
 
 from theriac.core.errors import InputError
 from theriac.core.files import load_tensors_safely, write_atomically
-from theriac.core.run import Run
+from theriac.core.run import Run, first_rank
 
 _EVERY_S = 20.0  # a checkpoint costs milliseconds; this bounds what a kill can lose without writing after every short epoch
 
@@ -61,7 +60,7 @@ class Keeper:
         """Write a checkpoint if enough time has passed, or it is the last."""
         if self.path is None or (not last and time.monotonic() - self.saved_at < _EVERY_S):
             return
-        if os.environ.get("RANK", "0") != "0":
+        if not first_rank():
             return
         state = {
             "fingerprint": self.fingerprint,

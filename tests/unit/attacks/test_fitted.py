@@ -119,7 +119,10 @@ def test_models_of_unknown_making_and_user_files_are_not_kept(digits, folder):
 def test_a_cache_that_can_not_be_written_is_no_error(digits, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("THERIAC_CACHE", str(tmp_path / "file" / "below"))
-    EACH[0].plant(digits.train.sample(300, seed=0), TINY, quiet())
+    run = quiet()
+    assert EACH[0].plant(digits.train.sample(300, seed=0), TINY, run).state["pattern"].any()
+    assert not any(event.get("kept") for event in run.events)
+    assert not (tmp_path / "file" / "below").exists()
 
 
 def test_what_is_fitted_quickly_is_not_worth_a_file(digits, folder, monkeypatch):
