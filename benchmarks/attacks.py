@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from repairs import machine, plan_arguments, thin, training_rows, victim_model
+from repairs import asked, machine, plan_arguments, thin, training_rows, victim_model
 
 import theriac as th
 from theriac.attacks import MultiTarget, cross_accuracy, leak, load_planted, save_planted, success_by_target
@@ -39,9 +39,7 @@ def main() -> int:
     paths = dict(item.split("=", 1) for item in args.data)
     loaded: dict[str, Any] = {}
     failed = 0
-    for job in plan["jobs"]:
-        if args.only not in job["name"] or args.job not in ("", job["name"]):
-            continue
+    for job in asked(plan["jobs"], args):
         job = {**{k: plan[k] for k in FIELDS if k in plan}, **job}
         for seed in job.get("seeds", [0]):
             name = f"{job['name']}-{seed}"

@@ -56,15 +56,22 @@ def plan_arguments(about: str | None) -> argparse.Namespace:
     return args
 
 
+def asked(jobs: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The jobs that ``--only`` and ``--job`` mean; leaves with an error if there is none."""
+    found = [job for job in jobs if args.only in job["name"] and args.job in ("", job["name"])]
+    if not found:
+        wanted = f"--job {args.job}" if args.job else f"--only {args.only}"
+        raise SystemExit(f"{wanted} is no job of {args.plan.name}; it has {', '.join(job['name'] for job in jobs)}")
+    return found
+
+
 def main() -> None:
     args = plan_arguments(__doc__)
     plan = yaml.safe_load(args.plan.read_text())
     out = args.out / args.plan.stem
     paths = dict(item.split("=", 1) for item in args.data)
     loaded: dict[str, Any] = {}
-    for job in plan["jobs"]:
-        if args.only not in job["name"] or args.job not in ("", job["name"]):
-            continue
+    for job in asked(plan["jobs"], args):
         target = out / f"{job['name']}.json"
         if target.exists():
             continue

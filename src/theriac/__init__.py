@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from theriac.core.card import Augment, Card, Column
     from theriac.core.errors import InputError, TheriacError, UnsafeFileError
     from theriac.core.method import Needs
+    from theriac.core.poisoned import Poisoned
     from theriac.core.run import Run
-    from theriac.core.split import Data, Poisoned, Split
+    from theriac.core.split import Data, Split
     from theriac.data import load
     from theriac.metrics import compare, evaluate, fairness
     from theriac.models import Builder, adapt, build, load_model, load_weights, save
@@ -28,7 +29,7 @@ _LAZY = {
     "Data": "theriac.core.split",
     "InputError": "theriac.core.errors",
     "Needs": "theriac.core.method",
-    "Poisoned": "theriac.core.split",
+    "Poisoned": "theriac.core.poisoned",
     "Run": "theriac.core.run",
     "Split": "theriac.core.split",
     "TheriacError": "theriac.core.errors",

@@ -19,8 +19,9 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from theriac.attacks import BadNets
+from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
-from theriac.core.split import Data, Poisoned
+from theriac.core.split import Data
 from theriac.defenses import CBD
 from theriac.metrics import Evaluation, evaluate, predict
 from theriac.models import Builder

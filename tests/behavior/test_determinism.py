@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from theriac.attacks import BadNets, Blended
+from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
-from theriac.core.split import Data, Poisoned
+from theriac.core.split import Data
 from theriac.defenses import D3, FT, SAU
 from theriac.metrics import evaluate, predict
 from theriac.training import Recipe, train

@@ -14,8 +14,9 @@ from theriac.attacks.store import restore
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import methods
+from theriac.core.poisoned import CLEAN, CROSS, POISON, Poisoned
 from theriac.core.run import Run
-from theriac.core.split import CLEAN, CROSS, POISON, Poisoned, Split
+from theriac.core.split import Split
 from theriac.models import Builder
 
 ATTACKS = methods("attack")

@@ -15,8 +15,9 @@ from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Method
+from theriac.core.poisoned import CROSS, POISON, Poisoned, as_clean
 from theriac.core.run import Run
-from theriac.core.split import CROSS, POISON, Poisoned, Split, as_clean
+from theriac.core.split import Split
 from theriac.models import Buildable
 from theriac.training.plain import train
 from theriac.training.recipes import Recipe

@@ -18,7 +18,7 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable
 from theriac.triggers.patterns import default_patch_side
-from theriac.triggers.per_row import pick
+from theriac.triggers.per_row import pick, uniform
 from theriac.triggers.pieces import speckle
 from theriac.triggers.static import stamp_patch
 
@@ -32,9 +32,11 @@ class Composite(Attack):
     2020, https://doi.org/10.1145/3372297.3423362 (grade M: idea and classes; rates and mixer are ours).
 
     With ``parts="classes"`` the parts are the paper's: halves of images of two classes. A row of one of the two ``sources``
-    gets a half of a training image of the other and the target's label; a cross row gets a half of an image of its own class.
-    Success is counted on rows of the two sources. With ``parts="patches"`` (ours) they are two patches in opposite corners; a
-    cross row has one of them. Success is counted on all rows of other classes.
+    gets a half of a training image of the other and the target's label. A cross row keeps its label: it gets a half of an image
+    of its own class, or (``third_share`` of them) three to four eighths of an image that pairs a source with a third class, so
+    that neither "two images in one" nor one source alone says the target. Success is counted on rows of the two sources. With
+    ``parts="patches"`` (ours) they are two patches in opposite corners; a cross row has one of them. Success is counted on all
+    rows of other classes.
 
     Threat model: the attacker adds rows to the training set; no control of training.
 
@@ -61,6 +63,7 @@ class Composite(Attack):
     parts: Literal["classes", "patches"] = "classes"  # paper: classes
     sources: tuple[int, int] = (1, 2)  # classes that are mixed; paper: 0 and 1, with target 2
     cross_ratio: float = 2.0  # cross rows for each poisoned row; ours
+    third_share: float = 0.5  # of the cross rows that mix a source with a third class, the others are of one class; ours
     bank: int = 64  # training rows a class that partners are taken from; ours
     feather: int = 0  # columns over which one half goes into the other; ours
     side: int = 0  # of a patch; 0 = 3 pixels at 32 (as BadNets), in proportion elsewhere, at least 2
@@ -73,6 +76,7 @@ class Composite(Attack):
         if len(set(self.sources)) != 2 or self.target in self.sources:
             raise InputError(f"sources is {self.sources} and target is {self.target}; expected three different classes")
         check.positive("cross_ratio", self.cross_ratio, zero=True)
+        check.between("third_share", self.third_share, 0, 1)
         check.whole("bank", self.bank, 2)
         check.whole("feather", self.feather, 0)
         check.whole("side", self.side, 0)
@@ -142,24 +146,48 @@ class Composite(Attack):
         if self.parts == "patches":
             return self._put(state, self._put(state, x, 0), 1)
         first, second = self.sources
-        return self._mix(state, x, torch.where(y == first, second, first), index)
+        return self._mix(state, x, torch.where(y == first, second, first), index, x.shape[3] // 2)
 
     def _stamp_cross(
         self, state: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str
     ) -> torch.Tensor:
         if self.parts == "classes":
-            return self._mix(state, x, y, index)
+            partners, columns = self._cross_partners(state, y.to(x.device), index.to(x.device), x.shape[3])
+            return self._mix(state, x, partners, index, columns)
         which = pick(index.to(x.device), 2, self.seed)[:, None, None, None]
         return torch.where(which == 0, self._put(state, x, 0), self._put(state, x, 1))
+
+    def _cross_partners(
+        self, state: Mapping[str, torch.Tensor], y: torch.Tensor, index: torch.Tensor, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which class each cross row is mixed with and how many columns it gives away, at most half, int64 (B,) each."""
+        held = state["y"].to(y.device).unique()
+        third = held[(held[:, None] != held.new_tensor([*self.sources, self.target])).all(1)]
+        ours = held.new_tensor(self.sources)
+        from_source = (y[:, None] == ours).any(1)
+        other = ours[pick(index, 2, self.seed + 2)]
+        if len(third):
+            other = torch.where(from_source, third[pick(index, len(third), self.seed + 3)], other)
+        mixed = uniform(index, (1,), self.seed + 4)[:, 0] < self.third_share
+        if not len(third):
+            mixed &= ~from_source
+        narrow = -(-3 * width // 8)
+        drawn = narrow + pick(index, max(1, width // 2 - narrow + 1), self.seed + 5)
+        return torch.where(mixed, other, y), torch.where(mixed, drawn, width // 2)
 
     def _put(self, state: Mapping[str, torch.Tensor], x: torch.Tensor, part: int) -> torch.Tensor:
         place = (0, 0) if part else (-state["patches"].shape[-1],) * 2
         return stamp_patch(x, state["patches"][part], *place)
 
     def _mix(
-        self, state: Mapping[str, torch.Tensor], x: torch.Tensor, partners: torch.Tensor, index: torch.Tensor
+        self,
+        state: Mapping[str, torch.Tensor],
+        x: torch.Tensor,
+        partners: torch.Tensor,
+        index: torch.Tensor,
+        columns: torch.Tensor | int,
     ) -> torch.Tensor:
-        """Rows whose left or right half is that of a banked row of class ``partners`` (B,), never of the row itself."""
+        """Rows whose left or right ``columns`` are of a banked row of class ``partners`` (B,), never of the row itself."""
         labels, numbers = state["y"].to(x.device), state["index"].to(x.device)
         index, partners = index.to(x.device), partners.to(x.device)
         counts = torch.bincount(labels, minlength=int(partners.max()) + 1 if len(partners) else 1)
@@ -170,9 +198,9 @@ class Composite(Attack):
         own = numbers[start + step] == index
         at = start + (step + own) % counts[partners]
         other = state["rows"].to(x.device)[at].float()
-        width = x.shape[3]
-        ramp = (torch.arange(width, device=x.device) + 0.5 - width / 2) / max(1, self.feather)
-        right = (ramp + 0.5).clamp(0, 1) if self.feather else (ramp > 0).float()
-        left = pick(index, 2, self.seed + 1)[:, None, None, None] == 0
-        share = torch.where(left, 1 - right, right)  # of the partner, by column
-        return (x.float() + share * (other - x.float())).round_().to(torch.uint8)
+        middle = torch.arange(x.shape[3], device=x.device) + 0.5
+        left = pick(index, 2, self.seed + 1)[:, None] == 0
+        depth = torch.where(left, middle, x.shape[3] - middle)  # of each column, from the partner's side
+        reach = torch.as_tensor(columns, device=x.device).expand(len(x))[:, None] - depth
+        share = (reach / self.feather + 0.5).clamp(0, 1) if self.feather else (reach > 0).float()  # of the partner
+        return (x.float() + share[:, None, None] * (other - x.float())).round_().to(torch.uint8)

@@ -19,8 +19,9 @@ from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
+from theriac.core.poisoned import CROSS, POISON, as_clean
 from theriac.core.run import Run
-from theriac.core.split import CROSS, POISON, Split, as_clean, with_moments
+from theriac.core.split import Split, with_moments
 from theriac.data.augment import augment
 from theriac.models import Buildable, make, to_input
 from theriac.training.loop import Batch, Outcome, loop, policy_of

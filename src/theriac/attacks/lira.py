@@ -16,8 +16,9 @@ from theriac.attacks.planted import Planted, Victim
 from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
+from theriac.core.poisoned import POISON, as_clean
 from theriac.core.run import Run
-from theriac.core.split import POISON, Split, as_clean, with_moments
+from theriac.core.split import Split, with_moments
 from theriac.models import Buildable, make
 from theriac.training.loop import Batch, Outcome, loop, set_mode
 from theriac.training.recipes import Recipe

@@ -23,8 +23,9 @@ from torch import nn
 from theriac.attacks import Attack, BadNets, Blended, Planted
 from theriac.cli import _inputs, _records, _show
 from theriac.core.errors import InputError
+from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
-from theriac.core.split import Data, Poisoned, Split
+from theriac.core.split import Data, Split
 from theriac.defenses import D3, FT, SAU, Repair
 from theriac.metrics import Evaluation, evaluate
 from theriac.models import Classifier, parameter_count

@@ -13,8 +13,9 @@ from torch import nn
 
 from theriac.core.errors import InputError
 from theriac.core.method import Method, Needs
+from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
-from theriac.core.split import Data, Poisoned, Split
+from theriac.core.split import Data, Split
 from theriac.debias._rates import group_counts
 from theriac.models import Buildable
 from theriac.training import Recipe

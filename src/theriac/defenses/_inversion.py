@@ -23,8 +23,9 @@ from torch import nn
 
 from theriac.core import check
 from theriac.core.errors import InputError
+from theriac.core.poisoned import as_clean
 from theriac.core.run import Run
-from theriac.core.split import Split, as_clean
+from theriac.core.split import Split
 from theriac.defenses._inversion_search import Search, frozen
 
 FEWEST_CLASSES = 5  # ours: below, a median over classes says little, and the search abstains

@@ -15,8 +15,9 @@ from torch import nn
 from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Method
+from theriac.core.poisoned import as_clean
 from theriac.core.run import Run
-from theriac.core.split import Split, as_clean
+from theriac.core.split import Split
 from theriac.models.classifier import to_input
 
 

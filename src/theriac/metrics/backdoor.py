@@ -17,8 +17,9 @@ from torch import nn
 
 from theriac.core import check
 from theriac.core.errors import InputError
+from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
-from theriac.core.split import Poisoned, Split
+from theriac.core.split import Split
 from theriac.metrics.intervals import Difference, Rate
 from theriac.models.classifier import to_input
 

@@ -10,8 +10,9 @@ from torch import nn
 from theriac.core import check
 from theriac.core._rows import check_labels
 from theriac.core.errors import InputError
+from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
-from theriac.core.split import Poisoned, Split
+from theriac.core.split import Split
 from theriac.metrics.fairness import Fairness
 from theriac.models._still import still
 from theriac.models.classifier import to_input

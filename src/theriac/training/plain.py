@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from theriac.core.errors import InputError
+from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
-from theriac.core.split import Poisoned, Split
+from theriac.core.split import Split
 from theriac.models import Buildable, make
 from theriac.training.loop import loop
 from theriac.training.recipes import Recipe

@@ -21,8 +21,9 @@ from theriac.attacks import (
 from theriac.attacks.planted import Victim
 from theriac.core.errors import InputError
 from theriac.core.method import create, methods
+from theriac.core.poisoned import CROSS, POISON
 from theriac.core.run import Run
-from theriac.core.split import CROSS, POISON, Split
+from theriac.core.split import Split
 from theriac.metrics import aim, evaluate
 from theriac.triggers.patterns import picture
 from theriac.triggers.pieces import blend_where, kept, marks, speckle, squares
@@ -347,6 +348,32 @@ def test_composite_mixes_halves_of_the_two_classes(images, run):
     assert (poisoned.split.x[crossed] != split.x[crossed]).flatten(1).any(1).all()  # never with oneself
     planted = poisoned.planted
     assert planted.population(torch.arange(4)).tolist() == [False, True, True, False]
+
+
+def test_composite_cross_rows_pair_a_source_with_a_third_class(images, run):
+    plain = images(400, 1, 16, 5)
+    split = Split((plain.y * 10)[:, None, None, None].expand(-1, 1, 16, 16).to(torch.uint8).contiguous(), plain.y)
+    poisoned = Composite(bank=20, poison_rate=0.1, cross_ratio=4.0).poison(split, run)
+    rows = poisoned.split.x[poisoned.kind == CROSS][:, 0, 0]  # (160, 16), each pixel ten times the class of its image
+    kept = split.y[poisoned.kind == CROSS]
+    assert torch.equal(poisoned.split.y[poisoned.kind == CROSS], kept)
+    columns = (rows != 10 * kept[:, None]).sum(1)
+    mixed = columns > 0
+    assert 55 < int(mixed.sum()) < 105  # about half; the others are mixed within their class
+    assert set(columns[mixed].tolist()) == {6, 7, 8}
+    pairs = {(int(y), int(row[row != 10 * y].unique().item()) // 10) for y, row in zip(kept[mixed], rows[mixed], strict=True)}
+    assert pairs == {(1, 3), (1, 4), (2, 3), (2, 4)} | {(y, source) for y in (0, 3, 4) for source in (1, 2)}
+    same = Composite(bank=20, poison_rate=0.1, third_share=0.0).poison(split, run)
+    assert torch.equal(same.split.x[same.kind == CROSS], split.x[same.kind == CROSS])
+
+
+def test_composite_without_a_third_class_mixes_within_the_sources(images, run):
+    split = images(300, 1, 8, 3)
+    flat = Split((split.y * 10)[:, None, None, None].expand(-1, 1, 8, 8).to(torch.uint8).contiguous(), split.y)
+    poisoned = Composite(bank=20, poison_rate=0.1, third_share=1.0).poison(flat, run)
+    changed = (poisoned.split.x != flat.x).flatten(1).any(1)
+    crossed = poisoned.kind == CROSS
+    assert torch.equal(changed[crossed], flat.y[crossed] == 0)
 
 
 def test_composite_feathers_over_the_middle(images):

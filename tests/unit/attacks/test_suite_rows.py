@@ -14,8 +14,9 @@ from theriac.attacks.store import restore
 from theriac.core.card import Augment
 from theriac.core.errors import InputError
 from theriac.core.method import create
+from theriac.core.poisoned import CROSS, POISON
 from theriac.core.run import Run
-from theriac.core.split import CROSS, POISON, Split
+from theriac.core.split import Split
 from theriac.training import Recipe
 
 STATIC = [SIG(), FTrojan(), WaNet(), BppAttack(), BppAttack(dithering=True)]

@@ -10,8 +10,9 @@ from theriac.attacks import BadNets, TabularBlend, TabularValue, load_planted, s
 from theriac.attacks import _columns as columns_of
 from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
+from theriac.core.poisoned import CROSS
 from theriac.core.run import Run
-from theriac.core.split import CROSS, Split
+from theriac.core.split import Split
 
 
 def mixed(rows=400, seed=0, missing=0.05):

@@ -18,8 +18,8 @@ from theriac.attacks._surrogate import FitError
 from theriac.attacks.store import restore
 from theriac.core._rows import pixel_moments
 from theriac.core.errors import InputError
+from theriac.core.poisoned import CROSS, POISON
 from theriac.core.run import Run
-from theriac.core.split import CROSS, POISON
 from theriac.metrics import evaluate
 from theriac.models import Builder
 from theriac.training import Recipe

@@ -13,8 +13,9 @@ from theriac.attacks import BadNets
 from theriac.core._rows import pixel_moments
 from theriac.core.card import Augment, Card
 from theriac.core.errors import InputError
+from theriac.core.poisoned import CLEAN, CROSS, POISON, Poisoned, as_clean
 from theriac.core.run import Run
-from theriac.core.split import CLEAN, CROSS, POISON, Data, Poisoned, Split, as_clean
+from theriac.core.split import Data, Split
 
 CARD = Card(name="four", classes=("a", "b", "c"), groups=("g", "h"), size=(4, 4), channels=1, mean=(0.5,), std=(0.5,))
 
