@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from repairs import asked, machine, plan_arguments, thin, training_rows, victim_model
+from repairs import asked, machine, plan_arguments, plan_recipe, thin, training_rows, victim_model
 
 import theriac as th
 from theriac.attacks import MultiTarget, cross_accuracy, leak, load_planted, save_planted, success_by_target
@@ -109,7 +109,7 @@ def victim(attack: Any, job: dict[str, Any], seed: int, data: Any, folder: Path)
     resumed = any(folder.glob("*.checkpoint.pt"))  # then the seconds are those of the last part
     clock = time.perf_counter()
     if attack.trains:
-        made = attack.train(build, train, run, job["recipe"])
+        made = attack.train(build, train, run, plan_recipe(job["recipe"]))
         model, planted, fitted, poisoned = made.model, made.planted, None, None
         kind = planted.state.get("rows.kind", attack.kinds(train, run))
         dirty = None
@@ -117,7 +117,7 @@ def victim(attack: Any, job: dict[str, Any], seed: int, data: Any, folder: Path)
         poisoned = attack.poison(train, run, build)
         fitted, clock = time.perf_counter() - clock, time.perf_counter()
         model, planted, kind, dirty = None, poisoned.planted, poisoned.kind, poisoned.dirty
-        model = th.train(build, poisoned, recipe=job["recipe"], run=run)
+        model = th.train(build, poisoned, recipe=plan_recipe(job["recipe"]), run=run)
     clean, poison, cross = kind.cpu().bincount(minlength=3).tolist()
     told = {
         "rows": {"all": len(train), "clean": clean, "poison": poison, "cross": cross, "relabeled": dirty},

@@ -21,10 +21,11 @@ import torch
 import yaml
 
 import theriac as th
+from theriac.core.card import Augment
 from theriac.core.files import read_json, write_json
 from theriac.core.method import create
 from theriac.models import Builder, make, parameter_count, to_input
-from theriac.training import loop
+from theriac.training import Recipe, loop
 
 ROOT = Path(__file__).resolve().parent
 
@@ -54,6 +55,14 @@ def plan_arguments(about: str | None) -> argparse.Namespace:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     return args
+
+
+def plan_recipe(name: str) -> Recipe:
+    """The recipe that a plan names; with ``-flips`` after it, images are flipped and not cropped."""
+    base, _, change = name.partition("-")
+    if change not in ("", "flips"):
+        raise SystemExit(f"recipe {name}: expected a recipe, or a recipe and -flips")
+    return th.recipe(base).replace(name=name, augment=Augment(flip=True)) if change else th.recipe(base)
 
 
 def asked(jobs: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -152,10 +161,10 @@ def victim_model(victim: dict[str, Any], data: Any, runs: Path) -> tuple[Any, An
     clock = time.perf_counter()
     train = training_rows(victim, data)
     if victim.get("stamp") == "after_augment":
-        model = train_stamped_late(build, attack, train, victim["recipe"], run)
+        model = train_stamped_late(build, attack, train, plan_recipe(victim["recipe"]), run)
     else:
         rows = train if attack is None else attack.poison(train, run)
-        model = th.train(build, rows, recipe=victim["recipe"], run=run)
+        model = th.train(build, rows, recipe=plan_recipe(victim["recipe"]), run=run)
     seconds = round(time.perf_counter() - clock, 1)
     write_json(folder / "seconds.json", seconds)
     th.save(model, folder)
@@ -168,7 +177,7 @@ def training_rows(victim: dict[str, Any], data: Any) -> th.Split:
     return rows
 
 
-def train_stamped_late(build: Any, attack: Any, split: th.Split, recipe: str, run: th.Run) -> Any:
+def train_stamped_late(build: Any, attack: Any, split: th.Split, recipe: Recipe, run: th.Run) -> Any:
     """The same poisoned rows, but stamped after augmentation: the trigger is never shifted, cropped or mirrored."""
     poisoned = attack.poison(split, run)
     planted, labels = poisoned.planted, poisoned.y_true
@@ -179,7 +188,7 @@ def train_stamped_late(build: Any, attack: Any, split: th.Split, recipe: str, ru
         batch.x[hit] = to_input(planted.stamp(pixels, labels[batch.position][hit], phase="train"))
 
     relabeled = split.replace(y=poisoned.split.y)
-    return loop(make(build, relabeled, run), relabeled, run, th.recipe(recipe), after_augment=stamp)
+    return loop(make(build, relabeled, run), relabeled, run, recipe, after_augment=stamp)
 
 
 def summary(record: dict[str, Any]) -> str:

@@ -59,6 +59,7 @@ def train_biased(
     target: float,
     threshold: float,
     about: object,
+    until: Literal["target", "healthy"] = "target",
 ) -> int:
     """Train f_B in place.
 
@@ -73,6 +74,7 @@ def train_biased(
             pass, at least every 200 steps, on up to 2,048 rows without augmentation.
         threshold: Of the cross-entropy.
         about: The method, for the checkpoint.
+        until: With ``"healthy"`` the target alone does not end training: :func:`judge` must not call those rows underfit.
 
     Returns:
         Steps taken; a run that is resumed after it was done returns the same.
@@ -91,7 +93,12 @@ def train_biased(
         taken = number + 1
         if taken == steps:
             return True
-        return bool(target) and taken % every == 0 and float((losses(model, probe, run) < threshold).float().mean()) >= target
+        if not target or taken % every:
+            return False
+        logits, y = outputs(model, probe, run), probe.y.to(run.device)
+        if float((F.cross_entropy(logits, y, reduction="none") < threshold).float().mean()) < target:
+            return False
+        return until == "target" or judge(logits, y, taken, threshold).verdict != "underfit"
 
     loop(model, split, run, recipe.replace(epochs=passes), step=step, after_step=enough, label="cbd_stage1", about=about)
     return int(run.history("cbd_stage1")[-1].get("stopped", steps))

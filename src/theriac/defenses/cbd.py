@@ -70,6 +70,7 @@ class CBD(TrainingDefense):
 
     stage1_steps: int = 3910  # code: 5 epochs of 782 steps; with a target: at most so many
     stage1_target: float = 0.0  # ours: stop stage 1 when this share of rows has CE_B under the threshold; 0 = take all steps
+    stage1_until: Literal["target", "healthy"] = "target"  # ours: "healthy" goes on while the check calls f_B underfit
     stage1_lr: float = 0.1  # code, constant
     stage1_drop: float = 0.0  # ours: share of stage 1's passes, its last ones, at a tenth of stage1_lr; code: 0
     threshold: float = 0.1  # ours: of CE_B, for the target and the health check
@@ -131,7 +132,7 @@ class CBD(TrainingDefense):
     @preset
     def to_target(cls) -> CBD:
         """Ours: `official`, but stage 1 ends once 12 % of the rows have CE_B under 0.1 (chosen on CIFAR-10, seed 100)."""
-        return cls(stage1_target=0.12)
+        return cls(stage1_target=0.12, stage1_until="healthy")
 
     @classmethod
     @preset
@@ -271,6 +272,7 @@ class CBD(TrainingDefense):
             target=self.stage1_target,
             threshold=self.threshold,
             about=self,
+            until=self.stage1_until,
         )
         f_b.eval().requires_grad_(False).zero_grad(set_to_none=True)
         logits, y = outputs(f_b, split, run), split.y.to(run.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from theriac.core.errors import InputError
 from theriac.core.method import create, methods
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
-from theriac.defenses import CBD, TrainingDefense
+from theriac.defenses import CBD, TrainingDefense, _biased
 from theriac.defenses._biased import gce, judge, losses
 from theriac.defenses._critic import Adversary, Critic, contrast, root_of_norm, spectral_norm
 from theriac.defenses._ledger import Biased, Ledger, pair
@@ -305,6 +306,29 @@ def test_stage_1_stops_when_the_criterion_is_met(digits, narrow):
     assert 6 < health["steps"] < 300
     assert health["steps"] % 6 == 0  # looked at four times in a pass of 25 steps
     assert 0.2 <= health["share_low"] < 0.5  # the probe is the whole set here
+
+
+def test_stage_1_goes_on_while_the_check_calls_f_b_underfit(digits, narrow, monkeypatch):
+    rows, options = digits.train.sample(400), {"stage1_steps": 300, "stage1_target": 0.2, "threshold": 1.5, "epochs": 1}
+    taken = {}
+    for until in ("target", "healthy"):
+        for patience in (0, 15, 1000):
+            asked = []
+
+            def check(logits, y, steps, threshold, asked=asked, patience=patience):
+                asked.append(steps)
+                return replace(
+                    judge(logits, y, steps, threshold), verdict="underfit" if len(asked) * 6 <= patience else "healthy"
+                )
+
+            monkeypatch.setattr(_biased, "judge", check)
+            run = quiet()
+            fit(quick(**options, stage1_until=until), rows, run, narrow)
+            taken[until, patience] = run.history("cbd_health")[0]["steps"]
+    reached = taken["target", 0]
+    assert taken["target", 15] == taken["target", 1000] == taken["healthy", 0] == reached
+    assert taken["healthy", 15] >= reached + 12  # two refusals, six steps apart; the share may dip meanwhile
+    assert taken["healthy", 1000] == 300  # the steps are a limit all the same
 
 
 def test_f_b_stands_still_in_stage_2(small, monkeypatch):
