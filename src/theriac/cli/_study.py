@@ -15,6 +15,7 @@ from theriac.attacks.store import load_planted
 from theriac.cli._inputs import Source, data_hash
 from theriac.cli._records import RECORD, read, section
 from theriac.core.errors import InputError
+from theriac.core.method import title_of
 from theriac.core.run import Run
 from theriac.core.split import Data
 from theriac.metrics import evaluate
@@ -190,17 +191,21 @@ def _exhibits(folders: Sequence[_Folder], names: Mapping[str, str], data: Data |
         if victim.is_repair or planted is None:
             continue
         repaired = [f for f in folders if f.is_repair and f.parent == victim.weights]
-        done = [str(section(f.record, "method").get("method")) for f in repaired]
+        done = [_method(f) for f in repaired]
         called = [f"after {m}" if done.count(m) == 1 else f"after {m} ({f.name})" for m, f in zip(done, repaired, strict=True)]
         models = {"victim": victim.model} | dict(zip(called, (f.model for f in repaired), strict=True))
         found.append(collect.exhibit(names[victim.weights], planted, data.test, models, run=run))
     return found
 
 
+def _method(folder: _Folder) -> str:
+    return title_of("repair", str(section(folder.record, "method").get("method")))
+
+
 def _step(folder: _Folder, names: Mapping[str, str]) -> str:
     record = folder.record
     if folder.is_repair:
-        clean, method = section(record, "clean"), section(record, "method").get("method")
+        clean, method = section(record, "clean"), _method(folder)
         of = names.get(folder.parent, section(record, "parent").get("name"))
         return f"Repaired {of} by {method} with {clean.get('rows')} clean rows ({clean.get('from')})."
     poison = section(record, "poison").get("rows")

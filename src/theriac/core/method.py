@@ -101,6 +101,12 @@ def methods(kind: str) -> dict[str, type[Method]]:
     return dict(sorted(_REGISTRY[kind].items()))
 
 
+def title_of(kind: str, name: str) -> str:
+    """How people write a method's name; the name itself of one that is not registered here."""
+    known = methods(kind).get(name)
+    return known.title if known is not None and known.title else name
+
+
 def create(kind: str, name: str, preset: str | None = None, **options: Any) -> Any:
     """Make a method by name.
 

@@ -100,13 +100,9 @@ def percent(rate: Rate) -> str:
 
 def title_of(result: Result) -> str:
     """How tables call the repair of a result."""
-    from theriac.core.method import methods
+    from theriac.core import method
 
-    if result.label:
-        return result.label
-    name = result.repair_name
-    known = methods("repair").get(name)
-    return known.title if known is not None and known.title else name
+    return result.label or method.title_of("repair", result.repair_name)
 
 
 def headline(study: Study) -> str:
