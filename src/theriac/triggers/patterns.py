@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 
@@ -19,6 +20,11 @@ def picture(channels: int, size: tuple[int, int], seed: int) -> torch.Tensor:
 
     It stands in for the copyrighted picture of the literature: large regions of one color, sharp outlines, no texture.
     """
+    return _painted(channels, size, seed).clone()
+
+
+@lru_cache(maxsize=32)
+def _painted(channels: int, size: tuple[int, int], seed: int) -> torch.Tensor:
     draw = torch.Generator().manual_seed(seed)
     height, width = size
     y = (torch.arange(height) + 0.5) / height
