@@ -16,17 +16,19 @@ from theriac.models import adapt, classifier, features, to_input
 transformers = pytest.importorskip("transformers")
 
 
+SMALL = {
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 8,
+    "patch_size": 4,
+    "num_channels": 1,
+    "num_labels": 10,
+}
+
+
 def tiny_vit() -> torch.nn.Module:
-    config = transformers.ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=8,
-        patch_size=4,
-        num_channels=1,
-        num_labels=10,
-    )
+    config = transformers.ViTConfig(**SMALL, num_hidden_layers=2)
     return transformers.ViTForImageClassification(config).eval()
 
 
@@ -39,16 +41,7 @@ def tiny_resnet() -> torch.nn.Module:
 
 def tiny_deit() -> torch.nn.Module:
     """Of a type that has two classes of image classifiers."""
-    config = transformers.DeiTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=8,
-        patch_size=4,
-        num_channels=1,
-        num_labels=10,
-    )
+    config = transformers.DeiTConfig(**SMALL, num_hidden_layers=1)
     return transformers.DeiTForImageClassification(config).eval()
 
 
