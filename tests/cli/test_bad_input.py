@@ -108,6 +108,13 @@ def parquet(tmp_path: Path) -> Callable[..., Path]:
         (["--data", "no/such/file.parquet"], "does not exist"),
         (["--size", "0"], "size"),
         (["--nonsense", "1"], "--nonsense"),
+        (["--defense", "cdb"], "unknown training defense 'cdb'; did you mean 'cbd'"),
+        (["--defense", "sau"], "unknown training defense 'sau'"),
+        (["--defense", "cbd:papr"], "'paper'"),
+        (["--defense", "cbd", "--defense-option", "epoch=3"], "'epochs'"),
+        (["--defense", "cbd", "--recipe", "fast_2"], "--recipe fast_2 is given with --defense"),
+        (["--defense", "cbd", "--attack", "lira"], "--attack lira controls training itself"),
+        (["--defense-option", "epochs=3"], "--defense NAME"),
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else None,
 )

@@ -80,6 +80,48 @@ def test_the_command_line_trains_what_the_library_trains(theriac: Theriac, victi
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
 
 
+CBD = ("--model", "preact_resnet18", "--width", "4", "--device", "cpu", "--precision", "fp32", "--defense", "cbd")
+SHORT = ("--defense-option", "stage1_steps=30", "--defense-option", "epochs=2")
+
+
+@pytest.mark.filterwarnings("ignore:CBD")  # two epochs make no healthy f_B
+def test_a_training_time_defense_trains_what_the_library_trains(
+    theriac: Theriac, tiny: tuple[str, ...], victim: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cbd"
+    done = theriac("train", *CBD, *SHORT, "--attack", "badnets", "--poison-rate", "0.2", "--out", folder, "--json")
+    assert done.code == 0, done.err
+    run = th.Run(seed=0, device="cpu", precision="fp32", quiet=True)
+    data = th.load("digits")
+    poisoned = th.attacks.BadNets(poison_rate=0.2).poison(data.train, run)
+    method = th.defenses.CBD(stage1_steps=30, epochs=2)
+    model = method.fit(th.Builder("preact_resnet18", {"width": 4}), poisoned.split, run)
+    kept = th.load_model(folder).state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+    record = json.loads((folder / "run.json").read_text())
+    assert record["defense"] == method.config()
+    assert record["evaluation"] == th.evaluate(model, data.test, poisoned.planted, run=run).to_dict()
+    assert theriac("eval", folder, "--json").json["evaluation"] == record["evaluation"]
+
+    (tmp_path / "victim").symlink_to(victim)
+    assert theriac("report", tmp_path, "--out", tmp_path / "page.html").code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "BadNets, CBD (cbd)" in page
+    assert "poisoned with CBD." in page
+    assert "BadNets (victim)" in page
+
+
+@pytest.mark.filterwarnings("ignore:CBD")
+def test_a_training_time_defense_on_rows_as_they_came(theriac: Theriac, tmp_path: Path) -> None:
+    done = theriac("train", *CBD, *SHORT, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert "no attack, trained by CBD" in done.out
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["attack"] is None
+    assert theriac("train", *CBD, *SHORT, "--out", tmp_path / "run").code == 3  # nothing left to do
+    other = theriac("train", *CBD, *SHORT, "--defense-option", "lr=0.05", "--out", tmp_path / "run", "--force")
+    assert other.code == 0, other.err
+
+
 def test_benign_control_and_eval_under_another_attack(
     theriac: Theriac, tiny: tuple[str, ...], tmp_path: Path, victim: Path
 ) -> None:

@@ -85,6 +85,23 @@ def test_a_repair_goes_on_bit_for_bit(theriac: Theriac, stop: Callable[..., None
     assert (broken / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+@pytest.mark.filterwarnings("ignore:CBD")  # so few steps make no healthy f_B
+@pytest.mark.parametrize(("label", "epoch"), [("cbd_stage1", 1), ("cbd", 2)])
+def test_a_training_time_defense_goes_on_bit_for_bit(
+    theriac: Theriac, stop: Callable[..., None], pictures: Callable[..., Path], tmp_path: Path, label: str, epoch: int
+) -> None:
+    words = ("train", "--data", pictures(), "--width", "4", "--attack", "badnets", "--poison-rate", "0.3", "--device", "cpu")
+    words += ("--defense", "cbd", "--defense-option", "stage1_steps=3", "--defense-option", "epochs=3")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert theriac(*words, "--out", whole).code == 0
+    stop(label, epoch, KeyboardInterrupt())
+    assert theriac(*words, "--out", broken).code == 130
+    assert theriac(*words, "--out", broken).code == 0
+    for name in ("model.safetensors", "cbd_rows.safetensors"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+    assert {p.name for p in broken.iterdir()} == {p.name for p in whole.iterdir()}
+
+
 def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = ["train", "--width", "4", "--recipe", "fast_500", "--device", "cpu", "--out", str(folder)]

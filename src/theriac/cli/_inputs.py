@@ -20,7 +20,9 @@ from theriac.core.method import create
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.data import load
+from theriac.defenses import TrainingDefense
 from theriac.models import Builder
+from theriac.training._parallel import world
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,29 @@ def attack(
             raise InputError(f"{next(iter(given))} is given without an attack; add --attack NAME")
         return None
     found: Attack = method("attack", text, given)
+    return found
+
+
+def training_defense(
+    text: str, options: Sequence[str] | None, chosen: Attack | None, recipe: str | None
+) -> TrainingDefense | None:
+    """The training-time defense that was asked for; None for "none".
+
+    Raises:
+        InputError: On an unknown name, preset or option, options without a defense, or beside what can't go with it.
+    """
+    given = opt.pairs(options, "--defense-option")
+    if text.lower() == "none":
+        if given:
+            raise InputError(f"{next(iter(given))} is given without a defense; add --defense NAME")
+        return None
+    found: TrainingDefense = method("training", text, given)
+    if recipe is not None:
+        raise InputError(f"--recipe {recipe} is given with --defense; {found.name} trains by its own, so say --defense-option")
+    if chosen is not None and chosen.trains:
+        raise InputError(f"--attack {chosen.name} controls training itself, so no --defense can train in its place")
+    if world()[0] > 1:
+        raise InputError(f"--defense {found.name} runs in one process; leave torchrun out")
     return found
 
 

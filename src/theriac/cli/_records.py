@@ -33,6 +33,7 @@ _OURS = (
     "planted.json",
     "planted.safetensors",
     "report.html",
+    "cbd_*.safetensors",
     "*.checkpoint.pt",
 )
 

@@ -74,7 +74,8 @@ class _Folder:
             if isinstance(event, dict) and "epoch" in event:
                 plain = {k: v for k, v in event.items() if isinstance(v, (str, bool, int, float))}
                 found.append(plain)
-        own = [e for e in found if self.is_repair or e.get("event") == "train"] or found  # not those of a fitted trigger
+        trained = section(self.record, "defense").get("method", "train")  # and not those of a fitted trigger
+        own = [e for e in found if self.is_repair or e.get("event") == trained] or found
         return [{k: v for k, v in e.items() if k not in ("event", "time")} for e in own]
 
 
@@ -127,8 +128,14 @@ def _study(path: Path, folders: Sequence[_Folder]) -> Study:
 
 
 def _victim(folder: _Folder) -> str:
-    planted = folder.planted
-    return f"{planted.attack.title if planted else 'benign'} ({folder.name})"
+    planted, guard = folder.planted, _guard(folder)
+    return f"{planted.attack.title if planted else 'benign'}{f', {guard}' if guard else ''} ({folder.name})"
+
+
+def _guard(folder: _Folder) -> str:
+    """The training-time defense that made the model, as people write it; empty if there was none."""
+    told = section(folder.record, "defense").get("method")
+    return title_of("training", str(told)) if told else ""
 
 
 def _result(folder: _Folder, names: Mapping[str, str], control: dict[str, Any] | None) -> dict[str, Any]:
@@ -193,7 +200,10 @@ def _exhibits(folders: Sequence[_Folder], names: Mapping[str, str], data: Data |
         repaired = [f for f in folders if f.is_repair and f.parent == victim.weights]
         done = [_method(f) for f in repaired]
         called = [f"after {m}" if done.count(m) == 1 else f"after {m} ({f.name})" for m, f in zip(done, repaired, strict=True)]
-        models = {"victim": victim.model} | dict(zip(called, (f.model for f in repaired), strict=True))
+        guard = _guard(victim)
+        models = {f"trained with {guard}" if guard else "victim": victim.model} | dict(
+            zip(called, (f.model for f in repaired), strict=True)
+        )
         found.append(collect.exhibit(names[victim.weights], planted, data.test, models, run=run))
     return found
 
@@ -210,4 +220,5 @@ def _step(folder: _Folder, names: Mapping[str, str]) -> str:
         return f"Repaired {of} by {method} with {clean.get('rows')} clean rows ({clean.get('from')})."
     poison = section(record, "poison").get("rows")
     told = f" on rows of which {poison} were poisoned" if poison else ""
-    return f"Trained {_victim(folder)}{told} by the recipe {section(record, 'recipe').get('name')}."
+    how = "with" if _guard(folder) else "by the recipe"
+    return f"Trained {_victim(folder)}{told} {how} {section(record, 'recipe').get('name')}."

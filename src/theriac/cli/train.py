@@ -1,4 +1,4 @@
-"""``theriac train``: a victim, or a benign model."""
+"""``theriac train``: a victim, a benign model, or a model that a defense trains on rows which may be poisoned."""
 
 from __future__ import annotations
 
@@ -32,6 +32,18 @@ def train(
             show_default="fast_8, or adam_30 for tables",
         ),
     ] = None,
+    defense: Annotated[
+        str,
+        typer.Option(
+            "--defense",
+            help="Train so that poison in the rows does less harm: NAME[:PRESET]; see theriac list training.",
+            rich_help_panel="Defense",
+        ),
+    ] = "none",
+    defense_option: Annotated[
+        list[str] | None,
+        typer.Option("--defense-option", help="KEY=VALUE of the defense.", rich_help_panel="Defense", show_default=False),
+    ] = None,
     attack: opt.Attack = "none",
     attack_option: opt.AttackOption = None,
     poison_rate: opt.PoisonRate = None,
@@ -46,6 +58,7 @@ def train(
 ) -> None:
     """Train a model on clean or poisoned rows, measure it on the test rows, and keep it in a run folder.
 
+    With --defense, training itself resists poison, whether --attack plants it or the rows came with it.
     Stopped by Ctrl-C, the same command goes on from the last checkpoint. Several devices: torchrun -m theriac train ...
     """
     opt.set_quiet(quiet)
@@ -63,6 +76,7 @@ def train(
     rank, device = _ranks.join(device)
     run = th.Run(seed=seed, device=device, precision=precision, quiet=quiet or rank > 0 or None)
     chosen = _inputs.attack(attack, attack_option, poison_rate, target)
+    guard = _inputs.training_defense(defense, defense_option, chosen, recipe)
     plan = None if recipe is None else named(recipe)
     source = _inputs.Source.of(data, size, label, sensitive, augment, data_option)
     loaded = source.load()
@@ -71,9 +85,8 @@ def train(
     if chosen is not None and not chosen.fits:
         chosen.plant(loaded.train)  # refuses a target or trigger that does not fit
     told = _inputs.describe(loaded, source)
-    name = "-".join(
-        [re.sub(r"[^\w.-]+", "_", loaded.card.name), build.name, chosen.name if chosen else "benign", f"seed{seed}"]
-    )
+    how = [chosen.name if chosen else "benign", *([guard.name] if guard else [])]
+    name = "-".join([re.sub(r"[^\w.-]+", "_", loaded.card.name), build.name, *how, f"seed{seed}"])
     folder = Path(out or Path("runs", name)).expanduser()
     identity = {
         "kind": "train",
@@ -81,7 +94,7 @@ def train(
         "augment": dataclasses.asdict(loaded.card.augment),
         "model": {"architecture": build.name, **build.options},
         "attack": chosen.config() if chosen else None,
-        "recipe": dataclasses.asdict(plan),
+        "recipe": {"name": guard.title, **guard.config()} if guard else dataclasses.asdict(plan),
         "seed": seed,
         "precision": str(run.dtype),
     }
@@ -90,16 +103,18 @@ def train(
             _show.tell(f"going on in {folder}")
         run.folder = folder
         record = {"kind": "train", "name": folder.name, "data": told, "recipe": identity["recipe"], "seeds": {"seed": seed}}
-        planted = None
-        if chosen is None:
-            trained = th.train(build, loaded.train, recipe=plan, run=run)
-        elif chosen.trains:
-            victim = chosen.train(build, loaded.train, run, plan)
+        rows, planted = loaded.train, None
+        if chosen is not None and not chosen.trains:
+            poisoned = chosen.poison(rows, run, build)
+            record["poison"] = {"rows": int(poisoned.poison.sum()), "changed_labels": poisoned.dirty}
+            rows, planted = poisoned.split, poisoned.planted
+        if guard is not None:
+            trained = guard.fit(build, rows, run)
+        elif chosen is not None and chosen.trains:
+            victim = chosen.train(build, rows, run, plan)
             trained, planted = victim.model, victim.planted
         else:
-            poisoned = chosen.poison(loaded.train, run, build)
-            record["poison"] = {"rows": int(poisoned.poison.sum()), "changed_labels": poisoned.dirty}
-            trained, planted = th.train(build, poisoned, recipe=plan, run=run), poisoned.planted
+            trained = th.train(build, rows, recipe=plan, run=run)
         if rank:
             return
         found = th.evaluate(trained, loaded.test, planted, run=run)
@@ -107,8 +122,9 @@ def train(
         assert isinstance(trained, Classifier)  # what an architecture's name builds
         record |= {
             "attack": chosen.config() if chosen else None,
+            "defense": guard.config() if guard else None,
             "evaluation": found.to_dict(),
-            "provenance": _records.provenance(run, ctx.obj["argv"], trained, plan.name, started),
+            "provenance": _records.provenance(run, ctx.obj["argv"], trained, guard.title if guard else plan.name, started),
             "notes": opt.notes(),
             "identity": identity,
         }
@@ -116,6 +132,12 @@ def train(
     if as_json:
         _show.as_json({"status": "done", "folder": str(folder), "evaluation": found.to_dict()})
         return
-    _show.evaluation(f"{folder.name}: {build.name} on {loaded.card.name}, {chosen.title if chosen else 'no attack'}", found)
+    against = f"{chosen.title if chosen else 'no attack'}{f', trained by {guard.title}' if guard else ''}"
+    _show.evaluation(f"{folder.name}: {build.name} on {loaded.card.name}, {against}", found)
     _show.tell(f"kept in {folder}")
-    _show.following(*(["repair", str(folder), "--method", "sau"] if chosen else ["eval", str(folder), "--attack", "badnets"]))
+    if guard:
+        _show.following("report", str(folder))
+    elif chosen:
+        _show.following("repair", str(folder), "--method", "sau")
+    else:
+        _show.following("eval", str(folder), "--attack", "badnets")

@@ -123,7 +123,7 @@ def create(kind: str, name: str, preset: str | None = None, **options: Any) -> A
     preset = preset or inline or None
     known = methods(kind)
     if name.lower() not in known:
-        raise unknown(kind, name, known)
+        raise unknown("training defense" if kind == "training" else kind, name, known)
     cls = known[name.lower()]
     start: Method = cls()
     if preset is not None:

@@ -114,7 +114,7 @@ def _panels(results: Sequence[Result]) -> dict[str, Any] | None:
     told = (("acc", "ACC", "clean accuracy", "higher is better"), ("ra", "RA", "recovered accuracy", "higher is better"))
     shown = []
     for key, name, title, better in (("asr", "ASR", "attack success", "lower is better"), *told):
-        every = [("before", first.before), *((findings.title_of(r), r.after) for r in repairs)]
+        every = [("before" if repairs else "as trained", first.before), *((findings.title_of(r), r.after) for r in repairs)]
         counted = [(label, getattr(s, key).rate) for label, s in every if s is not None and getattr(s, key) is not None]
         if not counted:
             continue

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from theriac.training.loop import Batch
 
 
+def world() -> tuple[int, int]:
+    """How many ranks there are, and which one this is."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size(), dist.get_rank()
+    return 1, 0
+
+
 class Ranks:
     """Splits each batch over the ranks and averages gradients; does nothing in a single process.
 
@@ -23,9 +30,7 @@ class Ranks:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.size, self.rank = 1, 0
-        if dist.is_available() and dist.is_initialized():
-            self.size, self.rank = dist.get_world_size(), dist.get_rank()
+        self.size, self.rank = world()
         if self.size > 1:
             self.model = nn.parallel.DistributedDataParallel(model)
 
