@@ -122,6 +122,24 @@ def test_a_training_time_defense_on_rows_as_they_came(theriac: Theriac, tmp_path
     assert other.code == 0, other.err
 
 
+@pytest.mark.filterwarnings("ignore:AGE")  # the victim is hardly trained
+def test_a_repair_can_be_told_the_trigger(theriac: Theriac, victim: Path, tmp_path: Path) -> None:
+    words = ("repair", victim, "--method", "age", "--option", "knowledge=known", "--clean", "0.2", "--device", "cpu")
+    done = theriac(*words, "--out", tmp_path / "known", "--json")
+    assert done.code == 0, done.err
+    data, run = th.load("digits"), th.Run(seed=0, device="cpu", precision="fp32", quiet=True)
+    taken = json.loads((tmp_path / "known" / "run.json").read_text())["clean"]["index"]
+    clean = data.train.take(torch.tensor([data.train.index.tolist().index(number) for number in taken]))
+    model, attack = th.load_model(victim), th.attacks.BadNets(poison_rate=0.2)
+    fixed = th.defenses.AGE().with_trigger(attack.plant(data.train)).repair(model, clean, run)
+    kept = th.load_model(tmp_path / "known").state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in fixed.state_dict().items())
+    refused = theriac(*words, "--attack", "none", "--out", tmp_path / "unknown")
+    assert refused.code == 2
+    assert "no attack is" in refused.err
+    assert not (tmp_path / "unknown").exists()
+
+
 def test_benign_control_and_eval_under_another_attack(
     theriac: Theriac, tiny: tuple[str, ...], tmp_path: Path, victim: Path
 ) -> None:

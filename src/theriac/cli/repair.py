@@ -55,6 +55,7 @@ def repair(
 
     import theriac as th
     from theriac.cli import _inputs, _models, _records, _show
+    from theriac.core.errors import InputError
 
     started = time.time()
     run = th.Run(seed=seed, device=device, precision=_models.precision(path, precision), quiet=quiet or None)
@@ -74,6 +75,10 @@ def repair(
     opened = _models.open_model(path, asked, run)
     rows = _inputs.clean_rows(opened.data, clean_from, amount, run)
     planted = _models.known_attack(opened, attack, attack_option, target)
+    if getattr(chosen, "knowledge", "") == "known":  # AGE, told the trigger
+        if planted is None:
+            raise InputError(f"knowledge is 'known', but no attack is; add --attack NAME, or let {chosen.name} search for one")
+        chosen = chosen.with_trigger(planted)
     told = _inputs.describe(opened.data, opened.source)
     home = Path("runs") if opened.folder is None else opened.folder.parent if opened.folder.name else Path("..")
     folder = Path(out or home / f"{opened.name}-{chosen.name}").expanduser()

@@ -137,10 +137,20 @@ class Split:
     # new ones from it
 
     def take(self, positions: torch.Tensor) -> Split:
-        """The rows at ``positions``, in that order."""
+        """The rows at ``positions`` (int64 (M,), from 0), in that order.
+
+        Raises:
+            InputError: If none is asked for, or one that is not there.
+        """
+        if positions.dtype == torch.bool or positions.is_floating_point() or positions.dim() != 1:
+            hint = "; where() takes a mask" if positions.dtype == torch.bool else ""
+            raise InputError(f"positions are {positions.dtype} {tuple(positions.shape)}; expected whole numbers (M,){hint}")
         positions = positions.to(self.device)
         if not len(positions):
             raise InputError("an empty selection was asked for; a split needs at least one row")
+        low, high = (int(p) for p in positions.aminmax())
+        if low < 0 or high >= len(self):
+            raise InputError(f"positions go from {low} to {high}; the split has rows 0 to {len(self) - 1}")
         group = None if self.group is None else self.group[positions]
         return Split(self.rows(positions), self.y[positions], group=group, index=self.index[positions], card=self.card)
 

@@ -318,3 +318,20 @@ def test_as_clean_lets_only_splits_pass():
     with pytest.raises(InputError, match="rows is a Data"):
         as_clean(Data(split, split), "rows")
     assert Data(split, split).card == CARD
+
+
+@pytest.mark.parametrize(
+    ("positions", "told"),
+    [
+        (torch.tensor([0, 60]), "go from 0 to 60; the split has rows 0 to"),
+        (torch.tensor([-1]), "go from -1 to -1"),
+        (torch.tensor([True, False]), "where\\(\\) takes a mask"),
+        (torch.tensor([1.0]), "torch.float32"),
+        (torch.tensor([[1]]), "\\(1, 1\\)"),
+        (torch.tensor([], dtype=torch.int64), "empty"),
+    ],
+)
+def test_take_refuses_what_is_not_there(images, positions, told):
+    split = images(60)
+    with pytest.raises(InputError, match=told):
+        split.take(positions)
