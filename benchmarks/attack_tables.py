@@ -110,7 +110,7 @@ def _short(values: Sequence[float]) -> str:
 
 def _lost(members: Sequence[Record]) -> str:
     lost = [100 * (m["benign"]["acc"]["value"] - m["victim"]["acc"]["value"]) for m in members]
-    return f"{sum(lost) / len(lost):+.1f}"
+    return f"{sum(lost) / len(lost):+z.1f}"
 
 
 def _order(plan: str) -> dict[str, int]:

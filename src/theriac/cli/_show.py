@@ -52,7 +52,7 @@ def comparison(title: str, found: Comparison) -> None:
             continue
         change = Difference(old, new)
         low, high = change.interval
-        moved = _cell(f"{100 * change.value:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}")
+        moved = _cell(f"{100 * change.value:+z.1f}", f"{100 * low:+z.1f} to {100 * high:+z.1f}")
         table.add_row(name, _rate(old), _rate(new), moved)
     if found.before.asr is not None:
         low, high = found.der_interval

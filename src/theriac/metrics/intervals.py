@@ -91,7 +91,7 @@ class Difference:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{100 * self.value:+.1f} points (95 % {100 * low:+.1f} to {100 * high:+.1f})"
+        return f"{100 * self.value:+z.1f} points (95 % {100 * low:+z.1f} to {100 * high:+z.1f})"
 
 
 @dataclass(frozen=True)

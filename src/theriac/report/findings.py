@@ -49,7 +49,7 @@ def verdict(result: Result) -> Verdict:
     if pair is None:
         return Verdict("", False, "", "")
     low, high = pair.acc.interval
-    points = f"{100 * pair.acc.value:+.1f} points".replace("-", "−")
+    points = f"{100 * pair.acc.value:+z.1f} points".replace("-", "−")
     moved = "unchanged" if points[1:] == "0.0 points" else points + (", within chance" if low <= 0 <= high else "")
     cost = f"ACC {moved}"
     word = _word(result)

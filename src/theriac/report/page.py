@@ -161,7 +161,7 @@ def _table(study: Study) -> list[dict[str, Any]]:
         control = next((r.control for r in study.results if r.victim == row.group and r.control is not None), None)
         excess = ""
         if row.scores.asr is not None and control is not None and control.asr is not None and row.kind != "control":
-            excess = f"{100 * row.scores.evaluation.excess_asr(control.evaluation).value:+.1f}".replace("-", "−")
+            excess = f"{100 * row.scores.evaluation.excess_asr(control.evaluation).value:+z.1f}".replace("-", "−")
         groups.setdefault(row.group, []).append(
             {
                 "row": row,
