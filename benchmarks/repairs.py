@@ -62,7 +62,8 @@ def plan_recipe(name: str) -> Recipe:
     base, _, change = name.partition("-")
     if change not in ("", "flips"):
         raise SystemExit(f"recipe {name}: expected a recipe, or a recipe and -flips")
-    return th.recipe(base).replace(name=name, augment=Augment(flip=True)) if change else th.recipe(base)
+    found = th.recipe(base)
+    return found.replace(name=name, augment=Augment(flip=True)) if change else found
 
 
 def asked(jobs: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:

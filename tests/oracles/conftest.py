@@ -51,7 +51,7 @@ def tiny() -> Callable[[Golden, str], Tiny]:
 
 
 @pytest.fixture(scope="session")
-def near() -> Callable[..., None]:
+def assert_near() -> Callable[..., None]:
     """Compare with the golden tolerance: 1e-10 absolute, relative above 1."""
 
     def check(got: torch.Tensor | float, expected: torch.Tensor, tolerance: float = 1e-10) -> None:
@@ -62,12 +62,12 @@ def near() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def same_weights(near: Callable[..., None]) -> Callable[..., None]:
+def assert_same_weights(assert_near: Callable[..., None]) -> Callable[..., None]:
     """Compare weights, or with ``grad=True`` gradients, of a tiny network with those of one prefix."""
 
     def check(model: nn.Module, vectors: Golden, prefix: str, *, grad: bool = False, tolerance: float = 1e-10) -> None:
         own = dict(model.named_parameters())
         for short, full in _NAMES.items():
-            near(own[full].grad if grad else own[full], vectors[prefix + short], tolerance)
+            assert_near(own[full].grad if grad else own[full], vectors[prefix + short], tolerance)
 
     return check

@@ -59,37 +59,37 @@ def forward(models, vectors):
     return logits_b, logits, r, z, *ce
 
 
-def test_outputs_and_losses(models, vectors, near):
+def test_outputs_and_losses(models, vectors, assert_near):
     logits_b, logits, r, z, ce_b, ce_c = forward(models, vectors)
-    near(logits_b, vectors["logits_f_B"])
-    near(logits, vectors["logits_f_C"])
-    near(r, vectors["hidden_r_f_B"])
-    near(z, vectors["hidden_z_f_C"])
-    near(ce_b, vectors["ce_f_B"])
-    near(ce_c, vectors["ce_f_C"])
+    assert_near(logits_b, vectors["logits_f_B"])
+    assert_near(logits, vectors["logits_f_C"])
+    assert_near(r, vectors["hidden_r_f_B"])
+    assert_near(z, vectors["hidden_z_f_C"])
+    assert_near(ce_b, vectors["ce_f_B"])
+    assert_near(ce_c, vectors["ce_f_C"])
 
 
-def test_weights(models, vectors, near):
+def test_weights(models, vectors, assert_near):
     *_, ce_b, ce_c = forward(models, vectors)
     weight = CBD().weights(ce_b, ce_c)
-    near(weight, vectors["weight_raw"])
+    assert_near(weight, vectors["weight_raw"])
     assert not weight.requires_grad
-    near(weight * 8 / weight.sum(), vectors["weight_norm"])
-    near((vectors["weight_norm"] * ce_c).mean(), vectors["loss"])
+    assert_near(weight * 8 / weight.sum(), vectors["weight_norm"])
+    assert_near((vectors["weight_norm"] * ce_c).mean(), vectors["loss"])
 
 
-def test_step_of_f_c(models, vectors, near, same_weights):
+def test_step_of_f_c(models, vectors, assert_near, assert_same_weights):
     f_c = models[1]
     _, logits, _, _, ce_b, ce_c = forward(models, vectors)
     method = CBD.official()
     loss = method.loss(method.weights(ce_b, ce_c), ce_c)
-    near(loss, vectors["loss"])
+    assert_near(loss, vectors["loss"])
     steps = optimizer(f_c, method.lr)
     loss.backward()
-    near(logits.grad, vectors["grad_logits_f_C"])
-    same_weights(f_c, vectors, "grad_f_C_", grad=True)
+    assert_near(logits.grad, vectors["grad_logits_f_C"])
+    assert_same_weights(f_c, vectors, "grad_f_C_", grad=True)
     steps.step()
-    same_weights(f_c, vectors, "f_C_after_")
+    assert_same_weights(f_c, vectors, "f_C_after_")
 
 
 def test_critic_value_and_gradients(models, vectors, adversary):
@@ -107,12 +107,12 @@ def test_critic_value_and_gradients(models, vectors, adversary):
         relative(own[full].grad, f"E_grad_{short}")
 
 
-def test_critic_step_with_the_official_root(models, vectors, near, adversary):
+def test_critic_step_with_the_official_root(models, vectors, assert_near, adversary):
     _, _, r, z, _, _ = forward(models, vectors)
     adversary.ascend(r, z, 0)
     own = dict(adversary.critic.named_parameters())
     for short, full in _CRITIC.items():
-        near(own[full], vectors[f"dis_E_after_{short}"])
+        assert_near(own[full], vectors[f"dis_E_after_{short}"])
 
 
 def test_the_corrected_normalization_differs(models, vectors, adversary):
@@ -124,38 +124,38 @@ def test_the_corrected_normalization_differs(models, vectors, adversary):
     assert not torch.allclose(adversary.critic.inner.weight, vectors["dis_E_after_in_w"], atol=1e-3)
 
 
-def test_step_of_f_c_with_the_critic(models, vectors, near, same_weights, adversary):
+def test_step_of_f_c_with_the_critic(models, vectors, assert_near, assert_same_weights, adversary):
     f_b, f_c = models
     _, logits, r, z, ce_b, ce_c = forward(models, vectors)
     adversary.ascend(r, z, 0)
     method = CBD.official_mi()
     weight = method.weights(ce_b, ce_c)
-    near(weight * 8 / weight.sum(), vectors["dis_weight_norm"])
+    assert_near(weight * 8 / weight.sum(), vectors["dis_weight_norm"])
     e = adversary.penalty(r, z)
     torch.testing.assert_close(e.detach(), vectors["dis_E_value"], rtol=1e-8, atol=0)
     total = method.loss(weight, ce_c) + e
-    near(total, vectors["dis_total"])
+    assert_near(total, vectors["dis_total"])
     steps = optimizer(f_c, method.lr)
     critic = {name: value.clone() for name, value in adversary.critic.state_dict().items()}
     total.backward()
-    near(logits.grad, vectors["dis_grad_logits_f_C"])
-    near(z.grad, vectors["dis_grad_z"])
-    same_weights(f_c, vectors, "dis_grad_f_C_", grad=True)
+    assert_near(logits.grad, vectors["dis_grad_logits_f_C"])
+    assert_near(z.grad, vectors["dis_grad_z"])
+    assert_same_weights(f_c, vectors, "dis_grad_f_C_", grad=True)
     steps.step()
-    same_weights(f_c, vectors, "dis_f_C_after_")
+    assert_same_weights(f_c, vectors, "dis_f_C_after_")
     assert all(torch.equal(value, critic[name]) for name, value in adversary.critic.state_dict().items())
     assert all(p.grad is None for p in f_b.parameters())
 
 
-def test_step_of_f_b(models, vectors, near, same_weights):
+def test_step_of_f_b(models, vectors, assert_near, assert_same_weights):
     f_b = models[0]
     steps = optimizer(f_b, CBD.official().stage1_lr)
     loss = CBD.official().biased_objective(f_b(vectors["x"]), vectors["y"])
-    near(loss, vectors["f_B_step_loss"])
+    assert_near(loss, vectors["f_B_step_loss"])
     loss.backward()
-    same_weights(f_b, vectors, "f_B_step_grad_", grad=True)
+    assert_same_weights(f_b, vectors, "f_B_step_grad_", grad=True)
     steps.step()
-    same_weights(f_b, vectors, "f_B_step_after_")
+    assert_same_weights(f_b, vectors, "f_B_step_after_")
 
 
 def test_the_critic_has_the_published_size():

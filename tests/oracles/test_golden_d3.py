@@ -25,26 +25,26 @@ def setting(vectors, tiny):
     return model, pushed, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
 
-def test_only_the_head_is_selected(setting, near, vectors):
+def test_only_the_head_is_selected(setting, assert_near, vectors):
     model, pushed, _ = setting
     assert list(pushed.modules) == ["lin"]
-    near(pushed.w0["lin"], vectors["w0_lin_w"])
-    near(model.lin.weight.norm(), vectors["w0_lin_w"].norm())  # the given head lies on the sphere already
+    assert_near(pushed.w0["lin"], vectors["w0_lin_w"])
+    assert_near(model.lin.weight.norm(), vectors["w0_lin_w"].norm())  # the given head lies on the sphere already
 
 
-def test_values_at_the_new_head(setting, near, vectors):
+def test_values_at_the_new_head(setting, assert_near, vectors):
     model, pushed, _ = setting
     logits = model(vectors["x"])
-    near(logits, vectors["logits"])
+    assert_near(logits, vectors["logits"])
     ce = F.cross_entropy(logits, vectors["y"], reduction="none")
-    near(ce, vectors["ce_per_sample"])
-    near(pushed.distance(), vectors["distance"])
-    near(pushed.inner_product(), vectors["fst_inner_product"])
+    assert_near(ce, vectors["ce_per_sample"])
+    assert_near(pushed.distance(), vectors["distance"])
+    assert_near(pushed.inner_product(), vectors["fst_inner_product"])
     assert int((ce < 0.1).sum()) == 5  # the hinge is active for some rows and not for others
 
 
 @pytest.mark.parametrize(("lam", "key"), [(0.5, "lam05"), (10.0, "lam10")])
-def test_d3(setting, vectors, near, same_weights, lam, key):
+def test_d3(setting, vectors, assert_near, assert_same_weights, lam, key):
     model, pushed, optimizer = setting
     method = D3(lam=lam)
 
@@ -55,22 +55,22 @@ def test_d3(setting, vectors, near, same_weights, lam, key):
         return total, clean
 
     total, clean = backward()
-    near(total, vectors[f"{key}_total"])
-    near(clean, vectors["clean_hinge"])
-    same_weights(model, vectors, f"{key}_grad_", grad=True)
+    assert_near(total, vectors[f"{key}_total"])
+    assert_near(clean, vectors["clean_hinge"])
+    assert_same_weights(model, vectors, f"{key}_grad_", grad=True)
     optimizer.step()
-    same_weights(model, vectors, f"{key}_step1_unprojected_")
+    assert_same_weights(model, vectors, f"{key}_step1_unprojected_")
     pushed.project()
-    same_weights(model, vectors, f"{key}_step1_")
+    assert_same_weights(model, vectors, f"{key}_step1_")
     total, _ = backward()
-    near(total, vectors[f"{key}_step2_total"], 1e-9)
-    same_weights(model, vectors, f"{key}_step2_grad_", grad=True, tolerance=1e-9)
+    assert_near(total, vectors[f"{key}_step2_total"], 1e-9)
+    assert_same_weights(model, vectors, f"{key}_step2_grad_", grad=True, tolerance=1e-9)
     optimizer.step()
     pushed.project()
-    same_weights(model, vectors, f"{key}_step2_", tolerance=1e-9)
+    assert_same_weights(model, vectors, f"{key}_step2_", tolerance=1e-9)
 
 
-def test_fst(setting, vectors, near, same_weights):
+def test_fst(setting, vectors, assert_near, assert_same_weights):
     model, pushed, optimizer = setting
     method = FST(alpha=0.2)
 
@@ -80,14 +80,14 @@ def test_fst(setting, vectors, near, same_weights):
         total.backward()
         return total
 
-    near(F.cross_entropy(model(vectors["x"]), vectors["y"]), vectors["fst_clean_ce"])
-    near(backward(), vectors["fst_total"])
-    same_weights(model, vectors, "fst_grad_", grad=True)
+    assert_near(F.cross_entropy(model(vectors["x"]), vectors["y"]), vectors["fst_clean_ce"])
+    assert_near(backward(), vectors["fst_total"])
+    assert_same_weights(model, vectors, "fst_grad_", grad=True)
     optimizer.step()
-    same_weights(model, vectors, "fst_step1_unprojected_")
+    assert_same_weights(model, vectors, "fst_step1_unprojected_")
     pushed.project()
-    same_weights(model, vectors, "fst_step1_")
-    near(backward(), vectors["fst_step2_total"], 1e-9)
+    assert_same_weights(model, vectors, "fst_step1_")
+    assert_near(backward(), vectors["fst_step2_total"], 1e-9)
     optimizer.step()
     pushed.project()
-    same_weights(model, vectors, "fst_step2_", tolerance=1e-9)
+    assert_same_weights(model, vectors, "fst_step2_", tolerance=1e-9)

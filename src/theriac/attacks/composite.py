@@ -165,12 +165,9 @@ class Composite(Attack):
         third = held[(held[:, None] != held.new_tensor([*self.sources, self.target])).all(1)]
         ours = held.new_tensor(self.sources)
         from_source = (y[:, None] == ours).any(1)
-        other = ours[pick(index, 2, self.seed + 2)]
-        if len(third):
-            other = torch.where(from_source, third[pick(index, len(third), self.seed + 3)], other)
-        mixed = uniform(index, (1,), self.seed + 4)[:, 0] < self.third_share
-        if not len(third):
-            mixed &= ~from_source
+        foreign = third[pick(index, len(third), self.seed + 3)] if len(third) else y
+        other = torch.where(from_source, foreign, ours[pick(index, 2, self.seed + 2)])
+        mixed = (uniform(index, (1,), self.seed + 4)[:, 0] < self.third_share) & (other != y)
         narrow = -(-3 * width // 8)
         drawn = narrow + pick(index, max(1, width // 2 - narrow + 1), self.seed + 5)
         return torch.where(mixed, other, y), torch.where(mixed, drawn, width // 2)

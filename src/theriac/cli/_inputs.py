@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from theriac.attacks import Attack
 from theriac.cli import _options as opt
@@ -20,9 +20,11 @@ from theriac.core.method import create
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.data import load
-from theriac.defenses import TrainingDefense
 from theriac.models import Builder
 from theriac.training._parallel import world
+
+if TYPE_CHECKING:
+    from theriac.defenses import TrainingDefense
 
 
 @dataclass(frozen=True)

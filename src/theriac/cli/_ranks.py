@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 import torch
 import torch.distributed as dist
 
-from theriac.training._parallel import init_from_environment
+from theriac.training._parallel import init_from_environment, world
 
 
 def join(device: str) -> tuple[int, str]:
@@ -22,7 +22,7 @@ def join(device: str) -> tuple[int, str]:
     if device == "auto" and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
-    return dist.get_rank(), device
+    return world()[1], device
 
 
 @contextlib.contextmanager

@@ -134,8 +134,13 @@ def _victim(folder: _Folder) -> str:
 
 def _guard(folder: _Folder) -> str:
     """The training-time defense that made the model, as people write it; empty if there was none."""
-    told = section(folder.record, "defense").get("method")
-    return title_of("training", str(told)) if told else ""
+    return _title(folder, "training", "defense")
+
+
+def _title(folder: _Folder, kind: str, part: str) -> str:
+    """What the method in one part of the record is called; empty if the record has none."""
+    told = section(folder.record, part).get("method")
+    return title_of(kind, str(told)) if told else ""
 
 
 def _result(folder: _Folder, names: Mapping[str, str], control: dict[str, Any] | None) -> dict[str, Any]:
@@ -198,7 +203,7 @@ def _exhibits(folders: Sequence[_Folder], names: Mapping[str, str], data: Data |
         if victim.is_repair or planted is None:
             continue
         repaired = [f for f in folders if f.is_repair and f.parent == victim.weights]
-        done = [_method(f) for f in repaired]
+        done = [_title(f, "repair", "method") for f in repaired]
         called = [f"after {m}" if done.count(m) == 1 else f"after {m} ({f.name})" for m, f in zip(done, repaired, strict=True)]
         guard = _guard(victim)
         models = {f"trained with {guard}" if guard else "victim": victim.model} | dict(
@@ -208,14 +213,10 @@ def _exhibits(folders: Sequence[_Folder], names: Mapping[str, str], data: Data |
     return found
 
 
-def _method(folder: _Folder) -> str:
-    return title_of("repair", str(section(folder.record, "method").get("method")))
-
-
 def _step(folder: _Folder, names: Mapping[str, str]) -> str:
     record = folder.record
     if folder.is_repair:
-        clean, method = section(record, "clean"), _method(folder)
+        clean, method = section(record, "clean"), _title(folder, "repair", "method")
         of = names.get(folder.parent, section(record, "parent").get("name"))
         return f"Repaired {of} by {method} with {clean.get('rows')} clean rows ({clean.get('from')})."
     poison = section(record, "poison").get("rows")

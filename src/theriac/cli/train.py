@@ -124,7 +124,7 @@ def train(
             "attack": chosen.config() if chosen else None,
             "defense": guard.config() if guard else None,
             "evaluation": found.to_dict(),
-            "provenance": _records.provenance(run, ctx.obj["argv"], trained, guard.title if guard else plan.name, started),
+            "provenance": _records.provenance(run, ctx.obj["argv"], trained, identity["recipe"]["name"], started),
             "notes": opt.notes(),
             "identity": identity,
         }
