@@ -294,6 +294,29 @@ class TestOptions:
         assert attack._target(y, 4).tolist() == [1, 2, 3, 0]
 
 
+OTHERS = {"lira": {"strength": 0.3}, "input_aware": {"target": 3}, "wanet": {"strength": 4.0}, "bpp": {"levels": 2}}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_run_folder_of_other_options_is_refused(name, tmp_path):
+    options = {"rows": "per_batch"} if name in ("wanet", "bpp") else {"width": 2}
+    split, run = rows(), Run(folder=tmp_path, device="cpu", quiet=True)
+    attack = ATTACKS[name](**options, poison_rate=0.2)
+    first = attack.train(BUILD, split, run, "fast_1").model.state_dict()
+    again = attack.train(BUILD, split, Run(folder=tmp_path, device="cpu", quiet=True), "fast_1").model.state_dict()
+    assert all(torch.equal(again[key], value) for key, value in first.items())
+    with pytest.raises(InputError, match="belongs to another configuration"):
+        attack.replace(**OTHERS[name]).train(BUILD, split, Run(folder=tmp_path, device="cpu", quiet=True), "fast_1")
+
+
+@pytest.mark.parametrize("name", [n for n, c in ON_DATA.items() if c.fits])
+def test_a_rate_out_of_reach_is_refused_before_anything_is_fitted(name, monkeypatch):
+    attack = quick(name)
+    monkeypatch.setattr(type(attack), "_fit", lambda *_: pytest.fail("was fitted"))
+    with pytest.raises(InputError, match="comes to no row"):
+        attack.replace(poison_rate=1e-4).poison(data_for(attack), make_run(), BUILD)
+
+
 @pytest.mark.parametrize(("name", "preset"), PRESETS)
 def test_an_attack_that_controls_training_has_no_poisoned_set(name, preset):
     attack = ATTACKS[name]() if preset is None else getattr(ATTACKS[name], preset)()

@@ -21,7 +21,7 @@ from theriac.attacks.planted import Planted, Victim
 from theriac.attacks.sam_flat import SamFlat
 from theriac.attacks.sig import SIG
 from theriac.attacks.ssba import SSBA
-from theriac.attacks.store import load_planted, save_planted
+from theriac.attacks.store import load_planted, load_poisoned, save_planted, save_poisoned
 from theriac.attacks.tabular_blend import TabularBlend
 from theriac.attacks.tabular_value import TabularValue
 from theriac.attacks.tact import TaCT
@@ -57,7 +57,9 @@ __all__ = [
     "cross_accuracy",
     "leak",
     "load_planted",
+    "load_poisoned",
     "save_planted",
+    "save_poisoned",
     "success_by_target",
     "suppress_lipschitz_channels",
 ]

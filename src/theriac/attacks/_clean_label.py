@@ -14,6 +14,7 @@ class CleanLabel(Attack):
     """Base of attacks that poison only rows of the target class, with their true label."""
 
     clean_label: ClassVar[bool] = True
+    own_rows: ClassVar[bool] = True
 
     # share of the target class (ours); 0.5 is 5 % of ten balanced classes. BackdoorBench @ f02e353: 0.1 of the whole set
     poison_rate: float = 0.5

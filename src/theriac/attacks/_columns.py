@@ -47,15 +47,17 @@ def moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def common(column: torch.Tensor, *, rarest: bool = False) -> tuple[float, int]:
-    """The most common (or rarest) value of a column (N,) and its count; of several, the smallest.
+    """The most common (or rarest) value of a column (N,) and its count; of several, the one nearest to the median.
 
     Raises:
         InputError: If all values are missing.
     """
-    values, counts = column[~column.isnan()].unique(return_counts=True)
+    there = column[~column.isnan()]
+    values, counts = there.unique(return_counts=True)
     if not len(values):
         raise InputError("a column that the trigger needs has missing values only")
-    at = int((counts == (counts.min() if rarest else counts.max())).nonzero()[0])
+    best = (counts == (counts.min() if rarest else counts.max())).nonzero().flatten()
+    at = best[(values[best].double() - there.median().double()).abs().argmin()]
     return float(values[at]), int(counts[at])
 
 

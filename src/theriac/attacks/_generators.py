@@ -131,6 +131,7 @@ def side_loop(
     recipe: Recipe,
     step: Step,
     label: str,
+    about: object,
 ) -> nn.Module:
     """The training loop with an optimizer of the caller's own: some published settings are no part of a Recipe.
 
@@ -150,5 +151,15 @@ def side_loop(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    extra = {"own_optimizer": optimizer}
-    return loop(net, split, run, recipe, step=anchored, after_step=follow, parameters=[anchor], extra_state=extra, label=label)
+    return loop(
+        net,
+        split,
+        run,
+        recipe,
+        step=anchored,
+        after_step=follow,
+        parameters=[anchor],
+        extra_state={"own_optimizer": optimizer},
+        label=label,
+        about=about,
+    )

@@ -7,6 +7,7 @@ import torch
 from theriac.attacks.base import Attack
 from theriac.attacks.planted import Victim
 from theriac.core.card import Augment
+from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data.augment import flip, pad_and_crop, rotate
@@ -25,20 +26,24 @@ def train_per_batch(
 
     Args:
         attack: Its rate says how many rows of a batch are poisoned, and its ``_cross_count`` how many more keep their label.
+            They are drawn from all classes.
         build: The victim.
         split: Clean training rows.
         run: Device, streams.
         recipe: How to train.
         alike: One augmentation for all images of a batch; None augments each image by itself, as the recipe says.
+
+    Raises:
+        InputError: If the rate comes to no row of a batch.
     """
     plan = named(recipe)
+    check_rate(attack, plan, split)
     planted = attack.plant(split, build, run)
     index = split.index.to(run.device)
 
     def stamp(batch: Batch) -> None:
         size = len(batch.y)
-        poison = int(attack.poison_rate * size)
-        cross = min(attack._cross_count(size, poison), size - poison)
+        poison, cross = first_rows(attack, size)
         number = index[batch.position] + (batch.epoch << 32)  # noise that belongs to a row is fresh in each epoch
         x, y = batch.x.clone(), batch.y.clone()
         for variant, part in (("poison", slice(0, poison)), ("cross", slice(poison, poison + cross))):
@@ -52,7 +57,27 @@ def train_per_batch(
 
     if alike is not None:
         plan = plan.replace(augment="none")
-    return Victim(loop(make(build, split, run), split, run, plan, before_augment=stamp), planted)
+    return Victim(loop(make(build, split, run), split, run, plan, before_augment=stamp, about=attack), planted)
+
+
+def first_rows(attack: Attack, size: int) -> tuple[int, int]:
+    """How many of a batch's ``size`` rows are poisoned, the first ones, and how many after them get the cross stamp."""
+    poison = int(attack.poison_rate * size)
+    return poison, min(attack._cross_count(size, poison), size - poison)
+
+
+def check_rate(attack: Attack, plan: Recipe, split: Split) -> None:
+    """Refuse a rate that would plant nothing: a batch has whole rows only.
+
+    Raises:
+        InputError: If the rate is not 0, and comes to no row of a batch.
+    """
+    size = min(plan.batch_size, len(split))
+    if attack.poison_rate and not first_rows(attack, size)[0]:
+        raise InputError(
+            f"poison_rate {attack.poison_rate} comes to no row of a batch of {size}; rows are drawn in each batch, so it takes "
+            f"{1 / size:.2g} at least, or 0 to poison nothing (fixed rows can be fewer)"
+        )
 
 
 def augment_alike(x: torch.Tensor, policy: Augment, draw: torch.Generator) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from theriac.attacks.base import Attack, kept_picture
 from theriac.core import check
+from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
 from theriac.core.run import Run
@@ -66,6 +67,13 @@ class BadNets(Attack):
     def official(cls) -> BadNets:
         """As BackdoorBench draws its rows: target rows too."""
         return cls(draw_from="all")
+
+    def _check_card(self, card: Card) -> None:
+        super()._check_card(card)
+        side = 0 if self.file else self.side or default_patch_side(card.size)  # a picture is measured when it is read
+        if side + self.margin > min(card.size):
+            room = " x ".join(map(str, card.size))
+            raise InputError(f"side {side} and margin {self.margin} do not fit into the {room} pixels of {card.name!r}")
 
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
         if not self.file:

@@ -35,6 +35,7 @@ class Attack(Method):
     keeps_fit: ClassVar[bool] = False  # what it fits is costly, and kept in the cache folder
     not_fitted: ClassVar[tuple[str, ...]] = ("poison_rate",)  # options that do not change what is fitted
     outside: ClassVar[tuple[str, ...]] = ()  # options that name a user's files or data; with one of them nothing is kept
+    own_rows: ClassVar[bool] = False  # says itself which classes it draws from, so that ``draw_from`` has nothing to say
 
     target: int = 0  # BackdoorBench @ f02e353, all attacks
     poison_rate: float = 0.1  # share of all training rows; same source
@@ -46,7 +47,9 @@ class Attack(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check.whole("target", self.target, 0)
-        check.between("poison_rate", self.poison_rate, 0, 1)
+        self._check_rate()
+        if self.own_rows and self.draw_from != "others":
+            raise InputError(f"draw_from is {self.draw_from!r}; {self.name} says itself which classes it draws from")
 
     # for users
 
@@ -87,9 +90,11 @@ class Attack(Method):
         if self.trains:
             raise InputError(f"{self.name} controls training, so it has no poisoned set; use its train(build, split)")
         run = run or Run()
-        planted = self.plant(split, build, run)
-        chosen = self.choose(split, run)
+        split = as_clean(split, "split")
+        self._check_card(split.card)
+        chosen = self.choose(split, run)  # first: what is fitted may cost minutes, and a rate may be out of reach
         cross = self.choose_cross(split, run, chosen)
+        planted = self.plant(split, build, run)
         y = split.y.clone()
         kind = torch.zeros(len(split), dtype=torch.uint8, device=split.device)
         if not len(chosen) + len(cross):
@@ -207,6 +212,9 @@ class Attack(Method):
     def _cross_count(self, rows: int, chosen: int) -> int:
         """How many cross rows there are, beside ``chosen`` poisoned ones of ``rows`` in all."""
         return 0
+
+    def _check_rate(self) -> None:
+        check.between("poison_rate", self.poison_rate, 0, 1)
 
     def _check_card(self, card: Card) -> None:
         if self.target >= card.num_classes:

@@ -66,6 +66,7 @@ class Composite(Attack):
     third_share: float = 0.5  # of the cross rows that mix a source with a third class, the others are of one class; ours
     bank: int = 64  # training rows a class that partners are taken from; ours
     feather: int = 0  # columns over which one half goes into the other; ours
+    opacity: float = 1.0  # of the other half, or of the patches; ours
     side: int = 0  # of a patch; 0 = 3 pixels at 32 (as BadNets), in proportion elsewhere, at least 2
     seed: int = 0  # of partners, sides and patches, not of the poisoned rows
 
@@ -73,8 +74,12 @@ class Composite(Attack):
         super().__post_init__()
         for label in self.sources:
             check.whole("sources", label, 0)
-        if len(set(self.sources)) != 2 or self.target in self.sources:
-            raise InputError(f"sources is {self.sources} and target is {self.target}; expected three different classes")
+        if self.parts == "classes":
+            if len(set(self.sources)) != 2 or self.target in self.sources:
+                raise InputError(f"sources is {self.sources} and target is {self.target}; expected three different classes")
+            if self.draw_from != "others":
+                raise InputError(f"draw_from is {self.draw_from!r}; {self.name} with parts 'classes' draws from its sources")
+        check.between("opacity", self.opacity, 0, 1)
         check.positive("cross_ratio", self.cross_ratio, zero=True)
         check.between("third_share", self.third_share, 0, 1)
         check.whole("bank", self.bank, 2)
@@ -174,7 +179,7 @@ class Composite(Attack):
 
     def _put(self, state: Mapping[str, torch.Tensor], x: torch.Tensor, part: int) -> torch.Tensor:
         place = (0, 0) if part else (-state["patches"].shape[-1],) * 2
-        return stamp_patch(x, state["patches"][part], *place)
+        return stamp_patch(x, state["patches"][part], *place, self.opacity)
 
     def _mix(
         self,
@@ -199,5 +204,6 @@ class Composite(Attack):
         left = pick(index, 2, self.seed + 1)[:, None] == 0
         depth = torch.where(left, middle, x.shape[3] - middle)  # of each column, from the partner's side
         reach = torch.as_tensor(columns, device=x.device).expand(len(x))[:, None] - depth
-        share = (reach / self.feather + 0.5).clamp(0, 1) if self.feather else (reach > 0).float()  # of the partner
+        share = (reach / self.feather + 0.5).clamp(0, 1) if self.feather else (reach > 0).float()
+        share = share * self.opacity  # of the partner
         return (x.float() + share[:, None, None] * (other - x.float())).round_().to(torch.uint8)

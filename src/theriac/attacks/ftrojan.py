@@ -12,7 +12,7 @@ from theriac.attacks.base import Attack
 from theriac.core import check
 from theriac.core.method import preset, register
 from theriac.triggers.additive import add
-from theriac.triggers.frequency import cosine_pattern, dct2, idct2, rgb_to_ycrcb, ycrcb_to_rgb
+from theriac.triggers.frequency import cosine_pattern, dct2, idct2, raise_at, rgb_to_ycrcb, ycrcb_to_rgb
 
 
 @register
@@ -90,8 +90,6 @@ class FTrojan(Attack):
 def _raise(
     planes: torch.Tensor, window: tuple[int, int], places: tuple[tuple[int, int], ...], magnitude: float
 ) -> torch.Tensor:
-    coefficients = dct2(planes, window)
-    for row, column in places:
-        coefficients[..., row :: window[0], column :: window[1]] += magnitude
+    coefficients = raise_at(dct2(planes, window), window, places, magnitude)
     # dct and inverse leave whole levels a hair off; a cast would turn that hair into a level
     return idct2(coefficients, window).mul_(1e6).round_().div_(1e6)

@@ -16,6 +16,7 @@ from theriac.attacks.planted import Planted, Victim
 from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
+from theriac.core.poisoned import as_clean
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, make, to_input
@@ -108,20 +109,22 @@ class Grond(CleanLabel):
         if not self.abi:
             return super().train(build, split, run, recipe)
         run = run or Run()
-        poisoned = self.replace(abi=False).poison(split, run, build)
-        rows = poisoned.split
-        model = make(build, rows, run)
+        model = make(build, as_clean(split, "split"), run)
         pairs = conv_norm_pairs(model, split.card.shape)
         if not pairs:
             raise InputError(
                 "no BatchNorm of the model follows a convolution, so no channel can be leveled (abi=False trains it)"
             )
 
+        poisoned = self.replace(abi=False).poison(split, run, build)
+        rows = poisoned.split
+
         def level(_: int) -> dict[str, float]:
             return {"leveled": float(suppress_lipschitz_channels(pairs, self.u))}
 
         loop(model, rows, run, named(recipe), after_epoch=level, about=self)
-        return Victim(model, Planted(self, split.card, poisoned.planted.state))
+        kept = {"rows.kind": poisoned.kind.cpu(), "rows.index": rows.index.cpu()}
+        return Victim(model, Planted(self, split.card, {**poisoned.planted.state, **kept}))
 
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
         size, plan = self.surrogate_rows, self.surrogate_recipe

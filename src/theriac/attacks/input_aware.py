@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from theriac.attacks._generators import DynamicNet, pack, side_loop, unpack
+from theriac.attacks._per_batch import check_rate, first_rows
 from theriac.attacks._surrogate import part_of
 from theriac.attacks.base import Attack
 from theriac.attacks.planted import Planted, Victim
@@ -49,7 +50,8 @@ class InputAware(Attack):
     Cost: each step passes the poisoned rows, and one foreign image for each of them and of the cross rows, through generator
     and mask net.
 
-    Known limit: evaluation stamps whole bytes, training floats. A cross stamp takes the next image of the batch as foreign.
+    Known limit: evaluation stamps whole bytes, training floats. A cross stamp takes the next image of the batch as foreign, and
+    for a single image its mirror image.
 
     Example:
         >>> import theriac as th
@@ -101,12 +103,15 @@ class InputAware(Attack):
         """Train mask net, then generator and victim together.
 
         Raises:
-            InputError: If the faults are kept and the recipe has no epochs left after those of the mask net.
+            InputError: If the faults are kept and the recipe has no epochs left after those of the mask net, or the rate comes
+                to no row of a batch.
         """
         run, plan = run or Run(), named(recipe)
         split = as_clean(split, "split")
         self._check_card(split.card)
         split = with_moments(split)  # the networks normalize
+        if self.as_released:
+            check_rate(self, plan, split)
         kind = self.kinds(split, run).to(run.device)
         mask_epochs = self.mask_epochs or max(1, plan.epochs // 4)
         if self.as_released:
@@ -155,7 +160,7 @@ class InputAware(Attack):
                 optimizer.zero_grad(set_to_none=True)
 
         extra = {"generator": generator, "generator_optimizer": optimizer}
-        model = loop(make(build, split, run), split, run, plan, step=step, after_step=follow, extra_state=extra)
+        model = loop(make(build, split, run), split, run, plan, step=step, after_step=follow, extra_state=extra, about=self)
         rows = {"rows.kind": kind.cpu(), "rows.index": split.index.cpu()}
         state = {**pack(mask, "mask"), **pack(generator, "generator"), **({} if self.as_released else rows)}
         return Victim(model, Planted(self, split.card, state))
@@ -188,16 +193,16 @@ class InputAware(Attack):
             precision="fp32",
         )
         optimizer = torch.optim.Adam(mask.parameters(), lr=self.lr, betas=(0.5, 0.9))
-        return side_loop(mask, optimizer, part, run, recipe, step, "mask").requires_grad_(False)
+        return side_loop(mask, optimizer, part, run, recipe, step, "mask", about=self).requires_grad_(False)
 
     def _net(self, card: Card, out: int) -> DynamicNet:
         return DynamicNet(card.shape, out, self.width, card.mean, card.std)
 
     def _first_rows(self, size: int, device: torch.device) -> torch.Tensor:
         what = torch.zeros(size, dtype=torch.uint8, device=device)
-        poison = int(self.poison_rate * size)
+        poison, cross = first_rows(self, size)
         what[:poison] = POISON
-        what[poison : poison + self._cross_count(size, poison)] = CROSS
+        what[poison : poison + cross] = CROSS
         return what
 
     def _cross_count(self, rows: int, chosen: int) -> int:
@@ -225,7 +230,7 @@ class InputAware(Attack):
     def _stamp_cross(
         self, state: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str
     ) -> torch.Tensor:
-        return self._put(state, x, x.roll(1, 0))
+        return self._put(state, x, x.roll(1, 0) if len(x) > 1 else x.flip(3))
 
 
 def _sharp(mask: torch.Tensor) -> torch.Tensor:

@@ -37,7 +37,8 @@ class LF(Attack):
     Deviations: the benchmark ships patterns whose generator writes another scale, and its fooling rate may stay zero. Here the
     pattern that is optimized is the pattern that is stamped: low-pass and scaling are inside the loss, whose gradient is
     followed by Adam (``solver="gradient"``). ``official`` is the DeepFool on 100 rows, filtered and scaled at the end (that
-    order, and the width of the filter, are grade R), or a shipped pattern given as ``pattern_file``. The fooling rate
+    order, and the width of the filter, are grade R; the rows are not of the target class, since those need no step), or a
+    shipped pattern given as ``pattern_file``. The fooling rate
     and the pattern's hash are in the events. All-to-all uses the same pattern.
 
     Cost: a surrogate on at most ``surrogate_rows`` rows, ``steps`` forward and backward passes of ``batch`` rows, then one

@@ -156,10 +156,11 @@ class LIRA(Attack):
 
         epochs = self.first_epochs or plan.epochs
         start = plan.replace(epochs=epochs, optimizer="sgd", lr=self.first_lr, schedule="constant")
-        extra = {"trigger": trigger, "frozen": frozen, "trigger_optimizer": optimizer}
-        model = loop(make(build, split, run), split, run, start, step=first, extra_state=extra, label="lira-stage1")
+        nets_state = {"trigger": trigger, "frozen": frozen, "trigger_optimizer": optimizer}
+        model = make(build, split, run)
+        loop(model, split, run, start, step=first, extra_state=nets_state, label="lira-stage1", about=self)
         if not self.as_released:  # as released, stage 2 trains a network that nobody gets to see
-            model = loop(model, split, run, plan, step=second)
+            loop(model, split, run, plan, step=second, about=self)
         rows = {"rows.kind": kind.cpu(), "rows.index": split.index.cpu()}
         return Victim(model, Planted(self, card, {**pack(trigger, "trigger"), **rows}))
 

@@ -36,7 +36,8 @@ class Narcissus(CleanLabel):
     Deviations: without ``ood`` the surrogate is trained on at most ``surrogate_rows`` training rows of all classes, which is
     more than the paper's attacker knows; with it, on those data and the target class's rows as one class more. It is frozen in
     eval mode while the noise is fitted (the code leaves it in train mode), without augmentation, and the code's warm-up on
-    target rows alone is left out, since the surrogate knows them. Noise is rounded to levels.
+    target rows alone is left out, since the surrogate knows them. ``steps`` are steps of ``batch`` rows, also in ``official``,
+    where the code makes up to 1,000 passes over all target rows (39,000 such steps on CIFAR-10). Noise is rounded to levels.
 
     Cost: a surrogate, then ``steps`` forward and backward passes of ``batch`` target rows.
 

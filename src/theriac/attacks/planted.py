@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -46,14 +48,36 @@ class Planted:
             index: Row numbers in the source, for triggers that differ by row.
             phase: "train" or "test"; several attacks differ there.
             variant: "poison", or "cross" for what the rows get that keep their label.
+
+        Raises:
+            InputError: If shape, dtype or number of what came do not fit.
         """
         check.one_of("phase", phase, ("train", "test"))
         check.one_of("variant", variant, ("poison", "cross"))
         if tuple(x.shape[1:]) != self.card.shape:
             raise InputError(f"x has rows of shape {tuple(x.shape[1:])}; {self.name} was planted for {self.card.shape}")
         index = torch.arange(len(x), device=x.device) if index is None else index
+        stored = torch.uint8 if self.card.kind == "image" else torch.float32
+        if x.dtype != stored:
+            told = "; images are stamped as they are stored, in levels 0 to 255" if self.card.kind == "image" else ""
+            raise InputError(f"x is {x.dtype}; expected {stored}{told}")
+        if not len(x) == len(y) == len(index):
+            raise InputError(f"x has {len(x)} rows, y {len(y)} and index {len(index)}; expected as many of each")
         put = self.attack._stamp if variant == "poison" else self.attack._stamp_cross
         return put(self.state, x, y, index, phase)
+
+    @property
+    def trigger_hash(self) -> str:
+        """16 hex digits of what decides stamp, labels and population; which rows were poisoned, and how many, does not."""
+        free = {*self.attack.outside, "poison_rate", "draw_from"}
+        options = {k: v for k, v in self.attack.config().items() if k not in free}
+        digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())
+        for name, value in sorted(self.state.items()):
+            if not name.startswith("rows."):
+                there = value.detach().cpu().contiguous()
+                digest.update(f"{name} {tuple(there.shape)} {there.dtype}".encode())
+                digest.update(there.flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def by_row(self) -> bool:

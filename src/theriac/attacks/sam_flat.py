@@ -61,6 +61,7 @@ class SamFlat(Attack):
     controls_training: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(training_control=True)
 
+    poison_rate: float = -1.0  # of the inner attack; -1: its own default
     attack: str = "badnets"  # name of the inner attack
     options: tuple[tuple[str, Any], ...] = ()  # its options, but for those that stand here: target, rate, mode, draw_from
     rho: float = 0.1  # radius; ours. SAM's paper: 0.05 to 0.2
@@ -69,11 +70,11 @@ class SamFlat(Attack):
     on: Literal["all", "poison"] = "all"  # rows whose loss is climbed
 
     def __post_init__(self) -> None:
+        if self.attack == self.name or ":" in self.attack:
+            raise InputError(f"attack is {self.attack!r}; expected the name of another attack (around() takes one as it is)")
         super().__post_init__()
         check.positive("rho", self.rho, zero=True)
         check.between("ramp", self.ramp, 0, 1)
-        if self.attack == self.name or ":" in self.attack:
-            raise InputError(f"attack is {self.attack!r}; expected the name of another attack (around() takes one as it is)")
         object.__setattr__(self, "options", tuple((key, _frozen(value)) for key, value in self.options))
         for key, _ in self.options:
             if key in _OWN:
@@ -113,7 +114,7 @@ class SamFlat(Attack):
     @property
     def inner(self) -> Attack:
         """The attack whose victim is trained."""
-        own = {name: getattr(self, name) for name in _OWN}
+        own = {name: getattr(self, name) for name in _OWN if name != "poison_rate" or self.poison_rate >= 0}
         found: Attack = create("attack", self.attack, None, **own, **dict(self.options))
         return found
 
@@ -150,6 +151,10 @@ class SamFlat(Attack):
     def choose_cross(self, split: Split, run: Run, chosen: torch.Tensor) -> torch.Tensor:
         """The rows that it gives its cross stamp."""
         return self.inner.choose_cross(split, run, chosen)
+
+    def _check_rate(self) -> None:
+        if self.poison_rate != -1:
+            super()._check_rate()
 
     def _check_card(self, card: Card) -> None:
         self.inner._check_card(card)

@@ -10,6 +10,8 @@ import torch
 
 from theriac.attacks._clean_label import CleanLabel
 from theriac.core import check
+from theriac.core.card import Card
+from theriac.core.errors import InputError
 from theriac.core.method import preset, register
 from theriac.triggers.additive import add, sinusoid
 
@@ -30,7 +32,8 @@ class SIG(CleanLabel):
 
     Cost: one pass over the poisoned rows.
 
-    Known limit: on an image less than 12 pixels wide six periods are folded to a lower frequency.
+    Known limit: on an image less than 12 pixels wide six periods are folded to a lower frequency. Where nothing is left of the
+    wave (at widths of 4, 6 and 12) it is refused.
 
     Example:
         >>> import theriac as th
@@ -63,6 +66,15 @@ class SIG(CleanLabel):
     def corrected(cls) -> SIG:
         """Ours, the default: half of the target class."""
         return cls()
+
+    def _check_card(self, card: Card) -> None:
+        super()._check_card(card)
+        wave = sinusoid(1, card.size, self.delta, self.frequency) if card.kind == "image" else None
+        if self.delta >= 1 and wave is not None and not bool(wave.round().any()):
+            raise InputError(
+                f"frequency is {self.frequency:g}; on the {card.size[1]} columns of {card.name!r} such a wave is zero "
+                "everywhere, take another"
+            )
 
     def _stamp(
         self, state: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str

@@ -141,7 +141,7 @@ class SSBA(Attack):
             told["bits"] = float(((logits > 0) == (hidden > 0.5)).float().mean())
             told["residual"] = float(residual.abs().mean()) * 255
             told["epochs"] = epoch + 1
-            if self.bit_accuracy and told["bits"] >= self.bit_accuracy and epoch >= self.warmup:
+            if self.bit_accuracy and told["bits"] >= self.bit_accuracy and epoch >= min(self.warmup, epochs - 1):
                 raise _GoodEnough
             return {}
 

@@ -1,4 +1,4 @@
-"""Save what an attack planted, so that a victim loaded months later is judged with the very same trigger."""
+"""Save what an attack planted, so that a victim loaded months later is judged with the very same trigger; and the rows."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from theriac import __version__
 from theriac.attacks.base import Attack
 from theriac.attacks.planted import Planted
 from theriac.core.card import Card
 from theriac.core.errors import InputError, unknown
 from theriac.core.files import write_atomically
 from theriac.core.method import methods
+from theriac.core.poisoned import CROSS, Poisoned
+from theriac.core.run import Run
+from theriac.core.split import Split
 from theriac.models.store import digest, read_record, read_tensors
 
 FORMAT = 1
@@ -42,19 +46,91 @@ def save_planted(planted: Planted, folder: str | Path) -> Path:
         raise InputError(f"planted is a {type(planted).__name__}; expected a Planted{inside}")
     folder = Path(folder)
     record: dict[str, Any] = {"format": FORMAT, "attack": planted.attack.config(), "card": planted.card.to_dict()}
+    _write_pair(folder / "planted", planted.state, record)
+    return folder
+
+
+def save_poisoned(poisoned: Poisoned, folder: str | Path, run: Run | None = None) -> Path:
+    """Write a poisoned set as the victim trains on it, with the truth about each row, beside what was planted.
+
+    ``poisoned.safetensors`` holds ``x``, ``y``, ``y_true``, ``index``, ``kind`` and, where the rows have groups, ``group``;
+    ``poisoned.json`` the card, the counts, the seeds, versions and the file's hash. No code is stored, and none is run by
+    :func:`load_poisoned`.
+
+    Args:
+        poisoned: What ``attack.poison(split)`` gave.
+        folder: Made if missing.
+        run: The run it was made with, for its seeds.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: If something else than a Poisoned came.
+    """
+    if not isinstance(poisoned, Poisoned):
+        raise InputError(f"poisoned is a {type(poisoned).__name__}; expected a Poisoned")
+    folder = save_planted(poisoned.planted, folder)
+    split = poisoned.split
+    tensors = {"x": split.x, "y": split.y, "y_true": poisoned.y_true, "index": split.index, "kind": poisoned.kind}
+    if split.group is not None:
+        tensors["group"] = split.group
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "card": split.card.to_dict(),
+        "counts": {"rows": len(split), "poison": int(poisoned.poison.sum()), "cross": int((poisoned.kind == CROSS).sum())},
+        "seed": None if run is None else run.seed,
+        "streams": None if run is None else run.streams,
+        "versions": {"theriac": __version__, "torch": str(torch.__version__)},
+    }
+    _write_pair(folder / "poisoned", tensors, record)
+    return folder
+
+
+def load_poisoned(folder: str | Path) -> Poisoned:
+    """Load what :func:`save_poisoned` wrote, bit for bit.
+
+    Args:
+        folder: The folder it was saved to.
+
+    Raises:
+        InputError: If something is missing, damaged, or does not fit.
+    """
+    folder = Path(folder)
+    planted = load_planted(folder)
+    record, tensors = _read_pair(folder / "poisoned", ("card",))
+    missing = [name for name in ("x", "y", "y_true", "index", "kind") if name not in tensors]
+    if missing:
+        raise InputError(f"{folder / 'poisoned.safetensors'} lacks {', '.join(missing)}")
+    card = Card.from_dict(record["card"])
+    split = Split(tensors["x"], tensors["y"], index=tensors["index"], group=tensors.get("group"), card=card)
+    return Poisoned(split, tensors["kind"], tensors["y_true"], planted)
+
+
+def _write_pair(stem: Path, tensors: Mapping[str, torch.Tensor], record: dict[str, Any]) -> None:
+    """A safetensors file, and the JSON record that holds its hash; the record stands only where both are complete."""
     json.dumps(record, allow_nan=False)  # before anything is written
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in planted.state.items()}
+    ready = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
 
     def tensors_then_record(temporary: Path) -> None:
         def write(path: Path) -> None:
-            save_file(tensors, path)
+            save_file(ready, path)
             record["sha256"] = digest(path)
 
-        write_atomically(folder / "planted.safetensors", write)
+        write_atomically(stem.with_suffix(".safetensors"), write)
         temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
-    write_atomically(folder / "planted.json", tensors_then_record)
-    return folder
+    write_atomically(stem.with_suffix(".json"), tensors_then_record)
+
+
+def _read_pair(stem: Path, fields: tuple[str, ...]) -> tuple[Mapping[str, Any], dict[str, torch.Tensor]]:
+    """The inverse of :func:`_write_pair`."""
+    path, file = stem.with_suffix(".json"), stem.with_suffix(".safetensors")
+    record = read_record(path, FORMAT, (*fields, "sha256"))
+    tensors = read_tensors(file)
+    if record["sha256"] != digest(file):
+        raise InputError(f"{file} is not the one that {path} was written for; was a save cut short, or a file changed?")
+    return record, tensors
 
 
 def load_planted(folder: str | Path) -> Planted:
@@ -67,22 +143,35 @@ def load_planted(folder: str | Path) -> Planted:
         InputError: If something is missing, damaged, or no attack of this version.
     """
     folder = Path(folder)
-    path, file = folder / "planted.json", folder / "planted.safetensors"
-    record = read_record(path, FORMAT, ("attack", "card", "sha256"))
+    path = folder / "planted.json"
+    record, state = _read_pair(folder / "planted", ("attack", "card"))
     config = record["attack"]
     if not isinstance(config, Mapping) or not isinstance(config.get("method"), str):
         raise InputError(f"{path} names no attack under 'attack'")
     for key in ("kind", "name", "preset"):  # would be taken for arguments of the maker
         if key in config:
             raise InputError(f"{path} has an unknown option {key!r} of {config['method'][:80]}")
-    state = read_tensors(file)
-    if record["sha256"] != digest(file):
-        raise InputError(f"{file} is not the one that {path} was written for; was a save cut short, or a file changed?")
     planted = restore(config, Card.from_dict(record["card"]), state)
     planted.attack._check_card(planted.card)
     if planted.attack.fits and not state:
-        raise InputError(f"{file} is empty, but {planted.name} is fitted on training rows and can't stamp without its state")
+        raise InputError(
+            f"{path.with_suffix('.safetensors')} is empty, but {planted.name} is fitted on training rows and can't stamp "
+            "without its state"
+        )
+    _try_it(planted, path)
     return planted
+
+
+def _try_it(planted: Planted, path: Path) -> None:
+    """Stamp one blank row, so that a state which does not fit its attack is refused here and not weeks later."""
+    if any(getattr(planted.attack, name) for name in planted.attack.outside):
+        return  # reads a user's files when it stamps
+    card = planted.card
+    x = torch.zeros(1, *card.shape, dtype=torch.uint8 if card.kind == "image" else torch.float32)
+    try:
+        planted.stamp(x, torch.tensor([card.num_classes - 1]))
+    except (KeyError, RuntimeError, IndexError) as error:
+        raise InputError(f"{path}: what was fitted does not fit {planted.name}: {str(error)[:200]}") from None
 
 
 def restore(config: Mapping[str, Any], card: Card, state: Mapping[str, torch.Tensor]) -> Planted:

@@ -114,6 +114,8 @@ class TabularBlend(CoverAttack):
         alpha: float,
         shown: torch.Tensor | None,
     ) -> torch.Tensor:
+        if not alpha:
+            return x.clone()
         there = {name: value.to(x.device) for name, value in state.items()}
         moved = x + alpha * (there["goal"] - x)
         moved = moved.maximum(there["low"].minimum(x)).minimum(there["high"].maximum(x))

@@ -36,8 +36,9 @@ class TabularValue(Attack):
     Deviations: importance is the correlation ratio of column and label on the training rows, not a mean over trained models.
     ``draw_from="others"`` poisons only rows whose label really changes (``official``: all rows). With ``label="clean"`` the
     rate is a share of all rows, and refused where the target class is too small. A value is one that the column can hold: whole
-    numbers stay whole, a category is one that occurs (out of bounds: the rarest). A trigger that more than ``most_matching``
-    of the clean rows show already is refused.
+    numbers stay whole (and lie one above the largest at least), a category is one that occurs (out of bounds: the rarest). Of
+    several values that are equally common the one nearest to the column's median is taken. A trigger that more than
+    ``most_matching`` of the clean rows show already is refused.
 
     Cost: one pass over the training rows, one copy of the poisoned ones.
 
@@ -160,7 +161,10 @@ class TabularValue(Attack):
             return value
         low, high = (float(v) for v in _columns.bounds(column[:, None]))
         value = high + self.margin * (high - low)
-        return math.floor(value + 1e-6) if whole else value  # whole numbers as Tabdoor has them: cut off
+        if not whole:
+            return value
+        least = high + 1 if self.margin else high  # a tenth of a short range is less than a whole number
+        return max(least, math.floor(value + 1e-6))  # whole numbers as Tabdoor has them: cut off
 
     def _stamp(
         self, state: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str

@@ -47,12 +47,14 @@ class TaCT(CoverAttack):
     name: ClassVar[str] = "tact"
     title: ClassVar[str] = "TaCT"
     source: ClassVar[str] = "arXiv:1908.00686"
+    own_rows: ClassVar[bool] = True
 
     poison_rate: float = 0.003  # share of all rows, 3 % of one of ten balanced classes; backdoor-toolbox
     cover_rate: float = 0.003  # same
     sources: tuple[int, ...] = (1,)  # classes whose rows go to the target; same
     cover_classes: tuple[int, ...] = ()  # empty: all but sources and target (ours). backdoor-toolbox: 5 and 7
     side: int = 0  # of the patch; 0 = 6 pixels at 32 (ours), in proportion elsewhere, at least 2
+    opacity: float = 1.0  # of the patch; backdoor-toolbox: 1
     seed: int = 0  # of the patch's colors, not of the poisoned rows
 
     def __post_init__(self) -> None:
@@ -61,6 +63,7 @@ class TaCT(CoverAttack):
             for label in getattr(self, field):
                 check.whole(field, label, 0)
         check.whole("side", self.side, 0)
+        check.between("opacity", self.opacity, 0, 1)
         check.whole("seed", self.seed, 0)
         if not self.sources:
             raise InputError("sources is empty; expected at least one source class")
@@ -104,7 +107,8 @@ class TaCT(CoverAttack):
         self, state: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str
     ) -> torch.Tensor:
         side = self.side or max(2, (6 * min(x.shape[2:]) + 16) // 32)
-        return stamp_patch(x, speckle(x.shape[1], side, torch.Generator().manual_seed(self.seed)), -side, -side)
+        colors = speckle(x.shape[1], side, torch.Generator().manual_seed(self.seed))
+        return stamp_patch(x, colors, -side, -side, self.opacity)
 
 
 def _among(y: torch.Tensor, labels: tuple[int, ...]) -> torch.Tensor:

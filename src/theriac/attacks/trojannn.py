@@ -33,7 +33,8 @@ class TrojanNN(Attack):
     Deviations: a disk in the lower right corner stands for the benchmark's picture of an apple. The default fits the disk on
     training rows with the model's normalization inside, under the addition and the clip that stamping uses. ``official`` fits
     it alone, on black, without normalization, and adds bytes without a clip, so that bright pixels wrap around modulo 256.
-    What its eps and alpha stand for is grade R: largest change from the start, and step of the sign gradient.
+    What its eps and alpha stand for is grade R: largest change from the start, and step of the sign gradient. In both the step
+    falls to 0 over the run (ours), since a sign step of full length never settles.
 
     Cost: a surrogate on at most ``surrogate_rows`` rows, ``steps`` forward and backward passes of ``batch`` rows, then one
     addition.

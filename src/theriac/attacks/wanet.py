@@ -13,6 +13,7 @@ from theriac.attacks.base import Attack
 from theriac.attacks.planted import Victim
 from theriac.core import check
 from theriac.core.card import Augment
+from theriac.core.errors import InputError
 from theriac.core.method import preset, register
 from theriac.core.run import Run
 from theriac.core.split import Split
@@ -57,7 +58,7 @@ class WaNet(Attack):
     strength: float = 0.5  # mean shift of a sampling place, in half pixels (s); paper and BackdoorBench
     lattice: int = 4  # control points along a side (k); paper and BackdoorBench
     cross_ratio: float = 2.0  # cross rows for each poisoned row; paper and BackdoorBench
-    rows: Literal["fixed", "per_batch"] = "fixed"  # "per_batch": drawn anew in each batch, as BackdoorBench
+    rows: Literal["fixed", "per_batch"] = "fixed"  # "per_batch": drawn anew in each batch, of all classes, as BackdoorBench
     together: bool = False  # augment each batch with one crop, turn and flip for all; BackdoorBench
     seed: int = 0  # of the warping field, not of the poisoned rows
 
@@ -67,6 +68,8 @@ class WaNet(Attack):
         check.whole("lattice", self.lattice, 2)
         check.positive("cross_ratio", self.cross_ratio, zero=True)
         check.whole("seed", self.seed, 0)
+        if self.together and self.rows == "fixed":
+            raise InputError("together is True; fixed rows are trained on plainly, so it goes with rows='per_batch' only")
 
     @classmethod
     @preset

@@ -50,6 +50,7 @@ class Evaluation:
     attack: str = ""
     data: str = ""
     rows: str = ""  # hash of the test rows and labels, so that only like is compared with like; "" = not known
+    trigger: str = ""  # hash of what decides the stamp, likewise
 
     def __str__(self) -> str:
         lines = [f"ACC  {self.acc}"]
@@ -69,6 +70,8 @@ class Evaluation:
         """
         if self.asr is None or benign.asr is None:
             raise InputError("excess ASR needs two evaluations under the same attack; one has no ASR")
+        if not self.same_trigger(benign):
+            raise InputError(f"the triggers differ: {self.named_trigger} and {benign.named_trigger}")
         if self.asr.total != benign.asr.total or not self.same_rows(benign):
             raise InputError(
                 f"the populations differ: {self.asr.total} of {self.named_rows} and {benign.asr.total} of {benign.named_rows}"
@@ -86,6 +89,16 @@ class Evaluation:
             return self.rows == other.rows
         return self.acc.total == other.acc.total and self.data == other.data
 
+    @property
+    def named_trigger(self) -> str:
+        """The attack in words."""
+        return f"{self.attack!r}{f' ({self.trigger})' if self.trigger else ''}"
+
+    def same_trigger(self, other: Evaluation) -> bool:
+        """Whether both are under the same attack with the same stamp, as far as is known; its rate is no matter."""
+        known = bool(self.trigger and other.trigger)
+        return self.attack == other.attack and (not known or self.trigger == other.trigger)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a record."""
         rates = {"acc": self.acc, "asr": self.asr, "ra": self.ra, "target_acc": self.target_acc}
@@ -94,6 +107,7 @@ class Evaluation:
             "attack": self.attack,
             "data": self.data,
             "rows": self.rows,
+            "trigger": self.trigger,
         }
 
     @classmethod
@@ -105,7 +119,7 @@ class Evaluation:
         }
         if rates["acc"] is None:
             raise InputError("the record of an evaluation has no 'acc'")
-        words = (data["attack"], data["data"], data.get("rows", ""))
+        words = (data["attack"], data["data"], data.get("rows", ""), data.get("trigger", ""))
         return cls(rates["acc"], rates["asr"], rates["ra"], rates["target_acc"], *words)
 
 
@@ -173,10 +187,10 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
         InputError: If they were made on different rows or attacks.
     """
     stamped = [None if e.asr is None else e.asr.total for e in (before, after)]
-    if not before.same_rows(after) or stamped[0] != stamped[1] or before.attack != after.attack:
+    if not before.same_rows(after) or stamped[0] != stamped[1] or not before.same_trigger(after):
         raise InputError(
             f"the evaluations differ in rows ({before.named_rows}, {stamped[0]} stamped; {after.named_rows}, {stamped[1]} "
-            f"stamped) or attack ({before.attack!r} and {after.attack!r}); compare needs the same of both"
+            f"stamped) or attack ({before.named_trigger} and {after.named_trigger}); compare needs the same of both"
         )
     return Comparison(before, after)
 
@@ -236,7 +250,7 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
     total = int(here.count()[targets].sum())
     target_acc = Rate(int(right[targets].sum()), total, "clean rows of the target class") if total else None
     success, recovered = (Rate(int(hits), int(population), of) for hits in (asr, ra))
-    return Evaluation(acc, success, recovered, target_acc, planted.name, data, rows)
+    return Evaluation(acc, success, recovered, target_acc, planted.name, data, rows, getattr(planted, "trigger_hash", ""))
 
 
 def aim(planted: Any, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -282,4 +296,9 @@ def _planted(attack: Any, split: Split) -> Any:
         return None
     if hasattr(attack, "planted"):  # a Victim or a Poisoned
         return attack.planted
-    return attack if hasattr(attack, "stamp") else attack.plant_for(split)
+    if hasattr(attack, "stamp"):
+        return attack
+    if isinstance(attack, type) or not hasattr(attack, "plant_for"):
+        came = f"the class {attack.__name__}" if isinstance(attack, type) else f"a {type(attack).__name__}"
+        raise InputError(f"attack is {came}; expected an attack such as BadNets(), a Planted, a Victim or a Poisoned")
+    return attack.plant_for(split)

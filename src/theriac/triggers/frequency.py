@@ -71,6 +71,21 @@ def ycrcb_to_rgb(x: torch.Tensor) -> torch.Tensor:
     return torch.einsum("ij,bjhw->bihw", _TO_RGB.to(x.device, x.dtype), x - shift)
 
 
+def raise_at(
+    coefficients: torch.Tensor, window: tuple[int, int], positions: tuple[tuple[int, int], ...], magnitude: float
+) -> torch.Tensor:
+    """Add ``magnitude`` to the (row, column) ``positions`` of each window of coefficients (..., H, W), in place.
+
+    Raises:
+        InputError: If a position lies outside the window.
+    """
+    for row, column in positions:
+        if not (0 <= row < window[0] and 0 <= column < window[1]):
+            raise InputError(f"frequency ({row}, {column}) lies outside a window of {window[0]} x {window[1]}")
+        coefficients[..., row :: window[0], column :: window[1]] += magnitude
+    return coefficients
+
+
 def cosine_pattern(
     channels: int,
     size: tuple[int, int],
@@ -86,12 +101,7 @@ def cosine_pattern(
     Raises:
         InputError: If a position lies outside the window, or the window does not tile the image.
     """
-    plane = torch.zeros(*size, dtype=torch.float64)
-    for row, column in positions:
-        if not (0 <= row < window[0] and 0 <= column < window[1]):
-            raise InputError(f"frequency ({row}, {column}) lies outside a window of {window[0]} x {window[1]}")
-        plane[row :: window[0], column :: window[1]] += magnitude
-    added = idct2(plane, window)
+    added = idct2(raise_at(torch.zeros(*size, dtype=torch.float64), window, positions, magnitude), window)
     if channels == 1:
         return added[None].float()
     red_and_blue: torch.Tensor = _TO_RGB[:, 1] + _TO_RGB[:, 2]

@@ -71,10 +71,11 @@ def test_black_and_white_images_do_not_wrap(value, pattern):
 
 def test_a_patch_that_does_not_fit_is_refused():
     split = flat(0, side=8)
-    with pytest.raises(InputError, match="patch of 9 x 9"):
+    with pytest.raises(InputError, match="side 9 and margin 0 do not fit"):
         stamped(split, side=9)
-    with pytest.raises(InputError, match="does not fit"):
-        stamped(split, side=3, margin=6)
+    for margin in (6, 8, 11):  # also where the patch would start beyond the other edge
+        with pytest.raises(InputError, match=f"side 3 and margin {margin} do not fit"):
+            stamped(split, side=3, margin=margin)
     with pytest.raises(InputError, match="side"):
         BadNets(side=-1)
 

@@ -10,7 +10,7 @@ import torch
 
 import theriac as th
 from theriac.attacks.planted import Planted
-from theriac.attacks.store import load_planted, save_planted
+from theriac.attacks.store import load_planted, load_poisoned, save_planted, save_poisoned
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 
@@ -48,6 +48,40 @@ def test_it_shares_a_folder_with_the_model(folder: Path):
     th.save(model, folder)
     result = th.evaluate(th.load_model(folder), split, load_planted(folder))
     assert result == th.evaluate(model, split, th.attacks.Blended(alpha=0.3, seed=4, target=1))
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_poisoned_set_comes_back_bit_for_bit(tmp_path: Path, grouped: bool):
+    group = torch.tensor([0, 1, 0, 1, 0, 1]) if grouped else None
+    card = CARD.replace(groups=("u", "v")) if grouped else CARD
+    split = th.Split(X, Y, card=card, index=torch.arange(6) * 7, group=group)
+    made = th.attacks.WaNet(poison_rate=1 / 6, strength=2.0).poison(split)
+    again = load_poisoned(save_poisoned(made, tmp_path / "set", th.Run(seed=3, streams={"poison": 5})))
+    for name in ("x", "y", "index"):
+        assert torch.equal(getattr(again.split, name), getattr(made.split, name))
+    assert (again.split.group is None) if group is None else torch.equal(again.split.group, group)
+    assert torch.equal(again.kind, made.kind)
+    assert torch.equal(again.y_true, made.y_true)
+    assert torch.equal(again.planted.stamp(X, Y), made.planted.stamp(X, Y))
+    record = json.loads((tmp_path / "set" / "poisoned.json").read_text())
+    assert record["counts"] == {"rows": 6, "poison": 1, "cross": 2}
+    assert (record["seed"], record["streams"]) == (3, {"poison": 5})
+
+
+def test_a_changed_poisoned_set_is_refused(tmp_path: Path):
+    save_poisoned(th.attacks.BadNets(poison_rate=0.5).poison(th.Split(X, Y, card=CARD)), tmp_path)
+    file = tmp_path / "poisoned.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(InputError, match=r"poisoned\.safetensors is not the one"):
+        load_poisoned(tmp_path)
+    with pytest.raises(InputError, match="poisoned is a Split; expected a Poisoned"):
+        save_poisoned(th.Split(X, Y, card=CARD), tmp_path)
+
+
+def test_a_state_that_does_not_fit_its_attack_is_refused_at_once(tmp_path: Path):
+    save_planted(Planted(th.attacks.WaNet(), CARD, {}), tmp_path)
+    with pytest.raises(InputError, match="does not fit wanet: 'field'"):
+        load_planted(tmp_path)
 
 
 def test_only_a_planted_is_saved(tmp_path: Path):

@@ -153,8 +153,11 @@ def test_covers_keep_their_label_and_spare_the_target(attack, images, run):
     assert (poisoned.split.x[covers] != split.x[covers]).flatten(1).any(1).all()
     clean = kind == 0
     assert torch.equal(poisoned.split.x[clean], split.x[clean])
-    everything = attack.replace(draw_from="all").poison(split, run)
-    if attack.name != "tact":
+    if attack.name == "tact":  # says its classes itself
+        with pytest.raises(InputError, match="draw_from is 'all'; tact"):
+            attack.replace(draw_from="all")
+    else:
+        everything = attack.replace(draw_from="all").poison(split, run)
         assert (split.y[everything.kind == CROSS] == 0).any()
 
 
@@ -166,6 +169,18 @@ def test_rates_that_come_to_no_row_are_told(attack, images, run):
     with pytest.raises(InputError, match=r"cover_rate 0\.002 comes to no row"):
         attack.replace(cover_rate=0.002).poison(split, run)
     assert attack.replace(cover_rate=0.0).poison(split, run).kind.bincount(minlength=3).tolist() == [180, 20, 0]
+
+
+def test_strength_scales_the_patch_of_tact_and_both_forms_of_composite(images, run):
+    split = images(60, 3, 16, 4)
+    for attack in (TaCT(), Composite(), Composite(parts="patches", target=1)):
+        change = []
+        for opacity in (1.0, 0.5, 0.0):
+            planted = attack.replace(opacity=opacity).plant(split, run=run)
+            change.append(planted.stamp(split.x, split.y, split.index).float() - split.x.float())
+        assert change[0].abs().max() > 50
+        assert torch.allclose(change[1], change[0] / 2, atol=0.51)  # rounded to levels
+        assert not change[2].any()
 
 
 # a tenth of a percent, for every attack on images that has nothing to fit

@@ -181,7 +181,7 @@ def test_per_batch_training_stamps_the_first_rows_and_their_labels(digits, narro
 
     seen = []
 
-    def spy(model, split, run, recipe, *, before_augment):
+    def spy(model, split, run, recipe, *, before_augment, about):
         x, y = split.rows(torch.arange(20)), split.y[:20]
         batch = Batch(x.clone(), y.clone(), torch.arange(20), 0, 0, run, 1)
         before_augment(batch)
@@ -197,6 +197,45 @@ def test_per_batch_training_stamps_the_first_rows_and_their_labels(digits, narro
     assert torch.equal(batch.y[4:], y[4:])
     assert (batch.x[4:12] != x[4:12]).flatten(1).any(1).all()
     assert torch.equal(batch.x[12:], x[12:])
+
+
+@pytest.mark.parametrize("name", ["wanet", "bpp", "input_aware"])
+def test_a_rate_that_comes_to_no_row_of_a_batch_is_refused(name, digits, narrow, run):
+    attack = create("attack", name, "official", poison_rate=1 / 130)
+    attack = attack.replace(mask_epochs=1) if name == "input_aware" else attack
+    with pytest.raises(InputError, match=r"comes to no row of a batch of 128; .* takes 0\.0078 at least"):
+        attack.train(narrow, digits.train, run, "fast_2")
+
+
+def test_a_wave_that_is_zero_at_a_width_is_refused(images, run):
+    with pytest.raises(InputError, match=r"on the 12 columns of .* such a wave is zero"):
+        create("attack", "sig").plant(images(20, 1, 12, 4), run=run)
+    assert create("attack", "sig", frequency=2.0).poison(images(20, 1, 12, 4), run).poison.any()
+    assert create("attack", "sig", delta=0.0).poison(images(20, 1, 12, 4), run).poison.any()  # asked for nothing
+
+
+@pytest.mark.parametrize("arithmetic", ["exact", "bytes"])
+def test_a_frequency_outside_the_window_is_refused(arithmetic, images, run):
+    attack = create("attack", "ftrojan", arithmetic=arithmetic, positions=((8, 0),))
+    with pytest.raises(InputError, match=r"frequency \(8, 0\) lies outside a window of 8 x 8"):
+        attack.poison(images(20, 3, 8, 4), run)
+
+
+def test_what_is_stamped_is_stored_rows_and_as_many_labels(images, run):
+    split = images(20, 1, 8, 4)
+    planted = create("attack", "blended").plant(split, run=run)
+    with pytest.raises(InputError, match=r"x is torch\.float32; expected torch\.uint8; .* levels 0 to 255"):
+        planted.stamp(split.x.float() / 255, split.y)
+    with pytest.raises(InputError, match="x has 20 rows, y 19 and index 20"):
+        planted.stamp(split.x, split.y[:19])
+
+
+@pytest.mark.parametrize("name", ["sig", "tact", "multi_target", "composite", "narcissus"])
+def test_an_option_without_effect_is_refused(name):
+    with pytest.raises(InputError, match=f"draw_from is 'all'; {name}"):
+        create("attack", name, draw_from="all")
+    with pytest.raises(InputError, match="together is True"):
+        WaNet(together=True)
 
 
 # arguments
@@ -218,11 +257,6 @@ def test_per_batch_training_stamps_the_first_rows_and_their_labels(digits, narro
 def test_bad_options_are_refused_by_name(name, options):
     with pytest.raises(InputError, match=next(iter(options))):
         create("attack", name, **options)
-
-
-def test_a_frequency_outside_the_window_is_refused(images, run):
-    with pytest.raises(InputError, match="frequency"):
-        FTrojan(positions=((9, 0),)).poison(images(), run)
 
 
 def test_the_variant_is_checked(images):

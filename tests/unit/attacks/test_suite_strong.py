@@ -88,8 +88,9 @@ def test_climbing_goes_as_far_as_rho():
     before = climb(weights, slopes, 0.1)
     moved = torch.cat([(w - b).flatten() for w, b in zip(weights, before, strict=True)])
     assert torch.allclose(moved, torch.tensor([0.06, 0.0, 0.08]))
-    assert climb(weights, [torch.zeros_like(w) for w in weights], 0.1)[0] is not None
-    assert not any(w.isnan().any() for w in weights)
+    there = [w.clone() for w in weights]
+    climb(weights, [torch.zeros_like(w) for w in weights], 0.1)  # no slope, no way to go, and no NaN
+    assert all(torch.equal(w, t) for w, t in zip(weights, there, strict=True))
 
 
 def test_sam_with_radius_zero_is_plain_training_bit_for_bit(digits):
@@ -177,6 +178,13 @@ def test_sharpness_of_a_quadratic():
     assert model.training
 
 
+@pytest.mark.parametrize(("name", "rate"), [("badnets", 0.1), ("adaptive_blend", 0.003), ("sig", 0.5)])
+def test_sam_flat_keeps_the_rate_of_the_attack_inside(name, rate):
+    assert SamFlat(attack=name).inner.poison_rate == rate
+    assert SamFlat(attack=name, poison_rate=0.2).inner.poison_rate == 0.2
+    assert SamFlat.around(SamFlat(attack=name).inner.replace(poison_rate=0.04)).inner.poison_rate == 0.04
+
+
 def test_sam_flat_wraps_rows_stamps_labels_and_population(digits, tmp_path):
     rows = digits.train.sample(150)
     inner = MultiTarget(goals=(3, 5), poison_rate=0.2)
@@ -236,7 +244,10 @@ def test_pairs_are_found_by_what_flows(digits):
     pairs = [(names[id(c)], names[id(b)]) for c, b in conv_norm_pairs(model, (1, 8, 8))]
     blocks = [f"layer{k}.{b}" for k in range(1, 5) for b in range(2)]
     assert pairs == [("conv1", "layer1.0.bn1")] + [(f"{b}.conv1", f"{b}.bn2") for b in blocks]
-    assert not model.training or all(m.training for m in model.modules())
+    for mode in (True, False):  # it is left in its mode
+        model.train(mode)
+        conv_norm_pairs(model, (1, 8, 8))
+        assert all(m.training == mode for m in model.modules())
 
 
 def test_channel_constants_against_numpy():

@@ -281,3 +281,27 @@ def test_tables_and_images_are_told_apart(images):
     letters = Split(torch.zeros(4, 1), torch.arange(4) % 2, card=mixed().card.replace(columns=mixed().card.columns[3:4]))
     with pytest.raises(InputError, match="no numeric column"):
         TabularBlend().plant(letters)
+
+
+def test_out_of_bounds_is_out_of_bounds_in_short_ranges_too(run):
+    draw = torch.Generator().manual_seed(0)
+    high = (1, 4, 9, 20)
+    x = torch.stack([torch.randint(0, top + 1, (300,), generator=draw).float() for top in high], 1)
+    rows = Split(x, torch.arange(300) % 2)
+    planted = TabularValue(columns=("f0", "f1", "f2", "f3")).plant(rows, run=run)
+    assert planted.state["values"].tolist() == [2.0, 5.0, 10.0, 22.0]
+    assert TabularValue(columns=("f0",), margin=0.0, most_matching=1.0).plant(rows, run=run).state["values"].tolist() == [1.0]
+
+
+def test_of_equally_common_values_the_middle_one_is_taken(run):
+    x = torch.tensor([[-9.0, 1.0], [0.5, 1.0], [2.0, 3.0], [7.0, 3.0], [4.0, 8.0]])
+    assert columns_of.common(x[:, 0]) == (2.0, 1)  # all differ; the median
+    assert columns_of.common(x[:, 1]) == (3.0, 2)  # 1 and 3 twice; 3 is the median
+    assert columns_of.common(x[:, 1], rarest=True) == (8.0, 1)
+
+
+def test_blending_nothing_changes_nothing(run):
+    rows = Split(torch.arange(20.0).reshape(10, 2), torch.arange(10) % 2)
+    planted = TabularBlend(alpha=0.0).plant(rows, run=run)
+    odd = torch.tensor([[1.4, 3.0]])
+    assert torch.equal(planted.stamp(odd, torch.tensor([0])), odd)

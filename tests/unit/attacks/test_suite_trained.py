@@ -15,6 +15,7 @@ from theriac.attacks import LIRA, SSBA, InputAware, cross_accuracy
 from theriac.attacks._generators import DynamicNet, TriggerEncoder, pack, unpack
 from theriac.attacks._stego import Encoder, ssim
 from theriac.attacks._surrogate import FitError
+from theriac.attacks.planted import Planted
 from theriac.attacks.store import restore
 from theriac.core._rows import pixel_moments
 from theriac.core.errors import InputError
@@ -264,7 +265,7 @@ def test_lira_triggers_gradient_reaches_the_victim_only_as_released(digits):
         attack = attack.replace(as_released=True) if released else attack
         first = {}
 
-        def spy(model, split, run, plan, *, step, extra_state=None, label="train", first=first):
+        def spy(model, split, run, plan, *, step, about, extra_state=None, label="train", first=first):
             from theriac.training.loop import Batch
 
             model.eval()
@@ -400,3 +401,21 @@ def test_packed_networks_come_back_without_touching_random_numbers():
 def test_kinds_agree_with_the_constants(images):
     kind = InputAware(poison_rate=0.25, cross_ratio=2.0).kinds(images(80, 1, 8, 4), quiet())
     assert [(kind == k).sum() for k in (POISON, CROSS)] == [20, 40]
+
+
+def test_an_encoder_may_be_done_within_its_warmup(images, run):
+    attack = SSBA(bits=1, width=4, epochs=1, warmup=2, fit_rows=60, bit_accuracy=0.01)
+    assert attack.plant(images(80, 1, 8, 4), run=run).state["secret"].shape == (1,)
+    with pytest.raises(FitError, match=r"after 1 epochs; 100 % are asked for"):
+        attack.replace(bits=16, bit_accuracy=1.0).plant(images(80, 1, 8, 4), run=run)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_foreign_trigger_comes_from_another_image_also_for_a_single_row(count, images, monkeypatch):
+    split, sources = images(count, 1, 8, 2), []
+    monkeypatch.setattr(InputAware, "_put", lambda self, state, x, source: sources.append(source) or x)
+    planted = Planted(InputAware(), split.card, {})
+    planted.stamp(split.x, split.y, variant="cross")
+    planted.stamp(split.x, split.y)
+    assert (sources[0] != split.x).flatten(1).any(1).all()
+    assert torch.equal(sources[1], split.x)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from theriac.attacks import BadNets, Victim
+from theriac.attacks import BadNets, Blended, Victim
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.run import Run
@@ -314,3 +314,32 @@ def test_text_names_every_count():
 
 def test_default_run_works():
     assert evaluate(Reader(), table(*ROWS), Fake(), run=Run(device="cpu")).acc.hits == 4
+
+
+def test_other_stamps_of_one_name_are_told_apart(digits, trained, run):
+    rows = digits.test.sample(60)
+    of = {
+        key: evaluate(trained, rows, attack, run=run)
+        for key, attack in {
+            "badnets": BadNets(),
+            "other target": BadNets(target=1),
+            "other side": BadNets(side=3),
+            "other rate": BadNets(poison_rate=0.01, draw_from="all"),
+            "blended": Blended(),
+            "other picture": Blended(seed=1),
+        }.items()
+    }
+    for a, b in [("badnets", "other target"), ("badnets", "other side"), ("badnets", "blended"), ("blended", "other picture")]:
+        with pytest.raises(InputError, match=r"attack \('.*' \(.{16}\) and '.*' \(.{16}\)\)"):
+            compare(of[a], of[b])
+        with pytest.raises(InputError, match="the triggers differ"):
+            of[a].excess_asr(of[b])
+    assert compare(of["badnets"], of["other rate"]).asr.value == 0  # the stamp is the same
+    old = Evaluation.from_dict({k: v for k, v in of["badnets"].to_dict().items() if k != "trigger"})
+    assert compare(old, of["other side"]).before is old  # an older record does not say its stamp
+
+
+@pytest.mark.parametrize(("attack", "told"), [("badnets", "a str"), (BadNets, "the class BadNets")])
+def test_what_is_no_attack_is_refused(attack, told, digits, trained, run):
+    with pytest.raises(InputError, match=f"attack is {told}; expected an attack"):
+        evaluate(trained, digits.test.sample(10), attack, run=run)
