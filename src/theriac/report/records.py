@@ -71,6 +71,7 @@ class Scores(Record):
     attack: Short = ""
     data: Short = ""
     rows: Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")] = ""
+    trigger: Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")] = ""
 
     @property
     def evaluation(self) -> Evaluation:
