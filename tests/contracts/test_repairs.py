@@ -19,7 +19,7 @@ from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.defenses import Repair
 from theriac.metrics import evaluate, predict
-from theriac.models import load_model, save
+from theriac.models import adapt, load_model, save
 from theriac.models.classifier import Classifier
 
 REPAIRS = methods("repair")
@@ -160,10 +160,36 @@ def test_the_user_s_own_class_comes_back(name, clean, calm):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         mine = Mine()
-    card = clean.card
-    wrapped = Classifier(mine, nn.Identity(), card, {})
+    wrapped = Classifier(mine, nn.Identity(), clean.card, {})
     fixed = quick(name).repair(wrapped, clean, make_run())
     assert type(fixed.net) is Mine
+    bare = quick(name).repair(mine, clean, make_run())  # no wrapper, no card
+    assert type(bare) is Mine
+    assert same(bare, fixed.net)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_another_precision_comes_back_and_is_repaired_in_a_wide_one(name, dtype, trained, clean, calm):
+    given = adapt(copy.deepcopy(trained.net).to(dtype), mean=clean.card.mean, std=clean.card.std, card=clean.card)
+    fixed = quick(name).repair(given, clean, make_run())
+    kinds = {p.dtype for p in fixed.parameters()}
+    assert kinds == {dtype}
+    if dtype != torch.float64:  # as if it had been float32 all along, then rounded
+        wide = adapt(copy.deepcopy(given.net).float(), mean=clean.card.mean, std=clean.card.std, card=clean.card)
+        again = quick(name).repair(wide, clean, make_run())
+        assert all(torch.equal(a, b.to(dtype)) for a, b in zip(fixed.parameters(), again.parameters(), strict=True))
+
+
+def test_dropout_repeats_and_leaves_torch_s_generator_alone(name, clean, calm):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(288, 10))
+    before = torch.get_rng_state()
+    first = quick(name).repair(net, clean, make_run())
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(99)
+        assert same(quick(name).repair(net, clean, make_run()), first)
 
 
 # bad input

@@ -78,9 +78,54 @@ def test_all_classes_at_once_equal_one_at_a_time(make, start):
 
 def test_smaller_passes_change_nothing():
     model, rows = Small().double(), bright_rows()
-    whole, parts = (invert(model, rows, quiet(), SHORT, rows_per_pass=n) for n in (4096, 45))
-    torch.testing.assert_close(whole.masks, parts.masks, atol=1e-9, rtol=0)
-    torch.testing.assert_close(whole.success, parts.success)
+    whole, parts, single = (invert(model, rows, quiet(), SHORT, rows_per_pass=n) for n in (4096, 45, 7))
+    for other in (parts, single):  # 7: the 20 rows of a batch are split as well
+        torch.testing.assert_close(whole.masks, other.masks, atol=1e-9, rtol=0)
+        torch.testing.assert_close(whole.success, other.success)
+
+
+def test_no_pass_has_more_rows_than_it_may():
+    model, rows, seen = Small(), bright_rows(), []
+    model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    invert(model, rows, quiet(), SHORT, rows_per_pass=7)
+    assert max(seen) <= 7
+
+
+def test_a_search_that_was_killed_goes_on(tmp_path, monkeypatch):
+    from theriac.defenses import _inversion_search as module
+
+    model, rows = Small(), bright_rows()
+    monkeypatch.setattr(module.checkpoint, "_EVERY_S", 0.0)
+    whole, settle, left = invert(model, rows, quiet(), SHORT), module.Search._settle, [12]
+
+    def dies(self, *given):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return settle(self, *given)
+
+    monkeypatch.setattr(module.Search, "_settle", dies)
+    with pytest.raises(KeyboardInterrupt):
+        invert(model, rows, Run(folder=tmp_path, precision="fp32", device="cpu", quiet=True), SHORT)
+    rest = []
+    monkeypatch.setattr(module.Search, "_settle", lambda self, *given: rest.append(1) or settle(self, *given))
+    again = Run(folder=tmp_path, precision="fp32", device="cpu", quiet=True)
+    found = invert(model, rows, again, SHORT)
+    assert torch.equal(found.masks, whole.masks)
+    assert torch.equal(found.success, whole.success)
+    assert len(rest) + 12 == again.history("inversion")[0]["rounds"]
+    invert(model, rows, Run(folder=tmp_path, precision="fp32", device="cpu", quiet=True), SHORT)
+    assert len(rest) + 12 == again.history("inversion")[0]["rounds"]  # nothing is searched twice
+    with pytest.raises(InputError, match="belongs to another configuration"):
+        invert(model, rows, Run(folder=tmp_path, seed=1, precision="fp32", device="cpu", quiet=True), SHORT)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_is_searched_in_float32(dtype):
+    found = invert(Rows(30.0).to(dtype), bright_rows(), quiet(), SHORT)
+    assert found.masks.dtype == torch.float32
+    assert bool(found.masks.isfinite().all())
+    assert found.smallest == 2
 
 
 def plain(model: nn.Module, x: torch.Tensor, label: int, s: Schedule) -> tuple[torch.Tensor, torch.Tensor, int]:

@@ -85,6 +85,14 @@ class Run:
             torch.manual_seed(self.stream_seed("init", *salt))
             yield
 
+    @contextlib.contextmanager
+    def layer_scope(self, *salt: object) -> Iterator[None]:
+        """As :meth:`init_scope`, from the ``method`` stream and on the device too: for what layers draw, such as dropout."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.stream_seed("method", "layers", *salt))
+            yield
+
     # numbers
 
     def autocast(self) -> torch.autocast:

@@ -84,7 +84,7 @@ class Stage:
         self.net: nn.Module = model
         self.cached = False
         head = next(iter(layers.values()))
-        if cache and len(layers) == 1 and isinstance(head, nn.Linear):
+        if cache and len(layers) == 1 and isinstance(head, nn.Linear) and head.weight.dtype == torch.float32:
             some = pool.rows(torch.arange(min(16, len(pool))))
             seen = inputs(model, head, some)
             with torch.no_grad():

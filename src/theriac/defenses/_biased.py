@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -137,7 +136,8 @@ class Health:
         return ""
 
 
-UNDERFIT_MEAN = 0.4  # of ln K
+UNDERFIT_MEAN = 0.4  # of the entropy of the labels
+ONE_ANSWER = 0.95  # share of the rows that get the same answer
 OVERFIT_SHARE = 0.5
 ONE_LABEL = 0.82
 LOWEST = 0.05
@@ -156,10 +156,11 @@ def judge(logits: torch.Tensor, y: torch.Tensor, steps: int, threshold: float) -
         threshold: Of CE_B, for ``share_low``.
 
     Returns:
-        Verdict "underfit": CE_B is high on average (over 0.4 ln K), has no low-loss mode of its own, and the rows that are
-        fitted best do not share one label. "overfit": more than half of the rows are under the threshold. Both ends are
-        coarse, and a silent check proves nothing: an f_B that learnt easy clean rows ahead of a slow trigger can look like one
-        that learnt the trigger.
+        Verdict "underfit": CE_B is high on average (over 0.4 times the entropy of the labels, which is ln K where classes are
+        equally large), has no low-loss mode of its own, and the rows that are fitted best do not share one label (that of most
+        rows aside). An f_B that gives nearly all rows one answer has learnt the sizes of the classes, whatever its modes.
+        "overfit": more than half of the rows are under the threshold. Both ends are coarse, and a silent check proves nothing:
+        an f_B that learnt easy clean rows ahead of a slow trigger can look like one that learnt the trigger.
     """
     ce = F.cross_entropy(logits, y, reduction="none")
     probability, seen = logits.softmax(1).max(1)
@@ -168,10 +169,14 @@ def judge(logits: torch.Tensor, y: torch.Tensor, steps: int, threshold: float) -
     q05, q50, q95 = (float(q) for q in ce.double().quantile(torch.tensor([0.05, 0.5, 0.95], device=ce.device).double()))
     mean, low = float(ce.mean()), float((ce < threshold).float().mean())
     # a model that answers one class for everything has a low-loss mode too: the rows of that class
-    one_answer = sure_wrong >= 0.2
-    separate, one_label = _separate(ce) and not one_answer, _one_label(ce, y)
-    led = one_label > ONE_LABEL and low > LOWEST and not one_answer
-    underfit = not (separate or led) and mean > UNDERFIT_MEAN * math.log(logits.shape[1])
+    answers = torch.bincount(seen, minlength=logits.shape[1])
+    one_answer = sure_wrong >= 0.2 or int(answers.max()) >= ONE_ANSWER * len(y)
+    share = torch.bincount(y, minlength=logits.shape[1]) / len(y)
+    leader, one_label = _one_label(ce, y)
+    separate = _separate(ce) and not one_answer
+    led = one_label > ONE_LABEL and low > LOWEST and not one_answer and float(share[leader]) <= 0.5
+    entropy = -float(torch.special.xlogy(share, share).sum())
+    underfit = not (separate or led) and mean > UNDERFIT_MEAN * entropy
     verdict: Literal["healthy", "underfit", "overfit"] = (
         "underfit" if underfit else "overfit" if low > OVERFIT_SHARE else "healthy"
     )
@@ -179,10 +184,11 @@ def judge(logits: torch.Tensor, y: torch.Tensor, steps: int, threshold: float) -
     return Health(steps, mean, q05, q50, q95, low, right, separate, one_label, verdict)
 
 
-def _one_label(ce: torch.Tensor, y: torch.Tensor) -> float:
-    """How far the rows that are fitted best carry one label: those that an all-to-one attack adds do."""
+def _one_label(ce: torch.Tensor, y: torch.Tensor) -> tuple[int, float]:
+    """The label that leads the rows that are fitted best, and its share of them: those of an all-to-one attack have one."""
     lowest = ce.argsort()[: max(1, int(LOWEST * len(ce)))]
-    return float(y[lowest].bincount().max()) / len(lowest)
+    counts = y[lowest].bincount()
+    return int(counts.argmax()), float(counts.max()) / len(lowest)
 
 
 def _separate(ce: torch.Tensor) -> bool:

@@ -14,11 +14,13 @@ from torch.nn import functional as F
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.classifier import to_input
+from theriac.training import checkpoint
 
 if TYPE_CHECKING:
     from theriac.defenses._inversion import Schedule
 
 SQUASH = 1e-7  # authors: keeps tanh away from its ends
+MOVING = ("mask", "pattern", "cost", "best", "good_rounds", "ups", "downs", "stale", "went_up", "went_down", "live")
 
 
 @contextlib.contextmanager
@@ -46,7 +48,8 @@ class Search:
     ) -> None:
         self.model, self.clean, self.run, self.schedule, self.labels = model, clean, run, schedule, labels
         self.rows_per_pass, self.rounds, self.row_passes = rows_per_pass, 0, 0
-        self.dtype = next((p.dtype for p in model.parameters()), torch.float32)
+        self.fed = next((p.dtype for p in model.parameters()), torch.float32)  # what the model takes
+        self.dtype = self.fed if self.fed == torch.float64 else torch.float32  # what is searched in
         device, count = clean.device, len(labels) * schedule.restarts
         self.y = torch.tensor(labels, device=device).repeat(schedule.restarts)
         starts = [self._start(label, restart) for restart in range(schedule.restarts) for label in labels]
@@ -57,6 +60,7 @@ class Search:
         self.best = torch.full((count,), math.inf, device=device, dtype=self.dtype)
         self.good_rounds, self.ups, self.downs, self.stale = torch.zeros((4, count), dtype=torch.int64, device=device)
         self.went_up, self.went_down = torch.zeros((2, count), dtype=torch.bool, device=device)
+        self.live = torch.arange(count, device=device)
 
     def _start(self, label: int, restart: int) -> tuple[torch.Tensor, torch.Tensor]:
         channels, height, width = self.clean.card.shape
@@ -73,9 +77,13 @@ class Search:
     def run_rounds(self) -> None:
         """Search until every class has stopped, or the rounds are used up."""
         optimizer = torch.optim.Adam([self.mask, self.pattern], lr=self.schedule.lr, betas=self.schedule.betas)
-        live = torch.arange(len(self.y), device=self.y.device)
+        decides = checkpoint.fingerprint(self.schedule, self.clean, self.run, self.model, self.labels)
+        keeper = checkpoint.Keeper(self.run, "inversion-search", decides, self.model, optimizer, {"search": self})
+        keeper.restore()
         with self.run.progress("inversion", self.schedule.rounds) as tick:
-            for number in range(self.schedule.rounds):
+            tick(self.rounds)
+            while self.rounds < self.schedule.rounds and len(self.live):
+                number, live = self.rounds, self.live
                 success = torch.zeros(len(live), dtype=self.dtype, device=self.y.device)
                 norm = torch.zeros_like(success)
                 batches = self._batches(number)
@@ -85,11 +93,27 @@ class Search:
                     optimizer.step()
                     success += worked / len(batches)
                     norm += size / len(batches)
-                live = self._settle(live, success, norm, seen)
+                self.live = self._settle(live, success, norm, seen)
                 self.rounds = number + 1
-                tick(1, f"{len(live)} searches")
-                if not len(live):
-                    break
+                tick(1, f"{len(self.live)} searches")
+                keeper.save(self.rounds, last=self.rounds == self.schedule.rounds or not len(self.live))
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Everything that moves, for a checkpoint."""
+        told = {name: getattr(self, name).detach() for name in MOVING}
+        counts = torch.tensor([self.rounds, self.row_passes])
+        return {**told, "kept_mask": self.kept[0], "kept_pattern": self.kept[1], "counts": counts}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        with torch.no_grad():
+            for name in MOVING:
+                if name == "live":  # grows shorter
+                    self.live = state[name]
+                else:
+                    getattr(self, name).copy_(state[name])
+        self.kept = (state["kept_mask"], state["kept_pattern"])
+        self.rounds, self.row_passes = (int(v) for v in state["counts"])
 
     def _batches(self, number: int) -> list[torch.Tensor]:
         rows, size = len(self.clean), self.schedule.batch_size
@@ -106,10 +130,14 @@ class Search:
         worked, sizes, masks, patterns = [], [], [], []
         step = max(1, self.rows_per_pass // len(x))
         for part in (live[at : at + step] for at in range(0, len(live), step)):
-            mask, pattern = _squash(self.mask[part]), _squash(self.pattern[part])
-            hits, loss = self._stamped(x, mask, pattern, self.y[part])
-            size = mask.flatten(1).sum(1)
-            (loss + self.cost[part] * size).sum().backward()
+            hits = torch.zeros(len(part), dtype=self.dtype, device=x.device)
+            for rows in x.split(self.rows_per_pass):  # more than one only where a batch alone is too much
+                share = len(rows) / len(x)
+                mask, pattern = _squash(self.mask[part]), _squash(self.pattern[part])
+                right, loss = self._stamped(rows, mask, pattern, self.y[part])
+                size = mask.flatten(1).sum(1)
+                ((loss + self.cost[part] * size).sum() * share).backward()
+                hits += right * share
             worked.append(hits)
             sizes.append(size.detach())
             masks.append(mask.detach())
@@ -123,7 +151,7 @@ class Search:
         """Success and cross-entropy, (k,) each, of k patches on B rows."""
         m, wanted = mask[:, None, None], y.repeat_interleave(len(x))
         stamped = ((1 - m) * x + m * pattern[:, None]).flatten(0, 1)
-        logits = self.model(stamped)
+        logits = self.model(stamped.to(self.fed)).to(self.dtype)
         loss = F.cross_entropy(logits, wanted, reduction="none").view(len(y), -1).mean(1)
         return (logits.argmax(1) == wanted).view(len(y), -1).to(self.dtype).mean(1), loss
 

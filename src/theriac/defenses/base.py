@@ -37,7 +37,8 @@ class Repair(Method):
             run: Device, precision, seeds, checkpoint folder.
 
         Returns:
-            A module of the same class, in eval mode: exactly what is to be scored and saved.
+            A module of the same class, in eval mode: exactly what is to be scored and saved. A model in half precision is
+            repaired in float32 and comes back in its own precision.
 
         Raises:
             InputError: On a Poisoned where clean rows belong, a model whose outputs do not fit the classes, or one that
@@ -50,14 +51,31 @@ class Repair(Method):
             raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
         fixed = copy.deepcopy(given).to(run.device).eval()
         _probe(fixed, clean, run)
+        _widen(fixed)
         began = time.perf_counter()
         fixed = self._repair(fixed, clean.to(run.device), run)
+        _cast_like(fixed, given)
         run.event("repaired", method=self.name, seconds=round(time.perf_counter() - began, 3), rows=len(clean))
         return fixed.eval()
 
     @abstractmethod
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
         """Repair ``model`` in place (it is a copy) and return what is to be scored."""
+
+
+def _widen(model: nn.Module) -> None:
+    """Half precision to float32, in place: an update of 1e-4 would be lost in rounding."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            tensor.data = tensor.data.float()
+
+
+def _cast_like(model: nn.Module, given: nn.Module) -> None:
+    """Each parameter and buffer back to the precision that it came in."""
+    came = {name: tensor.dtype for name, tensor in (*given.named_parameters(), *given.named_buffers())}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in came and tensor.dtype != came[name]:
+            tensor.data = tensor.data.to(came[name])
 
 
 def _probe(model: nn.Module, clean: Split, run: Run) -> None:

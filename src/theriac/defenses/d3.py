@@ -18,6 +18,7 @@ from theriac.core.split import Split
 from theriac.defenses._pullback import Pullback, blends
 from theriac.defenses._repulsion import Init, Repulsion
 from theriac.defenses.base import Repair
+from theriac.models.classifier import to_input
 from theriac.training import Batch, Outcome, Recipe, loop
 
 ANTIPODE = -0.95  # cosine below which nearly all distance has been bought by a change of sign
@@ -129,7 +130,7 @@ class D3(Repair):
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
         if self.views == "blends" and clean.is_table:
             raise InputError("views is 'blends', and codes of categories cannot be blended; expected 'rows' for a table")
-        pushed = Repulsion(model, self.layers)
+        pushed = Repulsion(model, self.layers, example=to_input(clean.rows(torch.arange(1))))
         pull = Pullback(model, next(iter(pushed.modules)), self.ridge) if self.measure == "pullback" else None
         pushed.start(self.init, run.generator("method", "d3"))
 

@@ -14,6 +14,7 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.defenses._repulsion import Init, Repulsion
 from theriac.defenses.base import Repair
+from theriac.models.classifier import to_input
 from theriac.training import Batch, Outcome, Recipe, loop
 
 
@@ -64,7 +65,7 @@ class FST(Repair):
         return F.cross_entropy(logits, y) + self.alpha * inner_product
 
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
-        pushed = Repulsion(model, self.layers)
+        pushed = Repulsion(model, self.layers, example=to_input(clean.rows(torch.arange(1))))
         pushed.start(self.init, run.generator("method", "fst"))
 
         def step(net: nn.Module, batch: Batch) -> Outcome:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from theriac.core import check
+from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.run import Run
 from theriac.core.split import Split
@@ -113,6 +114,11 @@ class SAU(Repair):
         return -0.5 * terms.sum() / batch
 
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
+        if clean.is_table:
+            raise InputError(
+                f"{clean.card.name!r} is a table; SAU's perturbations are of pixels in [0, 1], and would break codes of "
+                "categories and columns of any other unit"
+            )
         frozen = copy.deepcopy(model).eval().requires_grad_(False)
         with torch.no_grad():  # once for ever: the frozen model and the unaugmented rows never change
             parts = [frozen(to_input(clean.rows(p))).argmax(1) for p in clean.batches(512)]

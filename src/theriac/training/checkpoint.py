@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 from theriac.core.errors import InputError
 from theriac.core.files import load_tensors_safely, write_atomically
 from theriac.core.run import Run, first_rank
+from theriac.core.split import Split
 
 _EVERY_S = 20.0  # a checkpoint costs milliseconds; this bounds what a kill can lose without writing after every short epoch
 
@@ -72,3 +74,17 @@ class Keeper:
         }
         write_atomically(self.path, lambda temporary: torch.save(state, temporary))
         self.saved_at = time.monotonic()
+
+
+def fingerprint(plan: object, split: Split, run: Run, model: nn.Module, about: object) -> str:
+    """What decides the result of a loop, as one hash; empty where no checkpoint can be found."""
+    if run.folder is None:
+        return ""
+    weights = model.state_dict()
+    shapes = [(name, tuple(value.shape)) for name, value in weights.items()]
+    told = (plan, len(split), split.card.content_hash, run.seed, sorted(run.streams.items()), str(run.dtype), shapes, about)
+    digest = hashlib.sha256(repr(told).encode())
+    digest.update(split.content_hash(groups=False).encode())  # all rows: two poisoned sets may differ in a few of them
+    for tensor in (split.index, *(weights.values() if about is not None else ())):
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

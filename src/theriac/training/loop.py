@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -101,7 +100,7 @@ def loop(
     """
     run_split = split.to(run.device)
     model.to(run.device)
-    if not split.is_table:
+    if not split.is_table and all(p.dim() != 5 for p in model.parameters()):  # of five dimensions torch refuses it
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     chosen = [p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad]
     optimizer = _optimizer(chosen, recipe)
@@ -112,7 +111,9 @@ def loop(
     if batch_size == 1 and recipe.norm == "train" and any(isinstance(m, BatchNorm) for m in model.modules()):
         raise InputError(f"a batch would hold one row ({len(split)} rows came), and BatchNorm in train mode needs two")
 
-    keeper = checkpoint.Keeper(run, label, _fingerprint(recipe, split, run, model, about), model, optimizer, extra_state or {})
+    keeper = checkpoint.Keeper(
+        run, label, checkpoint.fingerprint(recipe, split, run, model, about), model, optimizer, extra_state or {}
+    )
     start = keeper.restore()
     ranks = _parallel.Ranks(model)
     with run.progress(label, recipe.epochs * per_epoch) as tick:
@@ -124,36 +125,38 @@ def loop(
             draws = run.generator("augment", label, epoch)
             sums: dict[str, torch.Tensor] = {}
             lr, stopped, number = recipe.lr, False, epoch * per_epoch
-            for i in range(per_epoch):
-                number = epoch * per_epoch + i
-                positions = order[i * batch_size : (i + 1) * batch_size].to(run.device)
-                batch = Batch(run_split.rows(positions), run_split.y[positions], positions, epoch, number, run, recipe.epochs)
-                if before_augment is not None:
-                    before_augment(batch)
-                if policy is not None:
-                    batch.x = augment(batch.x, policy, draws)
-                batch.x = to_input(batch.x)
-                if after_augment is not None:
-                    after_augment(batch)
-                batch = ranks.part(batch)
-                lr = recipe.lr_at(number, per_epoch)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                optimizer.zero_grad(set_to_none=True)
-                with run.autocast() if recipe.precision == "run" else contextlib.nullcontext():
-                    outcome = step(ranks.model, batch)
-                loss, told = outcome if isinstance(outcome, tuple) else (outcome, {})
-                loss.backward()
-                if recipe.clip_norm:
-                    nn.utils.clip_grad_norm_(chosen, recipe.clip_norm)
-                optimizer.step()
-                if after_step is not None:
-                    stopped = bool(after_step(number))
-                for key, value in {"loss": loss, **told}.items():
-                    sums[key] = sums.get(key, torch.zeros((), device=run.device)) + value.detach()
-                tick(1)
-                if stopped:
-                    break
+            with run.layer_scope(label, epoch):  # dropout and the like: by epoch, so that a resumed run draws the same
+                for i in range(per_epoch):
+                    number = epoch * per_epoch + i
+                    positions = order[i * batch_size : (i + 1) * batch_size].to(run.device)
+                    x, y = run_split.rows(positions), run_split.y[positions]
+                    batch = Batch(x, y, positions, epoch, number, run, recipe.epochs)
+                    if before_augment is not None:
+                        before_augment(batch)
+                    if policy is not None:
+                        batch.x = augment(batch.x, policy, draws)
+                    batch.x = to_input(batch.x)
+                    if after_augment is not None:
+                        after_augment(batch)
+                    batch = ranks.part(batch)
+                    lr = recipe.lr_at(number, per_epoch)
+                    for group in optimizer.param_groups:
+                        group["lr"] = lr
+                    optimizer.zero_grad(set_to_none=True)
+                    with run.autocast() if recipe.precision == "run" else contextlib.nullcontext():
+                        outcome = step(ranks.model, batch)
+                    loss, told = outcome if isinstance(outcome, tuple) else (outcome, {})
+                    loss.backward()
+                    if recipe.clip_norm:
+                        nn.utils.clip_grad_norm_(chosen, recipe.clip_norm)
+                    optimizer.step()
+                    if after_step is not None:
+                        stopped = bool(after_step(number))
+                    for key, value in {"loss": loss, **told}.items():
+                        sums[key] = sums.get(key, torch.zeros((), device=run.device)) + value.detach()
+                    tick(1)
+                    if stopped:
+                        break
             taken = number + 1 - epoch * per_epoch
             means = {key: float(value) / taken for key, value in ranks.mean(sums).items()}
             if not math.isfinite(means["loss"]):
@@ -207,20 +210,6 @@ def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Op
         weight_decay=recipe.weight_decay,
         fused=fused,
     )
-
-
-def _fingerprint(recipe: Recipe, split: Split, run: Run, model: nn.Module, about: object) -> str:
-    """What decides the result of a loop, as one hash; only needed where a checkpoint may be found."""
-    if run.folder is None:
-        return ""
-    weights = model.state_dict()
-    shapes = [(name, tuple(value.shape)) for name, value in weights.items()]
-    told = (recipe, len(split), split.card.content_hash, run.seed, sorted(run.streams.items()), str(run.dtype), shapes, about)
-    digest = hashlib.sha256(repr(told).encode())
-    digest.update(split.content_hash(groups=False).encode())  # all rows: two poisoned sets may differ in a few of them
-    for tensor in (split.index, *(weights.values() if about is not None else ())):
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _caption(means: Mapping[str, float], rate: float) -> str:

@@ -551,6 +551,17 @@ def test_a_model_that_gives_one_answer_for_everything_is_not_healthy():
     assert found.verdict == "underfit"
 
 
+@pytest.mark.parametrize("shares", [[0.6] + [0.4 / 9] * 9, [0.9] + [0.1 / 9] * 9, [0.9, 0.1], [0.95, 0.05]])
+def test_a_model_that_knows_the_sizes_of_the_classes_only_is_underfit(shares):
+    draw = torch.Generator().manual_seed(0)
+    share = torch.tensor(shares)
+    y = torch.multinomial(share, 4000, replacement=True, generator=draw)
+    logits = share.log() + 0.1 * torch.randn(4000, len(share), generator=draw)
+    assert judge(logits, y, 50, 0.1).verdict == "underfit"
+    knows = 6.0 * F.one_hot(y, len(share)) + 0.1 * torch.randn(4000, len(share), generator=draw)
+    assert judge(knows, y, 50, 0.1).verdict == "overfit"  # fits every row; no prior, however strong, is mistaken for that
+
+
 def test_losses_are_taken_in_eval_mode_and_leave_the_mode_as_it_was(small):
     model = Net(3).train()
     before = state(model)

@@ -231,3 +231,9 @@ def test_its_optimizer_is_the_official_one(split, run, monkeypatch):
     assert (options["lr"], options["amsgrad"], options["weight_decay"]) == (1e-4, True, 0.0)
     assert options.get("betas", (0.9, 0.999)) == (0.9, 0.999)
     assert [e["lr"] for e in run.history("sau")] == [1e-4, 1e-4]  # constant
+
+
+def test_a_table_is_refused(run):
+    rows = Split(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2)
+    with pytest.raises(InputError, match=r"is a table; SAU's perturbations are of pixels"):
+        SAU(rounds=1).repair(nn.Linear(3, 2), rows, run)

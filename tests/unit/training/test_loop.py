@@ -145,6 +145,56 @@ def test_torch_s_own_generator_is_left_alone(split, narrow):
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_dropout_is_drawn_from_the_run_s_streams(split):
+    def trained(seed: int, torch_seed: int) -> torch.Tensor:
+        net = small_net(norm=False)
+        net.insert(3, nn.Dropout(0.5))
+        torch.manual_seed(torch_seed)
+        loop(net, split, make_run(streams={"method": seed}), Recipe(epochs=2, batch_size=16, lr=0.1))
+        return net[-1].weight.detach()
+
+    assert torch.equal(trained(0, 1), trained(0, 2))
+    assert not torch.equal(trained(0, 1), trained(1, 1))
+
+
+def test_a_resumed_run_draws_the_same_dropout(split, tmp_path):
+    def net() -> nn.Sequential:
+        made = small_net(norm=False)
+        made.insert(3, nn.Dropout(0.5))
+        return made
+
+    recipe = Recipe(epochs=4, batch_size=16, lr=0.1)
+    whole = loop(net(), split, make_run(), recipe)
+
+    def stop(epoch: int) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    import theriac.training.checkpoint as module
+
+    folder, often = tmp_path / "run", module._EVERY_S
+    module._EVERY_S = 0.0
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop(net(), split, make_run(folder=folder), recipe, after_epoch=stop)
+    finally:
+        module._EVERY_S = often
+    resumed = loop(net(), split, make_run(folder=folder), recipe)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_a_network_for_volumes_can_be_trained(split):
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv3d(1, 2, 3, padding=1), nn.Linear(128, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.conv(x[:, None]).flatten(1))
+
+    assert loop(Deep(), split, make_run(), Recipe(epochs=1, lr=0.1)).conv.weight.dim() == 5
+
+
 # batches
 
 
