@@ -55,6 +55,16 @@ def test_it_trains_compares_and_keeps(theriac: Theriac, people: list[Any], tmp_p
     assert measured.json["evaluation"] == record["evaluation"]
     assert theriac(*words).code == 3  # this very run is there
     assert theriac("report", out).code == 0
+    page = (out / "report.html").read_text()
+    title = th.core.method.title_of("debiasing", record["method"]["method"])
+    assert f"Trained {title} (fair) so that it treats groups alike (not Bonn, Bonn)" in page
+    assert "Trained benign" not in page
+    assert "not Bonn, Bonn</span></caption>" in page
+    gap = record["fairness"]["debiased"]["odds_gap"]
+    assert f"{100 * (gap['value'] if isinstance(gap, dict) else gap):.1f}" in page
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    last = [e for e in events if "epoch" in e][-1]
+    assert last["event"] != "train"  # the plain model's epochs are not shown as those of the debiased one
 
 
 def test_a_model_that_answers_one_class_only_is_told(theriac: Theriac, people: list[Any], tmp_path: Path) -> None:
@@ -104,3 +114,15 @@ def test_a_sensitive_column_is_needed(theriac: Theriac, tmp_path: Path) -> None:
     done = theriac("debias", "--data", "digits", "--out", tmp_path / "fair", "--device", "cpu")
     assert done.code == 2
     assert "--sensitive is missing" in done.err
+
+
+def test_group_names_are_text_and_no_markup(theriac: Theriac, people: list[Any], tmp_path: Path) -> None:
+    file = people[2]
+    file.write_text(file.read_text().replace("Ulm", "[/f]").replace("Rom", "\x1b[2Jm"))
+    words = (*people, "--method", "reweighing", "--option", "epochs=1", "--out", tmp_path / "fair")
+    done = theriac(*words, "--against", "Bonn")
+    assert done.code == 0, done.err
+    text = theriac(*people, "--against", "[/f]", "--method", "reweighing", "--option", "epochs=1", "--out", tmp_path / "f")
+    assert text.code == 0, text.err
+    assert "[/f], 1" in text.out
+    assert "\x1b" not in text.out

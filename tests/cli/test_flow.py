@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import theriac as th
 
@@ -283,3 +285,79 @@ def test_limits_end_with_exit_code_one(theriac: Theriac, victim: Path) -> None:
     assert "--max-asr" in broken.err
     assert "--min-acc" in broken.err
     assert theriac("eval", victim, "--max-asr", 5).code == 2
+
+
+def test_new_rows_are_read_in_the_model_s_terms(theriac: Theriac, tmp_path: Path) -> None:
+    def write(name: str, head: str, colors: dict[str, int], swapped: bool = False) -> Path:
+        lines = [head]
+        for i in range(240):
+            color = list(colors)[i % len(colors)]
+            cells = (color, f"{(i * 7) % 13 / 13:.3f}", ("no", "yes")[colors[color]])
+            lines.append(",".join((cells[1], cells[0], cells[2]) if swapped else cells))
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+        return tmp_path / name
+
+    old = write("old.csv", "color,size,label", {"amber": 0, "blue": 1, "red": 1, "white": 0})
+    new = write("new.csv", "color,size,label", {"blue": 1, "cyan": 0, "red": 1, "white": 0})
+    swapped = write("swapped.csv", "size,color,label", {"amber": 0, "blue": 1, "red": 1, "white": 0}, swapped=True)
+    plain = ("--label", "label", "--device", "cpu", "--precision", "fp32", "--out", tmp_path / "run")
+    made = theriac("train", "--data", old, *plain, "--recipe", "adam_30")
+    assert made.code == 0, made.err
+    known = theriac("eval", tmp_path / "run", "--json").json["evaluation"]["acc"]["value"]
+    assert known > 0.95
+    moved = theriac("eval", tmp_path / "run", "--data", swapped, "--label", "label", "--json")
+    assert moved.json["evaluation"]["acc"]["value"] > 0.95
+    told = theriac("eval", tmp_path / "run", "--data", new, "--label", "label", "--json")
+    assert "does not know, such as 'cyan'" in told.err
+    assert told.json["evaluation"]["acc"]["value"] > 0.7  # three of four colors are known
+
+
+def test_a_folder_of_other_classes_is_refused(theriac: Theriac, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{i}.png")
+    made = theriac("train", "--data", tmp_path / "pets", *tiny, "--out", tmp_path / "run")
+    assert made.code == 0, made.err
+    (tmp_path / "pets" / "cat").rename(tmp_path / "pets" / "zebra")
+    told = theriac("eval", tmp_path / "run", "--data", tmp_path / "pets")
+    assert told.code == 2
+    assert "has the class 'zebra', which the model in" in told.err
+
+
+def test_a_repair_does_not_replace_the_model_that_it_repairs(theriac: Theriac, victim: Path) -> None:
+    told = theriac("repair", victim, "--method", "ft", "--out", victim, "--force")
+    assert told.code == 2
+    assert "holds the model that is repaired" in told.err
+    assert (victim / "run.json").is_file()
+
+
+def test_a_report_of_several_runs_tells_of_all(theriac: Theriac, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    for seed in (0, 4):
+        made = theriac("train", *tiny, "--seed", seed, "--out", tmp_path / f"plain{seed}")
+        assert made.code == 0, made.err
+    assert theriac("report", tmp_path).code == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "<b>0, 4</b>" in page
+    assert page.count("theriac train") == 2
+    assert "2 seeds. The intervals cover" in page
+
+
+def test_a_control_with_another_augmentation_is_none(theriac: Theriac, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    for name, words in {"victim": ("--attack", "badnets", "--poison-rate", "0.2"), "benign": ("--augment", "none")}.items():
+        made = theriac("train", *tiny, *words, "--out", tmp_path / name)
+        assert made.code == 0, made.err
+    assert theriac("report", tmp_path).code == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "<dt>Control</dt>" not in page
+
+
+def test_a_command_of_any_length_and_spelling_can_be_kept(theriac: Theriac, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    long = ("--data-option", f"name={'x' * 5000}")
+    made = theriac("train", *tiny, *long, "--out", tmp_path / "run")
+    assert made.code == 0, made.err
+    kept = json.loads((tmp_path / "run" / "run.json").read_text())["provenance"]["command"]
+    assert len(kept) == 4000
+    assert kept.endswith(" ...")

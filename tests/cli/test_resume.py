@@ -146,3 +146,33 @@ def _count_epochs(patch: pytest.MonkeyPatch) -> list[int]:
 def _epochs(folder: Path) -> list[int]:
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     return [e["epoch"] for e in events if e["event"] == "train"]
+
+
+def test_stopping_a_forced_run_at_once_loses_nothing(theriac: Any, tiny: tuple[str, ...], tmp_path: Path, monkeypatch) -> None:
+    import theriac as th
+
+    out = tmp_path / "run"
+    assert theriac("train", *tiny, "--out", out).code == 0
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(th.attacks.BadNets, "poison", stopped)
+    told = theriac("train", *tiny, "--attack", "badnets", "--poison-rate", "0.2", "--out", out, "--force")
+    assert told.code == 130
+    assert f"stopped; {out} is as it was" in told.err
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_a_run_that_was_moved_aside_by_a_killed_one_is_back(theriac: Any, tiny: tuple[str, ...], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert theriac("train", *tiny, "--out", out).code == 0
+    aside = out / ".old-12345678"
+    aside.mkdir()
+    for path in [p for p in out.iterdir() if p.is_file()]:
+        path.rename(aside / path.name)
+    (out / "plan.json").write_text('{"format": 1, "identity": {}}')  # all that the killed one had written
+    told = theriac("train", *tiny, "--out", out)
+    assert told.code == 3  # the finished run is there
+    assert not aside.exists()

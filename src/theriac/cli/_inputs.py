@@ -19,7 +19,7 @@ from theriac.core.errors import InputError, unknown
 from theriac.core.method import create
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
-from theriac.data import load
+from theriac.data import align, load
 from theriac.models import Builder
 from theriac.training._parallel import world
 
@@ -199,12 +199,7 @@ def clean_rows(data: Data, where: str, amount: int | float, run: Run) -> Split:
         pool = data.val
     else:
         pool = Source.of(where, data.card.size[0] if data.card.kind == "image" else None).load().train
-        if pool.card.shape != data.card.shape or pool.num_classes != data.card.num_classes:
-            raise InputError(
-                f"--clean-from gives {pool.num_classes} classes and rows of {pool.card.shape}; "
-                f"the model's data have {data.card.num_classes} and {data.card.shape}"
-            )
-        pool = pool.replace(card=data.card)
+        pool = align(pool, data.card, "the model's data (--clean-from)").replace(card=data.card)
     if isinstance(amount, int) and amount > len(pool):
         raise InputError(f"--clean asks for {amount} rows; there are {len(pool)}")
     return pool.sample(amount, seed=run.stream_seed("data", "clean"))

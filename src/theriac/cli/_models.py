@@ -18,6 +18,7 @@ from theriac.core.errors import InputError
 from theriac.core.files import load_tensors_safely
 from theriac.core.run import Run
 from theriac.core.split import Data
+from theriac.data import align
 from theriac.models import Classifier, architectures, load_model, load_weights
 from theriac.models.store import digest, read_tensors
 
@@ -110,10 +111,12 @@ def _from_folder(where: Path, asked: Asked) -> Opened:
     data = source.load()
     if source.augment is None and model.card.kind == "image":  # a repair months later augments as the training did
         data = _inputs.with_augment(data, model.card.augment)
-    _fits(model, data, where)
     told = section(record, "data").get("hash")
     if asked.data is None and told != _inputs.data_hash(data):
         warnings.warn(f"the data at {source.name} are not those that {where} was made with", stacklevel=2)
+    whose = f"the model in {where}"
+    val = None if data.val is None else align(data.val, model.card, whose)
+    data = Data(align(data.train, model.card, whose), align(data.test, model.card, whose), val)
     weights = digest(where / "model.safetensors")
     name = where.resolve().name
     return Opened(model=model, name=name, record=record, folder=where, weights=weights, data=data, source=source)
@@ -130,14 +133,3 @@ def _source(where: Path, record: Mapping[str, Any], model: Classifier, asked: As
         raise InputError(f"the data of {where} were at {source.name}, which is not there any more; give --data")
     new = Source.of(source.name, asked.size, asked.label, asked.sensitive, asked.augment, asked.more)
     return dataclasses.replace(new, options=source.options | new.options, augment=new.augment or source.augment)
-
-
-def _fits(model: Classifier, data: Data, where: Path) -> None:
-    """Refuse data of other classes, or of another shape, than the model was made for."""
-    own, card = model.card, data.card
-    if own.num_classes != card.num_classes:
-        raise InputError(f"the model in {where} has {own.num_classes} outputs; {card.name!r} has {card.num_classes} classes")
-    if own.kind != card.kind or own.shape != card.shape:
-        raise InputError(
-            f"the model in {where} takes {own.kind} rows of {own.shape}; {card.name!r} has {card.kind} rows of {card.shape}"
-        )

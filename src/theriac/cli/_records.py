@@ -42,8 +42,8 @@ _OURS = (
 def claim(out: Path, identity: Mapping[str, Any], *, force: bool) -> Iterator[bool]:
     """Own the folder ``out`` for one run while it works.
 
-    If the run fails before its first checkpoint, the folder is left as it was. After Ctrl-C it keeps its plan and checkpoints,
-    so that the same command goes on from there.
+    If the run fails before its first checkpoint, the folder is left as it was; a finished run that ``force`` replaces is kept
+    aside until the new one is done. After Ctrl-C the folder keeps plan and checkpoints, so that the same command goes on.
 
     Args:
         out: The run folder; made if missing.
@@ -61,6 +61,7 @@ def claim(out: Path, identity: Mapping[str, Any], *, force: bool) -> Iterator[bo
     made: list[Path] = []
     aside = out / f".old-{uuid.uuid4().hex[:8]}"
     try:
+        _rescue(out)
         goes_on = _settle(out, plan["identity"], force=force)
         made += [p for p in (out, *out.parents) if not p.exists()]
         out.mkdir(parents=True, exist_ok=True)
@@ -73,16 +74,17 @@ def claim(out: Path, identity: Mapping[str, Any], *, force: bool) -> Iterator[bo
     try:
         yield goes_on
     except KeyboardInterrupt:
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside.exists() and not any(out.glob("*.checkpoint.pt")):  # nothing to go on from, and a finished run to lose
+            _put_back(aside, out)
+            raise StoppedError(f"stopped; {out} is as it was") from None
         raise StoppedError(f"stopped; run the same command again to go on from where {out} stands") from None
     except TheriacError:
         if not goes_on and not any(out.glob("*.checkpoint.pt")):  # leave everything as it was
-            for path in _files(out):
-                path.unlink(missing_ok=True)
-            _move(aside, out)
-            _unmake([aside, *made])
+            _put_back(aside, out)
+            _unmake(made)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    for old in out.glob(".old-*"):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write(out: Path, model: nn.Module, planted: Planted | None, record: Mapping[str, Any], run: Run) -> None:
@@ -195,6 +197,21 @@ def _move(source: Path, target: Path) -> None:
     for path in _files(source):
         target.mkdir(exist_ok=True)
         path.replace(target / path.name)
+
+
+def _put_back(aside: Path, out: Path) -> None:
+    """Replace what a new run has begun by the run that was moved aside."""
+    for path in _files(out):
+        path.unlink(missing_ok=True)
+    _move(aside, out)
+    _unmake([aside])
+
+
+def _rescue(out: Path) -> None:
+    """Bring back a finished run that was moved aside by one that was killed before it had anything to show."""
+    old = [p for p in out.glob(".old-*") if (p / RECORD).is_file()] if out.is_dir() else []
+    if old and not (out / RECORD).is_file() and not any(out.glob("*.checkpoint.pt")):
+        _put_back(max(old, key=lambda p: p.stat().st_mtime), out)
 
 
 def _unmake(made: Sequence[Path]) -> None:

@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from theriac.cli import _options as opt
+from theriac.core.text import clean
 from theriac.metrics import Comparison, Difference, Evaluation, Fairness, Rate
-from theriac.metrics.fairness import FORMULAS
+from theriac.metrics.fairness import side_by_side
 
 _MEANING = {
     "ACC": "clean rows classified as their label",
@@ -63,19 +64,15 @@ def comparison(title: str, found: Comparison) -> None:
 def fairness(title: str, before: Fairness, after: Fairness) -> None:
     """A plainly trained model and a debiased one by group, and the gaps between groups with their formulas."""
     table = _table(title, "plain", "debiased", "meaning")
-    wanted = before.classes[before.positive]
-    table.add_row("ACC", _rate(before.acc), _rate(after.acc), Text(FORMULAS["acc"], "dim"))
-    for group in before.groups:
-        for k in before.classes:
-            cells = (_rate(found.cells[group, k]) for found in (before, after))
-            table.add_row(f"{group}, {k}", *cells, Text("rows of this group and label classified right", "dim"))
-        shares = (_rate(found.positive_rate[group]) for found in (before, after))
-        table.add_row(group, *shares, Text(f"rows of this group classified as {wanted!r}", "dim"))
-    for name in ("bacc", "odds_gap", "worst_odds_gap", "opportunity_gap", "dp_gap", "dp_ratio"):
-        old, new = (getattr(found, name) for found in (before, after))
-        shown = [f"{v:.3f}" if name == "dp_ratio" else f"{100 * v:.1f} %" for v in (old, new)]
-        table.add_row(name.replace("_", " "), *(Text(v, "bold") for v in shown), Text(FORMULAS[name], "dim"))
+    for name, old, new, meaning in side_by_side(before, after):
+        cells = (_rate(v) if isinstance(v, Rate) else Text(gap(name, v), "bold") for v in (old, new))
+        table.add_row(Text(clean(name)), *cells, Text(clean(meaning), "dim"))
     console().print(table)
+
+
+def gap(name: str, value: float) -> str:
+    """A gap between groups as text: a ratio as it is, all else in percent."""
+    return f"{value:.3f}" if name == "dp ratio" else f"{100 * value:.1f} %"
 
 
 def as_json(data: Any) -> None:
@@ -86,28 +83,28 @@ def as_json(data: Any) -> None:
 def tell(text: str) -> None:
     """One line on standard error, unless quiet."""
     if not opt.quiet():
-        console(err=True).print(Text(text), soft_wrap=True)
+        console(err=True).print(Text(clean(text)), soft_wrap=True)
 
 
 def following(*words: str) -> None:
     """Suggest the next useful command, unless quiet."""
     if not opt.quiet():
-        console(err=True).print(Text.assemble(("next: ", "dim"), shlex.join(["theriac", *words])), soft_wrap=True)
+        console(err=True).print(Text.assemble(("next: ", "dim"), clean(shlex.join(["theriac", *words]))), soft_wrap=True)
 
 
 def rows(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
     """A plain table of texts, the first column in bold."""
-    table = Table(title=Text(title, "bold"), title_justify="left", box=None, pad_edge=False, header_style="dim")
+    table = Table(title=Text(clean(title), "bold"), title_justify="left", box=None, pad_edge=False, header_style="dim")
     for name in head:
         table.add_column(name, overflow="fold")
     for row in body:
-        table.add_row(Text(row[0], "bold"), *(Text(cell) for cell in row[1:]))
+        table.add_row(Text(clean(row[0]), "bold"), *(Text(clean(cell)) for cell in row[1:]))
     console().print(table)
     console().print()
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=Text(title, "bold"), title_justify="left", box=None, header_style="dim", pad_edge=False)
+    table = Table(title=Text(clean(title), "bold"), title_justify="left", box=None, header_style="dim", pad_edge=False)
     for name in ("", *columns):
         table.add_column(name)
     return table

@@ -14,11 +14,13 @@ from theriac.attacks import Planted
 from theriac.attacks.store import load_planted
 from theriac.cli._inputs import Source, data_hash
 from theriac.cli._records import RECORD, read, section
+from theriac.cli._show import gap
 from theriac.core.errors import InputError
 from theriac.core.method import title_of
 from theriac.core.run import Run
 from theriac.core.split import Data
-from theriac.metrics import evaluate
+from theriac.metrics import Fairness, Rate, evaluate
+from theriac.metrics.fairness import side_by_side
 from theriac.models import Classifier, load_model
 from theriac.models.store import digest
 from theriac.report import collect
@@ -41,6 +43,10 @@ class _Folder:
     @property
     def is_repair(self) -> bool:
         return self.record.get("kind") == "repair"
+
+    @property
+    def is_debiased(self) -> bool:
+        return self.record.get("kind") == "debias"
 
     @property
     def parent(self) -> str:
@@ -74,7 +80,10 @@ class _Folder:
             if isinstance(event, dict) and "epoch" in event:
                 plain = {k: v for k, v in event.items() if isinstance(v, (str, bool, int, float))}
                 found.append(plain)
-        trained = section(self.record, "defense").get("method", "train")  # and not those of a fitted trigger
+        if self.is_debiased:  # the plain model beside it was trained in the same folder, a teacher before its student
+            trained = next((e["event"] for e in reversed(found) if e.get("event") != "train"), "train")
+        else:
+            trained = section(self.record, "defense").get("method", "train")  # and not those of a fitted trigger
         own = [e for e in found if self.is_repair or e.get("event") == trained] or found
         return [{k: v for k, v in e.items() if k not in ("event", "time")} for e in own]
 
@@ -115,19 +124,50 @@ def _study(path: Path, folders: Sequence[_Folder]) -> Study:
     results = [_result(f, names, _control(f, folders, data, run)) for f in folders]
     card = folders[-1].model.card
     summary = collect.summarize(data or card, clean_rows=max((r["rows"] for r in results if r["repair"]), default=0))
-    last = folders[-1].record
     study = {
         "title": path.resolve().name,
         "steps": [_step(f, names) for f in folders],
         "data": summary.model_dump(mode="json"),
-        "provenance": section(last, "provenance"),
+        "provenance": _provenance(folders),
         "results": results,
+        "fairness": [_groups(f) for f in folders if f.is_debiased],
         "exhibits": [e.model_dump(mode="json") for e in _exhibits(folders, names, data, run)],
     }
     return Study.from_dict(study, f"the record in {path}")
 
 
+def _provenance(folders: Sequence[_Folder]) -> dict[str, Any]:
+    """Of all runs: the last one's machine, every command, seed and recipe, and their time together."""
+    told = [section(f.record, "provenance") for f in folders]
+
+    def every(key: str, between: str) -> str:
+        found = dict.fromkeys(str(t[key]) for t in told if t.get(key))
+        return collect.kept(between.join(found))
+
+    seeds = [t["seed"] for t in told if isinstance(t.get("seed"), int)]
+    seconds = [t["seconds"] for t in told if isinstance(t.get("seconds"), (int, float))]
+    more = {"command": every("command", "\n"), "recipe": every("recipe", "; "), "seeds": list(dict.fromkeys(seeds))}
+    return told[-1] | more | ({"seconds": round(sum(seconds), 1)} if seconds else {})
+
+
+def _groups(folder: _Folder) -> dict[str, Any]:
+    """How the plain and the debiased model of a folder treat groups, as a report's table."""
+    both = section(folder.record, "fairness")
+    before, after = (Fairness.from_dict(section(both, key)) for key in ("plain", "debiased"))
+
+    def shown(name: str, value: Rate | float) -> str:
+        return str(value) if isinstance(value, Rate) else gap(name, value)
+
+    lines = [
+        {"name": name, "plain": shown(name, old), "debiased": shown(name, new), "meaning": meaning}
+        for name, old, new, meaning in side_by_side(before, after)
+    ]
+    return {"victim": _victim(folder), "groups": list(before.groups), "lines": lines}
+
+
 def _victim(folder: _Folder) -> str:
+    if folder.is_debiased:
+        return f"{_title(folder, 'debiasing', 'method')} ({folder.name})"
     planted, guard = folder.planted, _guard(folder)
     return f"{planted.attack.title if planted else 'benign'}{f', {guard}' if guard else ''} ({folder.name})"
 
@@ -174,7 +214,9 @@ def _control(folder: _Folder, folders: Sequence[_Folder], data: Data | None, run
         return None
     victim = next((f for f in folders if not f.is_repair and f is not folder and f.weights == folder.parent), folder)
     for other in folders:
-        same = all(other.record.get(key) == victim.record.get(key) for key in ("model", "recipe", "seeds"))
+        same = all(other.record.get(key) == victim.record.get(key) for key in ("kind", "model", "recipe", "seeds"))
+        made = [section(f.record, "identity") for f in (other, victim)]
+        same = same and all(made[0].get(key) == made[1].get(key) for key in ("augment", "precision"))
         if not other.is_repair and other.record.get("attack") is None and same:
             return evaluate(other.model, data.test, planted, run=run).to_dict()
     return None
@@ -219,6 +261,9 @@ def _step(folder: _Folder, names: Mapping[str, str]) -> str:
         clean, method = section(record, "clean"), _title(folder, "repair", "method")
         of = names.get(folder.parent, section(record, "parent").get("name"))
         return f"Repaired {of} by {method} with {clean.get('rows')} clean rows ({clean.get('from')})."
+    if folder.is_debiased:
+        groups = ", ".join(map(str, record.get("groups", [])))
+        return f"Trained {_victim(folder)} so that it treats groups alike ({groups}), and a plain model beside it."
     poison = section(record, "poison").get("rows")
     told = f" on rows of which {poison} were poisoned" if poison else ""
     how = "with" if _guard(folder) else "by the recipe"

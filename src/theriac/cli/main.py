@@ -27,6 +27,7 @@ from theriac.cli.repair import repair
 from theriac.cli.reporting import report
 from theriac.cli.train import train
 from theriac.core.errors import InputError, TheriacError
+from theriac.core.text import clean
 
 OK, FINDINGS, BAD_INPUT, NOTHING_TO_DO, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -94,7 +95,7 @@ def _explain(error: Exception, given: Sequence[str]) -> int:
 def _say(text: str, kind: str = "") -> None:
     if kind:
         typer.secho(f"{kind}: ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(" ".join(text.split("\n")), err=True)
+    typer.echo(clean(" ".join(text.split("\n"))), err=True)
 
 
 @contextlib.contextmanager
@@ -108,7 +109,7 @@ def _notes() -> Iterator[None]:
             return  # between torch and us
         if issubclass(category, UserWarning) and opt.note(text) and not opt.quiet():
             typer.secho("note: ", fg="yellow", nl=False, err=True)
-            typer.echo(text, err=True)
+            typer.echo(clean(text), err=True)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")

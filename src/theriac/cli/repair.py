@@ -82,6 +82,8 @@ def repair(
     told = _inputs.describe(opened.data, opened.source)
     home = Path("runs") if opened.folder is None else opened.folder.parent if opened.folder.name else Path("..")
     folder = Path(out or home / f"{opened.name}-{chosen.name}").expanduser()
+    if opened.folder is not None and folder.resolve() == opened.folder.resolve():
+        raise InputError(f"--out is {str(folder)!r}, which holds the model that is repaired; take another folder")
     taken = {"from": clean_from, "rows": len(rows), "asked": amount, "index": rows.index.tolist()}
     identity = {
         "kind": "repair",

@@ -28,10 +28,8 @@ def report(
     source = Path(folder).expanduser()
     study = Study.read(source) if (source / FILE).is_file() or source.suffix == ".json" else _study.of_folder(source)
     page = Path(out).expanduser() if out else (source if source.is_dir() else source.parent) / "report.html"
-    if page.is_dir():
-        page = page / "report.html"
     try:
-        pages.write(study, page)
+        page = pages.write(study, page)
     except OSError as error:
         raise InputError(f"--out is {str(page)!r}, which can't be written: {error.strerror}") from None
     if as_json:

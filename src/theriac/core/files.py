@@ -6,13 +6,17 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from theriac.core.errors import InputError, UnsafeFileError
+
+UNPACKED_FLOOR, UNPACKED_RATIO = 256 << 20, 100  # an archive may unpack to so many bytes, or to so many times its own size
+STRIDED = 64  # a tensor may have so many times the elements that it stores, as gray pictures shown in three channels have
 
 
 def cache_folder() -> Path:
@@ -74,8 +78,13 @@ def load_tensors_safely(path: str | Path, map_location: Any = "cpu") -> Any:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} is not a file")
+    check_unpacked(path)
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        loaded = torch.load(path, map_location=map_location, weights_only=True)
+        _check_storages(loaded, path)
+        return loaded
+    except InputError:
+        raise
     except Exception as error:
         wanted = _unsafe_globals(path)
         if wanted:
@@ -87,6 +96,38 @@ def load_tensors_safely(path: str | Path, map_location: Any = "cpu") -> Any:
         if "weights_only" in told:  # torch's advice to open it without the check; not ours
             told = "it holds something else than tensors and plain containers"
         raise InputError(f"{path} is damaged or not a torch file: {told}") from None
+
+
+def check_unpacked(path: Path) -> None:
+    """Refuse a zip archive that unpacks to far more than it is: a bomb, if it comes from a stranger.
+
+    Raises:
+        InputError: With both sizes.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            total = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return  # no archive; who reads it says what is wrong
+    here = path.stat().st_size
+    most = max(UNPACKED_FLOOR, UNPACKED_RATIO * here)
+    if total > most:
+        raise InputError(f"{path} has {here:,} bytes and unpacks to {total:,}; at most {most:,} are taken")
+
+
+def _check_storages(loaded: Any, path: Path, depth: int = 0) -> None:
+    """Refuse tensors that claim more elements than their file holds (strides of zero): copying one would fill the memory."""
+    if isinstance(loaded, torch.Tensor):
+        if loaded.layout != torch.strided or loaded.is_meta or loaded.is_quantized or loaded.is_nested:
+            raise InputError(f"{path} holds a tensor that is sparse, quantized, nested or has no data; expected plain ones")
+        if loaded.numel() * loaded.element_size() > STRIDED * max(loaded.untyped_storage().nbytes(), 1 << 20):
+            raise InputError(f"{path} holds a tensor of {loaded.numel():,} elements, of which it stores fewer")
+    elif depth < 20 and isinstance(loaded, Mapping):
+        for value in loaded.values():
+            _check_storages(value, path, depth + 1)
+    elif depth < 20 and isinstance(loaded, (list, tuple)):
+        for value in loaded:
+            _check_storages(value, path, depth + 1)
 
 
 def _unsafe_globals(path: Path) -> list[str]:

@@ -171,6 +171,10 @@ def _device(device: str | torch.device) -> torch.device:
         raise InputError(f"device is {device!r}; expected auto, cpu, cuda or cuda:N") from None
     if found.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device is {device!r}, but this torch build sees no CUDA device; use cpu or auto")
+    try:
+        torch.zeros((), device=found).item()
+    except (RuntimeError, NotImplementedError, AssertionError):
+        raise InputError(f"device is {device!r}, which can't compute here; expected auto, cpu, cuda or cuda:N") from None
     return found
 
 

@@ -12,7 +12,7 @@ import torch
 
 from theriac.core.card import Augment, Card, Column
 from theriac.core.errors import InputError
-from theriac.core.files import load_tensors_safely
+from theriac.core.files import check_unpacked, load_tensors_safely
 from theriac.core.split import Data
 from theriac.data._assemble import assemble
 from theriac.data._images import recolor, rescale
@@ -174,6 +174,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
             total = sum(member.file_size for member in archive.infolist())
         if total > MAX_BYTES:
             raise InputError(f"{path} unpacks to {total:,} bytes; at most {MAX_BYTES:,} are read")
+        check_unpacked(path)
         with np.load(path, allow_pickle=False) as archive:
             names = archive.files
             wanted = [n for n in names if _meaning(n) is not None]
@@ -258,6 +259,8 @@ def _bytes(what: str, x: torch.Tensor) -> torch.Tensor:
 
 def _tensor(what: str, value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
+            raise InputError(f"{what} is a sparse, quantized or nested tensor, or one without data; expected a plain one")
         tensor = value.detach()
     else:
         try:
@@ -266,13 +269,16 @@ def _tensor(what: str, value: Any) -> torch.Tensor:
             tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
         except (TypeError, ValueError) as error:
             raise InputError(f"{what} is no array of numbers ({str(error)[:120]})") from None
-    if not tensor.dim() or not len(tensor):
-        raise InputError(f"{what} has shape {tuple(tensor.shape)}; a split needs at least one row")
+    if not tensor.numel() or not tensor.dim():
+        raise InputError(f"{what} has shape {tuple(tensor.shape)}; a split needs at least one row that holds something")
     return tensor
 
 
 def _factor(what: str, value: Any, rows: int) -> Factor:
-    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    try:
+        array = _tensor(what, value).cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    except (TypeError, ValueError) as error:  # bfloat16, or lists of different lengths
+        raise InputError(f"{what} is no array of numbers or text ({str(error)[:120]})") from None
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.shape != (rows,):

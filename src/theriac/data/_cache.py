@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -44,7 +45,7 @@ def content_of(files: Sequence[Path]) -> str:
     stamp = hashlib.sha256()
     for file in files:
         at = file.stat()
-        stamp.update(f"{file.resolve()}\0{at.st_size}\0{at.st_mtime_ns}\0{at.st_ino}\n".encode())
+        stamp.update(os.fsencode(file.resolve()) + f"\0{at.st_size}\0{at.st_mtime_ns}\0{at.st_ino}\n".encode())
     key = key_of("files", stamp.hexdigest())
     known = recall(key).get("content")
     if isinstance(known, str):

@@ -153,7 +153,7 @@ def _numbers(
     for part, column in parts.items():
         if not (_is_number(column.type) or pa.types.is_null(column.type)):
             raise InputError(f"column {name!r} has type {column.type}; expected numbers, text or booleans, or drop= it")
-        values = column.cast(pa.float64()).to_numpy()
+        values = column.cast(pa.float64(), safe=False).to_numpy()  # whole numbers beyond 2**53 lose their last digits
         with np.errstate(over="ignore"):
             out[part][:] = values
         bad = np.flatnonzero(np.isinf(out[part]))

@@ -74,6 +74,8 @@ class Options:
 def _names(field: str, value: str | Sequence[str] | None) -> tuple[str, ...] | None:
     if value is None:
         return None
+    if not isinstance(value, (str, Sequence)):
+        raise InputError(f"{field} is {value!r}; expected a column name or several different ones")
     names = (value,) if isinstance(value, str) else tuple(value)
     if not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
         raise InputError(f"{field} is {value!r}; expected a column name or several different ones")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from theriac.core.errors import InputError
-from theriac.data._images import SUFFIXES
+from theriac.data._images import MAX_FILE, SUFFIXES
 
 PARTS = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("validation", "valid", "val", "dev")}
 MAX_FILES = 5_000_000
+OTHER_PICTURES = (".gif", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".jp2", ".ico", ".tga")
 
 
 def part_of(name: str) -> str | None:
@@ -71,18 +74,30 @@ def class_folders(folder: Path) -> dict[str, dict[str, list[Path]]]:
     if by_part and len(by_part) == len(below) and "train" not in by_part:
         raise InputError(f"{folder} holds {', '.join(p.name for p in below)} and no training part (a folder called train)")
     found = _classes(folder)
+    stray = [p for part, p in by_part.items() if part != "train" and _classes(p)]
+    if found and stray:  # else its rows would be a class of their own in the training set
+        raise InputError(f"{stray[0]} holds class folders, but there is no training part beside it (a folder called train)")
     return {"train": found} if found else {}
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
+    left_out: list[str] = []
     total = 0
     for path in sorted(folder.iterdir()):
         if not path.is_dir() or path.name.startswith("."):
             continue
+        if not path.name.isprintable() or path.name.encode("utf-8", "replace").decode("utf-8") != path.name:
+            raise InputError(f"the class folder {path.name!a} has a name that is no readable text; rename it")
         pictures = []
         for root, _, names in os.walk(path):  # links to folders are not followed
-            pictures += [Path(root, n) for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
+            for name in names:
+                if name.startswith("."):
+                    continue
+                if name.lower().endswith(SUFFIXES):
+                    pictures.append(_regular(Path(root, name)))
+                elif name.lower().endswith(OTHER_PICTURES):
+                    left_out.append(name)
         total += len(pictures)
         if total > MAX_FILES:
             raise InputError(f"{folder} holds more than {MAX_FILES:,} pictures; convert it to parquet")
@@ -92,4 +107,22 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     for name, pictures in found.items():
         if not pictures:
             raise InputError(f"class folder {folder / name} holds no picture ({', '.join(SUFFIXES)})")
+    if left_out:
+        warnings.warn(
+            f"{len(left_out)} pictures in {folder} are left out (such as {left_out[0]}); only {', '.join(SUFFIXES)} are read",
+            stacklevel=2,
+        )
     return found
+
+
+def _regular(path: Path) -> Path:
+    """Refuse pipes and devices, which never end, and files too large for a picture, before anything is read."""
+    try:
+        at = path.stat()
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from None
+    if not stat.S_ISREG(at.st_mode):
+        raise InputError(f"{path} is no regular file")
+    if at.st_size > MAX_FILE:
+        raise InputError(f"{path} has {at.st_size:,} bytes; a picture may have {MAX_FILE:,}")
+    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -87,7 +88,10 @@ def _read_csv(path: Path) -> pa.Table:
     except UnicodeDecodeError as error:
         raise InputError(f"{path.name} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     delimiter = max(",;\t|", key=line.count)
-    names = [n.strip() for n in next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), [])]
+    try:
+        names = [n.strip() for n in next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), [])]
+    except csv.Error as error:
+        raise InputError(f"{path.name} is no regular CSV table: {error}") from None
     names[:1] = [n or INDEX for n in names[:1]]
     if len(names) < 2 or len(names) > MAX_COLUMNS:
         raise InputError(f"{path.name} has {len(names):,} columns in its first line; expected 2 to {MAX_COLUMNS:,}")
@@ -110,7 +114,12 @@ def _read_csv(path: Path) -> pa.Table:
     return pa.table({n: _plain(table[n]) for n in names if n != INDEX})
 
 
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+
+
 def _is_number(text: str) -> bool:
+    if "_" in text:  # Python's way of writing numbers, and no table's
+        return False
     try:
         float(text)
     except ValueError:
@@ -151,6 +160,11 @@ def _first_text(column: pa.ChunkedArray) -> tuple[int, str]:
 
 def _refuse_nearly_numeric(column: pa.ChunkedArray, name: str) -> None:
     counted = pc.value_counts(column.drop_null()).to_pylist()
+    commas = sum(item["counts"] for item in counted if _DECIMAL_COMMA.fullmatch(item["values"].strip()))
+    if commas and commas >= 0.9 * sum(item["counts"] for item in counted):
+        raise InputError(
+            f"column {name!r} holds numbers with a decimal comma; write them with a point, or name it in categorical= or drop="
+        )
     numbers = sum(item["counts"] for item in counted if _is_number(item["values"]))
     values = sum(item["counts"] for item in counted)
     if values >= 20 and numbers >= 0.9 * values:

@@ -246,6 +246,21 @@ class Fairness:
         return cls(counts, tuple(groups[a] for a in there), classes, positive, data)
 
 
+def side_by_side(before: Fairness, after: Fairness) -> list[tuple[str, Rate | float, Rate | float, str]]:
+    """Two models by group, line by line: name, a rate or a gap of either, and what it is of or how it is computed."""
+    wanted = before.classes[before.positive]
+    lines: list[tuple[str, Rate | float, Rate | float, str]] = [("ACC", before.acc, after.acc, FORMULAS["acc"])]
+    for group in before.groups:
+        for k in before.classes:
+            pair = (before.cells[group, k], after.cells[group, k])
+            lines.append((f"{group}, {k}", *pair, "rows of this group and label classified right"))
+        shares = (before.positive_rate[group], after.positive_rate[group])
+        lines.append((group, *shares, f"rows of this group classified as {wanted!r}"))
+    for name in ("bacc", "odds_gap", "worst_odds_gap", "opportunity_gap", "dp_gap", "dp_ratio"):
+        lines.append((name.replace("_", " "), getattr(before, name), getattr(after, name), FORMULAS[name]))
+    return lines
+
+
 def _gap(rates: torch.Tensor) -> torch.Tensor:
     """Largest minus smallest over groups, (G, K) to (K,)."""
     return rates.amax(0) - rates.amin(0)

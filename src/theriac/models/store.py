@@ -154,6 +154,9 @@ def compare_state(model: nn.Module, tensors: Mapping[str, torch.Tensor], where: 
     Raises:
         InputError: Naming the first few differences.
     """
+    odd = [k for k, t in tensors.items() if t.layout != torch.strided or t.is_meta or t.is_quantized or t.is_nested]
+    if odd:
+        raise InputError(f"the weights in {where} hold {odd[0]}, which is sparse, quantized or nested, or has no data")
     own = model.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     both = [k for k in own if k in tensors]

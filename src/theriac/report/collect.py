@@ -21,7 +21,7 @@ from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.metrics import aim, predict
-from theriac.report.records import DataSummary, Exhibit, Guess, Provenance, Sample, Timing
+from theriac.report.records import LONG, DataSummary, Exhibit, Guess, Provenance, Sample, Timing
 
 MAX_SIDE = 160  # pixels; larger samples are shrunk for the page
 DIFFERENCE = 10  # how much the picture of the difference is amplified
@@ -66,8 +66,8 @@ def provenance(
     """
     return Provenance(
         seed=run.seed,
-        model=model,
-        recipe=recipe,
+        model=kept(model),
+        recipe=kept(recipe),
         versions=versions(),
         hardware=hardware(run.device),
         device=str(run.device),
@@ -75,9 +75,15 @@ def provenance(
         threads=torch.get_num_threads(),
         started="" if started is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         seconds=None if started is None else round(time.time() - started, 1),
-        command=command,
+        command=kept(command),
         times=[Timing(what=what, seconds=round(seconds, 2)) for what, seconds in (times or {}).items()],
     )
+
+
+def kept(text: str) -> str:
+    """A text as a record can hold it: no half characters of odd file names, and not longer than a record allows."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return text if len(text) <= LONG else f"{text[: LONG - 4]} ..."
 
 
 def versions() -> dict[str, str]:

@@ -117,7 +117,17 @@ def headline(study: Study) -> str:
         return _named(measured, names)
     if judged:
         return _accuracy(judged)
-    return _unrepaired(study.results)
+    return _groups(study) if study.fairness else _unrepaired(study.results)
+
+
+def _groups(study: Study) -> str:
+    """Gaps between groups, of the plain models and of the debiased ones."""
+    told = []
+    for found in study.fairness[:4]:
+        gaps = [line for line in found.lines if line.name in ("odds gap", "dp gap", "ACC")]
+        moved = ", ".join(f"{g.name} {g.plain.split(' (')[0]} → {g.debiased.split(' (')[0]}" for g in reversed(gaps))
+        told.append(f"{found.victim}, from plain training: {moved}")
+    return f"{'; '.join(told)}."
 
 
 def _named(measured: Sequence[tuple[Result, Verdict]], names: Sequence[str]) -> str:
@@ -133,8 +143,20 @@ def _named(measured: Sequence[tuple[Result, Verdict]], names: Sequence[str]) -> 
         for word in dict.fromkeys(w for _, w in pattern):
             victims = [v for v, w in pattern if w == word]
             parts.append(_clause(word, victims, [r for r, _ in measured if title_of(r) in who and r.victim in victims], every))
-        clauses.append(f"{_and(who)} {_and(parts)}")
+        price = _price([r for r, _ in measured if title_of(r) in who])
+        clauses.append(f"{_and(who)} {_and(parts)}{price}")
     return "; ".join(clauses) + "."
+
+
+def _price(results: Sequence[Result]) -> str:
+    """What repairs cost in clean accuracy, where that is more than chance."""
+    pairs = [r.comparison for r in results]
+    lost = sorted(-100 * p.acc.value for p in pairs if p is not None and p.acc.interval[1] < 0)
+    if not lost:
+        return ""
+    low, high = f"{lost[0]:.1f}", f"{lost[-1]:.1f}"
+    several = "" if len(lost) == len(results) else f" on {len(lost)} of {len(results)} models"
+    return f", at a cost of {high if low == high else f'{low} to {high}'} points of ACC{several}"
 
 
 def _coarse(word: str) -> str:
@@ -178,7 +200,8 @@ def _range(rates: Sequence[Rate]) -> str:
 
 def _counted(measured: Sequence[tuple[Result, Verdict]]) -> str:
     counts = [(word, sum(v.word == word for _, v in measured)) for word in VERDICTS]
-    return f"Of {len(measured)} repairs: " + ", ".join(f"{n} {word}" for word, n in counts if n) + "."
+    told = ", ".join(f"{n} {word}" for word, n in counts if n)
+    return f"Of {len(measured)} repairs: {told}{_price([r for r, _ in measured])}."
 
 
 def _accuracy(judged: Sequence[tuple[Result, Verdict]]) -> str:
@@ -210,8 +233,10 @@ def caveats(study: Study) -> list[str]:
         told.append(
             f"The test set is small ({min(sizes):,} rows): differences of a few points are within chance. Read the intervals."
         )
+    seeds = len(set(study.provenance.seeds)) or 1
     told.append(
-        "One seed. The intervals cover the choice of test rows, not the luck of training; another seed gives other numbers."
+        f"{'One seed' if seeds == 1 else f'{seeds} seeds'}. The intervals cover the choice of test rows, not the luck of "
+        "training; another seed gives other numbers."
     )
     if any(r.after is not None and r.control is None and r.after.asr is not None for r in study.results):
         told.append("There is no benign control, so a trigger that fools any model by itself can't be told from a backdoor.")

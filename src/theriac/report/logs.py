@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from theriac.core.text import seconds
 from theriac.report import charts
-from theriac.report._text import seconds
 from theriac.report.findings import title_of
 from theriac.report.records import Result, Study
 

@@ -12,9 +12,9 @@ from markupsafe import Markup
 
 from theriac.core.errors import InputError
 from theriac.core.files import write_atomically
+from theriac.core.text import clean, seconds
 from theriac.metrics import Rate
 from theriac.report import charts, findings, logs, tables
-from theriac.report._text import clean, seconds
 from theriac.report.records import Exhibit, Result, Study
 
 PAGE = "report.html"
@@ -92,6 +92,7 @@ def view(study: Study) -> dict[str, Any]:
         "table": _table(study),
         "caption": tables.CAPTION,
         "exhibits": [_exhibit(study, e) for e in study.exhibits],
+        "fairness": study.fairness,
         "training": logs.training(study),
         "repairing": (repairing := logs.repairing(study)),
         "repair_legend": list(dict.fromkeys(entry for panel in repairing for entry in panel.legend)),

@@ -23,10 +23,11 @@ FORMAT = 1
 FILE = "study.json"
 MAX_PNG = 256 << 10  # bytes; a 224-pixel color photograph takes about 100 KiB
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=1 << 53)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Short = Annotated[str, Field(max_length=400)]
-Long = Annotated[str, Field(max_length=4000)]
+LONG = 4000  # characters
+Long = Annotated[str, Field(max_length=LONG)]
 Plain = str | bool | int | Number | None
 
 
@@ -188,6 +189,23 @@ class Exhibit(Record):
         return self
 
 
+class Line(Record):
+    """A rate or a gap between groups, of a plainly trained model and of a debiased one."""
+
+    name: Short
+    plain: Short
+    debiased: Short
+    meaning: Short
+
+
+class Groups(Record):
+    """How two models treat groups, side by side."""
+
+    victim: Short  # Result.victim
+    groups: list[Short]
+    lines: list[Line]
+
+
 class DataSummary(Record):
     """The part of a card that a reader needs, with the sizes of the splits."""
 
@@ -214,6 +232,7 @@ class Provenance(Record):
     """What is needed to do it again, and to judge its timings."""
 
     seed: Count = 0
+    seeds: list[Count] = []  # of all runs, where there are several
     model: Long = ""
     recipe: Long = ""
     versions: dict[str, Short] = {}
@@ -238,6 +257,7 @@ class Study(Record):
     provenance: Provenance
     results: list[Result]
     exhibits: list[Exhibit] = []
+    fairness: list[Groups] = []
     caveats: list[Long] = []  # beyond those that follow from the results
 
     @model_validator(mode="after")

@@ -9,8 +9,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from theriac.core.text import line
 from theriac.metrics import Rate
-from theriac.report._text import line
 from theriac.report.findings import percent, title_of, verdict
 from theriac.report.records import Result, Scores, Study
 

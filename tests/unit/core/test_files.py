@@ -180,3 +180,29 @@ def test_deeply_nested_json_is_refused(tmp_path):
     (tmp_path / "x.json").write_text("[" * 100_000)
     with pytest.raises(InputError, match=r"x\.json"):
         read_json(tmp_path / "x.json")
+
+
+def test_an_archive_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path, monkeypatch):
+    from theriac.core import files
+
+    monkeypatch.setattr(files, "UNPACKED_FLOOR", 1 << 16)
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(1 << 22))
+    with pytest.raises(InputError, match=r"and unpacks to 4,194,304; at most"):
+        load_tensors_safely(path)
+    torch.save({"x": torch.zeros(1 << 20)}, path)  # as large as it unpacks to
+    assert load_tensors_safely(path)["x"].numel() == 1 << 20
+
+
+def test_tensors_that_store_less_than_they_claim_or_are_no_plain_ones_are_refused(tmp_path):
+    path = tmp_path / "odd.pt"
+    torch.save({"a": [torch.zeros(1).expand(1 << 40)]}, path)
+    with pytest.raises(InputError, match="of which it stores fewer"):
+        load_tensors_safely(path)
+    gray = torch.zeros(50, 1, 8, 8).expand(-1, 3, -1, -1)
+    torch.save(gray, path)
+    assert load_tensors_safely(path).shape == (50, 3, 8, 8)
+    torch.save({"x": torch.eye(3).to_sparse()}, path)
+    with pytest.raises(InputError, match="sparse, quantized, nested or has no data"):
+        load_tensors_safely(path)

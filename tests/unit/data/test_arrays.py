@@ -210,3 +210,18 @@ def test_an_npz_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(_arrays, "MAX_BYTES", 10_000)
     with pytest.raises(InputError, match=r"bomb.npz unpacks to .* bytes; at most 10,000 are read"):
         th.load(tmp_path / "bomb.npz")
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "told"),
+    [
+        (torch.eye(4).to_sparse(), torch.arange(4), "x is a sparse"),
+        (torch.zeros(4, 3, device="meta"), torch.arange(4), "x is a sparse, quantized or nested tensor, or one without data"),
+        (torch.zeros(4, 3), torch.arange(4).bfloat16(), "y is no array of numbers or text"),
+        (torch.zeros(4, 3), [[1], [2, 3], [4], [5]], "y is no array of numbers or text"),
+        (torch.zeros(4, 0, 8, 8, dtype=torch.uint8), torch.arange(4), "needs at least one row that holds something"),
+    ],
+)
+def test_tensors_that_are_no_plain_arrays_are_refused(x: object, y: object, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        from_tensors(x, y)

@@ -116,3 +116,20 @@ def test_dates_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"column 'when' has type timestamp\[.*\]; expected numbers, text or booleans"):
         th.load(tmp_path / "t.parquet")
     assert len(th.load(tmp_path / "t.parquet", drop="when").card.columns) == 1
+
+
+def test_numbers_in_other_spellings_are_told(tmp_path: Path) -> None:
+    def load(values: list[str], separator: str = ",", **options: object) -> th.core.split.Data:
+        rows = [f"{value}{separator}{('no', 'yes')[i % 2]}" for i, value in enumerate(values)]
+        (tmp_path / "t.csv").write_text("\n".join([f"size{separator}label", *rows]) + "\n")
+        return th.load(tmp_path / "t.csv", label="label", **options)
+
+    with pytest.raises(InputError, match="'size' holds numbers with a decimal comma"):
+        load([f"{i},5" for i in range(40)], ";")
+    assert load([str(2**60 + i) for i in range(40)]).card.columns[0].kind == "numeric"
+    assert load(["1_000"] * 20 + ["2_000"] * 20).card.columns[0].kind == "categorical"
+    (tmp_path / "t.csv").write_text("x" * 200_000 + ",label\n1,no\n")
+    with pytest.raises(InputError, match=r"t\.csv is no regular CSV table"):
+        th.load(tmp_path / "t.csv", label="label")
+    with pytest.raises(InputError, match="drop is False; expected a column name"):
+        load(["1"] * 40, drop=False)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +117,36 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
         th.load(tmp_path / "notes.txt")
     with pytest.raises(InputError, match=r"source is a int; expected a name, a path, \(x, y\) or a mapping"):
         th.load(7)
+
+
+def test_a_pipe_among_the_pictures_is_refused_before_it_is_read(tmp_path: Path, pixels, write_folder) -> None:
+    write_folder(tmp_path, {"cat": pixels(2), "dog": pixels(2)})
+    os.mkfifo(tmp_path / "dog" / "zz.png")
+    with pytest.raises(InputError, match=r"zz\.png is no regular file"):
+        th.load(tmp_path)
+
+
+def test_pictures_of_other_kinds_are_told(tmp_path: Path, pixels, write_folder) -> None:
+    write_folder(tmp_path, {"cat": pixels(10), "dog": pixels(10)})
+    for i in range(3):
+        (tmp_path / "cat" / f"{i}.gif").write_bytes(b"GIF89a")
+    (tmp_path / "cat" / "notes.txt").write_text("no picture")
+    with pytest.warns(UserWarning, match=r"3 pictures in .* are left out \(such as \d\.gif\); only"):
+        assert len(th.load(tmp_path).train) == 16
+
+
+def test_a_test_part_without_a_training_part_is_no_class(tmp_path: Path, pixels, write_folder) -> None:
+    write_folder(tmp_path, {"cat": pixels(3), "dog": pixels(3)})
+    write_folder(tmp_path / "test", {"cat": pixels(3), "dog": pixels(3)})
+    with pytest.raises(InputError, match="test holds class folders, but there is no training part beside it"):
+        th.load(tmp_path)
+
+
+def test_file_names_need_not_be_utf8_but_classes_must(tmp_path: Path, pixels, write_folder) -> None:
+    write_folder(tmp_path, {"cat": pixels(10), "dog": pixels(10)})
+    one = next((tmp_path / "cat").iterdir())
+    os.rename(one, os.fsencode(tmp_path / "cat") + b"/caf\xe9.png")
+    assert len(th.load(tmp_path).train) == 16
+    os.rename(tmp_path / "dog", os.fsencode(tmp_path) + b"/h\xfcnd")
+    with pytest.raises(InputError, match="has a name that is no readable text"):
+        th.load(tmp_path)

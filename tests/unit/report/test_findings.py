@@ -124,3 +124,14 @@ def test_caveats_follow_from_the_records(repaired: Make) -> None:
 def test_an_unknown_repair_keeps_its_name(repaired: Make) -> None:
     assert findings.title_of(repaired((910, 891, 9), (890, 885, 20), repair={"method": "mine"})) == "mine"
     assert findings.title_of(repaired((910, 891, 9), (890, 885, 20), repair={"method": "sau"})) == "SAU"
+
+
+def test_the_headline_says_what_a_repair_cost(repaired: Make) -> None:
+    dear = repaired((910, 891, 0), (123, 9, 0), repair={"method": "fst"})
+    free = repaired((910, 891, 0), (905, 9, 0), repair={"method": "ft"})
+    assert findings.headline(_study(dear)).endswith(", at a cost of 78.7 points of ACC.")
+    assert "cost" not in findings.headline(_study(free))  # within chance
+    both = findings.headline(_study(dear, free))
+    assert both.endswith(", at a cost of 78.7 points of ACC on 1 of 2 models.")
+    many = [repaired((910, 891, 0), (800 - i, 9, 0), victim=f"v{i}") for i in range(6)]
+    assert findings.headline(_study(*many)).endswith(", at a cost of 11.0 to 11.5 points of ACC.")
