@@ -260,3 +260,11 @@ def test_a_fitting_model_is_not_called_wrong(name, trained, clean):
         warnings.simplefilter("always")
         quick(name).repair(trained, clean, make_run())
     assert not any("no better than guessing" in str(w.message) for w in caught)
+
+
+def test_frozen_weights_are_told(name, trained, clean, calm):
+    part = copy.deepcopy(trained)
+    part.requires_grad_(False)
+    part.net.linear.requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"parameters do not require gradients"):
+        quick(name).repair(part, clean, make_run())

@@ -110,5 +110,6 @@ class BppAttack(Attack):
     ) -> torch.Tensor:
         errors, index = state["errors"].to(x.device), index.to(x.device)
         at = pick(index, len(errors), 0)
-        at = (at + (state["of"].to(x.device)[at] == index)) % len(errors)  # its own error would be the trigger itself
+        own = state["of"].to(x.device)[at] == index & 0xFFFFFFFF  # above it the epoch, where rows are drawn in each batch
+        at = (at + own) % len(errors)  # its own error would be the trigger itself
         return add(x, errors[at])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -90,6 +91,9 @@ def _refuse(out: Path) -> None:
         raise InputError(f"out is {str(out)!r}, which is a file; expected a folder")
     if out.is_dir() and not (out / FILE).is_file() and any(not p.name.startswith(".") for p in out.iterdir()):
         raise InputError(f"out is {str(out)!r}, which holds other files; expected a new folder, or that of an earlier demo")
+    there = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not os.access(there, os.W_OK):
+        raise InputError(f"out is {str(out)!r}, which can't be written: {there} is read only")
 
 
 class _Story:

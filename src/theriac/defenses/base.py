@@ -52,6 +52,13 @@ class Repair(Method):
         fixed = copy.deepcopy(given).to(run.device).eval()
         _probe(fixed, clean, run)
         _widen(fixed)
+        wants = [p.requires_grad for p in fixed.parameters()]
+        if not all(wants):
+            warnings.warn(
+                f"{wants.count(False)} of the model's {len(wants)} parameters do not require gradients; gradients will not "
+                "change them (model.requires_grad_(True) lets the repair reach them)",
+                stacklevel=2,
+            )
         began = time.perf_counter()
         fixed = self._repair(fixed, clean.to(run.device), run)
         _cast_like(fixed, given)

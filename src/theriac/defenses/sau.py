@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from dataclasses import dataclass
@@ -120,7 +121,8 @@ class SAU(Repair):
                 "categories and columns of any other unit"
             )
         frozen = copy.deepcopy(model).eval().requires_grad_(False)
-        with torch.no_grad():  # once for ever: the frozen model and the unaugmented rows never change
+        mixed = run.autocast() if self.precision == "run" else contextlib.nullcontext()  # as the search sees them
+        with torch.no_grad(), mixed:  # once for ever: the frozen model and the unaugmented rows never change
             parts = [frozen(to_input(clean.rows(p))).argmax(1) for p in clean.batches(512)]
         frozen_clean = torch.cat(parts)
         bounds = (torch.zeros((), device=run.device), torch.ones((), device=run.device)) if self.clip else (None, None)

@@ -38,8 +38,8 @@ def classifier(model: nn.Module, layer: str | None = None, example: torch.Tensor
     name, found = _head(model, example)
     if not isinstance(found, nn.Linear):
         raise InputError(
-            f"{type(model).__name__} makes its logits with the convolution {name!r}; name an nn.Linear layer with layer=, "
-            "or give this name to what takes convolutions too"
+            f"{type(model).__name__} makes its logits with the convolution {name!r}; name an nn.Linear layer (layer=, "
+            "layers= or scope= of a method), or give this name to what takes convolutions too"
         )
     return name, found
 
@@ -123,7 +123,7 @@ def _head(model: nn.Module, example: torch.Tensor | None) -> tuple[str, nn.Linea
         for handle in handles:
             handle.remove()
     if not order:
-        raise InputError(f"no nn.Linear layer of {type(model).__name__} ran in a forward pass; name one with layer=")
+        raise InputError(f"no nn.Linear layer of {type(model).__name__} ran in a forward pass; name one yourself")
     classes = logits.shape[-1] if isinstance(logits, torch.Tensor) and logits.dim() == 2 else -1
     # attention and squeeze layers are linear too: width tells the head from them, and order only the rest
     heads = [n for n in order if classes in (getattr(found[n], "out_features", 0), getattr(found[n], "out_channels", 0))]
