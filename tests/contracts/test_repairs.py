@@ -268,3 +268,19 @@ def test_frozen_weights_are_told(name, trained, clean, calm):
     part.net.linear.requires_grad_(True)
     with pytest.warns(UserWarning, match=r"parameters do not require gradients"):
         quick(name).repair(part, clean, make_run())
+
+
+def test_a_convolution_may_make_the_logits(name, clean, calm):
+    class Mine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.last = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU()), nn.Conv2d(8, 10, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.body(x)).mean((2, 3))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        mine = Mine()
+    fixed = quick(name).repair(mine, clean, make_run())
+    assert not torch.equal(fixed.last.weight, mine.last.weight)

@@ -18,7 +18,7 @@ from theriac.core.split import Split
 from theriac.defenses._age_edits import Layer, inputs
 from theriac.metrics import aim
 from theriac.models.classifier import to_input
-from theriac.models.taps import classifier
+from theriac.models import taps
 
 State = list[dict[str, torch.Tensor]]
 
@@ -215,7 +215,7 @@ def sites(model: nn.Module, scope: str | tuple[str, ...], example: torch.Tensor)
     Raises:
         InputError: On an unknown name, or one that is no Linear or ungrouped Conv2d.
     """
-    head, module = classifier(model, example=example)
+    head, module = taps.head(model, example)
     if scope == "head":
         return {head: module}
     known = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from theriac.core.errors import InputError, unknown
-from theriac.models.taps import classifier
+from theriac.models import taps
 
 Init = Literal["random", "far", "middle", "near", "noise", "torch"]
 
@@ -27,7 +27,7 @@ class Repulsion:
         known = dict(model.named_modules())
         names: list[str]
         if layers == "classifier":
-            names = [classifier(model, example=example)[0]]
+            names = [taps.head(model, example)[0]]
         elif layers == "all":
             names = [""]
         else:

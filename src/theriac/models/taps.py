@@ -35,7 +35,7 @@ def classifier(model: nn.Module, layer: str | None = None, example: torch.Tensor
         if not isinstance(named, nn.Linear):
             raise InputError(f"layer {layer!r} is a {type(named).__name__}; expected an nn.Linear layer")
         return layer, named
-    name, found = _head(model, example)
+    name, found = head(model, example)
     if not isinstance(found, nn.Linear):
         raise InputError(
             f"{type(model).__name__} makes its logits with the convolution {name!r}; name an nn.Linear layer (layer=, "
@@ -99,7 +99,7 @@ def features(model: nn.Module, layer: str | None = None, example: torch.Tensor |
         InputError: If the layer does not exist, or none was found.
     """
     if layer is None:
-        name, found = _head(model, example)
+        name, found = head(model, example)
         return Tap(model, name, pool=isinstance(found, nn.Conv2d))
     names = dict(model.named_modules())
     if layer not in names:
@@ -107,8 +107,8 @@ def features(model: nn.Module, layer: str | None = None, example: torch.Tensor |
     return Tap(model, layer)
 
 
-def _head(model: nn.Module, example: torch.Tensor | None) -> tuple[str, nn.Linear | nn.Conv2d]:
-    """The last linear layer, or 1 x 1 convolution that takes its place, to run in a forward pass."""
+def head(model: nn.Module, example: torch.Tensor | None) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """The last linear layer, or 1 x 1 convolution that takes its place, to run in a forward pass; as :func:`classifier`."""
     found: dict[str, nn.Linear | nn.Conv2d] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
