@@ -17,8 +17,8 @@ from theriac.core.errors import InputError, unknown
 from theriac.core.split import Split
 from theriac.defenses._age_edits import Layer, inputs
 from theriac.metrics import aim
-from theriac.models.classifier import to_input
 from theriac.models import taps
+from theriac.models.classifier import to_input
 
 State = list[dict[str, torch.Tensor]]
 

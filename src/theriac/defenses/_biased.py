@@ -116,7 +116,7 @@ class Health:
     accuracy: float  # share of rows whose label f_B gives
     separate: bool  # whether CE_B has a low-loss mode of its own
     one_label: float  # largest share of a label among the 5 % of the rows with the lowest CE_B
-    verdict: Literal["healthy", "underfit", "overfit"]
+    verdict: Literal["healthy", "unclear", "underfit", "overfit"]
 
     @property
     def warning(self) -> str:
@@ -133,6 +133,11 @@ class Health:
                 f"{told} overfits: more than half of all rows are fitted, most of them clean; they lose weight, which costs "
                 "accuracy; train stage 1 for fewer steps, or set stage1_target"
             )
+        if self.verdict == "unclear":
+            return (
+                f"{told} is unclear: no group of rows is fitted clearly ahead of the others; it may have learnt a trigger "
+                "first, or easy clean rows, and then the weights favor the poisoned rows"
+            )
         return ""
 
 
@@ -140,10 +145,12 @@ UNDERFIT_MEAN = 0.4  # of the entropy of the labels
 ONE_ANSWER = 0.95  # share of the rows that get the same answer
 OVERFIT_SHARE = 0.5
 ONE_LABEL = 0.82
+CLEAR_LABEL = 0.95
 LOWEST = 0.05
 """Ours. The first two lie between the runs of a small Fashion-MNIST set reported for the released code (an inverted f_B at 0.46
 ln K, working ones at 0.13 to 0.23). ONE_LABEL lies between the lowest well-ranked and the highest other f_B of CIFAR-10 here
-(0.86 and 0.78), so it was chosen on the runs that it is shown with. docs/methods/cbd.md says what all this misses."""
+(0.86 and 0.78), so it was chosen on the runs that it is shown with; a later run that ranks the poison last has 0.84. Hence
+CLEAR_LABEL: what lies between the two is called unclear. docs/methods/cbd.md says what all this misses."""
 
 
 def judge(logits: torch.Tensor, y: torch.Tensor, steps: int, threshold: float) -> Health:
@@ -159,8 +166,10 @@ def judge(logits: torch.Tensor, y: torch.Tensor, steps: int, threshold: float) -
         Verdict "underfit": CE_B is high on average (over 0.4 times the entropy of the labels, which is ln K where classes are
         equally large), has no low-loss mode of its own, and the rows that are fitted best do not share one label (that of most
         rows aside). An f_B that gives nearly all rows one answer has learnt the sizes of the classes, whatever its modes.
-        "overfit": more than half of the rows are under the threshold. Both ends are coarse, and a silent check proves nothing:
-        an f_B that learnt easy clean rows ahead of a slow trigger can look like one that learnt the trigger.
+        "overfit": more than half of the rows are under the threshold. "unclear": neither, but there is no mode of its own, and
+        no label that has nearly all of the rows that are fitted best; on images such states ranked the poison first and last.
+        All ends are coarse, and a silent check proves nothing: an f_B that learnt easy clean rows ahead of a slow trigger can
+        look like one that learnt the trigger.
     """
     ce = F.cross_entropy(logits, y, reduction="none")
     probability, seen = logits.softmax(1).max(1)
@@ -177,8 +186,9 @@ def judge(logits: torch.Tensor, y: torch.Tensor, steps: int, threshold: float) -
     led = one_label > ONE_LABEL and low > LOWEST and not one_answer and float(share[leader]) <= 0.5
     entropy = -float(torch.special.xlogy(share, share).sum())
     underfit = not (separate or led) and mean > UNDERFIT_MEAN * entropy
-    verdict: Literal["healthy", "underfit", "overfit"] = (
-        "underfit" if underfit else "overfit" if low > OVERFIT_SHARE else "healthy"
+    clear = separate or (led and one_label > CLEAR_LABEL)
+    verdict: Literal["healthy", "unclear", "underfit", "overfit"] = (
+        "underfit" if underfit else "overfit" if low > OVERFIT_SHARE else "healthy" if clear else "unclear"
     )
     right = float((seen == y).float().mean())
     return Health(steps, mean, q05, q50, q95, low, right, separate, one_label, verdict)

@@ -515,7 +515,7 @@ def spread(center: float, rows: int, sigma: float = 0.4) -> torch.Tensor:
         ("the trigger first", torch.cat([spread(0.005, 100), spread(1.6, 900)]), "healthy", True),
         ("one percent poison", torch.cat([spread(0.002, 20), spread(1.6, 980)]), "healthy", True),
         ("no mode of its own", spread(1.2, 1000, 0.8), "underfit", False),
-        ("well on its way", spread(0.4, 1000, 1.0), "healthy", False),
+        ("well on its way", spread(0.4, 1000, 1.0), "unclear", False),
         ("everything fitted", torch.cat([spread(0.001, 100), spread(0.05, 900)]), "overfit", False),
     ],
 )
@@ -530,15 +530,17 @@ def test_verdicts(name, ce, verdict, separate):
     assert verdict == "healthy" or verdict in found.warning
 
 
-@pytest.mark.parametrize(("labels", "verdict"), [([0], "healthy"), ([0, 0, 0, 0, 1], "underfit"), ([3, 7], "underfit")])
+@pytest.mark.parametrize(
+    ("labels", "verdict"), [([0], "healthy"), ([0] * 9 + [1], "unclear"), ([0] * 4 + [1], "underfit"), ([3, 7], "underfit")]
+)
 def test_one_label_ahead_of_the_others_is_healthy(labels, verdict):
-    """No mode of its own, but the 60 rows that are fitted best carry one label, or 80 % of them do, or two labels do."""
+    """No mode of its own, but the rows that are fitted best carry one label, or 90 or 80 % of them do, or two labels do."""
     ce = torch.cat([torch.linspace(0.06, 0.09, 60), torch.linspace(0.09, 3.0, 940)])
     y = torch.arange(1000) % 10
     y[:60] = torch.tensor(labels).repeat(60)[:60]
     found = judge(*outcome(ce, y), 100, 0.1)
     assert not found.separate
-    assert found.one_label == {1: 1.0, 5: 0.8, 2: 0.5}[len(labels)]  # of the 50 lowest
+    assert found.one_label == {1: 1.0, 10: 0.9, 5: 0.8, 2: 0.5}[len(labels)]  # of the 50 lowest
     assert found.verdict == verdict
 
 
