@@ -185,6 +185,13 @@ def test_sam_flat_keeps_the_rate_of_the_attack_inside(name, rate):
     assert SamFlat.around(SamFlat(attack=name).inner.replace(poison_rate=0.04)).inner.poison_rate == 0.04
 
 
+def test_the_radius_is_no_part_of_the_trigger(digits):
+    rows = digits.train.sample(50)
+    one, two = (SamFlat(rho=rho).plant(rows).trigger_hash for rho in (0.1, 1.0))
+    assert one == two == BadNets().plant(rows).trigger_hash
+    assert SamFlat(target=1).plant(rows).trigger_hash != one
+
+
 def test_sam_flat_wraps_rows_stamps_labels_and_population(digits, tmp_path):
     rows = digits.train.sample(150)
     inner = MultiTarget(goals=(3, 5), poison_rate=0.2)
