@@ -307,6 +307,10 @@ def test_new_rows_are_read_in_the_model_s_terms(theriac: Theriac, tmp_path: Path
     assert known > 0.95
     moved = theriac("eval", tmp_path / "run", "--data", swapped, "--label", "label", "--json")
     assert moved.json["evaluation"]["acc"]["value"] > 0.95
+    words = ("--method", "ft", "--option", "epochs=1", "--clean", "50", "--clean-from", swapped, "--out", tmp_path / "fixed")
+    fixed = theriac("repair", tmp_path / "run", *words, "--json")  # the label's name is known from the model's data
+    assert fixed.code == 0, fixed.err
+    assert fixed.json["evaluation"]["acc"]["value"] > 0.95
     told = theriac("eval", tmp_path / "run", "--data", new, "--label", "label", "--json")
     assert "does not know, such as 'cyan'" in told.err
     assert told.json["evaluation"]["acc"]["value"] > 0.7  # three of four colors are known

@@ -177,11 +177,12 @@ def builder(name: str | None, width: int | None, options: Sequence[str] | None, 
     return found
 
 
-def clean_rows(data: Data, where: str, amount: int | float, run: Run) -> Split:
+def clean_rows(data: Data, source: Source, where: str, amount: int | float, run: Run) -> Split:
     """Clean rows for a repair, drawn from the run's ``data`` stream.
 
     Args:
         data: The model's data.
+        source: Where they come from; other data are read in the same way (label, columns, size).
         where: "train", "val", or the name or path of other data, whose training rows are taken.
         amount: A number of rows, or a share of them.
         run: Gives the draw.
@@ -198,7 +199,11 @@ def clean_rows(data: Data, where: str, amount: int | float, run: Run) -> Split:
             )
         pool = data.val
     else:
-        pool = Source.of(where, data.card.size[0] if data.card.kind == "image" else None).load().train
+        same = ("size", "channels") if data.card.kind == "image" else ("label", "sensitive", "categorical", "drop")
+        alike = {key: source.options[key] for key in same if key in source.options}
+        if data.card.kind == "image":
+            alike["size"] = list(data.card.size)
+        pool = Source(_absolute(where), alike).load().train
         pool = align(pool, data.card, "the model's data (--clean-from)").replace(card=data.card)
     if isinstance(amount, int) and amount > len(pool):
         raise InputError(f"--clean asks for {amount} rows; there are {len(pool)}")

@@ -73,7 +73,7 @@ def repair(
         model_option=model_option,
     )
     opened = _models.open_model(path, asked, run)
-    rows = _inputs.clean_rows(opened.data, clean_from, amount, run)
+    rows = _inputs.clean_rows(opened.data, opened.source, clean_from, amount, run)
     planted = _models.known_attack(opened, attack, attack_option, target)
     if getattr(chosen, "knowledge", "") == "known":  # AGE, told the trigger
         if planted is None:
