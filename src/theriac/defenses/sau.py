@@ -46,7 +46,8 @@ class SAU(Repair):
 
     Known limit: triggers outside the ball (larger than ``radius``) are not covered by its theory. In rounds where no
     perturbation fools the poisoned model, the unlearning term is zero and SAU is only slow fine-tuning; a warning says so, and
-    another if perturbations leave the radius (``ball="none"``, where it only sets the start).
+    another if perturbations leave the radius (``ball="none"``, where it only sets the start). Images only: a radius in pixels
+    means nothing to the columns of a table, which are refused.
 
     Example:
         >>> import theriac as th
