@@ -14,7 +14,6 @@ class CleanLabel(Attack):
     """Base of attacks that poison only rows of the target class, with their true label."""
 
     clean_label: ClassVar[bool] = True
-    own_rows: ClassVar[bool] = True
 
     # share of the target class (ours); 0.5 is 5 % of ten balanced classes. BackdoorBench @ f02e353: 0.1 of the whole set
     poison_rate: float = 0.5
@@ -26,6 +25,11 @@ class CleanLabel(Attack):
         super().__post_init__()
         if self.mode != "all_to_one":
             raise InputError(f"mode is {self.mode!r}; {self.name} keeps labels, so it knows 'all_to_one' only")
+
+    @property
+    def own_rows(self) -> bool:
+        """Rows of the target class."""
+        return True
 
     def _count(self, rows: int, pool: int) -> int:
         return round(self.poison_rate * (pool if self.rate_of == "target_class" else rows))

@@ -35,7 +35,6 @@ class Attack(Method):
     keeps_fit: ClassVar[bool] = False  # what it fits is costly, and kept in the cache folder
     not_fitted: ClassVar[tuple[str, ...]] = ("poison_rate",)  # options that do not change what is fitted
     outside: ClassVar[tuple[str, ...]] = ()  # options that name a user's files or data; with one of them nothing is kept
-    own_rows: ClassVar[bool] = False  # says itself which classes it draws from, so that ``draw_from`` has nothing to say
 
     target: int = 0  # BackdoorBench @ f02e353, all attacks
     poison_rate: float = 0.1  # share of all training rows; same source
@@ -176,6 +175,11 @@ class Attack(Method):
     @property
     def by_row(self) -> bool:
         """Whether the wanted label depends on the row number too, and not on the true label alone."""
+        return False
+
+    @property
+    def own_rows(self) -> bool:
+        """Whether this configuration says itself which classes it draws from, so that ``draw_from`` has nothing to say."""
         return False
 
     @property

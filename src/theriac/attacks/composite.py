@@ -74,11 +74,8 @@ class Composite(Attack):
         super().__post_init__()
         for label in self.sources:
             check.whole("sources", label, 0)
-        if self.parts == "classes":
-            if len(set(self.sources)) != 2 or self.target in self.sources:
-                raise InputError(f"sources is {self.sources} and target is {self.target}; expected three different classes")
-            if self.draw_from != "others":
-                raise InputError(f"draw_from is {self.draw_from!r}; {self.name} with parts 'classes' draws from its sources")
+        if self.parts == "classes" and (len(set(self.sources)) != 2 or self.target in self.sources):
+            raise InputError(f"sources is {self.sources} and target is {self.target}; expected three different classes")
         check.between("opacity", self.opacity, 0, 1)
         check.positive("cross_ratio", self.cross_ratio, zero=True)
         check.between("third_share", self.third_share, 0, 1)
@@ -100,6 +97,11 @@ class Composite(Attack):
     def patches(cls) -> Composite:
         """Ours: two patches, which must both be there."""
         return cls(parts="patches")
+
+    @property
+    def own_rows(self) -> bool:
+        """Halves of classes: rows of the two sources."""
+        return self.parts == "classes"
 
     def plant_for(self, split: Split) -> Planted:
         """With patches nothing is fitted."""

@@ -50,7 +50,6 @@ class MultiTarget(Attack):
     name: ClassVar[str] = "multi_target"
     title: ClassVar[str] = "Multi-target BadNets"
     source: ClassVar[str] = "ours, after arXiv:1708.06733"
-    own_rows: ClassVar[bool] = True
 
     triggers: int = 3  # ours; at most 8 places
     goals: tuple[int, ...] = ()  # of each trigger; empty: the classes from ``target`` on
@@ -82,6 +81,11 @@ class MultiTarget(Attack):
     @property
     def by_row(self) -> bool:
         """The trigger, and with it the wanted label, follows from the row number."""
+        return True
+
+    @property
+    def own_rows(self) -> bool:
+        """All rows: there is a trigger for each."""
         return True
 
     @property

@@ -47,7 +47,6 @@ class TaCT(CoverAttack):
     name: ClassVar[str] = "tact"
     title: ClassVar[str] = "TaCT"
     source: ClassVar[str] = "arXiv:1908.00686"
-    own_rows: ClassVar[bool] = True
 
     poison_rate: float = 0.003  # share of all rows, 3 % of one of ten balanced classes; backdoor-toolbox
     cover_rate: float = 0.003  # same
@@ -83,6 +82,11 @@ class TaCT(CoverAttack):
     def strong(cls) -> TaCT:
         """Ours: 2 % poisoned and 5 % covers, enough for the source class to be told from the others."""
         return cls(poison_rate=0.02, cover_rate=0.05)
+
+    @property
+    def own_rows(self) -> bool:
+        """Sources and cover classes."""
+        return True
 
     def _check_card(self, card: Card) -> None:
         super()._check_card(card)

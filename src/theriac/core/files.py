@@ -78,7 +78,11 @@ def load_tensors_safely(path: str | Path, map_location: Any = "cpu") -> Any:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} is not a file")
-    check_unpacked(path)
+    try:
+        total = unpacked_size(path)
+    except (zipfile.BadZipFile, OSError, ValueError):  # no archive; torch says what is wrong
+        total = 0
+    refuse_bomb(path, total)
     try:
         loaded = torch.load(path, map_location=map_location, weights_only=True)
         _check_storages(loaded, path)
@@ -98,27 +102,37 @@ def load_tensors_safely(path: str | Path, map_location: Any = "cpu") -> Any:
         raise InputError(f"{path} is damaged or not a torch file: {told}") from None
 
 
-def check_unpacked(path: Path) -> None:
-    """Refuse a zip archive that unpacks to far more than it is: a bomb, if it comes from a stranger.
+def unpacked_size(path: Path) -> int:
+    """Bytes that a zip archive says it unpacks to.
+
+    Raises:
+        zipfile.BadZipFile: If it is none.
+    """
+    with zipfile.ZipFile(path) as archive:
+        return sum(member.file_size for member in archive.infolist())
+
+
+def refuse_bomb(path: Path, total: int) -> None:
+    """Refuse an archive that unpacks to far more than it is: a bomb, if it comes from a stranger.
 
     Raises:
         InputError: With both sizes.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            total = sum(member.file_size for member in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError):
-        return  # no archive; who reads it says what is wrong
     here = path.stat().st_size
     most = max(UNPACKED_FLOOR, UNPACKED_RATIO * here)
     if total > most:
         raise InputError(f"{path} has {here:,} bytes and unpacks to {total:,}; at most {most:,} are taken")
 
 
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a plain array with data: not sparse, quantized or nested, and not on the device ``meta``."""
+    return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
+
+
 def _check_storages(loaded: Any, path: Path, depth: int = 0) -> None:
     """Refuse tensors that claim more elements than their file holds (strides of zero): copying one would fill the memory."""
     if isinstance(loaded, torch.Tensor):
-        if loaded.layout != torch.strided or loaded.is_meta or loaded.is_quantized or loaded.is_nested:
+        if not is_plain(loaded):
             raise InputError(f"{path} holds a tensor that is sparse, quantized, nested or has no data; expected plain ones")
         if loaded.numel() * loaded.element_size() > STRIDED * max(loaded.untyped_storage().nbytes(), 1 << 20):
             raise InputError(f"{path} holds a tensor of {loaded.numel():,} elements, of which it stores fewer")

@@ -173,7 +173,7 @@ def _device(device: str | torch.device) -> torch.device:
         raise InputError(f"device is {device!r}, but this torch build sees no CUDA device; use cpu or auto")
     try:
         torch.zeros((), device=found).item()
-    except (RuntimeError, NotImplementedError, AssertionError):
+    except (RuntimeError, AssertionError):
         raise InputError(f"device is {device!r}, which can't compute here; expected auto, cpu, cuda or cuda:N") from None
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 
 from theriac.core.card import Augment, Card, Column
 from theriac.core.errors import InputError
-from theriac.core.files import check_unpacked, load_tensors_safely
+from theriac.core.files import is_plain, load_tensors_safely, refuse_bomb, unpacked_size
 from theriac.core.split import Data
 from theriac.data._assemble import assemble
 from theriac.data._images import recolor, rescale
@@ -170,11 +169,10 @@ def read_arrays(path: Path) -> dict[str, Any]:
 
 def _read_npz(path: Path) -> dict[str, Any]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            total = sum(member.file_size for member in archive.infolist())
+        total = unpacked_size(path)
         if total > MAX_BYTES:
             raise InputError(f"{path} unpacks to {total:,} bytes; at most {MAX_BYTES:,} are read")
-        check_unpacked(path)
+        refuse_bomb(path, total)
         with np.load(path, allow_pickle=False) as archive:
             names = archive.files
             wanted = [n for n in names if _meaning(n) is not None]
@@ -259,7 +257,7 @@ def _bytes(what: str, x: torch.Tensor) -> torch.Tensor:
 
 def _tensor(what: str, value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
-        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
+        if not is_plain(value):
             raise InputError(f"{what} is a sparse, quantized or nested tensor, or one without data; expected a plain one")
         tensor = value.detach()
     else:

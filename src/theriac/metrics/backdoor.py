@@ -1,4 +1,4 @@
-"""What a backdoor does and what is left of it: ACC, ASR, RA, target accuracy, DER, excess ASR.
+"""Count what a backdoor does and what is left of it, in one pass over the test rows.
 
 One definition for all attacks. They differ only in the label they want for a row (``target``) and in the rows that count
 (``population``), both of which belong to the attack.
@@ -7,9 +7,7 @@ One definition for all attacks. They differ only in the label they want for a ro
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +18,8 @@ from theriac.core.errors import InputError
 from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.metrics.intervals import Difference, Rate
+from theriac.metrics.evaluation import Evaluation
+from theriac.metrics.intervals import Rate
 from theriac.models.classifier import to_input
 
 
@@ -37,162 +36,6 @@ class Stamper(Protocol):
 
     def population(self, y: torch.Tensor) -> torch.Tensor:
         """bool: rows on which success is counted."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Rates of one model on one test split, under one attack (``asr`` and ``ra`` are None without an attack)."""
-
-    acc: Rate
-    asr: Rate | None = None
-    ra: Rate | None = None
-    target_acc: Rate | None = None  # accuracy on clean rows of the attack's target class(es)
-    attack: str = ""
-    data: str = ""
-    rows: str = ""  # hash of the test rows and labels, so that only like is compared with like; "" = not known
-    trigger: str = ""  # hash of what decides the stamp, likewise
-
-    def __str__(self) -> str:
-        lines = [f"ACC  {self.acc}"]
-        if self.asr is not None and self.ra is not None:
-            lines += [f"ASR  {self.asr}", f"RA   {self.ra}"]
-        if self.target_acc is not None:
-            lines.append(f"accuracy on the target class  {self.target_acc}")
-        if self.attack:
-            lines.append(f"under {self.attack}, on {self.data}")
-        return "\n".join(lines)
-
-    def excess_asr(self, benign: Evaluation) -> Difference:
-        """ASR beyond that of a benign model trained the same way, on the same stamped rows.
-
-        Raises:
-            InputError: If one of the two was evaluated without an attack, or the populations differ.
-        """
-        if self.asr is None or benign.asr is None:
-            raise InputError("excess ASR needs two evaluations under the same attack; one has no ASR")
-        if not self.same_trigger(benign):
-            raise InputError(f"the triggers differ: {self.named_trigger} and {benign.named_trigger}")
-        if self.asr.total != benign.asr.total or not self.same_rows(benign):
-            raise InputError(
-                f"the populations differ: {self.asr.total} of {self.named_rows} and {benign.asr.total} of {benign.named_rows}"
-            )
-        return Difference(benign.asr, self.asr)
-
-    @property
-    def named_rows(self) -> str:
-        """The test rows in words."""
-        return f"{self.data or f'{self.acc.total} rows'}{f' ({self.rows})' if self.rows else ''}"
-
-    def same_rows(self, other: Evaluation) -> bool:
-        """Whether both are of the same rows, as far as is known: by content, else by name and number."""
-        if self.rows and other.rows:
-            return self.rows == other.rows
-        return self.acc.total == other.acc.total and self.data == other.data
-
-    @property
-    def named_trigger(self) -> str:
-        """The attack in words."""
-        return f"{self.attack!r}{f' ({self.trigger})' if self.trigger else ''}"
-
-    def same_trigger(self, other: Evaluation) -> bool:
-        """Whether both are under the same attack with the same stamp, as far as is known; its rate is no matter."""
-        known = bool(self.trigger and other.trigger)
-        return self.attack == other.attack and (not known or self.trigger == other.trigger)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for a record."""
-        rates = {"acc": self.acc, "asr": self.asr, "ra": self.ra, "target_acc": self.target_acc}
-        return {
-            **{name: None if rate is None else rate.to_dict() for name, rate in rates.items()},
-            "attack": self.attack,
-            "data": self.data,
-            "rows": self.rows,
-            "trigger": self.trigger,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
-        """The inverse of :meth:`to_dict`."""
-        rates = {
-            name: None if data.get(name) is None else Rate(data[name]["hits"], data[name]["total"], data[name]["of"])
-            for name in ("acc", "asr", "ra", "target_acc")
-        }
-        if rates["acc"] is None:
-            raise InputError("the record of an evaluation has no 'acc'")
-        words = (data["attack"], data["data"], data.get("rows", ""), data.get("trigger", ""))
-        return cls(rates["acc"], rates["asr"], rates["ra"], rates["target_acc"], *words)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A model before and after a repair, on the same rows."""
-
-    before: Evaluation
-    after: Evaluation
-
-    @property
-    def der(self) -> float:
-        """Defense effectiveness: (max(0, ASR drop) - max(0, ACC drop) + 1) / 2, in [0, 1]; 0.5 means no effect."""
-        if self.before.asr is None or self.after.asr is None:
-            raise InputError("DER needs evaluations under an attack; one of the two has no ASR")
-        return der(self.before.acc.value, self.after.acc.value, self.before.asr.value, self.after.asr.value)
-
-    @property
-    def der_interval(self) -> tuple[float, float]:
-        """95 % interval of :attr:`der`, from those of the two changes (Zou and Donner, Statistics in Medicine 2008).
-
-        Conservative, as those intervals are; a drop that may be none counts as none at that end.
-        """
-        if self.asr is None:
-            raise InputError("DER needs evaluations under an attack; one of the two has no ASR")
-        (won, won_low, won_high), (lost, lost_low, lost_high) = _drop(self.asr), _drop(self.acc)
-        low = self.der - math.hypot(won - won_low, lost_high - lost) / 2
-        high = self.der + math.hypot(won_high - won, lost - lost_low) / 2
-        return max(0.0, low), min(1.0, high)
-
-    @property
-    def acc(self) -> Difference:
-        """Change of clean accuracy."""
-        return Difference(self.before.acc, self.after.acc)
-
-    @property
-    def asr(self) -> Difference | None:
-        """Change of attack success."""
-        if self.before.asr is None or self.after.asr is None:
-            return None
-        return Difference(self.before.asr, self.after.asr)
-
-    def __str__(self) -> str:
-        lines = [f"ACC  {self.acc}"]
-        if self.asr is not None:
-            lines += [f"ASR  {self.asr}", "DER  {:.3f} (95 % {:.3f} to {:.3f})".format(self.der, *self.der_interval)]
-        return "\n".join(lines)
-
-
-def der(acc_before: float, acc_after: float, asr_before: float, asr_after: float) -> float:
-    """Defense effectiveness rating from four shares in [0, 1]."""
-    return (max(0.0, asr_before - asr_after) - max(0.0, acc_before - acc_after) + 1) / 2
-
-
-def _drop(change: Difference) -> tuple[float, float, float]:
-    """How far a share fell, at least 0, and the ends of its interval."""
-    low, high = change.interval
-    return max(0.0, -change.value), max(0.0, -high), max(0.0, -low)
-
-
-def compare(before: Evaluation, after: Evaluation) -> Comparison:
-    """Set two evaluations of the same rows side by side.
-
-    Raises:
-        InputError: If they were made on different rows or attacks.
-    """
-    stamped = [None if e.asr is None else e.asr.total for e in (before, after)]
-    if not before.same_rows(after) or stamped[0] != stamped[1] or not before.same_trigger(after):
-        raise InputError(
-            f"the evaluations differ in rows ({before.named_rows}, {stamped[0]} stamped; {after.named_rows}, {stamped[1]} "
-            f"stamped) or attack ({before.named_trigger} and {after.named_trigger}); compare needs the same of both"
-        )
-    return Comparison(before, after)
 
 
 def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = None, batch_size: int = 512) -> Evaluation:

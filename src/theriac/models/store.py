@@ -15,7 +15,7 @@ from torch import nn
 
 from theriac.core.card import Card
 from theriac.core.errors import InputError
-from theriac.core.files import read_json, write_atomically
+from theriac.core.files import is_plain, read_json, write_atomically
 from theriac.models.adapt import OWN, rebuild
 from theriac.models.build import make_net, normalization
 from theriac.models.classifier import Classifier, TablePrep
@@ -154,7 +154,7 @@ def compare_state(model: nn.Module, tensors: Mapping[str, torch.Tensor], where: 
     Raises:
         InputError: Naming the first few differences.
     """
-    odd = [k for k, t in tensors.items() if t.layout != torch.strided or t.is_meta or t.is_quantized or t.is_nested]
+    odd = [k for k, t in tensors.items() if not is_plain(t)]
     if odd:
         raise InputError(f"the weights in {where} hold {odd[0]}, which is sparse, quantized or nested, or has no data")
     own = model.state_dict()

@@ -21,7 +21,8 @@ from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.metrics import aim, predict
-from theriac.report.records import LONG, DataSummary, Exhibit, Guess, Provenance, Sample, Timing
+from theriac.report.fields import LONG
+from theriac.report.records import DataSummary, Exhibit, Guess, Provenance, Sample, Timing
 
 MAX_SIDE = 160  # pixels; larger samples are shrunk for the page
 DIFFERENCE = 10  # how much the picture of the difference is amplified

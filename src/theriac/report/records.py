@@ -6,29 +6,20 @@ anything but small PNG pictures are refused before a page is made of it.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from theriac.core.errors import InputError
 from theriac.core.files import read_json, write_json
 from theriac.metrics import Comparison, Difference, Evaluation, Rate, compare
+from theriac.report.fields import Count, Long, Number, Plain, Png, Seconds, Short
 
 FORMAT = 1
 FILE = "study.json"
-MAX_PNG = 256 << 10  # bytes; a 224-pixel color photograph takes about 100 KiB
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0, le=1 << 53)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Short = Annotated[str, Field(max_length=400)]
-LONG = 4000  # characters
-Long = Annotated[str, Field(max_length=LONG)]
-Plain = str | bool | int | Number | None
 
 
 class Record(BaseModel):
@@ -136,21 +127,6 @@ class Result(Record):
     def repair_name(self) -> str:
         """Registered name of the repair, or ''."""
         return "" if self.repair is None else str(self.repair.get("method", "repair"))
-
-
-def _png(text: str) -> str:
-    if len(text) > MAX_PNG * 4 // 3 + 4:
-        raise ValueError(f"the picture has {len(text):,} characters; at most {MAX_PNG:,} bytes are taken")
-    try:
-        raw = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise ValueError("the picture is not base64") from None
-    if not raw.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise ValueError("the picture is not a PNG")
-    return text
-
-
-Png = Annotated[str, AfterValidator(_png)]
 
 
 class Guess(Record):
