@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.training.loop import Batch, Outcome, Step, loop
+from theriac.training.loop import loop
 from theriac.training.recipes import Recipe
+from theriac.training.step import Batch, Outcome, Step
 
 Net = TypeVar("Net", bound=nn.Module)
 

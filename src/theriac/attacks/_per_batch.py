@@ -12,9 +12,10 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data.augment import flip, pad_and_crop, rotate
 from theriac.models import Buildable, make
-from theriac.training.loop import Batch, loop
+from theriac.training.loop import loop
 from theriac.training.recipes import Recipe
 from theriac.training.recipes import recipe as named
+from theriac.training.step import Batch
 
 _CROP, _TURN = 0.8, 0.5  # how often a batch is cropped and turned; BackdoorBench @ f02e353, grade A
 

@@ -14,8 +14,9 @@ from theriac.core.errors import InputError, TheriacError
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, make
-from theriac.training.loop import Batch, Outcome, Step, cross_entropy_step, loop, set_mode
+from theriac.training.loop import loop, set_mode
 from theriac.training.recipes import recipe as named
+from theriac.training.step import Batch, Outcome, Step, cross_entropy_step
 
 DEFAULT_BUILD = "preact_resnet18"
 

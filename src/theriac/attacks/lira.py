@@ -20,9 +20,10 @@ from theriac.core.poisoned import POISON, as_clean
 from theriac.core.run import Run
 from theriac.core.split import Split, with_moments
 from theriac.models import Buildable, make
-from theriac.training.loop import Batch, Outcome, loop, set_mode
+from theriac.training.loop import loop, set_mode
 from theriac.training.recipes import Recipe
 from theriac.training.recipes import recipe as named
+from theriac.training.step import Batch, Outcome
 
 
 @register
@@ -116,6 +117,7 @@ class LIRA(Attack):
         trigger, frozen = nets
         optimizer = torch.optim.Adam(trigger.parameters(), lr=self.generator_lr)
         copied: list[int] = []
+        taken: list[int] = []
 
         def both(net: nn.Module, batch: Batch, source: TriggerEncoder, rows: torch.Tensor, whole: bool) -> Outcome:
             want = self._target(batch.y[rows], split.num_classes)
@@ -134,7 +136,8 @@ class LIRA(Attack):
                 copied[:] = [batch.epoch]
                 frozen.load_state_dict(trigger.state_dict())
             rows = (kind[batch.position] == POISON).nonzero().flatten()
-            if len(rows):
+            if len(rows) and taken != [batch.step]:  # sharpness-aware training takes each batch twice
+                taken[:] = [batch.step]
                 want = self._target(batch.y[rows], split.num_classes)
                 net.eval()
                 with torch.autocast(run.device.type, enabled=False):

@@ -21,9 +21,10 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, make
 from theriac.training.flat import sam_step
-from theriac.training.loop import Batch, loop
+from theriac.training.loop import loop
 from theriac.training.recipes import Recipe
 from theriac.training.recipes import recipe as named
+from theriac.training.step import Batch
 
 _OWN = ("target", "poison_rate", "mode", "draw_from")  # fields that wrapper and inner attack share
 
@@ -31,7 +32,7 @@ _OWN = ("target", "poison_rate", "mode", "draw_from")  # fields that wrapper and
 @register
 @dataclass(frozen=True, kw_only=True)
 class SamFlat(Attack):
-    """Trains the victim of any attack on data by sharpness-aware minimization: small moves of its weights change little.
+    """Trains the victim of any attack by sharpness-aware minimization: small moves of its weights change little.
 
     Source: ours. Foret, Kleiner, Mobahi, Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving Generalization",
     ICLR 2021, https://arxiv.org/abs/2010.01412 gives the step; Kwon, Kim, Park, Choi, "ASAM", ICML 2021,
@@ -40,8 +41,10 @@ class SamFlat(Attack):
     Threat model: the attacker trains the model, and expects fine-tuning, pruning or other small repairs.
 
     Rows, stamp, labels and population are those of the inner attack; ``SamFlat.around(attack)`` wraps one that is there. The
-    radius grows over the first tenth of the steps, or training may stall. With ``on="poison"`` the climb is on the poisoned
-    rows' loss alone, so that only the backdoor's minimum becomes flat; batches without such rows get a plain step.
+    radius grows over the first tenth of the steps, or training may stall. An attack that trains its victim itself does so with
+    such steps; a generator that learns beside the victim gets its gradient where the victim has climbed to, and surrogates are
+    trained plainly. With ``on="poison"`` the climb is on the poisoned rows' loss alone, so that only the backdoor's minimum
+    becomes flat; batches without such rows get a plain step, and the attack inside must have a poisoned set.
     ``theriac.training.flat.sharpness`` measures the result. With ``rho=0`` the victim is that of plain training, bit for bit.
 
     Cost: twice plain training; three times with ``on="poison"``.
@@ -79,15 +82,17 @@ class SamFlat(Attack):
         for key, _ in self.options:
             if key in _OWN:
                 raise InputError(f"options holds {key!r}, which is an option of {self.name} itself")
-        if self.inner.trains:
-            raise InputError(f"attack is {self.attack!r}, which trains its victim itself; expected one with a poisoned set")
+        if self.inner.trains and self.on == "poison":
+            raise InputError(
+                f"attack is {self.attack!r}, which trains its victim itself and has no poisoned set to climb on; use on='all'"
+            )
 
     @classmethod
     def around(cls, attack: Attack, **options: Any) -> SamFlat:
         """Wrap an attack.
 
         Args:
-            attack: One that has a poisoned set.
+            attack: Any other one.
             **options: Of the wrapper, such as ``rho``.
         """
         kept = {f.name: getattr(attack, f.name) for f in dataclasses.fields(attack)}
@@ -124,24 +129,23 @@ class SamFlat(Attack):
         return self.plant(split)
 
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "fast_8") -> Victim:
-        """Train a victim on the inner attack's poisoned rows."""
+        """Train the inner attack's victim."""
         run, plan = run or Run(), named(recipe)
+        flat = plan.replace(sam_rho=self.rho, sam_ramp=self.ramp, sam_adaptive=self.adaptive)
+        if self.on == "all":
+            victim = self.inner.train(build, split, run, flat)
+            return Victim(victim.model, Planted(self, split.card, victim.planted.state))
         poisoned = self.inner.poison(split, run, build)
         rows, kind = poisoned.split, poisoned.poison.to(run.device)
-        steps = plan.epochs * max(1, len(rows) // min(plan.batch_size, len(rows)))
-        rise = max(1, round(self.ramp * steps))
+        per_epoch = max(1, len(rows) // min(plan.batch_size, len(rows)))
 
         def poison_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
             there = kind[batch.position].float()
             each = F.cross_entropy(model(batch.x), batch.y, reduction="none")
             return (each * there).sum() / there.sum().clamp_min(1)
 
-        step = sam_step(
-            lambda number: self.rho * min(1.0, (number + 1) / rise),
-            ascent=poison_loss if self.on == "poison" else None,
-            adaptive=self.adaptive,
-        )
-        model = loop(make(build, rows, run), rows, run, plan, step=step, about=self)
+        step = sam_step(lambda number: flat.rho_at(number, per_epoch), ascent=poison_loss, adaptive=self.adaptive)
+        model = loop(make(build, rows, run), rows, run, plan.replace(sam_rho=0.0), step=step, about=self)
         return Victim(model, Planted(self, split.card, poisoned.planted.state))
 
     def choose(self, split: Split, run: Run) -> torch.Tensor:

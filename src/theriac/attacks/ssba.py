@@ -19,8 +19,9 @@ from theriac.core.method import preset, register
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, to_input
-from theriac.training.loop import Batch, Outcome, loop
+from theriac.training.loop import loop
 from theriac.training.recipes import Recipe
+from theriac.training.step import Batch, Outcome
 from theriac.triggers.additive import add
 
 _STEPS = 1600

@@ -1,8 +1,9 @@
 """The one training loop, recipes as data, checkpoints."""
 
-from theriac.training.loop import Batch, DivergedError, Outcome, Step, cross_entropy_step, loop, set_mode
+from theriac.training.loop import DivergedError, loop, set_mode
 from theriac.training.plain import train
 from theriac.training.recipes import Recipe, recipe
+from theriac.training.step import Batch, Outcome, Step, cross_entropy_step
 
 __all__ = [
     "Batch",

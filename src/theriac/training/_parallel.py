@@ -11,7 +11,7 @@ from torch import nn
 from theriac.core.errors import InputError
 
 if TYPE_CHECKING:
-    from theriac.training.loop import Batch
+    from theriac.training.step import Batch
 
 
 def world() -> tuple[int, int]:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.classifier import to_input
-from theriac.training.loop import Batch, BatchNorm, Outcome, Step, cross_entropy_step
+from theriac.training.step import Batch, BatchNorm, Outcome, Step, cross_entropy_step
 
 Loss = Callable[[nn.Module, Batch], torch.Tensor]
 
@@ -38,7 +38,12 @@ class _Given(torch.autograd.Function):
 
 
 def sam_step(
-    rho: Callable[[int], float], *, step: Step = cross_entropy_step, ascent: Loss | None = None, adaptive: bool = False
+    rho: Callable[[int], float],
+    *,
+    step: Step = cross_entropy_step,
+    ascent: Loss | None = None,
+    adaptive: bool = False,
+    beside: Sequence[nn.Module] = (),
 ) -> Step:
     """A step for :func:`~theriac.training.loop` that takes the gradient of ``step`` at the worst weights within ``rho``.
 
@@ -51,6 +56,8 @@ def sam_step(
         step: What is minimized.
         ascent: Loss to climb on instead; a batch on which its gradient is zero gets a plain step.
         adaptive: Scale each weight's climb with its size.
+        beside: Networks that learn from the same loss, such as a trigger's generator. They do not climb, and get their gradient
+            at the climbed weights; as those do, they keep statistics of the first pass only.
     """
 
     def climb_and_step(model: nn.Module, batch: Batch) -> Outcome:
@@ -64,15 +71,19 @@ def sam_step(
                 slopes = _slopes(ascent(model, batch), weights)
         moved = climb(weights, slopes, rho(batch.step), adaptive)
         try:
-            with without_statistics(model):
+            with without_statistics(model, *beside):
                 outcome = step(model, batch)
                 there = outcome[0] if isinstance(outcome, tuple) else outcome
-                slopes = _slopes(there, weights)
+                others = [p for net in beside for p in net.parameters() if p.requires_grad]
+                found = torch.autograd.grad(there, [*weights, *others], allow_unused=True)
         finally:
             with torch.no_grad():
                 for weight, before in zip(weights, moved, strict=True):
                     weight.copy_(before)
-        loss: torch.Tensor = _Given.apply(here.detach(), len(weights), *weights, *slopes)
+        slopes = _filled(weights, found)
+        taught = [(p, g) for p, g in zip(others, found[len(weights) :], strict=True) if g is not None]
+        leaves, slopes = [*weights, *(p for p, _ in taught)], [*slopes, *(g for _, g in taught)]
+        loss: torch.Tensor = _Given.apply(here.detach(), len(leaves), *leaves, *slopes)
         return loss, {**told, "climbed_loss": there.detach()}
 
     return climb_and_step
@@ -129,9 +140,9 @@ def sharpness(model: nn.Module, split: Split, rho: float, *, run: Run | None = N
 
 
 @contextlib.contextmanager
-def without_statistics(model: nn.Module) -> Iterator[None]:
+def without_statistics(*models: nn.Module) -> Iterator[None]:
     """BatchNorm layers in train mode use their batch and keep no statistics of it."""
-    layers = [m for m in model.modules() if isinstance(m, BatchNorm) and m.training and m.track_running_stats]
+    layers = [m for net in models for m in net.modules() if isinstance(m, BatchNorm) and m.training and m.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False
     try:
@@ -146,5 +157,9 @@ def _sum_loss(model: nn.Module, split: Split, positions: torch.Tensor) -> torch.
 
 
 def _slopes(loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    found = torch.autograd.grad(loss, weights, allow_unused=True)
-    return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
+    return _filled(weights, torch.autograd.grad(loss, weights, allow_unused=True))
+
+
+def _filled(weights: Sequence[torch.Tensor], found: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+    """Gradients of ``weights``, which come first in ``found``; zero where the loss does not know one."""
+    return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=False)]

@@ -6,12 +6,10 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from theriac.core.card import Augment
 from theriac.core.errors import InputError, TheriacError
@@ -20,38 +18,15 @@ from theriac.core.split import Split
 from theriac.data.augment import augment
 from theriac.models.classifier import to_input
 from theriac.training import _parallel, checkpoint
+from theriac.training.flat import sam_step
 from theriac.training.recipes import Recipe
+from theriac.training.step import Batch, BatchNorm, Step, cross_entropy_step
 
-
-@dataclass
-class Batch:
-    """One step's rows."""
-
-    x: torch.Tensor  # stored rows until after augmentation, then model input
-    y: torch.Tensor
-    position: torch.Tensor  # rows of the split, int64 (B,)
-    epoch: int
-    step: int  # counted from the start of training
-    run: Run
-    epochs: int = 0
-
-
-Outcome = torch.Tensor | tuple[torch.Tensor, Mapping[str, torch.Tensor]]
-"""What a step returns: the loss, perhaps with scalar tensors to report (averaged over the epoch)."""
-
-BatchNorm = nn.modules.batchnorm._BatchNorm
-Step = Callable[[nn.Module, Batch], Outcome]
 Hook = Callable[[Batch], None]
 
 
 class DivergedError(TheriacError):
     """The loss became NaN or infinite; the weights of that epoch are not kept."""
-
-
-def cross_entropy_step(model: nn.Module, batch: Batch) -> Outcome:
-    """Plain training: mean cross-entropy, with the accuracy beside it."""
-    logits = model(batch.x)
-    return F.cross_entropy(logits, batch.y), {"accuracy": (logits.argmax(1) == batch.y).float().mean()}
 
 
 def loop(
@@ -76,7 +51,7 @@ def loop(
         model: Raw inputs to logits.
         split: Training rows.
         run: Device, precision, streams ``order`` and ``augment``, events, checkpoint folder.
-        recipe: Epochs, batch size, optimizer, schedule, augmentation, BatchNorm mode.
+        recipe: Epochs, batch size, optimizer, schedule, augmentation, BatchNorm mode, flatness.
         step: Loss of one batch.
         before_augment: May change ``batch.x`` (stored rows; uint8 for images) and ``batch.y``: where attacks stamp.
         after_augment: May change ``batch.x`` (model input).
@@ -85,7 +60,8 @@ def loop(
             finished checkpoint is kept. Under several ranks it has to answer alike on all.
         after_epoch: Called with the epoch number; what it returns is added to that epoch's event.
         parameters: What to optimize; all parameters that require gradients if left out.
-        extra_state: Things with ``state_dict``/``load_state_dict`` that a resumed run must find as they were.
+        extra_state: Things with ``state_dict``/``load_state_dict`` that a resumed run must find as they were. Networks among
+            them may learn from the same loss; sharpness-aware steps, which take each batch twice, hand them their gradient.
         label: Name of the events and of the checkpoint. Two loops in one folder need two labels.
         about: The method, where its options and the weights it starts from decide the result too; a checkpoint of another
             method, option or starting model is then refused.
@@ -115,6 +91,9 @@ def loop(
         run, label, checkpoint.fingerprint(recipe, split, run, model, about), model, optimizer, extra_state or {}
     )
     start = keeper.restore()
+    if recipe.sam_rho:
+        beside = [thing for thing in (extra_state or {}).values() if isinstance(thing, nn.Module)]
+        step = sam_step(lambda n: recipe.rho_at(n, per_epoch), step=step, adaptive=recipe.sam_adaptive, beside=beside)
     ranks = _parallel.Ranks(model)
     with run.progress(label, recipe.epochs * per_epoch) as tick:
         tick(start * per_epoch)

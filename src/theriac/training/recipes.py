@@ -34,6 +34,9 @@ class Recipe:
     norm: Literal["train", "eval"] = "train"  # BatchNorm: use and update batch statistics, or keep the stored ones
     precision: Literal["run", "fp32"] = "run"
     clip_norm: float = 0.0  # largest gradient norm; 0 = no clipping
+    sam_rho: float = 0.0  # radius of sharpness-aware steps (theriac.training.flat), which cost twice as much; 0 = plain steps
+    sam_ramp: float = 0.1  # share of the steps over which that radius grows
+    sam_adaptive: bool = False  # ASAM's norm
 
     def __post_init__(self) -> None:
         check.choices(self)
@@ -42,6 +45,8 @@ class Recipe:
         for share in self.milestones:
             check.between("milestones", share, 0, 1)
         check.positive("clip_norm", self.clip_norm, zero=True)
+        check.positive("sam_rho", self.sam_rho, zero=True)
+        check.between("sam_ramp", self.sam_ramp, 0, 1)
         check.whole("epochs", self.epochs, 1)
         check.whole("batch_size", self.batch_size, 1)
         check.positive("lr", self.lr)
@@ -66,6 +71,11 @@ class Recipe:
                 return self.lr * (step + 1) / climb
             return self.lr * 0.5 * (1 + _cos((step - climb) / max(1, total - climb)))
         return self.lr
+
+    def rho_at(self, step: int, steps_per_epoch: int) -> float:
+        """Radius of one sharpness-aware step: it grows evenly at first, or training may stall."""
+        rise = max(1, round(self.sam_ramp * self.epochs * steps_per_epoch))
+        return self.sam_rho * min(1.0, (step + 1) / rise)
 
 
 def _cos(share: float) -> float:

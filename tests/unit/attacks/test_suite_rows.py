@@ -177,7 +177,7 @@ def test_augmenting_alike_gives_all_images_one_fate(images):
 
 def test_per_batch_training_stamps_the_first_rows_and_their_labels(digits, narrow, run, monkeypatch):
     import theriac.attacks._per_batch as module
-    from theriac.training.loop import Batch
+    from theriac.training.step import Batch
 
     seen = []
 

@@ -266,7 +266,7 @@ def test_lira_triggers_gradient_reaches_the_victim_only_as_released(digits):
         first = {}
 
         def spy(model, split, run, plan, *, step, about, extra_state=None, label="train", first=first):
-            from theriac.training.loop import Batch
+            from theriac.training.step import Batch
 
             model.eval()
             batch = Batch(split.x.float() / 255, split.y, torch.arange(len(split)), 0, 0, run, 1)

@@ -15,7 +15,7 @@ from torch import nn
 
 from theriac.core.errors import InputError
 from theriac.training._parallel import Ranks, init_from_environment
-from theriac.training.loop import Batch
+from theriac.training.step import Batch
 
 SCRIPT = """
 import os
