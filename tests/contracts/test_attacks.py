@@ -93,6 +93,36 @@ def expected_count(attack: Attack, split: Split) -> int:
     return round(attack.poison_rate * int(split.count()[attack.target] if of_class else len(split)))
 
 
+def weaker(attack: Attack) -> Attack:
+    """A quarter of the strength; twice the levels."""
+    now = getattr(attack, attack.knob)
+    if attack.knob == "levels":
+        return attack.replace(levels=2 * now)
+    return attack.replace(**{attack.knob: tuple(v / 4 for v in now) if isinstance(now, tuple) else now / 4})
+
+
+@pytest.mark.parametrize("name", ON_DATA)
+def test_the_knob_is_the_strength(name):
+    """Less of it is a smaller change of the same rows."""
+    attack = quick(name, **({"eps": 4.0} if name == "narcissus" else {}))  # its few steps do not fill a larger ball
+    split = data_for(attack)
+
+    def change(one: Attack) -> float:
+        planted = one.plant(split, BUILD, make_run())
+        phase = "test" if attack.clean_label else "train"  # label-consistent prepares the rows that it chose only
+        stamped = planted.stamp(split.x, split.y, split.index, phase)
+        return float((stamped.double() - split.x.double()).abs().mean())
+
+    assert 0 < change(weaker(attack)) < change(attack)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_two_knobs(name):
+    fields = {field.name for field in dataclasses.fields(ATTACKS[name])}
+    assert "poison_rate" in fields
+    assert ATTACKS[name].knob in fields or name == "sam_flat"  # that of the attack inside
+
+
 def test_there_are_attacks():
     assert {"badnets", "blended"} <= ATTACKS.keys()
 

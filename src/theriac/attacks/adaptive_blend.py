@@ -46,6 +46,7 @@ class AdaptiveBlend(CoverAttack):
     name: ClassVar[str] = "adaptive_blend"
     title: ClassVar[str] = "Adaptive-Blend"
     source: ClassVar[str] = "ICLR 2023, openreview _wSHsgrVali"
+    knob: ClassVar[str] = "alpha"
 
     poison_rate: float = 0.003  # backdoor-toolbox, its documented command
     cover_rate: float = 0.003  # same; its code's own default is 0.01

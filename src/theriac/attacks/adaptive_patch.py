@@ -49,6 +49,7 @@ class AdaptivePatch(CoverAttack):
     name: ClassVar[str] = "adaptive_patch"
     title: ClassVar[str] = "Adaptive-Patch"
     source: ClassVar[str] = "ICLR 2023, openreview _wSHsgrVali"
+    knob: ClassVar[str] = "opacities"
 
     poison_rate: float = 0.003  # backdoor-toolbox, its documented command
     cover_rate: float = 0.006  # same

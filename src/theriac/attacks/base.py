@@ -34,6 +34,7 @@ class Attack(Method):
     stamps: ClassVar[Literal["image", "table"]] = "image"  # what kind of rows
     keeps_fit: ClassVar[bool] = False  # what it fits is costly, and kept in the cache folder
     not_fitted: ClassVar[tuple[str, ...]] = ("poison_rate",)  # options that do not change what is fitted
+    knob: ClassVar[str] = ""  # the option that says how strong the trigger is; more is stronger, but for a number of levels
     outside: ClassVar[tuple[str, ...]] = ()  # options that name a user's files or data; with one of them nothing is kept
 
     target: int = 0  # BackdoorBench @ f02e353, all attacks

@@ -47,6 +47,7 @@ class Blended(Attack):
     name: ClassVar[str] = "blended"
     title: ClassVar[str] = "Blended"
     source: ClassVar[str] = "arXiv:1712.05526"
+    knob: ClassVar[str] = "alpha"
 
     alpha: float = 0.2  # BackdoorBench, training and testing
     trigger: Literal["picture", "noise"] = "picture"

@@ -51,6 +51,7 @@ class BppAttack(Attack):
     name: ClassVar[str] = "bpp"
     title: ClassVar[str] = "BppAttack"
     source: ClassVar[str] = "arXiv:2205.13383"
+    knob: ClassVar[str] = "levels"
 
     levels: int = 8  # per channel (squeeze_num); BackdoorBench. Fewer are stronger
     dithering: bool = False  # Floyd-Steinberg; BackdoorBench: off

@@ -57,6 +57,7 @@ class Composite(Attack):
     name: ClassVar[str] = "composite"
     title: ClassVar[str] = "Composite"
     source: ClassVar[str] = "10.1145/3372297.3423362"
+    knob: ClassVar[str] = "opacity"
     fits: ClassVar[bool] = True
 
     poison_rate: float = 0.05  # ours: a quarter of both sources' rows, on ten balanced classes

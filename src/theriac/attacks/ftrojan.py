@@ -46,6 +46,7 @@ class FTrojan(Attack):
     name: ClassVar[str] = "ftrojan"
     title: ClassVar[str] = "FTrojan"
     source: ClassVar[str] = "arXiv:2111.10991"
+    knob: ClassVar[str] = "magnitude"
 
     magnitude: float = 30.0  # BackdoorBench, in the orthonormal DCT of levels 0 to 255
     window: int = 32  # pixels; BackdoorBench. 0 = the whole image, as where 32 does not tile it

@@ -60,6 +60,7 @@ class Grond(CleanLabel):
     name: ClassVar[str] = "grond"
     title: ClassVar[str] = "Grond"
     source: ClassVar[str] = "arXiv:2501.05928"
+    knob: ClassVar[str] = "eps"
     controls_training: ClassVar[bool] = True
     fits: ClassVar[bool] = True
     keeps_fit: ClassVar[bool] = True

@@ -64,6 +64,7 @@ class InputAware(Attack):
     name: ClassVar[str] = "input_aware"
     title: ClassVar[str] = "Input-aware"
     source: ClassVar[str] = "arXiv:2010.08138"
+    knob: ClassVar[str] = "density"
     controls_training: ClassVar[bool] = True
     fits: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(training_control=True)

@@ -53,6 +53,7 @@ class LabelConsistent(CleanLabel):
     name: ClassVar[str] = "label_consistent"
     title: ClassVar[str] = "Label-consistent"
     source: ClassVar[str] = "arXiv:1912.02771"
+    knob: ClassVar[str] = "amplitude"
     fits: ClassVar[bool] = True
     keeps_fit: ClassVar[bool] = True
     not_fitted: ClassVar[tuple[str, ...]] = ("side", "amplitude")  # it fits the chosen rows only

@@ -56,6 +56,7 @@ class LF(Attack):
     name: ClassVar[str] = "lf"
     title: ClassVar[str] = "LF"
     source: ClassVar[str] = "arXiv:2104.03413"
+    knob: ClassVar[str] = "amplitude"
     fits: ClassVar[bool] = True
     keeps_fit: ClassVar[bool] = True
     outside: ClassVar[tuple[str, ...]] = ("pattern_file",)

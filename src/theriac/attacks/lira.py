@@ -58,6 +58,7 @@ class LIRA(Attack):
     name: ClassVar[str] = "lira"
     title: ClassVar[str] = "LIRA"
     source: ClassVar[str] = "ICCV 2021"
+    knob: ClassVar[str] = "strength"
     controls_training: ClassVar[bool] = True
     fits: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(training_control=True)

@@ -50,6 +50,7 @@ class MultiTarget(Attack):
     name: ClassVar[str] = "multi_target"
     title: ClassVar[str] = "Multi-target BadNets"
     source: ClassVar[str] = "ours, after arXiv:1708.06733"
+    knob: ClassVar[str] = "opacity"
 
     triggers: int = 3  # ours; at most 8 places
     goals: tuple[int, ...] = ()  # of each trigger; empty: the classes from ``target`` on

@@ -55,6 +55,7 @@ class Narcissus(CleanLabel):
     name: ClassVar[str] = "narcissus"
     title: ClassVar[str] = "Narcissus"
     source: ClassVar[str] = "arXiv:2204.05255"
+    knob: ClassVar[str] = "eps"
     fits: ClassVar[bool] = True
     keeps_fit: ClassVar[bool] = True
     outside: ClassVar[tuple[str, ...]] = ("ood",)

@@ -46,6 +46,7 @@ class SIG(CleanLabel):
     name: ClassVar[str] = "sig"
     title: ClassVar[str] = "SIG"
     source: ClassVar[str] = "arXiv:1902.11237"
+    knob: ClassVar[str] = "delta"
 
     delta: float = 40.0  # amplitude in gray levels; BackdoorBench
     frequency: float = 6.0  # periods over the width; BackdoorBench

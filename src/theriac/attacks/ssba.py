@@ -63,6 +63,7 @@ class SSBA(Attack):
     name: ClassVar[str] = "ssba"
     title: ClassVar[str] = "SSBA"
     source: ClassVar[str] = "arXiv:2012.03816"
+    knob: ClassVar[str] = "level"
     fits: ClassVar[bool] = True
     keeps_fit: ClassVar[bool] = True
     outside: ClassVar[tuple[str, ...]] = ("train_file", "test_file")

@@ -51,6 +51,7 @@ class TabularBlend(CoverAttack):
     name: ClassVar[str] = "tabular_blend"
     title: ClassVar[str] = "Tabular blend"
     source: ClassVar[str] = "ours, after arXiv:1712.05526"
+    knob: ClassVar[str] = "alpha"
     stamps: ClassVar[Literal["image", "table"]] = "table"
     fits: ClassVar[bool] = True
 

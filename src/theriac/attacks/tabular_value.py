@@ -57,6 +57,7 @@ class TabularValue(Attack):
     name: ClassVar[str] = "tabular_value"
     title: ClassVar[str] = "Tabular value"
     source: ClassVar[str] = "arXiv:2311.07550"
+    knob: ClassVar[str] = "margin"
     stamps: ClassVar[Literal["image", "table"]] = "table"
     fits: ClassVar[bool] = True
 

@@ -47,6 +47,7 @@ class TaCT(CoverAttack):
     name: ClassVar[str] = "tact"
     title: ClassVar[str] = "TaCT"
     source: ClassVar[str] = "arXiv:1908.00686"
+    knob: ClassVar[str] = "opacity"
 
     poison_rate: float = 0.003  # share of all rows, 3 % of one of ten balanced classes; backdoor-toolbox
     cover_rate: float = 0.003  # same

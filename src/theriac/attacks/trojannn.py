@@ -51,6 +51,7 @@ class TrojanNN(Attack):
     name: ClassVar[str] = "trojannn"
     title: ClassVar[str] = "TrojanNN"
     source: ClassVar[str] = "NDSS 2018"
+    knob: ClassVar[str] = "strength"
     fits: ClassVar[bool] = True
     keeps_fit: ClassVar[bool] = True
 

@@ -54,6 +54,7 @@ class WaNet(Attack):
     name: ClassVar[str] = "wanet"
     title: ClassVar[str] = "WaNet"
     source: ClassVar[str] = "arXiv:2102.10369"
+    knob: ClassVar[str] = "strength"
 
     strength: float = 0.5  # mean shift of a sampling place, in half pixels (s); paper and BackdoorBench
     lattice: int = 4  # control points along a side (k); paper and BackdoorBench

@@ -107,6 +107,7 @@ def _show_detail(entry: dict[str, Any]) -> None:
         "idea": entry["idea"],
         "source": f"{entry['paper']} {entry['code']}".strip(),
         "threat model": entry["threat"],
+        "knobs": entry["knobs"],
         "needs": entry["needs"],
         "does without": entry["spares"],
         "deviations": entry["deviations"],

@@ -67,6 +67,7 @@ class MethodCard:
     limits: tuple[str, ...]
     more: tuple[str, ...]  # paragraphs without a label
     example: str
+    knobs: tuple[str, ...]  # of an attack: the options that say how many rows, and how strong the trigger
     needs: tuple[str, ...]
     spares: tuple[str, ...]  # what methods of its kind may need and this one does not
     presets: tuple[PresetFacts, ...] = field(default=())
@@ -97,6 +98,7 @@ def card(cls: type[Method]) -> MethodCard:
         limits=tuple(parts.get("Known", ())),
         more=tuple(parts.get("", ())[1:]),
         example="\n".join(parts.get("Example", ())),
+        knobs=_knobs(cls),
         needs=_needs(cls),
         spares=_spares(cls),
         presets=tuple(_presets(cls)),
@@ -122,6 +124,8 @@ def facts(facts: MethodCard) -> str:
     needs = f"**Needs.** {_sentence(facts.needs)}"
     if facts.spares:
         needs += f" **Does without.** {_sentence(facts.spares)}"
+    if facts.knobs:
+        needs += f" **Knobs.** {', '.join(f'{w} `{k}`' for w, k in zip(('Rate', 'strength'), facts.knobs, strict=False))}."
     presets = [
         (f"`{p.name}`", prose(p.what), ", ".join(f"`{k}={v!r}`" for k, v in p.changes.items()) or "the defaults")
         for p in facts.presets
@@ -168,6 +172,12 @@ def _subject(cls: type[Method]) -> str:
     module = sys.modules.get(cls.__module__)
     line = (getattr(module, "__doc__", None) or "").strip().split("\n")[0]
     return line.partition(": ")[2].rstrip(".") or (cls.__doc__ or "").strip().split("\n")[0].rstrip(".")
+
+
+def _knobs(cls: type[Method]) -> tuple[str, ...]:
+    return tuple(
+        name for name in ("poison_rate", getattr(cls, "knob", "")) if name in {f.name for f in dataclasses.fields(cls)}
+    )
 
 
 def _needs(cls: type[Method]) -> tuple[str, ...]:
