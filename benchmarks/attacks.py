@@ -86,7 +86,7 @@ def run_job(name: str, job: dict[str, Any], seed: int, data: Any, runs: Path) ->
         "subset": job.get("rows"),  # training rows, class-balanced, the same for every attack and seed; null = all
         "seed": seed,
         "precision": run.precision_reason,
-        "needs": {"training_control": attack.trains, "fitted": attack.fits},
+        "needs": {"training_control": attack.trains, "fitted": attack.must_fit},
         "victim": found.to_dict(),
         "benign": {**other.to_dict(), "train_seconds": benign_seconds},
         "excess_asr": {"value": excess.value, "interval": list(excess.interval)},

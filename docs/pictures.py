@@ -109,7 +109,7 @@ def panels_of(name: str) -> tuple[list[tuple[torch.Tensor, ...]], dict[str, Any]
     digits = th.load("digits")
     options = CHEAP.get(name, {})
     attack = create("attack", name, **options)
-    fitted = "trained" if attack.trains else "fitted" if attack.fits else ""
+    fitted = "trained" if attack.trains else "fitted" if attack.must_fit else ""
     told: dict[str, Any] = {"options": options, "fitted": fitted}
     label = attack.target + 1
     panels: list[tuple[torch.Tensor, ...]] = []

@@ -39,7 +39,7 @@ def quick(name: str, **options: object) -> Attack:
     start = cls.fast() if "fast" in cls.presets() else cls()
     attack = start.replace(**{"poison_rate": RATE, **options})
     changes: dict[str, object] = {}
-    if attack.fits:
+    if attack.must_fit:
         for field in dataclasses.fields(attack):
             value = getattr(attack, field.name)
             if field.name.endswith(LONG) and isinstance(value, int):
@@ -306,7 +306,7 @@ class TestOptions:
 
     def test_an_unfitted_attack_stamps_only_if_nothing_is_fitted(self, name):
         attack = ATTACKS[name]()
-        if attack.fits:
+        if attack.must_fit:
             with pytest.raises(InputError, match="fitted"):
                 attack.plant_for(data_for(attack))
         else:

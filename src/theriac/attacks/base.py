@@ -30,7 +30,7 @@ class Attack(Method):
     kind: ClassVar[str] = "attack"
     controls_training: ClassVar[bool] = False
     clean_label: ClassVar[bool] = False  # poisons rows of the target class and leaves labels alone
-    fits: ClassVar[bool] = False  # plant() must see training rows before anything can be stamped
+    fits: ClassVar[bool] = False  # training rows, before anything can be stamped
     stamps: ClassVar[Literal["image", "table"]] = "image"  # what kind of rows
     keeps_fit: ClassVar[bool] = False  # what it fits is costly, and kept in the cache folder
     not_fitted: ClassVar[tuple[str, ...]] = ("poison_rate",)  # options that do not change what is fitted
@@ -71,7 +71,7 @@ class Attack(Method):
 
     def plant_for(self, split: Split) -> Planted:
         """A Planted for stamping ``split`` when nothing has to be fitted; refused otherwise."""
-        if self.fits:
+        if self.must_fit:
             raise InputError(
                 f"{self.name} is fitted on training rows; hand in what poison(), plant() or train() returned "
                 "instead of the attack"
@@ -172,6 +172,16 @@ class Attack(Method):
     def trains(self) -> bool:
         """Whether this configuration trains the victim itself, so that it has no poisoned set."""
         return self.controls_training
+
+    @property
+    def label(self) -> str:
+        """What tables and reports call this configuration."""
+        return self.title
+
+    @property
+    def must_fit(self) -> bool:
+        """Whether this configuration must see training rows before anything can be stamped."""
+        return self.fits
 
     @property
     def by_row(self) -> bool:

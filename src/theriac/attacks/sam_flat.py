@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import nn
@@ -88,6 +88,12 @@ class SamFlat(Attack):
             )
 
     @classmethod
+    def from_config(cls, options: Mapping[str, Any]) -> Self:
+        """As every method's; ``options`` may also be a mapping of names to values."""
+        own = options.get("options")
+        return super().from_config({**options, "options": list(own.items())} if isinstance(own, Mapping) else options)
+
+    @classmethod
     def around(cls, attack: Attack, **options: Any) -> SamFlat:
         """Wrap an attack.
 
@@ -112,6 +118,16 @@ class SamFlat(Attack):
         return cls(adaptive=True, rho=1.0)
 
     @property
+    def label(self) -> str:
+        """Names the attack inside."""
+        return f"{self.inner.label}, flat"
+
+    @property
+    def must_fit(self) -> bool:
+        """As the inner attack says."""
+        return self.inner.must_fit
+
+    @property
     def by_row(self) -> bool:
         """As the inner attack says."""
         return self.inner.by_row
@@ -122,11 +138,6 @@ class SamFlat(Attack):
         own = {name: getattr(self, name) for name in _OWN if name != "poison_rate" or self.poison_rate >= 0}
         found: Attack = create("attack", self.attack, None, **own, **dict(self.options))
         return found
-
-    def plant_for(self, split: Split) -> Planted:
-        """A Planted for stamping, if the inner attack has nothing to fit."""
-        self.inner.plant_for(split)
-        return self.plant(split)
 
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "fast_8") -> Victim:
         """Train the inner attack's victim."""

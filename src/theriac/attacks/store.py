@@ -153,7 +153,7 @@ def load_planted(folder: str | Path) -> Planted:
             raise InputError(f"{path} has an unknown option {key!r} of {config['method'][:80]}")
     planted = restore(config, Card.from_dict(record["card"]), state)
     planted.attack._check_card(planted.card)
-    if planted.attack.fits and not state:
+    if planted.attack.must_fit and not state:
         raise InputError(
             f"{path.with_suffix('.safetensors')} is empty, but {planted.name} is fitted on training rows and can't stamp "
             "without its state"

@@ -169,7 +169,7 @@ def _victim(folder: _Folder) -> str:
     if folder.is_debiased:
         return f"{_title(folder, 'debiasing', 'method')} ({folder.name})"
     planted, guard = folder.planted, _guard(folder)
-    attack = planted.attack.title if planted else _title(folder, "attack", "attack")  # its trigger may be gone, not its name
+    attack = planted.attack.label if planted else _title(folder, "attack", "attack")  # its trigger may be gone, not its name
     return f"{attack or 'benign'}{f', {guard}' if guard else ''} ({folder.name})"
 
 

@@ -107,7 +107,7 @@ def evaluate(
 def _tell(opened: _models.Opened, planted: Planted | None, found: Evaluation, path: str) -> None:
     from theriac.cli import _show
 
-    under = planted.attack.title if planted else "no attack"
+    under = planted.attack.label if planted else "no attack"
     _show.evaluation(f"{opened.name} on {opened.data.card.name}, {under}", found)
     if opened.folder is None:
         return

@@ -82,7 +82,7 @@ def train(
     loaded = source.load()
     plan = plan or named("adam_30" if loaded.train.is_table else "fast_8")
     build = _inputs.builder(model, width, option, loaded.card, run, loaded.train)
-    if chosen is not None and not chosen.fits:
+    if chosen is not None and not chosen.must_fit:
         chosen.plant(loaded.train)  # refuses a target or trigger that does not fit
     told = _inputs.describe(loaded, source)
     how = [chosen.name if chosen else "benign", *([guard.name] if guard else [])]
@@ -132,7 +132,7 @@ def train(
     if as_json:
         _show.as_json({"status": "done", "folder": str(folder), "evaluation": found.to_dict()})
         return
-    against = f"{chosen.title if chosen else 'no attack'}{f', trained by {guard.title}' if guard else ''}"
+    against = f"{chosen.label if chosen else 'no attack'}{f', trained by {guard.title}' if guard else ''}"
     _show.evaluation(f"{folder.name}: {build.name} on {loaded.card.name}, {against}", found)
     _show.tell(f"kept in {folder}")
     if guard:

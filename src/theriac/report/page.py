@@ -10,8 +10,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, TheriacError
 from theriac.core.files import write_atomically
+from theriac.core.method import create
 from theriac.core.text import clean, seconds
 from theriac.metrics import Rate
 from theriac.report import charts, findings, logs, tables
@@ -138,21 +139,34 @@ def _pair(result: Result) -> str:
 
 
 def attack_in_words(config: Mapping[str, Any] | None) -> str:
-    """Name, target and rate of an attack's configuration."""
+    """Rate, target and strength of an attack's configuration."""
     if config is None:
         return ""
-    told = []
+    config, knob, told = *_unwrapped(config), []
     rate = config.get("poison_rate")
     if isinstance(rate, (int, float)):
-        told.append(f"{100 * rate:g} % of the training rows poisoned")
+        of = "the target class" if config.get("rate_of") == "target_class" else "the training rows"
+        told.append(f"{100 * rate:g} % of {of} poisoned")
     if config.get("mode") == "all_to_all":
         told.append("every class sent to the next one")
     elif "target" in config:
         told.append(f"target class {config['target']}")
-    for key in ("trigger", "pattern", "alpha"):
+    for key in ("trigger", "pattern", knob):
         if key in config:
-            told.append(f"{key} {config[key]}")
-    return ", ".join(str(t) for t in told)
+            value = config[key]
+            told.append(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}")
+    return ", ".join(told)
+
+
+def _unwrapped(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """The configuration of the attack itself, where another one is wrapped around it, and its strength's name."""
+    name = str(config.get("method"))
+    try:
+        made = create("attack", name, **{key: value for key, value in config.items() if key != "method"})
+    except TheriacError:  # of another version, or not installed here
+        return config, ""
+    made = getattr(made, "inner", made)
+    return made.config(), made.knob
 
 
 def _table(study: Study) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from theriac.attacks import (
 )
 from theriac.attacks.planted import Planted
 from theriac.core.errors import InputError
+from theriac.core.method import create
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.metrics import evaluate
@@ -206,6 +207,14 @@ def test_sam_flat_wraps_rows_stamps_labels_and_population(digits, tmp_path):
     assert SamFlat.from_config(config) == patches
     assert hash(SamFlat.from_config(config)) == hash(patches)
     assert SamFlat.from_config(config).inner.opacities == (1.0, 0.5, 0.25, 0.0)
+    assert attack.label == f"{inner.title}, flat"
+
+
+def test_options_of_the_attack_inside_may_be_a_mapping():
+    made = create("attack", "sam_flat", attack="wanet", options={"rows": "per_batch", "strength": 0.7})
+    assert made.inner == WaNet(rows="per_batch", strength=0.7)
+    assert not made.must_fit
+    assert SamFlat(attack="lira").must_fit
 
 
 def test_sam_flat_wraps_fitted_attacks_and_tables(digits):

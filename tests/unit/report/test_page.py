@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from theriac.attacks import SIG, SamFlat, WaNet
 from theriac.core.errors import InputError
 from theriac.report import Result, Study, html, write
+from theriac.report.page import attack_in_words
 
 Make = Callable[..., Result]
 VOID = {"meta", "br", "img", "hr", "link", "input"}
@@ -215,3 +217,24 @@ def test_nothing_is_left_behind_when_writing_fails(study: Study, tmp_path: Path,
     with pytest.raises(UnicodeEncodeError):
         write(study, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (None, ""),
+        (SIG().config(), "50 % of the target class poisoned, target class 0, delta 40"),
+        (SIG.official().config(), "10 % of the training rows poisoned, target class 0, delta 40"),
+        (SamFlat(attack="sig", target=3).config(), "50 % of the target class poisoned, target class 3, delta 40"),
+        (
+            WaNet(mode="all_to_all", poison_rate=0.003).config(),
+            "0.3 % of the training rows poisoned, every class sent to the next one, strength 0.5",
+        ),
+        (
+            {"method": "of another version", "poison_rate": 0.1, "target": 3},
+            "10 % of the training rows poisoned, target class 3",
+        ),
+    ],
+)
+def test_an_attack_in_words(config, told):
+    assert attack_in_words(config) == told
