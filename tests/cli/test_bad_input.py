@@ -212,6 +212,14 @@ def test_model_of_another_size(refused: Callable[..., str], theriac: Theriac, vi
     assert "has 10 classes" in measured.err
 
 
+def test_a_trigger_that_is_fitted_cannot_be_named(theriac: Theriac, victim: Path) -> None:
+    """A new one would not be the one that the model knows."""
+    found = theriac("eval", victim, "--attack", "lf")
+    assert found.code == 2
+    assert "fitted while it is planted" in found.err
+    assert "()" not in found.err  # no Python calls on the command line
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".pth"])
 def test_weights_that_do_not_fit(refused: Callable[..., str], tmp_path: Path, suffix: str) -> None:
     data = th.load("digits")

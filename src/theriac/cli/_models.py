@@ -97,7 +97,14 @@ def known_attack(opened: Opened, text: str | None, options: Sequence[str] | None
         _inputs.attack("none", options, target=target)  # options belong to an attack that is named
         return load_planted(opened.folder)
     found = _inputs.attack(text or "none", options, target=target)
-    return None if found is None else found.plant_for(opened.data.test)
+    if found is None:
+        return None
+    if found.must_fit:
+        raise InputError(
+            f"--attack is {found.name!r}, whose trigger is fitted while it is planted; only a run folder that holds it can be "
+            "measured with it, and then without --attack"
+        )
+    return found.plant_for(opened.data.test)
 
 
 def _from_folder(where: Path, asked: Asked) -> Opened:
