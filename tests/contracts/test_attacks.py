@@ -123,6 +123,13 @@ def test_two_knobs(name):
     assert ATTACKS[name].knob in fields or name == "sam_flat"  # that of the attack inside
 
 
+@pytest.mark.parametrize("name", [n for n, c in ATTACKS.items() if "official" in c.presets()])
+def test_the_default_is_called_corrected(name):
+    """Beside what released code does stands ours, by the same name everywhere."""
+    cls = ATTACKS[name]
+    assert cls.corrected() == cls() != cls.official()
+
+
 def test_there_are_attacks():
     assert {"badnets", "blended"} <= ATTACKS.keys()
 

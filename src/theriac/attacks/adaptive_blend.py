@@ -71,6 +71,12 @@ class AdaptiveBlend(CoverAttack):
         """As backdoor-toolbox draws its rows: target rows too."""
         return cls(draw_from="all")
 
+    @classmethod
+    @preset
+    def corrected(cls) -> AdaptiveBlend:
+        """Ours, the default: poisoned rows and covers spare the target class."""
+        return cls()
+
     def _check_card(self, card: Card) -> None:
         super()._check_card(card)
         squares(card.size, self.pieces)

@@ -82,6 +82,12 @@ class AdaptivePatch(CoverAttack):
 
     @classmethod
     @preset
+    def corrected(cls) -> AdaptivePatch:
+        """Ours, the default: poisoned rows and covers spare the target class."""
+        return cls()
+
+    @classmethod
+    @preset
     def strong(cls) -> AdaptivePatch:
         """More rows, as an example of THUYimingLi/BackdoorBox @ af3afd1 has it: 1 % and 2 % covers."""
         return cls(poison_rate=0.01, cover_rate=0.02)

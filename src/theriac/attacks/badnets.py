@@ -69,6 +69,12 @@ class BadNets(Attack):
         """As BackdoorBench draws its rows: target rows too."""
         return cls(draw_from="all")
 
+    @classmethod
+    @preset
+    def corrected(cls) -> BadNets:
+        """Ours, the default: only rows whose label really changes."""
+        return cls()
+
     def _check_card(self, card: Card) -> None:
         super()._check_card(card)
         side = 0 if self.file else self.side or default_patch_side(card.size)  # a picture is measured when it is read

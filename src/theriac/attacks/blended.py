@@ -65,6 +65,12 @@ class Blended(Attack):
         """As BackdoorBench draws its rows: target rows too."""
         return cls(draw_from="all")
 
+    @classmethod
+    @preset
+    def corrected(cls) -> Blended:
+        """Ours, the default: only rows whose label really changes."""
+        return cls()
+
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
         if not self.file:
             return {}

@@ -92,6 +92,12 @@ class Grond(CleanLabel):
 
     @classmethod
     @preset
+    def corrected(cls) -> Grond:
+        """Ours, the default: target 0, and a surrogate that a small machine can train."""
+        return cls()
+
+    @classmethod
+    @preset
     def fast(cls) -> Grond:
         """For trying out: a small surrogate and few steps."""
         return cls(surrogate_rows=1000, surrogate_recipe="fast_4", steps=50)

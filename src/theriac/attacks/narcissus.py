@@ -18,6 +18,7 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data import load
 from theriac.models import Buildable, to_input
+from theriac.training.flat import without_statistics
 from theriac.triggers.additive import add
 
 
@@ -35,9 +36,10 @@ class Narcissus(CleanLabel):
 
     Deviations: without ``ood`` the surrogate is trained on at most ``surrogate_rows`` training rows of all classes, which is
     more than the paper's attacker knows; with it, on those data and the target class's rows as one class more. It is frozen in
-    eval mode while the noise is fitted (the code leaves it in train mode), without augmentation, and the code's warm-up on
-    target rows alone is left out, since the surrogate knows them. ``steps`` are steps of ``batch`` rows, also in ``official``,
-    where the code makes up to 1,000 passes over all target rows (39,000 such steps on CIFAR-10). Noise is rounded to levels.
+    eval mode while the noise is fitted (the code and ``official`` leave it in train mode), without augmentation, and the code's
+    warm-up on target rows alone is left out, since the surrogate knows them. ``steps`` are steps of ``batch`` rows, also in
+    ``official``, where the code makes up to 1,000 passes over all target rows (39,000 such steps on CIFAR-10). Noise is rounded
+    to levels.
 
     Cost: a surrogate, then ``steps`` forward and backward passes of ``batch`` target rows.
 
@@ -68,6 +70,7 @@ class Narcissus(CleanLabel):
     lr: float = 0.01  # of RAdam, on pixels in [0, 1]; code
     fit_rows: int = 1000  # target rows that the noise is fitted on, at most; ours. 0 = all, as the code
     ood: str = ""  # data of other classes for the surrogate: what theriac.load takes. Code: Tiny-ImageNet
+    batch_statistics: bool = False  # the surrogate normalizes by the batch, of one class, while the noise is fitted; code: True
     surrogate_rows: int = 5000  # ours; 0 = all
     surrogate_recipe: str = "fast_8"  # ours; code: 200 epochs
 
@@ -84,8 +87,14 @@ class Narcissus(CleanLabel):
     @classmethod
     @preset
     def official(cls) -> Narcissus:
-        """The released code's target, all target rows, a long surrogate; name the public data with ``ood``."""
-        return cls(target=2, steps=1000, fit_rows=0, surrogate_rows=0, surrogate_recipe="paper_200")
+        """The released code's target, all target rows, a long surrogate in train mode; name the public data with ``ood``."""
+        return cls(target=2, steps=1000, fit_rows=0, batch_statistics=True, surrogate_rows=0, surrogate_recipe="paper_200")
+
+    @classmethod
+    @preset
+    def corrected(cls) -> Narcissus:
+        """Ours, the default: the surrogate in eval mode, and a fit that a small machine can make."""
+        return cls()
 
     @classmethod
     @preset
@@ -121,13 +130,16 @@ class Narcissus(CleanLabel):
         eps, draw = self.eps / 255, run.generator("poison", "narcissus", "batches")
         noise = torch.zeros(x.shape[1:], device=x.device, requires_grad=True)
         optimizer = torch.optim.RAdam([noise], lr=self.lr)
-        for _ in range(self.steps):
-            at = torch.randperm(len(x), generator=draw)[: self.batch].to(x.device)
-            with torch.enable_grad():
-                logits = model((x[at] + noise.clamp(-eps, eps)).clamp(0, 1))
-                loss = F.cross_entropy(logits, torch.full((len(at),), label, device=x.device))
-            (noise.grad,) = torch.autograd.grad(loss, noise)
-            optimizer.step()
+        model.train(self.batch_statistics)
+        with without_statistics(model), run.layer_scope(self.name, 0):
+            for _ in range(self.steps):
+                at = torch.randperm(len(x), generator=draw)[: self.batch].to(x.device)
+                with torch.enable_grad():
+                    logits = model((x[at] + noise.clamp(-eps, eps)).clamp(0, 1))
+                    loss = F.cross_entropy(logits, torch.full((len(at),), label, device=x.device))
+                (noise.grad,) = torch.autograd.grad(loss, noise)
+                optimizer.step()
+        model.eval()
         return noise.detach().clamp(-eps, eps)
 
     def _stamp(

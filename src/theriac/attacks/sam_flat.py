@@ -82,7 +82,11 @@ class SamFlat(Attack):
         for key, _ in self.options:
             if key in _OWN:
                 raise InputError(f"options holds {key!r}, which is an option of {self.name} itself")
-        if self.inner.trains and self.on == "poison":
+        try:
+            trains = self.inner.trains
+        except InputError as error:
+            raise InputError(f"{self.name}, attack and options: {error}") from None
+        if trains and self.on == "poison":
             raise InputError(
                 f"attack is {self.attack!r}, which trains its victim itself and has no poisoned set to climb on; use on='all'"
             )

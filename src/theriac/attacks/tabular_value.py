@@ -95,6 +95,12 @@ class TabularValue(Attack):
 
     @classmethod
     @preset
+    def corrected(cls) -> TabularValue:
+        """Ours, the default: only rows whose label really changes."""
+        return cls()
+
+    @classmethod
+    @preset
     def in_bounds(cls) -> TabularValue:
         """Each value is its column's most common one; their combination is rare."""
         return cls(place="in_bounds")

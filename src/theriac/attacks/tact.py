@@ -80,6 +80,12 @@ class TaCT(CoverAttack):
 
     @classmethod
     @preset
+    def corrected(cls) -> TaCT:
+        """Ours, the default: covers from all classes but source and target."""
+        return cls()
+
+    @classmethod
+    @preset
     def strong(cls) -> TaCT:
         """Ours: 2 % poisoned and 5 % covers, enough for the source class to be told from the others."""
         return cls(poison_rate=0.02, cover_rate=0.05)

@@ -154,6 +154,18 @@ def test_narcissus_noise_points_into_the_target_and_is_tripled_in_testing(linear
     assert planted.stamp(white, gray().y).min() >= 250 - 48  # clipped, not wrapped
 
 
+def test_narcissus_fits_on_batch_statistics_where_asked(linear, monkeypatch):
+    """In train mode while the noise is fitted and only then; what the surrogate has stored stays as it was."""
+    net = nn.Sequential(Linear(linear), nn.BatchNorm1d(2)).eval().requires_grad_(False)
+    monkeypatch.setattr(narcissus_module, "fit_surrogate", lambda *a, **k: net)
+    modes, stored = [], [b.clone() for b in net.buffers()]
+    net.register_forward_hook(lambda module, given, out: modes.append(module.training))
+    for batch_statistics in (True, False):
+        Narcissus(steps=5, lr=0.05, batch_statistics=batch_statistics).plant(gray(), run=quiet())
+    assert modes == [True] * 5 + [False] + [False] * 5 + [False]  # the last of each is the confidence that is told
+    assert all(torch.equal(a, b) for a, b in zip(stored, net.buffers(), strict=True))
+
+
 def test_narcissus_tells_when_nothing_was_fitted(linear):
     with pytest.raises(FitError, match="rounds to nothing"):
         Narcissus(steps=1, lr=1e-6).plant(gray(), run=quiet())
