@@ -156,7 +156,7 @@ def test_narcissus_noise_points_into_the_target_and_is_tripled_in_testing(linear
 
 def test_narcissus_fits_on_batch_statistics_where_asked(linear, monkeypatch):
     """In train mode while the noise is fitted and only then; what the surrogate has stored stays as it was."""
-    net = nn.Sequential(Linear(linear), nn.BatchNorm1d(2)).eval().requires_grad_(False)
+    net = nn.Sequential(nn.BatchNorm2d(1), Linear(linear)).eval().requires_grad_(False)
     monkeypatch.setattr(narcissus_module, "fit_surrogate", lambda *a, **k: net)
     modes, stored = [], [b.clone() for b in net.buffers()]
     net.register_forward_hook(lambda module, given, out: modes.append(module.training))
