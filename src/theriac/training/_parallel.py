@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,11 +48,17 @@ class Ranks:
 
     def mean(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Averages of the reported sums over the ranks."""
-        if self.size > 1:
-            for value in sums.values():
-                dist.all_reduce(value)
-                value /= self.size
+        average(sums.values())
         return sums
+
+
+def average(values: Iterable[torch.Tensor]) -> None:
+    """Average each tensor over the ranks, in place; nothing to do in a single process."""
+    size, _ = world()
+    if size > 1:
+        for value in values:
+            dist.all_reduce(value)
+            value /= size
 
 
 def init_from_environment() -> bool:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.classifier import to_input
+from theriac.training._parallel import average
 from theriac.training.step import Batch, BatchNorm, Outcome, Step, cross_entropy_step
 
 Loss = Callable[[nn.Module, Batch], torch.Tensor]
@@ -69,6 +70,7 @@ def sam_step(
         else:
             with without_statistics(model):
                 slopes = _slopes(ascent(model, batch), weights)
+        average(slopes)  # one climb for all ranks
         moved = climb(weights, slopes, rho(batch.step), adaptive)
         try:
             with without_statistics(model, *beside):

@@ -29,7 +29,7 @@ from theriac.training import Recipe, loop
 from theriac.training._parallel import init_from_environment
 
 
-def work():
+def work(sam_rho=0.0):
     draw = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (300, 1, 8, 8), generator=draw, dtype=torch.uint8)
     with torch.random.fork_rng(devices=[]):
@@ -42,7 +42,7 @@ def work():
         return nn.functional.cross_entropy(net(batch.x), batch.y)
 
     policy = Augment(crop_pad=1, flip=True)
-    recipe = Recipe(epochs=2, batch_size=128, lr=0.05, weight_decay=1e-3, drop_last=True, augment=policy)
+    recipe = Recipe(epochs=2, batch_size=128, lr=0.05, weight_decay=1e-3, drop_last=True, augment=policy, sam_rho=sam_rho)
     loop(model, Split(x, torch.arange(300) % 4), run, recipe, step=step)
     return {"weights": model.state_dict(), "loss": [e["loss"] for e in run.history("train")], "sizes": sorted(sizes)}
 
@@ -50,7 +50,7 @@ def work():
 if __name__ == "__main__":
     torch.set_num_threads(1)
     assert init_from_environment()
-    torch.save(work(), sys.argv[1])
+    torch.save({"plain": work(), "flat": work(0.5)}, sys.argv[1])
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     os._exit(0)  # gloo's threads now and then abort an interpreter that shuts down in order
@@ -86,14 +86,16 @@ def test_two_ranks_equal_one_process(tmp_path):
                 process.kill()
     here: dict[str, Any] = {"__name__": "script"}
     exec(SCRIPT, here)
-    single = here["work"]()
-    first, second = (torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in (0, 1))
-    assert (single["sizes"], first["sizes"], second["sizes"]) == ([128], [64], [64])
-    for name, value in single["weights"].items():
-        torch.testing.assert_close(first["weights"][name], value, atol=1e-5, rtol=0)
-        assert torch.equal(first["weights"][name], second["weights"][name])
-    assert first["loss"] == pytest.approx(single["loss"], abs=1e-5)
-    assert first["loss"] == second["loss"]
+    ranks = [torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+    for how, rho in (("plain", 0.0), ("flat", 0.5)):  # sharpness-aware steps climb together, too
+        single, first, second = here["work"](rho), ranks[0][how], ranks[1][how]
+        assert (single["sizes"], first["sizes"], second["sizes"]) == ([128], [64], [64])
+        for name, value in single["weights"].items():
+            torch.testing.assert_close(first["weights"][name], value, atol=1e-5, rtol=0)
+            assert torch.equal(first["weights"][name], second["weights"][name])
+        assert first["loss"] == pytest.approx(single["loss"], abs=1e-5)
+        assert first["loss"] == second["loss"]
+    assert not torch.equal(ranks[0]["plain"]["weights"]["0.weight"], ranks[0]["flat"]["weights"]["0.weight"])
 
 
 def test_without_torchrun_nothing_happens(monkeypatch, run):
