@@ -45,11 +45,12 @@ class InputAware(Attack):
     Deviations: poisoned and cross rows are chosen once and kept; their pixels change as the generator learns and as the image
     is augmented. Generator gradients are zeroed at each step, the victim gets all epochs of its recipe, and the generator's
     rate falls at 1/2 and 3/4 of them. A cross row's foreign image comes from a permutation without fixed points, new in each
-    epoch, and is augmented as the row is. The mask net sees at most ``fit_rows`` rows. ``official`` keeps the released faults:
-    gradients of the generator that add up over the whole run, mask epochs counted off the victim's, rows drawn in each batch.
+    epoch, and is augmented as the row is. The mask net sees at most ``fit_rows`` rows, ``mask_epochs`` times. ``official``
+    keeps the released faults: gradients of the generator that add up over the whole run, mask epochs counted off the victim's,
+    rows drawn in each batch.
 
-    Cost: each step passes the poisoned rows, and one foreign image for each of them and of the cross rows, through generator
-    and mask net.
+    Cost: ``mask_epochs`` of the mask net on two images a row; then each step passes the poisoned rows, and one foreign image
+    for each of them and of the cross rows, through generator and mask net.
 
     Known limit: evaluation stamps whole bytes, training floats. A cross stamp takes the next image of the batch as foreign, and
     for a single image its mirror image.
@@ -73,7 +74,7 @@ class InputAware(Attack):
     density: float = 0.032  # share of the pixels that the mask may take at no cost; both
     density_weight: float = 100.0  # both
     diversity: float = 1.0  # weight of "different images, different triggers"; both
-    mask_epochs: int = 0  # 0 = a quarter of the recipe's, at least 1 (ours). Both: 25
+    mask_epochs: int = 25  # both; a briefly trained mask costs 13 points (docs/attacks.md). 0 = a quarter of the recipe's
     lr: float = 0.01  # of both nets' Adam, betas 0.5 and 0.9; both
     width: int = 32  # channels of their first level; both
     fit_rows: int = 5000  # that the mask net is trained on, at most; ours. 0 = all, as both
@@ -93,7 +94,7 @@ class InputAware(Attack):
     @preset
     def official(cls) -> InputAware:
         """BackdoorBench, faults kept; target rows are drawn too."""
-        return cls(draw_from="all", mask_epochs=25, fit_rows=0, as_released=True)
+        return cls(draw_from="all", fit_rows=0, as_released=True)
 
     @classmethod
     @preset

@@ -142,7 +142,7 @@ def test_input_aware_trains_the_victim_for_all_its_epochs_unless_as_released(dig
     rows = digits.train.sample(120)
     run, released = quiet(), quiet()
     recipe = Recipe(epochs=4, batch_size=60, lr=0.05)
-    InputAware(width=2, fit_rows=60).train(BUILD, rows, run, recipe)
+    InputAware(width=2, fit_rows=60, mask_epochs=0).train(BUILD, rows, run, recipe)  # a quarter of four
     InputAware(width=2, fit_rows=60, mask_epochs=1, as_released=True).train(BUILD, rows, released, recipe)
     assert (len(run.history("mask")), len(run.history("train"))) == (1, 4)
     assert (len(released.history("mask")), len(released.history("train"))) == (1, 3)
@@ -155,11 +155,12 @@ def test_input_aware_augments_foreign_images_as_the_batch(digits, monkeypatch):
     seen = []
     original = input_aware.augment
     monkeypatch.setattr(input_aware, "augment", lambda x, policy, draw: seen.append(policy) or original(x, policy, draw))
-    InputAware(width=2, fit_rows=60).train(BUILD, digits.train.sample(120), quiet(), Recipe(epochs=2, batch_size=60, lr=0.05))
+    attack = InputAware(width=2, fit_rows=60, mask_epochs=1)
+    attack.train(BUILD, digits.train.sample(120), quiet(), Recipe(epochs=2, batch_size=60, lr=0.05))
     assert seen == [digits.train.card.augment] * (1 + 2 * 2)  # one batch of the mask net, two an epoch of the victim
     seen.clear()
     plain = Recipe(epochs=1, batch_size=60, lr=0.05, augment="none")
-    InputAware(width=2, fit_rows=60).train(BUILD, digits.train.sample(120), quiet(), plain)
+    attack.train(BUILD, digits.train.sample(120), quiet(), plain)
     assert seen == []
     rows = digits.train.sample(50)
     foreign = input_aware._foreign(rows, Recipe(epochs=1), quiet())
