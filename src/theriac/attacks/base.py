@@ -174,6 +174,11 @@ class Attack(Method):
         return self.controls_training
 
     @property
+    def inner(self) -> Attack:
+        """The attack that stamps: this one, unless it is wrapped around another."""
+        return self
+
+    @property
     def label(self) -> str:
         """What tables and reports call this configuration."""
         return self.title

@@ -69,7 +69,7 @@ class Planted:
     @property
     def trigger_hash(self) -> str:
         """16 hex digits of what decides stamp, labels and population; which rows were poisoned, and how many, does not."""
-        attack = getattr(self.attack, "inner", self.attack)  # SAM-flat stamps as the attack inside
+        attack = self.attack.inner
         free = {*attack.outside, "poison_rate", "draw_from"}
         options = {k: v for k, v in attack.config().items() if k not in free}
         digest = hashlib.sha256(json.dumps(options, sort_keys=True, default=str).encode())

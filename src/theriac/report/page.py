@@ -162,10 +162,9 @@ def _unwrapped(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     """The configuration of the attack itself, where another one is wrapped around it, and its strength's name."""
     name = str(config.get("method"))
     try:
-        made = create("attack", name, **{key: value for key, value in config.items() if key != "method"})
+        made = create("attack", name, **{key: value for key, value in config.items() if key != "method"}).inner
     except TheriacError:  # of another version, or not installed here
         return config, ""
-    made = getattr(made, "inner", made)
     return made.config(), made.knob
 
 
