@@ -14,6 +14,7 @@ from theriac.core.errors import InputError, TheriacError
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, make
+from theriac.models.layout import arrange
 from theriac.training.loop import loop, set_mode
 from theriac.training.recipes import recipe as named
 from theriac.training.step import Batch, Outcome, Step, cross_entropy_step
@@ -78,8 +79,7 @@ def fit_surrogate(
 
     options = {"attack": name, "recipe": recipe, "robust": robust}
     model.load_state_dict(kept(key_of("surrogate", options, part, build, run), run, fit))
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.eval().requires_grad_(False)
+    return arrange(model, side).eval().requires_grad_(False)
 
 
 def pgd(

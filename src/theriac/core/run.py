@@ -57,6 +57,7 @@ class Run:
         self.streams = dict(streams or {})
         self.device = _device(device)
         self.dtype, self.precision_reason = _precision(precision, self.device)
+        self.layout_reason = ""  # why the memory format of the model last worked on is what it is; set by theriac.models.layout
         self.folder = None if folder is None else Path(folder)
         self.quiet = (not sys.stderr.isatty()) if quiet is None else quiet
         self.events: list[dict[str, Any]] = []

@@ -19,6 +19,7 @@ from theriac.core.poisoned import as_clean
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.classifier import to_input
+from theriac.models.layout import arrange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class Repair(Method):
         given: nn.Module = model if isinstance(model, nn.Module) else getattr(model, "model", model)
         if not isinstance(given, nn.Module):
             raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
-        fixed = copy.deepcopy(given).to(run.device).eval()
+        fixed = arrange(copy.deepcopy(given).to(run.device), run).eval()
         _probe(fixed, clean, run)
         _widen(fixed)
         wants = [p.requires_grad for p in fixed.parameters()]

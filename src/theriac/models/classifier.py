@@ -111,10 +111,11 @@ class Classifier(nn.Module):
 
 
 def to_input(rows: torch.Tensor) -> torch.Tensor:
-    """Stored rows as a model takes them: uint8 pixels to floats in [0, 1] (``channels_last``), table rows as they are."""
-    if rows.dtype != torch.uint8:
-        return rows
-    return rows.to(memory_format=torch.channels_last).float().div_(255.0)
+    """Stored rows as a model takes them: uint8 pixels to floats in [0, 1], table rows as they are.
+
+    Pixels come out contiguous: the weights' memory format (``theriac.models.layout``) decides how a convolution runs.
+    """
+    return rows.contiguous().float().div_(255.0) if rows.dtype == torch.uint8 else rows
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -19,6 +19,7 @@ from theriac.core.files import is_plain, read_json, write_atomically
 from theriac.models.adapt import OWN, rebuild
 from theriac.models.build import make_net, normalization
 from theriac.models.classifier import Classifier, TablePrep
+from theriac.models.layout import choose
 
 FORMAT = 1
 _RESERVED = ("format", "model", "card", "weights")
@@ -110,8 +111,9 @@ def load_model(folder: str | Path, *, into: nn.Module | None = None) -> Classifi
     with torch.random.fork_rng(devices=[]):
         model = _rebuild(spec, card, into, len(tensors))
     fit_state(model, tensors, str(folder), dtypes=True)
-    if weights.get("layout") == "channels_last":  # other kernels run, with other rounding
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    best, _ = choose(model, torch.device("cpu"))
+    if weights.get("layout") == "channels_last" == str(best).removeprefix("torch."):  # other kernels run, with other rounding
+        model.to(memory_format=best)  # type: ignore[call-overload]
     return model.eval()
 
 

@@ -17,6 +17,7 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data.augment import augment
 from theriac.models.classifier import to_input
+from theriac.models.layout import arrange
 from theriac.training import _parallel, checkpoint
 from theriac.training.flat import sam_step
 from theriac.training.recipes import Recipe
@@ -76,8 +77,7 @@ def loop(
     """
     run_split = split.to(run.device)
     model.to(run.device)
-    if not split.is_table and all(p.dim() != 5 for p in model.parameters()):  # of five dimensions torch refuses it
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    arrange(model, run)
     chosen = [p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad]
     optimizer = _optimizer(chosen, recipe)
     batch_size = min(recipe.batch_size, len(split))

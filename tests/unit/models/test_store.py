@@ -56,7 +56,7 @@ def test_logits_are_the_same_in_a_fresh_process(trained: nn.Module, folder: Path
     code = (
         "import sys, torch, theriac as th; from safetensors.torch import load_file, save_file\n"
         "torch.set_num_threads(int(sys.argv[4])); model = th.load_model(sys.argv[1])\n"
-        "x = load_file(sys.argv[2])['x'].to(memory_format=torch.channels_last)\n"
+        "x = load_file(sys.argv[2])['x']\n"
         "with torch.no_grad(): save_file({'y': model(x)}, sys.argv[3])"
     )
     arguments = [str(folder), str(tmp_path / "x.safetensors"), str(tmp_path / "y.safetensors"), str(torch.get_num_threads())]
