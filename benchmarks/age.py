@@ -28,8 +28,8 @@ from torch import nn
 import theriac as th
 from theriac.core.files import read_json, write_json
 from theriac.core.method import create
-from theriac.defenses import AGE
 from theriac.models import features, parameter_count, to_input
+from theriac.repairs import AGE
 
 OUT = Path(__file__).resolve().parent / "results" / "age"
 MOST_ACC_LOSS, MOST_TCA_LOSS = 0.02, 0.05  # of the choice: methods notes on AGE, section 5

@@ -22,9 +22,9 @@ from torch.nn import functional as F
 import theriac as th
 from theriac.core.files import write_json
 from theriac.core.method import create
-from theriac.defenses._biased import judge, outputs, train_biased
-from theriac.defenses._ledger import pair
 from theriac.models import Builder
+from theriac.training_defenses.cbd.biased import judge, outputs, train_biased
+from theriac.training_defenses.cbd.ledger import pair
 
 ROOT = Path(__file__).resolve().parent
 PROBE = 2048

@@ -6,7 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from theriac import attacks, core, data, debias, defenses, metrics, models, report, training, triggers
+    from theriac import (
+        attacks,
+        core,
+        data,
+        debias,
+        detectors,
+        metrics,
+        models,
+        repairs,
+        report,
+        training,
+        training_defenses,
+        triggers,
+    )
     from theriac.core.card import Augment, Card, Column
     from theriac.core.errors import InputError, TheriacError, UnsafeFileError
     from theriac.core.method import Needs
@@ -67,7 +80,7 @@ __all__ = [
     "core",
     "data",
     "debias",
-    "defenses",
+    "detectors",
     "evaluate",
     "fairness",
     "load",
@@ -76,10 +89,12 @@ __all__ = [
     "metrics",
     "models",
     "recipe",
+    "repairs",
     "report",
     "save",
     "train",
     "training",
+    "training_defenses",
     "triggers",
 ]
 

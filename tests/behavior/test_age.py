@@ -13,10 +13,10 @@ from theriac.core.errors import InputError
 from theriac.core.method import create
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.defenses import AGE
-from theriac.defenses._age_stage import handful, sites
 from theriac.metrics import evaluate
 from theriac.models import Builder, build, to_input
+from theriac.repairs import AGE
+from theriac.repairs.age.stage import handful, sites
 from theriac.training import Recipe, train
 
 ATTACK = BadNets(target=0, poison_rate=0.1)

@@ -22,10 +22,10 @@ from theriac.attacks import BadNets
 from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
 from theriac.core.split import Data
-from theriac.defenses import CBD
 from theriac.metrics import Evaluation, evaluate, predict
 from theriac.models import Builder
 from theriac.training import train
+from theriac.training_defenses import CBD
 
 NET = Builder("wrn_16_1", {"depth": 10})
 METHOD = CBD(stage1_steps=80, stage1_lr=0.02, epochs=14)  # 22 steps a pass

@@ -9,8 +9,8 @@ import pytest
 from theriac.attacks import BadNets
 from theriac.cli import demo
 from theriac.core.errors import InputError
-from theriac.defenses import FT
 from theriac.models import load_model
+from theriac.repairs import FT
 from theriac.report import Study, html
 
 TINY = demo.Plan("fast_1", (FT(epochs=1, batch_size=64),), (BadNets(),))

@@ -10,8 +10,8 @@ from theriac.attacks import BadNets, Blended
 from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
 from theriac.core.split import Data
-from theriac.defenses import D3, FT, SAU
 from theriac.metrics import evaluate, predict
+from theriac.repairs import D3, FT, SAU
 from theriac.training import Recipe, train
 
 RECIPE = Recipe(epochs=2, batch_size=64, lr=0.1, schedule="one_cycle", drop_last=True)

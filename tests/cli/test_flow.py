@@ -96,7 +96,7 @@ def test_a_training_time_defense_trains_what_the_library_trains(
     run = th.Run(seed=0, device="cpu", precision="fp32", quiet=True)
     data = th.load("digits")
     poisoned = th.attacks.BadNets(poison_rate=0.2).poison(data.train, run)
-    method = th.defenses.CBD(stage1_steps=30, epochs=2)
+    method = th.training_defenses.CBD(stage1_steps=30, epochs=2)
     model = method.fit(th.Builder("preact_resnet18", {"width": 4}), poisoned.split, run)
     kept = th.load_model(folder).state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
@@ -133,7 +133,7 @@ def test_a_repair_can_be_told_the_trigger(theriac: Theriac, victim: Path, tmp_pa
     taken = json.loads((tmp_path / "known" / "run.json").read_text())["clean"]["index"]
     clean = data.train.take(torch.tensor([data.train.index.tolist().index(number) for number in taken]))
     model, attack = th.load_model(victim), th.attacks.BadNets(poison_rate=0.2)
-    fixed = th.defenses.AGE().with_trigger(attack.plant(data.train)).repair(model, clean, run)
+    fixed = th.repairs.AGE().with_trigger(attack.plant(data.train)).repair(model, clean, run)
     kept = th.load_model(tmp_path / "known").state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in fixed.state_dict().items())
     refused = theriac(*words, "--attack", "none", "--out", tmp_path / "unknown")
@@ -262,7 +262,7 @@ def test_list(theriac: Theriac, topic: str) -> None:
 
 def test_list_one_method(theriac: Theriac) -> None:
     options = {o["option"]: o["default"] for o in theriac("list", "ft", "--json").json["ft"][0]["options"]}
-    assert options["lr"] == th.defenses.FT().lr
+    assert options["lr"] == th.repairs.FT().lr
     assert theriac("list", "fft").code == 2
     told = theriac("list", "age").out
     assert "reconstruction" in told

@@ -45,7 +45,7 @@ def test_importing_the_package_costs_nothing_and_gives_everything() -> None:
 import sys, theriac
 print(sorted(set({HEAVY!r}) & set(sys.modules)))
 import torch
-print(theriac.train.__module__, theriac.load.__module__, theriac.defenses.SAU().name)
+print(theriac.train.__module__, theriac.load.__module__, theriac.repairs.SAU().name)
 """
     assert _python(code).split() == ["[]", "theriac.training.plain", "theriac.data.load", "sau"]
 

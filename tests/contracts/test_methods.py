@@ -118,4 +118,4 @@ def test_registering_refuses_doubles_and_nonsense():
         register(type("Nameless", (Method,), {"kind": "repair"}))
     with pytest.raises(InputError, match="expected a kind"):
         register(type("Kindless", (Method,), {"kind": "cure", "name": "x"}))
-    assert type(create("repair", "d3")).__module__ == "theriac.defenses.d3"
+    assert type(create("repair", "d3")).__module__ == "theriac.repairs.d3"

@@ -17,10 +17,10 @@ from theriac.core.errors import InputError
 from theriac.core.method import methods
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
-from theriac.defenses import Repair
 from theriac.metrics import evaluate, predict
 from theriac.models import adapt, load_model, save
 from theriac.models.classifier import Classifier
+from theriac.repairs import Repair
 
 REPAIRS = methods("repair")
 # as little work as possible; a new repair gets one round of whatever it counts

@@ -11,10 +11,10 @@ from torch import nn
 
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.defenses import AGE
-from theriac.defenses._age_edits import GRIDS, contrast, edit, inputs
-from theriac.defenses._age_repairs import recipe, retrain
 from theriac.models.preact_resnet import PreActResNet18
+from theriac.repairs import AGE
+from theriac.repairs.age.edits import GRIDS, contrast, edit, inputs
+from theriac.repairs.age.restore import recipe, retrain
 
 OUT, IN, TARGET = 5, 20, 3
 

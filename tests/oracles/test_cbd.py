@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from theriac.core.run import Run
-from theriac.defenses import CBD
-from theriac.defenses._critic import Adversary, Critic
 from theriac.models import features
+from theriac.training_defenses import CBD
+from theriac.training_defenses.cbd.critic import Adversary, Critic
 
 _CRITIC = {"in_w": "inner.weight", "in_b": "inner.bias", "out_w": "outer.weight", "out_b": "outer.bias"}
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from theriac.defenses import D3, FST
-from theriac.defenses._repulsion import Repulsion
+from theriac.repairs import D3, FST
+from theriac.repairs._repulsion import Repulsion
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from theriac.core.card import Card
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.defenses import SAU
-from theriac.defenses._shared import inner_loss, search
+from theriac.repairs import SAU
+from theriac.repairs._shared_perturbation import inner_loss, search
 
 SETTINGS = {"radius": 0.2, "steps": 5, "step_size": 0.2, "norm": "linf", "init": "max", "adversarial": 0.01, "sharing": 1.0}
 
@@ -140,10 +140,10 @@ def test_one_round_of_the_method_itself(vectors, pair, assert_near, assert_same_
     def to_input(rows: torch.Tensor) -> torch.Tensor:
         return vectors["x"][rows[:, 0, 0, 0].long()]
 
-    for module in ("theriac.training.loop", "theriac.defenses.sau"):
+    for module in ("theriac.training.loop", "theriac.repairs.sau"):
         monkeypatch.setattr(sys.modules[module], "to_input", to_input)
     # in a real run both start from the same weights; the vectors have two different models on purpose
-    monkeypatch.setattr(sys.modules["theriac.defenses.sau"], "copy", SimpleNamespace(deepcopy=lambda _: frozen))
+    monkeypatch.setattr(sys.modules["theriac.repairs.sau"], "copy", SimpleNamespace(deepcopy=lambda _: frozen))
     run = Run(precision="fp32", device="cpu", quiet=True)
     fixed = SAU(rounds=1)._repair(model, split, run)
     assert_same_weights(fixed, vectors, "h_after_")

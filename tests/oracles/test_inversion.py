@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.defenses._inversion import InvertedTrigger, Schedule, anomaly_index, invert, judge
+from theriac.detectors.neural_cleanse.inversion import InvertedTrigger, Schedule, anomaly_index, invert, judge
 
 
 class Rows(nn.Module):
@@ -92,7 +92,7 @@ def test_no_pass_has_more_rows_than_it_may():
 
 
 def test_a_search_that_was_killed_goes_on(tmp_path, monkeypatch):
-    from theriac.defenses import _inversion_search as module
+    from theriac.detectors.neural_cleanse import search as module
 
     model, rows = Small(), bright_rows()
     monkeypatch.setattr(module.checkpoint, "_EVERY_S", 0.0)

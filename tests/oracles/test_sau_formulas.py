@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from theriac.core.run import Run
-from theriac.defenses import SAU
-from theriac.defenses._shared import jensen_shannon, project, search
 from theriac.models.preact_resnet import PreActResNet18
+from theriac.repairs import SAU
+from theriac.repairs._shared_perturbation import jensen_shannon, project, search
 
 OFFICIAL = {"radius": 0.2, "steps": 5, "step_size": 0.2, "norm": "linf", "init": "max", "adversarial": 0.01, "sharing": 1.0}
 RELEASED_CODE = 48  # passes a row of the released code: 5 x (4 forward + 2 x 2 backward) + 4 forward + 4 backward
@@ -176,7 +176,7 @@ def test_the_search_counts_its_passes(drop_shared):
 
 def test_one_round_costs_at_most_six_tenths_of_the_released_code(images, monkeypatch):
     """Counted over the whole outer step, with early exit off; a weight gradient is one pass more than an input gradient."""
-    module = sys.modules["theriac.defenses.sau"]
+    module = sys.modules["theriac.repairs.sau"]
     full = module.search
     monkeypatch.setattr(module, "search", lambda *a, **k: full(*a, **k | {"early_exit": False}))
     split = images(rows=48, classes=6)
@@ -220,10 +220,10 @@ def plain_round(h: nn.Module, bad: nn.Module, adam: torch.optim.Optimizer, x: to
 
 def test_the_whole_method_equals_the_plain_formulation_at_six_tenths_of_its_cost(images, monkeypatch):
     """Two rounds of two batches, early exit off: same weights, and counted passes over rows."""
-    module = sys.modules["theriac.defenses.sau"]
+    module = sys.modules["theriac.repairs.sau"]
     full = module.search
     monkeypatch.setattr(module, "search", lambda *a, **k: full(*a, **k | {"early_exit": False}))
-    for name in ("theriac.training.loop", "theriac.defenses.sau"):
+    for name in ("theriac.training.loop", "theriac.repairs.sau"):
         monkeypatch.setattr(sys.modules[name], "to_input", lambda rows: rows.double() / 255)
     split, start = images(rows=48, classes=6), networks(1)[1]
     method, run = SAU(rounds=2, batch_size=24), Run(precision="fp32", device="cpu", quiet=True)

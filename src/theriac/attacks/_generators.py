@@ -15,7 +15,7 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.training.loop import loop
 from theriac.training.recipes import Recipe
-from theriac.training.step import Batch, Outcome, Step
+from theriac.training.step import Batch, Step, StepResult
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -141,7 +141,7 @@ def side_loop(
     anchor = nn.Parameter(torch.zeros((), device=run.device))
     per_epoch = max(1, -(-len(split) // min(recipe.batch_size, len(split))))
 
-    def anchored(model: nn.Module, batch: Batch) -> Outcome:
+    def anchored(model: nn.Module, batch: Batch) -> StepResult:
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr_at(batch.epoch * per_epoch, per_epoch)
         outcome = step(model, batch)

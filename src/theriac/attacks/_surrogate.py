@@ -17,7 +17,7 @@ from theriac.models import Buildable, make
 from theriac.models.layout import arrange
 from theriac.training.loop import loop, set_mode
 from theriac.training.recipes import recipe as named
-from theriac.training.step import Batch, Outcome, Step, cross_entropy_step
+from theriac.training.step import Batch, Step, StepResult, cross_entropy_step
 
 DEFAULT_BUILD = "preact_resnet18"
 
@@ -60,7 +60,7 @@ def fit_surrogate(
     part = part_of(split, rows, run, name)
     build = DEFAULT_BUILD if build is None else build
 
-    def robust_step(model: nn.Module, batch: Batch) -> Outcome:
+    def robust_step(model: nn.Module, batch: Batch) -> StepResult:
         model.eval()  # the search must not move the batch statistics
         draw = side.generator("method", "robust", batch.step)
         batch.x = pgd(model, batch.x, batch.y, radius=robust, step_size=robust / 4, steps=7, start=draw)

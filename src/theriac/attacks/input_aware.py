@@ -28,7 +28,7 @@ from theriac.models import Buildable, make, to_input
 from theriac.training.loop import loop, policy_of
 from theriac.training.recipes import Recipe
 from theriac.training.recipes import recipe as named
-from theriac.training.step import Batch, Outcome
+from theriac.training.step import Batch, StepResult
 
 
 @register
@@ -129,7 +129,7 @@ class InputAware(Attack):
         std = torch.tensor(split.card.std, device=run.device)[:, None, None]
         partners, foreign = _partners(len(here), run), _foreign(here, plan, run)
 
-        def step(net: nn.Module, batch: Batch) -> Outcome:
+        def step(net: nn.Module, batch: Batch) -> StepResult:
             x, y = batch.x, batch.y
             what = self._first_rows(len(y), run.device) if self.as_released else kind[batch.position]
             poison, cross = (what == POISON).nonzero().flatten(), (what == CROSS).nonzero().flatten()
@@ -177,7 +177,7 @@ class InputAware(Attack):
         std = torch.tensor(split.card.std, device=run.device)[:, None, None]
         partners, foreign = _partners(len(here), run), _foreign(here, plan, run)
 
-        def step(net: nn.Module, batch: Batch) -> Outcome:
+        def step(net: nn.Module, batch: Batch) -> StepResult:
             others = foreign(batch, partners(batch.epoch)[batch.position])
             masks = _sharp(net(torch.cat([batch.x, others])))
             first, second = masks[: len(others)], masks[len(others) :]

@@ -23,7 +23,7 @@ from theriac.models import Buildable, make
 from theriac.training.loop import loop, set_mode
 from theriac.training.recipes import Recipe
 from theriac.training.recipes import recipe as named
-from theriac.training.step import Batch, Outcome
+from theriac.training.step import Batch, StepResult
 
 
 @register
@@ -120,7 +120,7 @@ class LIRA(Attack):
         copied: list[int] = []
         taken: list[int] = []
 
-        def both(net: nn.Module, batch: Batch, source: TriggerEncoder, rows: torch.Tensor, whole: bool) -> Outcome:
+        def both(net: nn.Module, batch: Batch, source: TriggerEncoder, rows: torch.Tensor, whole: bool) -> StepResult:
             want = self._target(batch.y[rows], split.num_classes)
             with torch.no_grad(), torch.autocast(run.device.type, enabled=False):
                 stamped = self._move(source.eval(), batch.x[rows], whole)
@@ -132,7 +132,7 @@ class LIRA(Attack):
             hits = (moved.argmax(1) == want).float().sum() / max(1, len(rows))
             return loss, {"accuracy": (clean.argmax(1) == batch.y).float().mean(), "poison_accuracy": hits}
 
-        def first(net: nn.Module, batch: Batch) -> Outcome:
+        def first(net: nn.Module, batch: Batch) -> StepResult:
             if copied != [batch.epoch]:
                 copied[:] = [batch.epoch]
                 frozen.load_state_dict(trigger.state_dict())
@@ -154,7 +154,7 @@ class LIRA(Attack):
                 set_mode(net, plan.norm)
             return both(net, batch, frozen, rows, whole=False)
 
-        def second(net: nn.Module, batch: Batch) -> Outcome:
+        def second(net: nn.Module, batch: Batch) -> StepResult:
             rows = (kind[batch.position] == POISON).nonzero().flatten()
             return both(net, batch, trigger, rows, whole=True)
 

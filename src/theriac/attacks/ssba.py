@@ -21,7 +21,7 @@ from theriac.core.split import Split
 from theriac.models import Buildable, to_input
 from theriac.training.loop import loop
 from theriac.training.recipes import Recipe
-from theriac.training.step import Batch, Outcome
+from theriac.training.step import Batch, StepResult
 from theriac.triggers.additive import add
 
 _STEPS = 1600
@@ -125,7 +125,7 @@ class SSBA(Attack):
         told = {"bits": 0.0, "residual": 0.0, "epochs": 0.0}
         epochs = self.epochs or -(-_STEPS // max(1, len(fit) // self.batch_size))
 
-        def step(net: torch.nn.Module, batch: Batch) -> Outcome:
+        def step(net: torch.nn.Module, batch: Batch) -> StepResult:
             hidden = _bits(len(batch.x), self.bits, side.generator("method", "secret", batch.step)).to(batch.x.device)
             residual, logits = net(batch.x, hidden)
             loss = F.binary_cross_entropy_with_logits(logits, hidden)

@@ -24,7 +24,7 @@ from theriac.models import Builder
 from theriac.training._parallel import world
 
 if TYPE_CHECKING:
-    from theriac.defenses import TrainingDefense
+    from theriac.training_defenses import TrainingDefense
 
 
 @dataclass(frozen=True)

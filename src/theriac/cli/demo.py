@@ -27,9 +27,9 @@ from theriac.core.errors import InputError
 from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
-from theriac.defenses import D3, FT, SAU, Repair
 from theriac.metrics import Evaluation, evaluate
 from theriac.models import Classifier, parameter_count
+from theriac.repairs import D3, FT, SAU, Repair
 from theriac.report import Result, Study, findings, table, write
 from theriac.report.collect import epochs, exhibit, provenance, summarize
 from theriac.report.records import FILE, Exhibit, Scores

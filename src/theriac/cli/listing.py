@@ -68,10 +68,11 @@ def _method(cls: type[Method]) -> dict[str, Any]:
     import dataclasses
 
     needs = dataclasses.asdict(cls.needs)
-    share = needs.pop("usual_clean_share")
+    share, optional = needs.pop("usual_clean_share"), needs.pop("optional")
     wanted = [key.replace("_", " ") for key, value in needs.items() if value and key != "labels"]
     if share:
         wanted = [f"{w} ({100 * share:g} %)" if w == "clean rows" else w for w in wanted]
+    wanted += [f"{name.replace('_', ' ')}, if known" for name in optional]
     return {
         "name": cls.name,
         "what": _first_sentence(cls),

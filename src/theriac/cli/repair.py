@@ -75,10 +75,9 @@ def repair(
     opened = _models.open_model(path, asked, run)
     rows = _inputs.clean_rows(opened.data, opened.source, clean_from, amount, run)
     planted = _models.known_attack(opened, attack, attack_option, target)
-    if getattr(chosen, "knowledge", "") == "known":  # AGE, told the trigger
-        if planted is None:
-            raise InputError(f"knowledge is 'known', but no attack is; add --attack NAME, or let {chosen.name} search for one")
-        chosen = chosen.with_trigger(planted)
+    knows = planted if chosen.wants("trigger") else None
+    if knows is None and chosen.wants("trigger"):
+        raise InputError(f"{chosen.title} is to know the trigger, but none is known; add --attack NAME, or change its options")
     told = _inputs.describe(opened.data, opened.source)
     home = Path("runs") if opened.folder is None else opened.folder.parent if opened.folder.name else Path("..")
     folder = Path(out or home / f"{opened.name}-{chosen.name}").expanduser()
@@ -101,7 +100,7 @@ def repair(
             _show.tell(f"going on in {folder}")
         run.folder = folder
         before = th.evaluate(opened.model, opened.data.test, planted, run=run)
-        fixed = chosen.repair(opened.model, rows, run)
+        fixed = chosen.repair(opened.model, rows, run, trigger=knows)
         after = th.evaluate(fixed, opened.data.test, planted, run=run)
         found = th.compare(before, after)
         der = round(found.der, 6) if planted else None

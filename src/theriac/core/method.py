@@ -27,6 +27,13 @@ class Needs:
     group_at_inference: bool = False  # the model must be told it, too
     trigger: bool = False  # knows the trigger
     target: bool = False  # knows the target class
+    model: bool = False  # a finished model; every repair has one, a detector only if it says so
+    rows: bool = False  # rows that may be poisoned, which a detector looks through
+    optional: tuple[str, ...] = ()  # names of the above that it takes where they are known, without asking for them
+
+    def takes(self, name: str) -> bool:
+        """Whether a method may be handed this, required or not."""
+        return bool(getattr(self, name)) or name in self.optional
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,5 +144,5 @@ def _load() -> None:
     """Import the packages that hold methods, so that listing them needs no prior import."""
     import importlib
 
-    for package in ("theriac.attacks", "theriac.debias", "theriac.defenses"):
+    for package in ("theriac.attacks", "theriac.debias", "theriac.detectors", "theriac.repairs", "theriac.training_defenses"):
         importlib.import_module(package)

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from theriac.core import check
 from theriac.core.errors import InputError, unknown
 from theriac.core.files import write_atomically
+from theriac.core.outcome import Outcome
 
 STREAMS = ("data", "poison", "init", "order", "augment", "method")
 """Named random streams. Changing the seed of one leaves the draws of the others as they were."""
@@ -62,6 +64,8 @@ class Run:
         self.quiet = (not sys.stderr.isatty()) if quiet is None else quiet
         self.events: list[dict[str, Any]] = []
         self.warned: set[str] = set()
+        self.warnings: list[str] = []  # what was warned about during work on this run, in order; see `listening`
+        self.outcome: Outcome | None = None  # what became of the last repair; set by it
 
     def __repr__(self) -> str:
         return f"Run(seed={self.seed}, device={str(self.device)!r}, {self.precision_reason})"
@@ -110,6 +114,25 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / "events.jsonl").open("a", encoding="utf-8") as sink:
                 sink.write(json.dumps(record) + "\n")
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[list[str]]:
+        """Keep the warnings of a piece of work in ``warnings``, each once; they are shown all the same. Yields them."""
+        heard: list[str] = []
+        with warnings.catch_warnings():
+            show = warnings.showwarning
+
+            def keep(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+                text = " ".join(str(message).split())
+                if issubclass(category, UserWarning) and text not in heard:
+                    heard.append(text)
+                show(message, category, *place, **more)
+
+            warnings.showwarning = keep
+            try:
+                yield heard
+            finally:
+                self.warnings += [text for text in heard if text not in self.warnings]
 
     def forget(self, name: str, after: int) -> None:
         """Drop the events of ``name`` that tell an epoch beyond ``after``, on disk too: a resumed loop tells them again."""

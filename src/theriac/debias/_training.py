@@ -17,7 +17,7 @@ from theriac.core.split import Split
 from theriac.debias._select import Selector
 from theriac.models import Buildable, GroupAware, make
 from theriac.models.classifier import to_input
-from theriac.training import Batch, Outcome, Recipe, loop
+from theriac.training import Batch, Recipe, StepResult, loop
 from theriac.triggers.bank import ColumnBank, TriggerBank, TriggerColumns
 
 Query = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -91,7 +91,7 @@ def fit_stamped(
     which = None if which is None else which.to(run.device)
     weight = None if weight is None else weight.to(run.device, torch.float32)
 
-    def step(net: nn.Module, batch: Batch) -> Outcome:
+    def step(net: nn.Module, batch: Batch) -> StepResult:
         x = batch.x if bank is None or which is None else bank.apply(batch.x, which[batch.position])
         logits = net(x)
         if weight is None:
@@ -139,7 +139,7 @@ def distill(
     plain = split.is_table or recipe.augment == "none" or split.card.augment == type(split.card.augment)()
     cached = answers(teach, split, run) if plain else None
 
-    def step(net: nn.Module, batch: Batch) -> Outcome:
+    def step(net: nn.Module, batch: Batch) -> StepResult:
         logits = net(batch.x)
         if cached is not None:
             told = cached[batch.position]
@@ -192,7 +192,7 @@ def _loop(
     split: Split,
     run: Run,
     recipe: Recipe,
-    step: Callable[[nn.Module, Batch], Outcome],
+    step: Callable[[nn.Module, Batch], StepResult],
     label: str,
     about: object,
     selector: Selector | None,

@@ -28,7 +28,10 @@ def choose(model: nn.Module, device: torch.device) -> tuple[torch.memory_format,
     if device.type == "cpu":
         narrowest = min([m.out_channels for m in layers] + [m.in_channels for m in layers[1:]])
         if narrowest < NARROW:
-            return torch.contiguous_format, f"contiguous: a convolution of {narrowest} channels is unsafe in channels_last on a CPU"
+            return (
+                torch.contiguous_format,
+                f"contiguous: {narrowest} channels of a convolution are unsafe in channels_last on a CPU",
+            )
     return torch.channels_last, "channels_last: faster for convolutions"
 
 

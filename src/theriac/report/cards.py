@@ -27,6 +27,8 @@ _NEEDS = {
     "group_at_inference": "group labels at inference",
     "trigger": "the trigger",
     "target": "the target class",
+    "model": "the model",
+    "rows": "rows that may be poisoned",
 }
 
 
@@ -183,13 +185,13 @@ def _knobs(cls: type[Method]) -> tuple[str, ...]:
 def _needs(cls: type[Method]) -> tuple[str, ...]:
     told = []
     for name, words in _NEEDS.items():
-        if not getattr(cls.needs, name):
+        if not cls.needs.takes(name):
             continue
         if name == "clean_rows":
             share = cls.needs.usual_clean_share
             words = "clean rows with labels" if cls.needs.labels else "clean rows, no labels"
             words += f" (usually {100 * share:g} % of the training set)" if share else ""
-        told.append(words)
+        told.append(words if getattr(cls.needs, name) else f"{words}, if known")
     if cls.kind == "attack":
         told = told or [f"rows to add or change{', whose labels stay true' if getattr(cls, 'clean_label', False) else ''}"]
         if getattr(cls, "fits", False) and not cls.needs.training_control:
@@ -202,7 +204,8 @@ def _spares(cls: type[Method]) -> tuple[str, ...]:
         return ()
     if cls.kind == "attack":
         return () if cls.needs.training_control else ("control of training",)
-    return tuple(words for name, words in _NEEDS.items() if not getattr(cls.needs, name) and not name.startswith("group"))
+    spared = [name for name in _NEEDS if not cls.needs.takes(name) and not name.startswith("group")]
+    return tuple(_NEEDS[name] for name in spared if name != "rows" and (name != "model" or cls.kind == "detector"))
 
 
 def _presets(cls: type[Method]) -> Iterator[PresetFacts]:

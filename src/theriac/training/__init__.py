@@ -3,14 +3,14 @@
 from theriac.training.loop import DivergedError, loop, set_mode
 from theriac.training.plain import train
 from theriac.training.recipes import Recipe, recipe
-from theriac.training.step import Batch, Outcome, Step, cross_entropy_step
+from theriac.training.step import Batch, Step, StepResult, cross_entropy_step
 
 __all__ = [
     "Batch",
     "DivergedError",
-    "Outcome",
     "Recipe",
     "Step",
+    "StepResult",
     "cross_entropy_step",
     "loop",
     "recipe",

@@ -19,7 +19,7 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.classifier import to_input
 from theriac.training._parallel import average
-from theriac.training.step import Batch, BatchNorm, Outcome, Step, cross_entropy_step
+from theriac.training.step import Batch, BatchNorm, Step, StepResult, cross_entropy_step
 
 Loss = Callable[[nn.Module, Batch], torch.Tensor]
 
@@ -61,7 +61,7 @@ def sam_step(
             at the climbed weights; as those do, they keep statistics of the first pass only.
     """
 
-    def climb_and_step(model: nn.Module, batch: Batch) -> Outcome:
+    def climb_and_step(model: nn.Module, batch: Batch) -> StepResult:
         outcome = step(model, batch)
         here, told = outcome if isinstance(outcome, tuple) else (outcome, {})
         weights = [p for p in model.parameters() if p.requires_grad]

@@ -25,14 +25,14 @@ class Batch:
     epochs: int = 0
 
 
-Outcome = torch.Tensor | tuple[torch.Tensor, Mapping[str, torch.Tensor]]
+StepResult = torch.Tensor | tuple[torch.Tensor, Mapping[str, torch.Tensor]]
 """What a step returns: the loss, perhaps with scalar tensors to report (averaged over the epoch)."""
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
-Step = Callable[[nn.Module, Batch], Outcome]
+Step = Callable[[nn.Module, Batch], StepResult]
 
 
-def cross_entropy_step(model: nn.Module, batch: Batch) -> Outcome:
+def cross_entropy_step(model: nn.Module, batch: Batch) -> StepResult:
     """Plain training: mean cross-entropy, with the accuracy beside it."""
     logits = model(batch.x)
     return F.cross_entropy(logits, batch.y), {"accuracy": (logits.argmax(1) == batch.y).float().mean()}

@@ -121,7 +121,7 @@ def test_wrapping_changes_nothing_in_the_model(trained_net: nn.Module, digits: t
 def test_a_repair_returns_the_same_wrapper_around_the_users_class(digits: th.Data, trained_net: nn.Module):
     model = adapt(trained_net, mean=0.5, std=0.5, card=digits.card)
     before = copy.deepcopy(model.state_dict())
-    fixed = th.defenses.FT(epochs=1).repair(model, digits.train.sample(200))
+    fixed = th.repairs.FT(epochs=1).repair(model, digits.train.sample(200))
     assert type(fixed) is type(model)
     assert type(fixed.net) is type(trained_net)
     assert fixed.net is not trained_net
@@ -133,7 +133,7 @@ def test_a_repair_returns_the_same_wrapper_around_the_users_class(digits: th.Dat
 
 def test_a_repair_that_looks_for_the_classifier_finds_it(digits: th.Data, trained_net: nn.Module):
     model = adapt(trained_net, mean=0.5, std=0.5, card=digits.card)
-    fixed = th.defenses.FST(epochs=1).repair(model, digits.train.sample(100))
+    fixed = th.repairs.FST(epochs=1).repair(model, digits.train.sample(100))
     new, old = fixed.net.out.weight.detach(), trained_net.out.weight.detach()
     torch.testing.assert_close(new.norm(), old.norm())  # what FST does to the classifier it found
     assert not torch.allclose(new, old)
@@ -143,10 +143,10 @@ def test_a_wrong_wrapping_is_told(digits: th.Data, trained_net: nn.Module):
     rows = digits.train.sample(200)
     wrong = adapt(trained_net, mean=40.0, std=0.1, card=digits.card)  # as if pixels went to 255
     with pytest.warns(UserWarning, match="no better than guessing.*check its wrapping"):
-        th.defenses.FT(epochs=1).repair(wrong, rows)
+        th.repairs.FT(epochs=1).repair(wrong, rows)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        th.defenses.FT(epochs=1).repair(adapt(trained_net, mean=0.5, std=0.5, card=digits.card), rows)
+        th.repairs.FT(epochs=1).repair(adapt(trained_net, mean=0.5, std=0.5, card=digits.card), rows)
 
 
 def test_an_adapted_model_can_be_trained_from_scratch(digits: th.Data, my_net: type):

@@ -90,7 +90,7 @@ def test_a_repair_keeps_the_class_and_the_given_model(hf: tuple, digits: th.Data
     model = adapt(raw, mean=0.5, std=0.25, card=digits.card)
     before = copy.deepcopy(model.state_dict())
     with pytest.warns(UserWarning, match="no better than guessing"):  # it is untrained
-        fixed = th.defenses.FT(epochs=1, batch_size=32).repair(model, digits.train.sample(64))
+        fixed = th.repairs.FT(epochs=1, batch_size=32).repair(model, digits.train.sample(64))
     assert type(fixed.net) is type(raw)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not torch.equal(classifier(fixed)[1].weight, classifier(model)[1].weight)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ CPU, CARD = torch.device("cpu"), torch.device("cuda")
 
 
 def network(*channels: int) -> nn.Sequential:
-    return nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(channels, channels[1:], strict=False)))
+    return nn.Sequential(*(nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(channels)))
 
 
 @pytest.mark.parametrize("channels", [(3, 4), (3, 7, 16), (3, 16, 4, 16)])

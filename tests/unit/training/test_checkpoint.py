@@ -16,7 +16,7 @@ from theriac.core.card import Augment
 from theriac.core.errors import InputError, UnsafeFileError
 from theriac.core.run import Run
 from theriac.core.split import Data
-from theriac.defenses import D3, FST, FT, SAU
+from theriac.repairs import D3, FST, FT, SAU
 from theriac.training import Recipe, loop, train
 
 RECIPE = Recipe(epochs=4, batch_size=32, lr=0.05, weight_decay=1e-3, nesterov=True, augment=Augment(crop_pad=1, flip=True))

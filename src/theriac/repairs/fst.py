@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from theriac.core.method import Needs, preset, register
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.defenses._repulsion import Init, Repulsion
-from theriac.defenses.base import Repair
 from theriac.models.classifier import to_input
-from theriac.training import Batch, Outcome, Recipe, loop
+from theriac.repairs._repulsion import Init, Repulsion
+from theriac.repairs.base import Repair
+from theriac.training import Batch, Recipe, StepResult, loop
 
 
 @register
@@ -68,7 +68,7 @@ class FST(Repair):
         pushed = Repulsion(model, self.layers, example=to_input(clean.rows(torch.arange(1))))
         pushed.start(self.init, run.generator("method", "fst"))
 
-        def step(net: nn.Module, batch: Batch) -> Outcome:
+        def step(net: nn.Module, batch: Batch) -> StepResult:
             logits = net(batch.x)
             total = self.loss(logits, batch.y, pushed.inner_product())
             return total, {"accuracy": (logits.argmax(1) == batch.y).float().mean()}

@@ -19,12 +19,13 @@ from theriac.core.errors import InputError
 from theriac.core.method import create, methods
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
-from theriac.defenses import CBD, TrainingDefense, _biased
-from theriac.defenses._biased import gce, judge, losses
-from theriac.defenses._critic import Adversary, Critic, contrast, root_of_norm, spectral_norm
-from theriac.defenses._ledger import Biased, Ledger, pair
 from theriac.models import Builder, build, parameter_count
 from theriac.training import Batch
+from theriac.training_defenses import CBD, TrainingDefense
+from theriac.training_defenses.cbd import biased as _biased
+from theriac.training_defenses.cbd.biased import gce, judge, losses
+from theriac.training_defenses.cbd.critic import Adversary, Critic, contrast, root_of_norm, spectral_norm
+from theriac.training_defenses.cbd.ledger import Biased, Ledger, pair
 
 LN2 = math.log(2)
 

@@ -15,10 +15,10 @@ from torch import nn
 from theriac.core.card import Card, Column
 from theriac.core.errors import InputError, unknown
 from theriac.core.split import Split
-from theriac.defenses._age_edits import Layer, inputs
 from theriac.metrics import aim
 from theriac.models import taps
 from theriac.models.classifier import to_input
+from theriac.repairs.age.edits import Layer, inputs
 
 State = list[dict[str, torch.Tensor]]
 

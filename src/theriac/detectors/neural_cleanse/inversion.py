@@ -11,93 +11,21 @@ pass over K x B stamped rows gives what K separate searches would.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.poisoned import as_clean
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.defenses._inversion_search import Search, frozen
+from theriac.detectors.neural_cleanse.search import Schedule, Search, frozen
 
 FEWEST_CLASSES = 5  # ours: below, a median over classes says little, and the search abstains
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How to search. The defaults are the authors'."""
-
-    rounds: int = 1000  # authors ("steps")
-    batch_size: int = 32  # authors; 0 = all rows at once
-    batches: int = 31  # authors: mini-batches a round (1000 rows); 0 = as many as cover the rows once
-    lr: float = 0.1  # Adam; authors and BackdoorBench
-    betas: tuple[float, float] = (0.5, 0.9)  # same
-    threshold: float = 0.99  # authors: share of rows that must go to the class
-    cost: float = 1e-3  # authors and BackdoorBench
-    delayed: bool = True  # authors: the cost is zero until `patience` rounds in a row were good
-    patience: int = 5  # rounds in a row before the cost changes; both
-    up: float = 2.0  # both
-    down: float = 2.0**1.5  # both
-    stop_patience: int = 25  # rounds without a smaller mask before a class stops, once its cost moved both ways; both
-    stop_ratio: float = 1.0  # authors: "smaller" means below this multiple of the best so far
-    outlier: float = 2.0  # authors: a flagged class has an anomaly index above this ...
-    ratio: float = 1.0  # ... and a mask below this multiple of the median
-    start: Literal["uniform", "ones", "small"] = "uniform"  # authors: uniform
-    restarts: int = 1  # searches per class, of which the smallest that works counts
-
-    def __post_init__(self) -> None:
-        check.whole("rounds", self.rounds, 1)
-        check.whole("batch_size", self.batch_size, 0)
-        check.whole("batches", self.batches, 0)
-        check.whole("restarts", self.restarts, 1)
-        check.positive("lr", self.lr)
-        check.between("threshold", self.threshold, 0, 1)
-        check.between("ratio", self.ratio, 0, 1)
-        check.positive("outlier", self.outlier, zero=True)
-
-    def replace(self, **changes: Any) -> Schedule:
-        """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
-
-    @classmethod
-    def official(cls) -> Schedule:
-        """The authors' code: 1000 rounds of 31 batches of 32 rows."""
-        return cls()
-
-    @classmethod
-    def bench(cls) -> Schedule:
-        """BackdoorBench @ f02e353 and its fork: 80 passes in batches of 256, the cost on from the start."""
-        return cls(rounds=80, batch_size=256, batches=0, threshold=0.98, delayed=False, stop_ratio=0.99, start="ones")
-
-    @classmethod
-    def few_samples(cls) -> Schedule:
-        """Ours, for 1 to 10 rows a class: all rows at once, 300 rounds, masks that start small.
-
-        A round is one update here, so a class waits longer before it stops (25 rounds left masks at three times their final
-        size). Among ten classes the index alone is a poor judge: at 2 it flagged one of three benign digits models and missed
-        four of nine backdoored ones, whose smallest mask was 0.23 to 0.42 of the median against 0.72 to 0.86; hence half the
-        median, and an index of 1.5.
-        """
-        return cls(
-            rounds=300,
-            batch_size=0,
-            batches=1,
-            threshold=0.98,
-            delayed=False,
-            stop_patience=100,
-            stop_ratio=0.99,
-            outlier=1.5,
-            ratio=0.5,
-            start="small",
-        )
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from theriac.core.files import write_atomically
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.defenses._biased import losses, wide
 from theriac.models import Buildable, features, make, to_input
 from theriac.training import Batch
+from theriac.training_defenses.cbd.biased import losses, wide
 
 
 def pair(build: Buildable, split: Split, run: Run, *, normalize: bool) -> tuple[nn.Module, nn.Module]:

@@ -16,12 +16,12 @@ from theriac.core.card import Augment, Card
 from theriac.core.method import Needs, preset, register
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.defenses._biased import gce, judge, outputs, train_biased, wide
-from theriac.defenses._critic import Adversary, critic_pass
-from theriac.defenses._ledger import Biased, Ledger, first_rows, pair
-from theriac.defenses._training import TrainingDefense
 from theriac.models import Buildable, features
-from theriac.training import Batch, DivergedError, Outcome, Recipe, loop
+from theriac.training import Batch, DivergedError, Recipe, StepResult, loop
+from theriac.training_defenses.base import TrainingDefense
+from theriac.training_defenses.cbd.biased import gce, judge, outputs, train_biased, wide
+from theriac.training_defenses.cbd.critic import Adversary, critic_pass
+from theriac.training_defenses.cbd.ledger import Biased, Ledger, first_rows, pair
 
 STARVED = 0.05  # ours: mean raw weight of a label under which its accuracy fell to nearly nothing on digits
 
@@ -201,7 +201,7 @@ class CBD(TrainingDefense):
             tap.model = net
             return tap(x)
 
-        def step(net: nn.Module, batch: Batch) -> Outcome:
+        def step(net: nn.Module, batch: Batch) -> StepResult:
             nonlocal opened
             if adversary is not None and self.alternate == "epoch" and batch.epoch != opened:
                 policy = recipe.augment if isinstance(recipe.augment, Augment) else None
@@ -258,7 +258,7 @@ class CBD(TrainingDefense):
     def _stage1(self, f_b: nn.Module, split: Split, run: Run) -> None:
         """Train f_B, freeze it, and look at it."""
 
-        def step(net: nn.Module, batch: Batch) -> Outcome:
+        def step(net: nn.Module, batch: Batch) -> StepResult:
             logits = net(batch.x)
             return self.biased_objective(logits, batch.y), {"accuracy": (logits.argmax(1) == batch.y).float().mean()}
 

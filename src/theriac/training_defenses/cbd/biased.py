@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.classifier import to_input
-from theriac.training import Batch, Outcome, Recipe, loop
+from theriac.training import Batch, Recipe, StepResult, loop
 
 PROBE_ROWS = 2048  # rows on which a criterion is looked at; its standard error is at most 1.1 points
 
@@ -53,7 +53,7 @@ def train_biased(
     run: Run,
     recipe: Recipe,
     *,
-    step: Callable[[nn.Module, Batch], Outcome],
+    step: Callable[[nn.Module, Batch], StepResult],
     steps: int,
     target: float,
     threshold: float,

@@ -13,8 +13,8 @@ from torch import nn
 
 from theriac.core.errors import InputError
 from theriac.core.split import Split
-from theriac.defenses import SAU
-from theriac.defenses._shared import search
+from theriac.repairs import SAU
+from theriac.repairs._shared_perturbation import search
 
 
 class Wavy(nn.Module):
@@ -157,7 +157,7 @@ def test_an_empty_mask_warns_and_only_fine_tunes(split, run):
 
 def test_a_mask_that_empties_later_warns_too(split, run, monkeypatch):
     """From the second round on, the search finds only what leaves the poisoned model as it was."""
-    module, rounds = sys.modules["theriac.defenses.sau"], []
+    module, rounds = sys.modules["theriac.repairs.sau"], []
     real = module.search
 
     def tired(net, frozen, x, y, *clean, **options):
@@ -176,7 +176,7 @@ def test_a_mask_that_empties_later_warns_too(split, run, monkeypatch):
 @pytest.mark.parametrize(("ball", "radius"), [("linf", 0.05), ("linf", 0.3), ("l2", 0.5), ("l1", 3.0)])
 @pytest.mark.parametrize("norm", ["eval", "train"])
 def test_the_balls_option_holds_what_the_repair_uses(split, run, monkeypatch, ball, radius, norm):
-    module, used = sys.modules["theriac.defenses.sau"], []
+    module, used = sys.modules["theriac.repairs.sau"], []
     real = module.search
 
     def spy(*args, **options):

@@ -15,11 +15,11 @@ from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.defenses._pullback import Pullback, blends
-from theriac.defenses._repulsion import Init, Repulsion
-from theriac.defenses.base import Repair
 from theriac.models.classifier import to_input
-from theriac.training import Batch, Outcome, Recipe, loop
+from theriac.repairs._pullback import Pullback, blends
+from theriac.repairs._repulsion import Init, Repulsion
+from theriac.repairs.base import Repair
+from theriac.training import Batch, Recipe, StepResult, loop
 
 ANTIPODE = -0.95  # cosine below which nearly all distance has been bought by a change of sign
 
@@ -134,7 +134,7 @@ class D3(Repair):
         pull = Pullback(model, next(iter(pushed.modules)), self.ridge) if self.measure == "pullback" else None
         pushed.start(self.init, run.generator("method", "d3"))
 
-        def step(net: nn.Module, batch: Batch) -> Outcome:
+        def step(net: nn.Module, batch: Batch) -> StepResult:
             logits = net(batch.x)
             told = {"accuracy": (logits.argmax(1) == batch.y).float().mean()}
             if pull is not None:

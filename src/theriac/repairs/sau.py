@@ -17,10 +17,10 @@ from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.defenses._shared import search, sizes, whole
-from theriac.defenses.base import Repair
 from theriac.models.classifier import to_input
-from theriac.training import Batch, Outcome, Recipe, loop
+from theriac.repairs._shared_perturbation import search, sizes, whole
+from theriac.repairs.base import Repair
+from theriac.training import Batch, Recipe, StepResult, loop
 
 EMPTY = 0.01  # ours: share of active rows under which the unlearning term does next to nothing
 
@@ -128,7 +128,7 @@ class SAU(Repair):
         frozen_clean = torch.cat(parts)
         bounds = (torch.zeros((), device=run.device), torch.ones((), device=run.device)) if self.clip else (None, None)
 
-        def step(net: nn.Module, batch: Batch) -> Outcome:
+        def step(net: nn.Module, batch: Batch) -> StepResult:
             x, y, rows = batch.x, batch.y, len(batch.y)
             frozen_clean_class = frozen_clean[batch.position]
             net.eval()

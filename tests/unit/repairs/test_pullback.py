@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
 from theriac.core.split import Split
-from theriac.defenses import D3
-from theriac.defenses._pullback import Pullback, blends, center, effective_head
-from theriac.defenses._repulsion import MEASURES, Repulsion
 from theriac.models.preact_resnet import PreActResNet18
+from theriac.repairs import D3
+from theriac.repairs._pullback import Pullback, blends, center, effective_head
+from theriac.repairs._repulsion import MEASURES, Repulsion
 
 
 class Net(nn.Module):

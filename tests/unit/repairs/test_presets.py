@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from theriac.defenses import D3, FST, FT, SAU
+from theriac.repairs import D3, FST, FT, SAU
 
 
 def test_sau_official():

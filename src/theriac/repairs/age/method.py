@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -12,15 +13,17 @@ from torch import nn
 from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
+from theriac.core.outcome import Outcome
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.defenses._age_case import FORGOTTEN, edit, find, leave, warn
-from theriac.defenses._age_edits import GRIDS, HEAD_ONLY, Held
-from theriac.defenses._age_repairs import HOLDS, LATER, NEEDS_TRIGGER, recipe, retrain, rows_for
-from theriac.defenses._age_stage import Case, Measured, Stage, State, handful, sites
-from theriac.defenses.base import Repair
+from theriac.detectors.neural_cleanse import Schedule, invert
 from theriac.models.classifier import to_input
+from theriac.repairs.age.edits import GRIDS, HEAD_ONLY, Held, edit_layers
+from theriac.repairs.age.restore import HOLDS, LATER, NEEDS_TRIGGER, recipe, retrain, rows_for
+from theriac.repairs.age.stage import Case, Measured, Stage, State, from_class, from_trigger, handful, sites
+from theriac.repairs.base import Repair
 
+FORGOTTEN = 0.10  # without a trigger, a class counts as forgotten at this accuracy; that shows nothing about a backdoor
 COSTLY = 0.10  # loss of accuracy on the pool above which a warning is due
 
 
@@ -73,7 +76,8 @@ class AGE(Repair):
     name: ClassVar[str] = "age"
     title: ClassVar[str] = "AGE (reconstruction)"
     source: ClassVar[str] = "arXiv:2407.07662"
-    needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.002)  # 10 of 5000 rows a class
+    # 10 of 5000 rows a class
+    needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.002, optional=("trigger", "target"))
     trigger: ClassVar[Any] = None  # set by with_trigger on one object; not a field, so that config() stays plain data
 
     rule: Literal["auto", "E1", "E2", "E2r", "E3", "E4", "E5", "E6", "none"] = "auto"  # ours: chosen on tuning victims
@@ -162,6 +166,13 @@ class AGE(Repair):
         object.__setattr__(known, "trigger", trigger)
         return known
 
+    def wants(self, name: str) -> bool:
+        """As of every repair; with ``knowledge="known"`` the trigger too, until :meth:`with_trigger` has told it."""
+        return super().wants(name) or (name == "trigger" and self.knowledge == "known" and self.trigger is None)
+
+    def _with_knowledge(self, trigger: Any, target: int | None) -> Self:
+        return self.replace(target=target) if trigger is None else self.with_trigger(trigger, target)
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some hyperparameters changed; it keeps the trigger that it knows."""
         changed = super().replace(**changes)
@@ -206,7 +217,7 @@ class AGE(Repair):
         trained = sites(model, "later" if self.retrain in LATER else "head", example)
         cache = self.scope == "head" and self.retrain not in LATER
         stage = Stage(model, layers, trained.values(), pool, cache)
-        if (case := find(self, stage, pool, run)) is None:
+        if (case := self._case(stage, pool, run)) is None:
             return model
         case = stage.lift_case(case)
         limit = min(self.proxy, 1 / clean.num_classes) if case.paired else FORGOTTEN
@@ -234,7 +245,7 @@ class AGE(Repair):
         best: tuple[float, State, dict[str, Any], Measured] | None = None
         for strength in grid:
             stage.reset()
-            held, layers = edit(self, stage, case, strength)
+            held, layers = self._edit(stage, case, strength)
             if not held:
                 return leave(model, run, "inert", "the trigger moves no activation of the edited layers", about)
             if case.paired and before.proxy <= limit:
@@ -273,3 +284,70 @@ class AGE(Repair):
         rows = rows_for(self.retrain, stage.pool, case.forget if case.paired else None, case.target, draw)
         how = recipe(self.epochs, self.batch_size, self.lr, self.momentum, self.weight_decay)
         return retrain(stage.net, rows, stage.trained, held if self.retrain in HOLDS else [], how, run)
+
+    def _case(self, stage: Stage, pool: Split, run: Run) -> Case | None:
+        """What is to be forgotten, after ``knowledge``; None (and told) if that could not be found out."""
+        if self.knowledge == "known":
+            if self.trigger is None:
+                raise InputError("knowledge is 'known', but there is no trigger; use AGE(...).with_trigger(attack)")
+            return from_trigger(self.trigger, self.target, stage.model, pool)
+        if self.knowledge == "target":
+            if self.target is None:
+                raise InputError("knowledge is 'target', but target is None; expected the class to forget")
+            return from_class(self.target, pool)
+        return self._scan(stage, pool, run) if self.knowledge == "scan" else self._invert(stage, pool, run)
+
+    def _invert(self, stage: Stage, pool: Split, run: Run) -> Case | None:
+        schedule: Schedule = getattr(Schedule, self.search)()
+        schedule = schedule.replace(rounds=self.search_rounds or schedule.rounds, restarts=self.restarts)
+        rows = pool.sample(min(self.search_rows, len(pool)), seed=run.stream_seed("method", "age", "search"), stratified=True)
+        found = invert(stage.model, rows, run, schedule, None if self.target is None else (self.target,))
+        label = found.smallest if found.abstains else found.flagged[0]
+        certain = not found.abstains or (self.target is not None and label is not None)
+        if label is None or not (certain or self.guess):
+            return self._abstain(stage.model, run, found.reason)
+        if not certain:
+            warn(f"AGE goes on with a guess, class {label}: {found.reason}")
+        case = from_trigger(found.trigger(label), label, stage.model, pool)
+        return dataclasses.replace(case, source="inverted patch" if certain else "inverted patch, a guess")
+
+    def _scan(self, stage: Stage, pool: Split, run: Run) -> Case | None:
+        """Forget each class in turn and keep the one that takes the least change of weights."""
+        cheapest: tuple[float, Case] | None = None
+        for label in pool.count().nonzero().flatten().tolist():
+            case = from_class(label, pool)
+            lifted = stage.lift_case(case)
+            for strength in self.strengths or GRIDS[self.rule]:
+                stage.reset()
+                self._edit(stage, lifted, strength)
+                if stage.measure(lifted).proxy <= FORGOTTEN:
+                    if cheapest is None or stage.moved() < cheapest[0]:
+                        cheapest = stage.moved(), case
+                    break
+        stage.reset()
+        if cheapest is None:
+            return self._abstain(stage.model, run, "no class could be forgotten by an edit within the grid")
+        warn(f"AGE forgets class {cheapest[1].target}, whose edit is the smallest; that is a guess, not a finding")
+        return cheapest[1]
+
+    def _abstain(self, model: nn.Module, run: Run, reason: str) -> Case | None:
+        leave(model, run, "abstained", reason, {"rule": self.rule, "retrain": self.retrain, "knowledge": self.knowledge})
+        return None
+
+    def _edit(self, stage: Stage, case: Case, strength: float) -> tuple[list[Held], list[dict[str, Any]]]:
+        """Edit the stage's layers; what a repair has to hold, and what was done to each layer."""
+        rows = case.forget.x, case.reference.x
+        return edit_layers(stage.net, stage.layers, *rows, self.rule, strength, case.target, self.alpha, self.rank, self.shrink)
+
+
+def leave(model: nn.Module, run: Run, outcome: str, reason: str, about: dict[str, Any]) -> nn.Module:
+    """The model unchanged, with the reason told."""
+    warn(f"AGE leaves the model unchanged: {reason}")
+    run.outcome = Outcome(status="abstained" if outcome == "abstained" else "unchanged", reason=reason)
+    run.event("age", outcome=outcome, reason=reason, **about)
+    return model
+
+
+def warn(text: str) -> None:
+    """A warning at the line that called for the repair."""
+    warnings.warn(text, stacklevel=6)

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from theriac.core.errors import InputError
-from theriac.defenses import D3, FST
-from theriac.defenses._repulsion import MEASURES, Repulsion
+from theriac.repairs import D3, FST
+from theriac.repairs._repulsion import MEASURES, Repulsion
 
 
 class Net(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 from theriac.core.method import Needs, preset, register
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.defenses.base import Repair
+from theriac.repairs.base import Repair
 from theriac.training import Recipe, loop
 
 

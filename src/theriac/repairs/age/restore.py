@@ -23,7 +23,7 @@ from torch import nn
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.defenses._age_edits import Held
+from theriac.repairs.age.edits import Held
 from theriac.training import Recipe, loop
 
 NEEDS_TRIGGER = ("R2", "R5")

@@ -1,0 +1,95 @@
+"""What a repair says beside the model that it returns, and what a detector says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+
+from theriac.core.errors import InputError, unknown
+
+Status = Literal["repaired", "unchanged", "abstained"]
+Verdict = Literal["clean", "suspicious", "backdoored", "abstains"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a repair.
+
+    Args:
+        status: "repaired"; "unchanged" where the method had nothing to change; "abstained" where it did not dare to.
+        reason: Why the model is unchanged, or why the method abstained; one sentence. Empty for "repaired".
+        warnings: What the method warned about, in order.
+        figures: Figures that the method measured on its own rows (never on test rows), by name.
+    """
+
+    status: Status
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.status not in get_args(Status):
+            raise unknown("outcome", self.status, get_args(Status))
+        if (self.status == "repaired") == bool(self.reason):
+            raise InputError(f"an outcome {self.status!r} came with the reason {self.reason!r}; only the others have one")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a record."""
+        return {"status": self.status, "reason": self.reason, "warnings": list(self.warnings), "figures": dict(self.figures)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A detector's answer about a model, its classes, or rows.
+
+    Args:
+        verdict: "clean", "suspicious", "backdoored" or "abstains".
+        reason: One sentence that says what the verdict rests on, or why the detector abstains.
+        score: How suspicious the whole is, higher is worse; None if the detector gives no such number.
+        classes: Score of each class, float (K,), higher is worse; None if it does not look at classes.
+        rows: Score of each row, float (N,), higher is worse, in the order of the rows; None if it does not look at rows.
+        flagged: Which classes, or which positions among the rows, are suspected; strongest first.
+        threshold: Where "suspicious" begins, on the scale of the scores; NaN if there is no threshold.
+        origin: Where the threshold comes from: "uncalibrated: ..." or what it was calibrated on.
+        evidence: More plain data or tensors that support the verdict, such as inverted triggers; by name.
+    """
+
+    verdict: Verdict
+    reason: str
+    score: float | None = None
+    classes: torch.Tensor | None = None
+    rows: torch.Tensor | None = None
+    flagged: tuple[int, ...] = ()
+    threshold: float = math.nan
+    origin: str = "uncalibrated"
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.verdict not in get_args(Verdict):
+            raise unknown("verdict", self.verdict, get_args(Verdict))
+        if not self.reason:
+            raise InputError(f"the verdict {self.verdict!r} came without a reason")
+        for name, scores in (("classes", self.classes), ("rows", self.rows)):
+            if scores is not None and (scores.dim() != 1 or not scores.is_floating_point()):
+                raise InputError(f"{name} is {scores.dtype} {tuple(scores.shape)}; expected one float score each")
+
+    @property
+    def abstains(self) -> bool:
+        """Whether the detector gives no answer."""
+        return self.verdict == "abstains"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a record, without the scores of single rows and without evidence."""
+        return {
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "score": self.score,
+            "classes": None if self.classes is None else [round(float(v), 6) for v in self.classes],
+            "flagged": list(self.flagged),
+            "threshold": None if math.isnan(self.threshold) else self.threshold,
+            "origin": self.origin,
+        }
