@@ -29,4 +29,4 @@ def test_training_and_repairing_narrow_networks_ends_well(threads: int):
         [sys.executable, "-c", CODE, str(threads)], env={**os.environ, **older}, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.startswith("reached the end 450")
+    assert done.stdout.startswith("reached the end 359")
