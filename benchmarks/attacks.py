@@ -23,10 +23,11 @@ import yaml
 from repairs import asked, machine, plan_arguments, plan_recipe, thin, training_rows, victim_model
 
 import theriac as th
-from theriac.attacks import MultiTarget, cross_accuracy, leak, load_planted, save_planted, success_by_target
+from theriac.attacks import MultiTarget, load_planted, save_planted
 from theriac.core.errors import InputError, TheriacError
 from theriac.core.files import read_json, write_json
 from theriac.core.method import create
+from theriac.metrics import cross_accuracy, leak, success_by_target
 from theriac.models import Builder
 from theriac.models.store import digest
 

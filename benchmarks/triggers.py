@@ -30,8 +30,8 @@ from torch.nn import functional as F
 import theriac as th
 from theriac.attacks import SIG, BadNets, Blended, BppAttack, FTrojan, WaNet
 from theriac.attacks.base import Attack
-from theriac.attacks.planted import Planted
 from theriac.core.files import write_json
+from theriac.core.planted import Planted
 from theriac.triggers.additive import sinusoid
 from theriac.triggers.patterns import picture
 from theriac.triggers.quantize import levels

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from theriac.core.version import VERSION
+
 if TYPE_CHECKING:
     from theriac import (
         attacks,
@@ -30,8 +32,9 @@ if TYPE_CHECKING:
     from theriac.metrics import compare, evaluate, fairness
     from theriac.models import Builder, adapt, build, load_model, load_weights, save
     from theriac.training import recipe, train
+    from theriac.triggers.custom import trigger, trigger_pairs
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 # public name -> module that holds it; loaded on first use, so that `theriac --help` does not wait for torch
 _LAZY = {
@@ -58,6 +61,8 @@ _LAZY = {
     "recipe": "theriac.training",
     "save": "theriac.models",
     "train": "theriac.training",
+    "trigger": "theriac.triggers.custom",
+    "trigger_pairs": "theriac.triggers.custom",
 }
 
 __all__ = [
@@ -95,6 +100,8 @@ __all__ = [
     "train",
     "training",
     "training_defenses",
+    "trigger",
+    "trigger_pairs",
     "triggers",
 ]
 
@@ -110,4 +117,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, "__all__", "__doc__", "__name__", "__version__"})

@@ -19,13 +19,10 @@ from theriac.attacks import (
     TabularBlend,
     TabularValue,
     TaCT,
-    cross_accuracy,
-    leak,
-    success_by_target,
 )
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
-from theriac.metrics import evaluate
+from theriac.metrics import cross_accuracy, evaluate, leak, success_by_target
 from theriac.models import Builder
 from theriac.training import Recipe, train
 

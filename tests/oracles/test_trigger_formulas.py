@@ -9,8 +9,8 @@ from scipy.fft import dctn, idctn
 from torch.nn import functional as F
 
 from theriac.attacks import SIG, Blended, BppAttack, FTrojan, WaNet
-from theriac.attacks.planted import Planted
 from theriac.core.errors import InputError
+from theriac.core.planted import Planted
 from theriac.triggers.additive import add, corners, sinusoid
 from theriac.triggers.frequency import cosine_pattern, dct2, idct2, lowpass, rgb_to_ycrcb, ycrcb_to_rgb
 from theriac.triggers.per_row import pick, uniform

@@ -6,9 +6,7 @@ from theriac.attacks.badnets import BadNets
 from theriac.attacks.base import Attack
 from theriac.attacks.blended import Blended
 from theriac.attacks.bpp import BppAttack
-from theriac.attacks.breakdown import leak, success_by_target
 from theriac.attacks.composite import Composite
-from theriac.attacks.cross import cross_accuracy
 from theriac.attacks.ftrojan import FTrojan
 from theriac.attacks.grond import Grond, suppress_lipschitz_channels
 from theriac.attacks.input_aware import InputAware
@@ -17,7 +15,6 @@ from theriac.attacks.lf import LF
 from theriac.attacks.lira import LIRA
 from theriac.attacks.multi_target import MultiTarget
 from theriac.attacks.narcissus import Narcissus
-from theriac.attacks.planted import Planted, Victim
 from theriac.attacks.sam_flat import SamFlat
 from theriac.attacks.sig import SIG
 from theriac.attacks.ssba import SSBA
@@ -27,6 +24,7 @@ from theriac.attacks.tabular_value import TabularValue
 from theriac.attacks.tact import TaCT
 from theriac.attacks.trojannn import TrojanNN
 from theriac.attacks.wanet import WaNet
+from theriac.core.planted import Planted, Victim
 
 __all__ = [
     "LF",
@@ -54,12 +52,9 @@ __all__ = [
     "TrojanNN",
     "Victim",
     "WaNet",
-    "cross_accuracy",
-    "leak",
     "load_planted",
     "load_poisoned",
     "save_planted",
     "save_poisoned",
-    "success_by_target",
     "suppress_lipschitz_channels",
 ]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from theriac.attacks.base import Attack
-from theriac.attacks.planted import Victim
 from theriac.core.card import Augment
 from theriac.core.errors import InputError
+from theriac.core.planted import Victim
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data.augment import flip, pad_and_crop, rotate

@@ -10,11 +10,11 @@ from typing import ClassVar, Literal, final
 import torch
 
 from theriac.attacks._fitted import kept, key_of
-from theriac.attacks.planted import Planted, Victim
 from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Method
+from theriac.core.planted import Planted, Victim
 from theriac.core.poisoned import CROSS, POISON, Poisoned, as_clean
 from theriac.core.run import Run
 from theriac.core.split import Split

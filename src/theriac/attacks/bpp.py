@@ -10,9 +10,9 @@ import torch
 
 from theriac.attacks._per_batch import train_per_batch
 from theriac.attacks.base import Attack
-from theriac.attacks.planted import Victim
 from theriac.core import check
 from theriac.core.method import preset, register
+from theriac.core.planted import Victim
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable

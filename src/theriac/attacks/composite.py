@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 import torch
 
 from theriac.attacks.base import Attack
-from theriac.attacks.planted import Planted
 from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
+from theriac.core.planted import Planted
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from theriac.attacks._clean_label import CleanLabel
 from theriac.attacks._surrogate import fit_surrogate
-from theriac.attacks.planted import Planted, Victim
 from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
+from theriac.core.planted import Planted, Victim
 from theriac.core.poisoned import as_clean
 from theriac.core.run import Run
 from theriac.core.split import Split

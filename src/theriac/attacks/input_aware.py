@@ -15,11 +15,11 @@ from theriac.attacks._generators import DynamicNet, pack, side_loop, unpack
 from theriac.attacks._per_batch import check_rate, first_rows
 from theriac.attacks._surrogate import part_of
 from theriac.attacks.base import Attack
-from theriac.attacks.planted import Planted, Victim
 from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
+from theriac.core.planted import Planted, Victim
 from theriac.core.poisoned import CROSS, POISON, as_clean
 from theriac.core.run import Run
 from theriac.core.split import Split, with_moments

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from theriac.attacks._generators import TriggerEncoder, pack, unpack
 from theriac.attacks.base import Attack
-from theriac.attacks.planted import Planted, Victim
 from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
+from theriac.core.planted import Planted, Victim
 from theriac.core.poisoned import POISON, as_clean
 from theriac.core.run import Run
 from theriac.core.split import Split, with_moments

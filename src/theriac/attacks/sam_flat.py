@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from theriac.attacks.base import Attack
-from theriac.attacks.planted import Planted, Victim
 from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, create, preset, register
+from theriac.core.planted import Planted, Victim
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, make

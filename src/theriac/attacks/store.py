@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from theriac import __version__
 from theriac.attacks.base import Attack
-from theriac.attacks.planted import Planted
 from theriac.core.card import Card
 from theriac.core.errors import InputError, unknown
 from theriac.core.files import write_atomically
 from theriac.core.method import methods
+from theriac.core.planted import Planted
 from theriac.core.poisoned import CROSS, Poisoned
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.core.version import VERSION
 from theriac.models.store import digest, read_record, read_tensors
 
 FORMAT = 1
@@ -81,7 +81,7 @@ def save_poisoned(poisoned: Poisoned, folder: str | Path, run: Run | None = None
         "counts": {"rows": len(split), "poison": int(poisoned.poison.sum()), "cross": int((poisoned.kind == CROSS).sum())},
         "seed": None if run is None else run.seed,
         "streams": None if run is None else run.streams,
-        "versions": {"theriac": __version__, "torch": str(torch.__version__)},
+        "versions": {"theriac": VERSION, "torch": str(torch.__version__)},
     }
     _write_pair(folder / "poisoned", tensors, record)
     return folder

@@ -10,11 +10,11 @@ import torch
 
 from theriac.attacks._per_batch import train_per_batch
 from theriac.attacks.base import Attack
-from theriac.attacks.planted import Victim
 from theriac.core import check
 from theriac.core.card import Augment
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
+from theriac.core.planted import Victim
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable

@@ -18,7 +18,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from theriac import __version__
 from theriac.cli import _options as opt
 from theriac.cli.debias import debias
 from theriac.cli.evaluate import evaluate
@@ -28,6 +27,7 @@ from theriac.cli.reporting import report
 from theriac.cli.train import train
 from theriac.core.errors import InputError, TheriacError
 from theriac.core.text import clean
+from theriac.core.version import VERSION
 
 OK, FINDINGS, BAD_INPUT, NOTHING_TO_DO, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -135,7 +135,7 @@ def _start(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback when something fails.")] = False,
 ) -> None:
     if version:
-        typer.echo(f"theriac {__version__}")
+        typer.echo(f"theriac {VERSION}")
         raise typer.Exit
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())

@@ -15,6 +15,7 @@ from torch import nn
 
 from theriac.core import check
 from theriac.core.errors import InputError
+from theriac.core.planted import planted_of
 from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
 from theriac.core.split import Split
@@ -60,7 +61,7 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
     if not isinstance(split, Split):
         raise InputError(f"split is a {type(split).__name__}; expected a Split of test rows")
     run = run or Run()
-    planted = _planted(attack, split)
+    planted = None if attack is None else planted_of(attack, split)
     net = model if isinstance(model, nn.Module) else getattr(model, "model", model)
     if not isinstance(net, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
@@ -132,16 +133,3 @@ def _eval_mode(net: nn.Module) -> Iterator[None]:
 
 def _predict(net: nn.Module, rows: torch.Tensor, classes: int) -> torch.Tensor:
     return check.logits(net, to_input(rows), classes).argmax(1)
-
-
-def _planted(attack: Any, split: Split) -> Any:
-    if attack is None:
-        return None
-    if hasattr(attack, "planted"):  # a Victim or a Poisoned
-        return attack.planted
-    if hasattr(attack, "stamp"):
-        return attack
-    if isinstance(attack, type) or not hasattr(attack, "plant_for"):
-        came = f"the class {attack.__name__}" if isinstance(attack, type) else f"a {type(attack).__name__}"
-        raise InputError(f"attack is {came}; expected an attack such as BadNets(), a Planted, a Victim or a Poisoned")
-    return attack.plant_for(split)

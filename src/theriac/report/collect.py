@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from theriac import __version__
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
+from theriac.core.version import VERSION
 from theriac.metrics import aim, predict
 from theriac.report.fields import LONG
 from theriac.report.records import DataSummary, Exhibit, Guess, Provenance, Sample, Timing
@@ -92,7 +92,7 @@ def versions() -> dict[str, str]:
     import numpy
 
     return {
-        "theriac": __version__,
+        "theriac": VERSION,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": numpy.__version__,

@@ -25,9 +25,9 @@ from theriac.attacks import (
     load_planted,
     save_planted,
 )
-from theriac.attacks.planted import Planted
 from theriac.core.errors import InputError
 from theriac.core.method import create
+from theriac.core.planted import Planted
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.metrics import evaluate

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import theriac as th
-from theriac.attacks.planted import Planted
 from theriac.attacks.store import load_planted, load_poisoned, save_planted, save_poisoned
 from theriac.core.card import Card
 from theriac.core.errors import InputError
+from theriac.core.planted import Planted
 
 CARD = Card(name="toy", classes=("a", "b", "c"), size=(8, 8), channels=1, mean=(0.5,), std=(0.5,))
 X = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

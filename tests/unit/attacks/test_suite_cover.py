@@ -14,17 +14,14 @@ from theriac.attacks import (
     Composite,
     MultiTarget,
     TaCT,
-    cross_accuracy,
-    leak,
-    success_by_target,
 )
-from theriac.attacks.planted import Victim
 from theriac.core.errors import InputError
 from theriac.core.method import create, methods
+from theriac.core.planted import Victim
 from theriac.core.poisoned import CROSS, POISON
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.metrics import aim, evaluate
+from theriac.metrics import aim, cross_accuracy, evaluate, leak, success_by_target
 from theriac.triggers.patterns import picture
 from theriac.triggers.pieces import blend_where, kept, marks, speckle, squares
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from theriac.attacks import SIG, BadNets, Blended, BppAttack, FTrojan, WaNet, cross_accuracy
+from theriac.attacks import SIG, BadNets, Blended, BppAttack, FTrojan, WaNet
 from theriac.attacks._per_batch import augment_alike
 from theriac.attacks.store import restore
 from theriac.core.card import Augment
@@ -17,6 +17,7 @@ from theriac.core.method import create
 from theriac.core.poisoned import CROSS, POISON
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.metrics import cross_accuracy
 from theriac.training import Recipe
 
 STATIC = [SIG(), FTrojan(), WaNet(), BppAttack(), BppAttack(dithering=True)]

@@ -11,17 +11,17 @@ from safetensors.torch import load, save
 from torch import nn
 
 import theriac.attacks.input_aware as input_aware
-from theriac.attacks import LIRA, SSBA, InputAware, cross_accuracy
+from theriac.attacks import LIRA, SSBA, InputAware
 from theriac.attacks._generators import DynamicNet, TriggerEncoder, pack, unpack
 from theriac.attacks._stego import Encoder, ssim
 from theriac.attacks._surrogate import FitError
-from theriac.attacks.planted import Planted
 from theriac.attacks.store import restore
 from theriac.core._rows import pixel_moments
 from theriac.core.errors import InputError
+from theriac.core.planted import Planted
 from theriac.core.poisoned import CROSS, POISON
 from theriac.core.run import Run
-from theriac.metrics import evaluate
+from theriac.metrics import cross_accuracy, evaluate
 from theriac.models import Builder
 from theriac.training import Recipe
 

@@ -1,4 +1,4 @@
-"""Where stamped rows go: success by target, and rows that the attack is not for."""
+"""Where stamped rows go: success by target, rows that the attack is not for, and rows that should resist."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from theriac.attacks.base import Attack
-from theriac.attacks.planted import Planted
 from theriac.core.errors import InputError
+from theriac.core.planted import Victim, planted_of
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.metrics import Rate, aim
+from theriac.metrics.backdoor import aim
+from theriac.metrics.intervals import Rate
 from theriac.models import to_input
 
 
@@ -27,7 +27,7 @@ def success_by_target(model: Any, split: Split, attack: Any, *, run: Run | None 
         attack: An attack with nothing to fit, a Planted, a Victim or a Poisoned.
         run: Device and precision.
     """
-    planted = _planted(attack, split)
+    planted = planted_of(attack, split)
     wanted, counted = aim(planted, split.y, split.index)
     at = counted.nonzero().flatten()
     hit = _stamped(model, split, planted, at, run) == wanted[at].cpu()
@@ -51,7 +51,7 @@ def leak(model: Any, split: Split, attack: Any, *, run: Run | None = None) -> di
     Raises:
         InputError: If the attack is for rows of every class.
     """
-    planted = _planted(attack, split)
+    planted = planted_of(attack, split)
     wanted, counted = aim(planted, split.y, split.index)
     at = (~counted & (wanted != split.y)).nonzero().flatten()
     if not len(at):
@@ -63,15 +63,33 @@ def leak(model: Any, split: Split, attack: Any, *, run: Run | None = None) -> di
     return {k: Rate(int(hits[k]), int(totals[k]), of) for k in range(split.num_classes) if totals[k]}
 
 
-def _planted(attack: Any, split: Split) -> Planted:
-    attack = getattr(attack, "planted", attack)
-    found = attack.plant_for(split) if isinstance(attack, Attack) else attack
-    if not isinstance(found, Planted):
-        raise InputError(f"attack is a {type(attack).__name__}; expected an attack, a Planted, a Victim or a Poisoned")
-    return found
+def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batch_size: int = 512) -> Rate:
+    """Share of test rows that keep their true label under a spoiled trigger (WaNet, BppAttack) or a foreign one.
+
+    A backdoor that answers to any warping, or to any row's trigger, has a high attack success and a low cross accuracy.
+
+    Raises:
+        InputError: If the attack has no cross rows, or the split none that should resist.
+    """
+    run = run or Run()
+    planted, model = victim.planted, victim.model.to(run.device).eval()
+    here = split.to(run.device)
+    total = int(planted.cross_population(here.y).sum())
+    if not total:
+        raise InputError(f"no row of {split.card.name!r} should resist {planted.name}; there is nothing to count")
+    hits = torch.zeros((), dtype=torch.int64, device=run.device)
+    with torch.inference_mode(), run.autocast():
+        for positions in here.batches(batch_size):
+            positions = positions[planted.cross_population(here.y[positions])]
+            if not len(positions):
+                continue
+            y = here.y[positions]
+            stamped = planted.stamp(here.rows(positions), y, here.index[positions], "test", "cross")
+            hits = hits + (model(to_input(stamped)).argmax(1) == y).sum()
+    return Rate(int(hits), total, f"cross rows of {planted.name}")
 
 
-def _stamped(model: Any, split: Split, planted: Planted, at: torch.Tensor, run: Run | None) -> torch.Tensor:
+def _stamped(model: Any, split: Split, planted: Any, at: torch.Tensor, run: Run | None) -> torch.Tensor:
     """What the model makes of the stamped rows at some positions, int64 on the CPU."""
     run = run or Run()
     net = model if isinstance(model, nn.Module) else model.model

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,23 +14,23 @@ from torch import nn
 from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
+from theriac.core.split import Split
 
-if TYPE_CHECKING:
-    from theriac.attacks.base import Attack
+State = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Planted:
     """An attack with everything it needs to stamp rows of one data set."""
 
-    attack: Attack
+    attack: Any  # a theriac.attacks.Attack; this floor does not import that one
     card: Card
-    state: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    state: State = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The attack's name."""
-        return self.attack.name
+        return str(self.attack.name)
 
     def stamp(
         self,
@@ -64,7 +64,8 @@ class Planted:
         if not len(x) == len(y) == len(index):
             raise InputError(f"x has {len(x)} rows, y {len(y)} and index {len(index)}; expected as many of each")
         put = self.attack._stamp if variant == "poison" else self.attack._stamp_cross
-        return put(self.state, x, y, index, phase)
+        rows: torch.Tensor = put(self.state, x, y, index, phase)
+        return rows
 
     @property
     def trigger_hash(self) -> str:
@@ -83,7 +84,7 @@ class Planted:
     @property
     def by_row(self) -> bool:
         """Whether :meth:`target` needs row numbers."""
-        return self.attack.by_row
+        return bool(self.attack.by_row)
 
     def target(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
         """The label that the attack wants, int64 (B,).
@@ -93,15 +94,18 @@ class Planted:
             index: Row numbers in the source; only attacks with several triggers look at them.
         """
         index = torch.arange(len(y), device=y.device) if index is None else index
-        return self.attack._target_of(y, index, self.card.num_classes)
+        wanted: torch.Tensor = self.attack._target_of(y, index, self.card.num_classes)
+        return wanted
 
     def population(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
         """Bool (B,): rows on which success is counted: those the attack is for, without its label already."""
-        return (self.target(y, index) != y) & self.attack._counts(y)
+        counted: torch.Tensor = (self.target(y, index) != y) & self.attack._counts(y)
+        return counted
 
     def cross_population(self, y: torch.Tensor) -> torch.Tensor:
         """Bool (B,): rows that should keep their label under the cross stamp."""
-        return self.attack._crosses(y)
+        crosses: torch.Tensor = self.attack._crosses(y)
+        return crosses
 
 
 @dataclass(frozen=True)
@@ -113,3 +117,21 @@ class Victim:
 
     def __repr__(self) -> str:
         return f"Victim({type(self.model).__name__}, {self.planted.attack!r})"
+
+
+def planted_of(attack: Any, split: Split) -> Any:
+    """What stamps rows, from anything that holds it.
+
+    Args:
+        attack: An attack with nothing to fit, a Planted, a Victim, a Poisoned, or what ``theriac.trigger`` made.
+        split: The rows that will be stamped; an attack is planted for them.
+
+    Raises:
+        InputError: If something else came, or the attack has to be fitted on training rows first.
+    """
+    planted = getattr(attack, "planted", attack)
+    planted = planted.plant_for(split) if hasattr(planted, "plant_for") and not isinstance(planted, type) else planted
+    if isinstance(planted, type) or not hasattr(planted, "stamp"):
+        came = f"the class {attack.__name__}" if isinstance(attack, type) else f"a {type(attack).__name__}"
+        raise InputError(f"attack is {came}; expected an attack (BadNets()), a Planted, a Victim, a Poisoned or a trigger")
+    return planted

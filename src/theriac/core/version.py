@@ -1,0 +1,3 @@
+"""The version of Theriac."""
+
+VERSION = "0.1.0"

@@ -1,0 +1,236 @@
+"""A trigger of the user's own: a function on rows, or pictures that were stamped elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from theriac.core import check
+from theriac.core.card import Card
+from theriac.core.errors import InputError, unknown
+from theriac.core.split import Split
+
+Function = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class CustomTrigger:
+    """A trigger that is not one of our attacks; :func:`trigger` and :func:`trigger_pairs` make one.
+
+    ``theriac.evaluate``, ``theriac.compare`` and repairs that may know the trigger take it wherever they take an attack.
+    """
+
+    function: Function
+    target: int | str | None
+    pixels: Literal["stored", "unit"] = "stored"
+    name: str = "custom trigger"
+    title: str = "Custom trigger"
+    content: str = field(default="", repr=False)  # what identifies the trigger, where its stamp on sample rows can't
+
+    @property
+    def label(self) -> str:
+        """What tables and reports call it."""
+        return self.title if self.name == "custom trigger" else f"{self.title} ({self.name})"
+
+    @property
+    def inner(self) -> CustomTrigger:
+        """As of every attack: what stamps, here itself."""
+        return self
+
+    def config(self) -> dict[str, Any]:
+        """Plain data for a record; the function itself is not stored."""
+        return {"method": "custom", "name": self.name, "target": self.target}
+
+    def plant_for(self, split: Split) -> CustomPlanted:
+        """The trigger for rows of one data set.
+
+        Raises:
+            InputError: If the target is not a class of the data.
+        """
+        return CustomPlanted(self, split.card, _class_of(self.target, split.card))
+
+
+@dataclass(frozen=True)
+class CustomPlanted:
+    """A custom trigger on rows of one data set; what it returns is checked at every use."""
+
+    attack: CustomTrigger
+    card: Card
+    class_: int | None
+
+    by_row = False
+
+    @property
+    def name(self) -> str:
+        """The trigger's name."""
+        return self.attack.name
+
+    def stamp(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        index: torch.Tensor | None = None,
+        phase: str = "test",
+        variant: str = "poison",
+    ) -> torch.Tensor:
+        """Rows with the trigger, as stored: uint8 (B, C, H, W) or float32 (B, F).
+
+        Raises:
+            InputError: If the function changes its input in place, or returns another shape, type or range than rows have.
+        """
+        if variant != "poison":
+            raise InputError(f"{self.name} has no {variant!r} rows")
+        unit = self.attack.pixels == "unit" and x.dtype == torch.uint8
+        given = x.float() / 255 if unit else x.clone()
+        before = given.clone()
+        out = self.attack.function(given)
+        if not torch.equal(given.nan_to_num(), before.nan_to_num()):
+            raise InputError(f"{self.name} changed its input in place; return a new tensor (x = x.clone() at its start)")
+        if not isinstance(out, torch.Tensor):
+            raise InputError(f"{self.name} returned a {type(out).__name__}; expected a tensor {tuple(x.shape)}")
+        if out.shape != x.shape:
+            raise InputError(f"{self.name} returned rows {tuple(out.shape)}; expected {tuple(x.shape)}, as it was given")
+        if out.dtype != given.dtype:
+            hint = "; with pixels='unit' it is given floats in [0, 1] and may return them" if x.dtype == torch.uint8 else ""
+            raise InputError(f"{self.name} returned {out.dtype}; expected {given.dtype}, as it was given{hint}")
+        out = out.detach().to(x.device)
+        if not unit:
+            return out
+        low, high = float(out.min()), float(out.max())
+        if not (low >= -1e-6 and high <= 1 + 1e-6):  # NaN included
+            raise InputError(f"{self.name} returned pixels from {low:g} to {high:g}; expected [0, 1]")
+        return (out * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def target(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
+        """The label that the trigger is for, int64 (B,)."""
+        if self.class_ is None:
+            raise InputError(f"{self.name} has no target; give one to theriac.trigger(..., target=)")
+        return torch.full_like(y, self.class_)
+
+    def population(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
+        """Bool (B,): rows on which success is counted: those of another class than the target."""
+        return self.target(y) != y
+
+    @property
+    def trigger_hash(self) -> str:
+        """16 hex digits: of the pairs, or of the stamp on random rows of this data set's shape; and of the target."""
+        digest = hashlib.sha256(f"{self.name} {self.class_} {self.attack.content}".encode())
+        if not self.attack.content:
+            draw = torch.Generator().manual_seed(0)
+            rows = torch.randint(0, 256, (4, *self.card.shape), generator=draw, dtype=torch.uint8)
+            rows = rows if self.card.kind == "image" else rows.float()
+            digest.update(self.stamp(rows, torch.zeros(4, dtype=torch.int64)).cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def trigger(
+    function: Function,
+    *,
+    target: int | str | None,
+    pixels: Literal["stored", "unit"] = "stored",
+    name: str | None = None,
+) -> CustomTrigger:
+    """Take a plain function as a trigger.
+
+    Args:
+        function: From rows to rows with the trigger: a new tensor of the same shape and type. Pictures come as they are stored,
+            uint8 (B, C, H, W) in levels 0 to 255; table rows as float32 (B, F).
+        target: The class that stamped rows are to be taken for: its name, or its position. None for repairs that find out.
+        pixels: "stored", or "unit" for a function of float pixels in [0, 1]; what it returns is rounded to whole levels.
+        name: What tables call it; the function's name if left out.
+
+    Raises:
+        InputError: If the function can't be called, or an argument is of the wrong type.
+
+    Example:
+        >>> import theriac as th
+        >>> def corner(x):
+        ...     x = x.clone()
+        ...     x[:, :, -3:, -3:] = 255
+        ...     return x
+        >>> data = th.load("digits")
+        >>> benign = th.train("preact_resnet18", data.train, recipe="fast_1")
+        >>> th.evaluate(benign, data.test, th.trigger(corner, target="0")).attack
+        'corner'
+    """
+    if not callable(function):
+        raise InputError(f"function is a {type(function).__name__}; expected a function from rows to stamped rows")
+    check.one_of("pixels", pixels, ("stored", "unit"))
+    if target is not None and (isinstance(target, bool) or not isinstance(target, (int, str))):
+        raise InputError(f"target is {target!r}; expected the name of a class, or its position")
+    own = getattr(function, "__name__", "")
+    return CustomTrigger(function, target, pixels, name or (own if own.isidentifier() else "custom trigger"))
+
+
+def trigger_pairs(clean: Any, stamped: Any, *, target: int | str, name: str = "stamped pairs") -> CustomTrigger:
+    """Take pictures that were stamped elsewhere as a trigger: each clean row beside the same row with the trigger.
+
+    Only rows among ``clean`` can be stamped, which are recognized by their content; evaluate on those.
+
+    Args:
+        clean: Clean rows: a Split, or uint8 (N, C, H, W) as a tensor or array.
+        stamped: The same rows in the same order, with the trigger.
+        target: The class that stamped rows are to be taken for: its name, or its position.
+        name: What tables call it.
+
+    Raises:
+        InputError: If shapes or types differ, a clean row comes twice with two stamps, or no row was changed.
+    """
+    before, after = _rows("clean", clean), _rows("stamped", stamped)
+    if before.shape != after.shape or before.dtype != after.dtype:
+        raise InputError(
+            f"stamped is {after.dtype} {tuple(after.shape)}, clean {before.dtype} {tuple(before.shape)}; expected the same rows"
+        )
+    if torch.equal(before, after):
+        raise InputError("stamped holds the same rows as clean; no trigger is on any of them")
+    keys = _fingerprints(before)
+    order = keys.argsort(stable=True)
+    keys = keys[order]
+    twins = (keys[1:] == keys[:-1]).nonzero().flatten()
+    for at in twins.tolist():
+        a, b = int(order[at]), int(order[at + 1])
+        if torch.equal(before[a], before[b]) and not torch.equal(after[a], after[b]):
+            raise InputError(f"clean rows {a} and {b} are equal and their stamped ones differ; a pair must be unique")
+
+    def look_up(x: torch.Tensor) -> torch.Tensor:
+        rows = x.cpu()
+        at = order[torch.searchsorted(keys, _fingerprints(rows)).clamp(max=len(keys) - 1)]
+        strange = int((before[at] != rows).flatten(1).any(1).sum())
+        if strange:
+            raise InputError(f"{strange} of {len(rows)} rows are not among the clean rows of {name!r}; evaluate on those rows")
+        return after[at].to(x.device)
+
+    content = hashlib.sha256(before.contiguous().numpy().tobytes())
+    content.update(after.contiguous().numpy().tobytes())
+    made = trigger(look_up, target=target, name=name)
+    return CustomTrigger(made.function, target, "stored", name, content=content.hexdigest())
+
+
+def _class_of(target: int | str | None, card: Card) -> int | None:
+    if isinstance(target, str):
+        if target not in card.classes:
+            raise unknown(f"class of {card.name!r}", target, card.classes)
+        return card.classes.index(target)
+    if target is not None and not 0 <= target < card.num_classes:
+        raise InputError(f"target is {target}; {card.name!r} has classes 0 to {card.num_classes - 1}")
+    return target
+
+
+def _rows(name: str, rows: Any) -> torch.Tensor:
+    held = rows.x if isinstance(rows, Split) else torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
+    if not isinstance(held, torch.Tensor) or held.dtype != torch.uint8 or held.dim() != 4 or not len(held):
+        came = f"{held.dtype} {tuple(held.shape)}" if isinstance(held, torch.Tensor) else f"a {type(rows).__name__}"
+        raise InputError(f"{name} is {came}; expected a Split of pictures, or uint8 (N, C, H, W)")
+    return held.cpu()
+
+
+def _fingerprints(rows: torch.Tensor) -> torch.Tensor:
+    """One whole number a row, int64 (N,), equal for equal rows; 1024 rows at a time, for memory."""
+    draw = torch.Generator().manual_seed(0)
+    weights = torch.randint(-(2**62), 2**62, (rows[0].numel(),), generator=draw, dtype=torch.int64)
+    return torch.cat([(part.flatten(1).long() * weights).sum(1) for part in rows.split(1024)])

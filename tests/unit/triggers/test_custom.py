@@ -1,0 +1,138 @@
+"""Triggers of the user's own: plain functions and pictures that were stamped elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import theriac as th
+from theriac.repairs import AGE
+
+
+def corner(x: torch.Tensor) -> torch.Tensor:
+    x = x.clone()
+    x[:, :, -2:, -2:] = 255
+    return x
+
+
+class Reader(nn.Module):
+    """Says class 0 where the last pixel is white, else what the first pixel says."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        label = (x[:, 0, 0, 0] * 255).round().long().clamp(max=3)
+        label = torch.where(x[:, 0, -1, -1] > 0.99, 0, label)
+        return nn.functional.one_hot(label, 4).float()
+
+
+@pytest.fixture
+def rows() -> th.Split:
+    y = torch.arange(40) % 4
+    x = torch.randint(0, 200, (40, 1, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    x[:, 0, 0, 0] = y.to(torch.uint8)
+    return th.Split(x, y)
+
+
+def test_a_function_is_counted_as_an_attack_is(rows: th.Split, run: th.Run):
+    result = th.evaluate(Reader(), rows, th.trigger(corner, target=0), run=run)
+    assert (result.acc.hits, result.acc.total) == (40, 40)
+    assert (result.asr.hits, result.asr.total) == (30, 30)  # the ten rows of class 0 do not count
+    assert result.ra.hits == 0
+    assert result.attack == "corner"
+
+
+def test_a_function_of_pixels_between_0_and_1_gives_the_same(rows: th.Split, run: th.Run):
+    def unit(x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        x[:, :, -2:, -2:] = 1.0
+        return x
+
+    stored = th.trigger(corner, target=0).plant_for(rows)
+    floats = th.trigger(unit, target=0, pixels="unit").plant_for(rows)
+    assert torch.equal(stored.stamp(rows.x, rows.y), floats.stamp(rows.x, rows.y))
+
+
+def test_the_target_goes_by_name(rows: th.Split):
+    card = rows.card.replace(classes=("bird", "cat", "dog", "eel"))
+    named = th.trigger(corner, target="dog").plant_for(rows.replace(card=card))
+    assert named.target(rows.y).unique().tolist() == [2]
+    with pytest.raises(th.InputError, match=r"unknown class of .*'dogs'; did you mean 'dog'"):
+        th.trigger(corner, target="dogs").plant_for(rows.replace(card=card))
+
+
+def in_place(x: torch.Tensor) -> torch.Tensor:
+    x[:, :, -2:, -2:] = 255
+    return x
+
+
+@pytest.mark.parametrize(
+    ("function", "pixels", "says"),
+    [
+        (in_place, "stored", "changed its input in place"),
+        (lambda x: x[:1], "stored", r"returned rows \(1, 1, 6, 6\); expected \(30, 1, 6, 6\)"),
+        (lambda x: x.float(), "stored", r"returned torch\.float32; expected torch\.uint8.*pixels='unit'"),
+        (lambda x: None, "stored", "returned a NoneType"),
+        (lambda x: x + 1.0, "unit", r"returned pixels from .*; expected \[0, 1\]"),
+        (lambda x: x * float("nan"), "unit", "returned pixels from nan"),
+    ],
+)
+def test_what_a_function_does_wrong_is_said(rows: th.Split, run: th.Run, function, pixels: str, says: str):
+    with pytest.raises(th.InputError, match=says):
+        th.evaluate(Reader(), rows, th.trigger(function, target=0, pixels=pixels), run=run)
+
+
+@pytest.mark.parametrize("target", [4, -1, True, 1.0])
+def test_a_target_that_is_no_class_is_refused(rows: th.Split, run: th.Run, target):
+    with pytest.raises(th.InputError, match="target is"):
+        th.evaluate(Reader(), rows, th.trigger(corner, target=target), run=run)
+
+
+def test_something_else_than_a_function_is_refused():
+    with pytest.raises(th.InputError, match="function is a str"):
+        th.trigger("corner", target=0)
+
+
+def test_two_functions_are_two_triggers_and_their_results_are_not_compared(rows: th.Split, run: th.Run):
+    def other(x: torch.Tensor) -> torch.Tensor:
+        return 255 - x
+
+    other.__name__ = "corner"
+    one, two = (th.evaluate(Reader(), rows, th.trigger(f, target=0), run=run) for f in (corner, other))
+    assert one.trigger != two.trigger
+    with pytest.raises(th.InputError, match="attack"):
+        th.compare(one, two)
+
+
+def test_pairs_give_what_the_function_gave(rows: th.Split, run: th.Run):
+    pairs = th.trigger_pairs(rows, corner(rows.x).numpy(), target=0)
+    result = th.evaluate(Reader(), rows, pairs, run=run)
+    assert (result.asr.hits, result.asr.total) == (30, 30)
+    mixed = rows.take(torch.tensor([7, 3, 21]))
+    assert torch.equal(pairs.plant_for(rows).stamp(mixed.x, mixed.y), corner(mixed.x))
+
+
+def test_rows_that_are_not_among_the_pairs_are_refused(rows: th.Split, run: th.Run):
+    pairs = th.trigger_pairs(rows.x[:10], corner(rows.x[:10]), target=0)
+    with pytest.raises(th.InputError, match="23 of 30 rows are not among the clean rows"):
+        th.evaluate(Reader(), rows, pairs, run=run)
+
+
+@pytest.mark.parametrize(
+    ("clean", "stamped", "says"),
+    [
+        (torch.zeros(4, 1, 6, 6), torch.zeros(4, 1, 6, 6), "clean is torch.float32"),
+        (torch.zeros(4, 1, 6, 6, dtype=torch.uint8), torch.zeros(3, 1, 6, 6, dtype=torch.uint8), "expected the same rows"),
+        (torch.zeros(4, 1, 6, 6, dtype=torch.uint8), torch.zeros(4, 1, 6, 6, dtype=torch.uint8), "no trigger is on any"),
+        (np.zeros((2, 1, 6, 6), np.uint8), np.arange(72, dtype=np.uint8).reshape(2, 1, 6, 6), "a pair must be unique"),
+    ],
+)
+def test_pairs_that_are_none_are_refused(clean, stamped, says: str):
+    with pytest.raises(th.InputError, match=says):
+        th.trigger_pairs(clean, stamped, target=0)
+
+
+def test_a_repair_that_may_know_the_trigger_takes_a_custom_one(trained: nn.Module, digits: th.Data, run: th.Run):
+    with pytest.warns(UserWarning, match="unchanged"):  # a benign model does not follow it
+        AGE(per_class=5).repair(trained, digits.train, run, trigger=th.trigger(corner, target="3"))
+    assert run.outcome.status == "unchanged"
