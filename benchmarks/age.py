@@ -7,7 +7,7 @@
 Victims are run folders (``<runs>/victims/<name>``, as theriac.save writes them); a missing one is trained by its recipe. The
 handful comes from rows of the test split that are set aside and never scored, so the victim has not seen them. Edits of the
 head are scored on cached features, which gives the same numbers as the whole network (the largest difference of a logit is
-recorded). One JSON a victim under ``benchmarks/results/age/<plan>/``; cells that it holds already are not run again.
+recorded). One record a victim in ``benchmarks/results/<plan>.jsonl``; cells that it holds already are not run again.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ from typing import Any
 import torch
 import yaml
 from repairs import machine, victim_model
+from table import Table
 from torch import nn
 
 import theriac as th
-from theriac.core.files import read_json, write_json
 from theriac.core.method import create
 from theriac.models import features, parameter_count, to_input
 from theriac.repairs import AGE
 
-OUT = Path(__file__).resolve().parent / "results" / "age"
 MOST_ACC_LOSS, MOST_TCA_LOSS = 0.02, 0.05  # of the choice: methods notes on AGE, section 5
 SEES_STAMPED = ("R2", "R5")  # reported apart: they train on stamped rows with true labels
 
@@ -64,22 +63,21 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.rehearse:
         with tempfile.TemporaryDirectory() as folder:
-            measure(yaml.safe_load(REHEARSAL), args, Path(folder), Path(folder))
-            choose(Path(folder))
+            measure(yaml.safe_load(REHEARSAL), args, Table.of("rehearsal", Path(folder)), Path(folder))
+            choose(Table.of("rehearsal", Path(folder)))
         return
     if args.plan is None:
         parser.error("a plan is needed, such as benchmarks/plans/age.yaml")
-    out = OUT / args.plan.stem
+    out = Table.of(args.plan.stem)
     if not args.choose:
         measure(yaml.safe_load(args.plan.read_text()), args, out, args.runs)
     choose(out)
 
 
-def measure(plan: dict[str, Any], args: argparse.Namespace, out: Path, runs: Path) -> None:
+def measure(plan: dict[str, Any], args: argparse.Namespace, out: Table, runs: Path) -> None:
     paths = dict(item.split("=", 1) for item in args.data)
     for key, victim in plan["victims"].items():
-        target = out / f"{key}.json"
-        old = read_json(target) if target.exists() else None
+        old = out.get(key)
         if args.only not in key:
             continue
         data = th.load(paths.get(victim["data"], victim["data"]))
@@ -109,7 +107,7 @@ def measure(plan: dict[str, Any], args: argparse.Namespace, out: Path, runs: Pat
             continue
         record["seconds"] = round(record["seconds"] + time.perf_counter() - began, 1)
         record |= {"machine": machine(), "command": f"python benchmarks/age.py {args.plan} --only {key}"}
-        write_json(target, record)
+        out.put(key, record)
         print(f"{key}: {len(record['cells']) - ran} cells in {record['seconds']:.0f} s", flush=True)
 
 
@@ -254,9 +252,9 @@ def baseline_cells(
     return cells
 
 
-def choose(out: Path) -> None:
-    """Choose on the tuning victims, show the choice and its controls on the others; write ``summary.json``."""
-    records = [read_json(path) for path in sorted(out.glob("*.json")) if path.name != "summary.json"]
+def choose(out: Table) -> None:
+    """Choose on the tuning victims, show the choice and its controls on the others; write the record ``summary``."""
+    records = [record for record in out if "cells" in record]
     tuning = [r for r in records if r["victim"]["role"] == "tuning"]
     kinds = ("head", "later")
     table = [{"scope": kind, **row} for kind in kinds for row in averages(tuning, kind)]
@@ -276,7 +274,7 @@ def choose(out: Path) -> None:
         "report": {kind: averages(report, kind, by_n=True) for kind in ("head", "later", "inverted", "baseline")},
         "benign": averages([r for r in records if r["victim"]["role"] == "benign"], "inverted", by_n=True),
     }
-    write_json(out / "summary.json", summary)
+    out.put("summary", {**summary, "machine": machine(), "command": "python benchmarks/age.py --choose"})
     show("tuning victims", table)
     for name, row in (("all", best), *sorted(summary["chosen_by_per_class"].items())):
         told = f"{row['rule']} + {row['retrain']}, {row['scope']}, ASR {100 * row['asr']:.1f}" if row else "nothing"

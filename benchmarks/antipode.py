@@ -12,6 +12,8 @@ trigger's effect on the last layer has been mirrored along with them: the backdo
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,12 @@ from typing import Any
 import torch
 import yaml
 from repairs import machine
+from table import Table
 from torch.nn.functional import cosine_similarity
 
 import theriac as th
-from theriac.core.files import write_json
 from theriac.core.method import create
 from theriac.models import to_input
-
-ROOT = Path(__file__).resolve().parent
 
 
 def embed(model: Any, rows: torch.Tensor) -> torch.Tensor:
@@ -96,7 +96,7 @@ def main() -> None:
     }
     record = {k: round(v, 4) if isinstance(v, float) else v for k, v in record.items()}
     name = args.name or f"{args.victim.name}-{args.method}"
-    write_json(ROOT / "results" / "antipode" / f"{name}.json", record)
+    Table.of("antipode").put(name, {**record, "command": shlex.join(["python", "benchmarks/antipode.py", *sys.argv[1:]])})
     print({k: v for k, v in record.items() if k not in ("before", "after", "machine", "repair")})
     print({k: record["after"][k]["value"] for k in ("acc", "asr", "ra")})
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from measured import PLANS, RATES, RESULTS, Record, counted, families, read, seeds_words, settings_words, victim_words
+from measured import PLANS, RATES, counted, families, seeds_words, settings_words, victim_words
+from table import RESULTS, Record, Table, tables
 
 from theriac.core.method import Method
 from theriac.report.cards import grid
@@ -28,12 +29,11 @@ rows, because the attack stamps while it trains; nothing fitted, so that the tri
 def attack_plans(results: Path = RESULTS) -> dict[str, list[Record]]:
     """Records of ``attacks.py`` by plan, in the order of the plan, without the runs of tuning seeds."""
     found: dict[str, list[Record]] = {}
-    for folder in sorted(p for p in results.iterdir() if p.is_dir()) if results.is_dir() else []:
-        records = [read(path) for path in sorted(folder.glob("*.json"))]
-        records = [r for r in records if isinstance(r, dict) and {"attack", "victim", "benign", "planted"} <= r.keys()]
+    for plan, table in tables(results).items():
+        records = [r for r in table if {"attack", "victim", "benign", "planted"} <= r.keys()]
         if records:
-            order = _order(folder.name)
-            found[folder.name] = sorted(records, key=lambda r: (order.get(_job(r), len(order)), r["seed"]))
+            order = _order(plan)
+            found[plan] = sorted(records, key=lambda r: (order.get(_job(r), len(order)), r["seed"]))
     return found
 
 
@@ -85,9 +85,9 @@ def overview(results: Path = RESULTS) -> str:
     return "\n\n".join(blocks)
 
 
-def speed(path: Path = RESULTS / "triggers.json") -> str:
+def speed(results: Path = RESULTS) -> str:
     """How fast static triggers are put on, beside loops over single images."""
-    told = read(path)
+    (told,) = Table.of("triggers", results)
     head = ["trigger", "images/s", "of copying the rows", "bare loop", "items", "files", "loop images/s", "items/s", "files/s"]
     rows = [
         [

@@ -4,7 +4,7 @@ Run a plan (a YAML file of jobs) again with::
 
     python benchmarks/attacks.py benchmarks/plans/attacks.yaml --data cifar10=<folder>
 
-Each job writes one JSON file for each of its seeds under ``benchmarks/results/<plan>/``; what has a file is skipped, so a
+Each job adds one record for each of its seeds to ``benchmarks/results/<plan>.jsonl``; what is there is skipped, so a
 killed run goes on where it was, and a victim that was being trained goes on from its last checkpoint. Victims, benign models
 and what was planted are kept in ``runs/``. The benign model of a data set, recipe and seed is trained once for all attacks. An
 attack that can't be fitted is told and left out; the command then ends with 1.
@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 from repairs import asked, machine, plan_arguments, plan_recipe, thin, training_rows, victim_model
+from table import Table
 
 import theriac as th
 from theriac.attacks import MultiTarget, load_planted, save_planted
@@ -39,13 +40,12 @@ def main() -> int:
     plan = yaml.safe_load(args.plan.read_text())
     paths = dict(item.split("=", 1) for item in args.data)
     loaded: dict[str, Any] = {}
-    failed = 0
+    out, failed = Table.of(args.plan.stem, args.out), 0
     for job in asked(plan["jobs"], args):
         job = {**{k: plan[k] for k in FIELDS if k in plan}, **job}
         for seed in job.get("seeds", [0]):
             name = f"{job['name']}-{seed}"
-            target = args.out / args.plan.stem / f"{name}.json"
-            if target.exists():
+            if name in out:
                 continue
             if job["data"] not in loaded:
                 loaded[job["data"]] = th.load(paths.get(job["data"], job["data"]), **job.get("load", {}))
@@ -57,7 +57,7 @@ def main() -> int:
                 continue
             record["machine"] = machine()
             record["command"] = f"python benchmarks/attacks.py {args.plan.as_posix()} --job {job['name']}"
-            write_json(target, record)
+            out.put(name, record)
             print(summary(record), flush=True)
     return 1 if failed else 0
 

@@ -13,8 +13,6 @@ from attack_tables import for_attack
 from debias_tables import for_method
 from measured import (
     RATES,
-    RESULTS,
-    Record,
     age_records,
     attack_words,
     cbd_records,
@@ -32,6 +30,7 @@ from measured import (
     victim_family,
     victim_words,
 )
+from table import RESULTS, Record
 
 from theriac.core.method import Method
 from theriac.report.cards import grid
@@ -161,7 +160,7 @@ def _trained(cls: type[Method], results: Path) -> list[str]:
         return []
     rows.sort(key=lambda row: (row[0], row[1]))
     head = ["data: attack", "network; precision", "arm", *HEAD, "f_B: health, AUROC of its loss", "seeds"]
-    return [f"From `python benchmarks/cbd.py`; the command of each run is in its JSON.\n\n{grid(head, rows)}"]
+    return [f"From `python benchmarks/cbd.py`; the command of each run is in its record.\n\n{grid(head, rows)}"]
 
 
 def _edited(cls: type[Method], results: Path) -> list[str]:
@@ -176,9 +175,9 @@ def _edited(cls: type[Method], results: Path) -> list[str]:
         ]
         if rows:
             made = f"`python benchmarks/age.py benchmarks/plans/{plan}.yaml`"
-            more = " All rules and repairs are in the JSON files there." if cls.name == "age" else ""
+            more = " All rules and repairs are in that table." if cls.name == "age" else ""
             head = ["victim", "what", "rows a class", *HEAD, "target class %", "left alone", "seeds of the handful"]
-            blocks.append(f"From `benchmarks/results/age/{plan}`, {made}; before → after.{more}\n\n{grid(head, rows)}")
+            blocks.append(f"From `benchmarks/results/{plan}.jsonl`, {made}; before → after.{more}\n\n{grid(head, rows)}")
     return blocks
 
 

@@ -1,6 +1,6 @@
 """CBD from scratch on poisoned images, beside plain training on the same rows and on the clean ones among them.
 
-One call is one poisoned set and up to three arms; each arm writes one JSON file under ``benchmarks/results/cbd/`` and is
+One call is one poisoned set and up to three arms; each arm adds one record to ``benchmarks/results/cbd.jsonl`` and is
 skipped if that file exists, and a killed arm goes on from its checkpoint in ``--runs``::
 
     python benchmarks/cbd.py --data cifar10=<folder> --attack badnets --rate 0.1 --seed 0
@@ -23,13 +23,12 @@ import yaml
 from repairs import machine, thin
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
+from table import RESULTS, Table
 
 import theriac as th
-from theriac.core.files import write_json
 from theriac.core.method import create
 from theriac.models import Builder, parameter_count
 
-ROOT = Path(__file__).resolve().parent
 ARMS = ("cbd", "plain", "clean")
 
 
@@ -56,7 +55,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "cbd")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args()
 
 
@@ -86,16 +85,15 @@ def main() -> None:
     )
     attack = create("attack", args.attack, poison_rate=args.rate, **options(args.attack_set))
     poisoned = attack.poison(rows, th.Run(seed=args.seed, device="cpu", quiet=True))
+    out = Table.of("cbd", args.out)
     for arm in args.arms:
-        target = args.out / f"{stem}-{arm}.json"
-        if target.exists() or (arm == "clean" and not args.rate):  # without an attack that is the plain arm
+        name = f"{stem}-{arm}"
+        if name in out or (arm == "clean" and not args.rate):  # without an attack that is the plain arm
             continue
-        run = th.Run(
-            seed=args.seed, folder=args.runs / "cbd" / target.stem, quiet=True, precision=args.precision, device=args.device
-        )
+        run = th.Run(seed=args.seed, folder=args.runs / "cbd" / name, quiet=True, precision=args.precision, device=args.device)
         build = Builder(args.model, options(args.model_set))
         record = {
-            "name": target.stem,
+            "name": name,
             "arm": arm,
             "command": command(args, arm),
             "data": {"name": data_name, "rows": len(rows), "test_rows": len(data.test), "hash": rows.content_hash()},
@@ -109,7 +107,7 @@ def main() -> None:
             "machine": machine(),
             **train(arm, method, build, poisoned, data, run),
         }
-        write_json(target, record)
+        out.put(name, record)
         print(summary(record), flush=True)
 
 

@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from cbd_stage1 import states
 from repairs import machine
+from table import RESULTS, Table
 
 import theriac as th
-from theriac.core.files import write_json
 from theriac.core.method import create
 from theriac.models import Builder
 
-ROOT = Path(__file__).resolve().parent
 NETWORKS: tuple[tuple[str, dict[str, Any]], ...] = (("wrn_16_1", {}), ("preact_resnet18", {"width": 8}))
 RATES = (0.1, 0.02)
 ATTACKS: tuple[dict[str, Any], ...] = (
@@ -40,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "cbd_health.json")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     data, found = th.load("digits"), []
@@ -55,7 +54,8 @@ def main() -> None:
     counts = Counter((ranking(s["auroc"]), s["verdict"]) for s in found)
     told = {f"{rank}, {verdict}": n for (rank, verdict), n in sorted(counts.items())}
     command = f"python benchmarks/cbd_health.py --seed {args.seed}"
-    write_json(args.out, {"counts": told, "states": found, "command": command, "machine": machine()})
+    record = {"counts": told, "states": found, "command": command, "machine": machine()}
+    Table.of("cbd_health", args.out).put("cbd_health", record)
     print(*(f"{k}: {n}" for k, n in told.items()), sep="\n")
 
 

@@ -4,7 +4,7 @@
 
 Stage 1 of ``official`` on one poisoned set of a **tuning** seed; every ``--every`` steps the losses of 2,048 rows without
 augmentation: their AUROC as a sign of poison (gate G1), means by kind, the share of rows under several thresholds, and the
-health check's verdict. One JSON a set under ``benchmarks/results/cbd_stage1/``.
+health check's verdict. One record a set in ``benchmarks/results/cbd_stage1.jsonl``.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ import torch
 from cbd import options
 from repairs import machine
 from sklearn.metrics import roc_auc_score
+from table import RESULTS, Table
 from torch.nn import functional as F
 
 import theriac as th
-from theriac.core.files import write_json
 from theriac.core.method import create
 from theriac.models import Builder
 from theriac.training_defenses.cbd.biased import judge, outputs, train_biased
 from theriac.training_defenses.cbd.ledger import pair
 
-ROOT = Path(__file__).resolve().parent
 PROBE = 2048
 THRESHOLDS = (0.01, 0.03, 0.1, 0.3)
 
@@ -44,7 +43,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="option of CBD")
     parser.add_argument("--model", default="wrn_16_1")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "cbd_stage1")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     name, _, path = args.data.partition("=")
@@ -55,8 +54,8 @@ def main() -> None:
     method = create("training", "cbd", stage1_steps=args.steps, **options(args.set))
     about = [method.biased_loss, *(["drop"] if method.stage1_drop else []), str(args.steps)]
     stem = "-".join([name, args.attack, *args.attack_set, f"{args.rate:g}", *about, f"seed{args.seed}"])
-    target = args.out / f"{stem}.json"
-    if target.exists():
+    out = Table.of("cbd_stage1", args.out)
+    if stem in out:
         return
     run = th.Run(seed=args.seed, quiet=True)
     seen, bad = states(method, Builder(args.model), poisoned, run, args.steps, args.every, tell=True)
@@ -76,7 +75,7 @@ def main() -> None:
         "steps": seen,
         "machine": machine(),
     }
-    write_json(target, record)
+    out.put(stem, record)
 
 
 def states(

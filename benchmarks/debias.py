@@ -2,8 +2,9 @@
 
     python benchmarks/debias.py benchmarks/plans/debias.yaml --data adult=<folder> --data fairface=<folder> ...
 
-One JSON a (task, method, seed) under ``benchmarks/results/debias/``; what exists is skipped. All methods of a task share rows,
-architecture and recipe; every model is the last iterate, and nothing is selected on test rows. Tables: ``make_tables.py``.
+One record a (task, method, seed) in ``benchmarks/results/debias.jsonl``; what is there is skipped. All methods of a task
+share rows, architecture and recipe; every model is the last iterate, and nothing is selected on test rows. Tables:
+``make_tables.py``.
 """
 
 from __future__ import annotations
@@ -19,17 +20,15 @@ from typing import Any
 import torch
 import yaml
 from repairs import machine, thin
+from table import RESULTS, Table
 
 import theriac as th
-from theriac.core.files import write_json
 from theriac.core.method import create
 from theriac.data import regroup
 from theriac.debias._teacher import AskedTeacher, query_map
 from theriac.metrics import flip_rate
 from theriac.models import Builder, parameter_count
 from theriac.training import Recipe
-
-ROOT = Path(__file__).resolve().parent
 
 
 def main() -> None:
@@ -39,24 +38,24 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run only what has this in its name, task-method-seed")
     parser.add_argument("--runs", type=Path, default=None, help="folder for checkpoints, so that a killed run goes on")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "debias")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     plan = yaml.safe_load(args.plan.read_text(encoding="utf-8"))
     paths = dict(item.split("=", 1) for item in args.data)
+    out = Table.of("debias", args.out)
     for task_name, task in plan["tasks"].items():
         for seed in task["seeds"]:
             train = test = None
             for name, options in {**plan["methods"], **task.get("methods", {})}.items():
                 stem = f"{task_name}-{name}-seed{seed}"
-                target = args.out / f"{stem}.json"
-                if args.only not in stem or target.exists() or name in task.get("without", ()):
+                if args.only not in stem or stem in out or name in task.get("without", ()):
                     continue
                 if train is None or test is None:
                     train, test = TASKS[task["rows"]](paths, seed, **task.get("options", {}))
                 record = one(task, name, options, seed, train, test, args.runs and args.runs / "debias" / stem)
                 record |= {"name": stem, "task": task_name, "command": command(args, stem)}
-                write_json(target, record)
+                out.put(stem, record)
                 print(line(record), flush=True)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from measured import PLANS, RESULTS, Record, network_words, read, seeds_words
+from measured import PLANS, network_words, seeds_words
+from table import RESULTS, Record, Table
 
 from theriac.core.method import Method
 from theriac.report.cards import grid
@@ -32,8 +33,7 @@ def debias_records(results: Path = RESULTS) -> dict[str, list[Record]]:
     """Records of ``debias.py`` by task, tasks and methods in the order of the plan."""
     plan = yaml.safe_load((PLANS / "debias.yaml").read_text("utf-8"))
     found: dict[str, list[Record]] = {}
-    for path in sorted((results / "debias").glob("*.json")):
-        record = read(path)
+    for record in Table.of("debias", results):
         if record["method"] not in plan["methods"] and record["method"] not in plan["tasks"][record["task"]].get("methods", {}):
             continue  # of an older plan
         found.setdefault(record["task"], []).append(record)

@@ -16,19 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from table import RESULTS, Record, Table, tables
 
-from theriac.core.files import read_json
 from theriac.core.method import KINDS, Method, methods
 from theriac.metrics import Rate
 from theriac.metrics.intervals import over_seeds
 
 ROOT = Path(__file__).resolve().parent
-RESULTS, PLANS = ROOT / "results", ROOT / "plans"
+PLANS = ROOT / "plans"
 TUNING = re.compile(r"(.+_)?tuning|cbd_stage1")
 FIRST_TUNING_SEED = 100
 RATES = ("acc", "asr", "ra")
-
-Record = dict[str, Any]
 
 
 # reading
@@ -37,41 +35,29 @@ Record = dict[str, Any]
 def repair_plans(results: Path = RESULTS, *, tuning: bool = False) -> dict[str, list[Record]]:
     """Records of ``repairs.py`` by plan, in the order of the plan."""
     found = {}
-    folders = [p for p in results.iterdir() if p.is_dir()] if results.is_dir() else []
-    for folder in sorted(folders, key=lambda p: (p.name != "foundation", p.name)):
-        if TUNING.fullmatch(folder.name) and not tuning:
+    for plan, table in sorted(tables(results).items(), key=lambda item: (item[0] != "foundation", item[0])):
+        if TUNING.fullmatch(plan) and not tuning:
             continue
-        records = [read(path) for path in sorted(folder.glob("*.json"))]
-        records = [r for r in records if isinstance(r, dict) and {"before", "name", "victim", "repair"} <= r.keys()]
+        records = [r for r in table if {"before", "name", "victim", "repair"} <= r.keys()]
         if records:
-            jobs = list(_jobs(folder.name))
-            found[folder.name] = sorted(records, key=lambda r: jobs.index(r["name"]) if r["name"] in jobs else len(jobs))
+            jobs = list(_jobs(plan))
+            found[plan] = sorted(records, key=lambda r: jobs.index(r["name"]) if r["name"] in jobs else len(jobs))
     return found
 
 
 def cbd_records(results: Path = RESULTS) -> list[Record]:
     """Records of ``cbd.py`` that are reported."""
-    records = [read(path) for path in sorted((results / "cbd").glob("*.json"))]
-    return [r for r in records if isinstance(r, dict) and "arm" in r and r["seed"] < FIRST_TUNING_SEED]
+    return [r for r in Table.of("cbd", results) if "arm" in r and r["seed"] < FIRST_TUNING_SEED]
 
 
 def age_records(results: Path = RESULTS) -> dict[str, list[Record]]:
     """Records of ``age.py`` by plan, without the tuning victims."""
     found: dict[str, list[Record]] = {}
-    for path in sorted((results / "age").glob("*/*.json")):
-        record = read(path)
-        if isinstance(record, dict) and "cells" in record and record["victim"].get("role") != "tuning":
-            found.setdefault(path.parent.name, []).append(record)
+    for plan, table in tables(results).items():
+        records = [r for r in table if "cells" in r and r["victim"].get("role") != "tuning"]
+        if records:
+            found[plan] = records
     return found
-
-
-def read(path: Path) -> Any:
-    return _parsed(path, path.stat().st_mtime_ns)
-
-
-@cache  # every card looks through all of them
-def _parsed(path: Path, changed: int) -> Any:
-    return read_json(path)
 
 
 @cache

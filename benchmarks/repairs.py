@@ -4,7 +4,7 @@ Run a plan (a YAML file of victims and repairs) again with::
 
     python benchmarks/repairs.py benchmarks/plans/foundation.yaml --data cifar10=<folder> --data fashion_mnist=<folder>
 
-Each job writes one JSON file under ``benchmarks/results/<plan>/``; jobs whose file exists are skipped, so a killed run goes on
+Each job adds one record to ``benchmarks/results/<plan>.jsonl``; jobs whose record is there are skipped, so a killed run goes on
 where it was. Victims are kept in ``runs/`` and trained once for all repairs.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import yaml
+from table import RESULTS, Table
 
 import theriac as th
 from theriac.core.card import Augment
@@ -26,8 +27,6 @@ from theriac.core.files import read_json, write_json
 from theriac.core.method import create
 from theriac.models import Builder, make, parameter_count, to_input
 from theriac.training import Recipe, loop
-
-ROOT = Path(__file__).resolve().parent
 
 
 def machine() -> dict[str, Any]:
@@ -51,7 +50,7 @@ def plan_arguments(about: str | None) -> argparse.Namespace:
     parser.add_argument("--only", default="", help="run only jobs whose name contains this")
     parser.add_argument("--job", default="", help="run the job of this very name")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=ROOT / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     return args
@@ -78,12 +77,11 @@ def asked(jobs: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str
 def main() -> None:
     args = plan_arguments(__doc__)
     plan = yaml.safe_load(args.plan.read_text())
-    out = args.out / args.plan.stem
+    out = Table.of(args.plan.stem, args.out)
     paths = dict(item.split("=", 1) for item in args.data)
     loaded: dict[str, Any] = {}
     for job in asked(plan["jobs"], args):
-        target = out / f"{job['name']}.json"
-        if target.exists():
+        if job["name"] in out:
             continue
         victim = {**plan["victims"][job["victim"]], "key": job["victim"]}
         name = victim["data"]
@@ -92,7 +90,7 @@ def main() -> None:
         record = run_job(args.plan.stem, job, victim, loaded[name], args.runs)
         record["machine"] = machine()
         record["command"] = f"python benchmarks/repairs.py {args.plan.as_posix()} --only {job['name']}"
-        write_json(target, record)
+        out.put(job["name"], record)
         print(summary(record), flush=True)
 
 

@@ -1,6 +1,6 @@
 """How fast rows are poisoned: each static trigger on a batch, beside the same formula in a loop over images.
 
-    python benchmarks/triggers.py --rows 50000 --out benchmarks/results/triggers.json
+    python benchmarks/triggers.py --rows 50000 --out benchmarks/results
 
 Random color images; every row is stamped. The loop is NumPy on one (H, W, C) image after the other, with everything that does
 not depend on the image made beforehand; its first rows are compared with those of the batch. ``items`` is the same loop as a
@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.fft import dctn, idctn
+from table import Table
 from torch.nn import functional as F
 
 import theriac as th
 from theriac.attacks import SIG, BadNets, Blended, BppAttack, FTrojan, WaNet
 from theriac.attacks.base import Attack
-from theriac.core.files import write_json
 from theriac.core.planted import Planted
 from theriac.triggers.additive import sinusoid
 from theriac.triggers.patterns import picture
@@ -244,7 +244,7 @@ def main() -> None:
             "command": "python benchmarks/triggers.py "
             f"--rows {args.rows} --loop-rows {args.loop_rows} --repeats {args.repeats} --clock {args.clock} --device {device}",
         }
-        write_json(args.out, record)
+        Table.of("triggers", args.out).put("triggers", record)
 
 
 if __name__ == "__main__":

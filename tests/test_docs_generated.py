@@ -27,6 +27,7 @@ import debias_tables  # noqa: E402
 import make_tables  # noqa: E402
 import measured  # noqa: E402
 import pictures  # noqa: E402
+import table  # noqa: E402
 
 AGAIN = "run: python docs/build.py"
 EVERY = [name for kind in KINDS for name in methods(kind)]
@@ -105,9 +106,8 @@ Write = Callable[..., Path]
 def results(tmp_path: Path) -> Write:
     def write(plan: str, *records: dict[str, Any]) -> Path:
         for record in records:
-            path = tmp_path / plan / f"{record['name']}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(record))
+            about = {"command": "a test", "machine": {}}
+            table.Table.of(plan, tmp_path).put(record["name"], {**about, **record})
         return tmp_path
 
     return write
@@ -249,7 +249,7 @@ def test_age_shows_its_default_with_controls_and_lends_rows_to_baselines(results
     victim = {"data": "toys", "attack": {"name": "badnets"}, "seed": 0, "recipe": "fast_8", "key": "v", "role": "report"}
     record = {"name": "v", "victim": victim, "before": repair_record()["before"], "cells": cells}
     tuning = {**record, "name": "t", "victim": {**victim, "role": "tuning"}}
-    folder = results("age/toy", record, tuning)
+    folder = results("toy", record, tuning)
     text = card_tables.for_card(methods("repair")["age"], folder)
     assert text.count("toys: badnets") == 4  # E3 is no default and no control
     assert "| toys: badnets | E6 + R4, head, trigger known | 5 | 95.0 → 90.0 (90/100) | 100.0 → 10.0 (9/90) |" in text

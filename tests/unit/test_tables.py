@@ -1,0 +1,67 @@
+"""The tables of committed results: one writer, one reader, nothing twice."""
+
+from __future__ import annotations
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from theriac.core.errors import InputError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+from table import FIELDS, Table, tables
+
+ABOUT = {"command": "a test", "machine": {}}
+
+
+def test_a_record_comes_back_under_its_key_and_a_second_one_replaces_it(tmp_path: Path):
+    table = Table.of("plan", tmp_path)
+    assert "a" not in table
+    table.put("a", {"value": 1, **ABOUT})
+    table.put("a", {"value": 2, **ABOUT})
+    assert (table.get("a") or {})["value"] == 2
+    assert [record["key"] for record in table] == ["a"]
+
+
+def test_lines_are_sorted_by_key_so_that_a_new_result_is_one_new_line(tmp_path: Path):
+    table = Table.of("plan", tmp_path)
+    for key in ("c", "a"):
+        table.put(key, ABOUT)
+    before = table.path.read_text().splitlines()
+    table.put("b", ABOUT)
+    after = table.path.read_text().splitlines()
+    assert [line for line in after if json.loads(line)["key"] != "b"] == before
+
+
+def test_writers_at_the_same_time_lose_nothing(tmp_path: Path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda k: Table.of("plan", tmp_path).put(f"{k:02}", ABOUT), range(24)))
+    assert [record["key"] for record in Table.of("plan", tmp_path)] == [f"{k:02}" for k in range(24)]
+
+
+@pytest.mark.parametrize("lacks", FIELDS)
+def test_a_record_that_does_not_say_how_it_was_made_is_refused(tmp_path: Path, lacks: str):
+    with pytest.raises(InputError, match=f"'a' lacks {lacks}"):
+        Table.of("plan", tmp_path).put("a", {key: value for key, value in ABOUT.items() if key != lacks})
+
+
+@pytest.mark.parametrize(
+    ("line", "says"), [("{", "line 2 is not JSON"), ('{"key": "a"}', "has the key 'a'"), ("[]", "has the key None")]
+)
+def test_a_damaged_table_is_refused_with_the_line(tmp_path: Path, line: str, says: str):
+    path = tmp_path / "plan.jsonl"
+    path.write_text(f'{{"key": "a"}}\n{line}\n')
+    with pytest.raises(InputError, match=says):
+        list(Table(path))
+
+
+@pytest.mark.parametrize("plan", sorted(tables()))
+def test_every_committed_record_says_how_it_was_made(plan: str):
+    table = tables()[plan]
+    assert all(name in record for record in table for name in FIELDS)
+    keys = [record["key"] for record in table]
+    assert keys == sorted(keys)
