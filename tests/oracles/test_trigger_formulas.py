@@ -9,10 +9,21 @@ from scipy.fft import dctn, idctn
 from torch.nn import functional as F
 
 from theriac.attacks import SIG, Blended, BppAttack, FTrojan, WaNet
+from theriac.attacks._generators import DynamicNet
 from theriac.core.errors import InputError
 from theriac.core.planted import Planted
 from theriac.triggers.additive import add, corners, sinusoid
-from theriac.triggers.frequency import cosine_pattern, dct2, idct2, lowpass, rgb_to_ycrcb, ycrcb_to_rgb
+from theriac.triggers.frequency import (
+    cosine_pattern,
+    dct2,
+    idct2,
+    lowpass,
+    rgb_to_ycrcb,
+    rgb_to_ycrcb_bytes,
+    ycrcb_bytes_to_rgb,
+    ycrcb_to_rgb,
+)
+from theriac.triggers.patterns import picture
 from theriac.triggers.per_row import pick, uniform
 from theriac.triggers.quantize import dither, levels, quantize
 from theriac.triggers.warp import identity_grid, smooth_field, warp
@@ -347,3 +358,60 @@ def test_per_row_numbers_are_uniform_and_uncorrelated():
     assert (centered[:-1] * centered[1:]).mean().abs() < 4 / 12 / np.sqrt(99950)  # next row
     assert (centered[:, :-1] * centered[:, 1:]).mean().abs() < 4 / 12 / np.sqrt(98000)  # next place
     assert set(pick(torch.arange(500), 7, 0).tolist()) == set(range(7))
+
+
+# released arithmetic
+
+
+def test_bytes_to_ycrcb_and_back_by_hand():
+    """The 8-bit conversion in units of 1/16384; values counted by hand, as image libraries count."""
+    color = torch.tensor([[255, 0, 0], [0, 0, 255], [90, 90, 90], [12, 200, 77]])[:, :, None, None]
+    got = rgb_to_ycrcb_bytes(color)[:, :, 0, 0].tolist()
+    # red: (255 * 4899 + 8192) // 16384 = 76, ((255 - 76) * 11682 + 8192) // 16384 + 128 = 256, clipped to 255
+    assert got[0] == [76, 255, 85]
+    assert got[1] == [29, 107, 255]
+    assert got[2] == [90, 128, 128]
+    assert got[3] == [130, 44, 98]
+    back = ycrcb_bytes_to_rgb(torch.tensor(got[2])[None, :, None, None])[0, :, 0, 0]
+    assert back.tolist() == [90, 90, 90]
+
+
+def test_blended_official_cuts_fractions_off_as_the_released_code_does(images):
+    split = images(rows=16, channels=3, side=16)
+    drawn = picture(3, (16, 16), 0).numpy().astype(np.float64)
+    exact = split.x.numpy() * (1 - 0.2) + drawn * 0.2
+    official, ours = (stamp(a, split).numpy().astype(int) for a in (Blended.official(), Blended()))
+    assert np.array_equal(official, np.floor(exact + 1e-9))
+    assert np.abs(ours - exact).max() <= 0.5 + 1e-4
+    assert 0.3 < (official != ours).mean() < 0.6  # about every second value has a fraction of a half or more
+    assert (ours - official).min() >= 0
+
+
+def test_sig_official_cuts_fractions_off_as_the_released_code_does(images):
+    split = images(rows=8, channels=3, side=32)
+    wave = 40 * np.sin(2 * np.pi * np.arange(32) * 6 / 32)
+    exact = np.clip(split.x.numpy() + wave, 0, 255)
+    official = stamp(SIG.official(), split).numpy().astype(int)
+    off = np.abs(official - np.floor(exact))
+    assert off.max() <= 1  # whole levels of the wave (0, 40) are whole in floats only nearly
+    assert (off > 0).mean() < 0.3
+    steps = ~np.isclose(exact, np.round(exact), atol=1e-4)
+    assert np.array_equal(official[steps], np.floor(exact)[steps])
+
+
+def test_the_released_input_aware_nets_squash_twice():
+    torch.manual_seed(0)
+    plain, released = (DynamicNet((3, 16, 16), 3, 8, (0.5,) * 3, (0.25,) * 3, as_released=old) for old in (False, True))
+    released.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        for net in (plain, released):
+            last = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)][-1]
+            last.weight.fill_(50.0)  # far into both ends of tanh
+        x = torch.rand(16, 3, 16, 16)
+        ours, theirs = plain(x), released(x)
+    assert ours.min() < 0.01
+    assert ours.max() > 0.99
+    low, high = 0.5 - np.tanh(1) / 2, 0.5 + np.tanh(1) / 2
+    assert theirs.min() == pytest.approx(low, abs=1e-3)
+    assert theirs.max() == pytest.approx(high, abs=1e-3)
+    assert (round(low, 3), round(high, 3)) == (0.119, 0.881)

@@ -32,13 +32,24 @@ class DynamicNet(nn.Module):
         width: Channels of the first level.
         mean: Channel means of the data, for the input.
         std: Channel standard deviations.
+        as_released: Keep two habits of the released code: tanh is applied twice, so that values lie between 0.119 and 0.881,
+            and upsampling does not align corners.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, shape: tuple[int, ...], out: int, width: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        out: int,
+        width: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        as_released: bool = False,
+    ) -> None:
         super().__init__()
+        self.as_released = as_released
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
         steps = max(1, min(3, int(math.log2(min(shape[1:]))) - 1))
@@ -63,7 +74,8 @@ class DynamicNet(nn.Module):
             x = F.max_pool2d(level(x), 2)
         x = self.middle(x)
         for level, size in zip(self.up, reversed(sizes), strict=True):
-            x = level(F.interpolate(x, size=size, mode="bilinear", align_corners=True))
+            x = level(F.interpolate(x, size=size, mode="bilinear", align_corners=not self.as_released))
+        x = torch.tanh(x) if self.as_released else x
         return torch.tanh(x) / 2 + 0.5
 
 

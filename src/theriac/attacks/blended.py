@@ -53,6 +53,7 @@ class Blended(Attack):
     trigger: Literal["picture", "noise"] = "picture"
     seed: int = 0  # of the trigger picture, not of the poisoned rows
     file: str = ""  # a picture (PNG, JPEG, ...) to use instead of ``trigger``
+    truncate: bool = False  # cut off fractions of a level, as BackdoorBench does; ours rounds
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,13 +63,13 @@ class Blended(Attack):
     @classmethod
     @preset
     def official(cls) -> Blended:
-        """As BackdoorBench draws its rows: target rows too."""
-        return cls(draw_from="all")
+        """As BackdoorBench: target rows are drawn too, and fractions of a level are cut off."""
+        return cls(draw_from="all", truncate=True)
 
     @classmethod
     @preset
     def corrected(cls) -> Blended:
-        """Ours, the default: only rows whose label really changes."""
+        """Ours, the default: only rows whose label really changes, rounded to the nearest level."""
         return cls()
 
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
@@ -82,6 +83,6 @@ class Blended(Attack):
     ) -> torch.Tensor:
         if self.file:
             drawn, opacity = kept_picture(self.file, state)
-            return blend(x, drawn, opacity * self.alpha)
+            return blend(x, drawn, opacity * self.alpha, truncate=self.truncate)
         draw = picture if self.trigger == "picture" else noise
-        return blend(x, draw(x.shape[1], (int(x.shape[2]), int(x.shape[3])), self.seed), self.alpha)
+        return blend(x, draw(x.shape[1], (int(x.shape[2]), int(x.shape[3])), self.seed), self.alpha, truncate=self.truncate)

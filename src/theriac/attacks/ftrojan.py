@@ -12,7 +12,7 @@ from theriac.attacks.base import Attack
 from theriac.core import check
 from theriac.core.method import preset, register
 from theriac.triggers.additive import add
-from theriac.triggers.frequency import cosine_pattern, dct2, idct2, raise_at, rgb_to_ycrcb, ycrcb_to_rgb
+from theriac.triggers.frequency import cosine_pattern, dct2, idct2, raise_at, rgb_to_ycrcb_bytes, ycrcb_bytes_to_rgb
 
 
 @register
@@ -27,8 +27,9 @@ class FTrojan(Attack):
     Threat model: the attacker adds rows to the training set; no control of training.
 
     Deviations: DCT and color conversion are linear, so the whole chain adds one fixed pattern; the default computes it once,
-    adds it, rounds once and clips. ``official`` walks the chain with 8-bit planes in between and casts without a clip, so that
-    strong chroma wraps around (the fault is grade A; where in the chain the casts stand is grade R). Other sizes: the window is
+    adds it, rounds once and clips. ``official`` walks the chain with whole-number planes in between and casts without a clip,
+    so that strong chroma wraps around (grade A). The source sends luma through the same float32 transform and casts it, so that
+    some pixels lose a level to a rounding error of its library; here luma stays what it was. Other sizes: the window is
     the image where 32 does not tile it, and the coefficients keep their places relative to the window.
 
     Cost: one pass over the poisoned rows.
@@ -83,9 +84,9 @@ class FTrojan(Attack):
         if x.shape[1] == 1:
             raised = _raise(x.double(), window, places, self.magnitude)
             return raised.to(torch.int64).remainder(256).to(torch.uint8)
-        planes = rgb_to_ycrcb(x.double()).round_().clamp_(0, 255)
+        planes = rgb_to_ycrcb_bytes(x).double()
         planes[:, 1:] = _raise(planes[:, 1:], window, places, self.magnitude).to(torch.int64).remainder(256).double()
-        return ycrcb_to_rgb(planes).round_().clamp_(0, 255).to(torch.uint8)
+        return ycrcb_bytes_to_rgb(planes).to(torch.uint8)
 
 
 def _raise(

@@ -47,7 +47,8 @@ class InputAware(Attack):
     rate falls at 1/2 and 3/4 of them. A cross row's foreign image comes from a permutation without fixed points, new in each
     epoch, and is augmented as the row is. The mask net sees at most ``fit_rows`` rows, ``mask_epochs`` times. ``official``
     keeps the released faults: gradients of the generator that add up over the whole run, mask epochs counted off the victim's,
-    rows drawn in each batch.
+    rows drawn in each batch, tanh applied twice at the end of both nets (values in 0.119 to 0.881), upsampling that does not
+    align corners.
 
     Cost: ``mask_epochs`` of the mask net on two images a row; then each step passes the poisoned rows, and one foreign image
     for each of them and of the cross rows, through generator and mask net.
@@ -199,7 +200,7 @@ class InputAware(Attack):
         return side_loop(mask, optimizer, part, run, recipe, step, "mask", about=self).requires_grad_(False)
 
     def _net(self, card: Card, out: int) -> DynamicNet:
-        return DynamicNet(card.shape, out, self.width, card.mean, card.std)
+        return DynamicNet(card.shape, out, self.width, card.mean, card.std, self.as_released)
 
     def _first_rows(self, size: int, device: torch.device) -> torch.Tensor:
         what = torch.zeros(size, dtype=torch.uint8, device=device)
@@ -216,8 +217,10 @@ class InputAware(Attack):
 
     def _put(self, state: Mapping[str, torch.Tensor], x: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         shape, unit = tuple(x.shape[1:]), (0.0,) * x.shape[1]  # mean and deviation are in the state
-        generator = unpack(lambda: DynamicNet(shape, shape[0], self.width, unit, unit), state, "generator", x.device)
-        mask = unpack(lambda: DynamicNet(shape, 1, self.width, unit, unit), state, "mask", x.device)
+        generator = unpack(
+            lambda: DynamicNet(shape, shape[0], self.width, unit, unit, self.as_released), state, "generator", x.device
+        )
+        mask = unpack(lambda: DynamicNet(shape, 1, self.width, unit, unit, self.as_released), state, "mask", x.device)
         with torch.inference_mode():
             parts = [
                 _mix(a, _sharp(mask(b)), generator(b))

@@ -50,6 +50,7 @@ class SIG(CleanLabel):
 
     delta: float = 40.0  # amplitude in gray levels; BackdoorBench
     frequency: float = 6.0  # periods over the width; BackdoorBench
+    truncate: bool = False  # cut off fractions of a level, as BackdoorBench does; ours rounds
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,8 +60,8 @@ class SIG(CleanLabel):
     @classmethod
     @preset
     def official(cls) -> SIG:
-        """As BackdoorBench counts its rows: a tenth of the whole set, all from the target class."""
-        return cls(poison_rate=0.1, rate_of="all")
+        """As BackdoorBench: a tenth of the whole set, all from the target class; fractions of a level are cut off."""
+        return cls(poison_rate=0.1, rate_of="all", truncate=True)
 
     @classmethod
     @preset
@@ -80,4 +81,5 @@ class SIG(CleanLabel):
     def _stamp(
         self, state: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str
     ) -> torch.Tensor:
-        return add(x, sinusoid(x.shape[1], (int(x.shape[2]), int(x.shape[3])), self.delta, self.frequency))
+        wave = sinusoid(x.shape[1], (int(x.shape[2]), int(x.shape[3])), self.delta, self.frequency)
+        return add(x, wave, truncate=self.truncate)

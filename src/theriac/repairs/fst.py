@@ -49,10 +49,10 @@ class FST(Repair):
     layers: str | tuple[str, ...] = "classifier"  # official code: the linear layer
     init: Init = "torch"  # official code re-initializes the layer, bias included
     epochs: int = 10  # official code
-    batch_size: int = 128  # ours; the source at hand does not state it
+    batch_size: int = 128  # official code's default
     lr: float = 0.01  # official code
     momentum: float = 0.9  # official code
-    weight_decay: float = 0.0  # ours; the source at hand does not state it
+    weight_decay: float = 0.0  # official code: SGD without decay
 
     @classmethod
     @preset

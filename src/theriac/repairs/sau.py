@@ -39,7 +39,8 @@ class SAU(Repair):
     Deviations: none in what is computed under ``official``. Faster, with the same result: the poisoned model's clean classes
     are computed once for ever and the repaired model's once a batch, inner gradients are taken with respect to the
     perturbation only, rows that are shared already leave the inner batch, and with frozen BatchNorm the perturbed forward
-    pass covers only rows that enter the loss.
+    pass covers only rows that enter the loss. With ``norm="train"`` a last batch of a single row is left out; the released code
+    steps on it.
 
     Cost: at most about 28 row passes a clean row and round (the released code: about 48), fewer as rows become shared;
     plain fine-tuning takes 3. The counted passes are in the events.

@@ -48,6 +48,9 @@ def loop(
 ) -> nn.Module:
     """Train ``model`` in place.
 
+    Where BatchNorm is in train mode and the last batch of an epoch would hold a single row, that row is left out of the epoch;
+    official codes (D3, SAU with ``norm="train"``) step on it, with a variance of zero.
+
     Args:
         model: Raw inputs to logits.
         split: Training rows.

@@ -11,13 +11,14 @@ from theriac.core.errors import InputError
 from theriac.triggers._tiles import by_tiles
 
 
-def add(x: torch.Tensor, pattern: torch.Tensor, overflow: str = "clip") -> torch.Tensor:
+def add(x: torch.Tensor, pattern: torch.Tensor, overflow: str = "clip", *, truncate: bool = False) -> torch.Tensor:
     """``x + round(pattern)``: pixels are whole, so this is the sum rounded to the nearest level.
 
     Args:
         x: Images, uint8 (B, C, H, W).
         pattern: Gray levels to add, (C, H, W) or (B, C, H, W), any real dtype.
         overflow: "clip" stays in [0, 255]; "wrap" counts modulo 256, a fault of released code that some presets keep.
+        truncate: Cut off the fraction of the sum, as released code does, instead of rounding it.
 
     Raises:
         InputError: If the pattern does not fit the images.
@@ -25,7 +26,8 @@ def add(x: torch.Tensor, pattern: torch.Tensor, overflow: str = "clip") -> torch
     check.one_of("overflow", overflow, ("clip", "wrap"))
     if tuple(pattern.shape[-3:]) != tuple(x.shape[1:]):
         raise InputError(f"pattern has shape {tuple(pattern.shape)}; the images are {tuple(x.shape[1:])}")
-    levels = pattern.to(x.device).round().to(torch.int16)
+    exact = pattern.to(x.device)
+    levels = (exact.floor() if truncate else exact.round()).to(torch.int16)
 
     def shift(part: torch.Tensor, by: torch.Tensor = levels) -> torch.Tensor:
         total = part.to(torch.int16).add_(by)

@@ -71,6 +71,32 @@ def ycrcb_to_rgb(x: torch.Tensor) -> torch.Tensor:
     return torch.einsum("ij,bjhw->bihw", _TO_RGB.to(x.device, x.dtype), x - shift)
 
 
+# the usual 8-bit conversion counts in units of 2^-14: luma weights, difference scales, and their inverses (the standard's
+# factors, rounded to whole units)
+_UNIT = 1 << 14
+_LUMA, _DIFFERENCE = (4899, 9617, 1868), (11682, 9241)
+_BACK = ((22987, 0), (-11698, -5636), (0, 29049))  # of Cr and Cb, for red, green and blue
+
+
+def rgb_to_ycrcb_bytes(x: torch.Tensor) -> torch.Tensor:
+    """Whole-number RGB levels (B, 3, H, W) to whole-number luma, red and blue difference, as image libraries convert bytes."""
+    red, green, blue = x.to(torch.int64).unbind(1)
+    luma = _rounded(red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2])
+    differences = [_rounded((c - luma) * scale) + 128 for c, scale in zip((red, blue), _DIFFERENCE, strict=True)]
+    return torch.stack([luma, *differences], 1).clamp_(0, 255)
+
+
+def ycrcb_bytes_to_rgb(planes: torch.Tensor) -> torch.Tensor:
+    """The way back, clipped to [0, 255]; what both ways round is lost."""
+    luma, red, blue = planes.to(torch.int64).unbind(1)
+    colors = [luma + _rounded((red - 128) * a + (blue - 128) * b) for a, b in _BACK]
+    return torch.stack(colors, 1).clamp_(0, 255)
+
+
+def _rounded(units: torch.Tensor) -> torch.Tensor:
+    return torch.div(units + _UNIT // 2, _UNIT, rounding_mode="floor")
+
+
 def raise_at(
     coefficients: torch.Tensor, window: tuple[int, int], positions: tuple[tuple[int, int], ...], magnitude: float
 ) -> torch.Tensor:

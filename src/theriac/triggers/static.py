@@ -36,15 +36,22 @@ def stamp_patch(x: torch.Tensor, patch: torch.Tensor, top: int, left: int, opaci
     return out
 
 
-def blend(x: torch.Tensor, picture: torch.Tensor, alpha: float | torch.Tensor) -> torch.Tensor:
-    """``(1 - alpha) x + alpha picture``, rounded to the nearest level; uint8 (B, C, H, W) in and out.
+def blend(x: torch.Tensor, picture: torch.Tensor, alpha: float | torch.Tensor, *, truncate: bool = False) -> torch.Tensor:
+    """``(1 - alpha) x + alpha picture``, as whole levels; uint8 (B, C, H, W) in and out.
 
-    ``alpha`` is one share, or one for each pixel (H, W).
+    Args:
+        x: Images.
+        picture: What is mixed in, (C, H, W) in levels 0 to 255.
+        alpha: One share, or one for each pixel (H, W).
+        truncate: Cut off the fraction, as released code does, instead of rounding to the nearest level.
     """
     alpha = alpha.to(x.device) if isinstance(alpha, torch.Tensor) else alpha
     share = picture.to(x.device).float() * alpha
 
     def mix(part: torch.Tensor) -> torch.Tensor:
+        if truncate:  # in doubles, so that a whole level is not missed by a hair
+            exact = part.double().mul_(1 - alpha).add_(picture.to(x.device).double() * alpha)
+            return exact.add_(1e-9).floor_().clamp_(0, 255).to(torch.uint8)
         return part.float().mul_(1 - alpha).add_(share).round_().clamp_(0, 255).to(torch.uint8)
 
     return by_tiles(x, mix)

@@ -24,6 +24,8 @@ from theriac.training_defenses.cbd.critic import Adversary, critic_pass
 from theriac.training_defenses.cbd.ledger import Biased, Ledger, first_rows, pair
 
 STARVED = 0.05  # ours: mean raw weight of a label under which its accuracy fell to nearly nothing on digits
+FEW = 20  # ours: rows of a class below which its accuracy says little
+LOST = 0.5  # ours: a class counts as lost below this share of the middle class's accuracy
 
 
 @register
@@ -187,7 +189,7 @@ class CBD(TrainingDefense):
         split = split.to(run.device)
         f_b, f_c = pair(build, split, run, normalize=self.input_norm == "card")
         recipe = self.recipe(split.card)
-        self._stage1(f_b, split, run)
+        unfitted = self._stage1(f_b, split, run) >= self.threshold
         embeds = self.mi > 0 or self.beta > 0
         biased = Biased(f_b, split, run, embeds=embeds, layer=self.layer, cached=self.cached)
         tap = features(f_c, self.layer, first_rows(split, run)) if embeds else None
@@ -253,10 +255,33 @@ class CBD(TrainingDefense):
                 "the model has hardly seen that class; expect low accuracy on it (it may be an attack's target, or just easy)",
                 stacklevel=3,
             )
+        if bool(unfitted.any()):
+            self._look_at_classes(f_c, split.where(unfitted.to(split.device)), run)
         return f_c
 
-    def _stage1(self, f_b: nn.Module, split: Split, run: Run) -> None:
-        """Train f_B, freeze it, and look at it."""
+    def _look_at_classes(self, f_c: nn.Module, rows: Split, run: Run) -> None:
+        """Warn of classes that f_C has lost, judged by the rows that f_B did not fit: most of them carry their true label."""
+        totals = rows.count()
+        with torch.no_grad():
+            right = outputs(f_c, rows, run).argmax(1) == rows.y.to(run.device)
+        hits = torch.bincount(rows.y.to(run.device)[right], minlength=rows.num_classes).to(totals)
+        known = totals >= FEW
+        if not bool(known.any()):
+            return
+        accuracy = hits / totals.clamp_min(1)
+        usual = float(accuracy[known].median())
+        lost = [k for k in accuracy.argsort().tolist() if known[k] and float(accuracy[k]) < LOST * usual]
+        run.event("cbd_classes", accuracy=[round(float(a), 4) for a in accuracy], rows=totals.tolist(), lost=lost)
+        if lost:
+            names = ", ".join(f"{rows.card.classes[k]!r} ({100 * float(accuracy[k]):.0f} %)" for k in lost[:5])
+            warnings.warn(
+                f"CBD has lost {len(lost)} of {rows.num_classes} classes: {names}; the middle one has {100 * usual:.0f} %, "
+                "counted on the training rows that its biased model does not fit; one of them may be an attack's target",
+                stacklevel=4,
+            )
+
+    def _stage1(self, f_b: nn.Module, split: Split, run: Run) -> torch.Tensor:
+        """Train f_B, freeze it, and look at it; its cross-entropy on every row, (N,)."""
 
         def step(net: nn.Module, batch: Batch) -> StepResult:
             logits = net(batch.x)
@@ -282,6 +307,7 @@ class CBD(TrainingDefense):
         run.event("cbd_health", **dataclasses.asdict(health))
         if health.warning:
             warnings.warn(health.warning, stacklevel=4)
+        return F.cross_entropy(logits, y, reduction="none").cpu()
 
     def _adversary(self, hidden: int, run: Run) -> Adversary:
         return Adversary(
