@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from theriac.attacks.base import Attack
 from theriac.attacks.planted import Planted
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.metrics import Rate, aim
+from theriac.data import align_to
+from theriac.metrics import Rate, aim, planted_on
 from theriac.models import to_input
 
 
@@ -27,6 +27,7 @@ def success_by_target(model: Any, split: Split, attack: Any, *, run: Run | None 
         attack: An attack with nothing to fit, a Planted, a Victim or a Poisoned.
         run: Device and precision.
     """
+    split = align_to(split, model)
     planted = _planted(attack, split)
     wanted, counted = aim(planted, split.y, split.index)
     at = counted.nonzero().flatten()
@@ -51,6 +52,7 @@ def leak(model: Any, split: Split, attack: Any, *, run: Run | None = None) -> di
     Raises:
         InputError: If the attack is for rows of every class.
     """
+    split = align_to(split, model)
     planted = _planted(attack, split)
     wanted, counted = aim(planted, split.y, split.index)
     at = (~counted & (wanted != split.y)).nonzero().flatten()
@@ -64,8 +66,7 @@ def leak(model: Any, split: Split, attack: Any, *, run: Run | None = None) -> di
 
 
 def _planted(attack: Any, split: Split) -> Planted:
-    attack = getattr(attack, "planted", attack)
-    found = attack.plant_for(split) if isinstance(attack, Attack) else attack
+    found = planted_on(attack, split)
     if not isinstance(found, Planted):
         raise InputError(f"attack is a {type(attack).__name__}; expected an attack, a Planted, a Victim or a Poisoned")
     return found

@@ -8,6 +8,7 @@ from theriac.attacks.planted import Victim
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.data import align_to
 from theriac.metrics import Rate
 from theriac.models import to_input
 
@@ -21,7 +22,8 @@ def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batc
         InputError: If the attack has no cross rows, or the split none that should resist.
     """
     run = run or Run()
-    planted, model = victim.planted, victim.model.to(run.device).eval()
+    split = align_to(split, victim)
+    planted, model = victim.planted.onto(split.card), victim.model.to(run.device).eval()
     here = split.to(run.device)
     total = int(planted.cross_population(here.y).sum())
     if not total:

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from theriac.core import check
-from theriac.core.card import Card
+from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
+from theriac.data.align import class_numbers
 
 if TYPE_CHECKING:
     from theriac.attacks.base import Attack
@@ -66,6 +67,33 @@ class Planted:
         put = self.attack._stamp if variant == "poison" else self.attack._stamp_cross
         return put(self.state, x, y, index, phase)
 
+    def onto(self, card: Card) -> Planted:
+        """The same trigger for rows that count their classes in another order: labels go in and come out as they count them.
+
+        Args:
+            card: Of the rows to stamp.
+
+        Raises:
+            InputError: If the rows are of another kind, have other columns, or classes that the attack was not planted for.
+        """
+        if card.classes == self.card.classes and card.columns == self.card.columns:
+            return self
+        if card.kind != self.card.kind:
+            raise InputError(f"{self.name} was planted for {self.card.kind} rows; {card.name!r} has {card.kind} rows")
+        if [_meaning(c) for c in card.columns] != [_meaning(c) for c in self.card.columns]:
+            raise InputError(
+                f"{self.name} was planted for rows with other columns, or in another order, than {card.name!r} has; "
+                "theriac.data.align(rows, planted.card) brings the rows into its order"
+            )
+        there = class_numbers(card, self.card, f"what {self.name} was planted for")
+        if there is None or there == list(range(self.card.num_classes)):
+            return self
+        if card.num_classes != self.card.num_classes:
+            raise InputError(
+                f"{self.name} was planted for {self.card.num_classes} classes; {card.name!r} has {card.num_classes} of them"
+            )
+        return _Renumbered(self.attack, self.card, self.state, outside=tuple(there))
+
     @property
     def trigger_hash(self) -> str:
         """16 hex digits of what decides stamp, labels and population; which rows were poisoned, and how many, does not."""
@@ -102,6 +130,43 @@ class Planted:
     def cross_population(self, y: torch.Tensor) -> torch.Tensor:
         """Bool (B,): rows that should keep their label under the cross stamp."""
         return self.attack._crosses(y)
+
+
+@dataclass(frozen=True)
+class _Renumbered(Planted):
+    """A Planted whose callers count the same classes in another order; class k of theirs is ``outside[k]`` of its card."""
+
+    outside: tuple[int, ...] = ()
+
+    def stamp(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        index: torch.Tensor | None = None,
+        phase: str = "test",
+        variant: str = "poison",
+    ) -> torch.Tensor:
+        return super().stamp(x, self._inside(y), index, phase, variant)
+
+    def onto(self, card: Card) -> Planted:
+        return Planted(self.attack, self.card, self.state).onto(card)
+
+    def target(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
+        inside = torch.tensor(self.outside, device=y.device)
+        return inside.argsort()[super().target(inside[y], index)]
+
+    def population(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
+        return (self.target(y, index) != y) & self.attack._counts(self._inside(y))
+
+    def cross_population(self, y: torch.Tensor) -> torch.Tensor:
+        return super().cross_population(self._inside(y))
+
+    def _inside(self, y: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(self.outside, device=y.device)[y]
+
+
+def _meaning(column: Column) -> tuple[str, str, tuple[str, ...]]:
+    return column.name, column.kind, column.categories
 
 
 @dataclass(frozen=True)

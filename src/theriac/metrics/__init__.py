@@ -1,6 +1,6 @@
 """Rates with counts and intervals."""
 
-from theriac.metrics.backdoor import aim, evaluate, predict
+from theriac.metrics.backdoor import aim, evaluate, planted_on, predict
 from theriac.metrics.by_group import fairness
 from theriac.metrics.evaluation import Comparison, Evaluation, compare, der
 from theriac.metrics.fairness import Fairness
@@ -21,6 +21,7 @@ __all__ = [
     "fairness",
     "flip_rate",
     "over_seeds",
+    "planted_on",
     "predict",
     "wilson",
 ]

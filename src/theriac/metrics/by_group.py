@@ -13,6 +13,7 @@ from theriac.core.errors import InputError
 from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.data.align import align_to, places
 from theriac.metrics.fairness import Fairness
 from theriac.models._still import still
 from theriac.models.classifier import to_input
@@ -66,6 +67,9 @@ def fairness(
     if not isinstance(net, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected an nn.Module")
     net = net.to(run.device)
+    check.whole("positive", positive, 0, split.num_classes - 1)
+    wanted, split = split.card.classes[positive], align_to(split, net)
+    positive = places((wanted,), split.card.classes)[0]
     here, at = split.to(run.device), groups.to(run.device)
     seen = []
     with still(net), torch.inference_mode(), run.autocast():
