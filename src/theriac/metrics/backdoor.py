@@ -133,8 +133,8 @@ def predict(model: nn.Module, split: Split, *, run: Run | None = None, batch_siz
         return logits[:, place]
     if place != list(range(len(place))) and min(place) >= 0:
         warnings.warn(
-            f"{split.card.name!r} knows {len(place)} of the model's {logits.shape[1]} classes, so the logits are in the order of "
-            "the model; theriac.data.align brings the rows' labels into it",
+            f"{split.card.name!r} knows {len(place)} of the model's {logits.shape[1]} classes, so the logits are in the order "
+            "of the model; theriac.data.align brings the rows' labels into it",
             stacklevel=2,
         )
     return logits
