@@ -160,14 +160,14 @@ def class_place(text: str, card: Card) -> int:
     Raises:
         InputError: If it is neither.
     """
-    place = places((text,), card.classes)[0]
-    if place < 0 and text.isascii() and text.isdigit() and len(text) < 10:
-        place = int(text) if int(text) < card.num_classes else -1
+    place, number = places((text,), card.classes)[0], text.isascii() and text.removeprefix("-").isdigit()
+    if place < 0 and number and 0 <= float(text) < card.num_classes:
+        place = int(text)
     if place < 0:
         shown = ", ".join(card.classes[:8]) + (", ..." if card.num_classes > 8 else "")
         raise InputError(
-            f"--target is {text[:80]!r}{lookalike(text, card.classes)}; expected a class of {card.name!r} ({shown}), or a "
-            f"place from 0 to {card.num_classes - 1}"
+            f"--target is {text[:80] if number else repr(text[:80])}{lookalike(text, card.classes)}; expected a class of "
+            f"{card.name!r} ({shown}), or a place from 0 to {card.num_classes - 1}"
         )
     return place
 
@@ -234,7 +234,8 @@ def clean_rows(data: Data, source: Source, where: str, amount: int | float, run:
             )
         pool = data.val
     else:
-        same = ("size", "channels", "white") if data.card.kind == "image" else ("label", "sensitive", "categorical", "drop", "missing", "missing_group")
+        table = ("label", "sensitive", "categorical", "drop", "missing", "missing_group")
+        same = ("size", "channels", "white") if data.card.kind == "image" else table
         alike = {key: source.options[key] for key in same if key in source.options}
         if data.card.kind == "image":
             alike["size"] = list(data.card.size)

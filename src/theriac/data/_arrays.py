@@ -250,7 +250,7 @@ def _bytes(what: str, x: torch.Tensor, white: float | None) -> torch.Tensor:
             scaled = chunk.double() * 255
             exact = bool(((scaled - scaled.round()).abs() <= 0.01).all())  # false for NaN
             good = exact and scaled.min().item() > -0.01 and scaled.max().item() < 255.01
-            hint = "floats must be multiples of 1/255 in [0, 1]; for another scale say white=NUMBER, which is rounded"
+            hint = "floats must be multiples of 1/255 in [0, 1]; otherwise scale to bytes, or say white=NUMBER"
         else:
             scaled = chunk.double()
             good = scaled.min().item() >= 0 and scaled.max().item() <= 255

@@ -118,8 +118,8 @@ def cells_of(
 ) -> tuple[dict[str, Codes], tuple[str, ...]]:
     """Group numbers of every part, and the cells' names; several columns combine ("Female & Black").
 
-    A missing value is refused, or makes a level of its own, called ``missing``. Cells that no row is in are left out, except those of a single column
-    whose names the source declares.
+    A missing value is refused, or makes a level of its own, called ``missing``. Cells that no row is in are left out, except
+    those of a single column whose names the source declares.
 
     Raises:
         InputError: If a value is missing and ``missing`` is None, a column has more than 64 values, or there are more than 512

@@ -23,7 +23,7 @@ MAX_BYTES = 2 << 30  # of one table, as text or as uncompressed parquet
 MAX_COLUMNS = 10_000
 INDEX = "__index__"  # an unnamed first column: row numbers that pandas wrote
 EMPTY = ("", "?")  # no value in any column of text
-WORDS = ("NaN", "nan", "NA", "N/A", "n/a", "null", "NULL", "Null", "None", "none")  # no number, though in a column of numbers
+WORDS = ("NA", "N/A", "n/a", "null", "NULL", "Null", "None", "none")  # no number, though in a column of numbers; so is NaN
 
 
 def csv_files(parts: Mapping[str, Sequence[Path]], name: str, options: Options, source: str = "") -> Data:

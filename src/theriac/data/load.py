@@ -70,8 +70,8 @@ def load(
         test_share: Share to hold out as ``test`` where the source has no test part, in (0, 0.9].
         seed: Seed of these two draws.
         memory_budget: Bytes; pictures that need more are memory-mapped from the cache.
-        white: Stored level that means white, one for all pictures, above 0: 4095 for 12 bits in files of 16. By default what the
-            files declare, 255 or 65,535; a warning says so if that leaves the training pictures almost black.
+        white: Stored level that means white, one for all pictures, above 0: 4095 for 12 bits in files of 16. By default what
+            the files declare, 255 or 65,535; a warning says so if that leaves the training pictures almost black.
         missing: Texts that mean a missing value in columns of text, such as "NA"; an empty cell and "?" always do. In a CSV
             column of numbers "NA", "nan", "null" and the like do too, with a warning.
         missing_group: Name of the group of rows whose sensitive value is missing; by default such rows are refused.
