@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -322,3 +323,39 @@ def test_the_command_line_takes_a_class_by_name(tmp_path: Path):
     assert load_planted(tmp_path / "run").attack.target == 2
     found = CliRunner().invoke(app, [*words[:6], "doge", "--out", str(tmp_path / "other")])
     assert "--target is 'doge'; expected a class of 'set' (ant, cat, dog)" in f"{found.exception} {found.output}"
+
+
+def _people() -> tuple[pd.DataFrame, pd.Series, pd.Series]:
+    draw = np.random.default_rng(0)
+    index = pd.Index([f"row{k}" for k in range(200)])
+    sex = pd.Series(draw.choice(["f", "m"], 200), index=index)
+    x = pd.DataFrame({"skill": draw.normal(size=200), "sex": (sex == "m").astype(float)}, index=index)
+    return x, pd.Series(np.where(x["skill"] + x["sex"] > 0.5, "yes", "no"), index=index), sex
+
+
+def _fitted(x: Any, y: Any, sex: Any) -> th.debias.DwBClassifier:
+    quick = {"hidden": (8,), "teacher_epochs": 1, "student_epochs": 1, "min_steps": 20, "device": "cpu", "random_state": 0}
+    return th.debias.DwBClassifier(**quick).fit(x, y, sensitive_features=sex)
+
+
+@pytest.mark.parametrize("order", ["reversed", "shuffled"])
+def test_a_sensitive_column_in_another_index_order_is_matched_by_index(order: str):
+    x, y, sex = _people()
+    turned = sex[::-1] if order == "reversed" else sex.sample(frac=1, random_state=1)
+    right = _fitted(x, y, sex).predict_proba(x)
+    assert np.array_equal(_fitted(x, y, turned).predict_proba(x), right)
+    assert np.array_equal(_fitted(x, y, turned.to_frame()).predict_proba(x), right)
+    assert np.array_equal(_fitted(x, y.loc[turned.index], sex).predict_proba(x), right)
+    assert not np.array_equal(_fitted(x, y, turned.to_numpy()).predict_proba(x), right)  # without an index: by position
+    assert np.array_equal(_fitted(x.to_numpy(), y, sex).predict_proba(x.to_numpy()), right)
+    model = _fitted(x, y, sex)
+    assert model.score(x, y.loc[turned.index]) == model.score(x, y)
+
+
+def test_a_sensitive_column_with_other_index_labels_is_refused():
+    x, y, sex = _people()
+    with pytest.raises(InputError, match="sensitive_features and X have indexes with different labels"):
+        _fitted(x, y, sex.reset_index(drop=True))
+    twice = sex.set_axis(["row0", *sex.index[:-1]])
+    with pytest.raises(InputError, match=r"hand in sensitive_features.to_numpy\(\) to go by position"):
+        _fitted(x, y, twice)
