@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -325,7 +324,8 @@ def test_the_command_line_takes_a_class_by_name(tmp_path: Path):
     assert "--target is 'doge'; expected a class of 'set' (ant, cat, dog)" in f"{found.exception} {found.output}"
 
 
-def _people() -> tuple[pd.DataFrame, pd.Series, pd.Series]:
+def _people() -> tuple[Any, Any, Any]:
+    pd = pytest.importorskip("pandas")
     draw = np.random.default_rng(0)
     index = pd.Index([f"row{k}" for k in range(200)])
     sex = pd.Series(draw.choice(["f", "m"], 200), index=index)
@@ -359,3 +359,22 @@ def test_a_sensitive_column_with_other_index_labels_is_refused():
     twice = sex.set_axis(["row0", *sex.index[:-1]])
     with pytest.raises(InputError, match=r"hand in sensitive_features.to_numpy\(\) to go by position"):
         _fitted(x, y, twice)
+
+
+def test_groups_that_a_model_is_told_go_by_name():
+    class Told(th.models.GroupAware):
+        card = card(("cat", "dog"), groups=("a", "b"))
+
+        def _answer(self, x: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+            return nn.functional.one_hot(group, 2).float()
+
+    net = Told(nn.Identity(), 2)
+    names = ["cat", "dog", "cat", "dog"]
+    rows = pictures(("cat", "dog"), names, groups=("a", "b")).replace(group=torch.tensor([0, 0, 1, 1]))
+    other = pictures(("cat", "dog"), names, groups=("b", "a")).replace(group=torch.tensor([1, 1, 0, 0]))
+    one, two = th.fairness(net, rows), th.fairness(net, other)
+    assert one.positive_rate["b"].hits == two.positive_rate["b"].hits == 2
+    assert one.positive_rate["a"].hits == two.positive_rate["a"].hits == 0
+    strange = pictures(("cat", "dog"), names, groups=("old", "young")).replace(group=torch.tensor([0, 0, 1, 1]))
+    with pytest.raises(InputError, match="the model must be told one of the groups a, b; the rows have old, young"):
+        th.fairness(net, strange)

@@ -102,8 +102,8 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Where X and one of the others come from pandas, rows are matched by their index.
 
         Raises:
-            InputError: Without ``sensitive_features``, if two indexes hold different labels, or if a cell of group and label has
-                no row.
+            InputError: Without ``sensitive_features``, if two indexes hold different labels, or if a cell of group and label
+                has no row.
         """
         check.whole("min_steps", self.min_steps, 0)
         y, sensitive_features = by_index("y", y, X), by_index("sensitive_features", sensitive_features, X)
