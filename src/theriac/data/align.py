@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
@@ -57,13 +58,14 @@ def align_to(split: Split, model: Any) -> Split:
 
     Args:
         split: Rows that a model is to be trained, repaired or judged on.
-        model: Anything; a card is looked for at ``model.card``, then at ``model.model.card``.
+        model: Anything; a card is looked for at ``model.card``, then, of a Victim, at ``model.model.card``. What a module wraps
+            may take other rows than the module itself, so its card is not looked at.
 
     Raises:
         InputError: As :func:`align`.
     """
     card = getattr(model, "card", None)
-    if not isinstance(card, Card):
+    if not isinstance(card, Card) and not isinstance(model, nn.Module):
         card = getattr(getattr(model, "model", None), "card", None)
     return align(split, card, "the model") if isinstance(card, Card) else split
 

@@ -66,7 +66,7 @@ def fairness(
         if split.group is None:
             raise InputError("split.group is None and groups was not given; fairness needs the group of each row")
         groups = split.group
-        known = getattr(getattr(net, "card", None) or getattr(getattr(net, "model", None), "card", None), "groups", ())
+        known = getattr(getattr(net, "card", None), "groups", ())
         if isinstance(net, GroupAware) and known and names and names != known:
             raise InputError(f"the model must be told one of the groups {', '.join(known)}; the rows have {', '.join(names)}")
     else:
