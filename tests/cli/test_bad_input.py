@@ -203,13 +203,20 @@ def test_empty_split(refused: Callable[..., str], pictures: Pictures) -> None:
 
 
 def test_model_of_another_size(refused: Callable[..., str], theriac: Theriac, victim: Path, pictures: Pictures) -> None:
-    """A model with ten outputs on data of three classes."""
-    told = refused("repair", victim, "--data", pictures(), "--method", "ft")
+    """A model of the classes 0 to 9 on data of three classes, two of which it does not know."""
+    strange = pictures(y=np.array([9, 10, 11] * 20))
+    told = refused("repair", victim, "--data", strange, "--method", "ft")
     assert "has 10 classes" in told
-    assert "has 3" in told
-    measured = theriac("eval", victim, "--data", pictures())
+    assert "has 3 (9, 10, 11" in told
+    measured = theriac("eval", victim, "--data", strange)
     assert measured.code == 2
     assert "has 10 classes" in measured.err
+
+
+def test_data_of_some_of_the_classes_are_measured_with_a_note(theriac: Theriac, victim: Path, pictures: Pictures) -> None:
+    measured = theriac("eval", victim, "--data", pictures())
+    assert measured.code == 0
+    assert "note: the test rows hold none of 7 of 10 classes ('3', '4', '5', '6', '7', '8', '9')" in measured.err
 
 
 def test_a_trigger_that_is_fitted_cannot_be_named(theriac: Theriac, victim: Path) -> None:

@@ -17,8 +17,10 @@ from theriac.cli._records import section
 from theriac.core.card import Augment, Card, validated
 from theriac.core.errors import InputError, unknown
 from theriac.core.method import create
+from theriac.core.names import places
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
+from theriac.core.text import lookalike
 from theriac.data import align, load
 from theriac.models import Builder
 from theriac.training._parallel import world
@@ -121,20 +123,53 @@ def method(kind: str, text: str, options: Mapping[str, Any]) -> Any:
 
 
 def attack(
-    text: str, options: Sequence[str] | None, poison_rate: float | None = None, target: int | None = None
+    text: str,
+    options: Sequence[str] | None,
+    poison_rate: float | None = None,
+    target: str | None = None,
+    card: Card | None = None,
 ) -> Attack | None:
     """The attack that was asked for; None for "none".
 
+    Args:
+        text: NAME or NAME:PRESET.
+        options: KEY=VALUE of the attack.
+        poison_rate: As typed, if it was.
+        target: Name of a class, or else its place, if it was typed.
+        card: Of the data, which knows the names; without it all but the target is looked at.
+
     Raises:
-        InputError: On an unknown name, preset or option, or options without an attack.
+        InputError: On an unknown name, preset or option, a target that is no class, or options without an attack.
     """
     given = opt.merged(opt.pairs(options, "--attack-option"), poison_rate=poison_rate, target=target)
     if text.lower() == "none":
         if given:
             raise InputError(f"{next(iter(given))} is given without an attack; add --attack NAME")
         return None
+    if "target" in given:
+        wanted = given.pop("target")
+        if card is not None:
+            given["target"] = class_place(str(wanted), card)
     found: Attack = method("attack", text, given)
     return found
+
+
+def class_place(text: str, card: Card) -> int:
+    """The place of a class among those of a card, by its name, or else by a whole number.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    place, number = places((text,), card.classes)[0], text.isascii() and text.removeprefix("-").isdigit()
+    if place < 0 and number and 0 <= float(text) < card.num_classes:
+        place = int(text)
+    if place < 0:
+        shown = ", ".join(card.classes[:8]) + (", ..." if card.num_classes > 8 else "")
+        raise InputError(
+            f"--target is {text[:80] if number else repr(text[:80])}{lookalike(text, card.classes)}; expected a class of "
+            f"{card.name!r} ({shown}), or a place from 0 to {card.num_classes - 1}"
+        )
+    return place
 
 
 def training_defense(
@@ -199,7 +234,8 @@ def clean_rows(data: Data, source: Source, where: str, amount: int | float, run:
             )
         pool = data.val
     else:
-        same = ("size", "channels") if data.card.kind == "image" else ("label", "sensitive", "categorical", "drop")
+        table = ("label", "sensitive", "categorical", "drop", "missing", "missing_group")
+        same = ("size", "channels", "white") if data.card.kind == "image" else table
         alike = {key: source.options[key] for key in same if key in source.options}
         if data.card.kind == "image":
             alike["size"] = list(data.card.size)

@@ -87,7 +87,7 @@ def precision(path: str, asked: str) -> str:
     return asked
 
 
-def known_attack(opened: Opened, text: str | None, options: Sequence[str] | None, target: int | None = None) -> Planted | None:
+def known_attack(opened: Opened, text: str | None, options: Sequence[str] | None, target: str | None = None) -> Planted | None:
     """The attack to measure: the one named, else the one that the folder holds, else None.
 
     Raises:
@@ -96,7 +96,7 @@ def known_attack(opened: Opened, text: str | None, options: Sequence[str] | None
     if text is None and opened.folder is not None and (opened.folder / "planted.json").is_file():
         _inputs.attack("none", options, target=target)  # options belong to an attack that is named
         return load_planted(opened.folder)
-    found = _inputs.attack(text or "none", options, target=target)
+    found = _inputs.attack(text or "none", options, target=target, card=opened.data.card)
     if found is None:
         return None
     if found.must_fit:

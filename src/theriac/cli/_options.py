@@ -77,7 +77,13 @@ PoisonRate = Annotated[
     typer.Option("--poison-rate", help="Share of the training rows to poison.", rich_help_panel="Attack", show_default=False),
 ]
 Target = Annotated[
-    int | None, typer.Option("--target", help="Class that the attack wants.", rich_help_panel="Attack", show_default=False)
+    str | None,
+    typer.Option(
+        "--target",
+        help="Class that the attack wants: its name, or else its place, from 0.",
+        rich_help_panel="Attack",
+        show_default=False,
+    ),
 ]
 Architecture = Annotated[
     str | None,

@@ -41,6 +41,8 @@ def evaluation(title: str, found: Evaluation) -> None:
             counts, interval = f"{rate.hits}/{rate.total}", f"{100 * low:.1f} to {100 * high:.1f}"
             table.add_row(name, Text(_percent(rate), "bold"), counts, interval, Text(_MEANING[name], "dim"))
     console().print(table)
+    for note in found.notes:
+        tell(f"note: {note}")
 
 
 def comparison(title: str, found: Comparison) -> None:
@@ -59,6 +61,8 @@ def comparison(title: str, found: Comparison) -> None:
         low, high = found.der_interval
         table.add_row("DER", "", _cell(f"{found.der:.3f}", "0.5 = no effect, 1 = best"), _cell("", f"{low:.3f} to {high:.3f}"))
     console().print(table)
+    for note in found.after.notes:
+        tell(f"note: {note}")
 
 
 def fairness(title: str, before: Fairness, after: Fairness) -> None:

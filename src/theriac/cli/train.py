@@ -80,6 +80,7 @@ def train(
     plan = None if recipe is None else named(recipe)
     source = _inputs.Source.of(data, size, label, sensitive, augment, data_option)
     loaded = source.load()
+    chosen = _inputs.attack(attack, attack_option, poison_rate, target, loaded.card)
     plan = plan or named("adam_30" if loaded.train.is_table else "fast_8")
     build = _inputs.builder(model, width, option, loaded.card, run, loaded.train)
     if chosen is not None and not chosen.must_fit:

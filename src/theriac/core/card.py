@@ -37,6 +37,19 @@ class Augment:
         check.whole("crop_pad", self.crop_pad, 0)
         check.whole("cutout", self.cutout, 0)
         check.between("rotation", self.rotation, 0, 180)
+        if not isinstance(self.flip, bool):
+            raise InputError(f"flip is {self.flip!r}; expected True or False")
+
+    def fits(self, size: tuple[int, int]) -> None:
+        """Refuse padding or a hole that would leave nothing of pictures of ``size``, (height, width) in pixels.
+
+        Raises:
+            InputError: If ``crop_pad`` is not below the shorter side, or ``cutout`` above it.
+        """
+        side = min(size)
+        for name, value, most in (("crop_pad", self.crop_pad, side - 1), ("cutout", self.cutout, side)):
+            if value > most:
+                raise InputError(f"{name} is {value}; pictures of {size[0]} x {size[1]} pixels take at most {most}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +89,8 @@ class Card:
 
     def __post_init__(self) -> None:
         check.choices(self)
+        if self.kind == "image" and min(self.size) > 0:
+            self.augment.fits(self.size)
 
     @property
     def num_classes(self) -> int:

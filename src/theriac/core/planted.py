@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from theriac.core import check
-from theriac.core.card import Card
+from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
+from theriac.core.names import class_numbers
 from theriac.core.split import Split
 
 State = Mapping[str, torch.Tensor]
@@ -67,6 +68,33 @@ class Planted:
         rows: torch.Tensor = put(self.state, x, y, index, phase)
         return rows
 
+    def onto(self, card: Card) -> Planted:
+        """The same trigger for rows that count their classes in another order: labels go in and come out as they count them.
+
+        Args:
+            card: Of the rows to stamp.
+
+        Raises:
+            InputError: If the rows are of another kind, have other columns, or classes that the attack was not planted for.
+        """
+        if card.classes == self.card.classes and card.columns == self.card.columns:
+            return self
+        if card.kind != self.card.kind:
+            raise InputError(f"{self.name} was planted for {self.card.kind} rows; {card.name!r} has {card.kind} rows")
+        if [_meaning(c) for c in card.columns] != [_meaning(c) for c in self.card.columns]:
+            raise InputError(
+                f"{self.name} was planted for rows with other columns, or in another order, than {card.name!r} has; "
+                "theriac.data.align(rows, planted.card) brings the rows into its order"
+            )
+        there = class_numbers(card, self.card, f"what {self.name} was planted for")
+        if there is None or there == list(range(self.card.num_classes)):
+            return self
+        if card.num_classes != self.card.num_classes:
+            raise InputError(
+                f"{self.name} was planted for {self.card.num_classes} classes; {card.name!r} has {card.num_classes} of them"
+            )
+        return _Renumbered(self.attack, self.card, self.state, outside=tuple(there))
+
     @property
     def trigger_hash(self) -> str:
         """16 hex digits of what decides stamp, labels and population; which rows were poisoned, and how many, does not."""
@@ -109,6 +137,44 @@ class Planted:
 
 
 @dataclass(frozen=True)
+class _Renumbered(Planted):
+    """A Planted whose callers count the same classes in another order; class k of theirs is ``outside[k]`` of its card."""
+
+    outside: tuple[int, ...] = ()
+
+    def stamp(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        index: torch.Tensor | None = None,
+        phase: str = "test",
+        variant: str = "poison",
+    ) -> torch.Tensor:
+        return super().stamp(x, self._inside(y), index, phase, variant)
+
+    def onto(self, card: Card) -> Planted:
+        return Planted(self.attack, self.card, self.state).onto(card)
+
+    def target(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
+        inside = torch.tensor(self.outside, device=y.device)
+        return inside.argsort()[super().target(inside[y], index)]
+
+    def population(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
+        counted: torch.Tensor = (self.target(y, index) != y) & self.attack._counts(self._inside(y))
+        return counted
+
+    def cross_population(self, y: torch.Tensor) -> torch.Tensor:
+        return super().cross_population(self._inside(y))
+
+    def _inside(self, y: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(self.outside, device=y.device)[y]
+
+
+def _meaning(column: Column) -> tuple[str, str, tuple[str, ...]]:
+    return column.name, column.kind, column.categories
+
+
+@dataclass(frozen=True)
 class Victim:
     """A backdoored model and the state that its trigger needs."""
 
@@ -119,19 +185,25 @@ class Victim:
         return f"Victim({type(self.model).__name__}, {self.planted.attack!r})"
 
 
-def planted_of(attack: Any, split: Split) -> Any:
-    """What stamps rows, from anything that holds it.
+def planted_on(attack: Any, split: Split) -> Any:
+    """What stamps these rows; it takes and gives labels as ``split`` counts them. None for None.
 
     Args:
         attack: An attack with nothing to fit, a Planted, a Victim, a Poisoned, or what ``theriac.trigger`` made.
-        split: The rows that will be stamped; an attack is planted for them.
+        split: The rows.
 
     Raises:
-        InputError: If something else came, or the attack has to be fitted on training rows first.
+        InputError: If something else came, the attack has to be fitted on training rows first, or it was planted for rows of
+            other classes or columns.
     """
+    if attack is None:
+        return None
     planted = getattr(attack, "planted", attack)
-    planted = planted.plant_for(split) if hasattr(planted, "plant_for") and not isinstance(planted, type) else planted
-    if isinstance(planted, type) or not hasattr(planted, "stamp"):
+    if hasattr(planted, "onto"):
+        return planted.onto(split.card)
+    if hasattr(planted, "stamp"):
+        return planted
+    if isinstance(attack, type) or not hasattr(planted, "plant_for"):
         came = f"the class {attack.__name__}" if isinstance(attack, type) else f"a {type(attack).__name__}"
-        raise InputError(f"attack is {came}; expected an attack (BadNets()), a Planted, a Victim, a Poisoned or a trigger")
-    return planted
+        raise InputError(f"attack is {came}; expected an attack such as BadNets(), a Planted, a Victim, a Poisoned, a trigger")
+    return planted.plant_for(split)

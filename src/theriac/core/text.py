@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 
 _HARMFUL = {"Cc", "Cf", "Cs", "Co", "Cn"}  # control, invisible (such as direction overrides), surrogates, private, unassigned
 _KEPT = {"\n", "\t", "\u200c", "\u200d"}  # the joiners belong to several scripts
@@ -18,6 +19,31 @@ def clean(text: str) -> str:
 def line(text: str) -> str:
     """The same on one line."""
     return " ".join(clean(text).split())
+
+
+def lookalike(name: str, others: Iterable[str]) -> str:
+    """A hint for a message: which other name reads like ``name`` and is written otherwise; empty if none does.
+
+    Names are compared letter by letter everywhere, so that "é" as one code point and as two are two names.
+    """
+    for other in others:
+        if other == name or _folded(other) != _folded(name):
+            continue
+        if unicodedata.normalize("NFKC", other) == unicodedata.normalize("NFKC", name):
+            return f"; {name!r} ({_points(name, other)}) and {other!r} ({_points(other, name)}) differ only in Unicode form"
+        return f"; {name!r} and {other!r} differ only in upper and lower case"
+    return ""
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+
+
+def _points(name: str, other: str) -> str:
+    """Up to four code points from where two texts part."""
+    at = next((i for i, (a, b) in enumerate(zip(name, other, strict=False)) if a != b), min(len(name), len(other)))
+    shown = " ".join(f"U+{ord(c):04X}" for c in name[at : at + 4])
+    return f"{shown or 'nothing'} at letter {at + 1}"
 
 
 def seconds(value: float | None) -> str:

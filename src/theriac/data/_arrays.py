@@ -38,13 +38,14 @@ def from_tensors(
     val_share: float = 0.0,
     test_share: float = 0.2,
     seed: int = 0,
+    white: float | None = None,
     name: str = "tensors",
 ) -> Data:
     """Make splits of tensors or NumPy arrays.
 
     Args:
         x: Images, (N, C, H, W), (N, H, W, C) or grey (N, H, W): integers in [0, 255], or floats in [0, 1] that are multiples
-            of 1/255 and so become bytes without loss; other floats are refused. Or a table, (N, F), NaN where missing.
+            of 1/255 and so become bytes without loss; other numbers need ``white``. Or a table, (N, F), NaN where missing.
         y: Labels, (N,) or (N, 1): whole numbers or text.
         group: Sensitive group of each row, (N,), or None.
         test: Test rows, ``(x, y)`` or ``(x, y, group)``; without them, a stratified share of the rows is held out.
@@ -55,6 +56,8 @@ def from_tensors(
         val_share: Share of the training rows to hold out for validation.
         test_share: Share to hold out for testing where ``test`` is None.
         seed: Seed of these draws.
+        white: Number that means white in images on another scale, such as 16 for scikit-learn's digits; 0 is black, and what
+            lies between is rounded to 255 levels.
         name: Name for the card.
 
     Raises:
@@ -75,7 +78,7 @@ def from_tensors(
     given = {key: value for key, value in given.items() if value is not None}
     keep = dict.fromkeys(("test", "label", "sensitive", "size", "channels", "categorical", "drop"))
     options = Options.of(
-        **keep, augment=augment, val_share=val_share, test_share=test_share, seed=seed, memory_budget=1, name=name
+        **keep, augment=augment, val_share=val_share, test_share=test_share, seed=seed, memory_budget=1, white=white, name=name
     )
     return array_data(given, None, name, options, "", classes=classes, cells=groups, columns=columns)
 
@@ -96,11 +99,11 @@ def array_data(
     Raises:
         InputError: On missing names, or a wrong shape, type or range.
     """
-    options.refuse("arrays have no named columns", "label", "sensitive", "categorical", "drop")
+    options.refuse("arrays have no named columns", "label", "sensitive", "categorical", "drop", "missing")
     parts = _parts(source, "source")
     if test is not None:
         parts["test"] = _parts(test, "test")["train"]
-    x = {part: _rows(f"{ROWS[part]} x", values["x"]) for part, values in parts.items()}
+    x = {part: _rows(f"{ROWS[part]} x", values["x"], options.white) for part, values in parts.items()}
     factors = {part: _factor(f"{ROWS[part]} y", values["y"], len(x[part])) for part, values in parts.items()}
     labels, shown = classes_of("y", factors, classes)
     groups: dict[str, Codes] | None = None
@@ -110,7 +113,7 @@ def array_data(
         if lacking:
             raise InputError(f"group is missing for the {lacking[0]} rows; give it for all parts or for none")
         found = {p: _factor(f"{ROWS[p]} group", v["group"], len(x[p])) for p, v in parts.items()}
-        groups, named = cells_of({"group": found}, {} if cells is None else {"group": cells})
+        groups, named = cells_of({"group": found}, {} if cells is None else {"group": cells}, options.missing_group)
     for part, value in x.items():
         if value.dim() == 4:
             value = rescale(value, options.size) if options.size else value
@@ -128,7 +131,7 @@ def array_data(
         "license": known(name).license,
     }
     if len(shape) == 2:
-        options.refuse("these arrays are a table, not images", "size", "channels", "augment")
+        options.refuse("these arrays are a table, not images", "size", "channels", "augment", "white")
         card = Card(kind="table", columns=_columns(columns, shape[1]), **about)
     else:
         size = (int(shape[2]), int(shape[3]))
@@ -138,7 +141,7 @@ def array_data(
     def pick(part: str, at: Codes | None) -> torch.Tensor:
         return x[part] if at is None else x[part][torch.from_numpy(at).to(x[part].device)]
 
-    return assemble(rows, labels, groups, pick, card)
+    return assemble(rows, labels, groups, pick, card, white=options.white)
 
 
 def read_arrays(path: Path) -> dict[str, Any]:
@@ -216,7 +219,7 @@ def _parts(source: Any, what: str) -> dict[str, dict[str, Any]]:
     return {part: found[part] for part in ROWS if part in found}
 
 
-def _rows(what: str, value: Any) -> torch.Tensor:
+def _rows(what: str, value: Any, white: float | None) -> torch.Tensor:
     x = _tensor(what, value)
     if x.dim() == 2:
         if x.is_complex():
@@ -230,24 +233,28 @@ def _rows(what: str, value: Any) -> torch.Tensor:
         x = x.permute(0, 3, 1, 2)
     if x.shape[1] not in (1, 3):
         raise InputError(f"{what} has shape {tuple(x.shape)}; images have 1 or 3 channels")
-    return (x if x.dtype == torch.uint8 else _bytes(what, x)).contiguous()
+    return (x if x.dtype == torch.uint8 and white is None else _bytes(what, x, white)).contiguous()
 
 
-def _bytes(what: str, x: torch.Tensor) -> torch.Tensor:
+def _bytes(what: str, x: torch.Tensor, white: float | None) -> torch.Tensor:
     if x.is_complex() or x.dtype == torch.bool:
         raise InputError(f"{what} is {x.dtype}; images are uint8 in [0, 255]")
     out = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
     for start in range(0, len(x), 4096):
         chunk = x[start : start + 4096]
-        if x.is_floating_point():
+        if white is not None:
+            scaled = chunk.double() / (white / 255)
+            good = scaled.min().item() >= 0 and scaled.max().item() <= 255  # false for NaN
+            hint = f"with white={white:g}, images hold numbers from 0 (black) to {white:g} (white)"
+        elif x.is_floating_point():
             scaled = chunk.double() * 255
             exact = bool(((scaled - scaled.round()).abs() <= 0.01).all())  # false for NaN
             good = exact and scaled.min().item() > -0.01 and scaled.max().item() < 255.01
-            hint = "floats must be multiples of 1/255 in [0, 1]; otherwise scale to [0, 255], round and cast to uint8"
+            hint = "floats must be multiples of 1/255 in [0, 1]; otherwise scale to bytes, or say white=NUMBER"
         else:
             scaled = chunk.double()
             good = scaled.min().item() >= 0 and scaled.max().item() <= 255
-            hint = "images are whole numbers in [0, 255]"
+            hint = "images are whole numbers in [0, 255]; for another scale say white=NUMBER"
         if not good:
             low, high = chunk.double().min().item(), chunk.double().max().item()
             raise InputError(f"{what} is {x.dtype} with values from {low:.6g} to {high:.6g}; {hint}")

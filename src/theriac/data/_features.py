@@ -46,7 +46,7 @@ def table_data(
     Raises:
         InputError: On a missing column, bad labels, text without end, or numbers that are not finite.
     """
-    options.refuse("this is a table, not a set of pictures", "size", "channels", "augment")
+    options.refuse("this is a table, not a set of pictures", "size", "channels", "augment", "white")
     there = parts["train"].column_names
     for part, table in parts.items():
         if not table.num_rows:
@@ -67,7 +67,7 @@ def table_data(
     cells: tuple[str, ...] = ()
     if options.sensitive:
         sensitive = {c: {p: factor_of(t[c], c) for p, t in parts.items()} for c in options.sensitive}
-        groups, cells = cells_of(sensitive, declared)
+        groups, cells = cells_of(sensitive, declared, options.missing_group)
     rows = arrange(labels, options.test_share, options.val_share, options.seed)
     features = _features(parts["train"], label, labels["train"], len(classes), name, options)
     matrices = {part: np.empty((table.num_rows, len(features)), np.float32) for part, table in parts.items()}

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from theriac.core.errors import InputError
+from theriac.core.names import ranked
 from theriac.core.split import Data
+from theriac.core.text import lookalike
 from theriac.data._images import Blob
 from theriac.data._labels import ROWS, Factor
 from theriac.data._options import Options
@@ -43,20 +45,22 @@ class FolderPictures:
 
 
 def picture_folders(parts: Mapping[str, Mapping[str, Sequence[Path]]], name: str, options: Options, source: str = "") -> Data:
-    """Make the splits of pictures by part and class; rows are ordered by class name, then by path.
+    """Make the splits of pictures by part and class; rows are ordered by class name (as numbers, if all are), then by path.
 
     Raises:
         InputError: On a class folder that only the test part has, or what :func:`picture_data` refuses.
     """
     options.refuse("a folder of pictures has no columns (parquet files do)", "label", "sensitive", "drop")
-    classes = sorted(parts["train"])
+    given = list(parts["train"])
+    classes = [given[k] for k in ranked(given)]
     made = {}
     for part, folders in parts.items():
         if not folders:
             raise InputError(f"the {ROWS[part]} part of {name!r} holds no folder of pictures")
         strange = sorted(set(folders) - set(classes))
         if strange:
-            raise InputError(f"the {ROWS[part]} part has a class folder {strange[0]!r}, and the training part has none")
+            hint = lookalike(strange[0], classes)
+            raise InputError(f"the {ROWS[part]} part has a class folder {strange[0]!r}, and the training part has none{hint}")
         files = [(path, k) for k, c in enumerate(classes) for path in folders.get(c, ())]
         codes = np.array([k for _, k in files], np.int64)
         made[part] = PicturePart(FolderPictures(tuple(path for path, _ in files)), Factor(codes, tuple(classes)))

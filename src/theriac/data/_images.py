@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
 MAX_PIXELS = 64_000_000  # a larger picture is taken for a decompression bomb
 MAX_FILE = 256 << 20  # bytes of one encoded picture
 CHUNK = 4 << 20  # bytes of decoded pixels that are held at a time
+DARK = 64  # levels of 255; 14 bits in files of 16 come out at 64
 WORKERS = 2  # Pillow lets go of the interpreter lock while it decodes
 
 Blob = bytes | Path
@@ -57,13 +59,16 @@ class Pictures(Protocol):
         ...
 
 
-def decode(pictures: Pictures, size: tuple[int, int] | None, channels: int | None) -> tuple[Shape, Iterator[Pixels]]:
+def decode(
+    pictures: Pictures, size: tuple[int, int] | None, channels: int | None, white: float | None = None
+) -> tuple[Shape, Iterator[Pixels]]:
     """Decode pictures of one size.
 
     Args:
         pictures: Where they are.
         size: Height and width to resize to (bilinear, antialiased); None takes them as they are.
         channels: 1 or 3; None takes the first picture's.
+        white: Stored level that becomes 255; None takes what each file declares.
 
     Returns:
         The shape (N, C, H, W) and the pixels in chunks. The chunks may raise :class:`NeedsColorError` if ``channels`` is None.
@@ -77,10 +82,10 @@ def decode(pictures: Pictures, size: tuple[int, int] | None, channels: int | Non
     depth = (1 if _is_grey(image) else 3) if channels is None else channels
     height, width = size or (image.height, image.width)
     shape = (pictures.count, depth, height, width)
-    return shape, _chunks(pictures, shape, size is not None, auto)
+    return shape, _chunks(pictures, shape, size is not None, auto, white)
 
 
-def _chunks(pictures: Pictures, shape: Shape, resize: bool, auto: bool) -> Iterator[Pixels]:
+def _chunks(pictures: Pictures, shape: Shape, resize: bool, auto: bool, white: float | None) -> Iterator[Pixels]:
     _, depth, height, width = shape
     rows = max(1, min(2048, CHUNK // (depth * height * width)))
     start = 0
@@ -89,7 +94,7 @@ def _chunks(pictures: Pictures, shape: Shape, resize: bool, auto: bool) -> Itera
             out = np.empty((len(blobs), depth, height, width), np.uint8)
             step = -(-len(blobs) // WORKERS)
             jobs = [
-                pool.submit(_fill, out[low : low + step], blobs[low : low + step], pictures, start + low, resize, auto)
+                pool.submit(_fill, out[low : low + step], blobs[low : low + step], pictures, start + low, resize, auto, white)
                 for low in range(0, len(blobs), step)
             ]
             for job in jobs:
@@ -98,18 +103,26 @@ def _chunks(pictures: Pictures, shape: Shape, resize: bool, auto: bool) -> Itera
             yield out
 
 
-def _fill(out: Pixels, blobs: Sequence[Blob | None], pictures: Pictures, start: int, resize: bool, auto: bool) -> None:
+def _fill(
+    out: Pixels,
+    blobs: Sequence[Blob | None],
+    pictures: Pictures,
+    start: int,
+    resize: bool,
+    auto: bool,
+    white: float | None,
+) -> None:
     for i, blob in enumerate(blobs):
-        _into(out[i], blob, pictures.where(start + i), resize, auto)
+        _into(out[i], blob, pictures.where(start + i), resize, auto, white)
 
 
-def _into(out: Pixels, blob: Blob | None, where: str, resize: bool, auto: bool) -> None:
+def _into(out: Pixels, blob: Blob | None, where: str, resize: bool, auto: bool, white: float | None) -> None:
     image = _open(blob, where)
     depth, height, width = out.shape
     grey = _is_grey(image)
     if auto and depth == 1 and not grey:
         raise NeedsColorError
-    image = _as_bytes(image, depth, grey, where)
+    image = _as_bytes(image, depth, grey, where, white)
     if (image.height, image.width) != (height, width):
         if not resize:
             raise InputError(
@@ -138,7 +151,9 @@ def _open(blob: Blob | None, where: str) -> Image.Image:
         image: Image.Image = Image.open(io.BytesIO(blob), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
+        deep = blob[:4] == b"\x89PNG" and len(blob) > 24 and blob[24] == 16  # bits a channel
         image.load()
+        image.info["cut"] = deep and not image.mode.startswith("I")  # Pillow keeps the upper byte of 16-bit colors
         return ImageOps.exif_transpose(image) if "exif" in image.info else image
     except InputError:
         raise
@@ -176,6 +191,7 @@ def read_picture(path: str | Path, channels: int, size: tuple[int, int] | None =
     if size is not None and (image.height, image.width) != tuple(size):
         plain, alpha = (part.resize((size[1], size[0]), Image.Resampling.BILINEAR) for part in (plain, alpha))
     pixels = torch.from_numpy(np.array(plain))
+    warn_if_dark(int(pixels.max()), str(path), "store it in 8 bits a channel")
     opacity = torch.from_numpy(np.array(alpha)).float() / 255
     return (pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()), opacity
 
@@ -187,19 +203,31 @@ def _is_grey(image: Image.Image) -> bool:
     return image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
 
 
-def _as_bytes(image: Image.Image, depth: int, grey: bool, where: str) -> Image.Image:
+def warn_if_dark(brightest: int, what: str, advice: str) -> None:
+    """Warn of pictures that hold no level above a quarter of the range: they are on another scale more often than at night."""
+    if brightest <= DARK:
+        warnings.warn(
+            f"{what}: the brightest level is {brightest} of 255, so it is almost black; if another level means white, {advice}",
+            stacklevel=3,
+        )
+
+
+def _as_bytes(image: Image.Image, depth: int, grey: bool, where: str, white: float | None = None) -> Image.Image:
     try:
-        return _convert(image, depth, grey)
+        return _convert(image, depth, grey, white)
     except (ValueError, OSError) as error:
         raise InputError(f"{where} has pixels that can't be read as 8 bits a channel ({error})") from None
 
 
-def _convert(image: Image.Image, depth: int, grey: bool) -> Image.Image:
+def _convert(image: Image.Image, depth: int, grey: bool, white: float | None) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"mode {image.mode}")
-        image = Image.fromarray(np.round(values / 257).astype(np.uint8))  # 16 bits to 8
+        if image.mode == "F" and white is None:
+            raise ValueError("mode F; white=LEVEL says which level is white")
+        return _convert(_scaled(image, 65535 if white is None else white), depth, grey, None)  # 16 bits to 8
+    if white is not None:
+        if image.info.get("cut"):
+            raise ValueError("16 bits a channel in color, of which 8 are read; leave white= out")
+        return _scaled(_convert(image, depth, grey, None), white)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns of the direct way
     mode = "L" if depth == 1 else "RGB"
@@ -208,6 +236,14 @@ def _convert(image: Image.Image, depth: int, grey: bool) -> Image.Image:
     if grey and depth == 3:
         image = image.convert("L")
     return image.convert(mode)
+
+
+def _scaled(image: Image.Image, white: float) -> Image.Image:
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= white):  # NaN too
+        raise ValueError(f"levels from {low:g} to {high:g}, where 0 is black and {white:g} white")
+    return Image.fromarray(np.round(values / (white / 255)).astype(np.uint8))
 
 
 def recolor(x: torch.Tensor, channels: int) -> torch.Tensor:

@@ -11,8 +11,10 @@ import numpy.typing as npt
 import torch
 
 from theriac.core.errors import InputError
+from theriac.core.names import ranked
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.core.text import lookalike
 
 Codes = npt.NDArray[np.int64]
 Level = str | int | float | bool
@@ -57,9 +59,10 @@ class Factor:
         return table[self.codes]
 
     def present(self) -> tuple[Level, ...]:
-        """The levels that occur, numbers before text, in ascending order."""
-        used = np.unique(self.codes[self.codes >= 0])
-        return tuple(sorted((self.levels[i] for i in used), key=lambda v: (isinstance(v, str), v)))
+        """The levels that occur, numbers before text, in ascending order; text that is all whole numbers by value."""
+        used = [self.levels[i] for i in np.unique(self.codes[self.codes >= 0])]
+        texts = [v for v in used if isinstance(v, str)]
+        return (*sorted(v for v in used if not isinstance(v, str)), *(texts[k] for k in ranked(texts)))
 
 
 def tidy(value: Level) -> Level:
@@ -103,22 +106,24 @@ def classes_of(
         if len(strange):
             value = factor.levels[factor.codes[strange[0]]]
             value = names[int(value)] if names is not None and value in range(len(names)) else value
-            raise InputError(f"{column} is {value!r} in {ROWS[part]} row {strange[0]}, and in no training row")
+            hint = lookalike(str(value), [str(v) for v in levels])
+            raise InputError(f"{column} is {value!r} in {ROWS[part]} row {strange[0]}, and in no training row{hint}")
     order: Sequence[Level] = range(len(names)) if names is not None else levels
     shown = tuple(names) if names is not None else tuple(str(v) for v in levels)
     return {part: factor.onto(order) for part, factor in parts.items()}, shown
 
 
 def cells_of(
-    columns: Mapping[str, Mapping[str, Factor]], names: Mapping[str, Sequence[str]]
+    columns: Mapping[str, Mapping[str, Factor]], names: Mapping[str, Sequence[str]], missing: str | None = None
 ) -> tuple[dict[str, Codes], tuple[str, ...]]:
     """Group numbers of every part, and the cells' names; several columns combine ("Female & Black").
 
-    A missing value is a level of its own, "missing". Cells that no row is in are left out, except those of a single column
-    whose names the source declares.
+    A missing value is refused, or makes a level of its own, called ``missing``. Cells that no row is in are left out, except
+    those of a single column whose names the source declares.
 
     Raises:
-        InputError: If a column has more than 64 values, or there are more than 512 cells.
+        InputError: If a value is missing and ``missing`` is None, a column has more than 64 values, or there are more than 512
+            cells.
     """
     shown: list[list[str]] = []
     coded: list[dict[str, Codes]] = []
@@ -128,7 +133,7 @@ def cells_of(
         if declared is not None and not all(isinstance(v, int) and 0 <= v < len(declared) for v in every):
             raise InputError(f"sensitive column {column!r} holds a value outside its {len(declared)} declared names")
         levels: Sequence[Level] = (
-            range(len(declared)) if declared is not None else sorted(every, key=lambda v: (isinstance(v, str), v))
+            range(len(declared)) if declared is not None else Factor(np.arange(len(every)), tuple(every)).present()
         )
         if len(levels) > MAX_GROUPS:
             raise InputError(
@@ -136,8 +141,17 @@ def cells_of(
             )
         labels = list(declared) if declared is not None else [str(v) for v in levels]
         codes = {part: factor.onto(levels) for part, factor in parts.items()}
-        if any((c < 0).any() for c in codes.values()):
-            labels.append("missing")
+        lost = {ROWS[part]: int((c < 0).sum()) for part, c in codes.items() if (c < 0).any()}
+        if lost:
+            told = " and ".join(f"{count} {part} rows" for part, count in lost.items())
+            if missing is None:
+                raise InputError(
+                    f"sensitive column {column!r} has no value in {told}; leave these rows out, or name their group with "
+                    "missing_group= (such as 'unknown')"
+                )
+            if missing in labels:
+                raise InputError(f"missing_group is {missing!r}, which is a value of sensitive column {column!r} already")
+            labels.append(missing)
             codes = {part: np.where(c < 0, len(levels), c) for part, c in codes.items()}
         shown.append(labels)
         coded.append(codes)

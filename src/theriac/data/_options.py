@@ -28,6 +28,9 @@ class Options:
     test_share: float = 0.2
     seed: int = 0
     memory_budget: int = 4 << 30
+    white: float | None = None
+    missing: tuple[str, ...] = ()
+    missing_group: str | None = None
     name: str | None = None
 
     @classmethod
@@ -38,6 +41,7 @@ class Options:
             InputError: Naming the keyword at fault.
         """
         given["size"] = _size(given["size"])
+        given["missing"] = _names("missing", given.get("missing"), "a text or several different ones") or ()
         for field in ("sensitive", "categorical", "drop"):
             given[field] = _names(field, given[field])
         given["sensitive"] = given["sensitive"] or ()
@@ -52,8 +56,12 @@ class Options:
             check.between(field, given[field], 0, 0.9, open_low=field == "test_share")
         check.whole("seed", given["seed"], 0)
         check.whole("memory_budget", given["memory_budget"], 1)
-        if given["name"] is not None and (not isinstance(given["name"], str) or not given["name"]):
-            raise InputError(f"name is {given['name']!r}; expected some text")
+        if given.get("white") is not None:
+            check.positive("white", given["white"])
+        for field in ("name", "missing_group"):
+            value = given.get(field)
+            if value is not None and (not isinstance(value, str) or not value):
+                raise InputError(f"{field} is {value!r}; expected some text")
         return cls(**given)
 
     def but(self, **changes: Any) -> Options:
@@ -71,14 +79,16 @@ class Options:
                 raise InputError(f"{field} was given, but {what}")
 
 
-def _names(field: str, value: str | Sequence[str] | None) -> tuple[str, ...] | None:
+def _names(
+    field: str, value: str | Sequence[str] | None, expected: str = "a column name or several different ones"
+) -> tuple[str, ...] | None:
     if value is None:
         return None
     if not isinstance(value, (str, Sequence)):
-        raise InputError(f"{field} is {value!r}; expected a column name or several different ones")
+        raise InputError(f"{field} is {value!r}; expected {expected}")
     names = (value,) if isinstance(value, str) else tuple(value)
     if not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
-        raise InputError(f"{field} is {value!r}; expected a column name or several different ones")
+        raise InputError(f"{field} is {value!r}; expected {expected}")
     return names
 
 

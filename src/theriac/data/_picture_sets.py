@@ -54,7 +54,7 @@ def picture_data(
     Raises:
         InputError: On bad labels, unreadable pictures, or pictures of several sizes without ``size``.
     """
-    options.refuse("this is a set of pictures, not a table", "categorical")
+    options.refuse("this is a set of pictures, not a table", "categorical", "missing")
     for part, given in parts.items():
         if not len(given.label):
             raise InputError(f"the {ROWS[part]} part of {name!r} is empty; a split needs at least one row")
@@ -63,7 +63,7 @@ def picture_data(
     cells: tuple[str, ...] = ()
     if options.sensitive:
         columns = {c: {p: v.groups[c] for p, v in parts.items()} for c in options.sensitive}
-        groups, cells = cells_of(columns, group_names or {})
+        groups, cells = cells_of(columns, group_names or {}, options.missing_group)
     rows = arrange(labels, options.test_share, options.val_share, options.seed)
     library = _Library({p: v.pictures for p, v in parts.items()}, options, options.size or known(name).size)
     shape = library.shape
@@ -77,14 +77,14 @@ def picture_data(
         source=source,
         license=known(name).license,
     )
-    return assemble(rows, labels, groups, library.pick, card, key=library.key)
+    return assemble(rows, labels, groups, library.pick, card, key=library.key, white=options.white)
 
 
 class _Library:
     """Decoded pictures of all parts, of one shape, in memory or mapped."""
 
     def __init__(self, parts: Mapping[str, Pictures], options: Options, size: tuple[int, int] | None) -> None:
-        self.parts, self.size, self.budget = parts, size, options.memory_budget
+        self.parts, self.size, self.budget, self.white = parts, size, options.memory_budget, options.white
         self.contents = {part: _cache.content_of(pictures.files) for part, pictures in parts.items()}
         self.channels = dict.fromkeys(parts, options.channels)
         self.entries = {part: self._ensure(part) for part in parts}
@@ -133,10 +133,11 @@ class _Library:
         return _cache.read(_cache.ensure(key, gather, self.budget), True, gather, self.budget)
 
     def _make(self, part: str) -> Make:
-        return lambda: decode(self.parts[part], self.size, self.channels[part])
+        return lambda: decode(self.parts[part], self.size, self.channels[part], self.white)
 
     def _ensure(self, part: str) -> Entry:
-        key = _cache.key_of(self.contents[part], self.parts[part].selector, self.size, self.channels[part])
+        scale = () if self.white is None else (self.white,)
+        key = _cache.key_of(self.contents[part], self.parts[part].selector, self.size, self.channels[part], *scale)
         if _cache.recall(key) != MIXED:
             try:
                 return _cache.ensure(key, self._make(part), self.budget)

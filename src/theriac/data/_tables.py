@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from theriac.data._parquet import declared_names, missing, opened, read_columns
 MAX_BYTES = 2 << 30  # of one table, as text or as uncompressed parquet
 MAX_COLUMNS = 10_000
 INDEX = "__index__"  # an unnamed first column: row numbers that pandas wrote
-MISSING = ("", "?", "NaN", "nan", "NA", "N/A", "n/a", "null", "NULL", "Null")
+EMPTY = ("", "?")  # no value in any column of text
+WORDS = ("NA", "N/A", "n/a", "null", "NULL", "Null", "None", "none")  # no number, though in a column of numbers; so is NaN
 
 
 def csv_files(parts: Mapping[str, Sequence[Path]], name: str, options: Options, source: str = "") -> Data:
@@ -62,20 +64,26 @@ def parquet_files(parts: Mapping[str, Sequence[Path]], name: str, options: Optio
             raise InputError(f"{files[0].name} and its companions hold {weight:,} bytes; a table may have {MAX_BYTES:,}")
     for part, files in parts.items():
         table = read_columns(files, wanted)
-        made[part] = pa.table({c: _plain(table[c]) for c in wanted})
+        made[part] = pa.table({c: _blanked(_plain(table[c]), options.missing) for c in wanted})
     source = source or f"parquet table, {sum(map(len, parts.values()))} files"
     return table_data(made, name, options, declared_names(first), source, parts["train"][0].name)
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Text without blanks at its ends, and with missing values marked as such; other types as they are."""
+    """Text without blanks at its ends, and with empty cells marked as missing; other types as they are."""
     kind = column.type
     if pa.types.is_dictionary(kind) and (pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)):
         column = column.cast(kind.value_type)
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return column
-    column = pc.utf8_trim_whitespace(column)
-    return pc.if_else(pc.is_in(column, pa.array(MISSING, column.type)), pa.scalar(None, column.type), column)
+    return _blanked(pc.utf8_trim_whitespace(column), EMPTY)
+
+
+def _blanked(column: pa.ChunkedArray, texts: Sequence[str]) -> pa.ChunkedArray:
+    """A column of text in which some texts are missing values; other types as they are."""
+    if not texts or not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return column
+    return pc.if_else(pc.is_in(column, pa.array(texts, column.type)), pa.scalar(None, column.type), column)
 
 
 def _read_csv(path: Path) -> pa.Table:
@@ -128,20 +136,29 @@ def _is_number(text: str) -> bool:
 
 
 def _typed(parts: Mapping[str, pa.Table], options: Options) -> dict[str, pa.Table]:
-    """Columns of text whose training values are all numbers become numbers, in every part."""
+    """Columns of text whose training values are all numbers, or words for a missing one, become numbers, in every part."""
     columns: dict[str, dict[str, pa.ChunkedArray]] = {part: {} for part in parts}
     for name in parts["train"].column_names:
-        numeric = _numbers(parts["train"][name]) is not None
+        train = _blanked(parts["train"][name], (*WORDS, *options.missing))
+        numeric = _numbers(train) is not None and (train.null_count < len(train) or not parts["train"][name].drop_null())
         if not numeric and name not in options.categorical:
-            _refuse_nearly_numeric(parts["train"][name], name)
+            _refuse_nearly_numeric(train, name)
         for part, table in parts.items():
             if name not in table.column_names:
                 raise missing(name, table.column_names, f"the {ROWS[part]} part")
-            found = _numbers(table[name]) if numeric else table[name]
+            given = _blanked(table[name], options.missing)
+            found = _numbers(_blanked(given, WORDS)) if numeric else given
             if found is None:
-                row, text = _first_text(table[name])
+                row, text = _first_text(_blanked(given, WORDS))
                 raise InputError(f"column {name!r} holds numbers in the training rows and {text!r} in {ROWS[part]} row {row}")
             columns[part][name] = found
+            words = found.null_count - given.null_count
+            if words:
+                warnings.warn(
+                    f"column {name!r} holds numbers, and a word such as 'NA' in {words} {ROWS[part]} rows, which are taken as "
+                    "missing",
+                    stacklevel=2,
+                )
     return {part: pa.table(found) for part, found in columns.items()}
 
 

@@ -1,21 +1,28 @@
-"""Rows of one source in the terms of another: classes, columns and categories matched by name, never by position alone."""
+"""Rows of one source in the terms of another: classes, groups, columns and categories go by name, never by position alone."""
 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
+from torch import nn
 
 from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
+from theriac.core.names import class_numbers, few, places
 from theriac.core.split import Split
+from theriac.core.text import lookalike
 
 
-def align(split: Split, card: Card, whose: str) -> Split:
-    """The same rows, with labels, columns and categories as ``card`` counts them.
+def align(split: Split, card: Card, whose: str = "the model") -> Split:
+    """The same rows, with labels, groups, columns and categories as ``card`` counts them.
 
-    A source that only numbers its classes (0, 1, ...) is taken by position where there are as many. Values that a
-    categorical column of the card does not know become missing, with a warning.
+    Names are compared letter by letter, or as numbers where all names of both are whole numbers ("01" is "1"). Rows of some of
+    the card's classes are enough. A source that only numbers its classes (0, 1, ...) is taken by position where there are as
+    many, with a warning; so is a Split that was made without any card, where nobody has named a class. Groups are renumbered
+    where the card knows all of them, and else left as they are. Values that a categorical column of the card does not know
+    become missing, with a warning.
 
     Args:
         split: Rows of a source of its own.
@@ -31,30 +38,44 @@ def align(split: Split, card: Card, whose: str) -> Split:
     own = split.card
     if own.kind != card.kind or (own.kind == "image" and own.shape != card.shape):
         raise InputError(f"{whose} takes {card.kind} rows of {card.shape}; {own.name!r} has {own.kind} rows of {own.shape}")
-    labels = _labels(own, card, whose)
-    y = split.y if labels is None else torch.tensor(labels, device=split.device)[split.y]
+    labels = class_numbers(own, card, whose)
     x = _columns(split, card, whose) if own.kind == "table" else None
-    if x is None and labels is None and own.classes == card.classes:
+    groups = _groups(own, card)
+    if x is None and labels is None and groups is None and own.classes == card.classes:
         return split
-    new = own.replace(classes=card.classes, columns=card.columns)
+    y = split.y if labels is None else torch.tensor(labels, device=split.device)[split.y]
+    group = split.group
+    if groups is not None and group is not None:
+        group = torch.tensor(groups, device=split.device)[group]
+    new = own.replace(classes=card.classes, columns=card.columns, groups=own.groups if groups is None else card.groups)
     if x is not None:
-        return Split(x, y, group=split.group, index=split.index, card=new)
-    return split.replace(y=y, card=new)
+        return Split(x, y, group=group, index=split.index, card=new)
+    return split.replace(y=y, group=group, card=new)
 
 
-def _labels(own: Card, card: Card, whose: str) -> list[int] | None:
-    """For each of the source's classes its number on the card; None if they are the same."""
-    if own.classes == card.classes:
+def align_to(split: Split, model: Any) -> Split:
+    """The same rows in the terms of the model's card; the split itself if the model carries none.
+
+    Args:
+        split: Rows that a model is to be trained, repaired or judged on.
+        model: Anything; a card is looked for at ``model.card``, then, of a Victim, at ``model.model.card``. What a module wraps
+            may take other rows than the module itself, so its card is not looked at.
+
+    Raises:
+        InputError: As :func:`align`.
+    """
+    card = getattr(model, "card", None)
+    if not isinstance(card, Card) and not isinstance(model, nn.Module):
+        card = getattr(getattr(model, "model", None), "card", None)
+    return align(split, card, "the model") if isinstance(card, Card) else split
+
+
+def _groups(own: Card, card: Card) -> list[int] | None:
+    """For each of the source's groups its number on the card; None if they are the same, or not all known there."""
+    if own.groups == card.groups or not own.groups:
         return None
-    numbered = any(classes == tuple(map(str, range(len(classes)))) for classes in (own.classes, card.classes))
-    if numbered and own.num_classes == card.num_classes:
-        return None
-    if own.num_classes > card.num_classes or numbered:
-        raise InputError(f"{whose} has {card.num_classes} classes; {own.name!r} has {own.num_classes}")
-    missing = [name for name in own.classes if name not in card.classes]
-    if missing:
-        raise InputError(f"{own.name!r} has the class {missing[0]!r}, which {whose} does not know; it has {_few(card.classes)}")
-    return [card.classes.index(name) for name in own.classes]
+    found = places(own.groups, card.groups)
+    return None if min(found) < 0 else found
 
 
 def _columns(split: Split, card: Card, whose: str) -> torch.Tensor | None:
@@ -64,11 +85,13 @@ def _columns(split: Split, card: Card, whose: str) -> torch.Tensor | None:
     if same:
         return None
     at = {column.name: k for k, column in enumerate(own)}
-    missing = [column.name for column in card.columns if column.name not in at]
-    extra = [column.name for column in own if column.name not in {c.name for c in card.columns}]
+    names = [column.name for column in card.columns]
+    missing = [name for name in names if name not in at]
+    extra = [name for name in at if name not in names]
     if missing or extra:
-        told = f"lacks the column {missing[0]!r}" if missing else f"has a column {extra[0]!r} more"
-        raise InputError(f"{split.card.name!r} {told}; {whose} takes {_few([c.name for c in card.columns])}")
+        lack = f"lacks the column {missing[0]!r}" if missing else f"has a column {extra[0]!r} more"
+        hint = lookalike(missing[0], at) if missing else lookalike(extra[0], names)
+        raise InputError(f"{split.card.name!r} {lack}{hint}; {whose} takes {few(names)}")
     x = split.x[:, [at[column.name] for column in card.columns]]
     for k, column in enumerate(card.columns):
         before = own[at[column.name]]
@@ -80,20 +103,18 @@ def _columns(split: Split, card: Card, whose: str) -> torch.Tensor | None:
 
 
 def _codes(values: torch.Tensor, before: Column, column: Column, whose: str) -> torch.Tensor:
-    known = {name: float(code) for code, name in enumerate(column.categories)}
-    table = torch.tensor([known.get(name, float("nan")) for name in before.categories], device=values.device)
+    place = places(before.categories, column.categories)
+    table = torch.tensor([float("nan") if k < 0 else float(k) for k in place], device=values.device)
     there = ~values.isnan()
     out = values.clone()
     out[there] = table[values[there].long()]
-    lost = int((out.isnan() & there).sum())
-    if lost:
-        new = next(name for name in before.categories if name not in known)
+    lost = out.isnan() & there
+    if bool(lost.any()):
+        new = before.categories[int(values[lost][0])]
+        hint = lookalike(new, column.categories)
         warnings.warn(
-            f"column {column.name!r} has {lost} values that {whose} does not know, such as {new!r}; they are taken as missing",
+            f"column {column.name!r} has {int(lost.sum())} values that {whose} does not know, such as {new!r}{hint}; "
+            "they are taken as missing",
             stacklevel=5,
         )
     return out
-
-
-def _few(names: list[str] | tuple[str, ...]) -> str:
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")

@@ -33,6 +33,9 @@ def load(
     test_share: float = 0.2,
     seed: int = 0,
     memory_budget: int = 4 << 30,
+    white: float | None = None,
+    missing: str | Sequence[str] | None = None,
+    missing_group: str | None = None,
     name: str | None = None,
 ) -> Data:
     """Load a data set: splits ``train``, ``test`` and maybe ``val``, with one card.
@@ -67,6 +70,11 @@ def load(
         test_share: Share to hold out as ``test`` where the source has no test part, in (0, 0.9].
         seed: Seed of these two draws.
         memory_budget: Bytes; pictures that need more are memory-mapped from the cache.
+        white: Stored level that means white, one for all pictures, above 0: 4095 for 12 bits in files of 16. By default what
+            the files declare, 255 or 65,535; a warning says so if that leaves the training pictures almost black.
+        missing: Texts that mean a missing value in columns of text, such as "NA"; an empty cell and "?" always do. In a CSV
+            column of numbers "NA", "nan", "null" and the like do too, with a warning.
+        missing_group: Name of the group of rows whose sensitive value is missing; by default such rows are refused.
         name: Name for the card, by default that of the folder or file. A known one decides about augmentation too.
 
     Raises:
@@ -96,6 +104,9 @@ def load(
         test_share=test_share,
         seed=seed,
         memory_budget=memory_budget,
+        white=white,
+        missing=missing,
+        missing_group=missing_group,
         name=name,
     )
     if not isinstance(source, (str, os.PathLike)):

@@ -16,6 +16,7 @@ from theriac.core.method import Method, Needs
 from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
+from theriac.data.align import align_to
 from theriac.debias._rates import group_counts
 from theriac.models import Buildable
 from theriac.training import Recipe
@@ -58,7 +59,9 @@ class Debiasing(Method):
             InputError: If groups are missing, a cell of group and label has no row, or the model does not fit the rows.
             DivergedError: If a loss stops being finite.
         """
-        counts = self.check(split)
+        self.check(split)
+        split = align_to(split, build)
+        counts = cells(split)
         run = run or Run()
         began = time.perf_counter()
         model = self._fit(build, split.to(run.device), counts, run)

@@ -99,10 +99,14 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def fit(self, X: Any, y: Any, *, sensitive_features: Any = None) -> Self:  # noqa: N803
         """Train on rows X (N, F), labels y (N,) and the sensitive group of each row: (N,), or (N, S) columns that combine.
 
+        Where X and one of the others come from pandas, rows are matched by their index.
+
         Raises:
-            InputError: Without ``sensitive_features``, or if a cell of group and label has no row.
+            InputError: Without ``sensitive_features``, if two indexes hold different labels, or if a cell of group and label
+                has no row.
         """
         check.whole("min_steps", self.min_steps, 0)
+        y, sensitive_features = by_index("y", y, X), by_index("sensitive_features", sensitive_features, X)
         x, columns = self._rows(X, fit=True)
         y = column_or_1d(y, warn=True)
         check_consistent_length(x, y)
@@ -144,6 +148,10 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         chosen: npt.NDArray[Any] = self.classes_[self.predict_proba(X).argmax(1)]
         return chosen
 
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
+        """Share of rows X (N, F) whose label y (N,) is predicted; rows from pandas are matched by their index."""
+        return float(super().score(X, by_index("y", y, X), sample_weight))
+
     def _method(self, rows: int) -> DwB:
         check.one_of("rule", self.rule, ("auto", "exact", "closed", "multi"))
         binary = len(self.classes_) == len(self.groups_) == 2
@@ -181,6 +189,28 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
+
+
+def by_index(name: str, values: Any, X: Any) -> Any:  # noqa: N803
+    """Values in the order of the rows of X, where both come from pandas and have an index; else as they are.
+
+    Args:
+        name: How errors call the values.
+        values: One for each row: a Series or a data frame, or anything else.
+        X: The rows.
+
+    Raises:
+        InputError: If the two indexes hold different labels, or order the same ones differently and repeat some.
+    """
+    own, index = (getattr(thing, "index", None) if hasattr(thing, "iloc") else None for thing in (values, X))
+    if own is None or index is None or own.equals(index) or len(own) != len(index):
+        return values  # another length is refused later, as anywhere in scikit-learn
+    if own.is_unique and index.is_unique and own.isin(index).all():
+        return values.loc[index]
+    raise InputError(
+        f"{name} and X have indexes with different labels (or with repeated ones in another order), so it is unclear which "
+        f"rows belong together; select {name} by X.index, or hand in {name}.to_numpy() to go by position"
+    )
 
 
 def _codes(column: Any, levels: Sequence[str]) -> npt.NDArray[np.float64]:

@@ -15,6 +15,7 @@ from theriac.core.outcome import Finding
 from theriac.core.poisoned import Poisoned, as_clean
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.data.align import align_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class Detector(Method):
         self, model: Any = None, rows: Split | None = None, clean: Split | None = None, run: Run | None = None
     ) -> Finding:
         """Look for a backdoor; nothing that comes in is changed.
+
+        Where the model carries a card, the rows' classes and columns are matched with its by name.
 
         Args:
             model: A module from inputs (pixels in [0, 1], or raw table rows) to logits (N, K), or a Victim.
@@ -52,9 +55,11 @@ class Detector(Method):
         net = model if model is None or isinstance(model, nn.Module) else getattr(model, "model", model)
         if net is not None and not isinstance(net, nn.Module):
             raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
+        rows = None if rows is None else align_to(rows, net)
+        clean = None if clean is None else align_to(as_clean(clean), net)
         began = time.perf_counter()
         with run.listening():
-            finding = self._detect(net, rows, None if clean is None else as_clean(clean), run)
+            finding = self._detect(net, rows, clean, run)
         run.event("detected", method=self.name, seconds=round(time.perf_counter() - began, 3), **finding.to_dict())
         return finding
 

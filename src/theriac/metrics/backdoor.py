@@ -7,6 +7,7 @@ One definition for all attacks. They differ only in the label they want for a ro
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -15,10 +16,12 @@ from torch import nn
 
 from theriac.core import check
 from theriac.core.errors import InputError
-from theriac.core.planted import planted_of
+from theriac.core.names import places, ranked
+from theriac.core.planted import planted_on
 from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.data.align import align_to
 from theriac.metrics.evaluation import Evaluation
 from theriac.metrics.intervals import Rate
 from theriac.models.classifier import to_input
@@ -44,7 +47,8 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
 
     Args:
         model: A module from inputs (pixels in [0, 1], or raw table rows) to logits (N, K), or a Victim.
-        split: Clean test rows.
+        split: Clean test rows. Where the model carries a card, their classes and columns are matched with its by name
+            (:func:`theriac.data.align`), and rows of some of its classes are enough; a note names the others.
         attack: An attack, a Planted, a Victim or a Poisoned; None counts clean accuracy only.
         run: Device and precision.
         batch_size: Rows per forward pass.
@@ -54,18 +58,21 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
         predicted as the attack's label; RA over the same stamped rows: share predicted as the true label.
 
     Raises:
-        InputError: On an empty population, a model whose outputs do not fit the classes, or non-finite logits.
+        InputError: On an empty population, a class or column that the model's card does not know, a model whose outputs do
+            not fit the classes, or non-finite logits.
     """
     if isinstance(split, Poisoned):
         raise InputError("split is a Poisoned set; evaluate stamps clean test rows itself (hand in a Split)")
     if not isinstance(split, Split):
         raise InputError(f"split is a {type(split).__name__}; expected a Split of test rows")
     run = run or Run()
-    planted = None if attack is None else planted_of(attack, split)
     net = model if isinstance(model, nn.Module) else getattr(model, "model", model)
     if not isinstance(net, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
     net = net.to(run.device)
+    rows, data = _identity(split), f"{split.card.name}, {len(split)} rows"
+    split = align_to(split, net)
+    planted = planted_on(attack, split)
     here = split.to(run.device)
     classes = split.num_classes
     asr = ra = population = torch.zeros((), dtype=torch.int64, device=run.device)
@@ -86,15 +93,15 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
                 seen = _predict(net, stamped, classes)
                 asr = asr + (seen == wanted[counted]).sum()
                 ra = ra + (seen == y[counted]).sum()
-    acc, data = Rate(int(right.sum()), len(split), "clean rows"), f"{split.card.name}, {len(split)} rows"
-    rows = split.content_hash(groups=False)[:16]
+    acc, notes = Rate(int(right.sum()), len(split), "clean rows"), _notes(split)
     if planted is None:
-        return Evaluation(acc, data=data, rows=rows)
+        return Evaluation(acc, data=data, rows=rows, notes=notes)
     of = f"rows stamped by {planted.name} whose label is not the attack's label already"
     total = int(here.count()[targets].sum())
     target_acc = Rate(int(right[targets].sum()), total, "clean rows of the target class") if total else None
     success, recovered = (Rate(int(hits), int(population), of) for hits in (asr, ra))
-    return Evaluation(acc, success, recovered, target_acc, planted.name, data, rows, getattr(planted, "trigger_hash", ""))
+    trigger = getattr(planted, "trigger_hash", "")
+    return Evaluation(acc, success, recovered, target_acc, planted.name, data, rows, trigger, notes)
 
 
 def aim(planted: Any, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,13 +118,46 @@ def aim(planted: Any, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tenso
 
 
 def predict(model: nn.Module, split: Split, *, run: Run | None = None, batch_size: int = 512) -> torch.Tensor:
-    """Logits of all rows in order, float32 (N, K), on the CPU. The model is left in eval mode."""
+    """Logits of all rows in order, float32 (N, K), on the CPU. The model is left in eval mode.
+
+    Where the model carries a card, columns are matched with its by name, and logit k belongs to ``split.card.classes[k]``. Rows
+    that know only some of the model's classes get all K logits in the model's order, with a warning.
+    """
     run = run or Run()
     model = model.to(run.device).eval()
-    here = split.to(run.device)
+    here = align_to(split, model).to(run.device)
     with torch.inference_mode(), run.autocast():
-        parts = [model(to_input(here.rows(p))).float().cpu() for p in here.batches(batch_size)]
-    return torch.cat(parts)
+        logits = torch.cat([model(to_input(here.rows(p))).float().cpu() for p in here.batches(batch_size)])
+    if here.card.classes == split.card.classes:
+        return logits
+    place = places(split.card.classes, here.card.classes)
+    if sorted(place) == list(range(logits.shape[1])):
+        return logits[:, place]
+    if place != list(range(len(place))) and min(place) >= 0:
+        warnings.warn(
+            f"{split.card.name!r} knows {len(place)} of the model's {logits.shape[1]} classes, so the logits are in the order "
+            "of the model; theriac.data.align brings the rows' labels into it",
+            stacklevel=2,
+        )
+    return logits
+
+
+def _identity(split: Split) -> str:
+    """16 hex digits of rows and labels, alike for every order in which a source may count the same classes."""
+    order = ranked(split.card.classes)
+    if order != list(range(len(order))):
+        rank = torch.tensor(order, device=split.device).argsort()
+        split = split.replace(y=rank[split.y])
+    return split.content_hash(groups=False)[:16]
+
+
+def _notes(split: Split) -> tuple[str, ...]:
+    """Which classes no row is of."""
+    lost = [split.card.classes[k] for k in (split.count() == 0).nonzero().flatten().tolist()]
+    if not lost:
+        return ()
+    named = ", ".join(repr(name[:40]) for name in lost[:8]) + (f" and {len(lost) - 8} more" if len(lost) > 8 else "")
+    return (f"the test rows hold none of {len(lost)} of {split.num_classes} classes ({named}), so no figure is about them",)
 
 
 @contextlib.contextmanager

@@ -10,9 +10,11 @@ from torch import nn
 from theriac.core import check
 from theriac.core._rows import check_labels
 from theriac.core.errors import InputError
+from theriac.core.names import places
 from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.data.align import align_to
 from theriac.metrics.fairness import Fairness
 from theriac.models._still import still
 from theriac.models.classifier import to_input
@@ -32,9 +34,9 @@ def fairness(
 
     Args:
         model: A module from inputs to logits (N, K); a :class:`~theriac.models.GroupAware` is told the groups.
-        split: Test rows.
+        split: Test rows. Where the model carries a card, classes, columns and groups are matched with its by name.
         groups: int64 (N,), if not ``split.group``; they are called by their numbers then.
-        positive: The class that "positive" means in demographic parity and equal opportunity.
+        positive: The class that "positive" means in demographic parity and equal opportunity, as ``split`` counts them.
         run: Device and precision.
         batch_size: Rows per forward pass.
 
@@ -54,17 +56,23 @@ def fairness(
     """
     if isinstance(split, Poisoned) or not isinstance(split, Split):
         raise InputError(f"split is a {type(split).__name__}; expected a Split of test rows")
+    net = model if isinstance(model, nn.Module) else getattr(model, "model", model)
+    if not isinstance(net, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}; expected an nn.Module")
+    check.whole("positive", positive, 0, split.num_classes - 1)
+    wanted, split = split.card.classes[positive], align_to(split, net)
+    positive = places((wanted,), split.card.classes)[0]
     names = split.card.groups
     if groups is None:
         if split.group is None:
             raise InputError("split.group is None and groups was not given; fairness needs the group of each row")
         groups = split.group
+        known = getattr(getattr(net, "card", None), "groups", ())
+        if isinstance(net, GroupAware) and known and names and names != known:
+            raise InputError(f"the model must be told one of the groups {', '.join(known)}; the rows have {', '.join(names)}")
     else:
         groups, names = check_labels("groups", groups, len(split), None), ()
     run = run or Run()
-    net = model if isinstance(model, nn.Module) else getattr(model, "model", model)
-    if not isinstance(net, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}; expected an nn.Module")
     net = net.to(run.device)
     here, at = split.to(run.device), groups.to(run.device)
     seen = []

@@ -23,6 +23,7 @@ class Evaluation:
     data: str = ""
     rows: str = ""  # hash of the test rows and labels, so that only like is compared with like; "" = not known
     trigger: str = ""  # hash of what decides the stamp, likewise
+    notes: tuple[str, ...] = ()  # what a reader of the figures must know, in sentences
 
     def __str__(self) -> str:
         lines = [f"ACC  {self.acc}"]
@@ -32,6 +33,7 @@ class Evaluation:
             lines.append(f"accuracy on the target class  {self.target_acc}")
         if self.attack:
             lines.append(f"under {self.attack}, on {self.data}")
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
     def excess_asr(self, benign: Evaluation) -> Difference:
@@ -80,6 +82,7 @@ class Evaluation:
             "data": self.data,
             "rows": self.rows,
             "trigger": self.trigger,
+            "notes": list(self.notes),
         }
 
     @classmethod
@@ -92,7 +95,8 @@ class Evaluation:
         if rates["acc"] is None:
             raise InputError("the record of an evaluation has no 'acc'")
         words = (data["attack"], data["data"], data.get("rows", ""), data.get("trigger", ""))
-        return cls(rates["acc"], rates["asr"], rates["ra"], rates["target_acc"], *words)
+        notes = tuple(map(str, data.get("notes", ())))
+        return cls(rates["acc"], rates["asr"], rates["ra"], rates["target_acc"], *words, notes=notes)
 
 
 @dataclass(frozen=True)

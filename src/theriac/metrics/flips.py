@@ -11,6 +11,7 @@ from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.data.align import align_to
 from theriac.metrics.intervals import Rate
 from theriac.models._still import still
 from theriac.models.classifier import to_input
@@ -44,13 +45,14 @@ def flip_rate(
         raise InputError(
             f"the model takes rows of {bank.features} columns and has none for a trigger, so a trigger can't reach it"
         )
-    net, here = net.to(run.device), split.to(run.device)
+    net, here = net.to(run.device), align_to(split, net).to(run.device)
+    classes = here.num_classes
     flips = torch.zeros(len(bank), dtype=torch.int64, device=run.device)
     with still(net), torch.inference_mode(), run.autocast():
         for positions in here.batches(batch_size):
             x = to_input(here.rows(positions))
-            clean = check.logits(net, x, split.num_classes).argmax(1)
+            clean = check.logits(net, x, classes).argmax(1)
             for t in range(len(bank)):
                 stamped = bank.apply(x, torch.full_like(positions, t))
-                flips[t] += (check.logits(net, stamped, split.num_classes).argmax(1) != clean).sum()
+                flips[t] += (check.logits(net, stamped, classes).argmax(1) != clean).sum()
     return tuple(Rate(int(n), len(split), f"rows stamped with {name}") for n, name in zip(flips, bank.names, strict=True))

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from theriac.core.errors import InputError
-from theriac.core.planted import Victim, planted_of
+from theriac.core.planted import Victim, planted_on
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.data import align_to
 from theriac.metrics.backdoor import aim
 from theriac.metrics.intervals import Rate
 from theriac.models import to_input
@@ -27,7 +28,8 @@ def success_by_target(model: Any, split: Split, attack: Any, *, run: Run | None 
         attack: An attack with nothing to fit, a Planted, a Victim or a Poisoned.
         run: Device and precision.
     """
-    planted = planted_of(attack, split)
+    split = align_to(split, model)
+    planted = planted_on(attack, split)
     wanted, counted = aim(planted, split.y, split.index)
     at = counted.nonzero().flatten()
     hit = _stamped(model, split, planted, at, run) == wanted[at].cpu()
@@ -51,7 +53,8 @@ def leak(model: Any, split: Split, attack: Any, *, run: Run | None = None) -> di
     Raises:
         InputError: If the attack is for rows of every class.
     """
-    planted = planted_of(attack, split)
+    split = align_to(split, model)
+    planted = planted_on(attack, split)
     wanted, counted = aim(planted, split.y, split.index)
     at = (~counted & (wanted != split.y)).nonzero().flatten()
     if not len(at):
@@ -72,7 +75,8 @@ def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batc
         InputError: If the attack has no cross rows, or the split none that should resist.
     """
     run = run or Run()
-    planted, model = victim.planted, victim.model.to(run.device).eval()
+    split = align_to(split, victim)
+    planted, model = planted_on(victim, split), victim.model.to(run.device).eval()
     here = split.to(run.device)
     total = int(planted.cross_population(here.y).sum())
     if not total:

@@ -20,6 +20,7 @@ from theriac.core.outcome import Outcome
 from theriac.core.poisoned import as_clean
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.data.align import align_to
 from theriac.models.classifier import to_input
 from theriac.models.layout import arrange
 
@@ -38,7 +39,8 @@ class Repair(Method):
 
         Args:
             model: A module from inputs (pixels in [0, 1], or raw table rows) to logits (N, K), or a Victim.
-            clean: Rows that no attack has touched, with labels. A method that needs none does not see them; they only serve
+            clean: Rows that no attack has touched, with labels. Where the model carries a card, classes and columns are matched
+                with its by name. A method that needs none does not see them; they only serve
                 the checks of the model.
             run: Device, precision, seeds, checkpoint folder.
             trigger: The attack's trigger, for methods whose ``needs`` name it: an attack, a Planted, a Victim, a Poisoned, or a
@@ -56,7 +58,7 @@ class Repair(Method):
         """
         run = run or Run()
         method = self._informed(clean, trigger, target)
-        rows = None if clean is None else as_clean(clean)
+        rows = None if clean is None else align_to(as_clean(clean), model)
         given: nn.Module = model if isinstance(model, nn.Module) else getattr(model, "model", model)
         if not isinstance(given, nn.Module):
             raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")

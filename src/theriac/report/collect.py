@@ -17,6 +17,7 @@ from torch import nn
 
 from theriac.core.card import Card
 from theriac.core.errors import InputError
+from theriac.core.planted import planted_on
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.core.version import VERSION
@@ -128,9 +129,9 @@ def exhibit(
     Raises:
         InputError: If the rows are not images, or the attack counts none of them.
     """
-    planted = getattr(planted, "planted", planted)
     if split.is_table:
         raise InputError(f"split {split.card.name!r} is a table; only images can be shown")
+    planted = planted_on(planted, split)
     y = split.y.cpu()
     wanted, counted = aim(planted, y, split.index.cpu())
     first = [int((counted & (y == k)).nonzero()[0]) for k in range(split.num_classes) if bool((counted & (y == k)).any())]

@@ -64,6 +64,7 @@ class Scores(Record):
     data: Short = ""
     rows: Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")] = ""
     trigger: Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")] = ""
+    notes: list[Long] = []
 
     @property
     def evaluation(self) -> Evaluation:

@@ -171,10 +171,15 @@ def set_mode(model: nn.Module, norm: str) -> None:
 
 
 def policy_of(recipe: Recipe, split: Split) -> Augment | None:
-    """How a recipe augments rows of this split; None if not at all."""
+    """How a recipe augments rows of this split; None if not at all.
+
+    Raises:
+        InputError: If the pictures are too small for it.
+    """
     if split.is_table or recipe.augment == "none":
         return None
     policy = split.card.augment if recipe.augment == "card" else recipe.augment
+    policy.fits(split.card.size)
     return None if policy == Augment() else policy
 
 

@@ -8,6 +8,7 @@ from theriac.core.errors import InputError
 from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.data.align import align_to
 from theriac.models import Buildable, make
 from theriac.training.loop import loop
 from theriac.training.recipes import Recipe
@@ -32,7 +33,7 @@ def train(build: Buildable, data: Split | Poisoned, *, recipe: str | Recipe = "f
     run = run or Run()
     if not isinstance(data, (Split, Poisoned)):
         raise InputError(f"data is a {type(data).__name__}; expected a Split or a Poisoned")
-    split = data.split if isinstance(data, Poisoned) else data
+    split = align_to(data.split if isinstance(data, Poisoned) else data, build)
     if int((split.count() > 0).sum()) < 2:
         raise InputError(f"the {len(split)} training rows hold one class only; a classifier needs at least two")
     return loop(make(build, split, run), split, run, named(recipe))

@@ -14,6 +14,7 @@ from theriac.core.method import Method
 from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
+from theriac.data.align import align_to
 from theriac.models import Buildable
 
 
@@ -57,7 +58,7 @@ class TrainingDefense(Method):
             raise InputError(f"the {len(split)} training rows hold one class only; a classifier needs at least two")
         run = run or Run()
         began = time.perf_counter()
-        model = self._fit(build, split, run)
+        model = self._fit(build, align_to(split, build), run)
         run.event("fitted", method=self.name, seconds=round(time.perf_counter() - began, 3), rows=len(split))
         return model.eval()
 

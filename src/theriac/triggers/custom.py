@@ -13,6 +13,7 @@ import torch
 from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError, unknown
+from theriac.core.names import places
 from theriac.core.split import Split
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -69,6 +70,13 @@ class CustomPlanted:
     def name(self) -> str:
         """The trigger's name."""
         return self.attack.name
+
+    def onto(self, card: Card) -> CustomPlanted:
+        """The same trigger for rows that count the same classes in another order."""
+        if card.classes == self.card.classes or self.class_ is None:
+            return CustomPlanted(self.attack, card, self.class_)
+        place = places((self.card.classes[self.class_],), card.classes)[0]
+        return CustomPlanted(self.attack, card, _class_of(self.attack.target, card) if place < 0 else place)
 
     def stamp(
         self,
@@ -213,9 +221,10 @@ def trigger_pairs(clean: Any, stamped: Any, *, target: int | str, name: str = "s
 
 def _class_of(target: int | str | None, card: Card) -> int | None:
     if isinstance(target, str):
-        if target not in card.classes:
+        place = places((target,), card.classes)[0]
+        if place < 0:
             raise unknown(f"class of {card.name!r}", target, card.classes)
-        return card.classes.index(target)
+        return place
     if target is not None and not 0 <= target < card.num_classes:
         raise InputError(f"target is {target}; {card.name!r} has classes 0 to {card.num_classes - 1}")
     return target

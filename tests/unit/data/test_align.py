@@ -9,6 +9,7 @@ import theriac as th
 from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
 from theriac.data import align
+from theriac.data.align import places
 
 NAN = float("nan")
 
@@ -72,13 +73,46 @@ def test_some_of_the_classes_are_enough():
         align(images(("cat", "zebra"), [0, 1]), own, "the model")
 
 
-def test_classes_that_are_numbered_only_go_by_position_if_there_are_as_many():
+def test_classes_that_are_numbered_only_go_by_position_if_there_are_as_many_and_a_warning_says_so():
     own = images(("ant", "cat", "dog"), [0, 1, 2]).card
-    assert align(images(("0", "1", "2"), [0, 1, 2]), own, "the model").y.tolist() == [0, 1, 2]
-    assert align(images(("ant", "cat", "dog"), [0, 1, 2]), images(("0", "1", "2"), [0, 1, 2]).card, "it").y.tolist() == [
-        0,
-        1,
-        2,
-    ]
+    numbered = own.replace(classes=("0", "1", "2"))
+    for rows, card in ((images(numbered.classes, [0, 1, 2]), own), (images(own.classes, [0, 1, 2]), numbered)):
+        with pytest.warns(UserWarning, match="do not match by name, so they are taken by position: '(0|ant)' of the rows for"):
+            assert align(rows, card, "the model").y.tolist() == [0, 1, 2]
     with pytest.raises(InputError, match="the model has 3 classes; 'pets' has 2"):
         align(images(("0", "1"), [0, 1]), own, "the model")
+
+
+def test_a_split_without_a_card_has_positions_and_no_names():
+    own = images(("ant", "cat", "dog"), [0, 1, 2]).card
+    bare = th.Split(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([1, 0]))
+    assert align(bare, own).y.tolist() == [1, 0]
+    assert align(bare, own).card.classes == own.classes
+    with pytest.raises(InputError, match="the model has 3 classes; 'unnamed' has 4"):
+        align(th.Split(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.tensor([3])), own)
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "expected"),
+    [
+        (("0", "1", "10", "2"), ("0", "1", "2", "10"), [0, 1, 3, 2]),
+        (("01", "002"), ("1", "2"), [0, 1]),
+        (("1", "01"), ("01", "1"), [1, 0]),  # two ways to write a number on one side: text again
+        (("-1", "1"), ("1", "-1"), [1, 0]),
+        (("1", "two"), ("01", "two"), [-1, 1]),  # not all are numbers, so letters count
+        (("1.0", "2"), ("1", "2"), [-1, 1]),
+        (("²", "1"), ("2", "1"), [-1, 1]),
+    ],
+)
+def test_names_are_compared_as_numbers_where_all_are_whole_numbers(names, known, expected):
+    assert places(names, known) == expected
+
+
+def test_groups_go_by_name_where_all_are_known_and_stay_where_they_are_not():
+    card = CARD.replace(groups=("f", "m"))
+    rows = table((COLOR, SIZE), [[0.0, 1.0], [2.0, 3.0], [1.0, 1.0]], [0, 1, 1])
+    other = rows.replace(group=torch.tensor([0, 1, 0]), card=rows.card.replace(groups=("m", "f")))
+    found = align(other, card)
+    assert (found.group.tolist(), found.card.groups) == ([1, 0, 1], ("f", "m"))
+    strange = rows.replace(group=torch.tensor([0, 1, 0]), card=rows.card.replace(groups=("old", "young")))
+    assert align(strange, card) is strange

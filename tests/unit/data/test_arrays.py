@@ -79,8 +79,8 @@ def test_tables_of_numbers() -> None:
 def test_resize_and_recolor() -> None:
     data = th.load((X, Y), size=8, channels=1)
     assert data.card.shape == (1, 8, 8)
-    flat = torch.full((4, 3, 4, 4), 9, dtype=torch.uint8)
-    assert (th.load((flat, Y[:4]), size=(6, 2)).train.x == 9).all()
+    flat = torch.full((4, 3, 4, 4), 90, dtype=torch.uint8)
+    assert (th.load((flat, Y[:4]), size=(6, 2)).train.x == 90).all()
 
 
 def save_npz(path: Path, arrays: dict[str, torch.Tensor]) -> None:

@@ -10,6 +10,7 @@ import torch
 
 import theriac as th
 from theriac.core.card import Column
+from theriac.core.errors import InputError
 from theriac.core.split import Split
 
 NAN = math.nan
@@ -24,7 +25,7 @@ TRAIN = """age,job,sex,race,score,label
 """
 TEST = """age,job,sex,race,score,label
 20,miner,M,Black,1,yes
-30,baker,F,White,null,no
+30,baker,F,White,nan,no
 """
 
 
@@ -79,8 +80,12 @@ def test_sensitive_columns_make_cells_and_stay_features(folder: Path) -> None:
     assert [c.name for c in th.load(folder, sensitive="sex", drop=["sex", "score"]).card.columns] == ["age", "job", "race"]
 
 
-def test_missing_sensitive_values_are_a_cell(folder: Path) -> None:
-    data = th.load(folder, sensitive="job")
+def test_missing_sensitive_values_are_a_cell_only_under_a_name(folder: Path) -> None:
+    with pytest.raises(InputError, match="sensitive column 'job' has no value in 1 training rows; leave these rows out"):
+        th.load(folder, sensitive="job")
+    with pytest.raises(InputError, match="missing_group is 'clerk', which is a value of sensitive column 'job' already"):
+        th.load(folder, sensitive="job", missing_group="clerk")
+    data = th.load(folder, sensitive="job", missing_group="missing")
     assert data.card.groups == ("baker", "clerk", "miner", "smith", "missing")
     assert data.train.group is not None
     assert data.train.group.tolist() == [1, 2, 1, 4, 3, 1]

@@ -14,6 +14,7 @@ from torch import nn
 
 from theriac.core.card import Card, Column
 from theriac.core.errors import InputError, unknown
+from theriac.core.planted import planted_on
 from theriac.core.split import Split
 from theriac.metrics import aim
 from theriac.models import taps
@@ -154,8 +155,8 @@ def from_trigger(trigger: Any, target: int | None, model: nn.Module, pool: Split
     Raises:
         InputError: If the trigger returns other rows than it should, or the target is ambiguous or not a class.
     """
-    trigger = getattr(trigger, "planted", trigger)
-    planted = trigger.plant_for(pool) if hasattr(trigger, "plant_for") else trigger
+    stamps = any(hasattr(trigger, name) for name in ("planted", "plant_for", "stamp"))
+    planted = planted_on(trigger, pool) if stamps else trigger
     if hasattr(planted, "stamp"):
         name, (wanted, counted) = planted.name, aim(planted, pool.y, pool.index)
         goals = wanted[counted].unique().tolist()

@@ -1,0 +1,252 @@
+"""Section E: pictures on another scale, words that look like missing values, augmentation beyond the picture."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import theriac as th
+from theriac.cli.main import app
+from theriac.core.errors import InputError
+from theriac.training import Recipe
+
+LOW = np.array([[0, 100], [200, 255]], np.uint16)
+Writer = Callable[[Path, np.ndarray], Path]
+
+
+def png(levels: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(levels).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def folders(root: Path, levels: np.ndarray) -> Path:
+    for name in ("cat", "dog"):
+        for row in range(4):
+            path = root / name / f"{row}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(levels))
+    return root
+
+
+def parquet(root: Path, levels: np.ndarray) -> Path:
+    image = pa.array([{"bytes": png(levels), "path": None}] * 8)
+    path = root / "set.parquet"
+    pq.write_table(pa.table({"image": image, "label": pa.array([0, 1] * 4)}), path)
+    return path
+
+
+def npz(root: Path, levels: np.ndarray) -> Path:
+    path = root / "set.npz"
+    np.savez(path, x=np.stack([levels] * 8), y=np.arange(8) % 2)
+    return path
+
+
+@pytest.mark.parametrize("write", [folders, parquet])
+def test_16_bit_pictures_that_use_little_of_their_range_are_not_silently_black(write: Writer, tmp_path: Path) -> None:
+    source = write(tmp_path / "set" if write is folders else tmp_path, LOW)
+    with pytest.warns(UserWarning, match="the brightest level is 1 of 255, so it is almost black; .* say white=LEVEL"):
+        assert th.load(source).train.x[0, 0].tolist() == [[0, 0], [1, 1]]
+    with pytest.warns(UserWarning, match="the brightest level is 1 of 255"):  # from the cache too
+        th.load(source)
+    data = th.load(source, white=255)
+    assert data.train.x[0, 0].tolist() == LOW.tolist()
+    assert data.test.x[0, 0].tolist() == LOW.tolist()  # one scale for the set
+
+
+@pytest.mark.parametrize("write", [folders, parquet, npz])
+def test_12_bits_in_files_of_16_take_a_declared_white(write: Writer, tmp_path: Path) -> None:
+    levels = np.array([[0, 1000], [2000, 4095]], np.uint16)
+    data = th.load(write(tmp_path / "set" if write is folders else tmp_path, levels), white=4095)
+    assert data.train.x[0, 0].tolist() == np.round(levels / 4095 * 255).astype(int).tolist()
+
+
+def test_full_16_bit_pictures_load_as_before(tmp_path: Path) -> None:
+    levels = np.array([[0, 257], [25700, 65535]], np.uint16)
+    assert th.load(folders(tmp_path / "set", levels)).train.x[0, 0].tolist() == [[0, 1], [100, 255]]
+
+
+def test_a_level_beyond_white_is_refused_with_the_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"0.png has pixels .*levels from 0 to 255, where 0 is black and 200 white"):
+        th.load(folders(tmp_path / "set", LOW), white=200)
+
+
+def test_8_bit_pictures_on_a_scale_of_16(tmp_path: Path) -> None:
+    levels = np.array([[0, 4], [8, 16]], np.uint8)
+    with pytest.warns(UserWarning, match="the brightest level is 16 of 255"):
+        th.load(folders(tmp_path / "set", levels))
+    assert th.load(folders(tmp_path / "set", levels), white=16).train.x[0, 0].tolist() == [[0, 64], [128, 255]]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64, np.float32])
+def test_numbers_from_0_to_16_as_arrays(dtype: type) -> None:
+    x = np.arange(17, dtype=dtype)[None, None, :].repeat(8, 0)
+    y = np.arange(8) % 2
+    if dtype is np.float32:
+        with pytest.raises(InputError, match="say white=NUMBER"):
+            th.data.from_tensors(x, y)
+    else:
+        with pytest.warns(UserWarning, match="the brightest level is 16 of 255"):
+            th.data.from_tensors(x, y)
+    assert th.data.from_tensors(x, y, white=16).train.x[0, 0, 0].tolist() == np.round(np.arange(17) * 255 / 16).tolist()
+
+
+def test_16_bit_arrays_beyond_bytes_name_the_way_out() -> None:
+    x = np.full((8, 2, 2), 4000, np.uint16)
+    with pytest.raises(
+        InputError, match=r"values from 4000 to 4000; images are whole numbers in \[0, 255\]; for another scale"
+    ):
+        th.data.from_tensors(x, np.arange(8) % 2)
+    with pytest.raises(InputError, match="with white=3000, images hold numbers from 0"):
+        th.data.from_tensors(x, np.arange(8) % 2, white=3000)
+
+
+def test_one_bit_pictures_are_black_and_white(tmp_path: Path) -> None:
+    bits = np.array([[True, False], [False, True]])
+    assert th.load(folders(tmp_path / "set", bits)).train.x[0, 0].tolist() == [[255, 0], [0, 255]]
+
+
+def _color_16(levels: np.ndarray) -> bytes:
+    """A color PNG of 16 bits a channel, (H, W, 3), which Pillow can't write."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    height, width, _ = levels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_16_bit_color_that_can_not_be_scaled_is_not_silent(tmp_path: Path) -> None:
+    root = folders(tmp_path / "set", LOW)
+    for path in root.glob("*/*.png"):
+        path.write_bytes(_color_16(np.stack([LOW] * 3, 2)))
+    with pytest.warns(UserWarning, match="the brightest level is 0 of 255"):
+        th.load(root)
+    with pytest.raises(InputError, match="16 bits a channel in color, of which 8 are read"):
+        th.load(root, white=255)
+
+
+@pytest.mark.parametrize("white", [0, -1, math.nan, math.inf, "bright"])
+def test_a_white_that_is_no_level_is_refused(white: object) -> None:
+    with pytest.raises(InputError, match="white is"):
+        th.load((torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4) % 2), white=white)
+
+
+WORDS = ("NA", "None", "null", "nan", "N/A", "n/a", "NULL", "NaN")
+
+
+def _table(path: Path, cells: list[str]) -> Path:
+    rows = [(cell, k, "no" if k % 2 else "yes") for k, cell in enumerate(cells)]
+    if path.suffix == ".csv":
+        path.write_text("region,size,label\n" + "".join(f"{a},{b},{c}\n" for a, b, c in rows))
+    else:
+        columns = zip(*rows, strict=True)
+        pq.write_table(pa.table(dict(zip(("region", "size", "label"), map(list, columns), strict=True))), path)
+    return path
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_a_word_for_missing_is_a_category_of_text(word: str, name: str, tmp_path: Path) -> None:
+    path = _table(tmp_path / name, [word, "EMEA", "APAC"] * 8)
+    data = th.load(path, sensitive="region")
+    assert set(data.card.groups) == {word, "EMEA", "APAC"}
+    assert set(data.card.columns[0].categories) == {word, "EMEA", "APAC"}
+    assert not bool(data.train.x[:, 0].isnan().any())
+    asked = th.load(path, missing=word, sensitive="region", missing_group="nowhere")
+    assert asked.card.columns[0].categories == ("APAC", "EMEA")
+    assert set(asked.card.groups) == {"APAC", "EMEA", "nowhere"}
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_an_empty_cell_of_text_is_missing(name: str, tmp_path: Path) -> None:
+    data = th.load(_table(tmp_path / name, ["", "EMEA", "APAC"] * 8))
+    assert data.card.columns[0].categories == ("APAC", "EMEA")
+
+
+@pytest.mark.parametrize("word", ["NA", "N/A", "null", "None"])
+def test_a_word_in_a_csv_column_of_numbers_is_missing_with_a_note(word: str, tmp_path: Path) -> None:
+    path = _table(tmp_path / "t.csv", [word, "1.5", "2"] * 8)
+    with pytest.warns(UserWarning, match="column 'region' holds numbers, and a word such as 'NA' in 8 training rows"):
+        data = th.load(path)
+    assert data.card.columns[0].kind == "numeric"
+    assert int(torch.cat([data.train.x, data.test.x])[:, 0].isnan().sum()) == 8
+
+
+def test_a_class_called_na(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("size,label\n" + "".join(f"{k},{('NA', 'EU')[k % 2]}\n" for k in range(20)))
+    assert th.load(path).card.classes == ("EU", "NA")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_missing_sensitive_values_are_refused_with_column_and_count(name: str, tmp_path: Path) -> None:
+    path = _table(tmp_path / name, ["", "EMEA", "APAC"] * 8)
+    with pytest.raises(InputError, match=r"sensitive column 'region' has no value in 8 training rows; .* missing_group="):
+        th.load(path, sensitive="region")
+
+
+def test_a_number_that_is_missing_in_a_sensitive_array_is_no_group() -> None:
+    group = np.array([0.0, 1.0, np.nan, 1.0] * 4)
+    with pytest.raises(InputError, match="sensitive column 'group' has no value in 4 training rows"):
+        th.data.from_tensors(np.zeros((16, 2), np.float32), np.arange(16) % 2, group=group)
+
+
+def test_regroup_leaves_rows_of_a_missing_group_out_or_merges_them(tmp_path: Path) -> None:
+    data = th.load(_table(tmp_path / "t.csv", ["", "EMEA", "APAC"] * 8), sensitive="region", missing_group="nowhere")
+    two = th.data.regroup(data.train, {"EMEA": "EMEA", "APAC": "APAC"})
+    assert len(two) == len(data.train) - int((data.train.group == data.card.groups.index("nowhere")).sum())
+    assert th.data.regroup(data.train, {"EMEA": "EMEA"}, rest="other").card.groups == ("other", "EMEA")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("crop_pad=999", "crop_pad is 999; pictures of 8 x 8 pixels take at most 7"),
+        ("crop_pad=8", "crop_pad is 8; pictures of 8 x 8 pixels take at most 7"),
+        ("cutout=9", "cutout is 9; pictures of 8 x 8 pixels take at most 8"),
+        ("crop_pad=-1", "crop_pad is -1"),
+        ("rotation=1e9", "rotation is 1000000000.0"),
+        ("rotation=-5", "rotation is -5"),
+        ("flip=2", "flip is 2"),
+        ("pad_mode=mirror", "pad_mode"),
+    ],
+)
+def test_augmentation_that_makes_no_sense_is_refused(words: str, message: str, tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["train", "--data", "digits", "--augment", words, "--out", str(tmp_path / "run")])
+    assert isinstance(found.exception, InputError) or found.exit_code == 2
+    assert message in f"{found.exception} {found.output}"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("value", [2, "yes", None, 1.0])
+def test_a_flip_that_is_no_yes_or_no_is_refused(value: object) -> None:
+    with pytest.raises(InputError, match=r"flip is .*expected True or False"):
+        th.Augment(flip=value)
+
+
+def test_padding_beyond_the_picture_is_refused_wherever_a_card_or_a_recipe_says_it() -> None:
+    wide = th.Augment(crop_pad=999)
+    card = th.load("digits").card
+    with pytest.raises(InputError, match="crop_pad is 999"):
+        card.replace(augment=wide)
+    with pytest.raises(InputError, match="crop_pad is 999"):
+        th.Card.from_dict(card.to_dict() | {"augment": {"crop_pad": 999}})
+    with pytest.raises(InputError, match="crop_pad is 999"):
+        th.data.from_tensors(np.full((8, 4, 4), 200, np.uint8), np.arange(8) % 2, augment=wide)
+    with pytest.raises(InputError, match="crop_pad is 999"):
+        th.train("preact_resnet18", th.load("digits").train, recipe=Recipe(epochs=1, augment=wide))
