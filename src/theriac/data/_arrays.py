@@ -110,7 +110,7 @@ def array_data(
         if lacking:
             raise InputError(f"group is missing for the {lacking[0]} rows; give it for all parts or for none")
         found = {p: _factor(f"{ROWS[p]} group", v["group"], len(x[p])) for p, v in parts.items()}
-        groups, named = cells_of({"group": found}, {} if cells is None else {"group": cells})
+        groups, named = cells_of({"group": found}, {} if cells is None else {"group": cells}, options.missing_group)
     for part, value in x.items():
         if value.dim() == 4:
             value = rescale(value, options.size) if options.size else value

@@ -67,7 +67,7 @@ def table_data(
     cells: tuple[str, ...] = ()
     if options.sensitive:
         sensitive = {c: {p: factor_of(t[c], c) for p, t in parts.items()} for c in options.sensitive}
-        groups, cells = cells_of(sensitive, declared)
+        groups, cells = cells_of(sensitive, declared, options.missing_group)
     rows = arrange(labels, options.test_share, options.val_share, options.seed)
     features = _features(parts["train"], label, labels["train"], len(classes), name, options)
     matrices = {part: np.empty((table.num_rows, len(features)), np.float32) for part, table in parts.items()}

@@ -19,6 +19,7 @@ class Options:
     test: Any = None
     label: str | None = None
     sensitive: tuple[str, ...] = ()
+    missing_group: str = "refuse"
     size: tuple[int, int] | None = None
     channels: int | None = None
     augment: Augment | None = None
@@ -50,6 +51,7 @@ class Options:
             raise InputError(f"augment is a {type(given['augment']).__name__}; expected a theriac.Augment")
         for field in ("val_share", "test_share"):
             check.between(field, given[field], 0, 0.9, open_low=field == "test_share")
+        check.one_of("missing_group", given.setdefault("missing_group", "refuse"), ("refuse", "own"))
         check.whole("seed", given["seed"], 0)
         check.whole("memory_budget", given["memory_budget"], 1)
         if given["name"] is not None and (not isinstance(given["name"], str) or not given["name"]):

@@ -63,7 +63,7 @@ def picture_data(
     cells: tuple[str, ...] = ()
     if options.sensitive:
         columns = {c: {p: v.groups[c] for p, v in parts.items()} for c in options.sensitive}
-        groups, cells = cells_of(columns, group_names or {})
+        groups, cells = cells_of(columns, group_names or {}, options.missing_group)
     rows = arrange(labels, options.test_share, options.val_share, options.seed)
     library = _Library({p: v.pictures for p, v in parts.items()}, options, options.size or known(name).size)
     shape = library.shape

@@ -24,6 +24,7 @@ def load(
     test: Any = None,
     label: str | None = None,
     sensitive: str | Sequence[str] | None = None,
+    missing_group: str = "refuse",
     size: int | Sequence[int] | None = None,
     channels: int | None = None,
     augment: Augment | None = None,
@@ -58,6 +59,7 @@ def load(
         label: Name of the label's column; by default a column called ``label``, ``target``, ``class`` or ``y``.
         sensitive: Column or columns whose values become ``Split.group``; several combine into cells ("Female & Black").
             In a table they stay features, unless ``drop`` names them.
+        missing_group: What becomes of rows without a value in a sensitive column: "refuse", or "own" for a group "missing".
         size: Side, or (height, width), in pixels to resize pictures to: bilinear, antialiased. Needed where sizes differ.
         channels: 1 or 3; by default grey pictures stay grey, and a mix of grey and color becomes color.
         augment: How training pictures may be changed; by default by the data set's name, and never flipped if it is unknown.
@@ -87,6 +89,7 @@ def load(
         test=test,
         label=label,
         sensitive=sensitive,
+        missing_group=missing_group,
         size=size,
         channels=channels,
         augment=augment,

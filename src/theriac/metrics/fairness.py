@@ -138,17 +138,17 @@ class Fairness:
     @property
     def bacc(self) -> float:
         """Mean accuracy over cells, in [0, 1]; with two classes and groups the authors' bACC and EACC."""
-        return float(self._values["bacc"] or 0.0)
+        return self._sure("bacc")
 
     @property
     def dp_gap(self) -> float:
         """Demographic parity difference, in [0, 1]."""
-        return float(self._values["dp_gap"] or 0.0)
+        return self._sure("dp_gap")
 
     @property
     def dp_ratio(self) -> float:
         """Demographic parity ratio of the positive class, in [0, 1]; 1 is equality."""
-        return float(self._values["dp_ratio"] or 0.0)
+        return self._sure("dp_ratio")
 
     @property
     def opportunity_gap(self) -> float | None:
@@ -184,6 +184,11 @@ class Fairness:
     def noise(self) -> dict[str, gaps.Noise]:
         """What each gap would be if groups meant nothing, by name: over shuffles of the group labels, seeded."""
         return gaps.noise_floor(self.counts, self.positive)
+
+    def _sure(self, name: str) -> float:
+        value = self._values[name]
+        assert value is not None  # every group has rows
+        return value
 
     @cached_property
     def _values(self) -> dict[str, float | None]:

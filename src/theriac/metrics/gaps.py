@@ -6,7 +6,6 @@ differences of **all** pairs get intervals that hold at once, and those enclose 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -212,8 +211,7 @@ def noise_floor(counts: tuple[tuple[tuple[int, ...], ...], ...], positive: int) 
     n, generator = np.array(counts, np.int64), np.random.default_rng(SEED)
     hits, size = np.diagonal(n, axis1=1, axis2=2), n.sum(2)
     dealt = [shuffled(np.stack([hits[:, k], size[:, k] - hits[:, k]], 1), DRAWS, generator) for k in range(n.shape[1])]
-    right = np.stack([d[..., 0] for d in dealt], -1)
-    right = np.where(size > 0, right / np.maximum(size, 1), np.nan)
+    right = np.where(size > 0, np.stack([d[..., 0] for d in dealt], -1) / np.maximum(size, 1), np.nan)
     by_class = shuffled(n.sum(1), DRAWS, generator)
     found = measured(right, by_class / n.sum((1, 2))[:, None], positive)
     names = ("dp_gap", "opportunity_gap", "odds_gap", "worst_odds_gap")
