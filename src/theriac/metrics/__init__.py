@@ -2,9 +2,11 @@
 
 from theriac.metrics.backdoor import aim, evaluate, predict
 from theriac.metrics.by_group import fairness
+from theriac.metrics.debiased import Verdict, judge, pairs_of
 from theriac.metrics.evaluation import Comparison, Evaluation, compare, der
 from theriac.metrics.fairness import Fairness
 from theriac.metrics.flips import flip_rate
+from theriac.metrics.gaps import Measure, Noise
 from theriac.metrics.intervals import Difference, Rate, Spread, over_seeds, wilson
 
 __all__ = [
@@ -12,15 +14,20 @@ __all__ = [
     "Difference",
     "Evaluation",
     "Fairness",
+    "Measure",
+    "Noise",
     "Rate",
     "Spread",
+    "Verdict",
     "aim",
     "compare",
     "der",
     "evaluate",
     "fairness",
     "flip_rate",
+    "judge",
     "over_seeds",
+    "pairs_of",
     "predict",
     "wilson",
 ]

@@ -76,9 +76,7 @@ def fairness(
     """
     if isinstance(split, Split) and not isinstance(split, Poisoned):
         if y_true is not None or y_pred is not None:
-            raise InputError(
-                "y_true and y_pred are given beside a Split, which has its own labels; leave them or the Split out"
-            )
+            raise InputError("y_true or y_pred is given beside a Split, which has labels of its own; leave one of them out")
         return _on_split(model, split, groups, positive, sensitive_features, missing_group, run, batch_size)
     if groups is not None:
         raise InputError("groups goes with a Split; beside labels and predictions, sensitive_features gives the groups")

@@ -45,8 +45,8 @@ class Fairness:
     """Predictions of one model on rows with groups, counted; every number follows from the counts.
 
     A cell of group and label without rows has no accuracy: it is left out of what is computed over cells and groups, and a
-    figure that needs it is None ("no rows" where figures are shown). A gap of a label needs two groups with rows of it; the odds
-    gaps need that of every label that has rows.
+    figure that needs it is None ("no rows" where figures are shown). A gap of a label needs two groups with rows of it; the
+    odds gaps need that of every label that has rows.
 
     Args:
         counts: Rows by group, label and prediction, (G, K, K).
