@@ -30,7 +30,7 @@ class Change:
     """One figure of two models.
 
     Args:
-        name: A key of ``FORMULAS``, or of one group "group_acc" (accuracy) or "recall" (accuracy on rows of the positive class).
+        name: A key of ``FORMULAS``, or of one group "group_acc" (accuracy) or "recall" (of rows of the positive class).
         before: Of the plain model, in [0, 1].
         after: Of the debiased one.
         noise: The size that changes of this figure stay below in 95 % of cases if both models are alike; it holds for all
