@@ -69,7 +69,7 @@ def test_reverse_query_gives_both_groups_one_prior(counts):
 
 def test_closed_rates_shift_adults_positives_from_24_to_15_percent():
     assert DwB.closed().priors(ADULT_SEX)[:, 1].tolist() == pytest.approx([0.146, 0.146], abs=5e-4)
-    assert DwB().priors(ADULT_RACE)[:, 1].tolist() == pytest.approx([0.163, 0.163], abs=5e-4)
+    assert DwB.closed().priors(ADULT_RACE)[:, 1].tolist() == pytest.approx([0.163, 0.163], abs=5e-4)
     assert float(ADULT_SEX.sum(0)[1] / ADULT_SEX.sum()) == pytest.approx(0.241, abs=5e-4)
 
 

@@ -2,7 +2,7 @@
 
 from theriac.metrics.backdoor import aim, evaluate, predict
 from theriac.metrics.by_group import fairness
-from theriac.metrics.debiased import Verdict, judge, pairs_of
+from theriac.metrics.debiased import Verdict, judge, listed, pairs_of, unlisted
 from theriac.metrics.evaluation import Comparison, Evaluation, compare, der
 from theriac.metrics.fairness import Fairness
 from theriac.metrics.flips import flip_rate
@@ -26,8 +26,10 @@ __all__ = [
     "fairness",
     "flip_rate",
     "judge",
+    "listed",
     "over_seeds",
     "pairs_of",
     "predict",
+    "unlisted",
     "wilson",
 ]

@@ -6,6 +6,7 @@ the better-off group lost. Such results come first, whatever the gaps say.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from theriac.metrics.gaps import Counts
 
 Kind = Literal["one class", "lost class", "harmed", "mixed", "worse", "improved", "unclear"]
 HEADLINE, SENTENCE = 15, 25  # words at most
+MAX_PAIRS = 10_000_000  # cells of the table of pairs
 _RISING = ("acc", "bacc", "group_acc", "recall")  # more is better; of a gap, less
 _SHOWN = {"acc": "ACC", "bacc": "bACC", "group_acc": "accuracy"}
 _FIGURES = ("acc", "bacc", "dp_gap", "opportunity_gap", "odds_gap", "worst_odds_gap")
@@ -128,8 +130,8 @@ class Verdict:
         return {**told, "lost": list(self.lost), **parts}
 
 
-def pairs_of(before: torch.Tensor, after: torch.Tensor, y: torch.Tensor, group: torch.Tensor, like: Fairness) -> Counts:
-    """Rows by group, label and both models' predictions, int64 (G, K, K, K), for :func:`judge`.
+def pairs_of(before: torch.Tensor, after: torch.Tensor, y: torch.Tensor, group: torch.Tensor, like: Fairness) -> Counts | None:
+    """Rows by group, label and both models' predictions, int64 (G, K, K, K), for :func:`judge`; None of very many classes.
 
     Args:
         before: Predictions of the plain model, int64 (N,).
@@ -138,11 +140,38 @@ def pairs_of(before: torch.Tensor, after: torch.Tensor, y: torch.Tensor, group: 
         group: Groups.
         like: The counts of one of them on these rows; groups without rows are left out, as there.
     """
-    k = len(like.classes)
+    k, number = len(like.classes), int(group.max()) + 1
+    if number * k**3 > MAX_PAIRS:
+        return None
     cell = ((group * k + y) * k + before) * k + after
-    n = torch.bincount(cell, minlength=(int(group.max()) + 1) * k**3).view(-1, k, k, k).numpy()
+    n = torch.bincount(cell, minlength=number * k**3).view(-1, k, k, k).numpy()
     found: Counts = n[n.sum((1, 2, 3)) > 0]
     return found
+
+
+def listed(pairs: Counts) -> list[list[int]]:
+    """A table of pairs for a record: group, label, both predictions and rows of each cell that has any."""
+    at = pairs.nonzero()
+    found: list[list[int]] = np.stack([*at, pairs[at]], 1).tolist()
+    return found
+
+
+def unlisted(cells: Any, like: Fairness) -> Counts | None:
+    """The inverse of :func:`listed`; None of no list.
+
+    Raises:
+        InputError: If it is no such list.
+    """
+    shape = (len(like.groups), *[len(like.classes)] * 3)
+    if cells is None or math.prod(shape) > MAX_PAIRS:
+        return None
+    try:
+        told = np.array(cells, np.int64).reshape(-1, 5)
+        pairs = np.zeros(shape, np.int64)
+        np.add.at(pairs, tuple(told[:, :4].T), told[:, 4])
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
+        raise InputError(f"the record of a fairness evaluation has no valid pairs: {error}") from None
+    return pairs
 
 
 def judge(before: Fairness, after: Fairness, pairs: Counts | None = None) -> Verdict:
@@ -174,7 +203,7 @@ def judge(before: Fairness, after: Fairness, pairs: Counts | None = None) -> Ver
     if pairs is not None and not (np.array_equal(pairs.sum(3), old) and np.array_equal(pairs.sum(2), new)):
         raise InputError("pairs does not add up to the counts of before and after")
     generator = np.random.default_rng(gaps.SEED)
-    draws = gaps.DRAWS if old.size <= 4000 else gaps.DRAWS // 5
+    draws = int(np.clip(20_000_000 // old.size, 100, gaps.DRAWS))
     drawn = _alike(old, new, draws, generator) if pairs is None else _swapped(old, new, pairs, draws, generator)
     changes = _changes(before, after, drawn, groups=False)
     harmed = tuple(c for c in _changes(before, after, drawn, groups=True) if c.beyond and not c.better)
