@@ -99,12 +99,15 @@ def matrix(table: pa.Table, columns: Sequence[Column] | None) -> Matrix:
         columns: What the columns are; None takes numbers only.
 
     Raises:
-        InputError: If a column that was of numbers holds text.
+        InputError: If the columns have other names than in training, or one that was of numbers holds text.
     """
     columns = columns or tuple(Column(name=name) for name in table.column_names)
+    names = [about.name for about in columns]
+    if sorted(names) != sorted(table.column_names):
+        raise InputError(f"X has the columns {table.column_names[:20]}; in training it had {names[:20]}")
     out = np.empty((table.num_rows, len(columns)), np.float64)
     for i, about in enumerate(columns):
-        column = table[table.column_names[i]]
+        column = table[about.name]
         if about.kind == "categorical":
             found = factor_of(column, about.name)
             codes = Factor(found.codes, tuple(str(v) for v in found.levels)).onto(about.categories)

@@ -168,6 +168,8 @@ def unlisted(cells: Any, like: Fairness) -> Counts | None:
     try:
         told = np.array(cells, np.int64).reshape(-1, 5)
         pairs = np.zeros(shape, np.int64)
+        if (told < 0).any():
+            raise ValueError("a number is below 0")
         np.add.at(pairs, tuple(told[:, :4].T), told[:, 4])
     except (ValueError, TypeError, IndexError, OverflowError) as error:
         raise InputError(f"the record of a fairness evaluation has no valid pairs: {error}") from None
