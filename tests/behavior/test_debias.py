@@ -19,7 +19,7 @@ from theriac.models import Builder, GroupAware, to_input
 from theriac.training import train
 
 NET = Builder("mlp", {"hidden": (32,)})
-LONG: dict[str, Any] = {"batch_size": 200, "lr": 0.01}
+LONG: dict[str, Any] = {"batch_size": 200, "lr": 0.01, "min_steps": 0}
 
 
 def make_run(seed: int = 0) -> Run:

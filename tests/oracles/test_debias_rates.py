@@ -56,7 +56,7 @@ def bayes(counts: torch.Tensor, chance) -> np.ndarray:
 @pytest.mark.parametrize("counts", BINARY)
 def test_reverse_query_gives_both_groups_one_prior(counts):
     share = counts.double().numpy() / counts.double().numpy().sum(0)
-    closed = DwB().priors(counts)
+    closed = DwB.closed().priors(counts)
     # written out: group 0 is asked with T1, which has chance P(a=1 | y); group 1 with T2, chance P(a=0 | y)
     assert np.allclose(closed.numpy(), bayes(counts, lambda a, y: share[1 - a, y]), atol=1e-14)
     assert float((closed[0] - closed[1]).abs().max()) < 1e-12
@@ -68,8 +68,8 @@ def test_reverse_query_gives_both_groups_one_prior(counts):
 
 
 def test_closed_rates_shift_adults_positives_from_24_to_15_percent():
-    assert DwB().priors(ADULT_SEX)[:, 1].tolist() == pytest.approx([0.146, 0.146], abs=5e-4)
-    assert DwB().priors(ADULT_RACE)[:, 1].tolist() == pytest.approx([0.163, 0.163], abs=5e-4)
+    assert DwB.closed().priors(ADULT_SEX)[:, 1].tolist() == pytest.approx([0.146, 0.146], abs=5e-4)
+    assert DwB.closed().priors(ADULT_RACE)[:, 1].tolist() == pytest.approx([0.163, 0.163], abs=5e-4)
     assert float(ADULT_SEX.sum(0)[1] / ADULT_SEX.sum()) == pytest.approx(0.241, abs=5e-4)
 
 

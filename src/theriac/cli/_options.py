@@ -31,7 +31,10 @@ Label = Annotated[
 Sensitive = Annotated[
     list[str] | None,
     typer.Option(
-        "--sensitive", help="Sensitive column; may be given several times.", rich_help_panel=_DATA, show_default=False
+        "--sensitive",
+        help="Sensitive column; may be given several times. Rows without a value: --data-option missing_group=own.",
+        rich_help_panel=_DATA,
+        show_default=False,
     ),
 ]
 Augment = Annotated[

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from theriac.cli import _options as opt
 from theriac.core.text import clean
-from theriac.metrics import Comparison, Difference, Evaluation, Fairness, Rate
-from theriac.metrics.fairness import side_by_side
+from theriac.metrics import Comparison, Difference, Evaluation, Fairness, Rate, Verdict
+from theriac.metrics.fairness import NO_ROWS, Figure, side_by_side
 
 _MEANING = {
     "ACC": "clean rows classified as their label",
@@ -65,18 +65,14 @@ def comparison(title: str, found: Comparison) -> None:
         tell(f"note: {note}")
 
 
-def fairness(title: str, before: Fairness, after: Fairness) -> None:
-    """A plainly trained model and a debiased one by group, and the gaps between groups with their formulas."""
+def fairness(title: str, before: Fairness, after: Fairness, verdict: Verdict) -> None:
+    """What debiasing did, in words, then a plain model and a debiased one by group, with gaps and their formulas."""
+    console().print(Text(clean(verdict.headline), "bold"))
+    console().print(Text(clean(verdict.sentence), "dim"))
     table = _table(title, "plain", "debiased", "meaning")
     for name, old, new, meaning in side_by_side(before, after):
-        cells = (_rate(v) if isinstance(v, Rate) else Text(gap(name, v), "bold") for v in (old, new))
-        table.add_row(Text(clean(name)), *cells, Text(clean(meaning), "dim"))
+        table.add_row(Text(clean(name)), _figure(old), _figure(new), Text(clean(meaning), "dim"))
     console().print(table)
-
-
-def gap(name: str, value: float) -> str:
-    """A gap between groups as text: a ratio as it is, all else in percent."""
-    return f"{value:.3f}" if name == "dp ratio" else f"{100 * value:.1f} %"
 
 
 def as_json(data: Any) -> None:
@@ -125,6 +121,12 @@ def _percent(rate: Rate) -> str:
 def _rate(rate: Rate) -> Text:
     low, high = rate.interval
     return _cell(_percent(rate), f"{rate.hits}/{rate.total}, {100 * low:.1f} to {100 * high:.1f}")
+
+
+def _figure(found: Figure) -> Text:
+    if found is None:
+        return Text(NO_ROWS, "dim")
+    return _rate(found) if isinstance(found, Rate) else _cell(found.text, found.detail)
 
 
 def _cell(main: str, detail: str) -> Text:

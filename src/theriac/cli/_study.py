@@ -14,13 +14,12 @@ from theriac.attacks import Planted
 from theriac.attacks.store import load_planted
 from theriac.cli._inputs import Source, data_hash
 from theriac.cli._records import RECORD, read, section
-from theriac.cli._show import gap
 from theriac.core.errors import InputError
 from theriac.core.method import title_of
 from theriac.core.run import Run
 from theriac.core.split import Data
-from theriac.metrics import Fairness, Rate, evaluate
-from theriac.metrics.fairness import side_by_side
+from theriac.metrics import Fairness, evaluate, judge, unlisted
+from theriac.metrics.fairness import NO_ROWS, side_by_side
 from theriac.models import Classifier, load_model
 from theriac.models.store import digest
 from theriac.report import collect
@@ -155,14 +154,13 @@ def _groups(folder: _Folder) -> dict[str, Any]:
     both = section(folder.record, "fairness")
     before, after = (Fairness.from_dict(section(both, key)) for key in ("plain", "debiased"))
 
-    def shown(name: str, value: Rate | float) -> str:
-        return str(value) if isinstance(value, Rate) else gap(name, value)
-
+    verdict = judge(before, after, unlisted(folder.record.get("pairs"), before))
     lines = [
-        {"name": name, "plain": shown(name, old), "debiased": shown(name, new), "meaning": meaning}
+        {"name": name, "plain": str(old or NO_ROWS), "debiased": str(new or NO_ROWS), "meaning": meaning}
         for name, old, new, meaning in side_by_side(before, after)
     ]
-    return {"victim": _victim(folder), "groups": list(before.groups), "lines": lines}
+    told = {"headline": collect.kept(verdict.headline), "verdict": collect.kept(verdict.sentence)}
+    return {"victim": _victim(folder), "groups": list(before.groups), "lines": lines, **told}
 
 
 def _victim(folder: _Folder) -> str:

@@ -22,8 +22,14 @@ def debias(
     size: opt.Size = None,
     label: opt.Label = None,
     positive: Annotated[
-        int, typer.Option("--positive", help="Number of the class that counts as positive.", rich_help_panel="Data")
-    ] = 1,
+        str | None,
+        typer.Option(
+            "--positive",
+            help="Name or number of the class that counts as positive; the second one if left out.",
+            rich_help_panel="Data",
+            show_default=False,
+        ),
+    ] = None,
     augment: opt.Augment = None,
     data_option: opt.DataOption = None,
     method: opt.Method = "dwb",
@@ -50,10 +56,14 @@ def debias(
     import time
     from pathlib import Path
 
+    import torch
+
     import theriac as th
     from theriac.cli import _inputs, _records, _show
     from theriac.core.errors import InputError
     from theriac.debias._columns import without_columns
+    from theriac.metrics.by_group import answers
+    from theriac.metrics.fairness import positive_class
     from theriac.models import Classifier
     from theriac.triggers.bank import TriggerColumns
 
@@ -75,8 +85,14 @@ def debias(
     chosen.check(rows.train)
     test = rows.test
     assert test.group is not None
-    names = (rows.card.groups, rows.card.classes)  # refuses empty cells before any work
-    th.metrics.Fairness.count(test.y, test.y, test.group, groups=names[0], classes=names[1], positive=positive)
+    wanted, group = positive_class(positive, rows.card.classes), test.group.cpu()
+
+    def counted(seen: torch.Tensor) -> th.metrics.Fairness:
+        names = {"groups": rows.card.groups, "classes": rows.card.classes}
+        about = f"{rows.card.name}, {len(test)} rows"
+        return th.metrics.Fairness.count(seen, test.y.cpu(), group, **names, positive=wanted, data=about)
+
+    counted(test.y)  # refuses what can't be compared before any work
     build = _inputs.builder(model, width, model_option, rows.card, run, rows.train)
     told = _inputs.describe(loaded, source)
     plan = chosen.recipe(len(rows.train))
@@ -89,7 +105,7 @@ def debias(
         "augment": dataclasses.asdict(rows.card.augment),
         "model": {"architecture": build.name, **build.options},
         "method": chosen.config(),
-        "positive": positive,
+        "positive": wanted,
         "seed": seed,
         "precision": str(run.dtype),
     }
@@ -98,13 +114,15 @@ def debias(
             _show.tell(f"going on in {folder}")
         run.folder = folder
         plain = th.train(build, rows.train, recipe=plan, run=run)
-        before = th.fairness(plain, test, positive=positive, run=run)
         made = chosen.fit(build, rows.train, run)
-        after = th.fairness(made, test, positive=positive, run=run)
+        seen = [answers(net, test, group, run=run) for net in (plain, made)]
+        before, after = counted(seen[0]), counted(seen[1])
+        pairs = th.metrics.pairs_of(seen[0], seen[1], test.y.cpu(), group, after)
+        verdict = th.metrics.judge(before, after, pairs)
         kept = without_columns(made, build, rows.train, run) if isinstance(made, TriggerColumns) else made
         assert isinstance(kept, Classifier)  # what an architecture's name builds
         found = th.evaluate(kept, test, run=run)
-        run.event("compared", before=before.to_dict(), after=after.to_dict())
+        run.event("compared", before=before.to_dict(), after=after.to_dict(), verdict=verdict.to_dict())
         record = {
             "kind": "debias",
             "name": folder.name,
@@ -115,7 +133,9 @@ def debias(
             "seeds": {"seed": seed},
             "attack": None,
             "evaluation": found.to_dict(),
+            "verdict": verdict.to_dict(),
             "fairness": {"plain": before.to_dict(), "debiased": after.to_dict()},
+            "pairs": None if pairs is None else th.metrics.listed(pairs),
             "provenance": _records.provenance(run, ctx.obj["argv"], kept, chosen.title, started),
             "notes": opt.notes(),
             "identity": identity,
@@ -123,15 +143,11 @@ def debias(
         _records.write(folder, kept, None, record, run)
     if as_json:
         fair = {"plain": before.to_dict(), "debiased": after.to_dict()}
-        _show.as_json({"status": "done", "folder": str(folder), "evaluation": found.to_dict(), "fairness": fair})
+        told_all = {"status": "done", "folder": str(folder), "verdict": verdict.to_dict()}
+        _show.as_json({**told_all, "evaluation": found.to_dict(), "fairness": fair})
         return
-    _show.fairness(f"{folder.name}: {build.name} trained plainly and by {chosen.title}", before, after)
-    answered = after.table.sum((0, 1)).nonzero().flatten().tolist()
-    if len(answered) == 1:
-        _show.tell(
-            f"warning: the debiased model answers {after.classes[answered[0]]!r} for every row, so its gaps of 0 mean nothing; "
-            f"{len(rows.train)} rows may be too few for its epochs (see the options that end in 'steps', "
-            f"as in --option {'student_' if 'student_steps' in chosen.config() else ''}steps=600)"
-        )
+    _show.fairness(f"{folder.name}: {build.name} trained plainly and by {chosen.title}", before, after, verdict)
+    if verdict.kind == "one class":
+        _show.tell(f"{len(rows.train):,} rows may be too few for its epochs; more steps help, as in --option min_steps=600")
     _show.tell(f"kept in {folder}")
     _show.following("eval", str(folder))

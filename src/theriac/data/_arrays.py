@@ -33,6 +33,7 @@ def from_tensors(
     test: Sequence[Any] | None = None,
     classes: Sequence[str] | None = None,
     groups: Sequence[str] | None = None,
+    missing_group: str = "refuse",
     columns: Sequence[Column] | None = None,
     augment: Augment | None = None,
     val_share: float = 0.0,
@@ -51,6 +52,7 @@ def from_tensors(
         test: Test rows, ``(x, y)`` or ``(x, y, group)``; without them, a stratified share of the rows is held out.
         classes: Names of classes 0, 1, ...; by default the labels themselves.
         groups: Names of groups 0, 1, ...
+        missing_group: What becomes of rows without a group: "refuse", or "own" for a group "missing".
         columns: What the columns of a table are; by default numbers called f0, f1, ...
         augment: How training images may be changed; by default cropped and, unless ``name`` is known to bear it, not flipped.
         val_share: Share of the training rows to hold out for validation.
@@ -78,7 +80,15 @@ def from_tensors(
     given = {key: value for key, value in given.items() if value is not None}
     keep = dict.fromkeys(("test", "label", "sensitive", "size", "channels", "categorical", "drop"))
     options = Options.of(
-        **keep, augment=augment, val_share=val_share, test_share=test_share, seed=seed, memory_budget=1, white=white, name=name
+        **keep,
+        missing_group=missing_group,
+        augment=augment,
+        val_share=val_share,
+        test_share=test_share,
+        seed=seed,
+        memory_budget=1,
+        white=white,
+        name=name,
     )
     return array_data(given, None, name, options, "", classes=classes, cells=groups, columns=columns)
 

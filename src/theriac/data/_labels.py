@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, unknown
 from theriac.core.names import ranked
 from theriac.core.run import Run
 from theriac.core.split import Split
@@ -41,11 +42,11 @@ class Factor:
 
     @classmethod
     def of_levels(cls, codes: npt.NDArray[Any], levels: Sequence[Any]) -> Factor:
-        """From codes and what they stand for; equal levels are merged, None and NaN are missing."""
+        """From codes and what they stand for; equal levels are merged, None, NaN and the like are missing."""
         place: dict[Level, int] = {}
         table = np.full(max(1, len(levels)), -1, np.int64)
         for i, level in enumerate(levels):
-            if level is not None and level == level:
+            if not is_missing(level):
                 table[i] = place.setdefault(tidy(level), len(place))
         return cls(table[codes].astype(np.int64), tuple(place))
 
@@ -68,6 +69,49 @@ class Factor:
 def tidy(value: Level) -> Level:
     """A number that is whole becomes an int, so that 1.0 and 1 are one level."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def is_missing(value: Any) -> bool:
+    """Whether this stands for no value: None, NaN, NaT or pandas' NA."""
+    try:
+        return value is None or bool(value != value)
+    except (TypeError, ValueError):  # NA does not say whether it equals itself
+        return True
+
+
+def cell_name(parts: Sequence[str]) -> str:
+    """One name for a combination of values, "Female & Black"; other values give another name, whatever they hold."""
+    if len(parts) == 1:
+        return parts[0]
+    return " & ".join(json.dumps(p, ensure_ascii=False) if "&" in p or '"' in p else p for p in parts)
+
+
+def own_group(codes: Mapping[str, Codes], labels: Sequence[str], missing_group: str, what: str) -> str | None:
+    """The name of the group of rows without a value; None if every row has one.
+
+    Args:
+        codes: Group numbers by part, -1 where there is no value.
+        labels: Names that are taken.
+        missing_group: "refuse", or "own" to make a group of them.
+        what: How errors call the column.
+
+    Raises:
+        InputError: If there are such rows and they are to be refused, or on another ``missing_group``.
+    """
+    if missing_group not in ("refuse", "own"):
+        raise unknown("missing_group", missing_group, ("refuse", "own"))
+    lost = sum(int((c < 0).sum()) for c in codes.values())
+    if not lost:
+        return None
+    if missing_group == "refuse":
+        raise InputError(
+            f"{what} has no value in {lost:,} of {sum(map(len, codes.values())):,} rows; give each row a group, leave these "
+            "rows out, or make them a group of their own with missing_group='own'"
+        )
+    name = "missing"
+    while name in labels:
+        name = f"({name})"
+    return name
 
 
 def classes_of(
@@ -114,15 +158,19 @@ def classes_of(
 
 
 def cells_of(
-    columns: Mapping[str, Mapping[str, Factor]], names: Mapping[str, Sequence[str]], missing: str | None = None
+    columns: Mapping[str, Mapping[str, Factor]], names: Mapping[str, Sequence[str]], missing_group: str = "refuse"
 ) -> tuple[dict[str, Codes], tuple[str, ...]]:
     """Group numbers of every part, and the cells' names; several columns combine ("Female & Black").
 
-    A missing value is refused, or makes a level of its own, called ``missing``. Cells that no row is in are left out, except
-    those of a single column whose names the source declares.
+    Cells that no row is in are left out, except those of a single column whose names the source declares.
+
+    Args:
+        columns: Values by column and part.
+        names: Names of the values of columns that declare them.
+        missing_group: What becomes of rows without a value: "refuse", or "own" for a group "missing".
 
     Raises:
-        InputError: If a value is missing and ``missing`` is None, a column has more than 64 values, or there are more than 512
+        InputError: If a value is missing and that is refused, a column has more than 64 values, or there are more than 512
             cells.
     """
     shown: list[list[str]] = []
@@ -141,17 +189,9 @@ def cells_of(
             )
         labels = list(declared) if declared is not None else [str(v) for v in levels]
         codes = {part: factor.onto(levels) for part, factor in parts.items()}
-        lost = {ROWS[part]: int((c < 0).sum()) for part, c in codes.items() if (c < 0).any()}
-        if lost:
-            told = " and ".join(f"{count} {part} rows" for part, count in lost.items())
-            if missing is None:
-                raise InputError(
-                    f"sensitive column {column!r} has no value in {told}; leave these rows out, or name their group with "
-                    "missing_group= (such as 'unknown')"
-                )
-            if missing in labels:
-                raise InputError(f"missing_group is {missing!r}, which is a value of sensitive column {column!r} already")
-            labels.append(missing)
+        own = own_group(codes, labels, missing_group, f"sensitive column {column!r}")
+        if own is not None:
+            labels.append(own)
             codes = {part: np.where(c < 0, len(levels), c) for part, c in codes.items()}
         shown.append(labels)
         coded.append(codes)
@@ -162,7 +202,7 @@ def cells_of(
     used = np.unique(np.concatenate(list(flat.values())))
     if len(used) > MAX_CELLS:
         raise InputError(f"sensitive columns {list(columns)} make {len(used)} cells; expected at most {MAX_CELLS}")
-    cells = tuple(" & ".join(shown[k][i] for k, i in enumerate(np.unravel_index(c, sizes))) for c in used)
+    cells = tuple(cell_name([shown[k][i] for k, i in enumerate(np.unravel_index(c, sizes))]) for c in used)
     return {part: np.searchsorted(used, codes).astype(np.int64) for part, codes in flat.items()}, cells
 
 

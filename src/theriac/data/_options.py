@@ -19,6 +19,7 @@ class Options:
     test: Any = None
     label: str | None = None
     sensitive: tuple[str, ...] = ()
+    missing_group: str = "refuse"
     size: tuple[int, int] | None = None
     channels: int | None = None
     augment: Augment | None = None
@@ -30,7 +31,6 @@ class Options:
     memory_budget: int = 4 << 30
     white: float | None = None
     missing: tuple[str, ...] = ()
-    missing_group: str | None = None
     name: str | None = None
 
     @classmethod
@@ -54,14 +54,14 @@ class Options:
             raise InputError(f"augment is a {type(given['augment']).__name__}; expected a theriac.Augment")
         for field in ("val_share", "test_share"):
             check.between(field, given[field], 0, 0.9, open_low=field == "test_share")
+        check.one_of("missing_group", given.setdefault("missing_group", "refuse"), ("refuse", "own"))
         check.whole("seed", given["seed"], 0)
         check.whole("memory_budget", given["memory_budget"], 1)
         if given.get("white") is not None:
             check.positive("white", given["white"])
-        for field in ("name", "missing_group"):
-            value = given.get(field)
-            if value is not None and (not isinstance(value, str) or not value):
-                raise InputError(f"{field} is {value!r}; expected some text")
+        name = given.get("name")
+        if name is not None and (not isinstance(name, str) or not name):
+            raise InputError(f"name is {name!r}; expected some text")
         return cls(**given)
 
     def but(self, **changes: Any) -> Options:

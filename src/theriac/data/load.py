@@ -24,6 +24,7 @@ def load(
     test: Any = None,
     label: str | None = None,
     sensitive: str | Sequence[str] | None = None,
+    missing_group: str = "refuse",
     size: int | Sequence[int] | None = None,
     channels: int | None = None,
     augment: Augment | None = None,
@@ -35,7 +36,6 @@ def load(
     memory_budget: int = 4 << 30,
     white: float | None = None,
     missing: str | Sequence[str] | None = None,
-    missing_group: str | None = None,
     name: str | None = None,
 ) -> Data:
     """Load a data set: splits ``train``, ``test`` and maybe ``val``, with one card.
@@ -61,6 +61,7 @@ def load(
         label: Name of the label's column; by default a column called ``label``, ``target``, ``class`` or ``y``.
         sensitive: Column or columns whose values become ``Split.group``; several combine into cells ("Female & Black").
             In a table they stay features, unless ``drop`` names them.
+        missing_group: What becomes of rows without a value in a sensitive column: "refuse", or "own" for a group "missing".
         size: Side, or (height, width), in pixels to resize pictures to: bilinear, antialiased. Needed where sizes differ.
         channels: 1 or 3; by default grey pictures stay grey, and a mix of grey and color becomes color.
         augment: How training pictures may be changed; by default by the data set's name, and never flipped if it is unknown.
@@ -74,7 +75,6 @@ def load(
             the files declare, 255 or 65,535; a warning says so if that leaves the training pictures almost black.
         missing: Texts that mean a missing value in columns of text, such as "NA"; an empty cell and "?" always do. In a CSV
             column of numbers "NA", "nan", "null" and the like do too, with a warning.
-        missing_group: Name of the group of rows whose sensitive value is missing; by default such rows are refused.
         name: Name for the card, by default that of the folder or file. A known one decides about augmentation too.
 
     Raises:
@@ -95,6 +95,7 @@ def load(
         test=test,
         label=label,
         sensitive=sensitive,
+        missing_group=missing_group,
         size=size,
         channels=channels,
         augment=augment,
@@ -106,7 +107,6 @@ def load(
         memory_budget=memory_budget,
         white=white,
         missing=missing,
-        missing_group=missing_group,
         name=name,
     )
     if not isinstance(source, (str, os.PathLike)):

@@ -24,14 +24,18 @@ class AdamTrained(Debiasing):
     batch_size: int = 256  # released code of DBA and DwB (DBA: 128 for tables); the baselines take the same
     lr: float = 1e-3  # the same code: Adam's default
     augment: Literal["card", "none"] = "card"  # ours; the same code augments nothing
+    min_steps: int = 0  # ours, for small sets: optimizer steps at least, of a teacher half as many; 0 = epochs alone
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check.whole("batch_size", self.batch_size, 1)
         check.positive("lr", self.lr)
+        check.whole("min_steps", self.min_steps, 0)
 
-    def _adam(self, name: str, epochs: int, steps: int, rows: int) -> Recipe:
-        return adam(name, epochs=epochs, steps=steps, rows=rows, batch_size=self.batch_size, lr=self.lr, augment=self.augment)
+    def _adam(self, name: str, epochs: int, steps: int, rows: int, *, teacher: bool = False) -> Recipe:
+        floor = self.min_steps // 2 if teacher else self.min_steps
+        size, lr, augment = self.batch_size, self.lr, self.augment
+        return adam(name, epochs=epochs, steps=steps, floor=floor, rows=rows, batch_size=size, lr=lr, augment=augment)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,7 @@ class OneStage(AdamTrained):
     """Base of methods that train one network before anything else."""
 
     epochs: int = 10  # released code of DBA; the baselines take the same, for comparison
-    steps: int = 0  # ours, for small sets: optimizer steps, rounded up to whole passes; 0 = epochs
+    steps: int = 0  # ours, for small sets: optimizer steps, rounded up to whole passes; 0 = epochs and min_steps
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,7 +67,9 @@ class Distilled(AdamTrained):
     hard: float = 0.1  # the same code: weight of the labels
     temperature: float = 1.0  # the same code
     student_epochs: int = 10  # the same code
-    student_steps: int = 0  # ours, for small sets: optimizer steps, rounded up to whole passes; 0 = student_epochs
+    student_steps: int = (
+        0  # ours, for small sets: optimizer steps, rounded up to whole passes; 0 = student_epochs and min_steps
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

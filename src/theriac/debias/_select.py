@@ -66,9 +66,11 @@ class Selector:
         """After an epoch: score it and keep its weights (in memory)."""
         model = self._watched()
         found: Fairness = fairness(self.serve(model), self.held, run=self.run)
-        self.scores.append((found.odds_gap, found.bacc))
+        odds_gap = found.odds_gap
+        assert odds_gap is not None  # every cell has validation rows
+        self.scores.append((odds_gap, found.bacc))
         self.states.append({k: v.detach().cpu().clone() for k, v in model.state_dict().items()})
-        return {"val_bias": found.odds_gap, "val_bacc": found.bacc}
+        return {"val_bias": odds_gap, "val_bacc": found.bacc}
 
     def choice(self) -> int:
         """The number of the best epoch, counted from 0; the earliest of equals."""

@@ -24,13 +24,16 @@ Query = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From groups (N,) and a bank's stamps to what a row is asked with."""
 
 
-def adam(name: str, *, epochs: int, steps: int, rows: int, batch_size: int, lr: float, augment: str = "card") -> Recipe:
+def adam(
+    name: str, *, epochs: int, steps: int, floor: int, rows: int, batch_size: int, lr: float, augment: str = "card"
+) -> Recipe:
     """A recipe in the style of the released code: Adam at a constant rate.
 
-    ``steps`` above 0 replaces ``epochs``: as many whole passes as hold so many optimizer steps.
+    ``steps`` above 0 replaces ``epochs``: as many whole passes as hold so many optimizer steps. Otherwise there are ``epochs``
+    passes, and more where they hold fewer than ``floor`` steps.
     """
     per_epoch = math.ceil(rows / min(batch_size, rows))
-    epochs = max(1, math.ceil(steps / per_epoch)) if steps else epochs
+    epochs = math.ceil(steps / per_epoch) if steps else max(epochs, math.ceil(floor / per_epoch))
     chosen: dict[str, Any] = {"augment": augment}
     return Recipe(name=name, epochs=epochs, batch_size=batch_size, optimizer="adam", lr=lr, schedule="constant", **chosen)
 

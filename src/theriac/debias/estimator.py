@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 
@@ -19,18 +19,25 @@ from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.data._given import aligned, cells_given
+from theriac.debias._frame import as_table, columns_of, matrix
 from theriac.debias.dwb import DwB
 from theriac.models import Builder
 
 Floats = npt.NDArray[np.float32]
 _ROWS = 4096  # per forward pass of a prediction
+_OPTIONS = (  # that go to DwB as they are
+    "strength", "teacher_epochs", "student_epochs", "min_steps", "batch_size", "lr", "soft", "hard", "temperature",
+)  # fmt: skip
 
 
 class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier for tables whose decisions depend less on a sensitive attribute; it needs the attribute for ``fit`` only.
 
-    A network learns from a teacher with a planted artificial bias (:class:`theriac.debias.DwB`). X may be an array of numbers
-    with NaN for missing values, or a data frame, whose columns of text become categories. Labels and groups may be of any type.
+    A network learns from a teacher with a planted artificial bias (:class:`theriac.debias.DwB`, whose defaults these are). X
+    may be an array of numbers with NaN for missing values, or a data frame of pandas, polars or pyarrow, whose columns count
+    by their types: numbers and booleans are numeric, text and categories (of numbers too) are categories, and dates and other
+    types are refused. Labels and groups may be of any type. pandas objects are matched by their index.
 
     Args:
         rule: "exact" (two groups, two classes), "multi" (any number), "closed" (as released; shifts both groups' class shares
@@ -40,6 +47,7 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         teacher_epochs: Passes over the rows.
         student_epochs: Likewise.
         min_steps: Optimizer steps that the student takes at least, and the teacher half of it: small sets need more passes.
+        missing_group: What becomes of rows without a sensitive group: "refuse", or "own" for a group "missing".
         batch_size: Rows per step.
         lr: Of Adam.
         soft: Weight of the teacher's answers.
@@ -74,6 +82,7 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         teacher_epochs: int = 5,
         student_epochs: int = 10,
         min_steps: int = 300,
+        missing_group: str = "refuse",
         batch_size: int = 256,
         lr: float = 1e-3,
         soft: float = 0.9,
@@ -88,6 +97,7 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.teacher_epochs = teacher_epochs
         self.student_epochs = student_epochs
         self.min_steps = min_steps
+        self.missing_group = missing_group
         self.batch_size = batch_size
         self.lr = lr
         self.soft = soft
@@ -102,13 +112,11 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Where X and one of the others come from pandas, rows are matched by their index.
 
         Raises:
-            InputError: Without ``sensitive_features``, if two indexes hold different labels, or if a cell of group and label
-                has no row.
+            InputError: Without ``sensitive_features``, if one of them is missing (unless ``missing_group`` is "own"), if a cell
+                of group and label has no row, or on a column of dates, of several types or of free text.
         """
-        check.whole("min_steps", self.min_steps, 0)
-        y, sensitive_features = by_index("y", y, X), by_index("sensitive_features", sensitive_features, X)
         x, columns = self._rows(X, fit=True)
-        y = column_or_1d(y, warn=True)
+        y = column_or_1d(aligned(y, X, "y", "X"), warn=True)
         check_consistent_length(x, y)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
@@ -116,20 +124,23 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise InputError(f"y holds one class only, {self.classes_[0]!r}; a classifier needs at least two")
         if sensitive_features is None:
             raise InputError("sensitive_features is missing; it gives the sensitive group of each row of X")
-        cells = _cells(sensitive_features)
-        check_consistent_length(x, cells)
-        self.groups_, groups = np.unique(cells, return_inverse=True)
+        groups, levels = cells_given(
+            aligned(sensitive_features, X, "sensitive_features", "X"), "sensitive_features", self.missing_group
+        )
+        check_consistent_length(x, groups)
+        same = len({type(level) for level in levels}) == 1
+        self.groups_ = np.array(levels if same else [str(level) for level in levels])
         self.card_ = Card(
             kind="table",
             classes=tuple(str(k) for k in self.classes_),
-            groups=tuple(str(g) for g in self.groups_),
+            groups=tuple(str(level) for level in levels),
             columns=columns,
         )
         split = Split(torch.from_numpy(x), torch.from_numpy(labels), group=torch.from_numpy(groups), card=self.card_)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         run = Run(seed=seed, device=self.device, precision="fp32", quiet=True)
         build = Builder("mlp", {"hidden": tuple(self.hidden)})
-        self.model_ = self._method(len(x)).fit(build, split, run).cpu()
+        self.model_ = self._method().fit(build, split, run).cpu()
         return self
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:  # noqa: N803
@@ -150,85 +161,36 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
         """Share of rows X (N, F) whose label y (N,) is predicted; rows from pandas are matched by their index."""
-        return float(super().score(X, by_index("y", y, X), sample_weight))
+        return float(super().score(X, aligned(y, X, "y", "X"), sample_weight))
 
-    def _method(self, rows: int) -> DwB:
+    def _method(self) -> DwB:
         check.one_of("rule", self.rule, ("auto", "exact", "closed", "multi"))
         binary = len(self.classes_) == len(self.groups_) == 2
-        per_epoch = -(-rows // min(self.batch_size, rows)) if self.batch_size else 1
-        options = {
-            "rule": ("exact" if binary else "multi") if self.rule == "auto" else self.rule,
-            "teacher_steps": max(self.teacher_epochs * per_epoch, self.min_steps // 2),
-            "student_steps": max(self.student_epochs * per_epoch, self.min_steps),
-        }
-        for name in ("strength", "teacher_epochs", "student_epochs", "batch_size", "lr", "soft", "hard", "temperature"):
-            options[name] = getattr(self, name)
-        return DwB.from_config(options)
+        options = {"rule": ("exact" if binary else "multi") if self.rule == "auto" else self.rule}
+        return DwB.from_config(options | {name: getattr(self, name) for name in _OPTIONS})
 
     def _rows(self, X: Any, *, fit: bool) -> tuple[Floats, tuple[Column, ...]]:  # noqa: N803
-        """Rows as float32 (N, F), and what the columns are; a frame's text becomes codes, fitted once."""
-        coded: Mapping[str, tuple[str, ...]] = {} if fit else getattr(self, "categories_", {})
-        if hasattr(X, "columns") and hasattr(X, "iloc"):
+        """Rows as float32 (N, F), and what the columns are; a frame's columns count by type, fitted once."""
+        table = as_table(X)
+        if table is None:
+            if getattr(getattr(X, "dtype", None), "kind", "") in ("m", "M"):
+                raise InputError("X holds dates; turn them into numbers, such as days since a date")
+            x = validate_data(self, X, reset=fit, dtype=np.float64, ensure_all_finite="allow-nan")
             if fit:
-                texts = [c for c in X.columns if np.asarray(X[c]).dtype.kind not in "biuf"]
-                coded = {c: tuple(sorted({str(v) for v in X[c].dropna()})) for c in texts}
-            if coded and set(coded) <= set(X.columns):
-                X = X.assign(**{c: _codes(X[c], levels) for c, levels in coded.items()})  # noqa: N806
-        if fit:
-            self.categories_: dict[str, tuple[str, ...]] = dict(coded)
-        x = validate_data(self, X, reset=fit, dtype=np.float64, ensure_all_finite="allow-nan")
+                self.columns_: tuple[Column, ...] | None = None
+        else:
+            validate_data(self, X, reset=fit, skip_check_array=True)
+            if fit:
+                self.columns_ = columns_of(table)
+            x = check_array(matrix(table, self.columns_), dtype=np.float64, ensure_all_finite="allow-nan", estimator=self)
         with np.errstate(over="ignore"):
             x = x.astype(np.float32)
         if np.isinf(x).any():
             raise InputError("X holds numbers beyond float32; scale the column")
-        names = [str(n) for n in getattr(self, "feature_names_in_", range(x.shape[1]))]
-        columns = [Column(name=n, kind="categorical", categories=coded[n]) if coded.get(n) else Column(name=n) for n in names]
-        return x, tuple(columns)
+        names = getattr(self, "feature_names_in_", range(x.shape[1]))
+        return x, self.columns_ or tuple(Column(name=str(name)) for name in names)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
-
-
-def by_index(name: str, values: Any, X: Any) -> Any:  # noqa: N803
-    """Values in the order of the rows of X, where both come from pandas and have an index; else as they are.
-
-    Args:
-        name: How errors call the values.
-        values: One for each row: a Series or a data frame, or anything else.
-        X: The rows.
-
-    Raises:
-        InputError: If the two indexes hold different labels, or order the same ones differently and repeat some.
-    """
-    own, index = (getattr(thing, "index", None) if hasattr(thing, "iloc") else None for thing in (values, X))
-    if own is None or index is None or own.equals(index) or len(own) != len(index):
-        return values  # another length is refused later, as anywhere in scikit-learn
-    if own.is_unique and index.is_unique and own.isin(index).all():
-        return values.loc[index]
-    raise InputError(
-        f"{name} and X have indexes with different labels (or with repeated ones in another order), so it is unclear which "
-        f"rows belong together; select {name} by X.index, or hand in {name}.to_numpy() to go by position"
-    )
-
-
-def _codes(column: Any, levels: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Text as codes into ``levels``; missing values and text never seen become NaN."""
-    place = {level: i for i, level in enumerate(levels)}
-    known = column.isna().to_numpy()
-    found, back = np.unique(np.asarray(column.astype(str), dtype=object).astype(str), return_inverse=True)
-    codes = np.array([place.get(v, np.nan) for v in found.tolist()], dtype=np.float64)[back]
-    return np.where(known, np.nan, codes)
-
-
-def _cells(given: Any) -> npt.NDArray[Any]:
-    """One value a row; several columns combine into text."""
-    values = np.asarray(given)
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim == 2 and values.shape[1]:
-        return np.array([" & ".join(map(str, row)) for row in values.tolist()])
-    if values.ndim != 1:
-        raise InputError(f"sensitive_features has shape {values.shape}; expected (N,) or (N, columns)")
-    return values.astype(str) if values.dtype == object else values

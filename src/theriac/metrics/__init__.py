@@ -2,9 +2,11 @@
 
 from theriac.metrics.backdoor import aim, evaluate, predict
 from theriac.metrics.by_group import fairness
+from theriac.metrics.debiased import Verdict, judge, listed, pairs_of, unlisted
 from theriac.metrics.evaluation import Comparison, Evaluation, compare, der
 from theriac.metrics.fairness import Fairness
 from theriac.metrics.flips import flip_rate
+from theriac.metrics.gaps import Measure, Noise
 from theriac.metrics.intervals import Difference, Rate, Spread, over_seeds, wilson
 from theriac.metrics.stamped import cross_accuracy, leak, success_by_target
 
@@ -13,8 +15,11 @@ __all__ = [
     "Difference",
     "Evaluation",
     "Fairness",
+    "Measure",
+    "Noise",
     "Rate",
     "Spread",
+    "Verdict",
     "aim",
     "compare",
     "cross_accuracy",
@@ -22,9 +27,13 @@ __all__ = [
     "evaluate",
     "fairness",
     "flip_rate",
+    "judge",
     "leak",
+    "listed",
     "over_seeds",
+    "pairs_of",
     "predict",
     "success_by_target",
+    "unlisted",
     "wilson",
 ]

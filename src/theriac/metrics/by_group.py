@@ -1,4 +1,4 @@
-"""Ask a model for its predictions and count them by group and label."""
+"""Ask a model for its predictions, or take those that are there, and count them by group and label."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import nn
 from theriac.core import check
 from theriac.core._rows import check_labels
 from theriac.core.errors import InputError
-from theriac.core.names import places
 from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.data._given import aligned, cells_given, labels_given, predictions_given
 from theriac.data.align import align_to
 from theriac.metrics.fairness import Fairness
 from theriac.models._still import still
@@ -22,29 +22,47 @@ from theriac.models.grouped import GroupAware
 
 
 def fairness(
-    model: Any,
-    split: Split,
+    model: Any = None,
+    split: Any = None,
     groups: torch.Tensor | None = None,
-    positive: int = 1,
+    positive: int | str | None = None,
     *,
+    y_true: Any = None,
+    y_pred: Any = None,
+    sensitive_features: Any = None,
+    missing_group: str = "refuse",
     run: Run | None = None,
     batch_size: int = 512,
 ) -> Fairness:
-    """Count a model's predictions by group and label.
+    """Count predictions by group and label: of a model on a Split, or as they are.
+
+    There are three ways to call it:
+
+    * ``fairness(model, split)``: a module, a :class:`~theriac.debias.DwBClassifier`, another fitted scikit-learn classifier, or
+      predictions of the split's rows (names or numbers of classes);
+    * ``fairness(y_true, y_pred, sensitive_features=groups)``, as fairlearn's metrics are called (keywords work too);
+    * ``fairness(classifier, X, y_true=labels, sensitive_features=groups)``: predictions are ``classifier.predict(X)``.
 
     Args:
-        model: A module from inputs to logits (N, K); a :class:`~theriac.models.GroupAware` is told the groups.
-        split: Test rows. Where the model carries a card, classes, columns and groups are matched with its by name.
+        model: A module from inputs to logits (N, K), where a :class:`~theriac.models.GroupAware` is told the groups; a fitted
+            classifier; predictions; or labels, see above.
+        split: Test rows, or see above. Classes, columns and groups are matched by name with the card that a model carries.
         groups: int64 (N,), if not ``split.group``; they are called by their numbers then.
-        positive: The class that "positive" means in demographic parity and equal opportunity, as ``split`` counts them.
+        positive: The class that "positive" means in demographic parity and equal opportunity: its name or its number. None is
+            the second class.
+        y_true: Labels of any type, (N,): an array, a series or a list.
+        y_pred: Predictions, likewise.
+        sensitive_features: Sensitive group of each row, (N,), or several columns that combine. Of pandas objects the rows are
+            matched by index.
+        missing_group: What becomes of rows without a group in ``sensitive_features``: "refuse", or "own" for a group "missing".
         run: Device and precision.
         batch_size: Rows per forward pass.
 
     Returns:
-        Rates with counts and intervals, and gaps with their formulas.
+        Rates with counts and intervals, and gaps with their formulas, intervals and noise floors.
 
     Raises:
-        InputError: Without groups, on an empty cell of group and label, or a model that does not fit.
+        InputError: Without groups, on rows without a group, one group only, or a model that does not fit.
 
     Example:
         >>> import theriac as th
@@ -53,34 +71,77 @@ def fairness(
         >>> odd_rows = data.test.index % 2  # not really a sensitive attribute
         >>> fairness(model, data.test, odd_rows, positive=3).group_acc.keys()
         dict_keys(['0', '1'])
+        >>> found = fairness(["no", "yes", "no", "yes"], ["no", "yes", "yes", "no"], sensitive_features=["f", "f", "m", "m"])
+        >>> found.odds_gap, found.measure("odds_gap").noise.mean
+        (1.0, 1.0)
     """
-    if isinstance(split, Poisoned) or not isinstance(split, Split):
-        raise InputError(f"split is a {type(split).__name__}; expected a Split of test rows")
-    net = model if isinstance(model, nn.Module) else getattr(model, "model", model)
-    if not isinstance(net, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}; expected an nn.Module")
-    check.whole("positive", positive, 0, split.num_classes - 1)
-    wanted, split = split.card.classes[positive], align_to(split, net)
-    positive = places((wanted,), split.card.classes)[0]
+    if isinstance(split, Split) and not isinstance(split, Poisoned):
+        if y_true is not None or y_pred is not None:
+            raise InputError("y_true or y_pred is given beside a Split, which has labels of its own; leave one of them out")
+        return _on_split(model, split, groups, positive, sensitive_features, missing_group, run, batch_size)
+    if groups is not None:
+        raise InputError("groups goes with a Split; beside labels and predictions, sensitive_features gives the groups")
+    if sensitive_features is None or isinstance(split, Poisoned):
+        raise InputError(
+            f"split is a {type(split).__name__}; expected a Split of test rows (or y_true, y_pred and sensitive_features)"
+        )
+    if hasattr(model, "predict") and y_pred is None:
+        y_pred = model.predict(split)
+    elif y_true is None and y_pred is None:
+        y_true, y_pred = model, split
+    for name, value in (("y_true", y_true), ("y_pred", y_pred)):
+        if value is None:
+            raise InputError(f"{name} is missing; expected the {'labels' if name == 'y_true' else 'predictions'} of all rows")
+    y_pred = aligned(y_pred, y_true, "y_pred", "y_true")
+    sensitive_features = aligned(sensitive_features, y_true, "sensitive_features", "y_true")
+    codes, classes = labels_given({"y_true": y_true, "y_pred": y_pred})
+    cells, names = cells_given(sensitive_features, "sensitive_features", missing_group)
+    sizes = {"y_true": len(codes["y_true"]), "y_pred": len(codes["y_pred"]), "sensitive_features": len(cells)}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{name} {n:,}" for name, n in sizes.items())
+        raise InputError(f"y_true, y_pred and sensitive_features have different numbers of rows: {told}")
+    return Fairness.count(
+        torch.from_numpy(codes["y_pred"]),
+        torch.from_numpy(codes["y_true"]),
+        torch.from_numpy(cells),
+        groups=tuple(str(name) for name in names),
+        classes=classes,
+        positive=positive,
+        data=f"{len(cells)} rows",
+    )
+
+
+def _on_split(
+    model: Any,
+    split: Split,
+    groups: torch.Tensor | None,
+    positive: int | str | None,
+    sensitive_features: Any,
+    missing_group: str,
+    run: Run | None,
+    batch_size: int,
+) -> Fairness:
+    if isinstance(positive, int) and 0 <= positive < split.num_classes:
+        positive = split.card.classes[positive]  # the model may count the same classes in another order
+    split = align_to(split, model)
     names = split.card.groups
-    if groups is None:
+    if sensitive_features is not None:
+        if groups is not None:
+            raise InputError("groups and sensitive_features are both given; one of them says which groups to compare")
+        cells, levels = cells_given(sensitive_features, "sensitive_features", missing_group)
+        groups, names = check_labels("sensitive_features", torch.from_numpy(cells), len(split), None), tuple(map(str, levels))
+    elif groups is None:
         if split.group is None:
             raise InputError("split.group is None and groups was not given; fairness needs the group of each row")
         groups = split.group
-        known = getattr(getattr(net, "card", None), "groups", ())
-        if isinstance(net, GroupAware) and known and names and names != known:
+        known = getattr(getattr(model, "card", None), "groups", ())
+        if isinstance(model, GroupAware) and known and names and names != known:
             raise InputError(f"the model must be told one of the groups {', '.join(known)}; the rows have {', '.join(names)}")
     else:
         groups, names = check_labels("groups", groups, len(split), None), ()
-    run = run or Run()
-    net = net.to(run.device)
-    here, at = split.to(run.device), groups.to(run.device)
-    seen = []
-    with still(net), torch.inference_mode(), run.autocast():
-        for positions in here.batches(batch_size):
-            seen.append(predicted(net, here.rows(positions), at[positions], split.num_classes).cpu())
+    seen = answers(model, split, groups, run=run, batch_size=batch_size)
     return Fairness.count(
-        torch.cat(seen),
+        seen,
         split.y.cpu(),
         groups.cpu(),
         groups=names,
@@ -88,6 +149,46 @@ def fairness(
         positive=positive,
         data=f"{split.card.name}, {len(split)} rows",
     )
+
+
+def answers(model: Any, split: Split, groups: torch.Tensor, *, run: Run | None = None, batch_size: int = 512) -> torch.Tensor:
+    """Predicted class of each row of a split, int64 (N,) on the CPU.
+
+    Args:
+        model: What :func:`fairness` takes beside a Split.
+        split: Rows.
+        groups: Their groups, int64 (N,), for models that must be told them.
+        run: Device and precision.
+        batch_size: Rows per forward pass.
+
+    Raises:
+        InputError: If it is no model, or does not fit the rows.
+    """
+    classes = split.card.classes
+    fitted = getattr(model, "model_", None)  # of an estimator
+    net = model if isinstance(model, nn.Module) else fitted if isinstance(fitted, nn.Module) else getattr(model, "model", model)
+    if isinstance(net, nn.Module):
+        run = run or Run()
+        net = net.to(run.device)
+        here, at = split.to(run.device), groups.to(run.device)
+        seen = []
+        with still(net), torch.inference_mode(), run.autocast():
+            for positions in here.batches(batch_size):
+                seen.append(predicted(net, here.rows(positions), at[positions], split.num_classes).cpu())
+        own = [str(name) for name in model.classes_] if fitted is net else list(classes)
+        if own == list(classes):
+            return torch.cat(seen)
+        if set(own) != set(classes):
+            raise InputError(f"the classifier knows the classes {own}; these rows have {list(classes)}")
+        return torch.tensor([classes.index(name) for name in own])[torch.cat(seen)]
+    if hasattr(model, "predict"):
+        model = model.predict(split.x.cpu().numpy())
+    elif isinstance(model, str) or not hasattr(model, "__len__"):
+        raise InputError(f"model is a {type(model).__name__}; expected an nn.Module, a fitted classifier or predictions")
+    found = torch.from_numpy(predictions_given(model, classes))
+    if len(found) != len(split):
+        raise InputError(f"there are {len(found):,} predictions for {len(split):,} rows")
+    return found
 
 
 def predicted(net: nn.Module, rows: torch.Tensor, group: torch.Tensor, classes: int) -> torch.Tensor:

@@ -1,21 +1,26 @@
 """How a model treats groups: rates of each cell and group with counts, and the gaps between groups, each with its formula.
 
 One definition for any number of groups and classes: a gap is the largest minus the smallest rate over groups, and where there
-is a gap for each class, the mean over classes (so that two groups and two classes give the usual numbers).
+is a gap for each class, the mean over classes (so that two groups and two classes give the usual numbers). Every gap has an
+interval that holds for any number of groups, and a noise floor: what it would be if groups meant nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
 from theriac.core import check
 from theriac.core._rows import check_labels
 from theriac.core.errors import InputError
-from theriac.metrics.intervals import Difference, Rate
+from theriac.metrics import gaps
+from theriac.metrics.gaps import Measure
+from theriac.metrics.intervals import Rate
 
 FORMULAS = {
     "acc": "share of rows classified as their label",
@@ -30,22 +35,28 @@ FORMULAS = {
 }
 """What each number means. "EOD" stands for several of them in the literature; these names do not."""
 
-_GAPS = ("dp_gap", "dp_ratio", "opportunity_gap", "odds_gap", "worst_odds_gap")
+GAPS = ("dp_gap", "dp_ratio", "opportunity_gap", "odds_gap", "worst_odds_gap")
+MEASURES = ("bacc", *GAPS)
+NO_ROWS = "no rows"  # what is shown for a figure that the rows do not give
 
 
 @dataclass(frozen=True)
 class Fairness:
     """Predictions of one model on rows with groups, counted; every number follows from the counts.
 
+    A cell of group and label without rows has no accuracy: it is left out of what is computed over cells and groups, and a
+    figure that needs it is None ("no rows" where figures are shown). A gap of a label needs two groups with rows of it; the
+    odds gaps need that of every label that has rows.
+
     Args:
         counts: Rows by group, label and prediction, (G, K, K).
         groups: Names of the groups.
         classes: Names of the classes.
-        positive: The class that "positive" means.
+        positive: The class that "positive" means, by number.
         data: Of the rows, in words.
 
     Raises:
-        InputError: On an empty cell of group and label: a rate over nothing is an error, not NaN.
+        InputError: On counts that do not fit the names, a group without any row, or two groups of one name.
     """
 
     counts: tuple[tuple[tuple[int, ...], ...], ...]
@@ -62,18 +73,25 @@ class Fairness:
                 "(groups, classes, classes), at least 2 of each"
             )
         check.whole("positive", self.positive, 0, len(self.classes) - 1)
-        empty = (n.sum(2) == 0).nonzero()
-        if len(empty):
-            a, k = empty[0].tolist()
-            raise InputError(
-                f"no row has group {self.groups[a]!r} and label {self.classes[k]!r}, so its rates do not exist; merge groups "
-                "or leave some out (theriac.data.regroup)"
-            )
+        if bool((n < 0).any()):
+            raise InputError(f"counts holds {int(n.min())}; expected numbers of rows")
+        if len(set(self.groups)) < len(self.groups):
+            raise InputError(f"groups is {self.groups}; expected different names")
+        bare = (n.sum((1, 2)) == 0).nonzero().flatten().tolist()
+        if bare:
+            raise InputError(f"no row has group {self.groups[bare[0]]!r}; leave the group out")
 
     @property
     def table(self) -> torch.Tensor:
         """The counts, int64 (G, K, K)."""
         return torch.tensor(self.counts, dtype=torch.int64)
+
+    @property
+    def empty(self) -> tuple[tuple[str, str], ...]:
+        """Cells without rows, by names of group and label, of labels that other groups have."""
+        size = self.table.sum(2)
+        bare = ((size == 0) & (size.sum(0) > 0)).nonzero().tolist()
+        return tuple((self.groups[a], self.classes[k]) for a, k in bare)
 
     # plain rates
 
@@ -85,11 +103,11 @@ class Fairness:
 
     @property
     def cells(self) -> dict[tuple[str, str], Rate]:
-        """Accuracy of each cell, by names of group and label: of two classes, TPR and TNR of each group."""
+        """Accuracy of each cell with rows, by names of group and label: of two classes, TPR and TNR of each group."""
         n, out = self.table, {}
-        for a, group in enumerate(self.groups):
-            for k, name in enumerate(self.classes):
-                out[group, name] = Rate(int(n[a, k, k]), int(n[a, k].sum()), f"rows of group {group} with label {name}")
+        for a, k in n.sum(2).nonzero().tolist():
+            group, name = self.groups[a], self.classes[k]
+            out[group, name] = Rate(int(n[a, k, k]), int(n[a, k].sum()), f"rows of group {group} with label {name}")
         return out
 
     @property
@@ -120,56 +138,92 @@ class Fairness:
     @property
     def bacc(self) -> float:
         """Mean accuracy over cells, in [0, 1]; with two classes and groups the authors' bACC and EACC."""
-        return float(self._recall().mean())
+        return self._sure("bacc")
 
     @property
     def dp_gap(self) -> float:
         """Demographic parity difference, in [0, 1]."""
-        n = self.table.double()
-        return float(_gap(n.sum(1) / n.sum((1, 2))[:, None]).mean())
+        return self._sure("dp_gap")
 
     @property
     def dp_ratio(self) -> float:
         """Demographic parity ratio of the positive class, in [0, 1]; 1 is equality."""
-        rates = [rate.value for rate in self.positive_rate.values()]
-        return min(rates) / max(rates) if max(rates) > 0 else 1.0
+        return self._sure("dp_ratio")
 
     @property
-    def opportunity_gap(self) -> float:
+    def opportunity_gap(self) -> float | None:
         """Equal opportunity difference of the positive class, in [0, 1]."""
-        return float(_gap(self._recall())[self.positive])
+        return self._values["opportunity_gap"]
 
     @property
-    def odds_gap(self) -> float:
+    def odds_gap(self) -> float | None:
         """Mean odds difference, the authors' Bias and Odd, in [0, 1]."""
-        return float(_gap(self._recall()).mean())
+        return self._values["odds_gap"]
 
     @property
-    def worst_odds_gap(self) -> float:
+    def worst_odds_gap(self) -> float | None:
         """Worst-case odds difference, in [0, 1]."""
-        return float(_gap(self._recall()).max())
+        return self._values["worst_odds_gap"]
 
-    def difference(self, name: str) -> Difference:
-        """A gap that is a difference of two plain rates, with its interval (conditional on which groups are the extremes).
+    def measure(self, name: str) -> Measure | None:
+        """A gap, or bACC, with its 95 % interval and, of a gap, its noise floor; None where the rows do not give it.
+
+        Intervals of gaps are simultaneous over all pairs of groups (and over labels where the largest counts), so that they
+        hold although the extreme groups are chosen after looking. That of a mean of gaps is the mean of their ends.
 
         Args:
-            name: "dp_gap" (two classes only) or "opportunity_gap".
-
-        Raises:
-            InputError: On another name, or "dp_gap" of more than two classes.
+            name: "bacc", "dp_gap", "dp_ratio", "opportunity_gap", "odds_gap", "worst_odds_gap", "worst_cell" or "worst_group".
         """
-        check.one_of("name", name, ("dp_gap", "opportunity_gap"))
-        if name == "dp_gap" and len(self.classes) > 2:
-            raise InputError(f"dp_gap of {len(self.classes)} classes is a mean of gaps, which is no difference of two rates")
-        wanted = self.classes[self.positive]
-        rates = self.positive_rate if name == "dp_gap" else {g: self.cells[g, wanted] for g in self.groups}
-        ordered = sorted(rates.values(), key=lambda rate: rate.value)
-        return Difference(ordered[0], ordered[-1])
+        check.one_of("name", name, (*MEASURES, "worst_cell", "worst_group"))
+        value, interval = self._values[name], self._intervals[name]
+        return None if value is None or interval is None else Measure(name, value, interval, self.noise.get(name))
 
-    def _recall(self) -> torch.Tensor:
-        n = self.table.double()
-        recall: torch.Tensor = n.diagonal(dim1=1, dim2=2) / n.sum(2)
-        return recall
+    difference = measure
+
+    @property
+    def noise(self) -> dict[str, gaps.Noise]:
+        """What each gap would be if groups meant nothing, by name: over shuffles of the group labels, seeded."""
+        return gaps.noise_floor(self.counts, self.positive)
+
+    def _sure(self, name: str) -> float:
+        value = self._values[name]
+        assert value is not None  # every group has rows
+        return value
+
+    @cached_property
+    def _values(self) -> dict[str, float | None]:
+        n = self.table.numpy()
+        found = {k: float(v) for k, v in gaps.measured(gaps.recall(n), gaps.shares(n), self.positive).items()}
+        found |= {"worst_cell": self.worst_cell[1].value, "worst_group": self.worst_group[1].value}
+        return {name: None if np.isnan(value) else value for name, value in found.items()}
+
+    @cached_property
+    def _intervals(self) -> dict[str, tuple[float, float] | None]:
+        n = self.table.numpy().astype(np.float64)
+        hits, size = n.diagonal(axis1=1, axis2=2), n.sum(2)
+        predicted, rows = n.sum(1), n.sum((1, 2))
+        there = size > 0
+        used = [k for k in range(len(self.classes)) if there[:, k].any()]
+
+        def of(k: int, level: float) -> tuple[Any, Any] | None:
+            at = there[:, k]
+            return gaps.gap_interval(hits[at, k], size[at, k], level) if at.sum() > 1 else None
+
+        by_label = [of(k, gaps.LEVEL) for k in used]
+        at_once = [of(k, gaps.LEVEL / len(used)) for k in used]
+        by_class = [gaps.gap_interval(predicted[:, c], rows) for c in range(len(self.classes))]
+        right = n.diagonal(axis1=1, axis2=2).sum(1)
+        found = {
+            "bacc": gaps.mean_interval(hits[there], size[there]),
+            "dp_gap": _ends(by_class, np.mean),
+            "dp_ratio": gaps.ratio_interval(predicted[:, self.positive], rows),
+            "opportunity_gap": of(self.positive, gaps.LEVEL),
+            "odds_gap": _ends(by_label, np.mean),
+            "worst_odds_gap": _ends(at_once, np.max),
+            "worst_cell": gaps.smallest_interval(hits[there], size[there]),
+            "worst_group": gaps.smallest_interval(right, rows),
+        }
+        return {name: None if ends is None else gaps.clipped(ends) for name, ends in found.items()}
 
     def __str__(self) -> str:
         wanted = self.classes[self.positive]
@@ -177,20 +231,22 @@ class Fairness:
         lines = [f"{self.data}; positive = {wanted!r}" if self.data else f"positive = {wanted!r}"]
         for g in self.groups:
             lines.append(f"group {g}: ACC {self.group_acc[g]}, predicted {wanted!r} {self.positive_rate[g]}")
-            lines += [f"  label {k}: right {self.cells[g, k]}" for k in self.classes]
+            lines += [f"  label {k}: right {self.cells.get((g, k), NO_ROWS)}" for k in self.classes]
         lines.append(f"ACC              {self.acc}")
         lines.append(f"worst cell       {cell} in group {group}, label {label}")
         lines.append(f"worst group      {self.worst_group[1]} in group {self.worst_group[0]}")
-        lines.append(f"bACC             {100 * self.bacc:5.1f} %  {FORMULAS['bacc']}")
-        for name in _GAPS:
-            value = getattr(self, name)
-            shown = f"{value:7.3f}" if name == "dp_ratio" else f"{100 * value:5.1f} %"
-            lines.append(f"{name:<16} {shown}  {FORMULAS[name]}")
+        for name in MEASURES:
+            shown = "bACC" if name == "bacc" else name
+            lines.append(f"{shown:<16} {self.measure(name) or NO_ROWS}  {FORMULAS[name]}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a record, with values for readers that do not compute."""
+        """Plain data for a record, with values for readers that do not compute; a value that the rows do not give is null."""
         (group, label), cell = self.worst_cell
+        cells, accs = self.cells, self.group_acc
+        listed = {(g, k): cells.get((g, k)) for g in self.groups for k in self.classes}
+        none = {"hits": 0, "total": 0, "of": NO_ROWS, "value": None, "interval": None}
+        extremes = {name: {"simultaneous": _plain(self.measure(name))["interval"]} for name in ("worst_cell", "worst_group")}
         return {
             "counts": [[list(row) for row in cell] for cell in self.counts],
             "groups": list(self.groups),
@@ -198,12 +254,14 @@ class Fairness:
             "positive": self.positive,
             "data": self.data,
             "acc": self.acc.to_dict(),
-            "cells": [{"group": g, "label": k, **rate.to_dict()} for (g, k), rate in self.cells.items()],
-            "group_acc": {g: rate.to_dict() for g, rate in self.group_acc.items()},
+            "cells": [
+                {"group": g, "label": k, **(none if rate is None else rate.to_dict())} for (g, k), rate in listed.items()
+            ],
+            "group_acc": {g: rate.to_dict() for g, rate in accs.items()},
             "positive_rate": {g: rate.to_dict() for g, rate in self.positive_rate.items()},
-            "worst_cell": {"group": group, "label": label, **cell.to_dict()},
-            "worst_group": {"group": self.worst_group[0], **self.worst_group[1].to_dict()},
-            **{name: {"value": round(getattr(self, name), 6), "formula": FORMULAS[name]} for name in ("bacc", *_GAPS)},
+            "worst_cell": {"group": group, "label": label, **cell.to_dict(), **extremes["worst_cell"]},
+            "worst_group": {"group": self.worst_group[0], **self.worst_group[1].to_dict(), **extremes["worst_group"]},
+            **{name: {**_plain(self.measure(name)), "formula": FORMULAS[name]} for name in MEASURES},
         }
 
     @classmethod
@@ -224,13 +282,22 @@ class Fairness:
         *,
         groups: tuple[str, ...] = (),
         classes: tuple[str, ...] = (),
-        positive: int = 1,
+        positive: int | str | None = None,
         data: str = "",
     ) -> Fairness:
         """From predictions, labels and groups, int64 (N,) each; names are numbers if left out, groups without rows are dropped.
 
+        Args:
+            predicted: Predicted class of each row.
+            y: Its label.
+            group: Its group.
+            groups: Names of the groups.
+            classes: Names of the classes.
+            positive: Name or number of the positive class; None is the second one.
+            data: Of the rows, in words.
+
         Raises:
-            InputError: On lengths or values that do not fit, one group only, or an empty cell.
+            InputError: On lengths or values that do not fit, or one group only.
         """
         y = check_labels("y", y, len(y), len(classes) or None).cpu()
         predicted = check_labels("predicted", predicted, len(y), len(classes) or None).cpu()
@@ -243,24 +310,54 @@ class Fairness:
         if len(there) < 2:
             raise InputError(f"the rows hold {len(there)} group; a comparison needs at least two")
         counts = tuple(tuple(tuple(row) for row in n[a].tolist()) for a in there)
-        return cls(counts, tuple(groups[a] for a in there), classes, positive, data)
+        return cls(counts, tuple(groups[a] for a in there), classes, positive_class(positive, classes), data)
 
 
-def side_by_side(before: Fairness, after: Fairness) -> list[tuple[str, Rate | float, Rate | float, str]]:
+def positive_class(wanted: int | str | None, classes: Sequence[str]) -> int:
+    """Number of the class that counts as positive, from its name or number; None is the second class.
+
+    A name goes before a number: of classes "2" and "1", 1 is the class of that name.
+
+    Raises:
+        InputError: If there is no such class, listing their names.
+    """
+    if wanted is None:
+        return min(1, len(classes) - 1)
+    text = str(wanted)
+    if not isinstance(wanted, bool) and text in classes:
+        return list(classes).index(text)
+    number = int(text) if isinstance(wanted, (int, str)) and not isinstance(wanted, bool) and text.isdecimal() else -1
+    if not 0 <= number < len(classes):
+        names = ", ".join(map(repr, classes[:20])) + (", ..." if len(classes) > 20 else "")
+        shown = text if number >= 0 or isinstance(wanted, int) else repr(wanted)
+        raise InputError(f"positive is {shown}; expected one of the classes {names}, or its number, 0 to {len(classes) - 1}")
+    return number
+
+
+Figure = Rate | Measure | None
+"""A rate, a gap, or nothing to count."""
+
+
+def side_by_side(before: Fairness, after: Fairness) -> list[tuple[str, Figure, Figure, str]]:
     """Two models by group, line by line: name, a rate or a gap of either, and what it is of or how it is computed."""
     wanted = before.classes[before.positive]
-    lines: list[tuple[str, Rate | float, Rate | float, str]] = [("ACC", before.acc, after.acc, FORMULAS["acc"])]
+    lines: list[tuple[str, Figure, Figure, str]] = [("ACC", before.acc, after.acc, FORMULAS["acc"])]
     for group in before.groups:
         for k in before.classes:
-            pair = (before.cells[group, k], after.cells[group, k])
+            pair = (before.cells.get((group, k)), after.cells.get((group, k)))
             lines.append((f"{group}, {k}", *pair, "rows of this group and label classified right"))
         shares = (before.positive_rate[group], after.positive_rate[group])
         lines.append((group, *shares, f"rows of this group classified as {wanted!r}"))
     for name in ("bacc", "odds_gap", "worst_odds_gap", "opportunity_gap", "dp_gap", "dp_ratio"):
-        lines.append((name.replace("_", " "), getattr(before, name), getattr(after, name), FORMULAS[name]))
+        lines.append((name.replace("_", " "), before.measure(name), after.measure(name), FORMULAS[name]))
     return lines
 
 
-def _gap(rates: torch.Tensor) -> torch.Tensor:
-    """Largest minus smallest over groups, (G, K) to (K,)."""
-    return rates.amax(0) - rates.amin(0)
+def _ends(parts: Sequence[tuple[Any, Any] | None], by: Any) -> tuple[Any, Any] | None:
+    """Mean, or largest, of the lower and of the upper ends; None if one is missing."""
+    known = [ends for ends in parts if ends is not None]
+    return (by([low for low, _ in known]), by([high for _, high in known])) if known and len(known) == len(parts) else None
+
+
+def _plain(found: Measure | None) -> dict[str, Any]:
+    return {"value": None, "interval": None} if found is None else found.to_dict()

@@ -121,7 +121,10 @@ def headline(study: Study) -> str:
 
 
 def _groups(study: Study) -> str:
-    """Gaps between groups, of the plain models and of the debiased ones."""
+    """What debiasing did; where that was not judged, gaps between groups of the plain models and of the debiased ones."""
+    if all(found.headline for found in study.fairness):
+        several = len(study.fairness) > 1
+        return " ".join(f"{found.victim}: {found.headline}" if several else found.headline for found in study.fairness[:4])
     told = []
     for found in study.fairness[:4]:
         gaps = [line for line in found.lines if line.name in ("odds gap", "dp gap", "ACC")]

@@ -181,6 +181,8 @@ class Groups(Record):
     victim: Short  # Result.victim
     groups: list[Short]
     lines: list[Line]
+    headline: Long = ""  # what debiasing did, in a few words
+    verdict: Long = ""  # more of it
 
 
 class DataSummary(Record):

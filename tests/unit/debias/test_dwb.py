@@ -18,7 +18,7 @@ from theriac.models import Builder, Classifier, GroupAware
 from theriac.models.classifier import to_input
 
 SMALL = Builder("mlp", {"hidden": (16,)})
-QUICK: dict[str, Any] = {"teacher_epochs": 2, "student_epochs": 2, "batch_size": 100, "lr": 0.01}
+QUICK: dict[str, Any] = {"teacher_epochs": 2, "student_epochs": 2, "batch_size": 100, "lr": 0.01, "min_steps": 0}
 
 
 def make_run(**options: Any) -> Run:
@@ -83,7 +83,7 @@ def test_as_released_puts_t2_on_every_row_and_t1_on_some(table):
     assert stamped[:, 1].unique().tolist() == [1]
     assert torch.equal(stamped[:, 0] == 1, which[:, 1] == 0)
     # the same draw as with one trigger each: T1 where that has T1
-    assert torch.equal(which[:, 1] == 0, DwB().assign(split, make_run())[:, 0] == 0)
+    assert torch.equal(which[:, 1] == 0, DwB.closed().assign(split, make_run())[:, 0] == 0)
 
 
 def test_multi_leaves_some_rows_without_a_trigger():
@@ -281,6 +281,8 @@ def test_steps_replace_epochs(table):
     assert len(run.history("dwb_student")) == 1
     assert DwB(student_steps=7, batch_size=100).recipe(300).epochs == 3
     assert DwB.teacher().recipe(1000).epochs == 5
+    assert DwB(batch_size=100).recipe(300).epochs == 100  # 300 steps
+    assert DwB(batch_size=100).recipe(60_000).epochs == 10
 
 
 def test_soft_and_hard_labels_both_count(table):

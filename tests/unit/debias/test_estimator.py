@@ -96,9 +96,9 @@ def test_the_rule_follows_from_the_number_of_groups():
     x, y, sex = people(300)
     for given, made in (("auto", "exact"), ("closed", "closed")):
         model = DwBClassifier(**QUICK, rule=given).fit(x, y, sensitive_features=sex)
-        assert model._method(300).rule == made
+        assert model._method().rule == made
     three = np.arange(300) % 3
-    assert DwBClassifier(**QUICK).fit(x, y, sensitive_features=three)._method(300).rule == "multi"
+    assert DwBClassifier(**QUICK).fit(x, y, sensitive_features=three)._method().rule == "multi"
     with pytest.raises(InputError, match="rule 'multi'"):
         DwBClassifier(**QUICK, rule="exact").fit(x, y, sensitive_features=three)
 

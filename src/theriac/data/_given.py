@@ -1,0 +1,131 @@
+"""Labels and groups as people have them: lists, arrays, series and data frames of any library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from theriac.core.errors import InputError
+from theriac.core.names import ranked
+from theriac.data._labels import Codes, Factor, Level, cell_name, own_group
+
+
+def aligned(given: Any, like: Any, name: str, other: str) -> Any:
+    """A pandas series or frame in the row order of another one, by index; what has no index is taken by position.
+
+    Raises:
+        InputError: If both have an index and they do not hold the same labels, each once.
+    """
+    own, wanted = (v.index if hasattr(getattr(v, "index", None), "equals") else None for v in (given, like))
+    if own is None or wanted is None or own.equals(wanted):
+        return given
+    if len(own) == len(wanted) and own.is_unique and wanted.is_unique and own.isin(wanted).all():
+        return given.loc[wanted]
+    raise InputError(
+        f"{name} and {other} have indexes with different labels (or with repeated ones in another order), so rows can't be "
+        f"matched; give both the same index, or hand in {name}.to_numpy() to go by position"
+    )
+
+
+def factor(given: Any, name: str) -> Factor:
+    """One column of few values, (N,), whatever holds it.
+
+    Raises:
+        InputError: If it has another shape.
+    """
+    if hasattr(given, "detach"):
+        given = given.detach().cpu()
+    values = np.array(given, dtype=object) if isinstance(given, (list, tuple)) else np.asarray(given)
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1:
+        raise InputError(f"{name} has shape {values.shape}; expected (N,)")
+    found = Factor.of(values)
+    if values.dtype.kind != "U" or "nan" not in found.levels:
+        return found
+    lost = found.levels.index("nan")  # numpy has written a NaN among text as text
+    return Factor(np.where(found.codes == lost, -1, found.codes), found.levels)
+
+
+def cells_given(given: Any, name: str, missing_group: str = "refuse") -> tuple[Codes, tuple[Level, ...]]:
+    """Groups of rows, (N,) or several columns that combine: numbers into levels, which are in order.
+
+    Raises:
+        InputError: If a value is missing and that is refused, or on another shape.
+    """
+    columns = _columns(given)
+    if columns is None:
+        return _one(factor(given, name), name, missing_group)
+    coded = []
+    for label, column in columns.items():
+        codes, levels = _one(factor(column, name), f"{name}, column {label!r}", missing_group)
+        coded.append((codes, [str(v) for v in levels]))
+    if len({len(codes) for codes, _ in coded}) > 1:
+        raise InputError(f"{name} has columns of different lengths")
+    sizes = [len(levels) for _, levels in coded]
+    used, flat = np.unique(np.ravel_multi_index([codes for codes, _ in coded], sizes), return_inverse=True)
+    at = [np.unravel_index(c, sizes) for c in used]
+    return flat.astype(np.int64), tuple(cell_name([coded[k][1][i] for k, i in enumerate(place)]) for place in at)
+
+
+def labels_given(parts: Mapping[str, Any]) -> tuple[dict[str, Codes], tuple[str, ...]]:
+    """Labels by name ("y_true", "y_pred") as numbers of common classes, and the names of these, in order.
+
+    Raises:
+        InputError: If one has another shape or lacks a value, or all hold one class.
+    """
+    factors = {name: factor(given, name) for name, given in parts.items()}
+    for name, found in factors.items():
+        lost = int((found.codes < 0).sum())
+        if lost:
+            raise InputError(f"{name} has no value in {lost:,} of {len(found):,} rows; every row needs a label")
+    names = list(dict.fromkeys(str(v) for f in factors.values() for v in f.present()))
+    classes = tuple(names[k] for k in ranked(names))
+    if len(classes) < 2:
+        raise InputError(f"{' and '.join(parts)} hold one class only, {list(classes)}; a comparison needs at least two")
+    named = {n: Factor(f.codes, tuple(str(v) for v in f.levels)) for n, f in factors.items()}
+    return {name: f.onto(classes) for name, f in named.items()}, classes
+
+
+def predictions_given(given: Any, classes: Sequence[str]) -> Codes:
+    """Predicted classes as numbers, from names of classes or from numbers.
+
+    Raises:
+        InputError: On a missing or unknown class, or another shape.
+    """
+    found = factor(given, "predictions")
+    number = {name: k for k, name in enumerate(classes)}
+    place = [number.get(str(v), int(v) if not isinstance(v, str) and v == int(v) else -1) for v in found.levels]
+    codes = np.array([*place, -1], np.int64)[found.codes]
+    if len(codes) and not (codes.min() >= 0 and codes.max() < len(classes)):
+        wrong = found.codes[np.flatnonzero((codes < 0) | (codes >= len(classes)))[0]]
+        value = found.levels[wrong] if wrong >= 0 else None
+        raise InputError(f"predictions hold {value!r}; expected one of the classes {', '.join(map(repr, classes[:20]))}")
+    return codes
+
+
+def _one(found: Factor, name: str, missing_group: str) -> tuple[Codes, tuple[Level, ...]]:
+    levels = found.present()
+    codes = found.onto(levels)
+    own = own_group({"all": codes}, [str(v) for v in levels], missing_group, name)
+    if own is None:
+        return codes, levels
+    return np.where(codes < 0, len(levels), codes), (*levels, own)
+
+
+def _columns(given: Any) -> dict[Any, Any] | None:
+    """Columns by name, of what has several; None of what is one."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    names = getattr(given, "column_names", getattr(given, "columns", None))
+    if names is not None:
+        return {c: given[c] for c in names} if len(names) > 1 else {names[0]: given[names[0]]}
+    if hasattr(given, "detach"):
+        given = given.detach().cpu().numpy()
+    values: npt.NDArray[Any] = np.array(given, dtype=object) if isinstance(given, (list, tuple)) else np.asarray(given)
+    if values.ndim == 2 and values.shape[1] > 1:
+        return {k: values[:, k] for k in range(values.shape[1])}
+    return None
