@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import time
 import warnings
@@ -21,7 +20,9 @@ from theriac.core.poisoned import as_clean
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.classifier import to_input
+from theriac.models.editing import duplicate, eager, refuse_fixed
 from theriac.models.layout import arrange
+from theriac.models.state import warn_unsavable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,8 @@ class Repair(Method):
         """Repair a copy of ``model``; the given one is left as it was. What became of it is at ``run.outcome``.
 
         Args:
-            model: A module from inputs (pixels in [0, 1], or raw table rows) to logits (N, K), or a Victim.
+            model: A module from inputs (pixels in [0, 1], or raw table rows) to logits (N, K), or a Victim. Of a DataParallel
+                the module inside is taken, and comes back.
             clean: Rows that no attack has touched, with labels. A method that needs none does not see them; they only serve
                 the checks of the model.
             run: Device, precision, seeds, checkpoint folder.
@@ -53,6 +55,8 @@ class Repair(Method):
             UnfairPairingError: If something that the method needs is missing, or knowledge came that its ``needs`` do not name.
             InputError: On a Poisoned where clean rows belong, a model whose outputs do not fit the classes, or one that
                 returns NaN.
+            UneditableError: If a layer's weight can't be changed so that the function follows: quantized, lazy, on the device
+                "meta", in TorchScript, or under a parametrization that takes no given weight; names the layer.
         """
         run = run or Run()
         method = self._informed(clean, trigger, target)
@@ -60,10 +64,14 @@ class Repair(Method):
         given: nn.Module = model if isinstance(model, nn.Module) else getattr(model, "model", model)
         if not isinstance(given, nn.Module):
             raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
+        if isinstance(given, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            given = given.module
+        refuse_fixed(given)
         run.outcome = None
         began = time.perf_counter()
-        with run.listening() as heard:
-            fixed = arrange(copy.deepcopy(given).to(run.device), run).eval()
+        with run.listening() as heard, eager(given):
+            fixed = arrange(duplicate(given).to(run.device), run).eval()
+            warn_unsavable(fixed)
             if rows is not None:
                 _probe(fixed, rows, run)
             _widen(fixed)
@@ -123,7 +131,7 @@ def _changed(given: nn.Module, fixed: nn.Module) -> bool:
 
 
 def _warn_frozen(model: nn.Module) -> None:
-    wants = [p.requires_grad for p in model.parameters()]
+    wants = [p.requires_grad for p in model.parameters() if p.is_floating_point()]
     if not all(wants):
         warnings.warn(
             f"{wants.count(False)} of the model's {len(wants)} parameters do not require gradients; gradients will not "

@@ -215,11 +215,13 @@ def sites(model: nn.Module, scope: str | tuple[str, ...], example: torch.Tensor)
     Raises:
         InputError: On an unknown name, or one that is no Linear or ungrouped Conv2d.
     """
-    head, module = taps.head(model, example)
     if scope == "head":
+        head, module = taps.head(model, example)
         return {head: module}
     known = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)}
-    names = _later(known, head) if scope == "later" else [scope] if isinstance(scope, str) else list(scope)
+    names = (
+        _later(known, taps.head(model, example)[0]) if scope == "later" else [scope] if isinstance(scope, str) else list(scope)
+    )
     for name in names:
         if name not in known:
             raise unknown("layer of scope", name, [*known, "head", "later"])
