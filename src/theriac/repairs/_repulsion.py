@@ -42,9 +42,8 @@ class Repulsion:
                     self.modules[inner] = module
         if not self.modules:
             raise InputError(f"layers is {layers!r}, which holds no Linear or Conv2d weight to move")
-        self.weights = {name: editable(model, name) for name in self.modules}
-        for name, weight in self.weights.items():
-            if not weight.learns:
+        for name in self.modules:
+            if not editable(model, name).learns:
                 raise UneditableError(
                     f"layer {name!r} is frozen (requires_grad is False), so it could not learn again from its new start; "
                     "call requires_grad_(True) on it, or name another layer"
@@ -52,10 +51,15 @@ class Repulsion:
         self.w0 = {name: w.value.detach().clone() for name, w in self.weights.items()}
         self.norms = {name: w.norm() for name, w in self.w0.items()}
 
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """The selected weights, by name of their layers."""
+        return {name: Weight(module, name) for name, module in self.modules.items()}
+
     def start(self, init: Init, generator: torch.Generator) -> None:
         """Put W where the method starts from; ``random`` and ``torch`` draw from ``generator``."""
         with torch.no_grad():
-            for name, module in self.modules.items():
+            for name, weight in self.weights.items():
                 old = self.w0[name]
 
                 def uniform(half_width: float, old: torch.Tensor = old) -> torch.Tensor:
@@ -75,11 +79,12 @@ class Repulsion:
                 elif init == "torch":  # what nn.Linear.reset_parameters draws, bias included
                     half_width = old[0].numel() ** -0.5
                     new = uniform(half_width)
+                    module = self.modules[name]
                     if module.bias is not None:
                         Weight(module, name, "bias").write(uniform(half_width, module.bias))
                 else:
                     new = old.clone()
-                self.weights[name].write(new)
+                weight.write(new)
 
     def distance(self, measure: str = "euclidean") -> torch.Tensor:
         """Sum over layers of ||W - W0||.
