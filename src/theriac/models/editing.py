@@ -317,13 +317,13 @@ def _refuse_other_function(layer: Layer, name: str) -> None:
         half, once, twice = run(0.5), run(1.0), run(2.0)
         scale = float(once.abs().max()) + 1e-12
         rest = 2 * once - twice  # what does not come from the weight: the bias, the same for every row
-        linear = float((twice - once - 2 * (once - half)).abs().max()) <= 1e-3 * scale
+        linear = float((twice - once - 2 * (once - half)).abs().max()) <= 1e-3 * scale < 1e3 * float((twice - once).abs().max())
         alone = float((rest - rest[:1]).abs().max()) <= 1e-3 * scale
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise UneditableError(f"layer {name!r} can't be edited: it could not be tried alone ({reason}); name another") from None
     if not linear or not alone:
-        how = "it does not use its weight as it is" if alone else "another path runs beside its weight"
+        how = "another path runs beside its weight" if linear else "it does not use its weight as it is"
         raise UneditableError(
             f"layer {name!r} ({type(layer).__name__}) can't be edited: {how}, so a written weight is not the one that counts; "
             "merge or remove that first, or name another layer"

@@ -142,7 +142,7 @@ def head(model: nn.Module, example: torch.Tensor | None) -> tuple[str, nn.Linear
         besides = _besides(model, linears[name], rows)
         if besides is not None and (not besides or _passes_on(model, linears[name], rows)):
             return name, linears[name]
-        left_out = left_out or list(besides or [])
+        left_out = left_out or list(reversed(besides or []))  # the nearest to the logits first
     what = f", which also come from {', '.join(map(repr, left_out[:3]))}" if left_out else ""
     raise InputError(
         f"layer {candidates[0]!r} is the last linear one to run in {type(model).__name__}, but it does not make the "
