@@ -24,7 +24,7 @@ from theriac.core.errors import InputError, UneditableError, unknown
 Layer = nn.Linear | nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm
 _TOLERANCE = 1e-4  # relative; float32 keeps 1e-6 through a norm and a division
 _FORWARDS = {cls.forward for cls in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.modules.batchnorm._BatchNorm)}
-_REMOVE = "repair a copy of it without: torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r})"
+_REMOVE = "take it off first: torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r})"
 _CURES: tuple[tuple[type, str, str], ...] = (
     (WeightNorm, "weight_norm", "torch.nn.utils.remove_weight_norm(layer, {name!r})"),
     (SpectralNorm, "spectral_norm", "torch.nn.utils.remove_spectral_norm(layer, {name!r})"),
@@ -117,7 +117,7 @@ class Weight:
             parts = [type(p).__name__.lstrip("_") for p in self.layer.parametrizations[self.tensor]]  # type: ignore[index]
             what, cure = f"a parametrization ({', '.join(parts)})", _REMOVE.format(name=self.tensor)
         else:
-            what, cure = next((w, f"repair a copy of it without: {c}") for kind, w, c in _CURES if isinstance(self.hook, kind))
+            what, cure = next((w, f"take it off first: {c}") for kind, w, c in _CURES if isinstance(self.hook, kind))
             cure = cure.format(name=self.tensor)
         return UneditableError(f"layer {self.name!r} can't be edited: its {self.tensor} is under {what}, and {reason}; {cure}")
 
@@ -145,12 +145,12 @@ def editable(model: nn.Module, name: str, tensor: str = "weight") -> Weight:
         )
     refuse_fixed(layer, name)
     weight = Weight(layer, name, tensor)
-    raw = getattr(layer, tensor, None)
-    if raw is None:
+    raw = getattr(layer, tensor, None) if weight.plain else None  # a parametrization may count how often it is asked
+    if weight.plain and raw is None:
         raise UneditableError(f"layer {name!r} has no {tensor}")
     if weight.plain and not isinstance(raw, nn.Parameter):
         raise UneditableError(f"layer {name!r} can't be edited: its {tensor} is no parameter but made by code of its own")
-    if weight.plain and any(step == 0 and size > 1 for step, size in zip(raw.stride(), raw.shape, strict=True)):
+    if raw is not None and any(step == 0 and size > 1 for step, size in zip(raw.stride(), raw.shape, strict=True)):
         raise UneditableError(
             f"layer {name!r} can't be edited: its {tensor} is an expanded tensor; give it one of its own (clone)"
         )
