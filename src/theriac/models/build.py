@@ -157,5 +157,6 @@ def make(what: Buildable, split: Split, run: Run) -> nn.Module:
     else:
         raise InputError(f"build is a {type(what).__name__}; expected a name, a Builder, a module or a function")
     # two rows of zeros cost nothing beside a training run that would end in a confusing error, or in a wrong model
-    check_logits(model, try_rows(model, blank(model, split.card.shape, 2)), 2, split.num_classes)
+    with run.init_scope():  # lazy layers draw their weights in their first pass
+        check_logits(model, try_rows(model, blank(model, split.card.shape, 2)), 2, split.num_classes)
     return model

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -213,7 +213,9 @@ def duplicate(model: nn.Module, name: str = "model") -> nn.Module:
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in (*module.__dict__.values(), *module._buffers.values()):
-            if isinstance(value, torch.Tensor) and not value.is_leaf:
+            if isinstance(value, UninitializedBuffer):  # torch copies lazy parameters, and forgot lazy buffers
+                memo[id(value)] = UninitializedBuffer(device=value.device, dtype=value.dtype)  # type: ignore[call-arg]
+            elif isinstance(value, torch.Tensor) and not is_lazy(value) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     try:
         return copy.deepcopy(model, memo)
