@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -143,7 +142,7 @@ def test_one_round_of_the_method_itself(vectors, pair, assert_near, assert_same_
     for module in ("theriac.training.loop", "theriac.repairs.sau"):
         monkeypatch.setattr(sys.modules[module], "to_input", to_input)
     # in a real run both start from the same weights; the vectors have two different models on purpose
-    monkeypatch.setattr(sys.modules["theriac.repairs.sau"], "copy", SimpleNamespace(deepcopy=lambda _: frozen))
+    monkeypatch.setattr(sys.modules["theriac.repairs.sau"], "duplicate", lambda _: frozen)
     run = Run(precision="fp32", device="cpu", quiet=True)
     fixed = SAU(rounds=1)._repair(model, split, run)
     assert_same_weights(fixed, vectors, "h_after_")

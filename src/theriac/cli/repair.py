@@ -56,6 +56,7 @@ def repair(
     import theriac as th
     from theriac.cli import _inputs, _models, _records, _show
     from theriac.core.errors import InputError
+    from theriac.models import check_savable
 
     started = time.time()
     run = th.Run(seed=seed, device=device, precision=_models.precision(path, precision), quiet=quiet or None)
@@ -73,6 +74,7 @@ def repair(
         model_option=model_option,
     )
     opened = _models.open_model(path, asked, run)
+    check_savable(opened.model)
     rows = _inputs.clean_rows(opened.data, opened.source, clean_from, amount, run)
     planted = _models.known_attack(opened, attack, attack_option, target)
     knows = planted if chosen.wants("trigger") else None

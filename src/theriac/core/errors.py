@@ -18,6 +18,10 @@ class UnsafeFileError(InputError):
     """A file from outside would run code if it were opened; it was not opened."""
 
 
+class UneditableError(InputError):
+    """A layer or a model whose weights can't be written so that the function follows; the message names the layer."""
+
+
 class UnfairPairingError(InputError):
     """A method was offered something that its threat model does not allow, or lacks something that it needs."""
 

@@ -17,6 +17,7 @@ from theriac.core.errors import InputError, unknown
 from theriac.models import _hf
 from theriac.models._still import blank, check_logits, try_rows
 from theriac.models.classifier import Classifier, Normalize, TablePrep
+from theriac.models.editing import refuse_empty
 
 Pick: TypeAlias = str | int | Callable[[Any], torch.Tensor] | None
 """Which part of a network's output are the logits: a name, an index, a function, or None to find out."""
@@ -146,6 +147,7 @@ def adapt(
         raise InputError(f"model is a {type(model).__name__}; expected an nn.Module")
     if isinstance(model, Classifier):
         raise InputError("model is wrapped already; hand in its .net to wrap it another way")
+    refuse_empty(model)
     if not (logits is None or isinstance(logits, str) or callable(logits) or type(logits) is int):
         raise InputError(f"logits is {logits!r}; expected a name, an index or a function")
     config = model.config if _hf.is_transformers(model) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +16,10 @@ from theriac.core.run import Run
 from theriac.core.split import Split, with_moments
 from theriac.models._still import blank, check_logits, try_rows
 from theriac.models.classifier import Classifier, Normalize, TablePrep
+from theriac.models.editing import duplicate, refuse_empty
 from theriac.models.mlp import TableMLP
 from theriac.models.preact_resnet import PreActResNet18
+from theriac.models.state import warn_unsavable
 from theriac.models.vgg import VGG19BN
 from theriac.models.vit import ViT
 from theriac.models.wrn import WideResNet
@@ -144,7 +145,9 @@ def make(what: Buildable, split: Split, run: Run) -> nn.Module:
     if isinstance(what, str):
         return build(what, split, run)
     if isinstance(what, nn.Module):
-        model = copy.deepcopy(what).to(run.device)
+        refuse_empty(what)
+        warn_unsavable(what)
+        model = duplicate(what, "build").to(run.device)
     elif callable(what):
         with run.init_scope():
             model = what(split, run)
@@ -154,5 +157,6 @@ def make(what: Buildable, split: Split, run: Run) -> nn.Module:
     else:
         raise InputError(f"build is a {type(what).__name__}; expected a name, a Builder, a module or a function")
     # two rows of zeros cost nothing beside a training run that would end in a confusing error, or in a wrong model
-    check_logits(model, try_rows(model, blank(model, split.card.shape, 2)), 2, split.num_classes)
+    with run.init_scope():  # lazy layers draw their weights in their first pass
+        check_logits(model, try_rows(model, blank(model, split.card.shape, 2)), 2, split.num_classes)
     return model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,19 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.files import is_plain, read_json, write_atomically
+from theriac.models._still import blank, try_rows
 from theriac.models.adapt import OWN, rebuild
 from theriac.models.build import make_net, normalization
 from theriac.models.classifier import Classifier, TablePrep
+from theriac.models.editing import refuse_empty
 from theriac.models.layout import choose
+from theriac.models.state import as_json, check_savable, odd_strides, pack, restore_strides, unpack
 
 FORMAT = 1
 _RESERVED = ("format", "model", "card", "weights")
@@ -42,33 +46,33 @@ def save(model: nn.Module, folder: str | Path, **record: Any) -> Path:
         The folder.
 
     Raises:
-        InputError: If the model is a bare module that carries no card (wrap it with ``theriac.adapt``), or the record is not
-            plain data.
+        InputError: If the model is a bare module that carries no card (wrap it with ``theriac.adapt``), the state of a layer
+            is neither plain tensors nor plain data (:func:`check_savable` says so beforehand), or the record is not plain data.
     """
     folder = Path(folder)
-    if not isinstance(model, Classifier):
-        inside = "; it holds one in .model" if isinstance(getattr(model, "model", None), Classifier) else ""
-        hint = inside or "; only wrapped models can be saved whole (see theriac.adapt)"
-        raise InputError(f"model is a {type(model).__name__}{hint}")
+    check_savable(model)
+    assert isinstance(model, Classifier)  # as was checked
     for key in record:
         if key in _RESERVED:
             raise InputError(f"the record can't have a field {key!r}; that name is the store's own")
-        _json(key, record[key])
+        as_json(key, record[key])
     head = {"format": FORMAT, "model": model.spec, "card": model.card.to_dict()}
-    _json("spec", head)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    tensors = {k: v.clone() if v.data_ptr() else v for k, v in tensors.items()}  # safetensors refuses shared memory
+    packed, extra = pack(model)
     layout = "channels_last" if any(_is_channels_last(p) for p in model.parameters()) else "contiguous"
+    strides = odd_strides(packed, getattr(torch, "channels_last" if layout == "channels_last" else "contiguous_format"))
+    tensors = {k: v.resolve_conj().resolve_neg().cpu().contiguous() for k, v in packed.items()}
+    tensors = {k: v.clone() if v.data_ptr() else v for k, v in tensors.items()}  # safetensors refuses shared memory
 
     def weights_then_record(temporary: Path) -> None:
-        weights = {"sha256": "", "layout": layout}
+        weights: dict[str, Any] = {"sha256": "", "layout": layout}
+        weights |= {k: v for k, v in (("strides", strides), ("extra_state", extra)) if v}
 
         def write(path: Path) -> None:
             save_file(tensors, path)
             weights["sha256"] = digest(path)
 
         write_atomically(folder / "model.safetensors", write)
-        temporary.write_text(_json("record", {**head, "weights": weights, **record}) + "\n", encoding="utf-8")
+        temporary.write_text(as_json("record", {**head, "weights": weights, **record}) + "\n", encoding="utf-8")
 
     write_atomically(folder / "run.json", weights_then_record)
     return folder
@@ -77,12 +81,16 @@ def save(model: nn.Module, folder: str | Path, **record: Any) -> Path:
 def load_model(folder: str | Path, *, into: nn.Module | None = None) -> Classifier:
     """Load what :func:`save` wrote: the same logits, bit for bit, on the same machine and thread count.
 
+    Values, precision and strides come back as they were, and weights that share memory in the class share it again. Two things
+    change, and with them the last bits may: an expanded tensor gets memory of its own, and a network with narrow convolutions
+    that was saved in ``channels_last`` comes back contiguous, because the CPU can't run it safely otherwise.
+
     Nothing that the files name is imported or run, and nothing is built that is larger than the weights at hand.
 
     Args:
         folder: The run folder.
         into: For an adapted model: a fresh module of the user's own class, to receive the weights. Not needed for common
-            ``transformers`` classifiers.
+            ``transformers`` classifiers. Lazy layers get the shapes that the file has.
 
     Returns:
         The model in eval mode, on the CPU.
@@ -100,21 +108,29 @@ def load_model(folder: str | Path, *, into: nn.Module | None = None) -> Classifi
         raise InputError(f"{path} has {str(weights)[:80]!r} under 'weights'; expected their hash and layout")
     card = Card.from_dict(record["card"])
     file = folder / "model.safetensors"
-    tensors = read_tensors(file)
+    state: Mapping[str, Any] = read_tensors(file)
     if "sha256" in weights and weights["sha256"] != digest(file):
         raise InputError(f"{file} is not the one that {path} was written for; was a save cut short, or a file changed?")
+    if "extra_state" in weights:
+        state = unpack(weights["extra_state"], dict(state), str(folder))
     if into is None:
         with torch.device("meta"):  # shapes only: a hostile record can't ask for more memory than its own weights
-            compare_state(_rebuild(spec, card, None, len(tensors)), tensors, str(folder))
+            compare_state(_rebuild(spec, card, None, len(state)), state, str(folder))
     elif not isinstance(into, nn.Module):
         raise InputError(f"into is a {type(into).__name__}; expected a module of the class that was saved")
     with torch.random.fork_rng(devices=[]):
-        model = _rebuild(spec, card, into, len(tensors))
-    fit_state(model, tensors, str(folder), dtypes=True)
+        model = _rebuild(spec, card, into, len(state))
+    refuse_empty(model)
+    fit_state(model, state, str(folder), dtypes=True)
     best, _ = choose(model, torch.device("cpu"))
     if weights.get("layout") == "channels_last" == str(best).removeprefix("torch."):  # other kernels run, with other rounding
         model.to(memory_format=best)  # type: ignore[call-overload]
-    return model.eval()
+    if "strides" in weights:
+        restore_strides(model, weights["strides"], str(folder))
+    model.eval()
+    if all(card.shape) and any(isinstance(m, LazyModuleMixin) for m in model.modules()):
+        try_rows(model, blank(model, card.shape, 2))  # lazy layers become plain ones in their first pass
+    return model
 
 
 def read_record(path: str | Path, version: int, fields: tuple[str, ...]) -> Mapping[str, Any]:
@@ -150,48 +166,73 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{path} can't be read as safetensors: {reason[:200]}") from None
 
 
-def compare_state(model: nn.Module, tensors: Mapping[str, torch.Tensor], where: str) -> None:
-    """Refuse tensors that are not a module's state: names, shapes, and whether they are whole numbers.
+def compare_state(model: nn.Module, state: Mapping[str, Any], where: str) -> None:
+    """Refuse what is not a module's state: names, shapes, whether tensors are whole numbers, and ties that do not hold.
 
     Raises:
         InputError: Naming the first few differences.
     """
+    tensors = {k: t for k, t in state.items() if isinstance(t, torch.Tensor)}
     odd = [k for k, t in tensors.items() if not is_plain(t)]
     if odd:
         raise InputError(f"the weights in {where} hold {odd[0]}, which is sparse, quantized or nested, or has no data")
     own = model.state_dict()
-    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    both = [k for k in own if k in tensors]
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    both = [k for k in own if k in tensors and isinstance(own[k], torch.Tensor) and not is_lazy(own[k])]
     shapes = [f"{k} {tuple(tensors[k].shape)} for {tuple(own[k].shape)}" for k in both if tensors[k].shape != own[k].shape]
     kinds = [
         f"{k} {tensors[k].dtype} for {own[k].dtype}"
         for k in both
         if (tensors[k].is_floating_point(), tensors[k].is_complex()) != (own[k].is_floating_point(), own[k].is_complex())
     ]
-    parts = (("missing", missing), ("unexpected", extra), ("shapes differ:", shapes), ("types differ:", kinds))
+    ties = [f"{a} and {b}" for a, b in _ties(model) if {a, b} <= tensors.keys() and not _equal(tensors[a], tensors[b])]
+    parts = (
+        ("missing", missing),
+        ("unexpected", extra),
+        ("shapes differ:", shapes),
+        ("types differ:", kinds),
+        ("one tensor in the model, two in the file:", ties),
+    )
     told = [f"{what} {', '.join(names[:3])}{_more(names)}" for what, names in parts if names]
     if told:
         raise InputError(f"the weights in {where} do not fit the model: {'; '.join(told)}")
 
 
-def fit_state(model: nn.Module, tensors: Mapping[str, torch.Tensor], where: str, *, dtypes: bool = False) -> None:
+def fit_state(model: nn.Module, state: Mapping[str, Any], where: str, *, dtypes: bool = False) -> None:
     """Load a state dict strictly; nothing is changed if names or shapes differ.
 
     Args:
         model: Changed in place.
-        tensors: Its state.
+        state: Its tensors, and the extra state of its layers.
         where: How a message calls them.
         dtypes: Take over the precision of the tensors too, instead of converting them to the model's.
 
     Raises:
         InputError: Naming the first few differences.
     """
-    compare_state(model, tensors, where)
+    compare_state(model, state, where)
     if dtypes:
         for name, own in (*model.named_parameters(), *model.named_buffers()):
-            if name in tensors and own.dtype != tensors[name].dtype:
-                own.data = own.data.to(tensors[name].dtype)  # in the same Parameter, which other modules may share
-    model.load_state_dict(dict(tensors))
+            if isinstance(state.get(name), torch.Tensor) and own.dtype != state[name].dtype:
+                own.data = own.data.to(state[name].dtype)  # in the same Parameter, which other modules may share
+    model.load_state_dict(dict(state))
+
+
+def _ties(model: nn.Module) -> list[tuple[str, str]]:
+    """Pairs of names under which a module has one and the same tensor."""
+    first: dict[int, str] = {}
+    pairs = []
+    for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
+        if first.setdefault(id(tensor), name) != name:
+            pairs.append((first[id(tensor)], name))
+    return pairs
+
+
+def _equal(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors hold the same numbers, NaN being itself."""
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    return bool(((first == second) | ((first != first) & (second != second))).all())
 
 
 def digest(path: Path) -> str:
@@ -203,7 +244,7 @@ def digest(path: Path) -> str:
 def _rebuild(spec: Mapping[str, Any], card: Card, into: nn.Module | None, tensors: int) -> Classifier:
     name, options = spec["architecture"], spec["options"]
     plain = {k: v for k, v in options.items() if k != "transformers"}  # whose own limit is larger
-    if len(_json("spec", [name, plain])) > _SPEC_LIMIT:
+    if len(as_json("spec", [name, plain])) > _SPEC_LIMIT:
         raise InputError(f"the architecture and its options in the record are longer than {_SPEC_LIMIT:,} characters")
     if name == OWN:
         return rebuild(options, card, into, tensors)
@@ -213,13 +254,6 @@ def _rebuild(spec: Mapping[str, Any], card: Card, into: nn.Module | None, tensor
         raise InputError(f"into is for adapted models; this one is a {name[:80]}, which is built from its record")
     prepare: nn.Module = TablePrep(card.columns) if card.kind == "table" else normalization(card)
     return Classifier(make_net(name, card, options, getattr(prepare, "width", 0)), prepare, card, dict(spec))
-
-
-def _json(name: str, value: Any) -> str:
-    try:
-        return json.dumps(value, indent=1, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{name} can't be written as JSON: {error}; hand in plain data without NaN") from None
 
 
 def _is_channels_last(p: torch.Tensor) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from theriac.core.errors import InputError, unknown
-from theriac.models._still import blank, try_rows
+from theriac.models._still import blank, still, try_rows
 
 
 def classifier(model: nn.Module, layer: str | None = None, example: torch.Tensor | None = None) -> tuple[str, nn.Linear]:
@@ -25,7 +25,8 @@ def classifier(model: nn.Module, layer: str | None = None, example: torch.Tensor
         BatchNorm statistics and random streams stay as they were.
 
     Raises:
-        InputError: If there is no such layer, the logits come from a convolution, or the named layer is not linear.
+        InputError: If there is no such layer, the logits come from a convolution, something learned beside or behind the
+            layer makes them too (a cosine head, a LoRA adapter), or the named layer is not linear.
     """
     if layer is not None:
         known = dict(model.named_modules())
@@ -108,17 +109,21 @@ def features(model: nn.Module, layer: str | None = None, example: torch.Tensor |
 
 
 def head(model: nn.Module, example: torch.Tensor | None) -> tuple[str, nn.Linear | nn.Conv2d]:
-    """The last linear layer, or 1 x 1 convolution that takes its place, to run in a forward pass; as :func:`classifier`."""
-    found: dict[str, nn.Linear | nn.Conv2d] = {}
+    """The last linear layer, or 1 x 1 convolution that takes its place, to run in a forward pass; as :func:`classifier`.
+
+    What comes after it may reshape, scale or normalize the logits, as long as nothing learned is left out.
+    """
+    linears: dict[str, nn.Linear | nn.Conv2d] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
-            found[name] = module
-    if not found:
+            linears[name] = module
+    if not linears:
         raise InputError(f"{type(model).__name__} has no nn.Linear layer to take as its classifier; name a layer")
     order: list[str] = []
-    handles = [m.register_forward_hook(lambda *_, name=name: order.append(name)) for name, m in found.items()]
+    rows = _example(model) if example is None else example
+    handles = [m.register_forward_hook(lambda *_, name=name: order.append(name)) for name, m in linears.items()]
     try:
-        logits = try_rows(model, _example(model) if example is None else example)
+        logits = try_rows(model, rows)
     finally:
         for handle in handles:
             handle.remove()
@@ -126,9 +131,79 @@ def head(model: nn.Module, example: torch.Tensor | None) -> tuple[str, nn.Linear
         raise InputError(f"no nn.Linear layer of {type(model).__name__} ran in a forward pass; name one yourself")
     classes = logits.shape[-1] if isinstance(logits, torch.Tensor) and logits.dim() == 2 else -1
     # attention and squeeze layers are linear too: width tells the head from them, and order only the rest
-    heads = [n for n in order if classes in (getattr(found[n], "out_features", 0), getattr(found[n], "out_channels", 0))]
-    name = (heads or [n for n in order if isinstance(found[n], nn.Linear)] or order)[-1]
-    return name, found[name]
+    last = list(dict.fromkeys(reversed(order)))
+    heads = [n for n in last if classes in (getattr(linears[n], "out_features", 0), getattr(linears[n], "out_channels", 0))]
+    others = [n for n in last if isinstance(linears[n], nn.Linear)] or last
+    candidates = heads or others[:1]
+    if classes < 0:  # no logits to compare with
+        return candidates[0], linears[candidates[0]]
+    left_out: list[str] = []
+    for name in candidates:
+        besides = _besides(model, linears[name], rows)
+        if besides is not None and (not besides or _passes_on(model, linears[name], rows)):
+            return name, linears[name]
+        left_out = left_out or list(reversed(besides or []))  # the nearest to the logits first
+    what = f", which also come from {', '.join(map(repr, left_out[:3]))}" if left_out else ""
+    raise InputError(
+        f"layer {candidates[0]!r} is the last linear one to run in {type(model).__name__}, but it does not make the "
+        f"{classes} logits{what}; name the layer that is meant (layer=, layers= or scope= of a method)"
+    )
+
+
+def _besides(model: nn.Module, layer: nn.Module, rows: torch.Tensor) -> list[str] | None:
+    """Parameters that the logits depend on other than through a layer's output; None if they do not depend on that at all."""
+    named = [(n, p) for n, p in model.named_parameters() if p.is_floating_point()]
+    wanted = [p.requires_grad for _, p in named]
+    leaves: list[torch.Tensor] = []
+
+    def cut(_: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
+        leaves.append(out.detach().requires_grad_())
+        return leaves[-1].clone()  # which may be changed in place
+
+    handle = layer.register_forward_hook(cut)
+    try:
+        for _, parameter in named:
+            parameter.requires_grad_(True)
+        with still(model), torch.inference_mode(False), torch.enable_grad():
+            logits = model(rows[:2].clone())
+            if not logits.requires_grad:
+                return None
+            slopes = torch.autograd.grad(logits.sum(), [*leaves, *(p for _, p in named)], allow_unused=True)
+    finally:
+        handle.remove()
+        for (_, parameter), want in zip(named, wanted, strict=True):
+            parameter.requires_grad_(want)
+    if all(slope is None for slope in slopes[: len(leaves)]):
+        return None
+    return [n for (n, _), slope in zip(named, slopes[len(leaves) :], strict=True) if slope is not None]
+
+
+def _passes_on(model: nn.Module, layer: nn.Module, rows: torch.Tensor) -> bool:
+    """Whether the logits are an affine map of a layer's output, the same for every row, up to a shift common to all classes."""
+    axis = 1 if isinstance(layer, nn.Conv2d) else -1
+    other = torch.zeros_like(rows[:1]) if bool(rows[:1].any()) else torch.full_like(rows[:1], 0.5)
+    both = torch.cat([rows[:1], other])
+    generator = torch.Generator().manual_seed(0)
+
+    def answer(values: torch.Tensor) -> torch.Tensor:
+        def put(_: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
+            shape = [1] * out.dim()
+            shape[axis] = out.shape[axis]
+            return values.to(out).view(shape).expand_as(out)
+
+        handle = layer.register_forward_hook(put)
+        try:
+            logits: torch.Tensor = try_rows(model, both)
+        finally:
+            handle.remove()
+        return logits.double() - logits.double().mean(1, keepdim=True)
+
+    width = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
+    first, second = torch.randn(2, int(width), generator=generator)  # type: ignore[arg-type]
+    a, b, middle = answer(first), answer(second), answer((first + second) / 2)
+    close = 1e-3 * float((a - b).abs().max())
+    affine = float(((a + b) / 2 - middle).abs().max()) <= close
+    return close > 0 and affine and float((a[0] - a[1]).abs().max()) <= close
 
 
 def _example(model: nn.Module) -> torch.Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
+from theriac.models.editing import Weight, duplicate
 from theriac.models.taps import Tap
 
 
@@ -45,8 +44,8 @@ class Pullback:
     """
 
     def __init__(self, model: nn.Module, head: str, ridge: float) -> None:
-        self.old, self.ridge = Tap(copy.deepcopy(model).eval().requires_grad_(False), head), ridge
-        self.scale = float(model.get_parameter(f"{head}.weight").detach().norm())
+        self.old, self.ridge = Tap(duplicate(model).eval().requires_grad_(False), head), ridge
+        self.scale = float(Weight(model.get_submodule(head), head).value.detach().norm())
 
     def cosine(self, logits: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Cosine between the effective heads, from the new logits (B, K) of inputs ``x``; differentiable in the logits."""

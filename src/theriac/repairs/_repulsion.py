@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from theriac.core.errors import InputError, unknown
+from theriac.core.errors import InputError, UneditableError, unknown
 from theriac.models import taps
+from theriac.models.editing import Weight, editable
 
 Init = Literal["random", "far", "middle", "near", "noise", "torch"]
 
@@ -41,13 +42,24 @@ class Repulsion:
                     self.modules[inner] = module
         if not self.modules:
             raise InputError(f"layers is {layers!r}, which holds no Linear or Conv2d weight to move")
-        self.w0 = {name: m.weight.detach().clone() for name, m in self.modules.items()}
+        for name in self.modules:
+            if not editable(model, name).learns:
+                raise UneditableError(
+                    f"layer {name!r} is frozen (requires_grad is False), so it could not learn again from its new start; "
+                    "call requires_grad_(True) on it, or name another layer"
+                )
+        self.w0 = {name: w.value.detach().clone() for name, w in self.weights.items()}
         self.norms = {name: w.norm() for name, w in self.w0.items()}
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """The selected weights, by name of their layers."""
+        return {name: Weight(module, name) for name, module in self.modules.items()}
 
     def start(self, init: Init, generator: torch.Generator) -> None:
         """Put W where the method starts from; ``random`` and ``torch`` draw from ``generator``."""
         with torch.no_grad():
-            for name, module in self.modules.items():
+            for name, weight in self.weights.items():
                 old = self.w0[name]
 
                 def uniform(half_width: float, old: torch.Tensor = old) -> torch.Tensor:
@@ -67,11 +79,12 @@ class Repulsion:
                 elif init == "torch":  # what nn.Linear.reset_parameters draws, bias included
                     half_width = old[0].numel() ** -0.5
                     new = uniform(half_width)
+                    module = self.modules[name]
                     if module.bias is not None:
-                        module.bias.copy_(uniform(half_width, module.bias))
+                        Weight(module, name, "bias").write(uniform(half_width, module.bias))
                 else:
                     new = old.clone()
-                module.weight.copy_(new)
+                weight.write(new)
 
     def distance(self, measure: str = "euclidean") -> torch.Tensor:
         """Sum over layers of ||W - W0||.
@@ -79,17 +92,18 @@ class Repulsion:
         "unsigned" counts a flipped input column as if it had not been flipped; "gram" compares W W^T with W0 W0^T, in units of
         ||W0||, so that no rotation of the layer's inputs counts.
         """
-        return torch.stack([MEASURES[measure](m.weight, self.w0[name]) for name, m in self.modules.items()]).sum()
+        return torch.stack([MEASURES[measure](w.value, self.w0[name]) for name, w in self.weights.items()]).sum()
 
     def inner_product(self) -> torch.Tensor:
         """Sum over layers of <W, W0>."""
-        return torch.stack([(m.weight * self.w0[name]).sum() for name, m in self.modules.items()]).sum()
+        return torch.stack([(w.value * self.w0[name]).sum() for name, w in self.weights.items()]).sum()
 
     def project(self, _step: int = 0) -> None:
         """Rescale each W to the norm of its W0."""
         with torch.no_grad():
-            for name, module in self.modules.items():
-                module.weight.mul_(self.norms[name] / module.weight.norm().clamp_min(1e-12))
+            for name, weight in self.weights.items():
+                value = weight.value
+                weight.write(value * (self.norms[name] / value.norm().clamp_min(1e-12)))
 
     def report(self, rows_too: bool = False) -> Mapping[str, Any]:
         """Cosines between W and W0: over all layers, smallest and largest over single rows (classes), and the distance.
@@ -98,8 +112,8 @@ class Repulsion:
         """
         with torch.no_grad():
             rows, whole, unsigned = [], [], []
-            for name, module in self.modules.items():
-                new, old = module.weight.flatten(1), self.w0[name].flatten(1)
+            for name, weight in self.weights.items():
+                new, old = weight.value.flatten(1), self.w0[name].flatten(1)
                 rows.append(nn.functional.cosine_similarity(new, old, dim=1))
                 whole.append((new * old).sum() / (new.norm() * old.norm()).clamp_min(1e-12))
                 unsigned.append((new * old).sum(0).abs().sum() / (new.norm() * old.norm()).clamp_min(1e-12))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import time
 import warnings
@@ -22,7 +21,9 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data.align import align_to
 from theriac.models.classifier import to_input
+from theriac.models.editing import duplicate, eager, refuse_fixed
 from theriac.models.layout import arrange
+from theriac.models.state import warn_unsavable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,8 @@ class Repair(Method):
         """Repair a copy of ``model``; the given one is left as it was. What became of it is at ``run.outcome``.
 
         Args:
-            model: A module from inputs (pixels in [0, 1], or raw table rows) to logits (N, K), or a Victim.
+            model: A module from inputs (pixels in [0, 1], or raw table rows) to logits (N, K), or a Victim. Of a DataParallel
+                the module inside is taken, and comes back.
             clean: Rows that no attack has touched, with labels. Where the model carries a card, classes and columns are matched
                 with its by name. A method that needs none does not see them; they only serve
                 the checks of the model.
@@ -55,6 +57,8 @@ class Repair(Method):
             UnfairPairingError: If something that the method needs is missing, or knowledge came that its ``needs`` do not name.
             InputError: On a Poisoned where clean rows belong, a model whose outputs do not fit the classes, or one that
                 returns NaN.
+            UneditableError: If a layer's weight can't be changed so that the function follows: quantized, lazy, on the device
+                "meta", in TorchScript, or under a parametrization that takes no given weight; names the layer.
         """
         run = run or Run()
         method = self._informed(clean, trigger, target)
@@ -62,10 +66,14 @@ class Repair(Method):
         given: nn.Module = model if isinstance(model, nn.Module) else getattr(model, "model", model)
         if not isinstance(given, nn.Module):
             raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
+        if isinstance(given, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            given = given.module
+        refuse_fixed(given)
         run.outcome = None
         began = time.perf_counter()
-        with run.listening() as heard:
-            fixed = arrange(copy.deepcopy(given).to(run.device), run).eval()
+        with run.listening() as heard, eager(given):
+            fixed = arrange(duplicate(given).to(run.device), run).eval()
+            warn_unsavable(fixed)
             if rows is not None:
                 _probe(fixed, rows, run)
             _widen(fixed)
@@ -125,7 +133,7 @@ def _changed(given: nn.Module, fixed: nn.Module) -> bool:
 
 
 def _warn_frozen(model: nn.Module) -> None:
-    wants = [p.requires_grad for p in model.parameters()]
+    wants = [p.requires_grad for p in model.parameters() if p.is_floating_point()]
     if not all(wants):
         warnings.warn(
             f"{wants.count(False)} of the model's {len(wants)} parameters do not require gradients; gradients will not "

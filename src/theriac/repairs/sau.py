@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import warnings
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -18,6 +17,7 @@ from theriac.core.method import Needs, preset, register
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.classifier import to_input
+from theriac.models.editing import duplicate
 from theriac.repairs._shared_perturbation import search, sizes, whole
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
@@ -122,7 +122,7 @@ class SAU(Repair):
                 f"{clean.card.name!r} is a table; SAU's perturbations are of pixels in [0, 1], and would break codes of "
                 "categories and columns of any other unit"
             )
-        frozen = copy.deepcopy(model).eval().requires_grad_(False)
+        frozen = duplicate(model).eval().requires_grad_(False)
         mixed = run.autocast() if self.precision == "run" else contextlib.nullcontext()  # as the search sees them
         with torch.no_grad(), mixed:  # once for ever: the frozen model and the unaugmented rows never change
             parts = [frozen(to_input(clean.rows(p))).argmax(1) for p in clean.batches(512)]

@@ -15,6 +15,7 @@ from theriac.core.errors import InputError
 from theriac.core.files import load_tensors_safely, write_atomically
 from theriac.core.run import Run, first_rank
 from theriac.core.split import Split
+from theriac.models.state import pack
 
 _EVERY_S = 20.0  # a checkpoint costs milliseconds; this bounds what a kill can lose without writing after every short epoch
 
@@ -35,6 +36,8 @@ class Keeper:
         self.path: Path | None = None if run.folder is None else run.folder / f"{label}.checkpoint.pt"
         self.label = label
         self.saved_at = time.monotonic()
+        if self.path is not None:
+            pack(model)  # refuses now, not after an epoch, what could not be read again
 
     def restore(self) -> int:
         """Load the checkpoint if there is one; returns the number of epochs that are done."""
@@ -81,10 +84,14 @@ def fingerprint(plan: object, split: Split, run: Run, model: nn.Module, about: o
     if run.folder is None:
         return ""
     weights = model.state_dict()
-    shapes = [(name, tuple(value.shape)) for name, value in weights.items()]
+    shapes = [(name, tuple(getattr(value, "shape", ()))) for name, value in weights.items()]
     told = (plan, len(split), split.card.content_hash, run.seed, sorted(run.streams.items()), str(run.dtype), shapes, about)
     digest = hashlib.sha256(repr(told).encode())
     digest.update(split.content_hash(groups=False).encode())  # all rows: two poisoned sets may differ in a few of them
-    for tensor in (split.index, *(weights.values() if about is not None else ())):
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for value in (split.index, *(weights.values() if about is not None else ())):
+        if isinstance(value, torch.Tensor):
+            plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
+            digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+        else:  # the extra state of a layer
+            digest.update(repr(value).encode())
     return digest.hexdigest()

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from theriac.core.card import Augment
 from theriac.core.errors import InputError, TheriacError
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data.augment import augment
+from theriac.models._still import still
 from theriac.models.classifier import to_input
 from theriac.models.layout import arrange
 from theriac.training import _parallel, checkpoint
@@ -82,7 +85,7 @@ def loop(
     model.to(run.device)
     arrange(model, run)
     chosen = [p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad]
-    optimizer = _optimizer(chosen, recipe)
+    optimizer = _optimizer(chosen, recipe, _spared(model, recipe))
     batch_size = min(recipe.batch_size, len(split))
     drop_last = recipe.drop_last or (len(split) % batch_size == 1 and recipe.norm == "train" and len(split) > 1)
     per_epoch = len(split) // batch_size if drop_last else math.ceil(len(split) / batch_size)
@@ -183,20 +186,59 @@ def policy_of(recipe: Recipe, split: Split) -> Augment | None:
     return None if policy == Augment() else policy
 
 
-def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(
+    parameters: list[nn.Parameter], recipe: Recipe, spared: Mapping[int, str] | None = None
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer; parameters whose id is among ``spared`` are not decayed."""
     if not parameters:
         raise InputError("the model has no parameter that requires a gradient; nothing could be trained")
     fused = all(p.is_cuda for p in parameters)
+    groups: list[dict[str, Any]] = [{"params": [p for p in parameters if id(p) not in (spared or {})]}]
+    if alone := [p for p in parameters if id(p) in (spared or {})]:
+        groups.append({"params": alone, "weight_decay": 0.0})
+    groups = [g for g in groups if g["params"]]
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, amsgrad=recipe.amsgrad, fused=fused)
+        return torch.optim.Adam(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, amsgrad=recipe.amsgrad, fused=fused)
     return torch.optim.SGD(
-        parameters,
+        groups,
         lr=recipe.lr,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov and recipe.momentum > 0,
         weight_decay=recipe.weight_decay,
         fused=fused,
     )
+
+
+def _spared(model: nn.Module, recipe: Recipe) -> dict[int, str]:
+    """Parameters that weight decay must leave alone, by id, since the weight made of them would vanish; warns of them.
+
+    A parametrization may make nothing of slightly smaller parameters: that of orthogonal weights by Householder vectors keeps
+    signs as numbers 1 and -1, and cuts off what is behind the point.
+    """
+    spared: dict[int, str] = {}
+    if not recipe.weight_decay:
+        return spared
+    for name, module in model.named_modules():
+        if not isinstance(module, parametrize.ParametrizationList):
+            continue
+        originals = list(module.parameters(recurse=False))
+        before = [p.detach().clone() for p in originals]
+        with torch.no_grad(), still(module):
+            size = float(module().norm())
+            for parameter in originals:
+                parameter.mul_(0.999)
+            rest = float(module().norm())
+            for parameter, was in zip(originals, before, strict=True):
+                parameter.copy_(was)
+        if rest < 0.5 * size:
+            layer, _, tensor = name.rpartition(".parametrizations.")
+            warnings.warn(
+                f"weight decay of {recipe.weight_decay} would bring the {tensor} of layer {layer!r} to zero, by the way in "
+                f"which its parametrization ({type(module[0]).__name__.lstrip('_')}) makes it; it is left out there",
+                stacklevel=3,
+            )
+            spared.update({id(p): name for p in originals})
+    return spared
 
 
 def _caption(means: Mapping[str, float], rate: float) -> str:

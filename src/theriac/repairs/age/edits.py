@@ -30,6 +30,7 @@ from torch import nn
 
 from theriac.core.errors import InputError, unknown
 from theriac.models.classifier import to_input
+from theriac.models.editing import Weight
 
 Layer = nn.Linear | nn.Conv2d
 
@@ -63,11 +64,16 @@ class Contrast:
 class Held:
     """What an edit did to one layer, so that training can be made to keep it: W[:, columns] or W U stays at ``value``."""
 
-    layer: Layer
+    weight: Weight
     value: torch.Tensor
     columns: torch.Tensor | None = None  # int64 (k,)
     basis: torch.Tensor | None = None  # (D, r)
     row: int | None = None  # the only row that was edited; None = all
+
+    @property
+    def layer(self) -> nn.Module:
+        """The layer that was edited."""
+        return self.weight.layer
 
     def told(self) -> dict[str, int]:
         """How much was edited: columns, or directions."""
@@ -76,11 +82,13 @@ class Held:
     @torch.no_grad()
     def restore(self) -> None:
         """Put the layer back on the edit, moving its weights as little as possible."""
+        new = self.weight.value.clone()
         if self.columns is not None:
-            self.layer.weight[:, self.columns] = self.value
+            new[:, self.columns] = self.value
         elif self.basis is not None:
-            weight = _rows(self.layer, self.row)
-            weight -= (weight @ self.basis - self.value) @ self.basis.T
+            rows = _rows(new, self.row)
+            rows -= (rows @ self.basis - self.value) @ self.basis.T
+        self.weight.write(new)
 
 
 def contrast(forget: torch.Tensor, reference: torch.Tensor, rank: int = 1) -> Contrast | None:
@@ -112,12 +120,12 @@ def contrast(forget: torch.Tensor, reference: torch.Tensor, rank: int = 1) -> Co
 
 
 @torch.no_grad()
-def edit(rule: str, layer: Layer, seen: Contrast, strength: float, target: int = 0, alpha: float = 1.2) -> Held:
+def edit(rule: str, layer: Layer | Weight, seen: Contrast, strength: float, target: int = 0, alpha: float = 1.2) -> Held:
     """Apply one rule to a layer in place.
 
     Args:
         rule: See the module's table.
-        layer: What is edited.
+        layer: What is edited, or its weight.
         seen: What the layer's input looks like with and without the trigger.
         strength: Share of columns (E1, E2, E2r, E4), lambda (E3) or gamma (E5, E6).
         target: The attack's class (E4, E5).
@@ -131,22 +139,24 @@ def edit(rule: str, layer: Layer, seen: Contrast, strength: float, target: int =
     """
     if rule not in GRIDS:
         raise unknown("rule", rule, GRIDS)
+    weight = layer if isinstance(layer, Weight) else Weight(layer)
     if rule in ("E5", "E6"):
-        return _project(rule, layer, seen, strength, target)
+        return _project(rule, weight, seen, strength, target)
+    new = weight.value.clone()
     f, r = seen.forget, seen.reference
     scale = torch.ones_like(f)
     if rule == "E3":
         over = (f > 0) & (f - r > (alpha - 1) * r.abs())
         scale = torch.where(over, (strength * r / torch.where(over, f, 1.0)).clamp(0, 1), scale)
     elif rule != "none":
-        scale[_scores(rule, layer, seen, target).topk(round(strength * len(f))).indices] = 0
+        scale[_scores(rule, new, seen, target).topk(round(strength * len(f))).indices] = 0
     columns = (scale < 1).nonzero().flatten()
-    shape = (1, -1, *([1] * (layer.weight.dim() - 2)))
-    layer.weight[:, columns] *= scale[columns].to(layer.weight.dtype).view(shape)
-    return Held(layer, layer.weight[:, columns].clone(), columns=columns)
+    new[:, columns] *= scale[columns].to(new.dtype).view(1, -1, *([1] * (new.dim() - 2)))
+    weight.write(new)
+    return Held(weight, new[:, columns].clone(), columns=columns)
 
 
-def _scores(rule: str, layer: Layer, seen: Contrast, target: int) -> torch.Tensor:
+def _scores(rule: str, weight: torch.Tensor, seen: Contrast, target: int) -> torch.Tensor:
     d = seen.forget - seen.reference
     if rule == "E1":
         return seen.forget
@@ -155,26 +165,29 @@ def _scores(rule: str, layer: Layer, seen: Contrast, target: int) -> torch.Tenso
     if rule == "E2r":
         size = seen.reference.abs()
         return d / (size + 0.05 * size.mean()).clamp_min(1e-12)
-    return d * (layer.weight[target] - layer.weight.mean(0))  # E4
+    return d * (weight[target] - weight.mean(0))  # E4
 
 
-def _project(rule: str, layer: Layer, seen: Contrast, gamma: float, target: int) -> Held:
-    basis = seen.basis.to(layer.weight.dtype)
+def _project(rule: str, weight: Weight, seen: Contrast, gamma: float, target: int) -> Held:
+    new = weight.value.clone()
+    basis = seen.basis.to(new.dtype)
     row = target if rule == "E5" else None
-    weight = _rows(layer, row)
-    along = weight @ basis
-    weight -= gamma * along @ basis.T
-    if rule == "E6" and layer.bias is not None:
+    rows = _rows(new, row)
+    along = rows @ basis
+    rows -= gamma * along @ basis.T
+    weight.write(new)
+    if rule == "E6" and getattr(weight.layer, "bias", None) is not None:
         # a convolution meets the direction at every kernel position; exact away from zero-padded borders
         shift = (along @ (basis.T @ seen.reference.to(basis.dtype))).reshape(len(along), -1).sum(1)
-        layer.bias += gamma * shift
-    return Held(layer, weight @ basis, basis=basis, row=row)
+        bias = Weight(weight.layer, weight.name, "bias")
+        bias.write(bias.value + gamma * shift)
+    return Held(weight, rows @ basis, basis=basis, row=row)
 
 
-def _rows(layer: Layer, row: int | None) -> torch.Tensor:
-    """The weight, or one row of it, as a view with the input side last: (rows, ..., D)."""
-    weight = layer.weight.movedim(1, -1)
-    return weight if row is None else weight[row : row + 1]
+def _rows(weight: torch.Tensor, row: int | None) -> torch.Tensor:
+    """A weight, or one row of it, as a view with the input side last: (rows, ..., D)."""
+    turned = weight.movedim(1, -1)
+    return turned if row is None else turned[row : row + 1]
 
 
 def edit_layers(
@@ -216,7 +229,7 @@ def edit_layers(
             told.append({"layer": name, "score": 0.0, "inert": True})
             continue
         power = strength * shrink ** (len(layers) - 1 - depth) if rule == "E6" else strength
-        held.append(edit(rule, layer, seen, power, target, alpha))
+        held.append(edit(rule, Weight(layer, name), seen, power, target, alpha))
         told.append({"layer": name, "score": round(seen.score, 6), "strength": power, **held[-1].told()})
     return held, told
 

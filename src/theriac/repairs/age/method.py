@@ -18,6 +18,7 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.detectors.neural_cleanse import Schedule, invert
 from theriac.models.classifier import to_input
+from theriac.models.editing import editable
 from theriac.repairs.age.edits import GRIDS, HEAD_ONLY, Held, edit_layers
 from theriac.repairs.age.restore import HOLDS, LATER, NEEDS_TRIGGER, recipe, retrain, rows_for
 from theriac.repairs.age.stage import Case, Measured, Stage, State, from_class, from_trigger, handful, sites
@@ -214,7 +215,14 @@ class AGE(Repair):
         pool = handful(clean, self.per_class, run.generator("method", "age", "pool"))
         example = to_input(pool.rows(torch.arange(1)))
         layers = sites(model, self.scope, example)
-        trained = sites(model, "later" if self.retrain in LATER else "head", example)
+        for name in layers:
+            editable(model, name)  # refuses now, not after the search
+        try:
+            trained = sites(model, "later" if self.retrain in LATER else "head", example)
+        except InputError:
+            if self.scope in ("head", "later"):
+                raise
+            trained = layers  # no linear layer makes the logits; what the caller named is trained instead
         cache = self.scope == "head" and self.retrain not in LATER
         stage = Stage(model, layers, trained.values(), pool, cache)
         if (case := self._case(stage, pool, run)) is None:

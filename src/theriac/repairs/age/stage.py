@@ -19,6 +19,7 @@ from theriac.core.split import Split
 from theriac.metrics import aim
 from theriac.models import taps
 from theriac.models.classifier import to_input
+from theriac.models.editing import Weight
 from theriac.repairs.age.edits import Layer, inputs
 
 State = list[dict[str, torch.Tensor]]
@@ -96,6 +97,7 @@ class Stage:
         changing = {id(m): m for m in (*layers.values(), *self.trained)}
         self.changing = list(changing.values())
         self.start = self.snapshot()
+        self.unedited = [_effective(module) for module in self.changing]
 
     def lift(self, rows: Split) -> Split:
         """Rows in the space of the edited network: themselves, or their features."""
@@ -136,11 +138,17 @@ class Stage:
     def moved(self) -> float:
         """Relative change of the edited weights against the unedited ones."""
         change = scale = 0.0
-        for module, kept in zip(self.changing, self.start, strict=True):
-            for name, value in module.named_parameters():
-                change += float((value.detach() - kept[name]).double().square().sum())
-                scale += float(kept[name].double().square().sum())
+        for module, before in zip(self.changing, self.unedited, strict=True):
+            for now, was in zip(_effective(module), before, strict=True):
+                change += float((now - was).square().sum())
+                scale += float(was.square().sum())
         return math.sqrt(change / max(scale, 1e-24))
+
+
+def _effective(module: nn.Module) -> list[torch.Tensor]:
+    """Weight and bias as the layer uses them, in double precision."""
+    names = [name for name in ("weight", "bias") if getattr(module, name, None) is not None]
+    return [Weight(module, tensor=name).value.detach().double() for name in names]
 
 
 def from_trigger(trigger: Any, target: int | None, model: nn.Module, pool: Split) -> Case:
@@ -216,11 +224,13 @@ def sites(model: nn.Module, scope: str | tuple[str, ...], example: torch.Tensor)
     Raises:
         InputError: On an unknown name, or one that is no Linear or ungrouped Conv2d.
     """
-    head, module = taps.head(model, example)
     if scope == "head":
+        head, module = taps.head(model, example)
         return {head: module}
     known = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) or (isinstance(m, nn.Conv2d) and m.groups == 1)}
-    names = _later(known, head) if scope == "later" else [scope] if isinstance(scope, str) else list(scope)
+    names = (
+        _later(known, taps.head(model, example)[0]) if scope == "later" else [scope] if isinstance(scope, str) else list(scope)
+    )
     for name in names:
         if name not in known:
             raise unknown("layer of scope", name, [*known, "head", "later"])

@@ -1,0 +1,342 @@
+"""The one way in which a method writes a layer's weight, so that an edit reaches the function or is refused.
+
+A layer does not always compute with the tensor that is called its ``weight``: a parametrization or a hook may make the weight
+anew in every forward pass, another path may run beside it, another layer may share it. :func:`editable` looks before any work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedBuffer, is_lazy
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from theriac.core.errors import InputError, UneditableError, unknown
+
+Layer = nn.Linear | nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm
+_TOLERANCE = 1e-4  # relative; float32 keeps 1e-6 through a norm and a division
+_FORWARDS = {cls.forward for cls in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.modules.batchnorm._BatchNorm)}
+_REMOVE = "take it off first: torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r})"
+_CURES: tuple[tuple[type, str, str], ...] = (
+    (WeightNorm, "weight_norm", "torch.nn.utils.remove_weight_norm(layer, {name!r})"),
+    (SpectralNorm, "spectral_norm", "torch.nn.utils.remove_spectral_norm(layer, {name!r})"),
+    (BasePruningMethod, "pruning", "torch.nn.utils.prune.remove(layer, {name!r})"),
+)
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized", "torchao.", "bitsandbytes.")
+
+
+class Weight:
+    """A layer's weight as its forward pass uses it. Made by :func:`editable`.
+
+    Args:
+        layer: A linear layer, a convolution or a BatchNorm.
+        name: Its dotted name, for messages.
+        tensor: "weight" or "bias".
+    """
+
+    def __init__(self, layer: nn.Module, name: str = "", tensor: str = "weight") -> None:
+        self.layer, self.name, self.tensor = layer, name or type(layer).__name__, tensor
+        self.parametrized = parametrize.is_parametrized(layer, tensor)
+        self.hook = None if self.parametrized else _hook(layer, tensor)
+
+    def __repr__(self) -> str:
+        return f"Weight({self.tensor!r} of {self.name!r})"
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a parameter itself, and not made of others in every forward pass."""
+        return not self.parametrized and self.hook is None
+
+    @property
+    def learns(self) -> bool:
+        """Whether gradients change it."""
+        parts = [p for n, p in self.layer.named_parameters() if n.removeprefix("parametrizations.").startswith(self.tensor)]
+        return any(p.requires_grad for p in parts)
+
+    @property
+    def value(self) -> torch.Tensor:
+        """What the next forward pass uses; differentiable with respect to what it is made of."""
+        made: torch.Tensor
+        if isinstance(self.hook, SpectralNorm):
+            made = self.hook.compute_weight(self.layer, do_power_iteration=False)
+        elif isinstance(self.hook, WeightNorm):
+            made = self.hook.compute_weight(self.layer)
+        elif isinstance(self.hook, BasePruningMethod):
+            made = self.hook.apply_mask(self.layer)
+        else:
+            made = getattr(self.layer, self.tensor)
+        return made
+
+    @torch.no_grad()
+    def write(self, new: torch.Tensor) -> None:
+        """Make the next forward pass use ``new``.
+
+        Raises:
+            UneditableError: If what the layer then uses is something else; it is then as it was.
+        """
+        if self.plain:
+            self.value.copy_(new)
+            return
+        before = {name: value.clone() for name, value in _tensors(self.layer)}
+        reason = ""
+        try:
+            self._through(new)
+            off = float((self.value - new).abs().max()) / max(float(new.abs().max()), 1e-12) if new.numel() else 0.0
+            reason = "" if off <= _TOLERANCE else "the weight that it makes is another than the one that was written"
+        except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        if reason:
+            for name, value in _tensors(self.layer):
+                value.copy_(before[name])
+            raise self._refusal(reason)
+        if self.hook is not None:
+            setattr(self.layer, self.tensor, self.value)  # for whoever reads it before the next forward pass
+
+    def _through(self, new: torch.Tensor) -> None:
+        """Hand ``new`` to what makes the weight."""
+        if self.parametrized:
+            setattr(self.layer, self.tensor, new)
+        elif isinstance(self.hook, WeightNorm):
+            size, way = (getattr(self.layer, f"{self.tensor}_{part}") for part in "gv")
+            norm = torch.norm_except_dim(new, 2, self.hook.dim)
+            size.copy_(norm)
+            way.copy_(torch.where(norm > 0, new, way))  # a norm of zero leaves the direction open
+        else:
+            getattr(self.layer, f"{self.tensor}_orig").copy_(new)
+
+    def _refusal(self, reason: str) -> UneditableError:
+        if self.parametrized:
+            parts = [type(p).__name__.lstrip("_") for p in self.layer.parametrizations[self.tensor]]  # type: ignore[index]
+            what, cure = f"a parametrization ({', '.join(parts)})", _REMOVE.format(name=self.tensor)
+        else:
+            what, cure = next((w, f"take it off first: {c}") for kind, w, c in _CURES if isinstance(self.hook, kind))
+            cure = cure.format(name=self.tensor)
+        return UneditableError(f"layer {self.name!r} can't be edited: its {self.tensor} is under {what}, and {reason}; {cure}")
+
+
+def editable(model: nn.Module, name: str, tensor: str = "weight") -> Weight:
+    """The weight of one layer, once it is sure that writing it changes the layer and nothing else.
+
+    Args:
+        model: The layer's model; every tensor is as before when this returns.
+        name: Dotted name of a linear layer, a convolution or a BatchNorm.
+        tensor: "weight" or "bias".
+
+    Raises:
+        UneditableError: Naming the layer and the reason: a parametrization or a pruning mask that takes no given weight, a
+            forward pass of its own that is not linear in the weight, a weight that another layer shares, or one without data.
+        InputError: If there is no such layer.
+    """
+    known = dict(model.named_modules())
+    if name not in known:
+        raise unknown("layer", name, known)
+    layer = known[name]
+    if not isinstance(layer, Layer):
+        raise UneditableError(
+            f"layer {name!r} is a {type(layer).__name__}; expected a linear layer, a convolution or a BatchNorm"
+        )
+    refuse_fixed(layer, name)
+    weight = Weight(layer, name, tensor)
+    raw = getattr(layer, tensor, None) if weight.plain else None  # a parametrization may count how often it is asked
+    if weight.plain and raw is None:
+        raise UneditableError(f"layer {name!r} has no {tensor}")
+    if weight.plain and not isinstance(raw, nn.Parameter):
+        raise UneditableError(f"layer {name!r} can't be edited: its {tensor} is no parameter but made by code of its own")
+    if raw is not None and any(step == 0 and size > 1 for step, size in zip(raw.stride(), raw.shape, strict=True)):
+        raise UneditableError(
+            f"layer {name!r} can't be edited: its {tensor} is an expanded tensor; give it one of its own (clone)"
+        )
+    _refuse_shared(layer, name, tensor, known)
+    with _as_it_was(layer):
+        if weight.plain:
+            hooked = bool(layer._forward_hooks or layer._forward_pre_hooks)
+            if tensor == "weight" and (type(layer).forward not in _FORWARDS or hooked):
+                _refuse_other_function(layer, name)
+        else:
+            value = weight.value.detach()
+            draw = torch.Generator().manual_seed(0)
+            noise = torch.randn(value.shape, generator=draw, dtype=torch.float32).to(value)
+            weight.write(0.5 * value + noise * value.abs().mean().clamp_min(1e-3))
+    return weight
+
+
+def refuse_empty(model: nn.Module, prefix: str = "") -> None:
+    """Refuse a model with tensors on the device "meta", naming the layer.
+
+    Raises:
+        UneditableError: Saying that its weights have to be loaded first.
+    """
+    for name, module in model.named_modules(prefix=prefix):
+        if any(t.is_meta and not is_lazy(t) for _, t in _tensors(module, lazy=True)):
+            where = f"layer {name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
+            raise UneditableError(f"{where} lies on the device 'meta' and has no numbers; load its weights first")
+
+
+def refuse_fixed(model: nn.Module, prefix: str = "") -> None:
+    """Refuse a model whose weights can't be repaired as they are, naming the layer.
+
+    Raises:
+        UneditableError: On a TorchScript module, quantized layers or tensors, layers that have not seen a batch yet, tensors on
+            the device "meta", and weights that are spread over processes.
+    """
+    refuse_empty(model, prefix)
+    for name, module in model.named_modules(prefix=prefix):
+        where = f"layer {name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UneditableError(f"{where} is compiled by TorchScript; repair the nn.Module and script it afterwards")
+        origin, tensors = type(module).__module__, list(_tensors(module, lazy=True))
+        fixed = origin.startswith(_QUANTIZED) and not type(module).__name__.endswith("FloatFunctional") and not _trains(tensors)
+        if fixed or any(_is_quantized(t) for _, t in tensors):
+            raise UneditableError(f"{where} is quantized, and rounding would swallow a repair; repair before quantizing")
+        if any(is_lazy(t) for _, t in tensors):
+            raise UneditableError(f"{where} is lazy and has no weights yet; run one batch through the model first")
+        if type(module).__name__ in ("FullyShardedDataParallel", "FSDP") or any(
+            type(t).__name__ == "DTensor" for _, t in tensors
+        ):
+            raise UneditableError(f"{where} is spread over processes; gather its weights and repair the plain module")
+
+
+def duplicate(model: nn.Module, name: str = "model") -> nn.Module:
+    """A deep copy of a model; also of one that keeps the result of a computation, as the old ``weight_norm`` does.
+
+    Raises:
+        InputError: If something in it can't be copied; names where it sits.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in (*module.__dict__.values(), *module._buffers.values()):
+            if isinstance(value, UninitializedBuffer):  # torch copies lazy parameters, and forgot lazy buffers
+                memo[id(value)] = UninitializedBuffer(device=value.device, dtype=value.dtype)  # type: ignore[call-arg]
+            elif isinstance(value, torch.Tensor) and not is_lazy(value) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    try:
+        return copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError, AttributeError, NotImplementedError, RecursionError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise InputError(f"{name} can't be copied{_what_fails(model, memo)}: {reason}") from None
+
+
+@contextlib.contextmanager
+def eager(model: nn.Module) -> Iterator[None]:
+    """Let a network under ``torch.compile`` run as it is written: compiled code does not see hooks that come later."""
+    if any(type(m).__name__ == "OptimizedModule" for m in model.modules()):  # whose import would take seconds
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
+
+
+def _what_fails(model: nn.Module, memo: dict[int, Any]) -> str:
+    for name, module in model.named_modules():
+        for key, value in module.__dict__.items():
+            if key == "_modules":
+                continue
+            try:
+                copy.deepcopy(value, dict(memo))
+            except Exception:  # whatever it is, it is the one that is looked for
+                own = key if not key.startswith("_forward") else "a hook"
+                return f" ({own} of {name!r}, a {type(module).__name__})" if name else f" ({own} of {type(module).__name__})"
+    return ""
+
+
+def _hook(layer: nn.Module, tensor: str) -> Any:
+    """What makes ``tensor`` before each forward pass; None if nothing that torch brings does."""
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, (WeightNorm, SpectralNorm)) and hook.name == tensor:
+            return hook
+        if isinstance(hook, BasePruningMethod) and hook._tensor_name == tensor:
+            return hook
+    return None
+
+
+def _tensors(module: nn.Module, lazy: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers of a layer; of itself alone (``lazy``), or of what makes its weights too."""
+    yield from module.named_parameters(recurse=not lazy)
+    yield from module.named_buffers(recurse=not lazy)
+
+
+def _trains(tensors: list[tuple[str, torch.Tensor]]) -> bool:
+    return any(t.is_floating_point() and t.requires_grad for _, t in tensors)
+
+
+def _is_quantized(tensor: torch.Tensor) -> bool:
+    if tensor.is_quantized or type(tensor.data).__module__.startswith("torchao"):
+        return True
+    return isinstance(tensor, nn.Parameter) and tensor.dtype in (torch.int8, torch.uint8)
+
+
+def _refuse_shared(layer: nn.Module, name: str, tensor: str, known: dict[str, nn.Module]) -> None:
+    """An edit of a tied weight would change another layer, too."""
+    roots = {id(p) for n, p in layer.named_parameters() if n.removeprefix("parametrizations.").startswith(tensor)}
+    inside = {id(m) for m in layer.modules()}
+    for other, module in known.items():
+        if id(module) in inside:
+            continue
+        if any(p is not None and id(p) in roots for p in module._parameters.values()):
+            who = repr(other) if other else "the model itself"
+            raise UneditableError(
+                f"layer {name!r} can't be edited: {who} shares its {tensor}, and an edit would change both; give each its own, "
+                "or name another layer"
+            )
+
+
+@contextlib.contextmanager
+def _as_it_was(layer: nn.Module) -> Iterator[None]:
+    """Try something in eval mode; afterwards every tensor and every mode is as before."""
+    before = {name: value.detach().clone() for name, value in _tensors(layer)}
+    modes = [(module, module.training) for module in layer.modules()]
+    layer.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        with torch.no_grad():
+            for name, value in _tensors(layer):
+                value.copy_(before[name])
+        for module, training in modes:
+            module.training = training
+
+
+def _refuse_other_function(layer: Layer, name: str) -> None:
+    """With half and with double the weight, a layer that computes with it alone gives half and double, bias aside."""
+    weight = layer.weight.detach()
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(_shape(layer), generator=draw, dtype=torch.float32).to(weight)
+
+    def run(scale: float) -> torch.Tensor:
+        out: torch.Tensor = torch.func.functional_call(layer, {"weight": weight * scale}, (x,))
+        return out
+
+    try:
+        half, once, twice = run(0.5), run(1.0), run(2.0)
+        scale = float(once.abs().max()) + 1e-12
+        rest = 2 * once - twice  # what does not come from the weight: the bias, the same for every row
+        linear = float((twice - once - 2 * (once - half)).abs().max()) <= 1e-3 * scale < 1e3 * float((twice - once).abs().max())
+        alone = float((rest - rest[:1]).abs().max()) <= 1e-3 * scale
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise UneditableError(f"layer {name!r} can't be edited: it could not be tried alone ({reason}); name another") from None
+    if not linear or not alone:
+        how = "another path runs beside its weight" if linear else "it does not use its weight as it is"
+        raise UneditableError(
+            f"layer {name!r} ({type(layer).__name__}) can't be edited: {how}, so a written weight is not the one that counts; "
+            "merge or remove that first, or name another layer"
+        )
+
+
+def _shape(layer: Layer) -> tuple[int, ...]:
+    if isinstance(layer, nn.Linear):
+        return (4, layer.in_features)
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        sides = {"1d": 0, "2d": 2, "3d": 3}.get(type(layer).__name__[-2:], 2)
+        return (4, layer.num_features, *[2] * sides)
+    reach = [d * (k - 1) + 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    return (4, layer.in_channels, *reach)
