@@ -21,6 +21,7 @@ from theriac.core.split import Split
 from theriac.metrics.evaluation import Evaluation
 from theriac.metrics.intervals import Rate
 from theriac.models.classifier import to_input
+from theriac.models.run_over import run_over
 
 
 class Stamper(Protocol):
@@ -110,13 +111,8 @@ def aim(planted: Any, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tenso
 
 
 def predict(model: nn.Module, split: Split, *, run: Run | None = None, batch_size: int = 512) -> torch.Tensor:
-    """Logits of all rows in order, float32 (N, K), on the CPU. The model is left in eval mode."""
-    run = run or Run()
-    model = model.to(run.device).eval()
-    here = split.to(run.device)
-    with torch.inference_mode(), run.autocast():
-        parts = [model(to_input(here.rows(p))).float().cpu() for p in here.batches(batch_size)]
-    return torch.cat(parts)
+    """Logits of all rows in order, float32 (N, K), on the CPU; see :func:`theriac.models.run_over`."""
+    return run_over(model, split, run=run, batch_size=batch_size)
 
 
 @contextlib.contextmanager

@@ -118,7 +118,7 @@ def head(model: nn.Module, example: torch.Tensor | None) -> tuple[str, nn.Linear
     order: list[str] = []
     handles = [m.register_forward_hook(lambda *_, name=name: order.append(name)) for name, m in found.items()]
     try:
-        logits = try_rows(model, _example(model) if example is None else example)
+        logits = try_rows(model, example_row(model) if example is None else example)
     finally:
         for handle in handles:
             handle.remove()
@@ -131,7 +131,12 @@ def head(model: nn.Module, example: torch.Tensor | None) -> tuple[str, nn.Linear
     return name, found[name]
 
 
-def _example(model: nn.Module) -> torch.Tensor:
+def example_row(model: nn.Module) -> torch.Tensor:
+    """One blank row of the shape that the model's card says.
+
+    Raises:
+        InputError: If it carries no card, or one without a shape.
+    """
     card = getattr(model, "card", None)
     if card is None or not all(card.shape):
         raise InputError("the model carries no card with the shape of its rows; give an example batch, or name the layer")
