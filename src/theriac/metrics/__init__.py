@@ -2,6 +2,7 @@
 
 from theriac.metrics.backdoor import aim, evaluate, predict
 from theriac.metrics.by_group import fairness
+from theriac.metrics.detection import Detection, brier, detection
 from theriac.metrics.evaluation import Comparison, Evaluation, compare, der
 from theriac.metrics.fairness import Fairness
 from theriac.metrics.flips import flip_rate
@@ -9,14 +10,17 @@ from theriac.metrics.intervals import Difference, Rate, Spread, over_seeds, wils
 
 __all__ = [
     "Comparison",
+    "Detection",
     "Difference",
     "Evaluation",
     "Fairness",
     "Rate",
     "Spread",
     "aim",
+    "brier",
     "compare",
     "der",
+    "detection",
     "evaluate",
     "fairness",
     "flip_rate",
