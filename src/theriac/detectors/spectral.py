@@ -25,10 +25,10 @@ class SpectralSignatures(Detector):
     """Scores each row by its squared position along the main direction of its class's features, where poisoned rows stick out.
 
     For each label, penultimate features are centered, and their first right singular vector is the direction. A row's score is
-    the square of its projection, divided by the mean of its class, so that scores of classes compare.
+    the square of its projection.
 
-    Paper: Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018, https://arxiv.org/abs/1811.00636. Official
-    code: MadryLab/backdoor_data_poisoning (grade M: the paper's algorithm); the share of BackdoorBench @ f02e353 (read in code).
+    Paper: Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018, https://arxiv.org/abs/1811.00636 (grade
+    M: the paper's formulas). Facts from SCLBD/BackdoorBench @ f02e353 for the share (grade A: read in code).
 
     Threat model: the model trained on the rows, and the rows with the labels that they came with.
 
@@ -88,7 +88,7 @@ class SpectralSignatures(Detector):
             if not spectrum[0] > 0:
                 continue  # all rows alike
             spectra[name] = (spectrum[:10] ** 2 / (spectrum**2).sum()).tolist()
-            scores[at] = position**2 / (position**2).mean()
+            scores[at] = position**2
             classes[k] = bimodality(position)
             smaller[at] = smaller_group(position)
             top[at[scores[at].argsort(descending=True, stable=True)[: round(self.share * len(at))]]] = True

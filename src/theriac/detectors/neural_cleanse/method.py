@@ -38,8 +38,8 @@ class NeuralCleanse(Detector):
 
     Cost: two passes a row, class and round; classes that have settled drop out.
 
-    Known limits: finds patches. Triggers that cover the image (Blended, WaNet), depend on the row, or fire for some classes only
-    are outside of what it searches. The thresholds are uncalibrated: on benign models false alarms happen.
+    Known limits: it finds patches. Triggers that cover the image (Blended, WaNet), depend on the row, or fire for some classes
+    only are outside of what it searches. The thresholds are uncalibrated: on benign models false alarms happen.
 
     Example:
         >>> import theriac as th
