@@ -74,7 +74,7 @@ def alike(first: object, second: object) -> bool:
 def test_its_needs_name_something_to_look_at(name):
     needs = DETECTORS[name].needs
     assert needs.model or needs.rows
-    assert not (needs.training_control or needs.trigger or needs.target)
+    assert not any((needs.training_control, needs.trigger, needs.target))
 
 
 def test_the_finding_is_well_formed(name, things, clean):

@@ -91,7 +91,7 @@ def test_official_flags_15_percent_of_every_class(run):
     assert bool(torch.isin(poison.nonzero().flatten(), flagged).all())
 
 
-def test_scores_are_those_of_the_paper_up_to_the_scale_of_a_class():
+def test_positions_are_along_the_first_eigenvector_of_the_covariance():
     draw = torch.Generator().manual_seed(1)
     features = torch.randn((30, 5), generator=draw, dtype=torch.float64)
     centered = features - features.mean(0)
@@ -113,10 +113,8 @@ def test_the_smaller_group_is_the_best_cut_of_all():
     for _ in range(20):
         values = torch.randn(9, generator=draw).double()
         order = values.argsort()
-        within = [
-            sum(float(((part - part.mean()) ** 2).sum()) for part in (values[order[:c]], values[order[c:]]))
-            for c in range(1, 9)
-        ]
+        parts = [(values[order[:c]], values[order[c:]]) for c in range(1, 9)]
+        within = [sum(float(((part - part.mean()) ** 2).sum()) for part in both) for both in parts]
         cut = within.index(min(within)) + 1
         lower = smaller_group(values)[order].tolist()
         assert lower == [i < cut if 2 * cut <= 9 else i >= cut for i in range(9)]

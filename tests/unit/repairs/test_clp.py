@@ -57,7 +57,7 @@ def test_bounds_equal_numpy_s_largest_singular_values(block):
     seen = lipschitz(block.conv2.weight, block.bn2, eps=block.bn2.eps)
     for k in range(CHANNELS):
         matrix = block.conv2.weight[k].detach().double().numpy().reshape(CHANNELS, 9)
-        scale = abs(float(block.bn2.weight[k])) / np.sqrt(float(block.bn2.running_var[k]) + block.bn2.eps)
+        scale = abs(float(block.bn2.weight[k].detach())) / np.sqrt(float(block.bn2.running_var[k]) + block.bn2.eps)
         assert float(seen[k]) == pytest.approx(np.linalg.svd(matrix, compute_uv=False)[0] * scale, rel=1e-6)
 
 
