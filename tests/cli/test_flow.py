@@ -142,6 +142,26 @@ def test_a_repair_can_be_told_the_trigger(theriac: Theriac, victim: Path, tmp_pa
     assert not (tmp_path / "unknown").exists()
 
 
+def test_a_repair_without_clean_rows_draws_none_and_says_why_nothing_changed(
+    theriac: Theriac, victim: Path, tmp_path: Path
+) -> None:
+    words = ("repair", victim, "--method", "clp", "--device", "cpu", "--precision", "fp32")
+    same = theriac(*words, "--out", tmp_path / "same")
+    assert same.code == 0, same.err
+    assert "repaired by CLP without clean rows" in same.out
+    assert "unchanged: no channel of 9 layers" in same.err  # four channels: none can be 3 deviations above the mean
+    record = json.loads((tmp_path / "same" / "run.json").read_text())
+    assert record["clean"] is None
+    assert record["before"] == record["evaluation"]
+    pruned = theriac(*words, "--option", "u=1", "--out", tmp_path / "pruned", "--json")
+    assert pruned.code == 0, pruned.err
+    (told,) = [
+        json.loads(line) for line in (tmp_path / "pruned" / "events.jsonl").read_text().splitlines() if "repaired" in line
+    ]
+    assert told["outcome"]["figures"]["channels"] > 0
+    assert told["rows"] == 0
+
+
 def test_benign_control_and_eval_under_another_attack(
     theriac: Theriac, tiny: tuple[str, ...], tmp_path: Path, victim: Path
 ) -> None:
@@ -251,10 +271,11 @@ def test_a_loss_that_explodes(theriac: Theriac, victim: Path, tmp_path: Path) ->
     assert not (tmp_path / "fixed").exists()
 
 
-@pytest.mark.parametrize("topic", ["attacks", "repairs", "models", "data", "recipes"])
+@pytest.mark.parametrize("topic", ["attacks", "repairs", "detectors", "models", "data", "recipes"])
 def test_list(theriac: Theriac, topic: str) -> None:
     found = theriac("list", topic, "--json").json[topic]
     expected = {"attacks": "badnets", "repairs": "sau", "models": "preact_resnet18", "data": "digits", "recipes": "fast_8"}
+    expected["detectors"] = "spectral"
     assert expected[topic] in {entry["name"] for entry in found}
     shown = theriac("list", topic).out
     assert all(entry["name"] in shown for entry in found)

@@ -15,7 +15,6 @@ from theriac.core.split import Split
 from theriac.models import run_over, to_input
 from theriac.repairs import ANP
 from theriac.repairs.anp import THRESHOLDS, prune
-from theriac.training import Recipe, loop
 from theriac.training.step import BatchNorm
 
 
@@ -111,22 +110,3 @@ def test_networks_without_batchnorm_and_too_few_rows_are_refused(trained, images
         ANP().repair(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), images(rows=8), run)
     with pytest.raises(InputError, match="needs at least 4"):
         ANP().repair(trained, digits.train.take(torch.arange(3)), run)
-
-
-# the loop with an optimizer of the caller's
-
-
-def test_the_loop_takes_an_optimizer_and_the_recipe_s_own_gives_the_same_numbers(narrow, digits, run):
-    recipe = Recipe(epochs=1, batch_size=64, lr=0.05, momentum=0.9, weight_decay=5e-4)
-    rows = digits.train.sample(128, seed=0)
-
-    def made(weights: list[nn.Parameter], told: Recipe) -> torch.optim.Optimizer:
-        assert told is recipe
-        return torch.optim.SGD(weights, lr=99.0, momentum=told.momentum, weight_decay=told.weight_decay)  # lr: the recipe's
-
-    start = narrow(rows, run)
-    plain = loop(copy.deepcopy(start), rows, run, recipe)
-    own = loop(copy.deepcopy(start), rows, run, recipe, optimizer=made)
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), own.parameters(), strict=True))
-    climbed = loop(copy.deepcopy(start), rows, run, recipe, optimizer=lambda w, _: torch.optim.SGD(w, lr=0.0, maximize=True))
-    assert not all(torch.equal(a, b) for a, b in zip(plain.parameters(), climbed.parameters(), strict=True))
