@@ -155,11 +155,11 @@ def test_a_repair_without_clean_rows_draws_none_and_says_why_nothing_changed(
     assert record["before"] == record["evaluation"]
     pruned = theriac(*words, "--option", "u=1", "--out", tmp_path / "pruned", "--json")
     assert pruned.code == 0, pruned.err
-    (told,) = [
-        json.loads(line) for line in (tmp_path / "pruned" / "events.jsonl").read_text().splitlines() if "repaired" in line
-    ]
-    assert told["outcome"]["figures"]["channels"] > 0
+    events = [json.loads(line) for line in (tmp_path / "pruned" / "events.jsonl").read_text().splitlines()]
+    (told,) = [event for event in events if event["event"] == "repaired"]
     assert told["rows"] == 0
+    assert told["outcome"] == pruned.json["outcome"]
+    assert told["outcome"]["figures"]["channels"] > 0
 
 
 def test_benign_control_and_eval_under_another_attack(

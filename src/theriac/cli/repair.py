@@ -126,7 +126,8 @@ def repair(
         }
         _records.write(folder, fixed, planted, record, run)
     if as_json:
-        result = {"before": before.to_dict(), "evaluation": after.to_dict(), "der": der}
+        result: dict[str, object] = {"before": before.to_dict(), "evaluation": after.to_dict(), "der": der}
+        result["outcome"] = run.outcome.to_dict() if run.outcome is not None else None
         _show.as_json({"status": "done", "folder": str(folder), **result})
         return
     with_ = "without clean rows" if rows is None else f"with {len(rows)} clean rows"

@@ -41,7 +41,8 @@ class SpectralSignatures(Detector):
     Cost: one forward pass a row, and one singular value decomposition a class.
 
     Known limits: it takes poisoned rows for a minority of their class. If an attack fills half of its target class, both halves
-    are equally far from the mean, and the order is guessing. Images of two kinds in a clean class stick out too.
+    are equally far from the mean, and the order is guessing. Wrong labels, small
+    classes and images of two kinds in a clean class stick out too, so a flagged class is a reason to look and no proof.
 
     Example:
         >>> import theriac as th
