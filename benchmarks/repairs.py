@@ -122,6 +122,7 @@ def run_job(plan: str, job: dict[str, Any], victim: dict[str, Any], data: Any, r
         fixed = repair.repair(model, clean, run)
     record["seconds"] = round(time.perf_counter() - clock, 1)
     record["warnings"] = [str(w.message) for w in caught]
+    record["outcome"] = run.outcome.to_dict() if run.outcome else None
     after = th.evaluate(fixed, data.test, planted)
     used = (run.history(repair.name) or [{}])[-1].get("pool_rows", len(clean))  # AGE takes a handful of them
     record.update(repair=repair.config(), clean_rows=used, seed=run.seed, precision=run.precision_reason)

@@ -138,8 +138,28 @@ def test_a_repair_can_be_told_the_trigger(theriac: Theriac, victim: Path, tmp_pa
     assert all(torch.equal(value, kept[name]) for name, value in fixed.state_dict().items())
     refused = theriac(*words, "--attack", "none", "--out", tmp_path / "unknown")
     assert refused.code == 2
-    assert "no attack is" in refused.err
+    assert "none is known" in refused.err
     assert not (tmp_path / "unknown").exists()
+
+
+def test_a_repair_without_clean_rows_draws_none_and_says_why_nothing_changed(
+    theriac: Theriac, victim: Path, tmp_path: Path
+) -> None:
+    words = ("repair", victim, "--method", "clp", "--device", "cpu", "--precision", "fp32")
+    same = theriac(*words, "--out", tmp_path / "same")
+    assert same.code == 0, same.err
+    assert "repaired by CLP without clean rows" in same.out
+    assert "unchanged: no channel of 9 layers" in same.err  # four channels: none can be 3 deviations above the mean
+    record = json.loads((tmp_path / "same" / "run.json").read_text())
+    assert record["clean"] is None
+    assert record["before"] == record["evaluation"]
+    pruned = theriac(*words, "--option", "u=1", "--out", tmp_path / "pruned", "--json")
+    assert pruned.code == 0, pruned.err
+    events = [json.loads(line) for line in (tmp_path / "pruned" / "events.jsonl").read_text().splitlines()]
+    (told,) = [event for event in events if event["event"] == "repaired"]
+    assert told["rows"] == 0
+    assert told["outcome"] == pruned.json["outcome"]
+    assert told["outcome"]["figures"]["channels"] > 0
 
 
 def test_benign_control_and_eval_under_another_attack(
@@ -251,10 +271,11 @@ def test_a_loss_that_explodes(theriac: Theriac, victim: Path, tmp_path: Path) ->
     assert not (tmp_path / "fixed").exists()
 
 
-@pytest.mark.parametrize("topic", ["attacks", "repairs", "models", "data", "recipes"])
+@pytest.mark.parametrize("topic", ["attacks", "repairs", "detectors", "models", "data", "recipes"])
 def test_list(theriac: Theriac, topic: str) -> None:
     found = theriac("list", topic, "--json").json[topic]
     expected = {"attacks": "badnets", "repairs": "sau", "models": "preact_resnet18", "data": "digits", "recipes": "fast_8"}
+    expected["detectors"] = "spectral"
     assert expected[topic] in {entry["name"] for entry in found}
     shown = theriac("list", topic).out
     assert all(entry["name"] in shown for entry in found)

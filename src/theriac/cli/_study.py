@@ -259,7 +259,8 @@ def _step(folder: _Folder, names: Mapping[str, str]) -> str:
     if folder.is_repair:
         clean, method = section(record, "clean"), _title(folder, "repair", "method")
         of = names.get(folder.parent, section(record, "parent").get("name"))
-        return f"Repaired {of} by {method} with {clean.get('rows')} clean rows ({clean.get('from')})."
+        told = f"with {clean['rows']} clean rows ({clean.get('from')})" if clean.get("rows") else "without clean rows"
+        return f"Repaired {of} by {method} {told}."
     if folder.is_debiased:
         groups = ", ".join(map(str, record.get("groups", [])))
         return f"Trained {_victim(folder)} so that it treats groups alike ({groups}), and a plain model beside it."

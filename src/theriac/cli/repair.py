@@ -46,6 +46,7 @@ def repair(
 ) -> None:
     """Repair a copy of a model with a few clean rows, and measure it before and after on the test rows.
 
+    Methods that need no clean rows, such as CLP, draw none.
     The model that was given stays as it is. Without knowledge of the attack only clean accuracy is measured.
     """
     opt.set_quiet(quiet)
@@ -75,7 +76,9 @@ def repair(
     )
     opened = _models.open_model(path, asked, run)
     check_savable(opened.model)
-    rows = _inputs.clean_rows(opened.data, opened.source, clean_from, amount, run)
+    rows = None
+    if chosen.wants("clean_rows"):
+        rows = _inputs.clean_rows(opened.data, opened.source, clean_from, amount, run)
     planted = _models.known_attack(opened, attack, attack_option, target)
     knows = planted if chosen.wants("trigger") else None
     if knows is None and chosen.wants("trigger"):
@@ -85,14 +88,14 @@ def repair(
     folder = Path(out or home / f"{opened.name}-{chosen.name}").expanduser()
     if opened.folder is not None and folder.resolve() == opened.folder.resolve():
         raise InputError(f"--out is {str(folder)!r}, which holds the model that is repaired; take another folder")
-    taken = {"from": clean_from, "rows": len(rows), "asked": amount, "index": rows.index.tolist()}
+    taken = None if rows is None else {"from": clean_from, "rows": len(rows), "asked": amount, "index": rows.index.tolist()}
     identity = {
         "kind": "repair",
         "model": opened.weights,
         "data": told["hash"],
-        "augment": dataclasses.asdict(rows.card.augment),
+        "augment": dataclasses.asdict((opened.data if rows is None else rows).card.augment),
         "method": chosen.config(),
-        "clean": {"from": clean_from, "rows": len(rows), "hash": rows.content_hash()},
+        "clean": None if rows is None else {"from": clean_from, "rows": len(rows), "hash": rows.content_hash()},
         "attack": planted.attack.config() if planted else None,
         "seed": seed,
         "precision": str(run.dtype),
@@ -125,10 +128,14 @@ def repair(
         }
         _records.write(folder, fixed, planted, record, run)
     if as_json:
-        result = {"before": before.to_dict(), "evaluation": after.to_dict(), "der": der}
+        result: dict[str, object] = {"before": before.to_dict(), "evaluation": after.to_dict(), "der": der}
+        result["outcome"] = run.outcome.to_dict() if run.outcome is not None else None
         _show.as_json({"status": "done", "folder": str(folder), **result})
         return
-    _show.comparison(f"{opened.name}, repaired by {chosen.title} with {len(rows)} clean rows", found)
+    with_ = "without clean rows" if rows is None else f"with {len(rows)} clean rows"
+    _show.comparison(f"{opened.name}, repaired by {chosen.title} {with_}", found)
+    if run.outcome is not None and run.outcome.reason and not any(run.outcome.reason in w for w in run.outcome.warnings):
+        _show.tell(f"{run.outcome.status}: {run.outcome.reason}")
     if planted is None:
         _show.tell("the attack is not known here, so only clean accuracy was measured (--attack names one)")
     _show.tell(f"kept in {folder}")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
 from theriac.core.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from theriac.core.split import Split
 
 Status = Literal["repaired", "unchanged", "abstained"]
 Verdict = Literal["clean", "suspicious", "backdoored", "abstains"]
@@ -76,6 +79,20 @@ class Finding:
         for name, scores in (("classes", self.classes), ("rows", self.rows)):
             if scores is not None and (scores.dim() != 1 or not scores.is_floating_point()):
                 raise InputError(f"{name} is {scores.dtype} {tuple(scores.shape)}; expected one float score each")
+
+    def suspects(self, split: Split) -> Split:
+        """The flagged rows, strongest first, with their labels and their numbers in the source (``index``).
+
+        Args:
+            split: The rows that were looked through.
+
+        Raises:
+            InputError: If the detector did not look at rows, looked at other ones, or flagged none.
+        """
+        if self.rows is None or len(self.rows) != len(split):
+            looked = "no rows" if self.rows is None else f"{len(self.rows)} rows"
+            raise InputError(f"split has {len(split)} rows; the finding is about {looked}")
+        return split.take(torch.tensor(self.flagged, dtype=torch.int64))
 
     @property
     def abstains(self) -> bool:

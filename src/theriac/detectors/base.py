@@ -7,8 +7,10 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+import torch
 from torch import nn
 
+from theriac.core import check
 from theriac.core.errors import InputError, UnfairPairingError
 from theriac.core.method import Method
 from theriac.core.outcome import Finding
@@ -16,6 +18,8 @@ from theriac.core.poisoned import Poisoned, as_clean
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data.align import align_to
+from theriac.models.classifier import to_input
+from theriac.models.run_over import evaluating, module_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +44,7 @@ class Detector(Method):
 
         Raises:
             UnfairPairingError: If something that ``needs`` name is missing, or something came that they do not name.
-            InputError: On a Poisoned, or anything else of the wrong type.
+            InputError: On a Poisoned, anything else of the wrong type, or a model that does not fit the rows or returns NaN.
         """
         run = run or Run()
         for name, value, word in (("model", model, "model"), ("rows", rows, "rows"), ("clean_rows", clean, "clean")):
@@ -52,13 +56,14 @@ class Detector(Method):
             raise InputError("rows is a Poisoned set, which knows which rows are poisoned; hand in poisoned.split")
         if rows is not None and not isinstance(rows, Split):
             raise InputError(f"rows is a {type(rows).__name__}; expected a Split (theriac.Split(x, y) makes one)")
-        net = model if model is None or isinstance(model, nn.Module) else getattr(model, "model", model)
-        if net is not None and not isinstance(net, nn.Module):
-            raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
+        net = None if model is None else module_of(model)
         rows = None if rows is None else align_to(rows, net)
         clean = None if clean is None else align_to(as_clean(clean), net)
         began = time.perf_counter()
         with run.listening():
+            for split in (rows, clean):
+                if net is not None and split is not None:
+                    _try(net, split, run)
             finding = self._detect(net, rows, clean, run)
         run.event("detected", method=self.name, seconds=round(time.perf_counter() - began, 3), **finding.to_dict())
         return finding
@@ -66,3 +71,10 @@ class Detector(Method):
     @abstractmethod
     def _detect(self, model: nn.Module | None, rows: Split | None, clean: Split | None, run: Run) -> Finding:
         """Look, and answer. What ``needs`` do not name is None."""
+
+
+def _try(model: nn.Module, split: Split, run: Run) -> None:
+    """Refuse a model that can't take the rows, or does not give one finite logit a class for them."""
+    with evaluating(model, run):
+        rows = split.rows(torch.arange(min(64, len(split)))).to(run.device)
+        check.logits(model, to_input(rows), split.num_classes)

@@ -3,6 +3,7 @@
 from theriac.metrics.backdoor import aim, evaluate, predict
 from theriac.metrics.by_group import fairness
 from theriac.metrics.debiased import Verdict, judge, listed, pairs_of, unlisted
+from theriac.metrics.detection import Detection, brier, detection
 from theriac.metrics.evaluation import Comparison, Evaluation, compare, der
 from theriac.metrics.fairness import Fairness
 from theriac.metrics.flips import flip_rate
@@ -12,6 +13,7 @@ from theriac.metrics.stamped import cross_accuracy, leak, success_by_target
 
 __all__ = [
     "Comparison",
+    "Detection",
     "Difference",
     "Evaluation",
     "Fairness",
@@ -21,9 +23,11 @@ __all__ = [
     "Spread",
     "Verdict",
     "aim",
+    "brier",
     "compare",
     "cross_accuracy",
     "der",
+    "detection",
     "evaluate",
     "fairness",
     "flip_rate",

@@ -25,6 +25,7 @@ from theriac.data.align import align_to
 from theriac.metrics.evaluation import Evaluation
 from theriac.metrics.intervals import Rate
 from theriac.models.classifier import to_input
+from theriac.models.run_over import run_over
 
 
 class Stamper(Protocol):
@@ -118,16 +119,13 @@ def aim(planted: Any, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tenso
 
 
 def predict(model: nn.Module, split: Split, *, run: Run | None = None, batch_size: int = 512) -> torch.Tensor:
-    """Logits of all rows in order, float32 (N, K), on the CPU. The model is left in eval mode.
+    """Logits of all rows in order, float32 (N, K), on the CPU; see :func:`theriac.models.run_over`.
 
     Where the model carries a card, columns are matched with its by name, and logit k belongs to ``split.card.classes[k]``. Rows
     that know only some of the model's classes get all K logits in the model's order, with a warning.
     """
-    run = run or Run()
-    model = model.to(run.device).eval()
-    here = align_to(split, model).to(run.device)
-    with torch.inference_mode(), run.autocast():
-        logits = torch.cat([model(to_input(here.rows(p))).float().cpu() for p in here.batches(batch_size)])
+    here = align_to(split, model)
+    logits = run_over(model, here, run=run, batch_size=batch_size)
     if here.card.classes == split.card.classes:
         return logits
     place = places(split.card.classes, here.card.classes)

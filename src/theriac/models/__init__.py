@@ -4,6 +4,7 @@ from theriac.models.adapt import Adapted, adapt
 from theriac.models.build import Buildable, Builder, architectures, build, make
 from theriac.models.classifier import Classifier, Normalize, TablePrep, parameter_count, to_input
 from theriac.models.grouped import GroupAware
+from theriac.models.run_over import run_over
 from theriac.models.state import check_savable
 from theriac.models.store import load_model, save
 from theriac.models.taps import Tap, classifier, features
@@ -28,6 +29,7 @@ __all__ = [
     "load_weights",
     "make",
     "parameter_count",
+    "run_over",
     "save",
     "to_input",
 ]

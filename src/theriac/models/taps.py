@@ -120,7 +120,7 @@ def head(model: nn.Module, example: torch.Tensor | None) -> tuple[str, nn.Linear
     if not linears:
         raise InputError(f"{type(model).__name__} has no nn.Linear layer to take as its classifier; name a layer")
     order: list[str] = []
-    rows = _example(model) if example is None else example
+    rows = example_row(model) if example is None else example
     handles = [m.register_forward_hook(lambda *_, name=name: order.append(name)) for name, m in linears.items()]
     try:
         logits = try_rows(model, rows)
@@ -206,7 +206,12 @@ def _passes_on(model: nn.Module, layer: nn.Module, rows: torch.Tensor) -> bool:
     return close > 0 and affine and float((a[0] - a[1]).abs().max()) <= close
 
 
-def _example(model: nn.Module) -> torch.Tensor:
+def example_row(model: nn.Module) -> torch.Tensor:
+    """One blank row of the shape that the model's card says.
+
+    Raises:
+        InputError: If it carries no card, or one without a shape.
+    """
     card = getattr(model, "card", None)
     if card is None or not all(card.shape):
         raise InputError("the model carries no card with the shape of its rows; give an example batch, or name the layer")

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from theriac.core import check
+from theriac.core.card import Card
 from theriac.core.errors import InputError, UnfairPairingError
 from theriac.core.method import Method
 from theriac.core.outcome import Outcome
@@ -42,8 +43,8 @@ class Repair(Method):
             model: A module from inputs (pixels in [0, 1], or raw table rows) to logits (N, K), or a Victim. Of a DataParallel
                 the module inside is taken, and comes back.
             clean: Rows that no attack has touched, with labels. Where the model carries a card, classes and columns are matched
-                with its by name. A method that needs none does not see them; they only serve
-                the checks of the model.
+                with its by name. A method that needs none does not see them; they only serve the checks of the model, and say
+                how large a row is.
             run: Device, precision, seeds, checkpoint folder.
             trigger: The attack's trigger, for methods whose ``needs`` name it: an attack, a Planted, a Victim, a Poisoned, or a
                 function from stored rows to stored rows.
@@ -78,11 +79,12 @@ class Repair(Method):
                 _probe(fixed, rows, run)
             _widen(fixed)
             _warn_frozen(fixed)
-            seen = rows.to(run.device) if rows is not None and self.needs.takes("clean_rows") else None
+            uses = self.needs.takes("clean_rows")
+            seen = (rows and rows.to(run.device)) if uses else _blank(fixed, rows, run)
             fixed = method._repair(fixed, seen, run)  # type: ignore[arg-type]  # a method that needs rows has got some
             _cast_like(fixed, given)
             run.outcome = self._outcome(run.outcome, given, fixed, heard)
-        seconds, count = round(time.perf_counter() - began, 3), 0 if seen is None else len(seen)
+        seconds, count = round(time.perf_counter() - began, 3), len(seen) if seen is not None and uses else 0
         run.event("repaired", method=self.name, seconds=seconds, rows=count, outcome=run.outcome.to_dict())
         return fixed.eval()
 
@@ -90,8 +92,9 @@ class Repair(Method):
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
         """Repair ``model`` in place (it is a copy) and return what is to be scored.
 
-        ``clean`` is None for a method that needs no clean rows. A method that leaves the model as it is sets ``run.outcome``
-        and says why.
+        A method whose ``needs`` name no clean rows gets a split of one blank row, which says how large a row is; None where
+        neither the model's card nor rows that were handed in say it. A method that leaves the model as it is sets
+        ``run.outcome`` and says why.
         """
 
     def wants(self, name: str) -> bool:
@@ -122,6 +125,15 @@ class Repair(Method):
             warnings.warn(f"{reason}; the model is not repaired", stacklevel=4)
             return Outcome(status="unchanged", reason=reason, warnings=tuple(heard))
         return dataclasses.replace(said, warnings=tuple(heard))
+
+
+def _blank(model: nn.Module, rows: Split | None, run: Run) -> Split | None:
+    """One row of zeros like the rows that came, or that the model's card describes."""
+    card = getattr(model, "card", None) if rows is None else rows.card
+    if not isinstance(card, Card) or not all(card.shape):
+        return None
+    x = torch.zeros((1, *card.shape), dtype=torch.uint8 if card.kind == "image" else torch.float32)
+    return Split(x, torch.zeros(1, dtype=torch.int64), card=card).to(run.device)
 
 
 def _changed(given: nn.Module, fixed: nn.Module) -> bool:

@@ -45,6 +45,7 @@ def loop(
     after_step: Callable[[int], bool | None] | None = None,
     after_epoch: Callable[[int], Mapping[str, Any] | None] | None = None,
     parameters: Iterable[nn.Parameter] | None = None,
+    optimizer: Callable[[list[nn.Parameter], Recipe], torch.optim.Optimizer] | None = None,
     extra_state: Mapping[str, Any] | None = None,
     label: str = "train",
     about: object = None,
@@ -67,6 +68,9 @@ def loop(
             finished checkpoint is kept. Under several ranks it has to answer alike on all.
         after_epoch: Called with the epoch number; what it returns is added to that epoch's event.
         parameters: What to optimize; all parameters that require gradients if left out.
+        optimizer: Makes the optimizer from these parameters and the recipe, for methods that step otherwise than by the
+            recipe's SGD or Adam. Its learning rate is still set by the recipe before each step, in every group; what else it
+            depends on belongs into ``about``.
         extra_state: Things with ``state_dict``/``load_state_dict`` that a resumed run must find as they were. Networks among
             them may learn from the same loss; sharpness-aware steps, which take each batch twice, hand them their gradient.
         label: Name of the events and of the checkpoint. Two loops in one folder need two labels.
@@ -85,7 +89,9 @@ def loop(
     model.to(run.device)
     arrange(model, run)
     chosen = [p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad]
-    optimizer = _optimizer(chosen, recipe, _spared(model, recipe))
+    if not chosen:
+        raise InputError("the model has no parameter that requires a gradient; nothing could be trained")
+    stepper = optimizer(chosen, recipe) if optimizer is not None else _optimizer(chosen, recipe, _spared(model, recipe))
     batch_size = min(recipe.batch_size, len(split))
     drop_last = recipe.drop_last or (len(split) % batch_size == 1 and recipe.norm == "train" and len(split) > 1)
     per_epoch = len(split) // batch_size if drop_last else math.ceil(len(split) / batch_size)
@@ -94,7 +100,7 @@ def loop(
         raise InputError(f"a batch would hold one row ({len(split)} rows came), and BatchNorm in train mode needs two")
 
     keeper = checkpoint.Keeper(
-        run, label, checkpoint.fingerprint(recipe, split, run, model, about), model, optimizer, extra_state or {}
+        run, label, checkpoint.fingerprint(recipe, split, run, model, about), model, stepper, extra_state or {}
     )
     start = keeper.restore()
     if recipe.sam_rho:
@@ -125,16 +131,16 @@ def loop(
                         after_augment(batch)
                     batch = ranks.part(batch)
                     lr = recipe.lr_at(number, per_epoch)
-                    for group in optimizer.param_groups:
+                    for group in stepper.param_groups:
                         group["lr"] = lr
-                    optimizer.zero_grad(set_to_none=True)
+                    stepper.zero_grad(set_to_none=True)
                     with run.autocast() if recipe.precision == "run" else contextlib.nullcontext():
                         outcome = step(ranks.model, batch)
                     loss, told = outcome if isinstance(outcome, tuple) else (outcome, {})
                     loss.backward()
                     if recipe.clip_norm:
                         nn.utils.clip_grad_norm_(chosen, recipe.clip_norm)
-                    optimizer.step()
+                    stepper.step()
                     if after_step is not None:
                         stopped = bool(after_step(number))
                     for key, value in {"loss": loss, **told}.items():
@@ -160,7 +166,7 @@ def loop(
             keeper.save(done, last=done == recipe.epochs)
             if stopped:
                 break
-    optimizer.zero_grad(set_to_none=True)  # what is kept, copied or saved needs no gradients
+    stepper.zero_grad(set_to_none=True)  # what is kept, copied or saved needs no gradients
     return model.eval()
 
 
@@ -186,15 +192,11 @@ def policy_of(recipe: Recipe, split: Split) -> Augment | None:
     return None if policy == Augment() else policy
 
 
-def _optimizer(
-    parameters: list[nn.Parameter], recipe: Recipe, spared: Mapping[int, str] | None = None
-) -> torch.optim.Optimizer:
+def _optimizer(parameters: list[nn.Parameter], recipe: Recipe, spared: Mapping[int, str]) -> torch.optim.Optimizer:
     """The recipe's optimizer; parameters whose id is among ``spared`` are not decayed."""
-    if not parameters:
-        raise InputError("the model has no parameter that requires a gradient; nothing could be trained")
     fused = all(p.is_cuda for p in parameters)
-    groups: list[dict[str, Any]] = [{"params": [p for p in parameters if id(p) not in (spared or {})]}]
-    if alone := [p for p in parameters if id(p) in (spared or {})]:
+    groups: list[dict[str, Any]] = [{"params": [p for p in parameters if id(p) not in spared]}]
+    if alone := [p for p in parameters if id(p) in spared]:
         groups.append({"params": alone, "weight_decay": 0.0})
     groups = [g for g in groups if g["params"]]
     if recipe.optimizer == "adam":

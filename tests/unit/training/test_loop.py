@@ -398,3 +398,19 @@ def test_the_bar_counts_every_step_and_shows_loss_and_rate(split, monkeypatch):
     loop(small_net(), split, run, Recipe(epochs=2, batch_size=25, lr=0.1))
     assert sum(advanced) == 4
     assert any("loss" in t and "acc" in t and "rows/s" in t for t in texts)
+
+
+def test_the_loop_takes_an_optimizer_and_the_recipe_s_own_gives_the_same_numbers(narrow, digits, run):
+    recipe = Recipe(epochs=1, batch_size=64, lr=0.05, momentum=0.9, weight_decay=5e-4)
+    rows = digits.train.sample(128, seed=0)
+
+    def made(weights: list[nn.Parameter], told: Recipe) -> torch.optim.Optimizer:
+        assert told is recipe
+        return torch.optim.SGD(weights, lr=99.0, momentum=told.momentum, weight_decay=told.weight_decay)  # lr: the recipe's
+
+    start = narrow(rows, run)
+    plain = loop(copy.deepcopy(start), rows, run, recipe)
+    own = loop(copy.deepcopy(start), rows, run, recipe, optimizer=made)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), own.parameters(), strict=True))
+    climbed = loop(copy.deepcopy(start), rows, run, recipe, optimizer=lambda w, _: torch.optim.SGD(w, lr=0.0, maximize=True))
+    assert not all(torch.equal(a, b) for a, b in zip(plain.parameters(), climbed.parameters(), strict=True))

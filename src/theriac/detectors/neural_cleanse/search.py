@@ -95,12 +95,13 @@ class Schedule:
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Eval mode without parameter gradients; modes and flags are put back afterwards."""
-    training, wants = model.training, [p.requires_grad for p in model.parameters()]
+    modes, wants = [(m, m.training) for m in model.modules()], [p.requires_grad for p in model.parameters()]
     model.eval().requires_grad_(False)
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes:  # each its own: some may have been frozen
+            module.training = training
         for parameter, want in zip(model.parameters(), wants, strict=True):
             parameter.requires_grad_(want)
 

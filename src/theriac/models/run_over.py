@@ -1,0 +1,88 @@
+"""A model's outputs for all rows of a split: the one pass in one evaluation context that everything else builds on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from theriac.core import check
+from theriac.core.errors import InputError
+from theriac.core.run import Run
+from theriac.core.split import Split
+from theriac.models._still import still
+from theriac.models.classifier import to_input
+from theriac.models.taps import Tap, features
+
+
+def run_over(model: Any, split: Split, want: str = "logits", *, run: Run | None = None, batch_size: int = 512) -> torch.Tensor:
+    """A model's outputs for all rows, in the order of the rows.
+
+    Rows go in as a test set does: stored rows without augmentation, the model in eval mode, in the run's precision. The model's
+    modes, device and gradients are afterwards what they were.
+
+    Args:
+        model: A module from inputs (pixels in [0, 1], or raw table rows) to logits (N, K), or a Victim.
+        split: The rows.
+        want: "logits"; "features", the penultimate embedding (the input of the layer that makes the logits); or the dotted
+            name of a layer, whose input is taken, flattened to (N, D).
+        run: Device and precision.
+        batch_size: Rows per forward pass.
+
+    Returns:
+        Float32, on the CPU: logits (N, K), or embeddings (N, D).
+
+    Raises:
+        InputError: On something else than a model and a split, an unknown layer, or a model that can't take the rows, returns
+            something else than one logit a class, or NaN.
+    """
+    check.whole("batch_size", batch_size, 1)
+    if not isinstance(split, Split):
+        raise InputError(f"split is a {type(split).__name__}; expected a Split (theriac.Split(x, y) makes one)")
+    net, run = module_of(model), run or Run()
+    parts = []
+    with evaluating(net, run):
+        here, tap = split.to(run.device), None
+        if want != "logits":
+            few = to_input(here.rows(torch.arange(min(2, len(here)))))
+            check.logits(net, few, split.num_classes)
+            tap = features(net, None if want == "features" else want, few)
+        for positions in here.batches(batch_size):
+            x = to_input(here.rows(positions))
+            parts.append((check.logits(net, x, split.num_classes) if tap is None else _embedding(tap, x)).float().cpu())
+    return torch.cat(parts)
+
+
+def module_of(model: Any) -> nn.Module:
+    """The module of what may be a module or a Victim.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    net = model if isinstance(model, nn.Module) else getattr(model, "model", model)
+    if not isinstance(net, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
+    return net
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module, run: Run) -> Iterator[None]:
+    """Eval mode on the run's device and in its precision, without gradients; modes and device are put back afterwards."""
+    came = next((t.device for t in (*model.parameters(), *model.buffers())), run.device)
+    model.to(run.device)
+    try:
+        with still(model), torch.inference_mode(), run.autocast():
+            yield
+    finally:
+        if came.type != run.device.type:
+            model.to(came)
+
+
+def _embedding(tap: Tap, x: torch.Tensor) -> torch.Tensor:
+    seen = tap(x)[1]
+    if not bool(torch.isfinite(seen).all()):
+        raise InputError(f"the input of layer {tap.layer!r} holds NaN or infinite values; the model's weights are broken")
+    return seen
