@@ -1,5 +1,6 @@
 """Rates with counts and intervals."""
 
+from theriac.metrics._degenerate import ClassCount, degenerate
 from theriac.metrics.backdoor import aim, evaluate, predict
 from theriac.metrics.by_group import fairness
 from theriac.metrics.evaluation import Comparison, Evaluation, compare, der
@@ -8,6 +9,7 @@ from theriac.metrics.flips import flip_rate
 from theriac.metrics.intervals import Difference, Rate, Spread, over_seeds, wilson
 
 __all__ = [
+    "ClassCount",
     "Comparison",
     "Difference",
     "Evaluation",
@@ -16,6 +18,7 @@ __all__ = [
     "Spread",
     "aim",
     "compare",
+    "degenerate",
     "der",
     "evaluate",
     "fairness",
