@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from theriac.data import load
     from theriac.metrics import compare, evaluate, fairness
     from theriac.models import Builder, adapt, build, load_model, load_weights, save
+    from theriac.report import record
     from theriac.training import recipe, train
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ _LAZY = {
     "load_model": "theriac.models",
     "load_weights": "theriac.models",
     "recipe": "theriac.training",
+    "record": "theriac.report",
     "save": "theriac.models",
     "train": "theriac.training",
 }
@@ -89,6 +91,7 @@ __all__ = [
     "metrics",
     "models",
     "recipe",
+    "record",
     "repairs",
     "report",
     "save",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.data import align, load
 from theriac.models import Builder
+from theriac.report import recording
 from theriac.training._parallel import world
 
 if TYPE_CHECKING:
@@ -57,6 +56,11 @@ class Source:
         told = section(section(record, "data"), "source")
         return validated(cls, told, "data source of run.json") if told else None
 
+    @property
+    def known(self) -> bool:
+        """Whether rows for training and test are those of a published set, taken by its name, and not from any file."""
+        return not Path(self.name).is_absolute() and "test" not in self.options
+
     def load(self) -> Data:
         """Load it.
 
@@ -92,19 +96,13 @@ def with_augment(data: Data, policy: Augment) -> Data:
     def change(split: Split) -> Split:
         return split.replace(card=split.card.replace(augment=policy))
 
-    return Data(change(data.train), change(data.test), None if data.val is None else change(data.val))
+    val = None if data.val is None else change(data.val)
+    return dataclasses.replace(data, train=change(data.train), test=change(data.test), val=val)
 
 
 def describe(data: Data, source: Source) -> dict[str, Any]:
     """What a record says about its data."""
-    rows = {"train": len(data.train), "test": len(data.test)} | ({} if data.val is None else {"val": len(data.val)})
-    return {"name": data.card.name, "source": dataclasses.asdict(source), "rows": rows, "hash": data_hash(data)}
-
-
-def data_hash(data: Data) -> str:
-    """One hash for the rows and labels of training and test."""
-    parts = [data.card.content_hash or data.train.content_hash(), data.test.content_hash(), len(data.train)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return recording.describe(data, dataclasses.asdict(source), known=source.known)
 
 
 def method(kind: str, text: str, options: Mapping[str, Any]) -> Any:

@@ -56,6 +56,7 @@ def repair(
     import theriac as th
     from theriac.cli import _inputs, _models, _records, _show
     from theriac.core.errors import InputError
+    from theriac.report import recording
 
     started = time.time()
     run = th.Run(seed=seed, device=device, precision=_models.precision(path, precision), quiet=quiet or None)
@@ -103,8 +104,9 @@ def repair(
         fixed = chosen.repair(opened.model, rows, run, trigger=knows)
         after = th.evaluate(fixed, opened.data.test, planted, run=run)
         found = th.compare(before, after)
-        der = round(found.der, 6) if planted else None
-        run.event("compared", before=before.to_dict(), after=after.to_dict(), der=der)
+        assert run.outcome is not None
+        result = {"before": before.to_dict(), "evaluation": after.to_dict(), **recording.compared(found)}
+        run.event("compared", **result)
         record = {
             "kind": "repair",
             "name": folder.name,
@@ -113,20 +115,20 @@ def repair(
             "clean": taken,
             "attack": identity["attack"],
             "seeds": {"seed": seed},
-            "before": before.to_dict(),
-            "evaluation": after.to_dict(),
-            "der": der,
+            **result,
             "parent": {"folder": str(Path(path).resolve()), "name": opened.name, "weights": opened.weights},
             "provenance": _records.provenance(run, ctx.obj["argv"], opened.model, chosen.title, started),
-            "notes": opt.notes(),
+            **recording.account(run, opt.notes(), repaired=True),
             "identity": identity,
         }
         _records.write(folder, fixed, planted, record, run)
     if as_json:
-        result = {"before": before.to_dict(), "evaluation": after.to_dict(), "der": der}
-        _show.as_json({"status": "done", "folder": str(folder), **result})
+        said = {"outcome": record["outcome"], "warnings": record["notes"]}
+        _show.as_json({"status": "done", "folder": str(folder), **said, **result})
         return
-    _show.comparison(f"{opened.name}, repaired by {chosen.title} with {len(rows)} clean rows", found)
+    done = {"repaired": "repaired by", "unchanged": "left unchanged by", "abstained": "not repaired:"}[run.outcome.status]
+    ended = " abstained" if run.outcome.status == "abstained" else f" with {len(rows)} clean rows"
+    _show.comparison(f"{opened.name}, {done} {chosen.title}{ended}", found, reason=run.outcome.reason)
     if planted is None:
         _show.tell("the attack is not known here, so only clean accuracy was measured (--attack names one)")
     _show.tell(f"kept in {folder}")

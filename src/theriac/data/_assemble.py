@@ -54,7 +54,8 @@ def assemble(
 
     mean, std, digest = _facts(train, key)
     card = card.replace(mean=mean, std=std, content_hash=digest)
-    return Data(**{name: split.replace(card=card) for name, split in splits.items()})
+    made = {name: split.replace(card=card) for name, split in splits.items()}
+    return Data(made["train"], made["test"], made.get("val"), held_out=rows["test"][0] == "train")
 
 
 def _facts(train: Split, key: str | None) -> tuple[tuple[float, ...], tuple[float, ...], str]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from theriac.core import check
-from theriac.core.errors import InputError, UnfairPairingError
+from theriac.core.errors import ClassWarning, InputError, UnfairPairingError
 from theriac.core.method import Method
 from theriac.core.outcome import Outcome
 from theriac.core.poisoned import as_clean
@@ -128,7 +128,7 @@ class Repair(Method):
         return Outcome(status="unchanged", reason=reason)
 
     def _warn_few(self, clean: Split) -> None:
-        """Warn before any work about classes without clean rows, and about few rows a class, unless it is made for a handful."""
+        """Warn before work about classes without clean rows, and about few rows a class, unless it is made for a handful."""
         if not self.needs.takes("clean_rows"):
             return
         rows, names = clean.count().tolist(), clean.card.classes
@@ -143,6 +143,7 @@ class Repair(Method):
         if told:
             warnings.warn(
                 f"{len(clean)} clean rows: {' and '.join(told)}; a repair can lose such classes: look at the accuracy of each",
+                ClassWarning,
                 stacklevel=3,
             )
 
@@ -156,6 +157,7 @@ class Repair(Method):
                 f"after {self.title}, {len(fell)} of {sum(c.rows > 0 for c in before)} classes are recognized less often "
                 f"on the clean rows, most of all {short(old.name)}: {percent(old.hits, old.rows)} before, "
                 f"{percent(new.hits, new.rows)} after",
+                ClassWarning,
                 stacklevel=3,
             )
         shares = {old.name: [round(c.hits / c.rows, 6) for c in (old, new)] for old, new in fell}
