@@ -138,7 +138,7 @@ def test_a_repair_can_be_told_the_trigger(theriac: Theriac, victim: Path, tmp_pa
     assert all(torch.equal(value, kept[name]) for name, value in fixed.state_dict().items())
     refused = theriac(*words, "--attack", "none", "--out", tmp_path / "unknown")
     assert refused.code == 2
-    assert "no attack is" in refused.err
+    assert "none is known" in refused.err
     assert not (tmp_path / "unknown").exists()
 
 

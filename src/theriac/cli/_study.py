@@ -131,7 +131,8 @@ def of_folder(path: Path) -> Study:
     folders = [f for f in folders if f.scored()]
     if not folders:
         raise InputError(
-            f"{silent[0].path} holds no scores to report; save them too: theriac.record(folder, model, after=theriac.evaluate(...))"
+            f"{silent[0].path} holds no scores to report; theriac.record(folder, model, after=theriac.evaluate(...)) saves "
+            "them with the model"
         )
     left = [f"{f.name} holds no scores and is left out." for f in silent]
     if not (path / RECORD).is_file():
@@ -268,7 +269,9 @@ def _result(folder: _Folder, names: Mapping[str, str], control: dict[str, Any] |
     }
     if not folder.is_repair:
         rows = section(section(record, "data"), "rows").get("train", 0)
-        return {"victim": _victim(folder), "before": record.get("evaluation"), "rows": rows, "repair": None, **common}
+        label = _title(folder, "repair", "method") if record.get("kind") == "repair" else ""
+        scores = {"before": record.get("evaluation"), "repair": None, "label": label}
+        return {"victim": _victim(folder), "rows": rows, **scores, **common}
     return {
         "victim": names.get(folder.parent, str(section(record, "parent").get("name", "model"))),
         "repair": record.get("method"),
@@ -290,7 +293,7 @@ def _control(folder: _Folder, folders: Sequence[_Folder], data: Data | None, run
         same = all(other.record.get(key) == victim.record.get(key) for key in ("kind", "model", "recipe", "seeds"))
         made = [section(f.record, "identity") for f in (other, victim)]
         same = same and all(made[0].get(key) == made[1].get(key) for key in ("augment", "precision"))
-        benign = not other.is_repair and other.is_known and other.record.get("attack") is None and _data_known(other)
+        benign = not other.is_repair and other.is_known and other.record.get("attack") is None
         if benign and other.can_run and same:
             return evaluate(other.model, data.test, planted, run=run).to_dict()
     return None
@@ -300,7 +303,10 @@ def _data(folder: _Folder) -> Data | None:
     """The data of a run, if they can still be found as they were."""
     try:
         source = Source.recorded(folder.record)
-        data = None if source is None else source.load()
+        if source is None:
+            warnings.warn("these runs do not say where their data are, so the report shows no samples", stacklevel=2)
+            return None
+        data = source.load()
     except InputError:
         data = None
     if data is None or data_hash(data) != section(folder.record, "data").get("hash"):

@@ -12,7 +12,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from theriac.core.errors import InputError
-from theriac.metrics.intervals import Difference, Rate
+from theriac.metrics.intervals import Difference, Rate, wilson
 
 if TYPE_CHECKING:
     from theriac.metrics.evaluation import Evaluation
@@ -21,6 +21,7 @@ NEARLY_ALL = 0.9  # of the rows of other classes that are taken for one class
 FALL = 0.1  # a class that fell by no more is not named
 LOST = 0.3  # how far the target class lies below the other classes when it counts as lost
 ASTRAY = 0.2  # share of stamped rows, beyond the clean error, that go to a class that is neither theirs nor the attack's
+GONE = 0.05  # accuracy of a class that counts as lost
 LONGEST_NAME = 24  # letters of a class name that are shown
 
 
@@ -110,7 +111,9 @@ def degenerate(found: Evaluation, before: Evaluation | None = None) -> list[str]
     collapsed = bool(told)
     told += _free(found)
     told += [] if collapsed else _target(found, before)
-    told += [] if before is None else _fell(found, before, told)
+    fell = [] if before is None else fallen(before.classes, found.classes)
+    told += _fell(found, fell, told)
+    told += [] if collapsed else _lost(found, {old.name for old, _ in fell})
     return told + ([] if collapsed else _astray(found)) + _unknown_target(found)
 
 
@@ -182,8 +185,22 @@ def _target(found: Evaluation, before: Evaluation | None) -> list[str]:
     return []
 
 
-def _fell(found: Evaluation, before: Evaluation, told: Sequence[str]) -> list[str]:
-    fell = fallen(before.classes, found.classes)
+def _lost(found: Evaluation, said: set[str]) -> list[str]:
+    """Classes that are hardly ever recognized, though others are; not the target class and those already named."""
+    z = corrected(len(found.classes))
+    gone = [
+        c
+        for c in found.classes
+        if c.rows and c.hits <= GONE * c.rows and wilson(c.hits, c.rows, z)[1] < found.acc.value / 2
+        if c.name not in found.targets and c.name not in said
+    ]
+    if not gone:
+        return []
+    first = f"{short(gone[0].name)}: {gone[0].hits} of {gone[0].rows} rows right"
+    return [f"Class {first}." if len(gone) == 1 else f"{len(gone)} classes are lost, such as {first}."]
+
+
+def _fell(found: Evaluation, fell: list[tuple[ClassCount, ClassCount]], told: Sequence[str]) -> list[str]:
     said = any(text.startswith("The target class") for text in told)
     fell = [pair for pair in fell if not (said and len(found.targets) == 1 and pair[0].name == found.targets[0])]
     if not fell:

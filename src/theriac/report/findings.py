@@ -167,9 +167,16 @@ def _plain(study: Study) -> str:
     full = summary(study)
     if len(full.split()) <= LONGEST or study.fairness:
         return full
+    if any(not r.known for r in study.results):
+        one = f"ACC {percent(study.results[0].before.acc.rate)}; what was done to this model is unknown."
+        return one if len(study.results) == 1 else "What was done to some of these models is unknown."
     if judged:
         return "Only clean accuracy was measured: no attack is known."
-    return f"{len(study.results)} models were measured; none was repaired."
+    if len(study.results) == 1:
+        r = study.results[0]
+        unscored = "scores before the repair are not recorded" if r.label else "no repair was made"
+        return f"ACC {percent(r.before.acc.rate)}{_under(r)}; {unscored}."
+    return f"{len(study.results)} models were measured; none was repaired here."
 
 
 def summary(study: Study) -> str:
@@ -282,10 +289,14 @@ def _unrepaired(results: Sequence[Result]) -> str:
     attacked = [r for r in results if r.before.asr is not None]
     if attacked:
         told = [f"{r.victim}: ASR {percent(r.before.asr.rate)}" for r in attacked[:4] if r.before.asr is not None]
-        return f"{'; '.join(told)}. No repair was made."
+        unscored = any(r.label for r in results)  # repaired, but nobody kept the scores before
+        return f"{'; '.join(told)}. {'Scores before the repair are not recorded' if unscored else 'No repair was made'}."
     if not results:
         return "This study holds no results."
-    return f"Clean accuracy {percent(results[0].before.acc.rate)}. No attack is known and no repair was made."
+    acc = f"Clean accuracy {percent(results[0].before.acc.rate)}."
+    if any(r.label for r in results):
+        return f"{acc} No attack is known; scores before the repair are not recorded."
+    return f"{acc} No attack is known and no repair was made."
 
 
 def _unknown(results: Sequence[Result]) -> str:

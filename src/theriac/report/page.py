@@ -87,6 +87,7 @@ def view(study: Study) -> dict[str, Any]:
         "study": study,
         "headline": (headline := findings.headline(study)),
         "summary": "" if (summary := findings.summary(study)) == headline else summary,
+        "seeded": bool(study.provenance.seeds or study.provenance.command or study.provenance.versions),
         "alerts": findings.alerts(study),
         "classes": _classes(study),
         "rule": findings.RULE if any(v.word for _, v in judged) else "",
