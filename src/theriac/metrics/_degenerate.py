@@ -111,9 +111,7 @@ def degenerate(found: Evaluation, before: Evaluation | None = None) -> list[str]
     collapsed = bool(told)
     told += _free(found)
     told += [] if collapsed else _target(found, before)
-    fell = [] if before is None else fallen(before.classes, found.classes)
-    told += _fell(found, fell, told)
-    told += [] if collapsed else _lost(found, {old.name for old, _ in fell})
+    told += _fell(found, before, told) if before is not None else [] if collapsed else _lost(found)
     return told + ([] if collapsed else _astray(found)) + _unknown_target(found)
 
 
@@ -185,14 +183,14 @@ def _target(found: Evaluation, before: Evaluation | None) -> list[str]:
     return []
 
 
-def _lost(found: Evaluation, said: set[str]) -> list[str]:
-    """Classes that are hardly ever recognized, though others are; not the target class and those already named."""
+def _lost(found: Evaluation) -> list[str]:
+    """Classes that are hardly ever recognized, though others are; the target class has a sentence of its own."""
     z = corrected(len(found.classes))
     gone = [
         c
         for c in found.classes
         if c.rows and c.hits <= GONE * c.rows and wilson(c.hits, c.rows, z)[1] < found.acc.value / 2
-        if c.name not in found.targets and c.name not in said
+        if c.name not in found.targets
     ]
     if not gone:
         return []
@@ -200,7 +198,8 @@ def _lost(found: Evaluation, said: set[str]) -> list[str]:
     return [f"Class {first}." if len(gone) == 1 else f"{len(gone)} classes are lost, such as {first}."]
 
 
-def _fell(found: Evaluation, fell: list[tuple[ClassCount, ClassCount]], told: Sequence[str]) -> list[str]:
+def _fell(found: Evaluation, before: Evaluation, told: Sequence[str]) -> list[str]:
+    fell = fallen(before.classes, found.classes)
     said = any(text.startswith("The target class") for text in told)
     fell = [pair for pair in fell if not (said and len(found.targets) == 1 and pair[0].name == found.targets[0])]
     if not fell:

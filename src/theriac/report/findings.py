@@ -125,7 +125,7 @@ def alerts(study: Study) -> list[tuple[str, str]]:
         Which model, and a sentence of at most 15 words.
     """
     told = []
-    for r in study.results:
+    for r in sorted(study.results, key=lambda r: r.repair is None):  # what a repair made counts more than what it got
         who = f"{title_of(r)} of {r.victim}" if r.repair else r.victim
         if r.outcome is not None and r.outcome.status != "repaired":
             word = "abstained" if r.outcome.status == "abstained" else "changed nothing"
