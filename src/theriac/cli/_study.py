@@ -107,7 +107,10 @@ class _Folder:
             trained = next((e["event"] for e in reversed(found) if e.get("event") != "train"), "train")
         else:
             trained = section(self.record, "defense").get("method", "train")  # and not those of a fitted trigger
-        own = [e for e in found if self.is_repair or e.get("event") == trained] or found
+        if self.is_repair:  # a run from Python may have trained the victim as well
+            own = [e for e in found if e.get("event") != "train"] or found
+        else:
+            own = [e for e in found if e.get("event") == trained] or found
         return [{k: v for k, v in e.items() if k not in ("event", "time")} for e in own]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from theriac.metrics import Difference, Rate, degenerate
+from theriac.metrics import Difference, Rate
 from theriac.report.records import Result, Study
 
 LEVEL = "reduced to the control’s level"
@@ -130,8 +130,7 @@ def alerts(study: Study) -> list[tuple[str, str]]:
         if r.outcome is not None and r.outcome.status != "repaired":
             word = "abstained" if r.outcome.status == "abstained" else "changed nothing"
             told.append((who, f"{title_of(r)} {word}: the model is not repaired."))
-        before = None if r.after is None else r.before.evaluation
-        told += [(who, text) for text in degenerate(r.scores.evaluation, before)]
+        told += [(who, text) for text in r.alerts]
     return list(dict.fromkeys(told))
 
 

@@ -51,7 +51,7 @@ def record(
         model: What was trained or repaired.
         before: Scores of the model that a repair was given.
         after: Scores of ``model``.
-        run: The run it was made with: seed, warnings, events, and what became of the repair.
+        run: The run it was made with, best one for each piece of work: seed, warnings, events, what became of the repair.
         method: The repair or training-time defense that made it; None if none did, or it is unknown.
         attack: What was planted in the training rows: an attack, Planted, Victim or Poisoned, or "none" if you know that
             nothing was. None: unknown.
@@ -126,7 +126,8 @@ def account(run: Run, notes: Sequence[str] = (), *, repaired: bool = False) -> d
         repaired: Whether the run's outcome is that of the model at hand.
     """
     outcome = run.outcome if repaired else None
-    every = [*notes, *run.warnings, *(() if outcome is None else outcome.warnings)]
+    own = run.warnings if outcome is None else outcome.warnings  # a run may have done other work before the repair
+    every = [*notes, *own]
     return {"notes": list(dict.fromkeys(every)), "outcome": None if outcome is None else outcome.to_dict()}
 
 

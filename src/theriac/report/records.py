@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from theriac.core.errors import InputError
 from theriac.core.files import read_json, write_json
 from theriac.core.outcome import Status
-from theriac.metrics import ClassCount, Comparison, Difference, Evaluation, Rate, compare
+from theriac.metrics import ClassCount, Comparison, Difference, Evaluation, Rate, compare, degenerate
 from theriac.report.fields import Count, Long, Number, Plain, Png, Seconds, Short
 
 FORMAT = 1
@@ -148,6 +148,11 @@ class Result(Record):
     def repaired(self) -> bool:
         """Whether there was a repair that changed the model, as far as is known."""
         return self.repair is not None and (self.outcome is None or self.outcome.status == "repaired")
+
+    @property
+    def alerts(self) -> list[str]:
+        """What explains the scores beside their rates, in sentences."""
+        return degenerate(self.scores.evaluation, None if self.after is None else self.before.evaluation)
 
     @property
     def excess(self) -> Difference | None:
