@@ -308,6 +308,18 @@ def test_test_rows_from_an_untrusted_folder_are_called_so(pets: Path, tmp_path: 
     assert said in " ".join(json.loads(theriac("eval", tmp_path / "run", "--json").stdout)["warnings"])
 
 
+def test_clean_rows_from_data_of_unknown_past_are_called_so(pets: Path, tmp_path: Path) -> None:
+    made = theriac("train", "--data", pets, *TINY, "--out", tmp_path / "run")
+    assert made.exit_code == 0, made.stderr
+    words = ("--method", "ft", "--option", "epochs=1", "--clean", "16")
+    own = theriac("repair", tmp_path / "run", *words, "--out", tmp_path / "fixed")
+    assert own.exit_code == 0, own.stderr
+    assert "if its rows are poisoned, the repair learns from poison" in own.stderr
+    theirs = theriac("repair", tmp_path / "run", *words, "--clean-from", pets, "--out", tmp_path / "other", "--json")
+    assert "learns from poison" not in theirs.stderr
+    assert json.loads(theriac("report", tmp_path / "fixed", "--json").stdout)["headline"]
+
+
 def test_a_published_set_is_benign_and_its_test_rows_are_not_doubted(tmp_path: Path) -> None:
     done = theriac("train", *TINY, "--out", tmp_path / "run", "--json")
     assert "untrusted" not in done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,6 +189,12 @@ def clean_rows(data: Data, source: Source, where: str, amount: int | float, run:
     Raises:
         InputError: If there are none, too few, or they are of another kind.
     """
+    if where in ("train", "val") and not source.known:
+        warnings.warn(
+            f"the clean rows are drawn from {data.card.name!r}, whose past is unknown here: if its rows are poisoned, the "
+            "repair learns from poison (--clean-from takes rows that you trust)",
+            stacklevel=2,
+        )
     if where == "train":
         pool = data.train
     elif where == "val":
