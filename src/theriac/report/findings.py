@@ -153,7 +153,8 @@ def _plain(study: Study) -> str:
         (r, v), scores = measured[0], (measured[0][0].before, measured[0][0].scores)
         pairs = [[percent(rate.rate) for rate in (getattr(s, key) for s in scores) if rate] for key in ("asr", "acc")]
         moved = [f"{key} {' → '.join(pair).replace(' %', '', 1)}" for key, pair in zip(("ASR", "ACC"), pairs, strict=True)]
-        return f"{title_of(r)}, {v.word}: {', '.join(moved)}."
+        told = [f"{title_of(r)}, {v.word}: {', '.join(numbers)}." for numbers in (moved, moved[:1])]
+        return next((text for text in told if len(text.split()) <= LONGEST), f"{v.word.capitalize()}: {moved[0]}.")
     if measured:
         words = [v.word for _, v in measured]
         told = [
@@ -161,8 +162,8 @@ def _plain(study: Study) -> str:
             (words.count("partly reduced"), "partly"),
         ]
         idle = words.count("nothing to reduce")
-        told += [(len(words) - sum(n for n, _ in told) - idle, "did not"), (idle, "had none to reduce")]
-        return f"Of {len(words)} repairs, {', '.join(f'{n} {text}' for n, text in told if n)}."
+        told += [(len(words) - sum(n for n, _ in told) - idle, "not"), (idle, "had none")]
+        return f"Of {len(words)} repairs, {', '.join(f'{n} {text}' for i, (n, text) in enumerate(told) if n or not i)}."
     full = summary(study)
     if len(full.split()) <= LONGEST or study.fairness:
         return full

@@ -135,3 +135,19 @@ def test_the_summary_says_what_a_repair_cost(repaired: Make) -> None:
     assert both.endswith(", at a cost of 78.7 points of ACC on 1 of 2 models.")
     many = [repaired((910, 891, 0), (800 - i, 9, 0), victim=f"v{i}") for i in range(6)]
     assert findings.summary(_study(*many)).endswith(", at a cost of 11.0 to 11.5 points of ACC.")
+
+
+def test_headlines_have_at_most_fifteen_words(repaired: Make) -> None:
+    one = repaired((910, 891, 9), (890, 9, 845), repair={"method": "sau"})
+    assert findings.headline(_study(one)) == "SAU, reduced to the control’s level: ASR 99.0 → 1.0 %."
+    cases = [(891, 885), (891, 9), (891, 400), (12, 0), (700, 800)]
+    many = [repaired((910, b, 9), (890, a, 845), label=f"r {i}", victim=f"a victim {i}") for i, (b, a) in enumerate(cases)]
+    blind = [repaired((910,), (890,), None, victim=f"v {i}") for i in range(4)]
+    victims = [Result(victim=f"a model called {i}", before=many[0].before) for i in range(3)]
+    unknown = [Result(victim="unknown origin (a)", before=blind[0].before, known=False)]
+    for results in ([m] for m in many):
+        assert len(findings.headline(_study(*results)).split()) <= 15
+    for results in (many, blind, blind[:1], victims, victims[:1], unknown, [*unknown, *victims]):
+        told = findings.headline(_study(*results))
+        assert 0 < len(told.split()) <= 15, told
+    assert findings.headline(_study(*many)) == ("Of 5 repairs, 1 reduced the backdoor, 1 partly, 2 not, 1 had none.")
