@@ -153,8 +153,8 @@ def _plain(study: Study) -> str:
         (r, v), scores = measured[0], (measured[0][0].before, measured[0][0].scores)
         pairs = [[percent(rate.rate) for rate in (getattr(s, key) for s in scores) if rate] for key in ("asr", "acc")]
         moved = [f"{key} {' → '.join(pair).replace(' %', '', 1)}" for key, pair in zip(("ASR", "ACC"), pairs, strict=True)]
-        told = [f"{title_of(r)}, {v.word}: {', '.join(numbers)}." for numbers in (moved, moved[:1])]
-        return next((text for text in told if len(text.split()) <= LONGEST), f"{v.word.capitalize()}: {moved[0]}.")
+        texts = [f"{title_of(r)}, {v.word}: {', '.join(numbers)}." for numbers in (moved, moved[:1])]
+        return next((text for text in texts if len(text.split()) <= LONGEST), f"{v.word.capitalize()}: {moved[0]}.")
     if measured:
         words = [v.word for _, v in measured]
         told = [
