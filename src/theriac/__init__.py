@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from theriac.data import load
     from theriac.metrics import compare, evaluate, fairness
     from theriac.models import Builder, adapt, build, load_model, load_weights, save
+    from theriac.report import record
     from theriac.training import recipe, train
     from theriac.triggers.custom import trigger, trigger_pairs
 
@@ -59,6 +60,7 @@ _LAZY = {
     "load_model": "theriac.models",
     "load_weights": "theriac.models",
     "recipe": "theriac.training",
+    "record": "theriac.report",
     "save": "theriac.models",
     "train": "theriac.training",
     "trigger": "theriac.triggers.custom",
@@ -94,6 +96,7 @@ __all__ = [
     "metrics",
     "models",
     "recipe",
+    "record",
     "repairs",
     "report",
     "save",

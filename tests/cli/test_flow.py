@@ -148,7 +148,7 @@ def test_a_repair_without_clean_rows_draws_none_and_says_why_nothing_changed(
     words = ("repair", victim, "--method", "clp", "--device", "cpu", "--precision", "fp32")
     same = theriac(*words, "--out", tmp_path / "same")
     assert same.code == 0, same.err
-    assert "repaired by CLP without clean rows" in same.out
+    assert "left unchanged by CLP without clean rows" in same.out
     assert "unchanged: no channel of 9 layers" in same.err  # four channels: none can be 3 deviations above the mean
     record = json.loads((tmp_path / "same" / "run.json").read_text())
     assert record["clean"] is None

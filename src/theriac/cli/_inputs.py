@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import inspect
-import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from theriac.core.split import Data, Split
 from theriac.core.text import lookalike
 from theriac.data import align, load
 from theriac.models import Builder
+from theriac.report import recording
 from theriac.training._parallel import world
 
 if TYPE_CHECKING:
@@ -59,6 +59,11 @@ class Source:
         told = section(section(record, "data"), "source")
         return validated(cls, told, "data source of run.json") if told else None
 
+    @property
+    def known(self) -> bool:
+        """Whether rows for training and test are those of a published set, taken by its name, and not from any file."""
+        return not Path(self.name).is_absolute() and "test" not in self.options
+
     def load(self) -> Data:
         """Load it.
 
@@ -94,19 +99,13 @@ def with_augment(data: Data, policy: Augment) -> Data:
     def change(split: Split) -> Split:
         return split.replace(card=split.card.replace(augment=policy))
 
-    return Data(change(data.train), change(data.test), None if data.val is None else change(data.val))
+    val = None if data.val is None else change(data.val)
+    return dataclasses.replace(data, train=change(data.train), test=change(data.test), val=val)
 
 
 def describe(data: Data, source: Source) -> dict[str, Any]:
     """What a record says about its data."""
-    rows = {"train": len(data.train), "test": len(data.test)} | ({} if data.val is None else {"val": len(data.val)})
-    return {"name": data.card.name, "source": dataclasses.asdict(source), "rows": rows, "hash": data_hash(data)}
-
-
-def data_hash(data: Data) -> str:
-    """One hash for the rows and labels of training and test."""
-    parts = [data.card.content_hash or data.train.content_hash(), data.test.content_hash(), len(data.train)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return recording.describe(data, dataclasses.asdict(source), known=source.known)
 
 
 def method(kind: str, text: str, options: Mapping[str, Any]) -> Any:
@@ -225,6 +224,12 @@ def clean_rows(data: Data, source: Source, where: str, amount: int | float, run:
     Raises:
         InputError: If there are none, too few, or they are of another kind.
     """
+    if where in ("train", "val") and not source.known:
+        warnings.warn(
+            f"the clean rows are drawn from {data.card.name!r}, whose past is unknown here: if its rows are poisoned, the "
+            "repair learns from poison (--clean-from takes rows that you trust)",
+            stacklevel=2,
+        )
     if where == "train":
         pool = data.train
     elif where == "val":

@@ -20,7 +20,9 @@ from theriac.core.run import Run
 from theriac.core.split import Data
 from theriac.data import align
 from theriac.models import Classifier, architectures, load_model, load_weights
+from theriac.models.adapt import foreign
 from theriac.models.store import digest, read_tensors
+from theriac.report.recording import data_hash, warn_held_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,7 @@ def open_model(path: str, asked: Asked, run: Run) -> Opened:
             raise InputError(f"{where} is a bare file of weights and names no {what}; give {option}{known}")
     source = Source.of(str(asked.data), asked.size, asked.label, asked.sensitive, asked.augment, asked.more)
     data = source.load()
+    warn_held_out(data, source.known)
     model = _inputs.builder(asked.model, asked.width, asked.model_option, data.card, run, data.train)(data.train, run)
     load_weights(model, where)
     return Opened(model=model.eval(), name=where.stem, record={}, folder=None, weights=digest(where), data=data, source=source)
@@ -113,17 +116,25 @@ def _from_folder(where: Path, asked: Asked) -> Opened:
         raise InputError(
             f"{where} is a run folder and names its own architecture; leave out --model, --width and --model-option"
         )
+    own = foreign(section(record, "model"))
+    if own:
+        raise InputError(
+            f"{where} holds weights of a class of your own ({own}), which no command builds, since nothing that a file "
+            f"names is imported; from Python: theriac.evaluate(theriac.load_model(folder, into={own}(...)), rows). "
+            f"What its record says is shown by: theriac report {where}"
+        )
     model = load_model(where)
     source = _source(where, record, model, asked)
     data = source.load()
     if source.augment is None and model.card.kind == "image":  # a repair months later augments as the training did
         data = _inputs.with_augment(data, model.card.augment)
     told = section(record, "data").get("hash")
-    if asked.data is None and told != _inputs.data_hash(data):
+    if asked.data is None and told != data_hash(data):
         warnings.warn(f"the data at {source.name} are not those that {where} was made with", stacklevel=2)
     whose = f"the model in {where}"
     val = None if data.val is None else align(data.val, model.card, whose)
-    data = Data(align(data.train, model.card, whose), align(data.test, model.card, whose), val)
+    data = Data(align(data.train, model.card, whose), align(data.test, model.card, whose), val, data.held_out)
+    warn_held_out(data, source.known)
     weights = digest(where / "model.safetensors")
     name = where.resolve().name
     return Opened(model=model, name=name, record=record, folder=where, weights=weights, data=data, source=source)

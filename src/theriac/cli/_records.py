@@ -14,14 +14,14 @@ from typing import Any
 from torch import nn
 
 from theriac.attacks import Planted
-from theriac.attacks.store import save_planted
 from theriac.cli._options import NothingToDoError, StoppedError
 from theriac.core.errors import InputError, TheriacError
-from theriac.core.files import read_json, write_atomically, write_json
+from theriac.core.files import read_json, write_json
 from theriac.core.run import Run
-from theriac.models import Classifier, save
+from theriac.models import Classifier
 from theriac.models.store import FORMAT, read_record
 from theriac.report import collect
+from theriac.report.recording import architecture, write_run
 
 PLAN = "plan.json"
 RECORD = "run.json"
@@ -92,11 +92,7 @@ def write(out: Path, model: nn.Module, planted: Planted | None, record: Mapping[
 
     Afterwards the folder holds one clean history of events, and neither plan nor checkpoints.
     """
-    if planted is not None:
-        save_planted(planted, out)
-    save(model, out, **record)
-    lines = "".join(json.dumps(event) + "\n" for event in run.events)
-    write_atomically(out / "events.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
+    write_run(out, model, planted, record, run)
     for pattern in (PLAN, "*.checkpoint.pt", ".*.part"):
         for path in out.glob(pattern):
             path.unlink(missing_ok=True)
@@ -124,11 +120,9 @@ def section(record: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def provenance(run: Run, argv: Sequence[str], model: Classifier, recipe: str, started: float) -> dict[str, Any]:
     """Where, how and with what a result was made, as a report shows it."""
-    spec = model.spec
-    options = ", ".join(f"{key} {value}" for key, value in spec.get("options", {}).items())
     told = collect.provenance(
         run,
-        model=f"{spec.get('architecture', type(model).__name__)}{f' ({options})' if options else ''}",
+        model=architecture(model),
         recipe=recipe,
         command=shlex.join(["theriac", *argv]),
         started=started,

@@ -15,6 +15,7 @@ from rich.text import Text
 from theriac.cli import _options as opt
 from theriac.core.text import clean
 from theriac.metrics import Comparison, Difference, Evaluation, Fairness, Rate, Verdict
+from theriac.metrics._degenerate import short, worst_class
 from theriac.metrics.fairness import NO_ROWS, Figure, side_by_side
 
 _MEANING = {
@@ -33,36 +34,64 @@ def console(*, err: bool = False) -> Console:
 
 
 def evaluation(title: str, found: Evaluation) -> None:
-    """One model's rates with counts and intervals."""
+    """One model's rates with counts and intervals, after what explains them."""
+    _alarm(found.degenerate)
     table = _table(title, "rate", "counts", "95 % interval", "meaning")
     for name, rate in _rates(found).items():
         if rate is not None:
             low, high = rate.interval
             counts, interval = f"{rate.hits}/{rate.total}", f"{100 * low:.1f} to {100 * high:.1f}"
             table.add_row(name, Text(_percent(rate), "bold"), counts, interval, Text(_MEANING[name], "dim"))
+    worst = worst_class(found.classes)
+    if worst is not None and worst.rate is not None:
+        low, high = worst.rate.interval
+        counts, interval = f"{worst.hits}/{worst.rows}", f"{100 * low:.1f} to {100 * high:.1f}"
+        meaning = Text(f"accuracy on class {short(clean(worst.name))}, the lowest of {len(found.classes)}", "dim")
+        table.add_row("worst", Text(_percent(worst.rate), "bold"), counts, interval, meaning)
     console().print(table)
     for note in found.notes:
         tell(f"note: {note}")
 
 
-def comparison(title: str, found: Comparison) -> None:
-    """Rates before and after a repair, their change, and DER."""
+def comparison(title: str, found: Comparison, reason: str = "") -> None:
+    """Rates before and after a repair, their change, and DER, after what explains them.
+
+    Args:
+        title: Above the table.
+        found: The rates.
+        reason: Why the model was not repaired, if it was not.
+    """
+    _alarm([*([reason] if reason else []), *found.degenerate])
     table = _table(title, "before", "after", "change in points")
     before, after = _rates(found.before), _rates(found.after)
     for name, old in before.items():
         new = after[name]
-        if old is None or new is None:
-            continue
-        change = Difference(old, new)
-        low, high = change.interval
-        moved = _cell(f"{100 * change.value:+z.1f}", f"{100 * low:+z.1f} to {100 * high:+z.1f}")
-        table.add_row(name, _rate(old), _rate(new), moved)
+        if old is not None and new is not None:
+            _changed(table, name, old, new)
+    worst = worst_class(found.after.classes)
+    if worst is not None and worst.rate is not None:
+        was = next((c.rate for c in found.before.classes if c.name == worst.name), None)
+        if was is not None:
+            _changed(table, f"worst: {short(clean(worst.name))}", was, worst.rate)
     if found.before.asr is not None:
         low, high = found.der_interval
         table.add_row("DER", "", _cell(f"{found.der:.3f}", "0.5 = no effect, 1 = best"), _cell("", f"{low:.3f} to {high:.3f}"))
     console().print(table)
     for note in found.after.notes:
         tell(f"note: {note}")
+
+
+def _changed(table: Table, name: str, old: Rate, new: Rate) -> None:
+    change = Difference(old, new)
+    low, high = change.interval
+    moved = _cell(f"{100 * change.value:+z.1f}", f"{100 * low:+z.1f} to {100 * high:+z.1f}")
+    table.add_row(name, _rate(old), _rate(new), moved)
+
+
+def _alarm(sentences: Sequence[str]) -> None:
+    """What a reader must know before any number."""
+    for text in sentences:
+        console().print(Text(clean(text), "bold red"), soft_wrap=True)
 
 
 def fairness(title: str, before: Fairness, after: Fairness, verdict: Verdict) -> None:

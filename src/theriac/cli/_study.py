@@ -12,8 +12,9 @@ from typing import Any
 
 from theriac.attacks import Planted
 from theriac.attacks.store import load_planted
-from theriac.cli._inputs import Source, data_hash
-from theriac.cli._records import RECORD, read, section
+from theriac.cli._inputs import Source
+from theriac.cli._records import PLAN, RECORD, read, section
+from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import title_of
 from theriac.core.run import Run
@@ -21,8 +22,10 @@ from theriac.core.split import Data
 from theriac.metrics import Fairness, evaluate, judge, unlisted
 from theriac.metrics.fairness import NO_ROWS, side_by_side
 from theriac.models import Classifier, load_model
+from theriac.models.adapt import foreign
 from theriac.models.store import digest
 from theriac.report import collect
+from theriac.report.recording import data_hash
 from theriac.report.records import Exhibit, Study
 
 _EVENTS_LIMIT = 64 << 20  # bytes of events.jsonl that are read
@@ -41,7 +44,27 @@ class _Folder:
 
     @property
     def is_repair(self) -> bool:
-        return self.record.get("kind") == "repair"
+        return self.record.get("kind") == "repair" and self.scored("before")
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its record says how the model was made, and whether anything was planted."""
+        kind = self.record.get("kind")
+        return kind in ("repair", "debias") or (kind == "train" and "attack" in self.record)
+
+    def scored(self, part: str = "evaluation") -> bool:
+        """Whether its record holds scores."""
+        return bool(section(self.record, part))
+
+    @property
+    def can_run(self) -> bool:
+        """Whether the model can be built from its record alone; one of the user's own class can't."""
+        return not foreign(section(self.record, "model"))
+
+    @property
+    def outcome(self) -> dict[str, Any] | None:
+        """What became of a repair; None if the record does not say."""
+        return section(self.record, "outcome") or None
 
     @property
     def is_debiased(self) -> bool:
@@ -83,7 +106,10 @@ class _Folder:
             trained = next((e["event"] for e in reversed(found) if e.get("event") != "train"), "train")
         else:
             trained = section(self.record, "defense").get("method", "train")  # and not those of a fitted trigger
-        own = [e for e in found if self.is_repair or e.get("event") == trained] or found
+        if self.is_repair:  # a run from Python may have trained the victim as well
+            own = [e for e in found if e.get("event") != "train"] or found
+        else:
+            own = [e for e in found if e.get("event") == trained] or found
         return [{k: v for k, v in e.items() if k not in ("event", "time")} for e in own]
 
 
@@ -103,11 +129,25 @@ def of_folder(path: Path) -> Study:
         folders = [_Folder(p, read(p)) for p in sorted(path.iterdir()) if (p / RECORD).is_file()]
     if not folders:
         read(path)  # says what is wrong with it
+    silent = [f for f in folders if not f.scored()]
+    folders = [f for f in folders if f.scored()]
+    if not folders:
+        raise InputError(
+            f"{silent[0].path} holds no scores to report; theriac.record(folder, model, after=theriac.evaluate(...)) saves "
+            "them with the model"
+        )
+    left = [f"{f.name} holds no scores and is left out." for f in silent]
+    if not (path / RECORD).is_file():
+        left += [
+            f"{p.name} was not finished and is left out."
+            for p in sorted(path.iterdir())
+            if (p / PLAN).is_file() and not (p / RECORD).is_file()
+        ]
     folders.sort(key=lambda f: f.is_repair)
-    kinds = {json.dumps(section(f.record, "data").get("hash")) for f in folders}
+    kinds = {str(section(f.record, "data")["hash"]) for f in folders if section(f.record, "data").get("hash")}
     if len(kinds) > 1:
         raise InputError(f"the {len(folders)} runs in {path} are on {len(kinds)} different data sets; a report tells of one")
-    return _study(path, folders)
+    return _study(path, folders, left)
 
 
 def _with_parent(folder: _Folder) -> list[_Folder]:
@@ -117,11 +157,11 @@ def _with_parent(folder: _Folder) -> list[_Folder]:
     return [_Folder(Path(told), read(Path(told))), folder]
 
 
-def _study(path: Path, folders: Sequence[_Folder]) -> Study:
+def _study(path: Path, folders: Sequence[_Folder], left: Sequence[str]) -> Study:
     data, run = _data(folders[0]), Run(quiet=True)
     names = {f.weights: _victim(f) for f in folders if not f.is_repair}
     results = [_result(f, names, _control(f, folders, data, run)) for f in folders]
-    card = folders[-1].model.card
+    card = folders[-1].model.card if folders[-1].can_run else Card.from_dict(section(folders[-1].record, "card"))
     summary = collect.summarize(data or card, clean_rows=max((r["rows"] for r in results if r["repair"]), default=0))
     study = {
         "title": path.resolve().name,
@@ -130,6 +170,7 @@ def _study(path: Path, folders: Sequence[_Folder]) -> Study:
         "provenance": _provenance(folders),
         "results": results,
         "fairness": [_groups(f) for f in folders if f.is_debiased],
+        "caveats": [*left, *_origins(folders)],
         "exhibits": [e.model_dump(mode="json") for e in _exhibits(folders, names, data, run)],
     }
     return Study.from_dict(study, f"the record in {path}")
@@ -168,7 +209,40 @@ def _victim(folder: _Folder) -> str:
         return f"{_title(folder, 'debiasing', 'method')} ({folder.name})"
     planted, guard = folder.planted, _guard(folder)
     attack = planted.attack.label if planted else _title(folder, "attack", "attack")  # its trigger may be gone, not its name
-    return f"{attack or 'benign'}{f', {guard}' if guard else ''} ({folder.name})"
+    if folder.record.get("kind") == "repair":  # one without scores of the model that it was given
+        guard = f"after {_title(folder, 'repair', 'method')}"
+    return f"{attack or _unattacked(folder)}{f', {guard}' if guard else ''} ({folder.name})"
+
+
+def _unattacked(folder: _Folder) -> str:
+    """A model in whose rows we planted nothing: benign only if its rows are those of a published set."""
+    if folder.record.get("kind") == "repair":
+        return "model"
+    if not folder.is_known:
+        return "unknown origin"
+    return "benign" if _data_known(folder) else "unknown data"
+
+
+def _data_known(folder: _Folder) -> bool:
+    """Whether a model's rows are those of a published set, and not any that somebody may have poisoned."""
+    data = section(folder.record, "data")
+    if isinstance(data.get("known"), bool):
+        return bool(data["known"])
+    name = section(data, "source").get("name")  # a record from before this was written
+    return isinstance(name, str) and not Path(name).is_absolute()
+
+
+def _origins(folders: Sequence[_Folder]) -> list[str]:
+    """What is not known about where rows came from."""
+    told = []
+    if any(section(f.record, "data") and not _data_known(f) for f in folders):
+        told.append("The data come from outside: whether somebody poisoned them before is unknown.")
+    if any(section(f.record, "data").get("held_out") is True and not _data_known(f) for f in folders):
+        told.append(
+            "The test rows were held out from the same untrusted source as the training rows: if it is poisoned or mislabeled, "
+            "so are they."
+        )
+    return told
 
 
 def _guard(folder: _Folder) -> str:
@@ -192,16 +266,20 @@ def _result(folder: _Folder, names: Mapping[str, str], control: dict[str, Any] |
         "history": history,
         "warnings": record.get("notes", []),
         "control": control,
+        "known": folder.is_known,
     }
     if not folder.is_repair:
         rows = section(section(record, "data"), "rows").get("train", 0)
-        return {"victim": _victim(folder), "before": record.get("evaluation"), "rows": rows, "repair": None, **common}
+        label = _title(folder, "repair", "method") if record.get("kind") == "repair" else ""
+        scores = {"before": record.get("evaluation"), "repair": None, "label": label}
+        return {"victim": _victim(folder), "rows": rows, **scores, **common}
     return {
         "victim": names.get(folder.parent, str(section(record, "parent").get("name", "model"))),
         "repair": record.get("method"),
         "before": record.get("before"),
         "after": record.get("evaluation"),
         "rows": section(record, "clean").get("rows", 0),
+        "outcome": folder.outcome,
         **common,
     }
 
@@ -216,7 +294,8 @@ def _control(folder: _Folder, folders: Sequence[_Folder], data: Data | None, run
         same = all(other.record.get(key) == victim.record.get(key) for key in ("kind", "model", "recipe", "seeds"))
         made = [section(f.record, "identity") for f in (other, victim)]
         same = same and all(made[0].get(key) == made[1].get(key) for key in ("augment", "precision"))
-        if not other.is_repair and other.record.get("attack") is None and same:
+        benign = not other.is_repair and other.is_known and other.record.get("attack") is None
+        if benign and other.can_run and same:
             return evaluate(other.model, data.test, planted, run=run).to_dict()
     return None
 
@@ -225,7 +304,10 @@ def _data(folder: _Folder) -> Data | None:
     """The data of a run, if they can still be found as they were."""
     try:
         source = Source.recorded(folder.record)
-        data = None if source is None else source.load()
+        if source is None:
+            warnings.warn("these runs do not say where their data are, so the report shows no samples", stacklevel=2)
+            return None
+        data = source.load()
     except InputError:
         data = None
     if data is None or data_hash(data) != section(folder.record, "data").get("hash"):
@@ -241,10 +323,10 @@ def _exhibits(folders: Sequence[_Folder], names: Mapping[str, str], data: Data |
     found = []
     for victim in folders:
         planted = victim.planted
-        if victim.is_repair or planted is None:
+        if victim.is_repair or planted is None or not victim.can_run:
             continue
-        repaired = [f for f in folders if f.is_repair and f.parent == victim.weights]
-        done = [_title(f, "repair", "method") for f in repaired]
+        repaired = [f for f in folders if f.is_repair and f.parent == victim.weights and f.can_run]
+        done = [_done(f) for f in repaired]
         called = [f"after {m}" if done.count(m) == 1 else f"after {m} ({f.name})" for m, f in zip(done, repaired, strict=True)]
         guard = _guard(victim)
         models = {f"trained with {guard}" if guard else "victim": victim.model} | dict(
@@ -254,17 +336,30 @@ def _exhibits(folders: Sequence[_Folder], names: Mapping[str, str], data: Data |
     return found
 
 
+def _done(folder: _Folder) -> str:
+    """The repair's title; with what became of it where it did not repair."""
+    status = str((folder.outcome or {}).get("status", "repaired"))
+    return _title(folder, "repair", "method") + ("" if status == "repaired" else f" ({status})")
+
+
 def _step(folder: _Folder, names: Mapping[str, str]) -> str:
     record = folder.record
     if folder.is_repair:
         clean, method = section(record, "clean"), _title(folder, "repair", "method")
-        of = names.get(folder.parent, section(record, "parent").get("name"))
-        told = f"with {clean['rows']} clean rows ({clean.get('from')})" if clean.get("rows") else "without clean rows"
-        return f"Repaired {of} by {method} {told}."
+        of = names.get(folder.parent, section(record, "parent").get("name", "a model"))
+        status = str((folder.outcome or {}).get("status", "repaired"))
+        rows = clean.get("rows", "an unknown number of")
+        told = f"{rows} clean rows" if rows else "no clean rows"
+        if status != "repaired":
+            word = "abstained on" if status == "abstained" else "changed nothing in"
+            return f"{method} {word} {of}, given {told}: the model is not repaired."
+        return f"Repaired {of} by {method} with {told}{f' ({source})' if (source := clean.get('from')) else ''}."
     if folder.is_debiased:
         groups = ", ".join(map(str, record.get("groups", [])))
         return f"Trained {_victim(folder)} so that it treats groups alike ({groups}), and a plain model beside it."
+    if not folder.is_known:
+        return f"{folder.name} was saved without a record of how it was trained, attacked or repaired."
     poison = section(record, "poison").get("rows")
     told = f" on rows of which {poison} were poisoned" if poison else ""
     how = "with" if _guard(folder) else "by the recipe"
-    return f"Trained {_victim(folder)}{told} {how} {section(record, 'recipe').get('name')}."
+    return f"Trained {_victim(folder)}{told} {how} {section(record, 'recipe').get('name', 'that is not recorded')}."

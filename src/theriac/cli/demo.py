@@ -32,7 +32,7 @@ from theriac.models import Classifier, parameter_count
 from theriac.repairs import D3, FT, SAU, Repair
 from theriac.report import Result, Study, findings, table, write
 from theriac.report.collect import epochs, exhibit, provenance, summarize
-from theriac.report.records import FILE, Exhibit, Scores
+from theriac.report.records import FILE, Ended, Exhibit, Scores
 from theriac.training import recipe as named
 from theriac.training import train
 
@@ -80,7 +80,8 @@ def run_demo(out: Path, *, device: str = "auto", seed: int = 0, quick: bool = Fa
         raise InputError(f"out is {str(out)!r}, which can't be written: {error.strerror}") from None
     screen = _show.console()
     screen.print(table(study, study.title))
-    screen.print(Text(findings.headline(study)))
+    screen.print(Text(findings.headline(study), "bold"))
+    screen.print(Text(findings.summary(study)))
     screen.print(Text.assemble("\nreport: ", (str(page), "bold")), soft_wrap=True)
     return study
 
@@ -165,6 +166,7 @@ class _Story:
             seconds=watched.seconds,
             history=epochs(run, [method.name]),
             warnings=watched.told,
+            outcome=None if run.outcome is None else Ended.model_validate(run.outcome.to_dict()),
         )
         self.results.append(result)
         self._say(f"repaired {trained.victim} by {method.title}", result)

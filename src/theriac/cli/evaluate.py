@@ -88,7 +88,14 @@ def evaluate(
         beyond.append(f"attack success {found.asr} is above --max-asr {max_asr:g}")
     if min_acc is not None and found.acc.value < min_acc:
         beyond.append(f"clean accuracy {found.acc} is below --min-acc {min_acc:g}")
-    result = {"status": "done", "model": path, "evaluation": found.to_dict(), "findings": beyond}
+    result = {
+        "status": "done",
+        "model": path,
+        "degenerate": found.degenerate,
+        "evaluation": found.to_dict(),
+        "findings": beyond,
+        "warnings": opt.notes(),
+    }
     if out is not None:
         try:
             write_json(Path(out).expanduser(), result)

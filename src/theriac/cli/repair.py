@@ -58,6 +58,7 @@ def repair(
     from theriac.cli import _inputs, _models, _records, _show
     from theriac.core.errors import InputError
     from theriac.models import check_savable
+    from theriac.report import recording
 
     started = time.time()
     run = th.Run(seed=seed, device=device, precision=_models.precision(path, precision), quiet=quiet or None)
@@ -108,8 +109,9 @@ def repair(
         fixed = chosen.repair(opened.model, rows, run, trigger=knows)
         after = th.evaluate(fixed, opened.data.test, planted, run=run)
         found = th.compare(before, after)
-        der = round(found.der, 6) if planted else None
-        run.event("compared", before=before.to_dict(), after=after.to_dict(), der=der)
+        assert run.outcome is not None
+        result = {"before": before.to_dict(), "evaluation": after.to_dict(), **recording.compared(found)}
+        run.event("compared", **result)
         record = {
             "kind": "repair",
             "name": folder.name,
@@ -118,24 +120,21 @@ def repair(
             "clean": taken,
             "attack": identity["attack"],
             "seeds": {"seed": seed},
-            "before": before.to_dict(),
-            "evaluation": after.to_dict(),
-            "der": der,
+            **result,
             "parent": {"folder": str(Path(path).resolve()), "name": opened.name, "weights": opened.weights},
             "provenance": _records.provenance(run, ctx.obj["argv"], opened.model, chosen.title, started),
-            "notes": opt.notes(),
+            **recording.account(run, opt.notes(), repaired=True),
             "identity": identity,
         }
         _records.write(folder, fixed, planted, record, run)
     if as_json:
-        result: dict[str, object] = {"before": before.to_dict(), "evaluation": after.to_dict(), "der": der}
-        result["outcome"] = run.outcome.to_dict() if run.outcome is not None else None
-        _show.as_json({"status": "done", "folder": str(folder), **result})
+        said = {"outcome": record["outcome"], "warnings": record["notes"]}
+        _show.as_json({"status": "done", "folder": str(folder), **said, **result})
         return
-    with_ = "without clean rows" if rows is None else f"with {len(rows)} clean rows"
-    _show.comparison(f"{opened.name}, repaired by {chosen.title} {with_}", found)
-    if run.outcome is not None and run.outcome.reason and not any(run.outcome.reason in w for w in run.outcome.warnings):
-        _show.tell(f"{run.outcome.status}: {run.outcome.reason}")
+    done = {"repaired": "repaired by", "unchanged": "left unchanged by", "abstained": "not repaired:"}[run.outcome.status]
+    given = "without clean rows" if rows is None else f"with {len(rows)} clean rows"
+    ended = "abstained" if run.outcome.status == "abstained" else given
+    _show.comparison(f"{opened.name}, {done} {chosen.title} {ended}", found, reason=run.outcome.reason)
     if planted is None:
         _show.tell("the attack is not known here, so only clean accuracy was measured (--attack names one)")
     _show.tell(f"kept in {folder}")

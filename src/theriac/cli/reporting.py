@@ -23,6 +23,7 @@ def report(
     from theriac import report as pages
     from theriac.cli import _show, _study
     from theriac.core.errors import InputError
+    from theriac.report import findings
     from theriac.report.records import FILE, Study
 
     source = Path(folder).expanduser()
@@ -33,7 +34,9 @@ def report(
     except OSError as error:
         raise InputError(f"--out is {str(page)!r}, which can't be written: {error.strerror}") from None
     if as_json:
-        _show.as_json({"status": "done", "page": str(page)})
+        told = [f"{who}: {text}" for who, text in findings.alerts(study)]
+        head = {"headline": findings.headline(study), "alerts": told, "warnings": opt.notes()}
+        _show.as_json({"status": "done", "page": str(page), **head})
     else:
         typer.echo(str(page))
     if browse:

@@ -70,6 +70,7 @@ def train(
     import theriac as th
     from theriac.cli import _inputs, _ranks, _records, _show
     from theriac.models import Classifier
+    from theriac.report import recording
     from theriac.training.recipes import recipe as named
 
     started = time.time()
@@ -86,6 +87,8 @@ def train(
     if chosen is not None and not chosen.must_fit:
         chosen.plant(loaded.train)  # refuses a target or trigger that does not fit
     told = _inputs.describe(loaded, source)
+    if not rank:
+        recording.warn_held_out(loaded, source.known)
     how = [chosen.name if chosen else "benign", *([guard.name] if guard else [])]
     name = "-".join([re.sub(r"[^\w.-]+", "_", loaded.card.name), build.name, *how, f"seed{seed}"])
     folder = Path(out or Path("runs", name)).expanduser()
@@ -125,15 +128,18 @@ def train(
             "attack": chosen.config() if chosen else None,
             "defense": guard.config() if guard else None,
             "evaluation": found.to_dict(),
+            "degenerate": found.degenerate,
             "provenance": _records.provenance(run, ctx.obj["argv"], trained, identity["recipe"]["name"], started),
-            "notes": opt.notes(),
+            **recording.account(run, opt.notes()),
             "identity": identity,
         }
         _records.write(folder, trained, planted, record, run)
     if as_json:
-        _show.as_json({"status": "done", "folder": str(folder), "evaluation": found.to_dict()})
+        result = {"degenerate": found.degenerate, "evaluation": found.to_dict(), "warnings": record["notes"]}
+        _show.as_json({"status": "done", "folder": str(folder), **result})
         return
-    against = f"{chosen.label if chosen else 'no attack'}{f', trained by {guard.title}' if guard else ''}"
+    nobody = "no attack" if source.known else "no attack of ours on unknown data"
+    against = f"{chosen.label if chosen else nobody}{f', trained by {guard.title}' if guard else ''}"
     _show.evaluation(f"{folder.name}: {build.name} on {loaded.card.name}, {against}", found)
     _show.tell(f"kept in {folder}")
     if guard:

@@ -26,6 +26,10 @@ class UnfairPairingError(InputError):
     """A method was offered something that its threat model does not allow, or lacks something that it needs."""
 
 
+class ClassWarning(UserWarning):
+    """Some classes have few clean rows or none, or are recognized less often after a repair."""
+
+
 def unknown(what: str, name: object, choices: Iterable[str]) -> InputError:
     """An error for an unknown name that suggests the nearest known ones.
 

@@ -117,16 +117,20 @@ class Run:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[list[str]]:
-        """Keep the warnings of a piece of work in ``warnings``, each once; they are shown all the same. Yields them."""
+        """Keep the warnings of a piece of work in ``warnings``, each once; they are shown all the same. Yields them.
+
+        What torch says to us is left out.
+        """
         heard: list[str] = []
         with warnings.catch_warnings():
             show = warnings.showwarning
 
-            def keep(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            def keep(message: Warning | str, category: type[Warning], filename: str, *place: Any, **more: Any) -> None:
                 text = " ".join(str(message).split())
-                if issubclass(category, UserWarning) and text not in heard:
+                ours = issubclass(category, UserWarning) and f"{os.sep}torch{os.sep}" not in filename
+                if ours and text not in heard:
                     heard.append(text)
-                show(message, category, *place, **more)
+                show(message, category, filename, *place, **more)
 
             warnings.showwarning = keep
             try:

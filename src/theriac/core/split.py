@@ -249,6 +249,7 @@ class Data:
     train: Split
     test: Split
     val: Split | None = None
+    held_out: bool = False  # whether the test rows were drawn from the same source as the training rows
 
     @property
     def card(self) -> Card:

@@ -59,7 +59,8 @@ def assemble(
     if white is None and not train.is_table:
         warn_if_dark(brightest, f"the training pictures of {card.name!r}", "say white=LEVEL of theriac.load")
     card = card.replace(mean=mean, std=std, content_hash=digest)
-    return Data(**{name: split.replace(card=card) for name, split in splits.items()})
+    made = {name: split.replace(card=card) for name, split in splits.items()}
+    return Data(made["train"], made["test"], made.get("val"), held_out=rows["test"][0] == "train")
 
 
 def _facts(train: Split, key: str | None) -> tuple[tuple[float, ...], tuple[float, ...], str, int]:

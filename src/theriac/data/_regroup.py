@@ -44,7 +44,7 @@ def regroup(rows: Data | Split, names: Mapping[str, str], *, rest: str | None = 
         train, test, val = (None if part is None else regroup(part, names, rest=rest) for part in parts)
         assert train is not None
         assert test is not None
-        return Data(train, test, val)
+        return Data(train, test, val, rows.held_out)
     if not isinstance(rows, Split):
         raise InputError(f"rows is a {type(rows).__name__}; expected a Split or a Data")
     old = rows.card.groups

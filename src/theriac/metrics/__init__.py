@@ -1,5 +1,6 @@
 """Rates with counts and intervals."""
 
+from theriac.metrics._degenerate import ClassCount, degenerate
 from theriac.metrics.backdoor import aim, evaluate, predict
 from theriac.metrics.by_group import fairness
 from theriac.metrics.debiased import Verdict, judge, listed, pairs_of, unlisted
@@ -12,6 +13,7 @@ from theriac.metrics.intervals import Difference, Rate, Spread, over_seeds, wils
 from theriac.metrics.stamped import cross_accuracy, leak, success_by_target
 
 __all__ = [
+    "ClassCount",
     "Comparison",
     "Detection",
     "Difference",
@@ -26,6 +28,7 @@ __all__ = [
     "brier",
     "compare",
     "cross_accuracy",
+    "degenerate",
     "der",
     "detection",
     "evaluate",

@@ -22,6 +22,7 @@ from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data.align import align_to
+from theriac.metrics._degenerate import ClassCount
 from theriac.metrics.evaluation import Evaluation
 from theriac.metrics.intervals import Rate
 from theriac.models.classifier import to_input
@@ -56,7 +57,8 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
 
     Returns:
         ACC over all rows; ASR over the attack's population (rows that do not have its label already), stamped: share
-        predicted as the attack's label; RA over the same stamped rows: share predicted as the true label.
+        predicted as the attack's label; RA over the same stamped rows: share predicted as the true label; and, for each class,
+        how many clean rows it has, how many of them are recognized, and how many rows are taken for it.
 
     Raises:
         InputError: On an empty population, a class or column that the model's card does not know, a model whose outputs do
@@ -78,12 +80,14 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
     classes = split.num_classes
     asr = ra = population = torch.zeros((), dtype=torch.int64, device=run.device)
     right = torch.zeros(classes, dtype=torch.int64, device=run.device)  # clean hits by class
+    answers = torch.zeros_like(right)  # clean predictions by class
     targets = torch.zeros(classes, dtype=torch.bool, device=run.device)
     with _eval_mode(net), torch.inference_mode(), run.autocast():
         for positions in here.batches(batch_size):
             x, y = here.rows(positions), here.y[positions]
             clean = _predict(net, x, classes)
             right += torch.bincount(y[clean == y], minlength=classes)
+            answers += torch.bincount(clean, minlength=classes)
             if planted is None:
                 continue
             wanted, counted = aim(planted, y, here.index[positions])
@@ -95,14 +99,17 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
                 asr = asr + (seen == wanted[counted]).sum()
                 ra = ra + (seen == y[counted]).sum()
     acc, notes = Rate(int(right.sum()), len(split), "clean rows"), _notes(split)
+    counts = (right.tolist(), here.count().tolist(), answers.tolist())
+    by_class = tuple(ClassCount(*told) for told in zip(split.card.classes, *counts, strict=True))
     if planted is None:
-        return Evaluation(acc, data=data, rows=rows, notes=notes)
+        return Evaluation(acc, data=data, rows=rows, classes=by_class, notes=notes)
     of = f"rows stamped by {planted.name} whose label is not the attack's label already"
     total = int(here.count()[targets].sum())
     target_acc = Rate(int(right[targets].sum()), total, "clean rows of the target class") if total else None
     success, recovered = (Rate(int(hits), int(population), of) for hits in (asr, ra))
-    trigger = getattr(planted, "trigger_hash", "")
-    return Evaluation(acc, success, recovered, target_acc, planted.name, data, rows, trigger, notes)
+    wants = tuple(split.card.classes[k] for k in targets.nonzero().flatten().tolist())
+    words = (planted.name, data, rows, getattr(planted, "trigger_hash", ""))
+    return Evaluation(acc, success, recovered, target_acc, *words, by_class, wants, notes)
 
 
 def aim(planted: Any, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from theriac.core.errors import InputError
+from theriac.core.text import line
+from theriac.metrics._degenerate import ClassCount, degenerate, percent, worst_class
 from theriac.metrics.intervals import Difference, Rate
 
 
@@ -23,10 +25,12 @@ class Evaluation:
     data: str = ""
     rows: str = ""  # hash of the test rows and labels, so that only like is compared with like; "" = not known
     trigger: str = ""  # hash of what decides the stamp, likewise
+    classes: tuple[ClassCount, ...] = ()  # clean rows by class, in the order of the card; empty = not known
+    targets: tuple[str, ...] = ()  # names of the classes that the attack wants
     notes: tuple[str, ...] = ()  # what a reader of the figures must know, in sentences
 
     def __str__(self) -> str:
-        lines = [f"ACC  {self.acc}"]
+        lines = [*self.degenerate, f"ACC  {self.acc}{'; ' * bool(self.worst)}{self.worst}"]
         if self.asr is not None and self.ra is not None:
             lines += [f"ASR  {self.asr}", f"RA   {self.ra}"]
         if self.target_acc is not None:
@@ -35,6 +39,19 @@ class Evaluation:
             lines.append(f"under {self.attack}, on {self.data}")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+    @property
+    def degenerate(self) -> list[str]:
+        """What explains this result beside its rates, in sentences; see :func:`theriac.metrics.degenerate`."""
+        return degenerate(self)
+
+    @property
+    def worst(self) -> str:
+        """The class with the lowest accuracy, in words; empty if classes were not counted."""
+        lowest = worst_class(self.classes)
+        if lowest is None:
+            return ""
+        return f"worst class: {line(lowest.name)!r} {percent(lowest.hits, lowest.rows)} of {lowest.rows}"
 
     def excess_asr(self, benign: Evaluation) -> Difference:
         """ASR beyond that of a benign model trained the same way, on the same stamped rows.
@@ -82,12 +99,14 @@ class Evaluation:
             "data": self.data,
             "rows": self.rows,
             "trigger": self.trigger,
+            "classes": [c.to_dict() for c in self.classes],
+            "targets": list(self.targets),
             "notes": list(self.notes),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
-        """The inverse of :meth:`to_dict`."""
+        """The inverse of :meth:`to_dict`; a record from before classes were counted has none."""
         rates = {
             name: None if data.get(name) is None else Rate(data[name]["hits"], data[name]["total"], data[name]["of"])
             for name in ("acc", "asr", "ra", "target_acc")
@@ -95,8 +114,9 @@ class Evaluation:
         if rates["acc"] is None:
             raise InputError("the record of an evaluation has no 'acc'")
         words = (data["attack"], data["data"], data.get("rows", ""), data.get("trigger", ""))
-        notes = tuple(map(str, data.get("notes", ())))
-        return cls(rates["acc"], rates["asr"], rates["ra"], rates["target_acc"], *words, notes=notes)
+        classes = tuple(ClassCount.from_dict(c) for c in data.get("classes", ()))
+        named, notes = tuple(data.get("targets", ())), tuple(map(str, data.get("notes", ())))
+        return cls(rates["acc"], rates["asr"], rates["ra"], rates["target_acc"], *words, classes, named, notes)
 
 
 @dataclass(frozen=True)
@@ -138,10 +158,22 @@ class Comparison:
             return None
         return Difference(self.before.asr, self.after.asr)
 
+    @property
+    def degenerate(self) -> list[str]:
+        """What explains this change beside its rates, in sentences; see :func:`theriac.metrics.degenerate`."""
+        return degenerate(self.after, self.before)
+
     def __str__(self) -> str:
-        lines = [f"ACC  {self.acc}"]
+        lines = [*self.degenerate]
+        for name in ("acc", "asr", "ra", "target_acc"):
+            old, new = getattr(self.before, name), getattr(self.after, name)
+            if old is not None and new is not None:
+                title = "target class" if name == "target_acc" else name.upper()
+                lines.append(f"{title}  {old} -> {new}, {Difference(old, new)}")
+        if self.after.worst:
+            lines.append(f"{self.after.worst}, after")
         if self.asr is not None:
-            lines += [f"ASR  {self.asr}", "DER  {:.3f} (95 % {:.3f} to {:.3f})".format(self.der, *self.der_interval)]
+            lines.append("DER  {:.3f} (95 % {:.3f} to {:.3f})".format(self.der, *self.der_interval))
         return "\n".join(lines)
 
 

@@ -83,7 +83,15 @@ class Difference:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval (Newcombe, Statistics in Medicine 1998, method 10)."""
-        (l1, u1), (l2, u2) = self.after.interval, self.before.interval
+        return self.at(Z95)
+
+    def at(self, z: float) -> tuple[float, float]:
+        """The same interval at another level.
+
+        Args:
+            z: Two-sided point of the normal distribution, such as 1.96 for 95 %.
+        """
+        (l1, u1), (l2, u2) = (wilson(r.hits, r.total, z) for r in (self.after, self.before))
         p1, p2 = self.after.value, self.before.value
         low = p1 - p2 - math.hypot(p1 - l1, u2 - p2)
         high = p1 - p2 + math.hypot(u1 - p1, p2 - l2)

@@ -193,6 +193,19 @@ def adapt(
     return wrapped
 
 
+def foreign(spec: Mapping[str, Any]) -> str:
+    """The user's own class that a saved model needs to be built again; empty if its record is enough.
+
+    Args:
+        spec: What a record has under ``model``.
+    """
+    options = spec.get("options")
+    if spec.get("architecture") != OWN or not isinstance(options, Mapping):
+        return ""
+    alone = options.get("transformers") is not None and options.get("logits") != _CALLABLE
+    return "" if alone else str(options.get("network", "module"))[:120]
+
+
 def rebuild(options: Any, card: Card, into: nn.Module | None, tensors: int) -> Adapted:
     """An adapted model from its record, with weights still to be loaded.
 

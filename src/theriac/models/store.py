@@ -40,7 +40,8 @@ def save(model: nn.Module, folder: str | Path, **record: Any) -> Path:
     Args:
         model: What ``build``, ``train`` and ``adapt`` return, or its repaired copy.
         folder: Made if missing.
-        **record: More plain data for ``run.json``: recipe, seeds, provenance, metrics.
+        **record: More plain data for ``run.json``: recipe, seeds, provenance, metrics. An Evaluation may be handed in as it is.
+            For a record that ``theriac report`` can tell all from, see ``theriac.record``.
 
     Returns:
         The folder.
@@ -55,7 +56,9 @@ def save(model: nn.Module, folder: str | Path, **record: Any) -> Path:
     for key in record:
         if key in _RESERVED:
             raise InputError(f"the record can't have a field {key!r}; that name is the store's own")
-        as_json(key, record[key])
+    record = {key: value.to_dict() if hasattr(value, "to_dict") else value for key, value in record.items()}
+    for key, value in record.items():
+        as_json(key, value)
     head = {"format": FORMAT, "model": model.spec, "card": model.card.to_dict()}
     packed, extra = pack(model)
     layout = "channels_last" if any(_is_channels_last(p) for p in model.parameters()) else "contiguous"

@@ -14,17 +14,26 @@ from torch import nn
 
 from theriac.core import check
 from theriac.core.card import Card
-from theriac.core.errors import InputError, UnfairPairingError
+from theriac.core.errors import ClassWarning, InputError, UnfairPairingError
 from theriac.core.method import Method
 from theriac.core.outcome import Outcome
 from theriac.core.poisoned import as_clean
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data.align import align_to
+from theriac.metrics import ClassCount
+from theriac.metrics._degenerate import fallen, percent, short
+from theriac.models._still import still
 from theriac.models.classifier import to_input
 from theriac.models.editing import duplicate, eager, refuse_fixed
 from theriac.models.layout import arrange
 from theriac.models.state import warn_unsavable
+
+FEW = 20  # clean rows a class, on average, below which repairs lose classes
+FEWEST = 10  # of one class
+HANDFUL = 0.005  # a method whose paper uses no larger a share of the training rows is made for a handful
+LOOK = 50  # clean rows a class on which a repair is looked at before and after
+LOOK_ALL = 5000  # of all classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +84,20 @@ class Repair(Method):
         with run.listening() as heard, eager(given):
             fixed = arrange(duplicate(given).to(run.device), run).eval()
             warn_unsavable(fixed)
+            before: tuple[ClassCount, ...] = ()
             if rows is not None:
                 _probe(fixed, rows, run)
+                self._warn_few(rows)
+                before = _by_class(fixed, rows, run)
             _widen(fixed)
             _warn_frozen(fixed)
             uses = self.needs.takes("clean_rows")
             seen = (rows and rows.to(run.device)) if uses else _blank(fixed, rows, run)
             fixed = method._repair(fixed, seen, run)  # type: ignore[arg-type]  # a method that needs rows has got some
             _cast_like(fixed, given)
-            run.outcome = self._outcome(run.outcome, given, fixed, heard)
+            run.outcome = self._outcome(run.outcome, given, fixed)
+            figures = {} if rows is None else self._compared(before, _by_class(fixed, rows, run))
+            run.outcome = dataclasses.replace(run.outcome, warnings=tuple(heard), figures={**run.outcome.figures, **figures})
         seconds, count = round(time.perf_counter() - began, 3), len(seen) if seen is not None and uses else 0
         run.event("repaired", method=self.name, seconds=seconds, rows=count, outcome=run.outcome.to_dict())
         return fixed.eval()
@@ -116,15 +130,55 @@ class Repair(Method):
             raise UnfairPairingError(f"clean is missing; {self.title} needs clean rows with labels")
         return self if trigger is None and target is None else self._with_knowledge(trigger, target)
 
-    def _outcome(self, said: Outcome | None, given: nn.Module, fixed: nn.Module, heard: list[str]) -> Outcome:
+    def _outcome(self, said: Outcome | None, given: nn.Module, fixed: nn.Module) -> Outcome:
         """What the method said, or what a look at the weights says; a repair that changed nothing never passes for one."""
-        if said is None:
-            if _changed(given, fixed):
-                return Outcome(status="repaired", warnings=tuple(heard))
-            reason = f"{self.title} ended with the weights that it was given"
-            warnings.warn(f"{reason}; the model is not repaired", stacklevel=4)
-            return Outcome(status="unchanged", reason=reason, warnings=tuple(heard))
-        return dataclasses.replace(said, warnings=tuple(heard))
+        if said is not None:
+            return said
+        if _changed(given, fixed):
+            return Outcome(status="repaired")
+        reason = f"{self.title} ended with the weights that it was given"
+        warnings.warn(f"{reason}; the model is not repaired", stacklevel=4)
+        return Outcome(status="unchanged", reason=reason)
+
+    def _warn_few(self, clean: Split) -> None:
+        """Warn before work about classes without clean rows, and about few rows a class, unless it is made for a handful."""
+        if not self.needs.takes("clean_rows"):
+            return
+        rows, names = clean.count().tolist(), clean.card.classes
+        none = [names[k] for k, n in enumerate(rows) if n == 0]
+        few = [names[k] for k, n in enumerate(rows) if 0 < n < FEW]
+        enough = len(clean) >= FEW * len(rows) and min(rows) >= FEWEST
+        told = []
+        if none:
+            told.append(f"{len(none)} of {len(rows)} classes have none ({_some(none)})")
+        if few and not enough and not 0 < self.needs.usual_clean_share <= HANDFUL:
+            told.append(f"{len(few)} of {len(rows)} classes have fewer than {FEW} ({_some(few)})")
+        if told:
+            warnings.warn(
+                f"{len(clean)} clean rows: {' and '.join(told)}; a repair can lose such classes: look at the accuracy of each",
+                ClassWarning,
+                stacklevel=3,
+            )
+
+    def _compared(self, before: tuple[ClassCount, ...], after: tuple[ClassCount, ...]) -> dict[str, Any]:
+        """Accuracy on the clean rows before and after, as figures; warns about classes that fell by more than chance."""
+        totals = [(sum(c.hits for c in counts), sum(c.rows for c in counts)) for counts in (before, after)]
+        fell = fallen(before, after)
+        if fell:
+            old, new = fell[0]
+            warnings.warn(
+                f"after {self.title}, {len(fell)} of {sum(c.rows > 0 for c in before)} classes are recognized less often "
+                f"on the clean rows, most of all {short(old.name)}: {percent(old.hits, old.rows)} before, "
+                f"{percent(new.hits, new.rows)} after",
+                ClassWarning,
+                stacklevel=3,
+            )
+        shares = {old.name: [round(c.hits / c.rows, 6) for c in (old, new)] for old, new in fell}
+        return {
+            "acc_before": round(totals[0][0] / totals[0][1], 6),
+            "acc_after": round(totals[1][0] / totals[1][1], 6),
+            "fell": shares,
+        }
 
 
 def _blank(model: nn.Module, rows: Split | None, run: Run) -> Split | None:
@@ -167,6 +221,28 @@ def _cast_like(model: nn.Module, given: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name in came and tensor.dtype != came[name]:
             tensor.data = tensor.data.to(came[name])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(short(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _by_class(model: nn.Module, clean: Split, run: Run) -> tuple[ClassCount, ...]:
+    """Hits by class on up to 50 clean rows of each, the first ones, in eval mode; a few forward passes."""
+    y, classes = clean.y.cpu(), clean.num_classes
+    most = max(1, min(LOOK, LOOK_ALL // classes))
+    order = torch.argsort(y, stable=True)
+    starts = torch.cumsum(torch.bincount(y, minlength=classes), 0) - torch.bincount(y, minlength=classes)
+    rank = torch.arange(len(y)) - starts[y[order]]
+    at = order[rank < most]
+    answers = []
+    with still(model), torch.inference_mode():
+        for part in at.split(512):
+            answers.append(model(to_input(clean.rows(part).to(run.device))).argmax(1).cpu())
+    said, true = torch.cat(answers), y[at]
+    counts = (torch.bincount(true[said == true], minlength=classes), torch.bincount(true, minlength=classes))
+    hits, rows, taken = (c.tolist() for c in (*counts, torch.bincount(said, minlength=classes)))
+    return tuple(ClassCount(*told) for told in zip(clean.card.classes, hits, rows, taken, strict=True))
 
 
 def _probe(model: nn.Module, clean: Split, run: Run) -> None:

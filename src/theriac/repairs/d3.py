@@ -56,7 +56,7 @@ class D3(Repair):
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("preact_resnet18", data.train, recipe="fast_2")
-        >>> fixed = D3(epochs=1).repair(model, data.train.sample(0.05))
+        >>> fixed = D3(epochs=1).repair(model, data.train.sample(0.2))
     """
 
     name: ClassVar[str] = "d3"

@@ -37,7 +37,7 @@ class FST(Repair):
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("preact_resnet18", data.train, recipe="fast_2")
-        >>> fixed = FST(epochs=1).repair(model, data.train.sample(0.05))
+        >>> fixed = FST(epochs=1).repair(model, data.train.sample(0.2))
     """
 
     name: ClassVar[str] = "fst"

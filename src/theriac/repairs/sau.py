@@ -54,7 +54,7 @@ class SAU(Repair):
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("preact_resnet18", data.train, recipe="fast_2")
-        >>> fixed = SAU(rounds=1).repair(model, data.train.sample(0.05))
+        >>> fixed = SAU(rounds=1).repair(model, data.train.sample(0.2))
     """
 
     name: ClassVar[str] = "sau"

@@ -12,7 +12,18 @@ from theriac.metrics import Difference, Rate
 from theriac.report.records import Result, Study
 
 LEVEL = "reduced to the control’s level"
-VERDICTS = (LEVEL, "reduced", "partly reduced", "mostly left in place", "left in place", "increased", "nothing to reduce")
+VERDICTS = (
+    LEVEL,
+    "reduced",
+    "partly reduced",
+    "mostly left in place",
+    "left in place",
+    "increased",
+    "nothing to reduce",
+    "not repaired: unchanged",
+    "not repaired: abstained",
+)
+LONGEST = 15  # words of a headline
 RULE = (
     "A backdoor counts as “left in place” if the 95 % interval of the change in ASR includes zero; as “reduced to the "
     "control’s level” if the interval of the excess ASR afterwards includes zero; and there was “nothing to reduce” if that "
@@ -63,6 +74,8 @@ def _misread(result: Result) -> bool:
 
 def _word(result: Result) -> str:
     pair = result.comparison
+    if result.outcome is not None and result.outcome.status != "repaired":
+        return f"not repaired: {result.outcome.status}"
     if pair is None or pair.asr is None or pair.before.asr is None or pair.after.asr is None:
         return ""
     change, excess = pair.asr, result.excess
@@ -105,8 +118,69 @@ def title_of(result: Result) -> str:
     return result.label or method.title_of("repair", result.repair_name)
 
 
+def alerts(study: Study) -> list[tuple[str, str]]:
+    """What a reader must know before any rate: models that were not repaired, and results that a degenerate model explains.
+
+    Returns:
+        Which model, and a sentence of at most 15 words.
+    """
+    told = []
+    for r in sorted(study.results, key=lambda r: r.repair is None):  # what a repair made counts more than what it got
+        who = f"{title_of(r)} of {r.victim}" if r.repair else r.victim
+        if r.outcome is not None and r.outcome.status != "repaired":
+            word = "abstained" if r.outcome.status == "abstained" else "changed nothing"
+            told.append((who, f"{title_of(r)} {word}: the model is not repaired."))
+        told += [(who, text) for text in r.alerts]
+    return list(dict.fromkeys(told))
+
+
 def headline(study: Study) -> str:
-    """The whole study in one sentence."""
+    """The whole study in at most 15 words; what a degenerate result explains comes before all else."""
+    told = alerts(study)
+    if not told:
+        return _plain(study)
+    (who, text), *others = told
+    named = text if len(study.results) == 1 or text.startswith(who.split(" of ")[0]) else f"{who}: {text}"
+    more = f" ({len(others)} more below)" if others else ""
+    return next((t for t in (named + more, text + more, named) if len(t.split()) <= LONGEST), text)
+
+
+def _plain(study: Study) -> str:
+    """The headline of a study without alerts."""
+    judged = [(r, verdict(r)) for r in study.repairs]
+    measured = [(r, v) for r, v in judged if v.word]
+    if len(measured) == 1:
+        (r, v), scores = measured[0], (measured[0][0].before, measured[0][0].scores)
+        pairs = [[percent(rate.rate) for rate in (getattr(s, key) for s in scores) if rate] for key in ("asr", "acc")]
+        moved = [f"{key} {' → '.join(pair).replace(' %', '', 1)}" for key, pair in zip(("ASR", "ACC"), pairs, strict=True)]
+        texts = [f"{title_of(r)}, {v.word}: {', '.join(numbers)}." for numbers in (moved, moved[:1])]
+        return next((text for text in texts if len(text.split()) <= LONGEST), f"{v.word.capitalize()}: {moved[0]}.")
+    if measured:
+        words = [v.word for _, v in measured]
+        told = [
+            (words.count(LEVEL) + words.count("reduced"), "reduced the backdoor"),
+            (words.count("partly reduced"), "partly"),
+        ]
+        idle = words.count("nothing to reduce")
+        told += [(len(words) - sum(n for n, _ in told) - idle, "not"), (idle, "had none")]
+        return f"Of {len(words)} repairs, {', '.join(f'{n} {text}' for i, (n, text) in enumerate(told) if n or not i)}."
+    full = summary(study)
+    if len(full.split()) <= LONGEST or study.fairness:
+        return full
+    if any(not r.known for r in study.results):
+        one = f"ACC {percent(study.results[0].before.acc.rate)}; what was done to this model is unknown."
+        return one if len(study.results) == 1 else "What was done to some of these models is unknown."
+    if judged:
+        return "Only clean accuracy was measured: no attack is known."
+    if len(study.results) == 1:
+        r = study.results[0]
+        unscored = "scores before the repair are not recorded" if r.label else "no repair was made"
+        return f"ACC {percent(r.before.acc.rate)}{_under(r)}; {unscored}."
+    return f"{len(study.results)} models were measured; none was repaired here."
+
+
+def summary(study: Study) -> str:
+    """The whole study in one longer sentence."""
     judged = [(r, verdict(r)) for r in study.repairs]
     measured = [(r, v) for r, v in judged if v.word]
     if measured:
@@ -117,6 +191,8 @@ def headline(study: Study) -> str:
         return _named(measured, names)
     if judged:
         return _accuracy(judged)
+    if any(not r.known for r in study.results) and not study.fairness:
+        return _unknown(study.results)
     return _groups(study) if study.fairness else _unrepaired(study.results)
 
 
@@ -216,10 +292,24 @@ def _unrepaired(results: Sequence[Result]) -> str:
     attacked = [r for r in results if r.before.asr is not None]
     if attacked:
         told = [f"{r.victim}: ASR {percent(r.before.asr.rate)}" for r in attacked[:4] if r.before.asr is not None]
-        return f"{'; '.join(told)}. No repair was made."
+        unscored = any(r.label for r in results)  # repaired, but nobody kept the scores before
+        return f"{'; '.join(told)}. {'Scores before the repair are not recorded' if unscored else 'No repair was made'}."
     if not results:
         return "This study holds no results."
-    return f"Clean accuracy {percent(results[0].before.acc.rate)}. No attack is known and no repair was made."
+    acc = f"Clean accuracy {percent(results[0].before.acc.rate)}."
+    if any(r.label for r in results):
+        return f"{acc} No attack is known; scores before the repair are not recorded."
+    return f"{acc} No attack is known and no repair was made."
+
+
+def _unknown(results: Sequence[Result]) -> str:
+    told = [f"{r.victim}: ACC {percent(r.before.acc.rate)}{_under(r)}" for r in results[:4]]
+    return f"{'; '.join(told)}. What was done to {'it' if len(results) == 1 else 'some'} is unknown."
+
+
+def _under(result: Result) -> str:
+    asr = result.before.asr
+    return "" if asr is None else f", ASR {percent(asr.rate)} under {result.before.attack or 'an attack'}"
 
 
 def _and(words: Sequence[str]) -> str:
@@ -241,6 +331,10 @@ def caveats(study: Study) -> list[str]:
         f"{'One seed' if seeds == 1 else f'{seeds} seeds'}. The intervals cover the choice of test rows, not the luck of "
         "training; another seed gives other numbers."
     )
+    if any(not r.known for r in study.results):
+        told.append("Some records do not say how their model was made: whether it was attacked or repaired is unknown.")
+    if any(r.before.classes == [] for r in study.results):
+        told.append("Some records hold no counts by class, so a class that is lost would not show.")
     if any(r.after is not None and r.control is None and r.after.asr is not None for r in study.results):
         told.append("There is no benign control, so a trigger that fools any model by itself can't be told from a backdoor.")
     return told

@@ -16,7 +16,7 @@ from theriac.core.method import create
 from theriac.core.text import clean, seconds
 from theriac.metrics import Rate
 from theriac.report import charts, findings, logs, tables
-from theriac.report.records import Exhibit, Result, Study
+from theriac.report.records import ByClass, Exhibit, Result, Study
 
 PAGE = "report.html"
 
@@ -85,7 +85,11 @@ def view(study: Study) -> dict[str, Any]:
     return {
         "css": Markup(css),  # our own file
         "study": study,
-        "headline": findings.headline(study),
+        "headline": (headline := findings.headline(study)),
+        "summary": "" if (summary := findings.summary(study)) == headline else summary,
+        "seeded": bool(study.provenance.seeds or study.provenance.command or study.provenance.versions),
+        "alerts": findings.alerts(study),
+        "classes": _classes(study),
         "rule": findings.RULE if any(v.word for _, v in judged) else "",
         "has_asr": any(r.before.asr is not None for r in study.results),
         "has_control": controlled,
@@ -98,7 +102,7 @@ def view(study: Study) -> dict[str, Any]:
         "repairing": (repairing := logs.repairing(study)),
         "repair_legend": list(dict.fromkeys(entry for panel in repairing for entry in panel.legend)),
         "logged": logs.facts(study),
-        "notes": [(r, text) for r in study.results for text in r.warnings],
+        "notes": [(r, text) for r in study.results for text in dict.fromkeys([*_reason(r), *r.warnings])],
         "title_of": findings.title_of,
         "caveats": [*findings.caveats(study), *study.caveats],
         "settings": _settings(study),
@@ -185,6 +189,32 @@ def _table(study: Study) -> list[dict[str, Any]]:
             }
         )
     return [{"victim": victim, "rows": lines} for victim, lines in groups.items()]
+
+
+def _reason(result: Result) -> list[str]:
+    """Why a model was not repaired, and the warnings of the repair itself."""
+    if result.outcome is None:
+        return []
+    return [*([result.outcome.reason] if result.outcome.reason else []), *result.outcome.warnings]
+
+
+def _classes(study: Study) -> list[dict[str, Any]]:
+    """Accuracy by class for each victim, its models side by side: before, and after each repair."""
+    found = []
+    for victim in dict.fromkeys(r.victim for r in study.results):
+        rows = [row for row in tables.rows(study) if row.group == victim and row.scores.classes]
+        if not rows:
+            continue
+        names = list(dict.fromkeys(c.name for row in rows for c in row.scores.classes))
+        counted = [{c.name: _class_rate(c) for c in row.scores.classes} for row in rows]
+        lines = [{"name": name, "cells": [counts.get(name) for counts in counted]} for name in names]
+        worst = [row.scores.evaluation.worst for row in rows]
+        found.append({"victim": victim, "models": [row.model for row in rows], "lines": lines, "worst": worst})
+    return found
+
+
+def _class_rate(counted: ByClass) -> tuple[str, str, str] | None:
+    return _cell(Rate(counted.hits, counted.rows)) if counted.rows else None
 
 
 def _cell(rate: Rate | None) -> tuple[str, str, str] | None:

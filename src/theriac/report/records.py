@@ -15,7 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from theriac.core.errors import InputError
 from theriac.core.files import read_json, write_json
-from theriac.metrics import Comparison, Difference, Evaluation, Rate, compare
+from theriac.core.outcome import Status
+from theriac.metrics import ClassCount, Comparison, Difference, Evaluation, Rate, compare, degenerate
 from theriac.report.fields import Count, Long, Number, Plain, Png, Seconds, Short
 
 FORMAT = 1
@@ -53,6 +54,29 @@ class Counted(Record):
         return Rate(self.hits, self.total, self.of)
 
 
+class ByClass(Record):
+    """A :class:`~theriac.metrics.ClassCount` as its ``to_dict`` writes it."""
+
+    name: Short
+    hits: Count
+    rows: Count
+    predicted: Count
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        ClassCount(self.name, self.hits, self.rows, self.predicted)
+        return self
+
+
+class Ended(Record):
+    """An :class:`~theriac.core.outcome.Outcome` as its ``to_dict`` writes it."""
+
+    status: Status
+    reason: Long = ""
+    warnings: list[Long] = []
+    figures: dict[str, Any] = {}
+
+
 class Scores(Record):
     """An :class:`~theriac.metrics.Evaluation` as its ``to_dict`` writes it. Fields take an Evaluation as well."""
 
@@ -65,6 +89,8 @@ class Scores(Record):
     rows: Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")] = ""
     trigger: Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")] = ""
     notes: list[Long] = []
+    classes: Annotated[list[ByClass], Field(max_length=100_000)] = []
+    targets: Annotated[list[Short], Field(max_length=100_000)] = []
 
     @property
     def evaluation(self) -> Evaluation:
@@ -96,6 +122,8 @@ class Result(Record):
     seconds: Seconds | None = None  # of the training (no repair) or the repair
     history: list[dict[str, Plain | list[Number]]] = []  # one entry an epoch, as training.loop tells its events
     warnings: list[Long] = []
+    outcome: Ended | None = None  # what became of the repair; None: not recorded
+    known: bool = True  # whether the record says what was done to the model
 
     @model_validator(mode="after")
     def _paired(self) -> Self:
@@ -116,6 +144,16 @@ class Result(Record):
     def comparison(self) -> Comparison | None:
         """Before against after; None without a repair."""
         return None if self.after is None else compare(self.before.evaluation, self.after.evaluation)
+
+    @property
+    def repaired(self) -> bool:
+        """Whether there was a repair that changed the model, as far as is known."""
+        return self.repair is not None and (self.outcome is None or self.outcome.status == "repaired")
+
+    @property
+    def alerts(self) -> list[str]:
+        """What explains the scores beside their rates, in sentences."""
+        return degenerate(self.scores.evaluation, None if self.after is None else self.before.evaluation)
 
     @property
     def excess(self) -> Difference | None:

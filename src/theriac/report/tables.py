@@ -32,6 +32,7 @@ class Row:
     der: float | None = None
     finding: str = ""
     seconds: float | None = None
+    alerts: tuple[str, ...] = ()  # what explains the rates
 
     @property
     def rates(self) -> tuple[Rate | None, ...]:
@@ -51,13 +52,15 @@ def _group(results: Sequence[Result]) -> Iterator[Row]:
     first = results[0]
     own = next((r for r in results if r.repair is None), None)
     seconds = own.seconds if own is not None else None
-    yield Row(first.victim, "as trained" if own is not None else "before", first.before, "before", seconds=seconds)
+    alone = tuple(first.before.evaluation.degenerate)
+    called = "as trained" if own is not None else "before"
+    yield Row(first.victim, called, first.before, "before", seconds=seconds, alerts=alone)
     for r in results:
         pair = r.comparison
         if pair is None or r.after is None:
             continue
         der = None if pair.asr is None else pair.der
-        yield Row(r.victim, title_of(r), r.after, "after", der, verdict(r).text, r.seconds)
+        yield Row(r.victim, title_of(r), r.after, "after", der, verdict(r).text, r.seconds, tuple(r.alerts))
     control = next((r.control for r in results if r.control is not None), None)
     if control is not None:
         yield Row(first.victim, "benign control", control, "control")
@@ -89,6 +92,8 @@ def table(results: Study | Sequence[Result], title: str = "") -> Table:
         model = Text(line(row.model))
         if row.finding:
             model.append(f"\n{row.finding.partition(';')[0]}", "dim")
+        for text in row.alerts[:1]:
+            model.append(f"\n{line(text)}", "red")
         out.add_row(model, *cells, Text(der), style=style)
     return out
 
@@ -109,7 +114,8 @@ def markdown(results: Study | Sequence[Result]) -> str:
         cells = [_markdown_cell(rate) for rate in row.rates]
         der = "" if row.der is None else f"{row.der:.3f}"
         seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
-        out.append(f"| {' | '.join([escape(row.group), escape(row.model), *cells, der, row.finding, seconds])} |")
+        finding = "; ".join([*([row.finding] if row.finding else []), *map(escape, row.alerts)])
+        out.append(f"| {' | '.join([escape(row.group), escape(row.model), *cells, der, finding, seconds])} |")
     return "\n".join(out) + "\n"
 
 

@@ -74,8 +74,8 @@ def test_only_all_rows_are_100_percent(hits: int, total: int, text: str) -> None
     assert findings.percent(Rate(hits, total)) == text
 
 
-def test_headline_names_who_did_what(repaired: Make) -> None:
-    told = findings.headline(
+def test_summary_names_who_did_what(repaired: Make) -> None:
+    told = findings.summary(
         _study(
             repaired((910, 891, 9), (890, 885, 20), victim="BadNets", repair={"method": "ft"}),
             repaired((910, 891, 9), (890, 600, 20), victim="Blended", repair={"method": "ft"}),
@@ -91,27 +91,27 @@ def test_headline_names_who_did_what(repaired: Make) -> None:
     assert "remove" not in told
 
 
-def test_headline_of_failure_is_plain(repaired: Make) -> None:
-    told = findings.headline(
+def test_summary_of_failure_is_plain(repaired: Make) -> None:
+    told = findings.summary(
         _study(repaired((910, 891, 9), (890, 885, 20)), repaired((910, 891, 9), (890, 884, 9), label="FT again"))
     )
     assert told == "FT and FT again left the BadNets backdoor in place (ASR still 98.2 to 98.3 %)."
 
 
-def test_headline_of_many_repairs_counts(repaired: Make) -> None:
+def test_summary_of_many_repairs_counts(repaired: Make) -> None:
     many = [repaired((910, 891, 9), (890, 60 if i else 885, 20), label=f"r{i}") for i in range(6)]
-    assert findings.headline(_study(*many)) == "Of 6 repairs: 5 reduced, 1 left in place."
+    assert findings.summary(_study(*many)) == "Of 6 repairs: 5 reduced, 1 left in place."
 
 
-def test_headline_without_attack_or_repair(repaired: Make) -> None:
+def test_summary_without_attack_or_repair(repaired: Make) -> None:
     blind = repaired((910,), (890,), None)
-    assert findings.headline(_study(blind)) == (
+    assert findings.summary(_study(blind)) == (
         "Clean accuracy: FT 91.0 % → 89.0 %. No attack is known, so its success was not measured."
     )
     assert findings.verdict(blind).word == ""
     victim = Result(victim="V", before=repaired((910, 891, 9), (1, 1, 1)).before)
-    assert findings.headline(_study(victim)) == "V: ASR 99.0 %. No repair was made."
-    assert findings.headline(_study()) == "This study holds no results."
+    assert findings.summary(_study(victim)) == "V: ASR 99.0 %. No repair was made."
+    assert findings.summary(_study()) == "This study holds no results."
 
 
 def test_caveats_follow_from_the_records(repaired: Make) -> None:
@@ -126,12 +126,28 @@ def test_an_unknown_repair_keeps_its_name(repaired: Make) -> None:
     assert findings.title_of(repaired((910, 891, 9), (890, 885, 20), repair={"method": "sau"})) == "SAU"
 
 
-def test_the_headline_says_what_a_repair_cost(repaired: Make) -> None:
+def test_the_summary_says_what_a_repair_cost(repaired: Make) -> None:
     dear = repaired((910, 891, 0), (123, 9, 0), repair={"method": "fst"})
     free = repaired((910, 891, 0), (905, 9, 0), repair={"method": "ft"})
-    assert findings.headline(_study(dear)).endswith(", at a cost of 78.7 points of ACC.")
-    assert "cost" not in findings.headline(_study(free))  # within chance
-    both = findings.headline(_study(dear, free))
+    assert findings.summary(_study(dear)).endswith(", at a cost of 78.7 points of ACC.")
+    assert "cost" not in findings.summary(_study(free))  # within chance
+    both = findings.summary(_study(dear, free))
     assert both.endswith(", at a cost of 78.7 points of ACC on 1 of 2 models.")
     many = [repaired((910, 891, 0), (800 - i, 9, 0), victim=f"v{i}") for i in range(6)]
-    assert findings.headline(_study(*many)).endswith(", at a cost of 11.0 to 11.5 points of ACC.")
+    assert findings.summary(_study(*many)).endswith(", at a cost of 11.0 to 11.5 points of ACC.")
+
+
+def test_headlines_have_at_most_fifteen_words(repaired: Make) -> None:
+    one = repaired((910, 891, 9), (890, 9, 845), repair={"method": "sau"})
+    assert findings.headline(_study(one)) == "SAU, reduced to the control’s level: ASR 99.0 → 1.0 %."
+    cases = [(891, 885), (891, 9), (891, 400), (12, 0), (700, 800)]
+    many = [repaired((910, b, 9), (890, a, 845), label=f"r {i}", victim=f"a victim {i}") for i, (b, a) in enumerate(cases)]
+    blind = [repaired((910,), (890,), None, victim=f"v {i}") for i in range(4)]
+    victims = [Result(victim=f"a model called {i}", before=many[0].before) for i in range(3)]
+    unknown = [Result(victim="unknown origin (a)", before=blind[0].before, known=False)]
+    for results in ([m] for m in many):
+        assert len(findings.headline(_study(*results)).split()) <= 15
+    for results in (many, blind, blind[:1], victims, victims[:1], unknown, [*unknown, *victims]):
+        told = findings.headline(_study(*results))
+        assert 0 < len(told.split()) <= 15, told
+    assert findings.headline(_study(*many)) == ("Of 5 repairs, 1 reduced the backdoor, 1 partly, 2 not, 1 had none.")

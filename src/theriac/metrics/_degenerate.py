@@ -1,0 +1,244 @@
+"""Results that mislead when only their headline number is read: one class predicted, a class lost, a success rate for free.
+
+Everything here is a pure function of counts. A sentence has at most 15 words and names the class and the figure that explain
+the result, so that every output can put it first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+from theriac.core.errors import InputError
+from theriac.metrics.intervals import Difference, Rate, wilson
+
+if TYPE_CHECKING:
+    from theriac.metrics.evaluation import Evaluation
+
+NEARLY_ALL = 0.9  # of the rows of other classes that are taken for one class
+FALL = 0.1  # a class that fell by no more is not named
+LOST = 0.3  # how far the target class lies below the other classes when it counts as lost
+ASTRAY = 0.2  # share of stamped rows, beyond the clean error, that go to a class that is neither theirs nor the attack's
+GONE = 0.05  # accuracy of a class that counts as lost
+LONGEST_NAME = 24  # letters of a class name that are shown
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """What was counted of one class on the clean test rows.
+
+    Args:
+        name: Its name.
+        hits: Rows of the class that were classified as it.
+        rows: Rows of the class; 0 if the test rows lack it.
+        predicted: Rows of any class that were classified as it.
+    """
+
+    name: str
+    hits: int
+    rows: int
+    predicted: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hits <= min(self.rows, self.predicted):
+            raise InputError(f"class {self.name!r}: {self.hits} hits of {self.rows} rows, {self.predicted} predicted, can't be")
+
+    @property
+    def rate(self) -> Rate | None:
+        """Its accuracy; None if there is no row of it."""
+        return Rate(self.hits, self.rows, f"clean rows of class {self.name!r}") if self.rows else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a record."""
+        return {"name": self.name, "hits": self.hits, "rows": self.rows, "predicted": self.predicted}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ClassCount:
+        """The inverse of :meth:`to_dict`."""
+        return cls(data["name"], data["hits"], data["rows"], data["predicted"])
+
+
+def worst_class(classes: Sequence[ClassCount]) -> ClassCount | None:
+    """The class with the lowest accuracy among those that have rows; the first of several; None if there is none."""
+    counted = [c for c in classes if c.rows]
+    return min(counted, key=lambda c: c.hits / c.rows) if counted else None
+
+
+def fallen(before: Sequence[ClassCount], after: Sequence[ClassCount]) -> list[tuple[ClassCount, ClassCount]]:
+    """Classes whose accuracy fell by more than 10 points and by more than chance explains; the deepest fall first.
+
+    A fall counts if Newcombe's interval of the difference leaves out zero at a level that is corrected for the number of
+    classes (Bonferroni), so that of 1,000 classes none is named by luck. Both are of the same rows, which makes the
+    interval conservative.
+
+    Args:
+        before: Counts by class, before.
+        after: Counts by class, after, matched by name.
+    """
+    others = {c.name: c for c in after}
+    pairs = [(old, others[old.name]) for old in before if old.rows and old.name in others and others[old.name].rows]
+    z = corrected(len(pairs))
+    fell = []
+    for old, new in pairs:
+        assert old.rate is not None
+        assert new.rate is not None
+        change = Difference(old.rate, new.rate)
+        if change.value < -FALL and change.at(z)[1] < 0:
+            fell.append((change.value, (old, new)))
+    return [pair for _, pair in sorted(fell, key=lambda entry: entry[0])]
+
+
+def corrected(count: int) -> float:
+    """The normal point of a two-sided 95 % statement about ``count`` things together (Bonferroni)."""
+    return NormalDist().inv_cdf(1 - 0.05 / (2 * max(1, count)))
+
+
+def degenerate(found: Evaluation, before: Evaluation | None = None) -> list[str]:
+    """What explains a result that its rates alone would not tell; empty for an ordinary one.
+
+    Args:
+        found: The counts of the model that is judged.
+        before: The counts of the same model before a repair, on the same rows.
+
+    Returns:
+        Sentences of at most 15 words, the gravest first.
+    """
+    told = _collapse(found)
+    if before is not None:
+        told += [f"Before the repair already: {text}" for text in _collapse(before)[:1]]
+    collapsed = bool(told)
+    told += _free(found)
+    told += [] if collapsed else _target(found, before)
+    told += _fell(found, before, told) if before is not None else [] if collapsed else _lost(found)
+    return told + ([] if collapsed else _astray(found)) + _unknown_target(found)
+
+
+def short(name: str) -> str:
+    """A class name as a sentence can hold it: one word of at most 24 letters."""
+    name = "_".join(name.split()) or "?"
+    return f"'{name}'" if len(name) <= LONGEST_NAME else f"'{name[: LONGEST_NAME - 1]}…'"
+
+
+def percent(hits: int, total: int) -> str:
+    """A share with one decimal; 0 and 100 only where every row says so."""
+    value = 100 * hits / total
+    if 0 < hits < total:
+        value = min(max(value, 0.1), 99.9)
+    return f"{value:.1f} %"
+
+
+def _one_class(found: Evaluation) -> ClassCount | None:
+    """The class that nearly every row is taken for, those of other classes too."""
+    if not found.classes:
+        return None
+    total = found.acc.total
+    most = max(found.classes, key=lambda c: c.predicted)
+    others = total - most.rows
+    if others == 0 or most.predicted < NEARLY_ALL * total:
+        return None
+    taken = Rate(most.predicted - most.hits, others)
+    return most if taken.value >= NEARLY_ALL and taken.interval[0] > 0.5 else None
+
+
+def _collapse(found: Evaluation) -> list[str]:
+    one, total = _one_class(found), found.acc.total
+    if one is not None:
+        every = "every row" if one.predicted == total else f"{percent(one.predicted, total)} of rows"
+        return [f"The model answers {short(one.name)} for {every}."]
+    if not found.classes:
+        return []
+    guessed = sum(c.predicted * c.rows for c in found.classes) / total**2  # what answers that ignore the row would get
+    if len([c for c in found.classes if c.rows]) > 1 and found.acc.interval[0] <= guessed:
+        return [f"ACC {percent(found.acc.hits, total)} can't be told from guessing ({100 * guessed:.1f} %)."]
+    return []
+
+
+def _targets(found: Evaluation) -> list[ClassCount]:
+    """The classes that the attack wants; empty if it wants all of them, or none is known."""
+    wanted = [c for c in found.classes if c.name in found.targets]
+    return wanted if len(wanted) < len(found.classes) else []
+
+
+def _of_target(wanted: Sequence[ClassCount]) -> str:
+    return f"target class {short(wanted[0].name)}" if len(wanted) == 1 else f"{len(wanted)} target classes"
+
+
+def _target(found: Evaluation, before: Evaluation | None) -> list[str]:
+    """Clean rows of the target class that a model no longer recognizes, though it does those of other classes."""
+    own, wanted = found.target_acc, _targets(found)
+    rest = 0 if own is None else found.acc.total - own.total
+    if own is None or not wanted or not rest:
+        return []
+    others = Rate(found.acc.hits - own.hits, rest)
+    gap = Difference(others, own)
+    fell = None if before is None or before.target_acc is None else Difference(before.target_acc, own)
+    name = _of_target(wanted)
+    if gap.value <= -LOST and gap.interval[1] < -LOST / 2:
+        return [f"The {name} is lost: {percent(own.hits, own.total)} right; others {percent(others.hits, others.total)}."]
+    if fell is not None and fell.value < -FALL and fell.interval[1] < 0:
+        was = fell.before
+        return [f"The {name} fell: {percent(was.hits, was.total)} to {percent(own.hits, own.total)}."]
+    return []
+
+
+def _lost(found: Evaluation) -> list[str]:
+    """Classes that are hardly ever recognized, though others are; the target class has a sentence of its own."""
+    z = corrected(len(found.classes))
+    gone = [
+        c
+        for c in found.classes
+        if c.rows and c.hits <= GONE * c.rows and wilson(c.hits, c.rows, z)[1] < found.acc.value / 2
+        if c.name not in found.targets
+    ]
+    if not gone:
+        return []
+    first = f"{short(gone[0].name)}: {gone[0].hits} of {gone[0].rows} rows right"
+    return [f"Class {first}." if len(gone) == 1 else f"{len(gone)} classes are lost, such as {first}."]
+
+
+def _fell(found: Evaluation, before: Evaluation, told: Sequence[str]) -> list[str]:
+    fell = fallen(before.classes, found.classes)
+    said = any(text.startswith("The target class") for text in told)
+    fell = [pair for pair in fell if not (said and len(found.targets) == 1 and pair[0].name == found.targets[0])]
+    if not fell:
+        return []
+    old, new = fell[0]
+    moved = f"{percent(old.hits, old.rows)} to {percent(new.hits, new.rows)}"
+    if len(fell) == 1:
+        return [f"Class {short(old.name)} fell: {moved}."]
+    return [f"{len(fell)} classes fell beyond chance; most {short(old.name)}: {moved}."]
+
+
+def _free(found: Evaluation) -> list[str]:
+    """Attack success that says nothing about a trigger: the clean rows are answered in the same way."""
+    wanted = _targets(found)
+    if found.asr is None or not wanted:
+        return []
+    one = _one_class(found)
+    if one is not None and one in wanted:
+        return [f"ASR {percent(found.asr.hits, found.asr.total)} needs no trigger: clean rows get that answer too."]
+    if found.asr.value < 0.5 and not any(c.predicted for c in wanted):
+        return [f"ASR {percent(found.asr.hits, found.asr.total)} is free: the {_of_target(wanted)} is never answered."]
+    return []
+
+
+def _astray(found: Evaluation) -> list[str]:
+    """A low ASR whose rows do not get their true label back."""
+    if found.asr is None or found.ra is None or found.asr.value >= 0.5:
+        return []
+    total = found.ra.total
+    lost = Rate(total - found.ra.hits - found.asr.hits, total) if found.ra.hits + found.asr.hits <= total else None
+    if lost is None:
+        return []
+    beyond = Difference(Rate(found.acc.total - found.acc.hits, found.acc.total), lost)
+    if beyond.value <= ASTRAY or beyond.interval[0] <= 0:
+        return []
+    right = f"RA {percent(found.ra.hits, total)}"
+    return [f"Stamped rows stay misread: {right}, though ASR is {percent(found.asr.hits, found.asr.total)}."]
+
+
+def _unknown_target(found: Evaluation) -> list[str]:
+    missing = [c for c in _targets(found) if not c.rows]
+    return [f"No test row is of {_of_target(missing)}, so its accuracy is unknown."] if missing else []
