@@ -149,7 +149,7 @@ def test_a_repair_without_clean_rows_draws_none_and_says_why_nothing_changed(
     same = theriac(*words, "--out", tmp_path / "same")
     assert same.code == 0, same.err
     assert "left unchanged by CLP without clean rows" in same.out
-    assert "unchanged: no channel of 9 layers" in same.err  # four channels: none can be 3 deviations above the mean
+    assert "no channel of 9 layers" in same.out  # four channels: none can be 3 deviations above the mean
     record = json.loads((tmp_path / "same" / "run.json").read_text())
     assert record["clean"] is None
     assert record["before"] == record["evaluation"]
