@@ -16,7 +16,7 @@ from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Method
 from theriac.core.poisoned import CROSS, POISON, Poisoned, as_clean
-from theriac.core.run import Run
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models import Buildable
 from theriac.training.plain import train
@@ -67,7 +67,7 @@ class Attack(Method):
         """
         split = as_clean(split, "split")
         self._check_card(split.card)
-        return Planted(self, split.card, dict(self._fitted(split, build, run or Run())))
+        return Planted(self, split.card, dict(self._fitted(split, build, as_run(run))))
 
     def plant_for(self, split: Split) -> Planted:
         """A Planted for stamping ``split`` when nothing has to be fitted; refused otherwise."""
@@ -89,7 +89,7 @@ class Attack(Method):
         """
         if self.trains:
             raise InputError(f"{self.name} controls training, so it has no poisoned set; use its train(build, split)")
-        run = run or Run()
+        run = as_run(run)
         split = as_clean(split, "split")
         self._check_card(split.card)
         chosen = self.choose(split, run)  # first: what is fitted may cost minutes, and a rate may be out of reach
@@ -117,7 +117,7 @@ class Attack(Method):
 
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "fast_8") -> Victim:
         """Train a victim: by default, plainly on ``poison(split)``."""
-        run = run or Run()
+        run = as_run(run)
         poisoned = self.poison(split, run, build)
         return Victim(train(build, poisoned, recipe=recipe, run=run), poisoned.planted)
 

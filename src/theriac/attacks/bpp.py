@@ -13,7 +13,7 @@ from theriac.attacks.base import Attack
 from theriac.attacks.planted import Victim
 from theriac.core import check
 from theriac.core.method import preset, register
-from theriac.core.run import Run
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models import Buildable
 from theriac.training.recipes import Recipe
@@ -86,7 +86,7 @@ class BppAttack(Attack):
         """Train a victim: plainly on fixed rows, or with rows drawn in each batch."""
         if self.rows == "fixed":
             return super().train(build, split, run, recipe)
-        return train_per_batch(self, build, split, run or Run(), recipe, None)
+        return train_per_batch(self, build, split, as_run(run), recipe, None)
 
     def _cross_count(self, rows: int, chosen: int) -> int:
         return round(self.negative_rate * rows)

@@ -9,13 +9,15 @@ from torch import nn
 
 from theriac.attacks.base import Attack
 from theriac.attacks.planted import Planted
-from theriac.core.errors import InputError
-from theriac.core.run import Run
+from theriac.core.errors import InputError, shortened
+from theriac.core.ranges import typed
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.metrics import Rate, aim
 from theriac.models import to_input
 
 
+@typed("split")
 def success_by_target(model: Any, split: Split, attack: Any, *, run: Run | None = None) -> dict[int, Rate]:
     """Attack success by the label that the attack wants, over the same rows as the ASR of :func:`theriac.evaluate`.
 
@@ -37,6 +39,7 @@ def success_by_target(model: Any, split: Split, attack: Any, *, run: Run | None 
     return {k: Rate(int(hits[k]), int(totals[k]), of) for k in range(split.num_classes) if totals[k]}
 
 
+@typed("split")
 def leak(model: Any, split: Split, attack: Any, *, run: Run | None = None) -> dict[int, Rate]:
     """How often stamped rows of classes that the attack is not for go to its label anyway, by true class.
 
@@ -73,8 +76,10 @@ def _planted(attack: Any, split: Split) -> Planted:
 
 def _stamped(model: Any, split: Split, planted: Planted, at: torch.Tensor, run: Run | None) -> torch.Tensor:
     """What the model makes of the stamped rows at some positions, int64 on the CPU."""
-    run = run or Run()
-    net = model if isinstance(model, nn.Module) else model.model
+    run = as_run(run)
+    net = model if isinstance(model, nn.Module) else getattr(model, "model", None)
+    if not isinstance(net, nn.Module):
+        raise InputError(f"model is {shortened(model)}; expected an nn.Module or a Victim")
     net, here = net.to(run.device).eval(), split.to(run.device)
     found = [torch.zeros(0, dtype=torch.int64)]
     with torch.inference_mode(), run.autocast():

@@ -6,13 +6,15 @@ import torch
 
 from theriac.attacks.planted import Victim
 from theriac.core.errors import InputError
-from theriac.core.run import Run
+from theriac.core.ranges import Count, typed
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.metrics import Rate
 from theriac.models import to_input
 
 
-def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batch_size: int = 512) -> Rate:
+@typed("split")
+def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batch_size: Count = 512) -> Rate:
     """Share of test rows that keep their true label under a spoiled trigger (WaNet, BppAttack) or a foreign one.
 
     A backdoor that answers to any warping, or to any row's trigger, has a high attack success and a low cross accuracy.
@@ -20,7 +22,7 @@ def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batc
     Raises:
         InputError: If the attack has no cross rows, or the split none that should resist.
     """
-    run = run or Run()
+    run = as_run(run)
     planted, model = victim.planted, victim.model.to(run.device).eval()
     here = split.to(run.device)
     total = int(planted.cross_population(here.y).sum())

@@ -17,7 +17,8 @@ from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.poisoned import as_clean
-from theriac.core.run import Run
+from theriac.core.ranges import typed
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models import Buildable, make, to_input
 from theriac.models.lipschitz import channel_constants, conv_norm_pairs
@@ -115,7 +116,7 @@ class Grond(CleanLabel):
         """
         if not self.abi:
             return super().train(build, split, run, recipe)
-        run = run or Run()
+        run = as_run(run)
         model = make(build, as_clean(split, "split"), run)
         pairs = conv_norm_pairs(model, split.card.shape)
         if not pairs:
@@ -156,6 +157,7 @@ class Grond(CleanLabel):
         return add(x, state["noise"])
 
 
+@typed()
 def suppress_lipschitz_channels(pairs: Sequence[tuple[nn.Conv2d, nn.BatchNorm2d]], u: float = 3.0) -> int:
     """Level channels that stand out, in place; for the ``after_epoch`` of any training.
 

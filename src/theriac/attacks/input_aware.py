@@ -21,7 +21,7 @@ from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.poisoned import CROSS, POISON, as_clean
-from theriac.core.run import Run
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split, with_moments
 from theriac.data.augment import augment
 from theriac.models import Buildable, make, to_input
@@ -109,7 +109,7 @@ class InputAware(Attack):
             InputError: If the faults are kept and the recipe has no epochs left after those of the mask net, or the rate comes
                 to no row of a batch.
         """
-        run, plan = run or Run(), named(recipe)
+        run, plan = as_run(run), named(recipe)
         split = as_clean(split, "split")
         self._check_card(split.card)
         split = with_moments(split)  # the networks normalize

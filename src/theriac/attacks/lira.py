@@ -17,7 +17,7 @@ from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.poisoned import POISON, as_clean
-from theriac.core.run import Run
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split, with_moments
 from theriac.models import Buildable, make
 from theriac.training.loop import loop, set_mode
@@ -106,7 +106,7 @@ class LIRA(Attack):
 
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "fast_8") -> Victim:
         """Stage 1: network and victim in turns. Stage 2: the victim alone, by the recipe."""
-        run, plan = run or Run(), named(recipe)
+        run, plan = as_run(run), named(recipe)
         split = as_clean(split, "split")
         self._check_card(split.card)
         split = with_moments(split)  # the networks normalize

@@ -14,6 +14,7 @@ from torch import nn
 from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
+from theriac.core.ranges import typed
 
 if TYPE_CHECKING:
     from theriac.attacks.base import Attack
@@ -32,6 +33,7 @@ class Planted:
         """The attack's name."""
         return self.attack.name
 
+    @typed("phase", "variant")
     def stamp(
         self,
         x: torch.Tensor,

@@ -17,7 +17,7 @@ from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, create, preset, register
-from theriac.core.run import Run
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models import Buildable, make
 from theriac.training.flat import sam_step
@@ -73,9 +73,9 @@ class SamFlat(Attack):
     on: Literal["all", "poison"] = "all"  # rows whose loss is climbed
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.attack == self.name or ":" in self.attack:
             raise InputError(f"attack is {self.attack!r}; expected the name of another attack (around() takes one as it is)")
-        super().__post_init__()
         check.positive("rho", self.rho, zero=True)
         check.between("ramp", self.ramp, 0, 1)
         object.__setattr__(self, "options", tuple((key, _frozen(value)) for key, value in self.options))
@@ -145,7 +145,7 @@ class SamFlat(Attack):
 
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "fast_8") -> Victim:
         """Train the inner attack's victim."""
-        run, plan = run or Run(), named(recipe)
+        run, plan = as_run(run), named(recipe)
         flat = plan.replace(sam_rho=self.rho, sam_ramp=self.ramp, sam_adaptive=self.adaptive)
         if self.on == "all":
             victim = self.inner.train(build, split, run, flat)

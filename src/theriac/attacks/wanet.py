@@ -15,7 +15,7 @@ from theriac.core import check
 from theriac.core.card import Augment
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
-from theriac.core.run import Run
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models import Buildable
 from theriac.training.recipes import Recipe
@@ -95,7 +95,7 @@ class WaNet(Attack):
             return super().train(build, split, run, recipe)
         # BackdoorBench: crop with padding 5 (p 0.8), up to 10 degrees (p 0.5), flip (p 0.5) where the data may be flipped
         alike = Augment(crop_pad=5, rotation=10.0, flip=split.card.augment.flip) if self.together else None
-        return train_per_batch(self, build, split, run or Run(), recipe, alike)
+        return train_per_batch(self, build, split, as_run(run), recipe, alike)
 
     def _cross_count(self, rows: int, chosen: int) -> int:
         return round(self.cross_ratio * chosen)

@@ -8,7 +8,6 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from theriac.attacks import Attack
@@ -17,6 +16,7 @@ from theriac.cli._records import section
 from theriac.core.card import Augment, Card, validated
 from theriac.core.errors import InputError, unknown
 from theriac.core.method import create
+from theriac.core.paths import as_path
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.data import align, load
@@ -75,7 +75,7 @@ _LOADS = tuple(k for k in inspect.signature(load).parameters if k not in ("sourc
 
 
 def _absolute(name: str) -> str:
-    path = Path(name).expanduser()
+    path = as_path("--data", name)
     return str(path.resolve()) if name != "digits" and path.exists() else name  # digits is embedded, whatever lies around
 
 

@@ -1,29 +1,33 @@
-"""Types of options that carry their range, and the one check that reads them: ``lr: Positive = 0.1`` is all a field needs."""
+"""Types that carry their range, and the one check that reads them, for fields (``lr: Positive = 0.1``) and arguments."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 import types
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
 from pydantic_core import SchemaValidator
 from typing_extensions import TypedDict
 
-from theriac.core.errors import InputError, unknown
+from theriac.core.errors import InputError, shortened, unknown
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]  # of something that can't be empty
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch's generators take
-
-_SHOWN = 80  # characters of a value that a message shows
+HUGE = 2**63  # the first whole number that torch can't take
+Count = Annotated[int, Field(ge=1, lt=HUGE)]
+Whole = Annotated[int, Field(ge=0, lt=HUGE)]
+Seed = Whole
 
 
 def check_fields(record: Any) -> None:
@@ -37,12 +41,56 @@ def check_fields(record: Any) -> None:
     validator, hints = _validator(record.__class__)
     given = {name: getattr(record, name) for name in hints}
     try:
-        values = validator.validate_python({name: _as_tuple(value) for name, value in given.items()})
+        values = validator.validate_python({name: _plain(value) for name, value in given.items()})
     except ValidationError as error:
         raise refusal(error, hints, given) from None
     for name, value in values.items():
         if value is not given[name]:
             object.__setattr__(record, name, value)  # 1 for 1.0, and a tuple for a list: equal options are the same options
+
+
+def typed(*own: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a function of the public interface check its arguments against their annotations before it does any work.
+
+    Args:
+        *own: Arguments that the function checks itself, with better words.
+
+    Raises:
+        InputError: Naming the first argument at fault, what came and what is expected (from the decorated function).
+    """
+
+    def wrap(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            signature, validator, hints = _arguments(function, own)
+            try:
+                bound = signature.bind(*args, **kwargs).arguments
+            except TypeError:  # too many or unknown arguments: Python says so itself
+                return function(*args, **kwargs)
+            given = {name: value for name, value in bound.items() if name in hints}
+            try:
+                validator.validate_python({name: _plain(value) for name, value in given.items()})
+            except ValidationError as error:
+                raise refusal(error, hints, given) from None
+            return function(*args, **kwargs)
+
+        return checked
+
+    return wrap
+
+
+@functools.cache
+def _arguments(function: Callable[..., Any], own: tuple[str, ...]) -> tuple[inspect.Signature, SchemaValidator, dict[str, Any]]:
+    signature, hints = inspect.signature(function), {}
+    for name, parameter in signature.parameters.items():
+        single = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if single and name not in own and parameter.annotation is not parameter.empty:
+            hint = parameter.annotation
+            try:
+                hints[name] = eval(hint, function.__globals__) if isinstance(hint, str) else hint
+            except NameError:  # imported for type checkers only
+                continue
+    return signature, _fields(hints), hints
 
 
 def refusal(error: ValidationError, hints: Mapping[str, Any], given: Mapping[str, Any], before: str = "") -> InputError:
@@ -71,12 +119,12 @@ def refusal(error: ValidationError, hints: Mapping[str, Any], given: Mapping[str
     choices = _choices(hint)
     if choices and not before and (isinstance(came, str) or choices == get_args(hint)):
         return unknown(name, came, map(str, choices))
-    shown = repr(came)
-    shown = f"{shown[:_SHOWN]}..." if len(shown) > _SHOWN else shown
     expected = _expected(hint)
+    if not isinstance(came, int) or came < HUGE:
+        expected = expected.replace(f" and below {HUGE}", "")
     if isinstance(came, float) and not math.isfinite(came):
         expected = expected.replace("a number", "a finite number")
-    return InputError(f"{before}{name} is {shown}; expected {expected or first['msg']}")
+    return InputError(f"{before}{name} is {shortened(came)}; expected {expected or first['msg']}")
 
 
 def hints_of(cls: Any) -> dict[str, Any]:
@@ -91,14 +139,28 @@ def hints_of(cls: Any) -> dict[str, Any]:
 @functools.cache
 def _validator(cls: type[Any]) -> tuple[SchemaValidator, dict[str, Any]]:
     hints = hints_of(cls)
-    fields = TypedDict("fields", hints)  # type: ignore[misc]  # its items are only known at run time
+    return _fields(hints), hints
+
+
+def _fields(hints: Mapping[str, Any]) -> SchemaValidator:
+    fields = TypedDict("fields", {name: _as_it_is(hint) for name, hint in hints.items()}, total=False)  # type: ignore[misc]  # of names known at run time
     config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     fields.__pydantic_config__ = config  # type: ignore[attr-defined]
-    return TypeAdapter(fields).validator, hints  # type: ignore[return-value]
+    return TypeAdapter(fields).validator  # type: ignore[return-value]
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
+def _as_it_is(hint: Any) -> Any:
+    """The annotation with dataclasses taken as they are: they have checked themselves."""
+    if _is_union(hint):
+        return Union[tuple(_as_it_is(part) for part in get_args(hint))]  # noqa: UP007  # of parts known at run time
+    return InstanceOf[hint] if isinstance(hint, type) and dataclasses.is_dataclass(hint) else hint
+
+
+def _plain(value: Any) -> Any:
+    """A list as a tuple, and a number of NumPy as Python's."""
+    if isinstance(value, list):
+        return tuple(_plain(item) for item in value)
+    return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") and not value.shape else value
 
 
 def _is_union(hint: Any) -> bool:
@@ -131,15 +193,24 @@ def _expected(hint: Any) -> str:
         metadata = [m for extra in extras for m in getattr(extra, "metadata", (extra,))]
         bounds = {key: getattr(m, key) for m in metadata for key in ("gt", "ge", "lt", "le") if hasattr(m, key)}
     if _is_union(hint):
-        return " or ".join(_expected(part) for part in get_args(hint))
+        return " or ".join(dict.fromkeys(_expected(part) for part in get_args(hint)))
     if hint in (int, float):
         return _number(hint, bounds)
+    if get_origin(hint) in (Mapping, dict):
+        return "a mapping of names to values"
+    if get_origin(hint) is Callable:
+        return "a function"
+    if get_origin(hint) is Sequence:
+        return _list((*get_args(hint), Ellipsis))
     if get_origin(hint) is tuple:
         return _list(get_args(hint))
     if get_origin(hint) is Literal:
         return " or ".join(repr(name) for name in get_args(hint))
-    known = {str: "text", bool: "true or false", type(None): "None", dict: "a mapping of names to values"}
-    return known.get(hint) or (f"an object of type {hint.__name__}" if isinstance(hint, type) else "")
+    known = {str: "text", bool: "true or false", type(None): "None", Path: "a path"}
+    if hint in known:
+        return known[hint]
+    name = getattr(hint, "__name__", "")
+    return f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}" if name else ""
 
 
 def _number(hint: type, bounds: Mapping[str, Any]) -> str:

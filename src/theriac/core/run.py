@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 
-from theriac.core import check
-from theriac.core.errors import InputError, unknown
+from theriac.core.device import as_device
+from theriac.core.errors import InputError, shortened, unknown
 from theriac.core.files import write_atomically
 from theriac.core.outcome import Outcome
+from theriac.core.paths import as_path
+from theriac.core.ranges import Seed, typed
 
 STREAMS = ("data", "poison", "init", "order", "augment", "method")
 """Named random streams. Changing the seed of one leaves the draws of the others as they were."""
@@ -40,27 +42,26 @@ class Run:
         InputError: On an unknown stream, precision or device.
     """
 
+    @typed("device", "folder")
     def __init__(
         self,
         *,
-        seed: int = 0,
-        streams: Mapping[str, int] | None = None,
+        seed: Seed = 0,
+        streams: Mapping[str, Seed] | None = None,
         device: str | torch.device = "auto",
         precision: str = "auto",
         folder: str | Path | None = None,
         quiet: bool | None = None,
     ) -> None:
-        check.whole("seed", seed, 0)
-        for name, own in (streams or {}).items():
+        for name in streams or {}:
             if name not in STREAMS:
                 raise unknown("random stream", name, STREAMS)
-            check.whole(f"seed of stream {name!r}", own, 0)
         self.seed = seed
         self.streams = dict(streams or {})
-        self.device = _device(device)
+        self.device = as_device(device)
         self.dtype, self.precision_reason = _precision(precision, self.device)
         self.layout_reason = ""  # why the memory format of the model last worked on is what it is; set by theriac.models.layout
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else as_path("folder", folder)
         self.quiet = (not sys.stderr.isatty()) if quiet is None else quiet
         self.events: list[dict[str, Any]] = []
         self.warned: set[str] = set()
@@ -173,6 +174,19 @@ class Run:
             yield lambda steps=1, text="": bar.update(task, advance=steps, **({"text": text} if text else {}))
 
 
+def as_run(run: object) -> Run:
+    """The run that a verb was handed, or a new one for None.
+
+    Raises:
+        InputError: On anything else.
+    """
+    if run is None:
+        return Run()
+    if not isinstance(run, Run):
+        raise InputError(f"run is {shortened(run)}; expected a theriac.Run, or None")
+    return run
+
+
 def first_rank() -> bool:
     """Whether this process is the one of all ranks that writes files; True outside of ``torchrun``."""
     return os.environ.get("RANK", "0") == "0"
@@ -184,22 +198,6 @@ def _parsed(line: str) -> dict[str, Any] | None:
     except ValueError:  # cut off when the process was killed
         return None
     return event if isinstance(event, dict) and "event" in event else None
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise InputError(f"device is {device!r}; expected auto, cpu, cuda or cuda:N") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device is {device!r}, but this torch build sees no CUDA device; use cpu or auto")
-    try:
-        torch.zeros((), device=found).item()
-    except (RuntimeError, AssertionError):
-        raise InputError(f"device is {device!r}, which can't compute here; expected auto, cpu, cuda or cuda:N") from None
-    return found
 
 
 def native_bf16(device: torch.device) -> bool:

@@ -14,6 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional as F
 
 from theriac.core.errors import InputError
+from theriac.core.paths import as_path
+from theriac.core.ranges import typed
 from theriac.data._cache import Pixels, Shape
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")  # a short list keeps rarely tested decoders away from hostile files
@@ -151,6 +153,7 @@ def _open(blob: Blob | None, where: str) -> Image.Image:
         raise InputError(f"{where} is not a readable picture ({kind}); it may be truncated or damaged") from None
 
 
+@typed("path")
 def read_picture(path: str | Path, channels: int, size: tuple[int, int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """One picture from a file, and how opaque each of its pixels is.
 
@@ -165,7 +168,7 @@ def read_picture(path: str | Path, channels: int, size: tuple[int, int] | None =
     Raises:
         InputError: If it can't be read.
     """
-    path = Path(path).expanduser()
+    path = as_path("path", path)
     if not path.is_file():
         raise InputError(f"{path} does not exist; expected a picture file")
     image = _open(path, str(path))

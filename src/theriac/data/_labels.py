@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from theriac.core.errors import InputError
+from theriac.core.ranges import Seed, typed
 from theriac.core.run import Run
 from theriac.core.split import Split
 
@@ -192,7 +193,8 @@ def arrange(labels: Mapping[str, Codes], test_share: float, val_share: float, se
     return out
 
 
-def split_off(split: Split, share: float, *, seed: int = 0) -> tuple[Split, Split]:
+@typed("share")
+def split_off(split: Split, share: float, *, seed: Seed = 0) -> tuple[Split, Split]:
     """Hold rows of every class out, in proportion: (the rest, the drawn rows), both in their old order.
 
     Args:

@@ -8,9 +8,11 @@ import torch
 
 from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
+from theriac.core.ranges import typed
 from theriac.core.split import Split
 
 
+@typed()
 def align(split: Split, card: Card, whose: str) -> Split:
     """The same rows, with labels, columns and categories as ``card`` counts them.
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from theriac.core import check
 from theriac.core.method import Needs, preset, register
-from theriac.core.run import Run
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.debias._adam import OneStage
 from theriac.debias._rates import Prior, dba_rates, effective_priors
@@ -93,7 +93,7 @@ class DBA(OneStage):
         """
         group, counts = groups_of(split).cpu(), cells(split)
         rate = dba_rates(counts, self.alpha, self.prior)[group, split.y.cpu()]
-        draw = (run or Run()).generator("poison", "dba")
+        draw = as_run(run).generator("poison", "dba")
         hit = torch.rand(len(split), generator=draw, dtype=torch.float64) < rate
         return torch.where(hit, len(counts) - 1 - group, -1)
 

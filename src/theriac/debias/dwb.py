@@ -11,7 +11,7 @@ from torch import nn
 from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
-from theriac.core.run import Run
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.debias._adam import Distilled
 from theriac.debias._rates import Rule, effective_priors, tar
@@ -136,7 +136,7 @@ class DwB(Distilled):
 
         S is 1, or 2 with "doubled": T2, then T1 or nothing.
         """
-        draw = (run or Run()).generator("poison", "dwb")
+        draw = as_run(run).generator("poison", "dwb")
         level = torch.rand(len(split), generator=draw, dtype=torch.float64)
         edges = self.rates(cells(split)).cumsum(1)[split.y.cpu()]
         drawn = (level[:, None] >= edges).sum(1)

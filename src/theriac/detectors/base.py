@@ -13,7 +13,7 @@ from theriac.core.errors import InputError, UnfairPairingError
 from theriac.core.method import Method
 from theriac.core.outcome import Finding
 from theriac.core.poisoned import Poisoned, as_clean
-from theriac.core.run import Run
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 
 
@@ -39,7 +39,7 @@ class Detector(Method):
             UnfairPairingError: If something that ``needs`` name is missing, or something came that they do not name.
             InputError: On a Poisoned, or anything else of the wrong type.
         """
-        run = run or Run()
+        run = as_run(run)
         for name, value, word in (("model", model, "model"), ("rows", rows, "rows"), ("clean_rows", clean, "clean")):
             if value is None and getattr(self.needs, name):
                 raise UnfairPairingError(f"{word} is missing; {self.title} needs it")

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from theriac.core import check
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, shortened
 from theriac.core.poisoned import Poisoned
-from theriac.core.run import Run
+from theriac.core.ranges import Count, typed
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.metrics.evaluation import Evaluation
 from theriac.metrics.intervals import Rate
@@ -38,7 +39,8 @@ class Stamper(Protocol):
         """bool: rows on which success is counted."""
 
 
-def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = None, batch_size: int = 512) -> Evaluation:
+@typed("split")
+def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = None, batch_size: Count = 512) -> Evaluation:
     """Count a model's clean and stamped predictions in one pass.
 
     Args:
@@ -59,7 +61,7 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
         raise InputError("split is a Poisoned set; evaluate stamps clean test rows itself (hand in a Split)")
     if not isinstance(split, Split):
         raise InputError(f"split is a {type(split).__name__}; expected a Split of test rows")
-    run = run or Run()
+    run = as_run(run)
     planted = _planted(attack, split)
     net = model if isinstance(model, nn.Module) else getattr(model, "model", model)
     if not isinstance(net, nn.Module):
@@ -96,6 +98,7 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
     return Evaluation(acc, success, recovered, target_acc, planted.name, data, rows, getattr(planted, "trigger_hash", ""))
 
 
+@typed()
 def aim(planted: Any, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The labels that an attack wants, int64 (B,), and the rows that count, bool (B,).
 
@@ -105,13 +108,16 @@ def aim(planted: Any, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tenso
         y: True labels.
         index: Row numbers in the source.
     """
+    if not hasattr(planted, "target") or not hasattr(planted, "population"):
+        raise InputError(f"planted is {shortened(planted)}; expected a Planted")
     given = (y, index) if getattr(planted, "by_row", False) else (y,)
     return planted.target(*given), planted.population(*given)
 
 
-def predict(model: nn.Module, split: Split, *, run: Run | None = None, batch_size: int = 512) -> torch.Tensor:
+@typed()
+def predict(model: nn.Module, split: Split, *, run: Run | None = None, batch_size: Count = 512) -> torch.Tensor:
     """Logits of all rows in order, float32 (N, K), on the CPU. The model is left in eval mode."""
-    run = run or Run()
+    run = as_run(run)
     model = model.to(run.device).eval()
     here = split.to(run.device)
     with torch.inference_mode(), run.autocast():

@@ -11,7 +11,8 @@ from theriac.core import check
 from theriac.core._rows import check_labels
 from theriac.core.errors import InputError
 from theriac.core.poisoned import Poisoned
-from theriac.core.run import Run
+from theriac.core.ranges import Count, typed
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.metrics.fairness import Fairness
 from theriac.models._still import still
@@ -19,6 +20,7 @@ from theriac.models.classifier import to_input
 from theriac.models.grouped import GroupAware
 
 
+@typed("split", "groups", "positive")
 def fairness(
     model: Any,
     split: Split,
@@ -26,7 +28,7 @@ def fairness(
     positive: int = 1,
     *,
     run: Run | None = None,
-    batch_size: int = 512,
+    batch_size: Count = 512,
 ) -> Fairness:
     """Count a model's predictions by group and label.
 
@@ -61,7 +63,7 @@ def fairness(
         groups = split.group
     else:
         groups, names = check_labels("groups", groups, len(split), None), ()
-    run = run or Run()
+    run = as_run(run)
     net = model if isinstance(model, nn.Module) else getattr(model, "model", model)
     if not isinstance(net, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected an nn.Module")

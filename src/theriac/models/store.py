@@ -16,6 +16,8 @@ from torch import nn
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.files import is_plain, read_json, write_atomically
+from theriac.core.paths import as_path
+from theriac.core.ranges import typed
 from theriac.models.adapt import OWN, rebuild
 from theriac.models.build import make_net, normalization
 from theriac.models.classifier import Classifier, TablePrep
@@ -27,6 +29,7 @@ _LIMIT = 16 << 20  # bytes of run.json
 _SPEC_LIMIT = 4096  # so that no message that quotes an option becomes a flood
 
 
+@typed("model", "folder")
 def save(model: nn.Module, folder: str | Path, **record: Any) -> Path:
     """Write ``model.safetensors`` and ``run.json`` into a folder.
 
@@ -45,7 +48,7 @@ def save(model: nn.Module, folder: str | Path, **record: Any) -> Path:
         InputError: If the model is a bare module that carries no card (wrap it with ``theriac.adapt``), or the record is not
             plain data.
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     if not isinstance(model, Classifier):
         inside = "; it holds one in .model" if isinstance(getattr(model, "model", None), Classifier) else ""
         hint = inside or "; only wrapped models can be saved whole (see theriac.adapt)"
@@ -74,6 +77,7 @@ def save(model: nn.Module, folder: str | Path, **record: Any) -> Path:
     return folder
 
 
+@typed("folder", "into")
 def load_model(folder: str | Path, *, into: nn.Module | None = None) -> Classifier:
     """Load what :func:`save` wrote: the same logits, bit for bit, on the same machine and thread count.
 
@@ -90,7 +94,7 @@ def load_model(folder: str | Path, *, into: nn.Module | None = None) -> Classifi
     Raises:
         InputError: If something is missing, damaged or does not fit, or ``into`` is needed; names the class it needs.
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     path = folder / "run.json"
     record = read_record(path, FORMAT, ("model", "card"))
     spec, weights = record["model"], record.get("weights", {})

@@ -18,7 +18,7 @@ from theriac.core.errors import InputError, UnfairPairingError
 from theriac.core.method import Method
 from theriac.core.outcome import Outcome
 from theriac.core.poisoned import as_clean
-from theriac.core.run import Run
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models.classifier import to_input
 from theriac.models.layout import arrange
@@ -54,7 +54,7 @@ class Repair(Method):
             InputError: On a Poisoned where clean rows belong, a model whose outputs do not fit the classes, or one that
                 returns NaN.
         """
-        run = run or Run()
+        run = as_run(run)
         method = self._informed(clean, trigger, target)
         rows = None if clean is None else as_clean(clean)
         given: nn.Module = model if isinstance(model, nn.Module) else getattr(model, "model", model)

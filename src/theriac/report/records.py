@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from theriac.core.errors import InputError
 from theriac.core.files import read_json, write_json
+from theriac.core.paths import as_path
 from theriac.metrics import Comparison, Difference, Evaluation, Rate, compare
 from theriac.report.fields import Count, Long, Number, Plain, Png, Seconds, Short
 
@@ -284,5 +285,5 @@ class Study(Record):
 
 
 def _file(path: str | Path) -> Path:
-    path = Path(path)
+    path = as_path("path", path)
     return path if path.suffix == ".json" else path / FILE

@@ -13,6 +13,7 @@ from torch import nn
 
 from theriac.core.card import Augment
 from theriac.core.errors import InputError, TheriacError
+from theriac.core.ranges import typed
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data.augment import augment
@@ -30,6 +31,7 @@ class DivergedError(TheriacError):
     """The loss became NaN or infinite; the weights of that epoch are not kept."""
 
 
+@typed()
 def loop(
     model: nn.Module,
     split: Split,
@@ -158,6 +160,7 @@ def loop(
     return model.eval()
 
 
+@typed()
 def set_mode(model: nn.Module, norm: str) -> None:
     """Train mode; with ``norm="eval"`` BatchNorm layers keep using and keeping their stored statistics."""
     model.train()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from theriac.core.card import Augment
 from theriac.core.errors import unknown
-from theriac.core.ranges import Count, Fraction, NonNegative, Positive, check_fields
+from theriac.core.ranges import Count, Fraction, NonNegative, Positive, check_fields, typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,7 @@ class Recipe:
     norm: Literal["train", "eval"] = "train"  # BatchNorm: use and update batch statistics, or keep the stored ones
     precision: Literal["run", "fp32"] = "run"
     clip_norm: NonNegative = 0.0  # largest gradient norm; 0 = no clipping
-    sam_rho: NonNegative = (
-        0.0  # radius of sharpness-aware steps (theriac.training.flat), which cost double; 0 = plain steps
-    )
+    sam_rho: NonNegative = 0.0  # radius of sharpness-aware steps (theriac.training.flat), which cost double; 0 = plain steps
     sam_ramp: Fraction = 0.1  # share of the steps over which that radius grows
     sam_adaptive: bool = False  # ASAM's norm
 
@@ -81,6 +79,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+@typed()
 def recipe(name: str | Recipe) -> Recipe:
     """A recipe by name: a family and its epochs, such as ``paper_100``, ``fast_8`` or ``adam_30``.
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from theriac.core import check
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, shortened
 from theriac.core.method import Needs, preset, register
 from theriac.core.outcome import Outcome
 from theriac.core.run import Run
@@ -162,6 +162,12 @@ class AGE(Repair):
             trigger: An attack, a Planted, a Victim, a Poisoned, or a function from stored rows to stored rows (uint8 images).
             target: The attack's class; None asks the attack, or, for a function, takes the class that most rows go to.
         """
+        stamps = any(hasattr(trigger, name) for name in ("planted", "plant_for", "stamp")) or callable(trigger)
+        if not stamps or isinstance(trigger, type):
+            raise InputError(
+                f"trigger is {shortened(trigger)}; expected an attack such as BadNets(), a Planted, a Victim, a Poisoned, or a "
+                "function from stored rows to stored rows"
+            )
         known = self.replace(knowledge="known", target=self.target if target is None else target)
         object.__setattr__(known, "trigger", trigger)
         return known
