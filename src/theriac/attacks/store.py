@@ -17,7 +17,7 @@ from theriac.core.card import Card
 from theriac.core.errors import InputError, unknown
 from theriac.core.files import write_atomically
 from theriac.core.method import methods
-from theriac.core.paths import as_path
+from theriac.core.paths import as_path, writing
 from theriac.core.poisoned import CROSS, Poisoned
 from theriac.core.ranges import typed
 from theriac.core.run import Run
@@ -125,7 +125,8 @@ def _write_pair(stem: Path, tensors: Mapping[str, torch.Tensor], record: dict[st
         write_atomically(stem.with_suffix(".safetensors"), write)
         temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
-    write_atomically(stem.with_suffix(".json"), tensors_then_record)
+    with writing("folder", stem.parent):
+        write_atomically(stem.with_suffix(".json"), tensors_then_record)
 
 
 def _read_pair(stem: Path, fields: tuple[str, ...]) -> tuple[Mapping[str, Any], dict[str, torch.Tensor]]:

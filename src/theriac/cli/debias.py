@@ -94,7 +94,8 @@ def debias(
         "seed": seed,
         "precision": str(run.dtype),
     }
-    with _records.claim(folder, identity, force=force) as goes_on:
+    size = _records.size_of(build(rows.train, run))
+    with _records.claim(folder, identity, force=force, size=size) as goes_on:
         if goes_on:
             _show.tell(f"going on in {folder}")
         run.folder = folder

@@ -59,7 +59,7 @@ def evaluate(
     from theriac.core import check
     from theriac.core.errors import InputError
     from theriac.core.files import write_json
-    from theriac.core.paths import as_path, make_folder
+    from theriac.core.paths import as_path, make_folder, writing
 
     for name, limit in (("--max-asr", max_asr), ("--min-acc", min_acc)):
         if limit is not None:
@@ -94,10 +94,8 @@ def evaluate(
         beyond.append(f"clean accuracy {found.acc} is below --min-acc {min_acc:g}")
     result = {"status": "done", "model": path, "evaluation": found.to_dict(), "findings": beyond}
     if page is not None:
-        try:
+        with writing("--out", page):
             write_json(page, result)
-        except OSError as error:
-            raise InputError(f"--out is {out!r}, which can't be written: {error.strerror}") from None
     if as_json:
         _show.as_json(result)
     else:

@@ -96,7 +96,7 @@ def repair(
         "seed": seed,
         "precision": str(run.dtype),
     }
-    with _records.claim(folder, identity, force=force) as goes_on:
+    with _records.claim(folder, identity, force=force, size=_records.size_of(opened.model)) as goes_on:
         if goes_on:
             _show.tell(f"going on in {folder}")
         run.folder = folder

@@ -20,17 +20,14 @@ def report(
     opt.set_quiet(quiet)
     from theriac import report as pages
     from theriac.cli import _show, _study
-    from theriac.core.errors import InputError
-    from theriac.core.paths import as_path
+    from theriac.core.paths import as_path, writing
     from theriac.report.records import FILE, Study
 
     source = as_path("FOLDER", folder)
     study = Study.read(source) if (source / FILE).is_file() or source.suffix == ".json" else _study.of_folder(source)
     page = as_path("--out", out) if out is not None else (source if source.is_dir() else source.parent) / "report.html"
-    try:
+    with writing("--out", page):
         page = pages.write(study, page)
-    except OSError as error:
-        raise InputError(f"--out is {str(page)!r}, which can't be written: {error.strerror}") from None
     if as_json:
         _show.as_json({"status": "done", "page": str(page)})
     else:

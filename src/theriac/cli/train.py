@@ -99,7 +99,8 @@ def train(
         "seed": seed,
         "precision": str(run.dtype),
     }
-    with _ranks.first(rank, _records.claim(folder, identity, force=force)) as goes_on:
+    size = _records.size_of(build(loaded.train, run))
+    with _ranks.first(rank, _records.claim(folder, identity, force=force, size=size)) as goes_on:
         if goes_on and rank == 0:
             _show.tell(f"going on in {folder}")
         run.folder = folder

@@ -22,7 +22,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NAME, _PATH = 255, 4095  # bytes of a name and of a path that common file systems take
 
 
-class DiskFullError(TheriacError):
+class DiskFullError(TheriacError, OSError):
     """There is no room left to write; what was written before stays."""
 
 
@@ -58,46 +58,27 @@ def as_path(name: str, value: object) -> Path:
 
 def is_full(error: BaseException) -> bool:
     """Whether an error says that the disk is full, a quota is used up or a file may not grow further."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
-    text = str(error)  # torch and safetensors keep the system's words or number, and no more
-    return any(os.strerror(code) in text or f"os error {code}" in text for code in _FULL)
+    text = str(error)  # safetensors keeps the system's words or number; torch only says that its writer came up short
+    words = [word for code in _FULL for word in (os.strerror(code), f"os error {code}")]
+    return any(word in text for word in (*words, "PytorchStreamWriter failed writing", "unexpected pos"))
 
 
 @contextlib.contextmanager
-def writing(path: Path, what: str) -> Iterator[None]:
-    """Turn every way in which writing ``path`` fails into one sentence.
+def writing(name: str, path: Path) -> Iterator[None]:
+    """Say in one sentence why ``path`` can't be written; a full disk is told apart.
 
     Raises:
+        InputError: If the system refuses.
         DiskFullError: If there is no room.
-        InputError: If it can't be written for another reason.
     """
     try:
         yield
-    except TheriacError:
+    except DiskFullError:
         raise
-    except Exception as error:
-        if is_full(error) or _cut_short(error, path):
-            raise DiskFullError(f"the disk is full: {what} could not be written to {path.parent}") from None
-        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
-            told = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
-            raise InputError(f"{path.parent} can't be written ({what}): {told}") from None
-        raise
-
-
-def _cut_short(error: Exception, path: Path) -> bool:
-    """Whether torch's writer noticed that fewer bytes came out than went in; it does not say why, so the disk is asked."""
-    if not isinstance(error, RuntimeError) or ("unexpected pos" not in str(error) and "write" not in str(error)):
-        return False
-    probe = path.with_name(f".{uuid.uuid4().hex[:8]}.part")
-    try:
-        probe.write_bytes(b"\0" * (1 << 20))
-    except OSError as other:
-        return is_full(other)
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink(missing_ok=True)
-    return "unexpected pos" in str(error)  # there is room again, but there was none
+    except OSError as error:
+        raise InputError(f"{name} is {str(path)!r}, which can't be written: {error.strerror or error}") from None
 
 
 def try_folder(name: str, folder: Path, size: int = 0) -> None:

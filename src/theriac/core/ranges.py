@@ -153,7 +153,8 @@ def _as_it_is(hint: Any) -> Any:
     """The annotation with dataclasses taken as they are: they have checked themselves."""
     if _is_union(hint):
         return Union[tuple(_as_it_is(part) for part in get_args(hint))]  # noqa: UP007  # of parts known at run time
-    return InstanceOf[hint] if isinstance(hint, type) and dataclasses.is_dataclass(hint) else hint
+    own = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+    return Annotated[hint, InstanceOf()] if own else hint  # type: ignore[type-arg]
 
 
 def _plain(value: Any) -> Any:

@@ -63,6 +63,7 @@ class Run:
         self.layout_reason = ""  # why the memory format of the model last worked on is what it is; set by theriac.models.layout
         self.folder = None if folder is None else as_path("folder", folder)
         self.quiet = (not sys.stderr.isatty()) if quiet is None else quiet
+        self.began = time.monotonic()  # a clock that never goes backwards
         self.events: list[dict[str, Any]] = []
         self.warned: set[str] = set()
         self.warnings: list[str] = []  # what was warned about during work on this run, in order; see `listening`
@@ -111,10 +112,18 @@ class Run:
         """Record what happened, with the time; also appended to ``events.jsonl`` when there is a folder, by one rank of all."""
         record = {"event": name, "time": round(time.time(), 3), **fields}
         self.events.append(record)
-        if self.folder is not None and first_rank():
+        if self.folder is None or not first_rank():
+            return
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / "events.jsonl").open("a", encoding="utf-8") as sink:
                 sink.write(json.dumps(record) + "\n")
+        except OSError as error:  # no reason to lose the work: the events are in memory, and a finished run writes them again
+            if "events" not in self.warned:
+                self.warned.add("events")
+                warnings.warn(
+                    f"events can't be written to {self.folder}: {error.strerror}; they are kept in memory", stacklevel=2
+                )
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[list[str]]:

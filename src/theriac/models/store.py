@@ -16,7 +16,7 @@ from torch import nn
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.files import is_plain, read_json, write_atomically
-from theriac.core.paths import as_path
+from theriac.core.paths import as_path, writing
 from theriac.core.ranges import typed
 from theriac.models.adapt import OWN, rebuild
 from theriac.models.build import make_net, normalization
@@ -46,7 +46,8 @@ def save(model: nn.Module, folder: str | Path, **record: Any) -> Path:
 
     Raises:
         InputError: If the model is a bare module that carries no card (wrap it with ``theriac.adapt``), or the record is not
-            plain data.
+            plain data, or the folder can't be written.
+        DiskFullError: If there is no room; what the folder held is as it was.
     """
     folder = as_path("folder", folder)
     if not isinstance(model, Classifier):
@@ -73,7 +74,8 @@ def save(model: nn.Module, folder: str | Path, **record: Any) -> Path:
         write_atomically(folder / "model.safetensors", write)
         temporary.write_text(_json("record", {**head, "weights": weights, **record}) + "\n", encoding="utf-8")
 
-    write_atomically(folder / "run.json", weights_then_record)
+    with writing("folder", folder):
+        write_atomically(folder / "run.json", weights_then_record)
     return folder
 
 

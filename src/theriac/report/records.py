@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from theriac.core.errors import InputError
 from theriac.core.files import read_json, write_json
 from theriac.core.paths import as_path
+from theriac.core.ranges import Seed
 from theriac.metrics import Comparison, Difference, Evaluation, Rate, compare
 from theriac.report.fields import Count, Long, Number, Plain, Png, Seconds, Short
 
@@ -208,8 +209,8 @@ class Timing(Record):
 class Provenance(Record):
     """What is needed to do it again, and to judge its timings."""
 
-    seed: Count = 0
-    seeds: list[Count] = []  # of all runs, where there are several
+    seed: Seed = 0
+    seeds: list[Seed] = []  # of all runs, where there are several
     model: Long = ""
     recipe: Long = ""
     versions: dict[str, Short] = {}

@@ -145,7 +145,7 @@ def loop(
                     f"{label}: the loss became {means['loss']} in epoch {epoch + 1} at learning rate {lr:.3g}; "
                     "take a lower one, or check the data"
                 )
-            seconds = time.perf_counter() - began
+            seconds = max(1e-9, time.perf_counter() - began)
             extra = dict(after_epoch(epoch) or {}) if after_epoch is not None else {}
             if stopped:
                 extra["stopped"] = number + 1
