@@ -11,11 +11,11 @@ import torch
 
 from theriac.attacks._fitted import kept, key_of
 from theriac.attacks.planted import Planted, Victim
-from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Method
 from theriac.core.poisoned import CROSS, POISON, Poisoned, as_clean
+from theriac.core.ranges import Fraction, Whole
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models import Buildable
@@ -37,8 +37,8 @@ class Attack(Method):
     knob: ClassVar[str] = ""  # the option that says how strong the trigger is; more is stronger, but for a number of levels
     outside: ClassVar[tuple[str, ...]] = ()  # options that name a user's files or data; with one of them nothing is kept
 
-    target: int = 0  # BackdoorBench @ f02e353, all attacks
-    poison_rate: float = 0.1  # share of all training rows; same source
+    target: Whole = 0  # BackdoorBench @ f02e353, all attacks
+    poison_rate: Fraction = 0.1  # share of all training rows; same source
     mode: Literal["all_to_one", "all_to_all"] = "all_to_one"
     # "others": rows of other classes only (ours), so that the effective rate is the one asked for;
     # "all": target rows too, as BackdoorBench draws them (on 10 balanced classes 9/10 of the rate is effective)
@@ -46,8 +46,6 @@ class Attack(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check.whole("target", self.target, 0)
-        self._check_rate()
         if self.own_rows and self.draw_from != "others":
             raise InputError(f"draw_from is {self.draw_from!r}; {self.name} says itself which classes it draws from")
 
@@ -232,9 +230,6 @@ class Attack(Method):
     def _cross_count(self, rows: int, chosen: int) -> int:
         """How many cross rows there are, beside ``chosen`` poisoned ones of ``rows`` in all."""
         return 0
-
-    def _check_rate(self) -> None:
-        check.between("poison_rate", self.poison_rate, 0, 1)
 
     def _check_card(self, card: Card) -> None:
         if self.target >= card.num_classes:

@@ -13,11 +13,10 @@ from torch.nn import functional as F
 from theriac.attacks._clean_label import CleanLabel
 from theriac.attacks._surrogate import fit_surrogate
 from theriac.attacks.planted import Planted, Victim
-from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.poisoned import as_clean
-from theriac.core.ranges import typed
+from theriac.core.ranges import Count, Fraction, Level, NonNegative, Whole, typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models import Buildable, make, to_input
@@ -68,22 +67,14 @@ class Grond(CleanLabel):
     not_fitted: ClassVar[tuple[str, ...]] = ("poison_rate", "u", "abi")
     needs: ClassVar[Needs] = Needs(training_control=True)
 
-    poison_rate: float = 0.5  # share of the target class; the code's default (its documented command: 0.1)
-    eps: float = 8.0  # radius of the trigger, in levels; code
-    steps: int = 500  # code
-    batch: int = 256  # code
-    u: float = 3.0  # deviations above the layer's mean from which a channel is leveled; code
+    poison_rate: Fraction = 0.5  # share of the target class; the code's default (its documented command: 0.1)
+    eps: Level = 8.0  # radius of the trigger, in levels; code
+    steps: Count = 500  # code
+    batch: Count = 256  # code
+    u: NonNegative = 3.0  # deviations above the layer's mean from which a channel is leveled; code
     abi: bool = True  # level channels after each epoch; code
-    surrogate_rows: int = 5000  # ours; 0 = all, as the code
+    surrogate_rows: Whole = 5000  # ours; 0 = all, as the code
     surrogate_recipe: str = "fast_8"  # ours
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.between("eps", self.eps, 0, 255)
-        check.positive("u", self.u, zero=True)
-        check.whole("steps", self.steps, 1)
-        check.whole("batch", self.batch, 1)
-        check.whole("surrogate_rows", self.surrogate_rows, 0)
 
     @classmethod
     @preset

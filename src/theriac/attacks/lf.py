@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from theriac.attacks._surrogate import fit_surrogate, part_of, read_array
 from theriac.attacks.base import Attack
-from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
+from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, to_input
@@ -61,28 +61,19 @@ class LF(Attack):
     keeps_fit: ClassVar[bool] = True
     outside: ClassVar[tuple[str, ...]] = ("pattern_file",)
 
-    amplitude: float = 0.2  # largest value of the pattern, as a share of the range; BackdoorBench
-    cutoff: float = 0.125  # width of the Gaussian, as a share of the sampling frequency (4 periods at 32 pixels); ours, grade R
+    amplitude: Fraction = 0.2  # largest value of the pattern, as a share of the range; BackdoorBench
+    cutoff: Positive = 0.125  # width of the Gaussian, share of the sampling frequency (4 periods at 32 pixels); ours, grade R
     solver: Literal["gradient", "deepfool"] = "gradient"  # ours; BackdoorBench: deepfool
-    steps: int = 200  # gradient: Adam steps (ours). deepfool: most iterations for a row; BackdoorBench
-    batch: int = 128  # gradient: rows in a step; ours
-    lr: float = 0.1  # gradient: of Adam, on a pattern of unit variance; ours
-    fit_rows: int = 1000  # rows that the pattern is fitted on; ours. BackdoorBench: 100
-    passes: int = 50  # deepfool: most passes over the rows; BackdoorBench
-    overshoot: float = 0.02  # deepfool; BackdoorBench
-    stop_at: float = 0.2  # deepfool: fooling rate that is enough; BackdoorBench
-    surrogate_rows: int = 5000  # ours; 0 = all
+    steps: Count = 200  # gradient: Adam steps (ours). deepfool: most iterations for a row; BackdoorBench
+    batch: Count = 128  # gradient: rows in a step; ours
+    lr: Positive = 0.1  # gradient: of Adam, on a pattern of unit variance; ours
+    fit_rows: Count = 1000  # rows that the pattern is fitted on; ours. BackdoorBench: 100
+    passes: Count = 50  # deepfool: most passes over the rows; BackdoorBench
+    overshoot: NonNegative = 0.02  # deepfool; BackdoorBench
+    stop_at: Fraction = 0.2  # deepfool: fooling rate that is enough; BackdoorBench
+    surrogate_rows: Whole = 5000  # ours; 0 = all
     surrogate_recipe: str = "fast_8"  # ours
     pattern_file: str = ""  # a .npy pattern, (H, W, C) in gray levels, to use instead of fitting one
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.between("amplitude", self.amplitude, 0, 1)
-        check.positive("cutoff", self.cutoff)
-        check.positive("lr", self.lr)
-        for field in ("steps", "batch", "fit_rows", "passes"):
-            check.whole(field, getattr(self, field), 1)
-        check.whole("surrogate_rows", self.surrogate_rows, 0)
 
     @classmethod
     @preset

@@ -24,6 +24,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]  # of something that can't be empty
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Level = Annotated[float, Field(ge=0, le=255)]  # gray levels
 HUGE = 2**63  # the first whole number that torch can't take
 Count = Annotated[int, Field(ge=1, lt=HUGE)]
 Whole = Annotated[int, Field(ge=0, lt=HUGE)]

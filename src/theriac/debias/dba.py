@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from theriac.core import check
 from theriac.core.method import Needs, preset, register
+from theriac.core.ranges import NonNegative, Share, Whole
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.debias._adam import OneStage
@@ -55,17 +55,11 @@ class DBA(OneStage):
     source: ClassVar[str] = "arXiv:2202.10582"
     needs: ClassVar[Needs] = Needs(training_control=True, groups=True)
 
-    alpha: float = 1.0  # paper and code: 1 is the method; the logs sweep 0 to 2
+    alpha: NonNegative = 1.0  # paper and code: 1 is the method; the logs sweep 0 to 2
     prior: Prior = "uniform"  # code; "marginal" is ours
     trigger: Kind = "squares"  # code: solid squares
-    side: int = 0  # pixels; 0 = in proportion to the code's 25 at 218 x 178
-    opacity: float = 1.0  # code: solid
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.positive("alpha", self.alpha, zero=True)
-        check.between("opacity", self.opacity, 0, 1, open_low=True)
-        check.whole("side", self.side, 0)
+    side: Whole = 0  # pixels; 0 = in proportion to the code's 25 at 218 x 178
+    opacity: Share = 1.0  # code: solid
 
     @classmethod
     @preset

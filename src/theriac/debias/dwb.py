@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
+from theriac.core.ranges import Count, Share, Whole
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.debias._adam import Distilled
@@ -62,25 +63,20 @@ class DwB(Distilled):
     needs: ClassVar[Needs] = Needs(training_control=True, groups=True)
 
     rule: Rule = "closed"  # code: the active rule; "exact" solves the code's other rule (a grid there); "multi" is ours
-    strength: float = 1.0  # ours: k in m + k (TAR - m); the code is k = 1
+    strength: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0  # ours: k in m + k (TAR - m); the code is k = 1
     stamping: Literal["exclusive", "doubled"] = "exclusive"  # "doubled": T2 on every row and T1 on some, as the code does
     query: Query = "reverse"  # code; "aligned" amplifies the bias, "none" leaves it: for study only
     trigger: Kind = "squares"  # code: active; mosaics and sinusoids are there too
-    side: int = 0  # pixels; 0 = in proportion to the code's 25 at 218 x 178
-    opacity: float = 1.0  # code: solid
+    side: Whole = 0  # pixels; 0 = in proportion to the code's 25 at 218 x 178
+    opacity: Share = 1.0  # code: solid
     student_columns: Literal["none", "zeroed"] = "none"  # tables (reconstruction); zeroed ones keep random weights
-    teacher_epochs: int = 5  # code
-    teacher_steps: int = 0  # ours, for small sets: optimizer steps, rounded up to whole passes; 0 = teacher_epochs
+    teacher_epochs: Count = 5  # code
+    teacher_steps: Whole = 0  # ours, for small sets: optimizer steps, rounded up to whole passes; 0 = teacher_epochs
     select: Literal["last", "validation"] = "last"  # code: best epoch on test rows, which we never do
-    val_share: float = 0.1  # ours: of each cell, held out of the training rows for select="validation"
+    val_share: Annotated[float, Field(gt=0, le=0.9)] = 0.1  # ours: of each cell, held out for select="validation"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("teacher_epochs", 1), ("teacher_steps", 0), ("side", 0)):
-            check.whole(name, getattr(self, name), low)
-        check.between("opacity", self.opacity, 0, 1, open_low=True)
-        check.between("val_share", self.val_share, 0, 0.9, open_low=True)
-        check.between("strength", self.strength, -1e6, 1e6)
         if self.stamping == "doubled" and self.rule == "multi":
             raise InputError("stamping 'doubled' is for two groups (rule 'closed' or 'exact')")
 
