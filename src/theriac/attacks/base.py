@@ -100,7 +100,8 @@ class Attack(Method):
         changed = torch.cat([chosen, cross])
         stamped = split.rows(changed[:1]).new_empty((len(changed), *split.card.shape))
         for variant, positions, start in (("poison", chosen, 0), ("cross", cross, len(chosen))):
-            for at, part in zip(range(start, len(changed), 1024), positions.split(1024), strict=False):
+            parts = list(zip(range(start, len(changed), 1024), positions.split(1024), strict=False))
+            for at, part in run.each(f"{self.name} stamps", parts):
                 if len(part):
                     new = planted.stamp(split.rows(part), split.y[part], split.index[part], "train", variant)
                     stamped[at : at + len(part)] = new

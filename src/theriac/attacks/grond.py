@@ -130,7 +130,7 @@ class Grond(CleanLabel):
         model = fit_surrogate(split, build, run, name=self.name, rows=size, recipe=plan)
         noise = torch.zeros(split.card.shape, device=run.device)
         here, eps = split.to(run.device), self.eps / 255
-        for number in range(self.steps):
+        for number in run.each("grond noise", range(self.steps)):
             draw = run.generator("poison", self.name, number)
             at = torch.randperm(len(split), generator=draw)[: self.batch].to(run.device)
             x = to_input(here.rows(at))

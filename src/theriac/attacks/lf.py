@@ -124,7 +124,7 @@ class LF(Attack):
         raw = torch.randn(x.shape[1:], generator=draw).to(x.device).requires_grad_(True)
         optimizer = torch.optim.Adam([raw], lr=self.lr)
         want = torch.full((min(self.batch, len(x)),), self.target, device=x.device)
-        for _ in range(self.steps):
+        for _ in run.each("lf pattern", range(self.steps)):
             at = torch.randperm(len(x), generator=draw)[: len(want)].to(x.device)
             loss = F.cross_entropy(model((x[at] + self._shape(raw)).clamp(0, 1)), want)
             (raw.grad,) = torch.autograd.grad(loss, raw)
@@ -136,7 +136,8 @@ class LF(Attack):
         total = torch.zeros_like(x[0])
         rates: list[float] = []
         for number in range(self.passes):
-            for at in torch.randperm(len(x), generator=run.generator("poison", "lf", number)).tolist():
+            order = torch.randperm(len(x), generator=run.generator("poison", "lf", number)).tolist()
+            for at in run.each(f"lf pattern, pass {number + 1} of at most {self.passes}", order):
                 total = total + self._to_target(model, x[at] + total)
             rates.append(_fooled(model, x, total, self.target))
             flat = len(rates) >= 5 and max(rates[-5:]) == min(rates[-5:])

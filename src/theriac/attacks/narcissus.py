@@ -122,7 +122,7 @@ class Narcissus(CleanLabel):
         optimizer = torch.optim.RAdam([noise], lr=self.lr)
         model.train(self.batch_statistics)
         with without_statistics(model), run.layer_scope(self.name, 0):
-            for _ in range(self.steps):
+            for _ in run.each("narcissus noise", range(self.steps)):
                 at = torch.randperm(len(x), generator=draw)[: self.batch].to(x.device)
                 with torch.enable_grad():
                     logits = model((x[at] + noise.clamp(-eps, eps)).clamp(0, 1))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from theriac.attacks.base import Attack
 from theriac.attacks.planted import Planted, Victim
+from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, create, preset, register

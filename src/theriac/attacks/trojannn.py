@@ -132,7 +132,7 @@ class TrojanNN(Attack):
             low, high = (start - self.eps).clamp_min(0), torch.minimum(start + self.eps, top)
         pattern, reached = start, torch.zeros(())
         with torch.enable_grad():
-            for step in range(self.steps):
+            for step in run.each("trojannn pattern", range(self.steps)):
                 pattern = pattern.detach().requires_grad_(True)
                 at = torch.randperm(len(x), generator=draw)[: self.batch].to(run.device)
                 under = x[at] if self.batch else torch.zeros_like(x[:1])

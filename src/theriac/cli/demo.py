@@ -75,7 +75,8 @@ def run_demo(out: Path, *, device: str = "auto", seed: int = 0, quick: bool = Fa
     made = make_folder("out", out, _ROOM)
     try:
         with owned(out):
-            study = story.tell()
+            with story.run.progress("demo"):
+                study = story.tell()
             with writing("out", out):
                 study.write(out)
                 story.keep(out)

@@ -6,12 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,7 +20,10 @@ from theriac.core.errors import InputError, shortened, unknown
 from theriac.core.files import write_atomically
 from theriac.core.outcome import Outcome
 from theriac.core.paths import as_path
+from theriac.core.progress import Tick, each, progress
 from theriac.core.ranges import Seed, typed
+
+T = TypeVar("T")
 
 STREAMS = ("data", "poison", "init", "order", "augment", "method")
 """Named random streams. Changing the seed of one leaves the draws of the others as they were."""
@@ -36,7 +39,7 @@ class Run:
         precision: "auto", "fp32" or "bf16". Auto takes bf16 where the hardware multiplies it natively; weights,
             BatchNorm statistics and losses stay float32 either way.
         folder: Where checkpoints and ``events.jsonl`` go; None keeps everything in memory.
-        quiet: No progress bar. None: quiet when standard error is not a terminal.
+        quiet: No progress. Else a bar where standard error is a terminal, and elsewhere a line at least every half minute.
 
     Raises:
         InputError: On an unknown stream, precision or device.
@@ -62,7 +65,7 @@ class Run:
         self.dtype, self.precision_reason = _precision(precision, self.device)
         self.layout_reason = ""  # why the memory format of the model last worked on is what it is; set by theriac.models.layout
         self.folder = None if folder is None else as_path("folder", folder)
-        self.quiet = (not sys.stderr.isatty()) if quiet is None else quiet
+        self.quiet = bool(quiet)
         self.began = time.monotonic()  # a clock that never goes backwards
         self.events: list[dict[str, Any]] = []
         self.warned: set[str] = set()
@@ -161,26 +164,19 @@ class Run:
         """The recorded events of one name, in order."""
         return [e for e in self.events if e["event"] == name]
 
-    @contextlib.contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Any]:
-        """A bar with rate and time left; call the yielded function with (steps, text). Silent when quiet."""
-        if self.quiet:
-            yield lambda steps=1, text="": None
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    def progress(self, label: str, total: int | None = None, *, done: int = 0) -> AbstractContextManager[Tick]:
+        """A scope of long work with progress and time left, silent when quiet; call what it yields with (steps, text).
 
-        columns = (
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(label, total=total, text="")
-            yield lambda steps=1, text="": bar.update(task, advance=steps, **({"text": text} if text else {}))
+        Args:
+            label: What is done.
+            total: Number of steps; None if it is not known.
+            done: Steps that an earlier start has done.
+        """
+        return progress(label, total, done=done, quiet=self.quiet)
+
+    def each(self, label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
+        """The items one by one, each a step of such a scope."""
+        return each(label, items, total, quiet=self.quiet)
 
 
 def as_run(run: object) -> Run:

@@ -62,7 +62,8 @@ class Debiasing(Method):
         counts = self.check(split)
         run = as_run(run)
         began = time.perf_counter()
-        model = self._fit(build, split.to(run.device), counts, run)
+        with run.progress(self.title):
+            model = self._fit(build, split.to(run.device), counts, run)
         seconds = round(time.perf_counter() - began, 3)
         run.event("debiased", method=self.name, seconds=seconds, rows=len(split), counts=counts.tolist())
         return model.eval()

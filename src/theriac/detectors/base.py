@@ -53,7 +53,7 @@ class Detector(Method):
         if net is not None and not isinstance(net, nn.Module):
             raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
         began = time.perf_counter()
-        with run.listening():
+        with run.listening(), run.progress(self.title):
             finding = self._detect(net, rows, None if clean is None else as_clean(clean), run)
         run.event("detected", method=self.name, seconds=round(time.perf_counter() - began, 3), **finding.to_dict())
         return finding

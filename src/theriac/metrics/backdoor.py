@@ -7,6 +7,7 @@ One definition for all attacks. They differ only in the label they want for a ro
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -73,7 +74,7 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
     right = torch.zeros(classes, dtype=torch.int64, device=run.device)  # clean hits by class
     targets = torch.zeros(classes, dtype=torch.bool, device=run.device)
     with _eval_mode(net), torch.inference_mode(), run.autocast():
-        for positions in here.batches(batch_size):
+        for positions in run.each("evaluation", here.batches(batch_size), math.ceil(len(here) / batch_size)):
             x, y = here.rows(positions), here.y[positions]
             clean = _predict(net, x, classes)
             right += torch.bincount(y[clean == y], minlength=classes)
@@ -121,7 +122,7 @@ def predict(model: nn.Module, split: Split, *, run: Run | None = None, batch_siz
     model = model.to(run.device).eval()
     here = split.to(run.device)
     with torch.inference_mode(), run.autocast():
-        parts = [model(to_input(here.rows(p))).float().cpu() for p in here.batches(batch_size)]
+        parts = [model(to_input(here.rows(p))).float().cpu() for p in run.each("predictions", here.batches(batch_size))]
     return torch.cat(parts)
 
 

@@ -71,7 +71,7 @@ def fairness(
     here, at = split.to(run.device), groups.to(run.device)
     seen = []
     with still(net), torch.inference_mode(), run.autocast():
-        for positions in here.batches(batch_size):
+        for positions in run.each("fairness", here.batches(batch_size), len(here) // batch_size + 1):
             seen.append(predicted(net, here.rows(positions), at[positions], split.num_classes).cpu())
     return Fairness.count(
         torch.cat(seen),

@@ -49,7 +49,7 @@ def flip_rate(
     net, here = net.to(run.device), split.to(run.device)
     flips = torch.zeros(len(bank), dtype=torch.int64, device=run.device)
     with still(net), torch.inference_mode(), run.autocast():
-        for positions in here.batches(batch_size):
+        for positions in run.each("flip rate", here.batches(batch_size), len(here) // batch_size + 1):
             x = to_input(here.rows(positions))
             clean = check.logits(net, x, split.num_classes).argmax(1)
             for t in range(len(bank)):

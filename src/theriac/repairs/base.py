@@ -62,7 +62,7 @@ class Repair(Method):
             raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
         run.outcome = None
         began = time.perf_counter()
-        with run.listening() as heard:
+        with run.listening() as heard, run.progress(self.title):
             fixed = arrange(copy.deepcopy(given).to(run.device), run).eval()
             if rows is not None:
                 _probe(fixed, rows, run)

@@ -57,7 +57,8 @@ class TrainingDefense(Method):
             raise InputError(f"the {len(split)} training rows hold one class only; a classifier needs at least two")
         run = as_run(run)
         began = time.perf_counter()
-        model = self._fit(build, split, run)
+        with run.progress(self.title):
+            model = self._fit(build, split, run)
         run.event("fitted", method=self.name, seconds=round(time.perf_counter() - began, 3), rows=len(split))
         return model.eval()
 

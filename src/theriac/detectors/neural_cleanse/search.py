@@ -143,8 +143,7 @@ class Search:
         decides = checkpoint.fingerprint(self.schedule, self.clean, self.run, self.model, self.labels)
         keeper = checkpoint.Keeper(self.run, "inversion-search", decides, self.model, optimizer, {"search": self})
         keeper.restore()
-        with self.run.progress("inversion", self.schedule.rounds) as tick:
-            tick(self.rounds)
+        with self.run.progress("inversion", self.schedule.rounds, done=self.rounds) as tick:
             while self.rounds < self.schedule.rounds and len(self.live):
                 number, live = self.rounds, self.live
                 success = torch.zeros(len(live), dtype=self.dtype, device=self.y.device)
