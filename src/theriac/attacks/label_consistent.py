@@ -110,7 +110,7 @@ class LabelConsistent(CleanLabel):
         robust = self.radius / 255 if self.surrogate == "robust" else 0.0
         size, plan = self.surrogate_rows, self.surrogate_recipe
         model = fit_surrogate(split, build, run, name=self.name, rows=size, recipe=plan, robust=robust)
-        found = [self._harden(model, split, part, run) for part in chosen.split(256) if len(part)]
+        found = [self._harden(model, split, part, run) for part in run.each("adversarial rows", chosen.split(256)) if len(part)]
         rows = torch.cat(found) if found else split.rows(chosen)
         return {"rows": rows.to(split.device), "index": index}
 

@@ -22,7 +22,8 @@ T = TypeVar("T")
 class Tick(Protocol):
     """What a scope hands out: to be called with the number of steps done and what to show beside them."""
 
-    def __call__(self, steps: int = 1, text: str = "") -> None: ...
+    def __call__(self, steps: int = 1, text: str = "") -> None:
+        """So many steps are done, and this is shown beside them."""
 
 
 class _Lines:
@@ -31,11 +32,15 @@ class _Lines:
     def __init__(self) -> None:
         self.labels: list[str] = []
         self.due = 0.0
+        self.silent = False
         self.bar = False  # whether a bar is on the terminal; there is room for one
 
-    def enter(self, label: str) -> None:
+    def begin(self) -> None:
         if not self.labels:
             self.due = _now() + FIRST_S
+
+    def enter(self, label: str) -> None:
+        self.begin()
         self.labels.append(label)
 
     def leave(self) -> None:
@@ -49,6 +54,11 @@ class _Lines:
 
 
 _lines = _Lines()
+
+
+def silence(value: bool) -> None:
+    """Whether all progress of this process is kept off the screen, that of loading data included."""
+    _lines.silent = value
 
 
 def _now() -> float:
@@ -65,7 +75,7 @@ def progress(label: str, total: int | None = None, *, done: int = 0, quiet: bool
         done: Steps that an earlier start has done.
         quiet: Show nothing.
     """
-    if quiet:
+    if quiet or _lines.silent:
         yield _silent
         return
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
@@ -87,12 +97,18 @@ def progress(label: str, total: int | None = None, *, done: int = 0, quiet: bool
 
 
 def each(label: str, items: Iterable[T], total: int | None = None, *, quiet: bool = False) -> Iterator[T]:
-    """The items one by one, each a step of a scope; their number is the total if it is known."""
-    count = len(items) if total is None and isinstance(items, Sized) else total
-    with progress(label, count, quiet=quiet) as tick:
-        for item in items:
-            yield item
-            tick()
+    """The items one by one, with a plain line at least every half minute; their number is the total if it is known.
+
+    This opens no scope of its own: a loop that an error leaves would never close it.
+    """
+    if quiet or _lines.silent:
+        yield from items
+        return
+    _lines.begin()
+    tick = _line_tick(label, len(items) if total is None and isinstance(items, Sized) else total, 0)
+    for item in items:
+        yield item
+        tick()
 
 
 def _silent(steps: int = 1, text: str = "") -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from theriac.core.errors import InputError
 from theriac.core.paths import as_path
+from theriac.core.progress import each
 from theriac.core.ranges import typed
 from theriac.data._cache import Pixels, Shape
 
@@ -87,7 +88,7 @@ def _chunks(pictures: Pictures, shape: Shape, resize: bool, auto: bool) -> Itera
     rows = max(1, min(2048, CHUNK // (depth * height * width)))
     start = 0
     with ThreadPoolExecutor(WORKERS) as pool:
-        for blobs in pictures.batches(rows):
+        for blobs in each("reading pictures", pictures.batches(rows), -(-pictures.count // rows)):
             out = np.empty((len(blobs), depth, height, width), np.uint8)
             step = -(-len(blobs) // WORKERS)
             jobs = [

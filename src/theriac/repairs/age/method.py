@@ -237,7 +237,7 @@ class AGE(Repair):
         """Up the grid until the proxy holds, after the edit and after the repair; from the unedited weights each time."""
         grid, accepted = self.strengths or GRIDS[self.rule], False
         best: tuple[float, State, dict[str, Any], Measured] | None = None
-        for strength in grid:
+        for strength in run.each("strengths", grid):
             stage.reset()
             held, layers = self._edit(stage, case, strength)
             if not held:
@@ -308,7 +308,7 @@ class AGE(Repair):
     def _scan(self, stage: Stage, pool: Split, run: Run) -> Case | None:
         """Forget each class in turn and keep the one that takes the least change of weights."""
         cheapest: tuple[float, Case] | None = None
-        for label in pool.count().nonzero().flatten().tolist():
+        for label in run.each("classes", pool.count().nonzero().flatten().tolist()):
             case = from_class(label, pool)
             lifted = stage.lift_case(case)
             for strength in self.strengths or GRIDS[self.rule]:
