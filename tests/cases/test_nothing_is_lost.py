@@ -133,7 +133,7 @@ def test_the_first_checkpoint_that_does_not_fit(monkeypatch, tmp_path):
 def test_events_that_can_not_be_written_cost_no_work(tmp_path):
     (tmp_path / "file").write_text("")
     run = Run(device="cpu", folder=tmp_path / "file" / "run", quiet=True)
-    with pytest.warns(UserWarning, match="stay in memory"):
+    with pytest.warns(UserWarning, match="kept in memory"):
         run.event("train", epoch=1)
     run.event("train", epoch=2)  # said once
     assert len(run.history("train")) == 2

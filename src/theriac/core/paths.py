@@ -131,14 +131,14 @@ def make_folder(name: str, folder: Path, size: int = 0) -> list[Path]:
         made = [p for p in (folder, *folder.parents) if not p.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         try_folder(name, folder, size)
+    except TheriacError:
+        unmake(made)
+        raise
     except OSError as error:
         unmake(made)
         if is_full(error):
             raise DiskFullError(f"the disk is full: {name} is {str(folder)!r}, which can't be made") from None
         raise InputError(f"{name} is {str(folder)!r}, which can't be written: {error.strerror}") from None
-    except TheriacError:
-        unmake(made)
-        raise
     return made
 
 

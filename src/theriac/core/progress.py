@@ -107,6 +107,7 @@ def each(label: str, items: Iterable[T], total: int | None = None, *, quiet: boo
     _lines.begin()
     tick = _line_tick(label, len(items) if total is None and isinstance(items, Sized) else total, 0)
     for item in items:
+        tick(0)
         yield item
         tick()
 
