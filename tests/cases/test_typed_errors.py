@@ -188,7 +188,8 @@ def test_numbers_out_of_their_range(cls):
         for wrong in (math.nan, math.inf, -math.inf, True, str(value)):
             with pytest.raises(InputError, match=field.name):
                 cls(**{**needed, field.name: wrong})
-        if field.name in ("lr", "epochs", "batch_size", "rounds"):
+        zero = (cls.__name__, field.name) in {("SSBA", "epochs"), ("Schedule", "batch_size")}  # no training; all rows
+        if field.name in ("lr", "epochs", "batch_size", "rounds") and not zero:
             for wrong in (0, -1):
                 with pytest.raises(InputError, match=rf"{field.name} is {wrong}; expected"):
                     cls(**{**needed, field.name: wrong})
@@ -222,23 +223,24 @@ def test_an_unknown_layer_is_refused_before_the_first_stage(split, monkeypatch):
         th.training_defenses.CBD(layer="nosuch").fit("wrn_16_1", split, QUIET)
 
 
-@pytest.mark.parametrize("verb", ["train", "fit", "loop", "detect"])
-@pytest.mark.parametrize("run", [3, "cpu", object()])
+VERBS: dict[str, Callable[[th.Split, nn.Module, Any], Any]] = {
+    "train": lambda split, net, run: th.train("wrn_16_1", split, run=run),
+    "fit": lambda split, net, run: th.training_defenses.CBD().fit("wrn_16_1", split, run),
+    "loop": lambda split, net, run: loop(net, split, run, Recipe(epochs=1)),
+    "invert": lambda split, net, run: th.detectors.neural_cleanse.invert(net, split, run),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("run", [3, "cpu", object()], ids=str)
 def test_a_run_that_is_none(verb, run, split, net):
     with pytest.raises(InputError, match="run is"):
-        if verb == "train":
-            th.train("wrn_16_1", split, run=run)
-        elif verb == "fit":
-            th.training_defenses.CBD().fit("wrn_16_1", split, run)
-        elif verb == "loop":
-            loop(net, split, run, Recipe(epochs=1))
-        else:
-            next(iter(methods("detector").values()))().detect(net, clean=split, run=run)
+        VERBS[verb](split, net, run)
 
 
-@pytest.mark.parametrize("recipe", [8, None, "fast", 10**5000, "x" * 10**6])
+@pytest.mark.parametrize("recipe", [8, None, "fast", 10**5000, "x" * 10**6], ids=["8", "None", "fast", "huge", "long"])
 def test_a_recipe_that_is_none(recipe, split):
-    with pytest.raises(InputError, match="recipe|name") as caught:
+    with pytest.raises(InputError, match=r"recipe|name") as caught:
         th.train("wrn_16_1", split, recipe=recipe, run=QUIET)
     assert len(str(caught.value)) < 400
 
