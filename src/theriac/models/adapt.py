@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from theriac.core import check
 from theriac.core.card import Card
-from theriac.core.errors import InputError, unknown
+from theriac.core.errors import InputError, shortened, unknown
 from theriac.core.ranges import typed
 from theriac.models import _hf
 from theriac.models._still import blank, check_logits, try_rows
@@ -101,7 +101,7 @@ class Adapted(Classifier):
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
-@typed("model", "mean", "std", "size", "prepare", "logits")
+@typed("model", "mean", "std", "size", "classes", "prepare", "logits")
 def adapt(
     model: nn.Module,
     *,
@@ -246,8 +246,13 @@ def _class_names(classes: int | Sequence[str] | None, card: Card | None, config:
         if isinstance(classes, int):
             check.whole("classes", classes, 2, 1 << 20)
             given = tuple(str(k) for k in range(classes))
-        elif isinstance(classes, str) or len(classes) < 2 or not all(isinstance(c, str) for c in classes):
-            raise InputError(f"classes is {classes!r}; expected a number of at least 2, or as many names")
+        elif (
+            isinstance(classes, str)
+            or not isinstance(classes, Sequence)
+            or len(classes) < 2
+            or not all(isinstance(c, str) for c in classes)
+        ):
+            raise InputError(f"classes is {shortened(classes)}; expected a number of at least 2, or as many names")
         else:
             given = tuple(classes)
     if card is not None:
