@@ -195,7 +195,7 @@ def _expected(hint: Any) -> str:
         metadata = [m for extra in extras for m in getattr(extra, "metadata", (extra,))]
         bounds = {key: getattr(m, key) for m in metadata for key in ("gt", "ge", "lt", "le") if hasattr(m, key)}
     if _is_union(hint):
-        return " or ".join(dict.fromkeys(_expected(part) for part in get_args(hint)))
+        return " or ".join(dict.fromkeys(words for part in get_args(hint) if (words := _expected(part))))
     if hint in (int, float):
         return _number(hint, bounds)
     if get_origin(hint) in (Mapping, dict):

@@ -20,7 +20,7 @@ TABLES = (".csv", ".tsv")
 ARRAYS = (".npz", ".pt", ".pth", ".safetensors")
 
 
-@typed("test", "size", "val_share", "test_share", "seed", "memory_budget")
+@typed("test", "augment", "drop", "size", "val_share", "test_share", "seed", "memory_budget")
 def load(
     source: Any,
     *,
