@@ -148,7 +148,7 @@ class Grond(CleanLabel):
         return add(x, state["noise"])
 
 
-@typed()
+@typed("u")  # infinity levels nothing
 def suppress_lipschitz_channels(pairs: Sequence[tuple[nn.Conv2d, nn.BatchNorm2d]], u: float = 3.0) -> int:
     """Level channels that stand out, in place; for the ``after_epoch`` of any training.
 

@@ -27,7 +27,7 @@ from theriac.models.store import digest, read_record, read_tensors
 FORMAT = 1
 
 
-@typed("folder")
+@typed("planted", "folder")
 def save_planted(planted: Planted, folder: str | Path) -> Path:
     """Write ``planted.json`` (attack, its hyperparameters, the card) and ``planted.safetensors`` (what was fitted).
 
@@ -53,7 +53,7 @@ def save_planted(planted: Planted, folder: str | Path) -> Path:
     return folder
 
 
-@typed("folder")
+@typed("poisoned", "folder")
 def save_poisoned(poisoned: Poisoned, folder: str | Path, run: Run | None = None) -> Path:
     """Write a poisoned set as the victim trains on it, with the truth about each row, beside what was planted.
 
