@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from theriac.attacks.base import Attack
 from theriac.core.errors import InputError
+from theriac.core.ranges import Fraction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,7 @@ class CleanLabel(Attack):
     clean_label: ClassVar[bool] = True
 
     # share of the target class (ours); 0.5 is 5 % of ten balanced classes. BackdoorBench @ f02e353: 0.1 of the whole set
-    poison_rate: float = 0.5
+    poison_rate: Fraction = 0.5
     # what the rate is a share of: "target_class" (ours), or "all", as BackdoorBench counts, where 10 % of ten balanced
     # classes is the whole target class and more than that can't be supplied (grade A: read in code)
     rate_of: Literal["target_class", "all"] = "target_class"

@@ -8,19 +8,18 @@ from dataclasses import dataclass
 import torch
 
 from theriac.attacks.base import Attack
-from theriac.core import check
 from theriac.core.errors import InputError
+from theriac.core.ranges import Fraction
 
 
 @dataclass(frozen=True, kw_only=True)
 class CoverAttack(Attack):
     """Base of attacks on data whose ``cross`` rows are covers: training stamp, true label, drawn off the target class."""
 
-    cover_rate: float = 0.01  # share of all training rows; each attack says its own
+    cover_rate: Fraction = 0.01  # share of all training rows; each attack says its own
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check.between("cover_rate", self.cover_rate, 0, 1)
         if self.mode != "all_to_one":
             raise InputError(f"mode is {self.mode!r}; {self.name} has one target class, so it knows 'all_to_one' only")
 

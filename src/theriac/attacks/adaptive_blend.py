@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 import torch
 
 from theriac.attacks._cover import CoverAttack
-from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.method import preset, register
+from theriac.core.ranges import Count, Fraction, Whole
 from theriac.triggers.patterns import noise, picture
 from theriac.triggers.pieces import blend_where, kept, squares
 
@@ -48,22 +48,14 @@ class AdaptiveBlend(CoverAttack):
     source: ClassVar[str] = "ICLR 2023, openreview _wSHsgrVali"
     knob: ClassVar[str] = "alpha"
 
-    poison_rate: float = 0.003  # backdoor-toolbox, its documented command
-    cover_rate: float = 0.003  # same; its code's own default is 0.01
-    alpha: float = 0.15  # in training; same
-    test_alpha: float = 0.2  # in testing; same
-    pieces: int = 16  # squares that the picture is cut into; same
-    mask_rate: float = 0.5  # share of the squares left out in training; same. In testing none is
+    poison_rate: Fraction = 0.003  # backdoor-toolbox, its documented command
+    cover_rate: Fraction = 0.003  # same; its code's own default is 0.01
+    alpha: Fraction = 0.15  # in training; same
+    test_alpha: Fraction = 0.2  # in testing; same
+    pieces: Count = 16  # squares that the picture is cut into; same
+    mask_rate: Fraction = 0.5  # share of the squares left out in training; same. In testing none is
     trigger: Literal["picture", "noise"] = "picture"  # ours, as in Blended
-    seed: int = 0  # of picture and squares, not of the poisoned rows
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.between("alpha", self.alpha, 0, 1)
-        check.between("test_alpha", self.test_alpha, 0, 1)
-        check.between("mask_rate", self.mask_rate, 0, 1)
-        check.whole("pieces", self.pieces, 1)
-        check.whole("seed", self.seed, 0)
+    seed: Whole = 0  # of picture and squares, not of the poisoned rows
 
     @classmethod
     @preset

@@ -13,6 +13,7 @@ from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
+from theriac.core.ranges import Fraction, Whole
 from theriac.triggers.per_row import pick
 from theriac.triggers.pieces import blend_where, marks
 
@@ -51,18 +52,15 @@ class AdaptivePatch(CoverAttack):
     source: ClassVar[str] = "ICLR 2023, openreview _wSHsgrVali"
     knob: ClassVar[str] = "opacities"
 
-    poison_rate: float = 0.003  # backdoor-toolbox, its documented command
-    cover_rate: float = 0.006  # same
-    opacities: tuple[float, ...] = (0.5, 0.2, 0.5, 0.3)  # of the four marks in training; same
+    poison_rate: Fraction = 0.003  # backdoor-toolbox, its documented command
+    cover_rate: Fraction = 0.006  # same
+    opacities: tuple[Fraction, ...] = (0.5, 0.2, 0.5, 0.3)  # of the four marks in training; same
     test_marks: tuple[int, ...] = (0, 2)  # in testing, applied in this order; same kind: a corner mark and the third
-    test_opacities: tuple[float, ...] = (1.0, 1.0)  # same
-    seed: int = 0  # of the marks' colors, not of the poisoned rows
+    test_opacities: tuple[Fraction, ...] = (1.0, 1.0)  # same
+    seed: Whole = 0  # of the marks' colors, not of the poisoned rows
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("opacities", "test_opacities"):
-            for value in getattr(self, field):
-                check.between(field, value, 0, 1)
         for mark in self.test_marks:
             check.whole("test_marks", mark, 0, _MARKS - 1)
         if len(self.opacities) != _MARKS:
@@ -72,7 +70,6 @@ class AdaptivePatch(CoverAttack):
                 f"test_marks has {len(self.test_marks)} entries and test_opacities {len(self.test_opacities)}; "
                 "expected the same number of both, at least one"
             )
-        check.whole("seed", self.seed, 0)
 
     @classmethod
     @preset

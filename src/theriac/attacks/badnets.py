@@ -9,10 +9,10 @@ from typing import ClassVar, Literal
 import torch
 
 from theriac.attacks.base import Attack, kept_picture
-from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
+from theriac.core.ranges import Fraction, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data import read_picture
@@ -52,16 +52,10 @@ class BadNets(Attack):
     knob: ClassVar[str] = "opacity"
 
     pattern: Literal["white", "checker"] = "white"  # BackdoorBench: white; the paper also shows a checker of pixels
-    side: int = 0  # pixels; 0 = 3 at 32 pixels, in proportion elsewhere, at least 2
-    margin: int = 0  # pixels between patch and the lower right corner; BackdoorBench: 0
-    opacity: float = 1.0  # of the patch; BackdoorBench: 1
+    side: Whole = 0  # pixels; 0 = 3 at 32 pixels, in proportion elsewhere, at least 2
+    margin: Whole = 0  # pixels between patch and the lower right corner; BackdoorBench: 0
+    opacity: Fraction = 1.0  # of the patch; BackdoorBench: 1
     file: str = ""  # a picture (PNG, JPEG, ...) to use instead of ``pattern``
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.whole("side", self.side, 0)
-        check.whole("margin", self.margin, 0)
-        check.between("opacity", self.opacity, 0, 1)
 
     @classmethod
     @preset

@@ -10,13 +10,13 @@ from typing import ClassVar, Literal, final
 import torch
 
 from theriac.attacks._fitted import kept, key_of
-from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Method
 from theriac.core.planted import Planted, Victim
 from theriac.core.poisoned import CROSS, POISON, Poisoned, as_clean
-from theriac.core.run import Run
+from theriac.core.ranges import Fraction, Whole
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models import Buildable
 from theriac.training.plain import train
@@ -37,8 +37,8 @@ class Attack(Method):
     knob: ClassVar[str] = ""  # the option that says how strong the trigger is; more is stronger, but for a number of levels
     outside: ClassVar[tuple[str, ...]] = ()  # options that name a user's files or data; with one of them nothing is kept
 
-    target: int = 0  # BackdoorBench @ f02e353, all attacks
-    poison_rate: float = 0.1  # share of all training rows; same source
+    target: Whole = 0  # BackdoorBench @ f02e353, all attacks
+    poison_rate: Fraction = 0.1  # share of all training rows; same source
     mode: Literal["all_to_one", "all_to_all"] = "all_to_one"
     # "others": rows of other classes only (ours), so that the effective rate is the one asked for;
     # "all": target rows too, as BackdoorBench draws them (on 10 balanced classes 9/10 of the rate is effective)
@@ -46,8 +46,6 @@ class Attack(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check.whole("target", self.target, 0)
-        self._check_rate()
         if self.own_rows and self.draw_from != "others":
             raise InputError(f"draw_from is {self.draw_from!r}; {self.name} says itself which classes it draws from")
 
@@ -67,7 +65,7 @@ class Attack(Method):
         """
         split = as_clean(split, "split")
         self._check_card(split.card)
-        return Planted(self, split.card, dict(self._fitted(split, build, run or Run())))
+        return Planted(self, split.card, dict(self._fitted(split, build, as_run(run))))
 
     def plant_for(self, split: Split) -> Planted:
         """A Planted for stamping ``split`` when nothing has to be fitted; refused otherwise."""
@@ -89,7 +87,7 @@ class Attack(Method):
         """
         if self.trains:
             raise InputError(f"{self.name} controls training, so it has no poisoned set; use its train(build, split)")
-        run = run or Run()
+        run = as_run(run)
         split = as_clean(split, "split")
         self._check_card(split.card)
         chosen = self.choose(split, run)  # first: what is fitted may cost minutes, and a rate may be out of reach
@@ -102,7 +100,8 @@ class Attack(Method):
         changed = torch.cat([chosen, cross])
         stamped = split.rows(changed[:1]).new_empty((len(changed), *split.card.shape))
         for variant, positions, start in (("poison", chosen, 0), ("cross", cross, len(chosen))):
-            for at, part in zip(range(start, len(changed), 1024), positions.split(1024), strict=False):
+            parts = list(zip(range(start, len(changed), 1024), positions.split(1024), strict=False))
+            for at, part in run.each(f"{self.name} stamps", parts):
                 if len(part):
                     new = planted.stamp(split.rows(part), split.y[part], split.index[part], "train", variant)
                     stamped[at : at + len(part)] = new
@@ -117,7 +116,7 @@ class Attack(Method):
 
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "fast_8") -> Victim:
         """Train a victim: by default, plainly on ``poison(split)``."""
-        run = run or Run()
+        run = as_run(run)
         poisoned = self.poison(split, run, build)
         return Victim(train(build, poisoned, recipe=recipe, run=run), poisoned.planted)
 
@@ -232,9 +231,6 @@ class Attack(Method):
     def _cross_count(self, rows: int, chosen: int) -> int:
         """How many cross rows there are, beside ``chosen`` poisoned ones of ``rows`` in all."""
         return 0
-
-    def _check_rate(self) -> None:
-        check.between("poison_rate", self.poison_rate, 0, 1)
 
     def _check_card(self, card: Card) -> None:
         if self.target >= card.num_classes:

@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 import torch
 
 from theriac.attacks.base import Attack, kept_picture
-from theriac.core import check
 from theriac.core.method import preset, register
+from theriac.core.ranges import Fraction, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data import read_picture
@@ -49,16 +49,11 @@ class Blended(Attack):
     source: ClassVar[str] = "arXiv:1712.05526"
     knob: ClassVar[str] = "alpha"
 
-    alpha: float = 0.2  # BackdoorBench, training and testing
+    alpha: Fraction = 0.2  # BackdoorBench, training and testing
     trigger: Literal["picture", "noise"] = "picture"
-    seed: int = 0  # of the trigger picture, not of the poisoned rows
+    seed: Whole = 0  # of the trigger picture, not of the poisoned rows
     file: str = ""  # a picture (PNG, JPEG, ...) to use instead of ``trigger``
     truncate: bool = False  # cut off fractions of a level, as BackdoorBench does; ours rounds
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.between("alpha", self.alpha, 0, 1)
-        check.whole("seed", self.seed, 0)
 
     @classmethod
     @preset

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 
 from theriac.attacks._per_batch import train_per_batch
 from theriac.attacks.base import Attack
-from theriac.core import check
 from theriac.core.method import preset, register
 from theriac.core.planted import Victim
-from theriac.core.run import Run
+from theriac.core.ranges import Count, Fraction
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models import Buildable
 from theriac.training.recipes import Recipe
@@ -53,17 +54,11 @@ class BppAttack(Attack):
     source: ClassVar[str] = "arXiv:2205.13383"
     knob: ClassVar[str] = "levels"
 
-    levels: int = 8  # per channel (squeeze_num); BackdoorBench. Fewer are stronger
+    levels: Annotated[int, Field(ge=2, le=256)] = 8  # per channel (squeeze_num); BackdoorBench. Fewer are stronger
     dithering: bool = False  # Floyd-Steinberg; BackdoorBench: off
-    negative_rate: float = 0.1  # share of all rows (neg_ratio); BackdoorBench
+    negative_rate: Fraction = 0.1  # share of all rows (neg_ratio); BackdoorBench
     rows: Literal["fixed", "per_batch"] = "fixed"  # "per_batch": drawn anew in each batch, as BackdoorBench
-    bank: int = 256  # training rows whose quantization errors are kept for negative rows; ours
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.whole("levels", self.levels, 2, 256)
-        check.between("negative_rate", self.negative_rate, 0, 1)
-        check.whole("bank", self.bank, 1)
+    bank: Count = 256  # training rows whose quantization errors are kept for negative rows; ours
 
     @classmethod
     @preset
@@ -86,7 +81,7 @@ class BppAttack(Attack):
         """Train a victim: plainly on fixed rows, or with rows drawn in each batch."""
         if self.rows == "fixed":
             return super().train(build, split, run, recipe)
-        return train_per_batch(self, build, split, run or Run(), recipe, None)
+        return train_per_batch(self, build, split, as_run(run), recipe, None)
 
     def _cross_count(self, rows: int, chosen: int) -> int:
         return round(self.negative_rate * rows)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 
 from theriac.attacks.base import Attack
-from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
 from theriac.core.planted import Planted
+from theriac.core.ranges import HUGE, Fraction, NonNegative, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable
@@ -60,30 +61,21 @@ class Composite(Attack):
     knob: ClassVar[str] = "opacity"
     fits: ClassVar[bool] = True
 
-    poison_rate: float = 0.05  # ours: a quarter of both sources' rows, on ten balanced classes
+    poison_rate: Fraction = 0.05  # ours: a quarter of both sources' rows, on ten balanced classes
     parts: Literal["classes", "patches"] = "classes"  # paper: classes
-    sources: tuple[int, int] = (1, 2)  # classes that are mixed; paper: 0 and 1, with target 2
-    cross_ratio: float = 2.0  # cross rows for each poisoned row; ours
-    third_share: float = 0.5  # of the cross rows that mix a source with a third class, the others are of one class; ours
-    bank: int = 64  # training rows a class that partners are taken from; ours
-    feather: int = 0  # columns over which one half goes into the other; ours
-    opacity: float = 1.0  # of the other half, or of the patches; ours
-    side: int = 0  # of a patch; 0 = 3 pixels at 32 (as BadNets), in proportion elsewhere, at least 2
-    seed: int = 0  # of partners, sides and patches, not of the poisoned rows
+    sources: tuple[Whole, Whole] = (1, 2)  # classes that are mixed; paper: 0 and 1, with target 2
+    cross_ratio: NonNegative = 2.0  # cross rows for each poisoned row; ours
+    third_share: Fraction = 0.5  # of the cross rows that mix a source with a third class, the others are of one class; ours
+    bank: Annotated[int, Field(ge=2, lt=HUGE)] = 64  # training rows a class that partners are taken from; ours
+    feather: Whole = 0  # columns over which one half goes into the other; ours
+    opacity: Fraction = 1.0  # of the other half, or of the patches; ours
+    side: Whole = 0  # of a patch; 0 = 3 pixels at 32 (as BadNets), in proportion elsewhere, at least 2
+    seed: Whole = 0  # of partners, sides and patches, not of the poisoned rows
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for label in self.sources:
-            check.whole("sources", label, 0)
         if self.parts == "classes" and (len(set(self.sources)) != 2 or self.target in self.sources):
             raise InputError(f"sources is {self.sources} and target is {self.target}; expected three different classes")
-        check.between("opacity", self.opacity, 0, 1)
-        check.positive("cross_ratio", self.cross_ratio, zero=True)
-        check.between("third_share", self.third_share, 0, 1)
-        check.whole("bank", self.bank, 2)
-        check.whole("feather", self.feather, 0)
-        check.whole("side", self.side, 0)
-        check.whole("seed", self.seed, 0)
         if self.mode != "all_to_one":
             raise InputError(f"mode is {self.mode!r}; {self.name} has one target class, so it knows 'all_to_one' only")
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 
 from theriac.attacks.base import Attack
-from theriac.core import check
 from theriac.core.method import preset, register
+from theriac.core.ranges import Whole
 from theriac.triggers.additive import add
 from theriac.triggers.frequency import cosine_pattern, dct2, idct2, raise_at, rgb_to_ycrcb_bytes, ycrcb_bytes_to_rgb
 
@@ -49,16 +50,11 @@ class FTrojan(Attack):
     source: ClassVar[str] = "arXiv:2111.10991"
     knob: ClassVar[str] = "magnitude"
 
-    magnitude: float = 30.0  # BackdoorBench, in the orthonormal DCT of levels 0 to 255
-    window: int = 32  # pixels; BackdoorBench. 0 = the whole image, as where 32 does not tile it
+    magnitude: Annotated[float, Field(ge=0, le=1e4)] = 30.0  # BackdoorBench, in the orthonormal DCT of levels 0 to 255
+    window: Whole = 32  # pixels; BackdoorBench. 0 = the whole image, as where 32 does not tile it
     # (row, column) of the coefficients in the window; () = BackdoorBench's (15, 15) and (31, 31), in proportion elsewhere
     positions: tuple[tuple[int, int], ...] = ()
     arithmetic: Literal["exact", "bytes"] = "exact"  # "bytes": 8-bit planes and casts without a clip, as BackdoorBench
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.between("magnitude", self.magnitude, 0, 1e4)
-        check.whole("window", self.window, 0)
 
     @classmethod
     @preset

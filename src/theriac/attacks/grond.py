@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from theriac.attacks._clean_label import CleanLabel
 from theriac.attacks._surrogate import fit_surrogate
-from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.planted import Planted, Victim
 from theriac.core.poisoned import as_clean
-from theriac.core.run import Run
+from theriac.core.ranges import Count, Fraction, Level, NonNegative, Whole, typed
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models import Buildable, make, to_input
 from theriac.models.lipschitz import channel_constants, conv_norm_pairs
@@ -67,22 +67,14 @@ class Grond(CleanLabel):
     not_fitted: ClassVar[tuple[str, ...]] = ("poison_rate", "u", "abi")
     needs: ClassVar[Needs] = Needs(training_control=True)
 
-    poison_rate: float = 0.5  # share of the target class; the code's default (its documented command: 0.1)
-    eps: float = 8.0  # radius of the trigger, in levels; code
-    steps: int = 500  # code
-    batch: int = 256  # code
-    u: float = 3.0  # deviations above the layer's mean from which a channel is leveled; code
+    poison_rate: Fraction = 0.5  # share of the target class; the code's default (its documented command: 0.1)
+    eps: Level = 8.0  # radius of the trigger, in levels; code
+    steps: Count = 500  # code
+    batch: Count = 256  # code
+    u: NonNegative = 3.0  # deviations above the layer's mean from which a channel is leveled; code
     abi: bool = True  # level channels after each epoch; code
-    surrogate_rows: int = 5000  # ours; 0 = all, as the code
+    surrogate_rows: Whole = 5000  # ours; 0 = all, as the code
     surrogate_recipe: str = "fast_8"  # ours
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.between("eps", self.eps, 0, 255)
-        check.positive("u", self.u, zero=True)
-        check.whole("steps", self.steps, 1)
-        check.whole("batch", self.batch, 1)
-        check.whole("surrogate_rows", self.surrogate_rows, 0)
 
     @classmethod
     @preset
@@ -115,7 +107,7 @@ class Grond(CleanLabel):
         """
         if not self.abi:
             return super().train(build, split, run, recipe)
-        run = run or Run()
+        run = as_run(run)
         model = make(build, as_clean(split, "split"), run)
         pairs = conv_norm_pairs(model, split.card.shape)
         if not pairs:
@@ -138,7 +130,7 @@ class Grond(CleanLabel):
         model = fit_surrogate(split, build, run, name=self.name, rows=size, recipe=plan)
         noise = torch.zeros(split.card.shape, device=run.device)
         here, eps = split.to(run.device), self.eps / 255
-        for number in range(self.steps):
+        for number in run.each("grond noise", range(self.steps)):
             draw = run.generator("poison", self.name, number)
             at = torch.randperm(len(split), generator=draw)[: self.batch].to(run.device)
             x = to_input(here.rows(at))
@@ -156,6 +148,7 @@ class Grond(CleanLabel):
         return add(x, state["noise"])
 
 
+@typed("u")  # infinity levels nothing
 def suppress_lipschitz_channels(pairs: Sequence[tuple[nn.Conv2d, nn.BatchNorm2d]], u: float = 3.0) -> int:
     """Level channels that stand out, in place; for the ``after_epoch`` of any training.
 

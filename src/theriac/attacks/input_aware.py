@@ -15,13 +15,13 @@ from theriac.attacks._generators import DynamicNet, pack, side_loop, unpack
 from theriac.attacks._per_batch import check_rate, first_rows
 from theriac.attacks._surrogate import part_of
 from theriac.attacks.base import Attack
-from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.planted import Planted, Victim
 from theriac.core.poisoned import CROSS, POISON, as_clean
-from theriac.core.run import Run
+from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Whole
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split, with_moments
 from theriac.data.augment import augment
 from theriac.models import Buildable, make, to_input
@@ -71,25 +71,15 @@ class InputAware(Attack):
     fits: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(training_control=True)
 
-    cross_ratio: float = 1.0  # cross rows for each poisoned row; both
-    density: float = 0.032  # share of the pixels that the mask may take at no cost; both
-    density_weight: float = 100.0  # both
-    diversity: float = 1.0  # weight of "different images, different triggers"; both
-    mask_epochs: int = 25  # both; a briefly trained mask costs 13 points (docs/attacks.md). 0 = a quarter of the recipe's
-    lr: float = 0.01  # of both nets' Adam, betas 0.5 and 0.9; both
-    width: int = 32  # channels of their first level; both
-    fit_rows: int = 5000  # that the mask net is trained on, at most; ours. 0 = all, as both
+    cross_ratio: NonNegative = 1.0  # cross rows for each poisoned row; both
+    density: Fraction = 0.032  # share of the pixels that the mask may take at no cost; both
+    density_weight: NonNegative = 100.0  # both
+    diversity: NonNegative = 1.0  # weight of "different images, different triggers"; both
+    mask_epochs: Whole = 25  # both; a briefly trained mask costs 13 points (docs/attacks.md). 0 = a quarter of the recipe's
+    lr: Positive = 0.01  # of both nets' Adam, betas 0.5 and 0.9; both
+    width: Count = 32  # channels of their first level; both
+    fit_rows: Whole = 5000  # that the mask net is trained on, at most; ours. 0 = all, as both
     as_released: bool = False  # keep the faults of the released code, see above
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.positive("cross_ratio", self.cross_ratio, zero=True)
-        check.between("density", self.density, 0, 1)
-        check.positive("diversity", self.diversity, zero=True)
-        check.positive("lr", self.lr)
-        check.whole("mask_epochs", self.mask_epochs, 0)
-        check.whole("width", self.width, 1)
-        check.whole("fit_rows", self.fit_rows, 0)
 
     @classmethod
     @preset
@@ -110,7 +100,7 @@ class InputAware(Attack):
             InputError: If the faults are kept and the recipe has no epochs left after those of the mask net, or the rate comes
                 to no row of a batch.
         """
-        run, plan = run or Run(), named(recipe)
+        run, plan = as_run(run), named(recipe)
         split = as_clean(split, "split")
         self._check_card(split.card)
         split = with_moments(split)  # the networks normalize

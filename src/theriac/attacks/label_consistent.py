@@ -10,9 +10,9 @@ import torch
 
 from theriac.attacks._clean_label import CleanLabel
 from theriac.attacks._surrogate import fit_surrogate, pgd, read_rows
-from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
+from theriac.core.ranges import Fraction, Level, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, to_input
@@ -59,24 +59,15 @@ class LabelConsistent(CleanLabel):
     not_fitted: ClassVar[tuple[str, ...]] = ("side", "amplitude")  # it fits the chosen rows only
     outside: ClassVar[tuple[str, ...]] = ("adversarial_file",)
 
-    radius: float = 8.0  # of the L-infinity ball, in levels; BackdoorBox, and BackdoorBench's script (its file name: 16)
-    step_size: float = 1.5  # in levels; both
-    steps: int = 100  # both
-    side: int = 0  # of a corner block; 0 = 3 pixels at 32 (both), in proportion elsewhere, at least 2
-    amplitude: float = 1.0  # of the marks, as a share of the range; both
+    radius: Level = 8.0  # of the L-infinity ball, in levels; BackdoorBox, and BackdoorBench's script (its file name: 16)
+    step_size: Level = 1.5  # in levels; both
+    steps: Whole = 100  # both
+    side: Whole = 0  # of a corner block; 0 = 3 pixels at 32 (both), in proportion elsewhere, at least 2
+    amplitude: Fraction = 1.0  # of the marks, as a share of the range; both
     surrogate: Literal["standard", "robust"] = "standard"  # BackdoorBox: standard; paper and BackdoorBench: robust
-    surrogate_rows: int = 5000  # ours; 0 = all
+    surrogate_rows: Whole = 5000  # ours; 0 = all
     surrogate_recipe: str = "fast_8"  # ours
     adversarial_file: str = ""  # a .npy array (N, H, W, C) of bytes, by row number in the source, to use instead
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.between("radius", self.radius, 0, 255)
-        check.between("step_size", self.step_size, 0, 255)
-        check.between("amplitude", self.amplitude, 0, 1)
-        check.whole("steps", self.steps, 0)
-        check.whole("side", self.side, 0)
-        check.whole("surrogate_rows", self.surrogate_rows, 0)
 
     @classmethod
     @preset
@@ -119,7 +110,7 @@ class LabelConsistent(CleanLabel):
         robust = self.radius / 255 if self.surrogate == "robust" else 0.0
         size, plan = self.surrogate_rows, self.surrogate_recipe
         model = fit_surrogate(split, build, run, name=self.name, rows=size, recipe=plan, robust=robust)
-        found = [self._harden(model, split, part, run) for part in chosen.split(256) if len(part)]
+        found = [self._harden(model, split, part, run) for part in run.each("adversarial rows", chosen.split(256)) if len(part)]
         rows = torch.cat(found) if found else split.rows(chosen)
         return {"rows": rows.to(split.device), "index": index}
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from theriac.attacks._surrogate import fit_surrogate, part_of, read_array
 from theriac.attacks.base import Attack
-from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
+from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, to_input
@@ -61,28 +61,19 @@ class LF(Attack):
     keeps_fit: ClassVar[bool] = True
     outside: ClassVar[tuple[str, ...]] = ("pattern_file",)
 
-    amplitude: float = 0.2  # largest value of the pattern, as a share of the range; BackdoorBench
-    cutoff: float = 0.125  # width of the Gaussian, as a share of the sampling frequency (4 periods at 32 pixels); ours, grade R
+    amplitude: Fraction = 0.2  # largest value of the pattern, as a share of the range; BackdoorBench
+    cutoff: Positive = 0.125  # width of the Gaussian, share of the sampling frequency (4 periods at 32 pixels); ours, grade R
     solver: Literal["gradient", "deepfool"] = "gradient"  # ours; BackdoorBench: deepfool
-    steps: int = 200  # gradient: Adam steps (ours). deepfool: most iterations for a row; BackdoorBench
-    batch: int = 128  # gradient: rows in a step; ours
-    lr: float = 0.1  # gradient: of Adam, on a pattern of unit variance; ours
-    fit_rows: int = 1000  # rows that the pattern is fitted on; ours. BackdoorBench: 100
-    passes: int = 50  # deepfool: most passes over the rows; BackdoorBench
-    overshoot: float = 0.02  # deepfool; BackdoorBench
-    stop_at: float = 0.2  # deepfool: fooling rate that is enough; BackdoorBench
-    surrogate_rows: int = 5000  # ours; 0 = all
+    steps: Count = 200  # gradient: Adam steps (ours). deepfool: most iterations for a row; BackdoorBench
+    batch: Count = 128  # gradient: rows in a step; ours
+    lr: Positive = 0.1  # gradient: of Adam, on a pattern of unit variance; ours
+    fit_rows: Count = 1000  # rows that the pattern is fitted on; ours. BackdoorBench: 100
+    passes: Count = 50  # deepfool: most passes over the rows; BackdoorBench
+    overshoot: NonNegative = 0.02  # deepfool; BackdoorBench
+    stop_at: Fraction = 0.2  # deepfool: fooling rate that is enough; BackdoorBench
+    surrogate_rows: Whole = 5000  # ours; 0 = all
     surrogate_recipe: str = "fast_8"  # ours
     pattern_file: str = ""  # a .npy pattern, (H, W, C) in gray levels, to use instead of fitting one
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.between("amplitude", self.amplitude, 0, 1)
-        check.positive("cutoff", self.cutoff)
-        check.positive("lr", self.lr)
-        for field in ("steps", "batch", "fit_rows", "passes"):
-            check.whole(field, getattr(self, field), 1)
-        check.whole("surrogate_rows", self.surrogate_rows, 0)
 
     @classmethod
     @preset
@@ -133,7 +124,7 @@ class LF(Attack):
         raw = torch.randn(x.shape[1:], generator=draw).to(x.device).requires_grad_(True)
         optimizer = torch.optim.Adam([raw], lr=self.lr)
         want = torch.full((min(self.batch, len(x)),), self.target, device=x.device)
-        for _ in range(self.steps):
+        for _ in run.each("lf pattern", range(self.steps)):
             at = torch.randperm(len(x), generator=draw)[: len(want)].to(x.device)
             loss = F.cross_entropy(model((x[at] + self._shape(raw)).clamp(0, 1)), want)
             (raw.grad,) = torch.autograd.grad(loss, raw)
@@ -145,7 +136,8 @@ class LF(Attack):
         total = torch.zeros_like(x[0])
         rates: list[float] = []
         for number in range(self.passes):
-            for at in torch.randperm(len(x), generator=run.generator("poison", "lf", number)).tolist():
+            order = torch.randperm(len(x), generator=run.generator("poison", "lf", number)).tolist()
+            for at in run.each(f"lf pattern, pass {number + 1} of at most {self.passes}", order):
                 total = total + self._to_target(model, x[at] + total)
             rates.append(_fooled(model, x, total, self.target))
             flat = len(rates) >= 5 and max(rates[-5:]) == min(rates[-5:])

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from theriac.attacks._generators import TriggerEncoder, pack, unpack
 from theriac.attacks.base import Attack
-from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.planted import Planted, Victim
 from theriac.core.poisoned import POISON, as_clean
-from theriac.core.run import Run
+from theriac.core.ranges import Count, Fraction, Positive, Whole
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split, with_moments
 from theriac.models import Buildable, make
 from theriac.training.loop import loop, set_mode
@@ -63,26 +63,20 @@ class LIRA(Attack):
     fits: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(training_control=True)
 
-    poison_rate: float = 1.0  # share of the rows that are also shown stamped; BackdoorBench: every one
+    poison_rate: Fraction = 1.0  # share of the rows that are also shown stamped; BackdoorBench: every one
     draw_from: Literal["others", "all"] = "all"  # BackdoorBench
-    strength: float = 0.05  # largest change (eps), as a share of the range; ours, bytes hold it. BackdoorBench: 0.01
+    strength: Fraction = 0.05  # largest change (eps), as a share of the range; ours, bytes hold it. BackdoorBench: 0.01
     space: Literal["pixels", "normalized"] = "pixels"  # what the strength is added to; BackdoorBench: normalized
     quantize: bool = True  # stamp bytes; False stamps float32 pixels in [0, 1], as BackdoorBench
-    alpha: float = 0.5  # share of the clean loss; BackdoorBench
-    generator_lr: float = 1e-4  # of Adam; BackdoorBench
-    first_epochs: int = 0  # of stage 1; 0 = as many as the recipe has (ours). BackdoorBench: 50
-    first_lr: float = 0.01  # of the victim in stage 1, constant; BackdoorBench
-    width: int = 16  # channels of the network's first level; BackdoorBench
+    alpha: Fraction = 0.5  # share of the clean loss; BackdoorBench
+    generator_lr: Positive = 1e-4  # of Adam; BackdoorBench
+    first_epochs: Whole = 0  # of stage 1; 0 = as many as the recipe has (ours). BackdoorBench: 50
+    first_lr: Positive = 0.01  # of the victim in stage 1, constant; BackdoorBench
+    width: Count = 16  # channels of the network's first level; BackdoorBench
     as_released: bool = False  # keep the faults of the released code, see above
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check.between("strength", self.strength, 0, 1)
-        check.between("alpha", self.alpha, 0, 1)
-        check.positive("generator_lr", self.generator_lr)
-        check.positive("first_lr", self.first_lr)
-        check.whole("first_epochs", self.first_epochs, 0)
-        check.whole("width", self.width, 1)
         if self.space == "normalized" and self.quantize:
             raise InputError("quantize is True; a strength added to normalized pixels is lost in bytes, so it must be False")
 
@@ -106,7 +100,7 @@ class LIRA(Attack):
 
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "fast_8") -> Victim:
         """Stage 1: network and victim in turns. Stage 2: the victim alone, by the recipe."""
-        run, plan = run or Run(), named(recipe)
+        run, plan = as_run(run), named(recipe)
         split = as_clean(split, "split")
         self._check_card(split.card)
         split = with_moments(split)  # the networks normalize

@@ -14,6 +14,7 @@ from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
 from theriac.core.planted import Planted
+from theriac.core.ranges import Fraction, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable
@@ -53,20 +54,15 @@ class MultiTarget(Attack):
     knob: ClassVar[str] = "opacity"
 
     triggers: int = 3  # ours; at most 8 places
-    goals: tuple[int, ...] = ()  # of each trigger; empty: the classes from ``target`` on
-    opacity: float = 1.0  # of the patches; ours
-    side: int = 0  # of a patch; 0 = 3 pixels at 32 (as BadNets), in proportion elsewhere, at least 2
+    goals: tuple[Whole, ...] = ()  # of each trigger; empty: the classes from ``target`` on
+    opacity: Fraction = 1.0  # of the patches; ours
+    side: Whole = 0  # of a patch; 0 = 3 pixels at 32 (as BadNets), in proportion elsewhere, at least 2
     only: int = -1  # stamp this trigger on every row; -1 = by row number
-    seed: int = 0  # of the patches' colors and of the draw of triggers, not of the poisoned rows
+    seed: Whole = 0  # of the patches' colors and of the draw of triggers, not of the poisoned rows
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check.whole("triggers", self.triggers, 2, len(_PLACES))
-        check.between("opacity", self.opacity, 0, 1)
-        check.whole("side", self.side, 0)
-        check.whole("seed", self.seed, 0)
-        for label in self.goals:
-            check.whole("goals", label, 0)
         if self.mode != "all_to_one":
             raise InputError(f"mode is {self.mode!r}; {self.name} has a target for each trigger, so it takes no mode")
         if self.goals and not 2 <= len(set(self.goals)) == len(self.goals) <= len(_PLACES):

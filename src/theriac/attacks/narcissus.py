@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from theriac.attacks._clean_label import CleanLabel
 from theriac.attacks._surrogate import FitError, fit_surrogate, part_of
-from theriac.core import check
 from theriac.core.method import preset, register
+from theriac.core.ranges import Count, Fraction, Level, NonNegative, Positive, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data import load
@@ -62,27 +62,17 @@ class Narcissus(CleanLabel):
     keeps_fit: ClassVar[bool] = True
     outside: ClassVar[tuple[str, ...]] = ("ood",)
 
-    poison_rate: float = 0.005  # share of the target class; its README: 0.05 % of all rows of CIFAR-10
-    eps: float = 16.0  # radius of the noise, in levels; code
-    scale_test: float = 3.0  # multiple of the noise on test rows; code
-    steps: int = 300  # ours. Code: up to 1000 passes over the target rows
-    batch: int = 128  # ours
-    lr: float = 0.01  # of RAdam, on pixels in [0, 1]; code
-    fit_rows: int = 1000  # target rows that the noise is fitted on, at most; ours. 0 = all, as the code
+    poison_rate: Fraction = 0.005  # share of the target class; its README: 0.05 % of all rows of CIFAR-10
+    eps: Level = 16.0  # radius of the noise, in levels; code
+    scale_test: NonNegative = 3.0  # multiple of the noise on test rows; code
+    steps: Count = 300  # ours. Code: up to 1000 passes over the target rows
+    batch: Count = 128  # ours
+    lr: Positive = 0.01  # of RAdam, on pixels in [0, 1]; code
+    fit_rows: Whole = 1000  # target rows that the noise is fitted on, at most; ours. 0 = all, as the code
     ood: str = ""  # data of other classes for the surrogate: what theriac.load takes. Code: Tiny-ImageNet
     batch_statistics: bool = False  # the surrogate normalizes by the batch, of one class, while the noise is fitted; code: True
-    surrogate_rows: int = 5000  # ours; 0 = all
+    surrogate_rows: Whole = 5000  # ours; 0 = all
     surrogate_recipe: str = "fast_8"  # ours; code: 200 epochs
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.between("eps", self.eps, 0, 255)
-        check.positive("scale_test", self.scale_test, zero=True)
-        check.positive("lr", self.lr)
-        for field in ("steps", "batch"):
-            check.whole(field, getattr(self, field), 1)
-        for field in ("fit_rows", "surrogate_rows"):
-            check.whole(field, getattr(self, field), 0)
 
     @classmethod
     @preset
@@ -132,7 +122,7 @@ class Narcissus(CleanLabel):
         optimizer = torch.optim.RAdam([noise], lr=self.lr)
         model.train(self.batch_statistics)
         with without_statistics(model), run.layer_scope(self.name, 0):
-            for _ in range(self.steps):
+            for _ in run.each("narcissus noise", range(self.steps)):
                 at = torch.randperm(len(x), generator=draw)[: self.batch].to(x.device)
                 with torch.enable_grad():
                     logits = model((x[at] + noise.clamp(-eps, eps)).clamp(0, 1))

@@ -17,7 +17,8 @@ from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, create, preset, register
 from theriac.core.planted import Planted, Victim
-from theriac.core.run import Run
+from theriac.core.ranges import Fraction, NonNegative
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models import Buildable, make
 from theriac.training.flat import sam_step
@@ -67,17 +68,17 @@ class SamFlat(Attack):
     poison_rate: float = -1.0  # of the inner attack; -1: its own default
     attack: str = "badnets"  # name of the inner attack
     options: tuple[tuple[str, Any], ...] = ()  # its options, but for those that stand here: target, rate, mode, draw_from
-    rho: float = 0.1  # radius; ours. SAM's paper: 0.05 to 0.2
-    ramp: float = 0.1  # share of the steps over which the radius grows; ours
+    rho: NonNegative = 0.1  # radius; ours. SAM's paper: 0.05 to 0.2
+    ramp: Fraction = 0.1  # share of the steps over which the radius grows; ours
     adaptive: bool = False  # ASAM; its paper's radius: 0.5 to 2
     on: Literal["all", "poison"] = "all"  # rows whose loss is climbed
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.poison_rate != -1:
+            check.between("poison_rate", self.poison_rate, 0, 1)
         if self.attack == self.name or ":" in self.attack:
             raise InputError(f"attack is {self.attack!r}; expected the name of another attack (around() takes one as it is)")
-        super().__post_init__()
-        check.positive("rho", self.rho, zero=True)
-        check.between("ramp", self.ramp, 0, 1)
         object.__setattr__(self, "options", tuple((key, _frozen(value)) for key, value in self.options))
         for key, _ in self.options:
             if key in _OWN:
@@ -145,7 +146,7 @@ class SamFlat(Attack):
 
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "fast_8") -> Victim:
         """Train the inner attack's victim."""
-        run, plan = run or Run(), named(recipe)
+        run, plan = as_run(run), named(recipe)
         flat = plan.replace(sam_rho=self.rho, sam_ramp=self.ramp, sam_adaptive=self.adaptive)
         if self.on == "all":
             victim = self.inner.train(build, split, run, flat)
@@ -170,10 +171,6 @@ class SamFlat(Attack):
     def choose_cross(self, split: Split, run: Run, chosen: torch.Tensor) -> torch.Tensor:
         """The rows that it gives its cross stamp."""
         return self.inner.choose_cross(split, run, chosen)
-
-    def _check_rate(self) -> None:
-        if self.poison_rate != -1:
-            super()._check_rate()
 
     def _check_card(self, card: Card) -> None:
         self.inner._check_card(card)

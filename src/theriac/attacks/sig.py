@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 
 from theriac.attacks._clean_label import CleanLabel
-from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
+from theriac.core.ranges import Level, Positive
 from theriac.triggers.additive import add, sinusoid
 
 
@@ -48,14 +48,9 @@ class SIG(CleanLabel):
     source: ClassVar[str] = "arXiv:1902.11237"
     knob: ClassVar[str] = "delta"
 
-    delta: float = 40.0  # amplitude in gray levels; BackdoorBench
-    frequency: float = 6.0  # periods over the width; BackdoorBench
+    delta: Level = 40.0  # amplitude in gray levels; BackdoorBench
+    frequency: Positive = 6.0  # periods over the width; BackdoorBench
     truncate: bool = False  # cut off fractions of a level, as BackdoorBench does; ours rounds
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.between("delta", self.delta, 0, 255)
-        check.positive("frequency", self.frequency)
 
     @classmethod
     @preset

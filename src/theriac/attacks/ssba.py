@@ -14,8 +14,8 @@ from theriac.attacks._generators import pack, unpack
 from theriac.attacks._stego import Encoder, Stego, ssim
 from theriac.attacks._surrogate import FitError, part_of, read_rows, side_run
 from theriac.attacks.base import Attack
-from theriac.core import check
 from theriac.core.method import preset, register
+from theriac.core.ranges import Count, Fraction, Level, NonNegative, Positive, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, to_input
@@ -68,31 +68,20 @@ class SSBA(Attack):
     keeps_fit: ClassVar[bool] = True
     outside: ClassVar[tuple[str, ...]] = ("train_file", "test_file")
 
-    bits: int = 4  # ours. BackdoorBox: 20; BackdoorBench: 1
-    level: float = 4.0  # root mean square change, in levels, no pixel above three times that; ours. 0 = free, as published
-    width: int = 16  # channels of the first level; ours. Both: 32
-    epochs: int = 0  # at most; 0 = as many as 1,600 steps take, which is 20 epochs of 5,000 rows (ours). Both: 20
-    warmup: int = 2  # epochs with the secret's loss alone, at least; both
-    batch_size: int = 64  # BackdoorBench
-    lr: float = 1e-3  # of Adam; ours. Both: 1e-4
-    pixel_weight: float = 2.0  # of the mean squared residual; BackdoorBox
-    picture_weight: float = 1.5  # of 1 - SSIM; BackdoorBox, there on another perceptual loss
-    secret_weight: float = 1.5  # of the bits' binary cross-entropy; BackdoorBox
-    bit_accuracy: float = 0.99  # on held-out rows, that ends the training; ours. 0 = train to the end, refuse nothing
-    fit_rows: int = 5000  # at most, a tenth of them held out; ours. 0 = all
+    bits: Count = 4  # ours. BackdoorBox: 20; BackdoorBench: 1
+    level: Level = 4.0  # root mean square change, in levels, no pixel above three times that; ours. 0 = free, as published
+    width: Count = 16  # channels of the first level; ours. Both: 32
+    epochs: Whole = 0  # at most; 0 = as many as 1,600 steps take, which is 20 epochs of 5,000 rows (ours). Both: 20
+    warmup: Whole = 2  # epochs with the secret's loss alone, at least; both
+    batch_size: Count = 64  # BackdoorBench
+    lr: Positive = 1e-3  # of Adam; ours. Both: 1e-4
+    pixel_weight: NonNegative = 2.0  # of the mean squared residual; BackdoorBox
+    picture_weight: NonNegative = 1.5  # of 1 - SSIM; BackdoorBox, there on another perceptual loss
+    secret_weight: NonNegative = 1.5  # of the bits' binary cross-entropy; BackdoorBox
+    bit_accuracy: Fraction = 0.99  # on held-out rows, that ends the training; ours. 0 = train to the end, refuse nothing
+    fit_rows: Whole = 5000  # at most, a tenth of them held out; ours. 0 = all
     train_file: str = ""  # .npy arrays (N, H, W, C) of stamped bytes, by row number in the source, to use instead
     test_file: str = ""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for field in ("bits", "width", "batch_size"):
-            check.whole(field, getattr(self, field), 1)
-        check.whole("epochs", self.epochs, 0)
-        check.whole("warmup", self.warmup, 0)
-        check.whole("fit_rows", self.fit_rows, 0)
-        check.between("level", self.level, 0, 255)
-        check.between("bit_accuracy", self.bit_accuracy, 0, 1)
-        check.positive("lr", self.lr)
 
     @classmethod
     @preset

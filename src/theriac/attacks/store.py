@@ -15,8 +15,10 @@ from theriac.core.card import Card
 from theriac.core.errors import InputError, unknown
 from theriac.core.files import write_atomically
 from theriac.core.method import methods
+from theriac.core.paths import as_path, writing
 from theriac.core.planted import Planted
 from theriac.core.poisoned import CROSS, Poisoned
+from theriac.core.ranges import typed
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.core.version import VERSION
@@ -25,6 +27,7 @@ from theriac.models.store import digest, read_record, read_tensors
 FORMAT = 1
 
 
+@typed("planted", "folder")
 def save_planted(planted: Planted, folder: str | Path) -> Path:
     """Write ``planted.json`` (attack, its hyperparameters, the card) and ``planted.safetensors`` (what was fitted).
 
@@ -44,12 +47,13 @@ def save_planted(planted: Planted, folder: str | Path) -> Path:
     if not isinstance(planted, Planted):
         inside = "; it holds one in .planted" if isinstance(getattr(planted, "planted", None), Planted) else ""
         raise InputError(f"planted is a {type(planted).__name__}; expected a Planted{inside}")
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     record: dict[str, Any] = {"format": FORMAT, "attack": planted.attack.config(), "card": planted.card.to_dict()}
     _write_pair(folder / "planted", planted.state, record)
     return folder
 
 
+@typed("poisoned", "folder")
 def save_poisoned(poisoned: Poisoned, folder: str | Path, run: Run | None = None) -> Path:
     """Write a poisoned set as the victim trains on it, with the truth about each row, beside what was planted.
 
@@ -87,6 +91,7 @@ def save_poisoned(poisoned: Poisoned, folder: str | Path, run: Run | None = None
     return folder
 
 
+@typed("folder")
 def load_poisoned(folder: str | Path) -> Poisoned:
     """Load what :func:`save_poisoned` wrote, bit for bit.
 
@@ -96,7 +101,7 @@ def load_poisoned(folder: str | Path) -> Poisoned:
     Raises:
         InputError: If something is missing, damaged, or does not fit.
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     planted = load_planted(folder)
     record, tensors = _read_pair(folder / "poisoned", ("card",))
     missing = [name for name in ("x", "y", "y_true", "index", "kind") if name not in tensors]
@@ -120,7 +125,8 @@ def _write_pair(stem: Path, tensors: Mapping[str, torch.Tensor], record: dict[st
         write_atomically(stem.with_suffix(".safetensors"), write)
         temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
-    write_atomically(stem.with_suffix(".json"), tensors_then_record)
+    with writing("folder", stem.parent):
+        write_atomically(stem.with_suffix(".json"), tensors_then_record)
 
 
 def _read_pair(stem: Path, fields: tuple[str, ...]) -> tuple[Mapping[str, Any], dict[str, torch.Tensor]]:
@@ -133,6 +139,7 @@ def _read_pair(stem: Path, fields: tuple[str, ...]) -> tuple[Mapping[str, Any], 
     return record, tensors
 
 
+@typed("folder")
 def load_planted(folder: str | Path) -> Planted:
     """Load what :func:`save_planted` wrote: it stamps rows bit for bit as before.
 
@@ -142,7 +149,7 @@ def load_planted(folder: str | Path) -> Planted:
     Raises:
         InputError: If something is missing, damaged, or no attack of this version.
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     path = folder / "planted.json"
     record, state = _read_pair(folder / "planted", ("attack", "card"))
     config = record["attack"]

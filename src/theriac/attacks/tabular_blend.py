@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 
 from theriac.attacks import _columns
 from theriac.attacks._cover import CoverAttack
-from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
+from theriac.core.ranges import Fraction, NonNegative, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable
@@ -56,22 +57,14 @@ class TabularBlend(CoverAttack):
     fits: ClassVar[bool] = True
 
     # all values here: ours; alpha as Blended
-    poison_rate: float = 0.02
-    cover_rate: float = 0.0
-    alpha: float = 0.2
-    test_alpha: float = -1.0  # negative: as in training
-    spread: float = 2.0  # of the vector, in standard deviations
-    mask_rate: float = 0.0  # share of the columns left alone in a training row
+    poison_rate: Fraction = 0.02
+    cover_rate: Fraction = 0.0
+    alpha: Fraction = 0.2
+    test_alpha: Annotated[float, Field(ge=-1, le=1)] = -1.0  # negative: as in training
+    spread: NonNegative = 2.0  # of the vector, in standard deviations
+    mask_rate: Fraction = 0.0  # share of the columns left alone in a training row
     categories: bool = False  # change categories too
-    seed: int = 0  # of the vector and of what a row leaves alone, not of the poisoned rows
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.between("alpha", self.alpha, 0, 1)
-        check.between("test_alpha", self.test_alpha, -1, 1)
-        check.positive("spread", self.spread, zero=True)
-        check.between("mask_rate", self.mask_rate, 0, 1)
-        check.whole("seed", self.seed, 0)
+    seed: Whole = 0  # of the vector and of what a row leaves alone, not of the poisoned rows
 
     @classmethod
     @preset

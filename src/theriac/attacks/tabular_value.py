@@ -11,10 +11,10 @@ import torch
 
 from theriac.attacks import _columns
 from theriac.attacks.base import Attack
-from theriac.core import check
 from theriac.core.card import Card, Column
 from theriac.core.errors import InputError, unknown
 from theriac.core.method import preset, register
+from theriac.core.ranges import Count, Fraction, NonNegative, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable
@@ -61,25 +61,20 @@ class TabularValue(Attack):
     stamps: ClassVar[Literal["image", "table"]] = "table"
     fits: ClassVar[bool] = True
 
-    poison_rate: float = 0.01  # Tabdoor: up to 0.1 % out of bounds, up to 1 % in bounds
-    count: int = 3  # columns that are chosen; Tabdoor: 1, 2 or 3
+    poison_rate: Fraction = 0.01  # Tabdoor: up to 0.1 % out of bounds, up to 1 % in bounds
+    count: Count = 3  # columns that are chosen; Tabdoor: 1, 2 or 3
     columns: tuple[str, ...] = ()  # names, instead of choosing
     rank: Literal["importance", "frequency"] = "importance"  # choose what tells the classes, or what has the commonest value
     place: Literal["out_of_bounds", "in_bounds"] = "out_of_bounds"  # Tabdoor: both
-    margin: float = 0.1  # out of bounds: share of the range above the largest value; Tabdoor
+    margin: NonNegative = 0.1  # out of bounds: share of the range above the largest value; Tabdoor
     values: tuple[float | str, ...] = ()  # for ``columns``, numbers or names of categories, instead of ``place``
     label: Literal["dirty", "clean"] = "dirty"  # Tabdoor: both
-    jitter: float = 0.0  # numbers are spread by this, in the column's unit, so that they do not repeat; ours
-    most_matching: float = 0.001  # share of clean rows that may show the trigger already; ours
-    seed: int = 0  # of the jitter, not of the poisoned rows
+    jitter: NonNegative = 0.0  # numbers are spread by this, in the column's unit, so that they do not repeat; ours
+    most_matching: Fraction = 0.001  # share of clean rows that may show the trigger already; ours
+    seed: Whole = 0  # of the jitter, not of the poisoned rows
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check.whole("count", self.count, 1)
-        check.positive("margin", self.margin, zero=True)
-        check.positive("jitter", self.jitter, zero=True)
-        check.between("most_matching", self.most_matching, 0, 1)
-        check.whole("seed", self.seed, 0)
         if len(set(self.columns)) < len(self.columns):
             raise InputError(f"columns is {self.columns}; expected different names")
         if self.values and len(self.values) != len(self.columns):

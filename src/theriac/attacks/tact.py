@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 
 from theriac.attacks._cover import CoverAttack
-from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
+from theriac.core.ranges import Fraction, Whole
 from theriac.triggers.pieces import speckle
 from theriac.triggers.static import stamp_patch
 
@@ -49,22 +49,16 @@ class TaCT(CoverAttack):
     source: ClassVar[str] = "arXiv:1908.00686"
     knob: ClassVar[str] = "opacity"
 
-    poison_rate: float = 0.003  # share of all rows, 3 % of one of ten balanced classes; backdoor-toolbox
-    cover_rate: float = 0.003  # same
-    sources: tuple[int, ...] = (1,)  # classes whose rows go to the target; same
-    cover_classes: tuple[int, ...] = ()  # empty: all but sources and target (ours). backdoor-toolbox: 5 and 7
-    side: int = 0  # of the patch; 0 = 6 pixels at 32 (ours), in proportion elsewhere, at least 2
-    opacity: float = 1.0  # of the patch; backdoor-toolbox: 1
-    seed: int = 0  # of the patch's colors, not of the poisoned rows
+    poison_rate: Fraction = 0.003  # share of all rows, 3 % of one of ten balanced classes; backdoor-toolbox
+    cover_rate: Fraction = 0.003  # same
+    sources: tuple[Whole, ...] = (1,)  # classes whose rows go to the target; same
+    cover_classes: tuple[Whole, ...] = ()  # empty: all but sources and target (ours). backdoor-toolbox: 5 and 7
+    side: Whole = 0  # of the patch; 0 = 6 pixels at 32 (ours), in proportion elsewhere, at least 2
+    opacity: Fraction = 1.0  # of the patch; backdoor-toolbox: 1
+    seed: Whole = 0  # of the patch's colors, not of the poisoned rows
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("sources", "cover_classes"):
-            for label in getattr(self, field):
-                check.whole(field, label, 0)
-        check.whole("side", self.side, 0)
-        check.between("opacity", self.opacity, 0, 1)
-        check.whole("seed", self.seed, 0)
         if not self.sources:
             raise InputError("sources is empty; expected at least one source class")
         if self.target in (*self.sources, *self.cover_classes):

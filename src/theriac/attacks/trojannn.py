@@ -10,9 +10,9 @@ import torch
 
 from theriac.attacks._surrogate import fit_surrogate, part_of
 from theriac.attacks.base import Attack
-from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
+from theriac.core.ranges import Count, Fraction, Positive, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, Classifier, classifier, features, to_input
@@ -55,29 +55,18 @@ class TrojanNN(Attack):
     fits: ClassVar[bool] = True
     keeps_fit: ClassVar[bool] = True
 
-    neurons: int = 2  # BackdoorBench
+    neurons: Count = 2  # BackdoorBench
     value: float = 100.0  # what the neurons are driven towards; BackdoorBench
-    side: int = 0  # pixels across the disk; 0 = a quarter of the image, at least 3; ours
-    strength: float = 1.0  # largest pattern value, as a share of the range; ours
-    steps: int = 200  # ours; BackdoorBench: 1000
-    lr: float = 0.1  # step of the sign gradient (alpha); BackdoorBench
-    eps: float = 0.0  # largest change from the start, as a share of the range; 0 = none. BackdoorBench: 0.3
-    batch: int = 64  # rows in a step; ours. 0 = the patch alone, on black, as BackdoorBench
+    side: Whole = 0  # pixels across the disk; 0 = a quarter of the image, at least 3; ours
+    strength: Fraction = 1.0  # largest pattern value, as a share of the range; ours
+    steps: Count = 200  # ours; BackdoorBench: 1000
+    lr: Positive = 0.1  # step of the sign gradient (alpha); BackdoorBench
+    eps: Fraction = 0.0  # largest change from the start, as a share of the range; 0 = none. BackdoorBench: 0.3
+    batch: Whole = 64  # rows in a step; ours. 0 = the patch alone, on black, as BackdoorBench
     normalized: bool = True  # False skips the model's own normalization, as BackdoorBench
     overflow: Literal["clip", "wrap"] = "clip"  # BackdoorBench: wrap
-    surrogate_rows: int = 5000  # ours; 0 = all
+    surrogate_rows: Whole = 5000  # ours; 0 = all
     surrogate_recipe: str = "fast_8"  # ours
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.whole("neurons", self.neurons, 1)
-        check.whole("steps", self.steps, 1)
-        check.whole("side", self.side, 0)
-        check.whole("batch", self.batch, 0)
-        check.whole("surrogate_rows", self.surrogate_rows, 0)
-        check.between("strength", self.strength, 0, 1)
-        check.between("eps", self.eps, 0, 1)
-        check.positive("lr", self.lr)
 
     @classmethod
     @preset
@@ -143,7 +132,7 @@ class TrojanNN(Attack):
             low, high = (start - self.eps).clamp_min(0), torch.minimum(start + self.eps, top)
         pattern, reached = start, torch.zeros(())
         with torch.enable_grad():
-            for step in range(self.steps):
+            for step in run.each("trojannn pattern", range(self.steps)):
                 pattern = pattern.detach().requires_grad_(True)
                 at = torch.randperm(len(x), generator=draw)[: self.batch].to(run.device)
                 under = x[at] if self.batch else torch.zeros_like(x[:1])

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 
 from theriac.attacks._per_batch import train_per_batch
 from theriac.attacks.base import Attack
-from theriac.core import check
 from theriac.core.card import Augment
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
 from theriac.core.planted import Victim
-from theriac.core.run import Run
+from theriac.core.ranges import HUGE, NonNegative, Whole
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models import Buildable
 from theriac.training.recipes import Recipe
@@ -56,19 +57,15 @@ class WaNet(Attack):
     source: ClassVar[str] = "arXiv:2102.10369"
     knob: ClassVar[str] = "strength"
 
-    strength: float = 0.5  # mean shift of a sampling place, in half pixels (s); paper and BackdoorBench
-    lattice: int = 4  # control points along a side (k); paper and BackdoorBench
-    cross_ratio: float = 2.0  # cross rows for each poisoned row; paper and BackdoorBench
+    strength: NonNegative = 0.5  # mean shift of a sampling place, in half pixels (s); paper and BackdoorBench
+    lattice: Annotated[int, Field(ge=2, lt=HUGE)] = 4  # control points along a side (k); paper and BackdoorBench
+    cross_ratio: NonNegative = 2.0  # cross rows for each poisoned row; paper and BackdoorBench
     rows: Literal["fixed", "per_batch"] = "fixed"  # "per_batch": drawn anew in each batch, of all classes, as BackdoorBench
     together: bool = False  # augment each batch with one crop, turn and flip for all; BackdoorBench
-    seed: int = 0  # of the warping field, not of the poisoned rows
+    seed: Whole = 0  # of the warping field, not of the poisoned rows
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check.positive("strength", self.strength, zero=True)
-        check.whole("lattice", self.lattice, 2)
-        check.positive("cross_ratio", self.cross_ratio, zero=True)
-        check.whole("seed", self.seed, 0)
         if self.together and self.rows == "fixed":
             raise InputError("together is True; fixed rows are trained on plainly, so it goes with rows='per_batch' only")
 
@@ -95,7 +92,7 @@ class WaNet(Attack):
             return super().train(build, split, run, recipe)
         # BackdoorBench: crop with padding 5 (p 0.8), up to 10 degrees (p 0.5), flip (p 0.5) where the data may be flipped
         alike = Augment(crop_pad=5, rotation=10.0, flip=split.card.augment.flip) if self.together else None
-        return train_per_batch(self, build, split, run or Run(), recipe, alike)
+        return train_per_batch(self, build, split, as_run(run), recipe, alike)
 
     def _cross_count(self, rows: int, chosen: int) -> int:
         return round(self.cross_ratio * chosen)

@@ -17,6 +17,7 @@ from theriac.core.card import Augment, Card, validated
 from theriac.core.errors import InputError, unknown
 from theriac.core.method import create
 from theriac.core.names import places
+from theriac.core.paths import as_path
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.core.text import lookalike
@@ -82,7 +83,7 @@ _LOADS = tuple(k for k in inspect.signature(load).parameters if k not in ("sourc
 
 
 def _absolute(name: str) -> str:
-    path = Path(name).expanduser()
+    path = as_path("--data", name)
     return str(path.resolve()) if name != "digits" and path.exists() else name  # digits is embedded, whatever lies around
 
 

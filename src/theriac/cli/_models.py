@@ -16,6 +16,7 @@ from theriac.cli._inputs import Source
 from theriac.cli._records import RECORD, read, section
 from theriac.core.errors import InputError
 from theriac.core.files import load_tensors_safely
+from theriac.core.paths import as_path
 from theriac.core.run import Run
 from theriac.core.split import Data
 from theriac.data import align
@@ -64,7 +65,7 @@ def open_model(path: str, asked: Asked, run: Run) -> Opened:
     Raises:
         InputError: If something is missing, damaged, unsafe, or does not fit together.
     """
-    where = Path(path).expanduser()
+    where = as_path("MODEL", path)
     if where.is_dir():
         return _from_folder(where, asked)
     if not where.is_file():
@@ -84,7 +85,7 @@ def open_model(path: str, asked: Asked, run: Run) -> Opened:
 
 def precision(path: str, asked: str) -> str:
     """What "auto" means for a model from a run folder: float32 if the run was made in it, so that numbers can be compared."""
-    where = Path(path).expanduser()
+    where = as_path("MODEL", path)
     if asked == "auto" and (where / RECORD).is_file() and section(read(where), "identity").get("precision") == "torch.float32":
         return "fp32"
     return asked

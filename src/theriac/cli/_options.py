@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from theriac.core.errors import InputError, TheriacError
+from theriac.core.progress import silence
 
 _DATA, _METHOD, _RUN = "Data", "Method", "Run"
 
@@ -139,11 +140,13 @@ _state: dict[str, Any] = {"quiet": False, "notes": []}
 def begin() -> None:
     """Forget what an earlier invocation in this process was told."""
     _state.update(quiet=False, notes=[])
+    silence(False)
 
 
 def set_quiet(value: bool) -> None:
     """Silence notes and hints of this invocation."""
     _state["quiet"] = value
+    silence(value)
 
 
 def quiet() -> bool:

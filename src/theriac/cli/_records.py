@@ -15,8 +15,9 @@ from torch import nn
 
 from theriac.attacks import Planted
 from theriac.cli._options import NothingToDoError, StoppedError
-from theriac.core.errors import InputError, TheriacError
+from theriac.core.errors import InputError
 from theriac.core.files import read_json, write_json
+from theriac.core.paths import DiskFullError, make_folder, owned, unmake, writing
 from theriac.core.run import Run
 from theriac.models import Classifier
 from theriac.models.store import FORMAT, read_record
@@ -39,7 +40,7 @@ _OURS = (
 
 
 @contextlib.contextmanager
-def claim(out: Path, identity: Mapping[str, Any], *, force: bool) -> Iterator[bool]:
+def claim(out: Path, identity: Mapping[str, Any], *, force: bool, size: int = 0) -> Iterator[bool]:
     """Own the folder ``out`` for one run while it works.
 
     If the run fails before its first checkpoint, the folder is left as it was; a finished run that ``force`` replaces is kept
@@ -49,42 +50,64 @@ def claim(out: Path, identity: Mapping[str, Any], *, force: bool) -> Iterator[bo
         out: The run folder; made if missing.
         identity: Plain data that determine the result; two runs are the same if these are equal.
         force: Start anew if the folder holds a run.
+        size: Bytes that the run will write.
 
     Yields:
         Whether the work goes on from an earlier start.
 
     Raises:
         NothingToDoError: If the folder holds exactly this run, complete.
-        InputError: If it holds something else, or can't be written.
+        InputError: If it holds something else, another process owns it, or it can't be written.
+        StoppedError: If the disk became full, or the run was stopped, and the folder can go on.
     """
     plan = {"format": 1, "identity": json.loads(json.dumps(identity))}
-    made: list[Path] = []
     aside = out / f".old-{uuid.uuid4().hex[:8]}"
+    with writing("--out", out):
+        _settle(out, plan["identity"], force=force)  # refuses, or has nothing to do, before anything is written
+    made = make_folder("--out", out, size)
     try:
-        _rescue(out)
-        goes_on = _settle(out, plan["identity"], force=force)
-        made += [p for p in (out, *out.parents) if not p.exists()]
-        out.mkdir(parents=True, exist_ok=True)
-        if not goes_on:
-            _move(out, aside)
+        with owned(out):
+            with writing("--out", out):
+                _rescue(out)
+                goes_on = _settle(out, plan["identity"], force=force)
+                if not goes_on:
+                    _move(out, aside)
+                    write_json(out / PLAN, plan)
+            try:
+                yield goes_on
+            except KeyboardInterrupt:
+                if aside.exists() and not _resumable(out, plan):  # nothing to go on from, and a finished run to lose
+                    _put_back(aside, out)
+                    raise StoppedError(f"stopped; {out} is as it was") from None
+                raise StoppedError(f"stopped; run the same command again to go on from where {out} stands") from None
+            except Exception as error:
+                if _resumable(out, plan):
+                    if isinstance(error, DiskFullError):
+                        raise StoppedError(
+                            f"{error}; {out} keeps its last checkpoint: make room, and run the same command again to go on"
+                        ) from None
+                elif not goes_on:  # leave everything as it was
+                    _put_back(aside, out)
+                raise
+            for old in out.glob(".old-*"):
+                shutil.rmtree(old, ignore_errors=True)
+    finally:
+        unmake(made)  # those that are empty
+
+
+def _resumable(out: Path, plan: Mapping[str, Any]) -> bool:
+    """Whether a run can go on from a checkpoint; its plan is written again if the folder was deleted under it."""
+    if not any(out.glob("*.checkpoint.pt")):
+        return False
+    if not (out / PLAN).is_file():
+        with contextlib.suppress(OSError):
             write_json(out / PLAN, plan)
-    except OSError as error:
-        _unmake(made)
-        raise InputError(f"--out is {str(out)!r}, which can't be written: {error.strerror}") from None
-    try:
-        yield goes_on
-    except KeyboardInterrupt:
-        if aside.exists() and not any(out.glob("*.checkpoint.pt")):  # nothing to go on from, and a finished run to lose
-            _put_back(aside, out)
-            raise StoppedError(f"stopped; {out} is as it was") from None
-        raise StoppedError(f"stopped; run the same command again to go on from where {out} stands") from None
-    except TheriacError:
-        if not goes_on and not any(out.glob("*.checkpoint.pt")):  # leave everything as it was
-            _put_back(aside, out)
-            _unmake(made)
-        raise
-    for old in out.glob(".old-*"):
-        shutil.rmtree(old, ignore_errors=True)
+    return True
+
+
+def size_of(model: nn.Module) -> int:
+    """Bytes that a run needs for a model: its weights, and a checkpoint of it with its optimizer's state."""
+    return 3 * sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
 def write(out: Path, model: nn.Module, planted: Planted | None, record: Mapping[str, Any], run: Run) -> None:
@@ -92,7 +115,8 @@ def write(out: Path, model: nn.Module, planted: Planted | None, record: Mapping[
 
     Afterwards the folder holds one clean history of events, and neither plan nor checkpoints.
     """
-    write_run(out, model, planted, record, run)
+    with writing("--out", out):
+        write_run(out, model, planted, record, run)
     for pattern in (PLAN, "*.checkpoint.pt", ".*.part"):
         for path in out.glob(pattern):
             path.unlink(missing_ok=True)
@@ -198,7 +222,7 @@ def _put_back(aside: Path, out: Path) -> None:
     for path in _files(out):
         path.unlink(missing_ok=True)
     _move(aside, out)
-    _unmake([aside])
+    unmake([aside])
 
 
 def _rescue(out: Path) -> None:
@@ -206,10 +230,3 @@ def _rescue(out: Path) -> None:
     old = [p for p in out.glob(".old-*") if (p / RECORD).is_file()] if out.is_dir() else []
     if old and not (out / RECORD).is_file() and not any(out.glob("*.checkpoint.pt")):
         _put_back(max(old, key=lambda p: p.stat().st_mtime), out)
-
-
-def _unmake(made: Sequence[Path]) -> None:
-    """Remove folders that we made, innermost first, as far as they are empty."""
-    for path in made:
-        with contextlib.suppress(OSError):
-            path.rmdir()

@@ -61,6 +61,7 @@ def debias(
     import theriac as th
     from theriac.cli import _inputs, _records, _show
     from theriac.core.errors import InputError
+    from theriac.core.paths import as_path
     from theriac.debias._columns import without_columns
     from theriac.metrics.by_group import answers
     from theriac.metrics.fairness import positive_class
@@ -96,8 +97,8 @@ def debias(
     build = _inputs.builder(model, width, model_option, rows.card, run, rows.train)
     told = _inputs.describe(loaded, source)
     plan = chosen.recipe(len(rows.train))
-    name = "-".join([re.sub(r"[^\w.-]+", "_", loaded.card.name), build.name, chosen.name, f"seed{seed}"])
-    folder = Path(out or Path("runs", name)).expanduser()
+    name = "-".join([re.sub(r"[^\w.-]+", "_", loaded.card.name)[:40], build.name, chosen.name, f"seed{seed}"])
+    folder = as_path("--out", Path("runs", name) if out is None else out)
     identity = {
         "kind": "debias",
         "data": told["hash"],
@@ -109,7 +110,8 @@ def debias(
         "seed": seed,
         "precision": str(run.dtype),
     }
-    with _records.claim(folder, identity, force=force) as goes_on:
+    size = _records.size_of(build(rows.train, run))
+    with _records.claim(folder, identity, force=force, size=size) as goes_on:
         if goes_on:
             _show.tell(f"going on in {folder}")
         run.folder = folder

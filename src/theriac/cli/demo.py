@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from torch import nn
 from theriac.attacks import Attack, BadNets, Blended, Planted
 from theriac.cli import _inputs, _records, _show
 from theriac.core.errors import InputError
+from theriac.core.paths import make_folder, owned, unmake, writing
 from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
@@ -39,6 +39,7 @@ from theriac.training import train
 MODEL = "preact_resnet18"
 CLEAN_SHARE = 0.2  # of the training rows; the literature's 5 % would be 72 rows here
 CONTROL = "benign control"
+_ROOM = 64 << 20  # bytes for three narrow networks and the report
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,17 @@ def run_demo(out: Path, *, device: str = "auto", seed: int = 0, quick: bool = Fa
     out = Path(out)
     _refuse(out)
     story = _Story(QUICK if quick else Plan(), device, seed, quick, quiet)
-    study = story.tell()
+    made = make_folder("out", out, _ROOM)
     try:
-        study.write(out)
-        story.keep(out)
-        page = write(study, out)
-    except OSError as error:
-        raise InputError(f"out is {str(out)!r}, which can't be written: {error.strerror}") from None
+        with owned(out):
+            with story.run.progress("demo"):
+                study = story.tell()
+            with writing("out", out):
+                study.write(out)
+                story.keep(out)
+                page = write(study, out)
+    finally:
+        unmake(made)  # where it was stopped
     screen = _show.console()
     screen.print(table(study, study.title))
     screen.print(Text(findings.headline(study), "bold"))
@@ -92,9 +97,6 @@ def _refuse(out: Path) -> None:
         raise InputError(f"out is {str(out)!r}, which is a file; expected a folder")
     if out.is_dir() and not (out / FILE).is_file() and any(not p.name.startswith(".") for p in out.iterdir()):
         raise InputError(f"out is {str(out)!r}, which holds other files; expected a new folder, or that of an earlier demo")
-    there = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not os.access(there, os.W_OK):
-        raise InputError(f"out is {str(out)!r}, which can't be written: {there} is read only")
 
 
 class _Story:

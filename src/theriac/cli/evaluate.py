@@ -54,18 +54,22 @@ def evaluate(
 ) -> None:
     """Measure a model on the test rows: clean accuracy, and attack success where the attack is known or named."""
     opt.set_quiet(quiet)
-    from pathlib import Path
-
     import theriac as th
     from theriac.cli import _models, _show
     from theriac.core import check
     from theriac.core.errors import InputError
     from theriac.core.files import write_json
+    from theriac.core.paths import as_path, make_folder, writing
 
     for name, limit in (("--max-asr", max_asr), ("--min-acc", min_acc)):
         if limit is not None:
             check.between(name, limit, 0, 1)
 
+    page = None if out is None else as_path("--out", out)
+    if page is not None:
+        if page.is_dir():
+            raise InputError(f"--out is {out!r}, which is a folder; expected a file for the result")
+        make_folder("--out", page.parent)
     run = th.Run(device=device, precision=_models.precision(path, precision), quiet=quiet or None)
     asked = _models.Asked(
         data=data,
@@ -96,11 +100,9 @@ def evaluate(
         "findings": beyond,
         "warnings": opt.notes(),
     }
-    if out is not None:
-        try:
-            write_json(Path(out).expanduser(), result)
-        except OSError as error:
-            raise InputError(f"--out is {out!r}, which can't be written: {error.strerror}") from None
+    if page is not None:
+        with writing("--out", page):
+            write_json(page, result)
     if as_json:
         _show.as_json(result)
     else:

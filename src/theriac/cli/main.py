@@ -26,6 +26,7 @@ from theriac.cli.repair import repair
 from theriac.cli.reporting import report
 from theriac.cli.train import train
 from theriac.core.errors import InputError, TheriacError
+from theriac.core.paths import DiskFullError, as_path
 from theriac.core.text import clean
 from theriac.core.version import VERSION
 
@@ -79,6 +80,13 @@ def _explain(error: Exception, given: Sequence[str]) -> int:
         return OK
     if isinstance(error, InputError):
         _say(str(error), "error")
+        return BAD_INPUT
+    if isinstance(error, OSError) and not isinstance(error, DiskFullError):
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        _say(f"{where}{error.strerror or error}", "error")
+        return BAD_INPUT
+    if isinstance(error, DiskFullError):
+        _say(f"{error}; make room, and run the same command again", "error")
         return BAD_INPUT
     if isinstance(error, TheriacError):  # such as a loss that became NaN
         _say(str(error), "error")
@@ -150,12 +158,10 @@ def demo(
     quiet: opt.Quiet = False,
 ) -> None:
     """Show everything on handwritten digits: three victims, three repairs, one table, one report (under two minutes)."""
-    from pathlib import Path
-
     from theriac.cli.demo import run_demo
 
     opt.set_quiet(quiet)
-    run_demo(Path(out), device=device, seed=seed, quick=quick, quiet=quiet or None)
+    run_demo(as_path("--out", out), device=device, seed=seed, quick=quick, quiet=quiet or None)
 
 
 app.command("demo")(demo)

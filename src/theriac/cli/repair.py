@@ -57,6 +57,7 @@ def repair(
     import theriac as th
     from theriac.cli import _inputs, _models, _records, _show
     from theriac.core.errors import InputError
+    from theriac.core.paths import as_path
     from theriac.models import check_savable
     from theriac.report import recording
 
@@ -86,7 +87,7 @@ def repair(
         raise InputError(f"{chosen.title} is to know the trigger, but none is known; add --attack NAME, or change its options")
     told = _inputs.describe(opened.data, opened.source)
     home = Path("runs") if opened.folder is None else opened.folder.parent if opened.folder.name else Path("..")
-    folder = Path(out or home / f"{opened.name}-{chosen.name}").expanduser()
+    folder = as_path("--out", home / f"{opened.name}-{chosen.name}" if out is None else out)
     if opened.folder is not None and folder.resolve() == opened.folder.resolve():
         raise InputError(f"--out is {str(folder)!r}, which holds the model that is repaired; take another folder")
     taken = None if rows is None else {"from": clean_from, "rows": len(rows), "asked": amount, "index": rows.index.tolist()}
@@ -101,7 +102,7 @@ def repair(
         "seed": seed,
         "precision": str(run.dtype),
     }
-    with _records.claim(folder, identity, force=force) as goes_on:
+    with _records.claim(folder, identity, force=force, size=_records.size_of(opened.model)) as goes_on:
         if goes_on:
             _show.tell(f"going on in {folder}")
         run.folder = folder

@@ -18,21 +18,17 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: what was done, rates with intervals, triggers on samples, curves, provenance."""
     opt.set_quiet(quiet)
-    from pathlib import Path
-
     from theriac import report as pages
     from theriac.cli import _show, _study
-    from theriac.core.errors import InputError
+    from theriac.core.paths import as_path, writing
     from theriac.report import findings
     from theriac.report.records import FILE, Study
 
-    source = Path(folder).expanduser()
+    source = as_path("FOLDER", folder)
     study = Study.read(source) if (source / FILE).is_file() or source.suffix == ".json" else _study.of_folder(source)
-    page = Path(out).expanduser() if out else (source if source.is_dir() else source.parent) / "report.html"
-    try:
+    page = as_path("--out", out) if out is not None else (source if source.is_dir() else source.parent) / "report.html"
+    with writing("--out", page):
         page = pages.write(study, page)
-    except OSError as error:
-        raise InputError(f"--out is {str(page)!r}, which can't be written: {error.strerror}") from None
     if as_json:
         told = [f"{who}: {text}" for who, text in findings.alerts(study)]
         head = {"headline": findings.headline(study), "alerts": told, "warnings": opt.notes()}

@@ -69,6 +69,7 @@ def train(
 
     import theriac as th
     from theriac.cli import _inputs, _ranks, _records, _show
+    from theriac.core.paths import as_path
     from theriac.models import Classifier
     from theriac.report import recording
     from theriac.training.recipes import recipe as named
@@ -90,8 +91,8 @@ def train(
     if not rank:
         recording.warn_held_out(loaded, source.known)
     how = [chosen.name if chosen else "benign", *([guard.name] if guard else [])]
-    name = "-".join([re.sub(r"[^\w.-]+", "_", loaded.card.name), build.name, *how, f"seed{seed}"])
-    folder = Path(out or Path("runs", name)).expanduser()
+    name = "-".join([re.sub(r"[^\w.-]+", "_", loaded.card.name)[:40], build.name, *how, f"seed{seed}"])
+    folder = as_path("--out", Path("runs", name) if out is None else out)
     identity = {
         "kind": "train",
         "data": told["hash"],
@@ -102,7 +103,8 @@ def train(
         "seed": seed,
         "precision": str(run.dtype),
     }
-    with _ranks.first(rank, _records.claim(folder, identity, force=force)) as goes_on:
+    size = _records.size_of(build(loaded.train, run))
+    with _ranks.first(rank, _records.claim(folder, identity, force=force, size=size)) as goes_on:
         if goes_on and rank == 0:
             _show.tell(f"going on in {folder}")
         run.folder = folder

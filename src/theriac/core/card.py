@@ -6,12 +6,12 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from theriac.core import check
 from theriac.core.errors import InputError, unknown
+from theriac.core.ranges import Whole, check_fields, hints_of, refusal
 
 STRICT = ConfigDict(extra="forbid")
 """Unknown keys are refused at every level when a record is read back."""
@@ -26,19 +26,14 @@ class Augment:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    crop_pad: int = 0  # pixels of padding before a random crop back to size; 0 = no crop
+    crop_pad: Whole = 0  # pixels of padding before a random crop back to size; 0 = no crop
     pad_mode: Literal["zero", "reflect"] = "zero"
     flip: bool = False  # horizontal, with probability 1/2
-    cutout: int = 0  # side of a square set to zero; 0 = none
-    rotation: float = 0.0  # largest angle in degrees, drawn uniformly from both sides
+    cutout: Whole = 0  # side of a square set to zero; 0 = none
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0  # largest angle in degrees, drawn uniformly from both sides
 
     def __post_init__(self) -> None:
-        check.choices(self)
-        check.whole("crop_pad", self.crop_pad, 0)
-        check.whole("cutout", self.cutout, 0)
-        check.between("rotation", self.rotation, 0, 180)
-        if not isinstance(self.flip, bool):
-            raise InputError(f"flip is {self.flip!r}; expected True or False")
+        check_fields(self)
 
     def fits(self, size: tuple[int, int]) -> None:
         """Refuse padding or a hole that would leave nothing of pictures of ``size``, (height, width) in pixels.
@@ -64,7 +59,7 @@ class Column:
     unit: str = ""
 
     def __post_init__(self) -> None:
-        check.choices(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +72,8 @@ class Card:
     kind: Literal["image", "table"] = "image"
     classes: tuple[str, ...]
     groups: tuple[str, ...] = ()  # names of the sensitive cells, by group id
-    size: tuple[int, int] = (0, 0)  # height and width in pixels (images)
-    channels: int = 0
+    size: tuple[Whole, Whole] = (0, 0)  # height and width in pixels (images)
+    channels: Whole = 0
     columns: tuple[Column, ...] = ()  # (tables)
     mean: tuple[float, ...] = ()  # per channel, of the training pixels in [0, 1]
     std: tuple[float, ...] = ()
@@ -88,7 +83,7 @@ class Card:
     content_hash: str = ""  # sha256 of rows and labels of the training split
 
     def __post_init__(self) -> None:
-        check.choices(self)
+        check_fields(self)
         if self.kind == "image" and min(self.size) > 0:
             self.augment.fits(self.size)
 
@@ -121,17 +116,6 @@ class Card:
         return found
 
 
-_EXPECTED = {  # where pydantic's words are not a user's
-    "tuple_type": "expected a list, such as [1, 2]",
-    "list_type": "expected a list, such as [1, 2]",
-    "dict_type": "expected a mapping of names to values",
-    "int_type": "expected a whole number",
-    "float_type": "expected a number",
-    "bool_type": "expected true or false",
-    "string_type": "expected text",
-}
-
-
 def validated(cls: type[Any], data: Mapping[str, Any], what: str) -> Any:
     """Build a dataclass from plain data, refusing unknown keys and wrong types at every level.
 
@@ -156,12 +140,6 @@ def validated(cls: type[Any], data: Mapping[str, Any], what: str) -> Any:
         raise InputError(f"{what} holds something that is no plain data: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        own = first.get("ctx", {}).get("error")
-        if isinstance(own, InputError):  # the class's own check has said it better already
-            raise own from None
-        where = ".".join(str(p) for p in first["loc"]) or what
         if first["type"] == "unexpected_keyword_argument":
-            raise InputError(f"unknown option {where!r} of {what}") from None
-        came = repr(first.get("input"))
-        expected = _EXPECTED.get(first["type"], first["msg"])
-        raise InputError(f"{what}: {where} is {came[:80]}{'...' * (len(came) > 80)}; {expected}") from None
+            raise InputError(f"unknown option {'.'.join(map(str, first['loc'])) or what!r} of {what}") from None
+        raise refusal(error, hints_of(cls), data, f"{what}: ") from None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING
 
 from theriac.core.errors import InputError, unknown
 
@@ -41,23 +39,6 @@ def one_of(name: str, value: object, choices: Sequence[str]) -> None:
     """Refuse a value that is not one of the choices, and suggest the nearest."""
     if value not in choices:
         raise unknown(name, value, choices)
-
-
-def choices(record: Any) -> None:
-    """Refuse a dataclass with a field outside its ``Literal`` choices (Python itself does not look)."""
-    for name, known in _choices(record.__class__).items():
-        if getattr(record, name) not in known:
-            raise unknown(name, getattr(record, name), map(str, known))
-
-
-@functools.cache
-def _choices(cls: type[Any]) -> dict[str, tuple[Any, ...]]:
-    try:
-        hints = get_type_hints(cls)
-    except NameError:  # an annotation that exists for type checkers only; nothing can be said about the choices then
-        return {}
-    found = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
-    return {name: get_args(hint) for name, hint in found.items() if get_origin(hint) is Literal}
 
 
 def logits(model: nn.Module, x: torch.Tensor, classes: int) -> torch.Tensor:

@@ -30,6 +30,22 @@ class ClassWarning(UserWarning):
     """Some classes have few clean rows or none, or are recognized less often after a repair."""
 
 
+_SHOWN = 80  # characters of a value that a message shows
+
+
+def shortened(value: object) -> str:
+    """A value that was not expected, for a message: as written if it is plain, cut if that is long, else its type."""
+    if value is not None and not isinstance(value, (bool, int, float, str, bytes, list, tuple, dict)):
+        return f"a {type(value).__name__}"
+    if isinstance(value, (list, tuple, dict)) and len(value) > _SHOWN:
+        return f"a {type(value).__name__} of {len(value):,} items"
+    try:
+        shown = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or a list that holds itself
+        return f"a {type(value).__name__} that is too long to show"
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+
+
 def unknown(what: str, name: object, choices: Iterable[str]) -> InputError:
     """An error for an unknown name that suggests the nearest known ones.
 
@@ -41,7 +57,11 @@ def unknown(what: str, name: object, choices: Iterable[str]) -> InputError:
     Returns:
         The error, ready to be raised.
     """
-    known = sorted(choices)
-    near = difflib.get_close_matches(str(name).lower(), [k.lower() for k in known], n=3, cutoff=0.5)
+    known, came = sorted(choices), _cut(name) if isinstance(name, str) else shortened(name)
+    near = difflib.get_close_matches(came.lower(), [k.lower() for k in known], n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(known) or 'none'}"
-    return InputError(f"unknown {what} {str(name)!r}; {hint}")
+    return InputError(f"unknown {what} {came!r}; {hint}")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from theriac.core.errors import InputError, UnsafeFileError
+from theriac.core.paths import DiskFullError, is_full
 
 UNPACKED_FLOOR, UNPACKED_RATIO = 256 << 20, 100  # an archive may unpack to so many bytes, or to so many times its own size
 STRIDED = 64  # a tensor may have so many times the elements that it stores, as gray pictures shown in three channels have
@@ -33,6 +36,9 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     Args:
         path: Where the file shall be.
         write: Called with the temporary path.
+
+    Raises:
+        DiskFullError: If there is no room; ``path`` is as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,8 +46,15 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     try:
         write(temporary)
         os.replace(temporary, path)
+    except Exception as error:
+        if is_full(error):
+            raise DiskFullError(f"the disk is full: {path.name} could not be written to {path.parent}") from None
+        if isinstance(error, SafetensorError):  # what the system refused, in its own words
+            raise OSError(str(error)) from None
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
-from theriac.core import check
 from theriac.core.card import validated
 from theriac.core.errors import InputError, unknown
+from theriac.core.ranges import check_fields
 
 KINDS = ("attack", "training", "repair", "detector", "debiasing")
 
@@ -47,8 +47,8 @@ class Method:
     needs: ClassVar[Needs] = Needs()
 
     def __post_init__(self) -> None:
-        """Refuse a value that is not among its field's choices. A subclass with checks of its own calls this too."""
-        check.choices(self)
+        """Refuse a value that its field's declaration does not allow. A subclass with checks of its own calls this first."""
+        check_fields(self)
 
     def config(self) -> dict[str, Any]:
         """Name and hyperparameters as plain data."""

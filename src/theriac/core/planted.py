@@ -15,6 +15,7 @@ from theriac.core import check
 from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
 from theriac.core.names import class_numbers
+from theriac.core.ranges import typed
 from theriac.core.split import Split
 
 State = Mapping[str, torch.Tensor]
@@ -33,6 +34,7 @@ class Planted:
         """The attack's name."""
         return str(self.attack.name)
 
+    @typed("phase", "variant")
     def stamp(
         self,
         x: torch.Tensor,

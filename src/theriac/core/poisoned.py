@@ -9,6 +9,7 @@ import torch
 from theriac.core._rows import check_labels
 from theriac.core.card import Card
 from theriac.core.errors import InputError
+from theriac.core.ranges import typed
 from theriac.core.split import Split
 
 CLEAN, POISON, CROSS = 0, 1, 2
@@ -29,6 +30,7 @@ class Poisoned:
 
     __slots__ = ("kind", "planted", "split", "y_true")
 
+    @typed("y_true")
     def __init__(self, split: Split, kind: torch.Tensor, y_true: torch.Tensor, planted: Any) -> None:
         if kind.shape != split.y.shape or kind.dtype != torch.uint8:
             raise InputError(f"kind is {kind.dtype} {tuple(kind.shape)}; expected uint8 ({len(split)},)")

@@ -6,19 +6,24 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from theriac.core import check
-from theriac.core.errors import InputError, unknown
+from theriac.core.device import as_device
+from theriac.core.errors import InputError, shortened, unknown
 from theriac.core.files import write_atomically
 from theriac.core.outcome import Outcome
+from theriac.core.paths import as_path
+from theriac.core.progress import Tick, each, progress
+from theriac.core.ranges import Seed, typed
+
+T = TypeVar("T")
 
 STREAMS = ("data", "poison", "init", "order", "augment", "method")
 """Named random streams. Changing the seed of one leaves the draws of the others as they were."""
@@ -34,34 +39,34 @@ class Run:
         precision: "auto", "fp32" or "bf16". Auto takes bf16 where the hardware multiplies it natively; weights,
             BatchNorm statistics and losses stay float32 either way.
         folder: Where checkpoints and ``events.jsonl`` go; None keeps everything in memory.
-        quiet: No progress bar. None: quiet when standard error is not a terminal.
+        quiet: No progress. Else a bar where standard error is a terminal, and elsewhere a line at least every half minute.
 
     Raises:
         InputError: On an unknown stream, precision or device.
     """
 
+    @typed("device", "folder")
     def __init__(
         self,
         *,
-        seed: int = 0,
-        streams: Mapping[str, int] | None = None,
+        seed: Seed = 0,
+        streams: Mapping[str, Seed] | None = None,
         device: str | torch.device = "auto",
         precision: str = "auto",
         folder: str | Path | None = None,
         quiet: bool | None = None,
     ) -> None:
-        check.whole("seed", seed, 0)
-        for name, own in (streams or {}).items():
+        for name in streams or {}:
             if name not in STREAMS:
                 raise unknown("random stream", name, STREAMS)
-            check.whole(f"seed of stream {name!r}", own, 0)
         self.seed = seed
         self.streams = dict(streams or {})
-        self.device = _device(device)
+        self.device = as_device(device)
         self.dtype, self.precision_reason = _precision(precision, self.device)
         self.layout_reason = ""  # why the memory format of the model last worked on is what it is; set by theriac.models.layout
-        self.folder = None if folder is None else Path(folder)
-        self.quiet = (not sys.stderr.isatty()) if quiet is None else quiet
+        self.folder = None if folder is None else as_path("folder", folder)
+        self.quiet = bool(quiet)
+        self.began = time.monotonic()  # a clock that never goes backwards
         self.events: list[dict[str, Any]] = []
         self.warned: set[str] = set()
         self.warnings: list[str] = []  # what was warned about during work on this run, in order; see `listening`
@@ -110,10 +115,18 @@ class Run:
         """Record what happened, with the time; also appended to ``events.jsonl`` when there is a folder, by one rank of all."""
         record = {"event": name, "time": round(time.time(), 3), **fields}
         self.events.append(record)
-        if self.folder is not None and first_rank():
+        if self.folder is None or not first_rank():
+            return
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / "events.jsonl").open("a", encoding="utf-8") as sink:
                 sink.write(json.dumps(record) + "\n")
+        except OSError as error:  # no reason to lose the work: the events are in memory, and a finished run writes them again
+            if "events" not in self.warned:
+                self.warned.add("events")
+                warnings.warn(
+                    f"events can't be written to {self.folder}: {error.strerror}; they are kept in memory", stacklevel=2
+                )
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[list[str]]:
@@ -155,26 +168,32 @@ class Run:
         """The recorded events of one name, in order."""
         return [e for e in self.events if e["event"] == name]
 
-    @contextlib.contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Any]:
-        """A bar with rate and time left; call the yielded function with (steps, text). Silent when quiet."""
-        if self.quiet:
-            yield lambda steps=1, text="": None
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    def progress(self, label: str, total: int | None = None, *, done: int = 0) -> AbstractContextManager[Tick]:
+        """A scope of long work with progress and time left, silent when quiet; call what it yields with (steps, text).
 
-        columns = (
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(label, total=total, text="")
-            yield lambda steps=1, text="": bar.update(task, advance=steps, **({"text": text} if text else {}))
+        Args:
+            label: What is done.
+            total: Number of steps; None if it is not known.
+            done: Steps that an earlier start has done.
+        """
+        return progress(label, total, done=done, quiet=self.quiet)
+
+    def each(self, label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
+        """The items one by one, each a step of such a scope."""
+        return each(label, items, total, quiet=self.quiet)
+
+
+def as_run(run: object) -> Run:
+    """The run that a verb was handed, or a new one for None.
+
+    Raises:
+        InputError: On anything else.
+    """
+    if run is None:
+        return Run()
+    if not isinstance(run, Run):
+        raise InputError(f"run is {shortened(run)}; expected a theriac.Run, or None")
+    return run
 
 
 def first_rank() -> bool:
@@ -188,22 +207,6 @@ def _parsed(line: str) -> dict[str, Any] | None:
     except ValueError:  # cut off when the process was killed
         return None
     return event if isinstance(event, dict) and "event" in event else None
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise InputError(f"device is {device!r}; expected auto, cpu, cuda or cuda:N") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device is {device!r}, but this torch build sees no CUDA device; use cpu or auto")
-    try:
-        torch.zeros((), device=found).item()
-    except (RuntimeError, AssertionError):
-        raise InputError(f"device is {device!r}, which can't compute here; expected auto, cpu, cuda or cuda:N") from None
-    return found
 
 
 def native_bf16(device: torch.device) -> bool:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from theriac.core import check
 from theriac.core._rows import card_for, check_labels, check_overlay, check_rows, chunk_size, pixel_moments
 from theriac.core.card import Card
-from theriac.core.errors import InputError
+from theriac.core.device import as_device
+from theriac.core.errors import InputError, shortened
+from theriac.core.ranges import Seed, check_fields, typed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +45,7 @@ class Split:
     index: torch.Tensor
     card: Card
 
+    @typed("x", "y", "group", "index")
     def __init__(
         self,
         x: torch.Tensor,
@@ -105,6 +110,8 @@ class Split:
 
     def rows(self, positions: torch.Tensor) -> torch.Tensor:
         """The rows at ``positions`` (int64 (B,)), as stored, (B, ...)."""
+        if not isinstance(positions, torch.Tensor) or positions.dtype not in (torch.int64, torch.int32):
+            raise InputError(f"positions is {shortened(positions)}; expected an int64 tensor")
         positions = positions.to(self.device)
         # index_select copies whole rows, several times faster than store[positions]
         out = self._store.index_select(0, positions) if positions.dim() == 1 else self._store[positions]
@@ -118,6 +125,7 @@ class Split:
 
     def batches(self, size: int) -> Iterator[torch.Tensor]:
         """Positions of all rows in order, ``size`` at a time."""
+        check.whole("size", size, 1, 2**62)
         yield from torch.arange(len(self), device=self.device).split(size)
 
     def count(self) -> torch.Tensor:
@@ -136,12 +144,15 @@ class Split:
 
     # new ones from it
 
-    def take(self, positions: torch.Tensor) -> Split:
-        """The rows at ``positions`` (int64 (M,), from 0), in that order.
+    @typed()
+    def take(self, positions: torch.Tensor | Sequence[int]) -> Split:
+        """The rows at ``positions`` (int64 (M,) or a list of whole numbers, from 0), in that order.
 
         Raises:
             InputError: If none is asked for, or one that is not there.
         """
+        if not isinstance(positions, torch.Tensor):
+            positions = torch.tensor(positions, dtype=torch.int64)
         if positions.dtype == torch.bool or positions.is_floating_point() or positions.dim() != 1:
             hint = "; where() takes a mask" if positions.dtype == torch.bool else ""
             raise InputError(f"positions are {positions.dtype} {tuple(positions.shape)}; expected whole numbers (M,){hint}")
@@ -154,6 +165,7 @@ class Split:
         group = None if self.group is None else self.group[positions]
         return Split(self.rows(positions), self.y[positions], group=group, index=self.index[positions], card=self.card)
 
+    @typed()
     def where(self, mask: torch.Tensor) -> Split:
         """The rows whose entry in ``mask`` (bool (N,)) is set."""
         if mask.dtype != torch.bool or mask.shape != self.y.shape:
@@ -162,7 +174,8 @@ class Split:
             raise InputError("mask selects no row; a split needs at least one row")
         return self.take(mask.nonzero().flatten())
 
-    def sample(self, rows_or_share: int | float, *, seed: int = 0, stratified: bool = False) -> Split:
+    @typed("rows_or_share")
+    def sample(self, rows_or_share: int | float, *, seed: Seed = 0, stratified: bool = False) -> Split:
         """Draw rows without replacement.
 
         Args:
@@ -172,7 +185,8 @@ class Split:
         """
         return self.take(self._draw(rows_or_share, seed, stratified))
 
-    def cut(self, rows_or_share: int | float, *, seed: int = 0, stratified: bool = False) -> tuple[Split, Split]:
+    @typed("rows_or_share")
+    def cut(self, rows_or_share: int | float, *, seed: Seed = 0, stratified: bool = False) -> tuple[Split, Split]:
         """Two disjoint parts: the drawn rows and the rest, the rest in its old order."""
         drawn = self._draw(rows_or_share, seed, stratified)
         keep = torch.ones(len(self), dtype=torch.bool, device=self.device)
@@ -199,8 +213,13 @@ class Split:
         return torch.cat(by_class)[torch.argsort(rank, stable=True)[:count]]
 
     def to(self, device: str | torch.device) -> Split:
-        """The same rows on another device."""
-        if torch.device(device) == self.device:
+        """The same rows on another device.
+
+        Raises:
+            InputError: If there is no such device here.
+        """
+        device = as_device(device)
+        if device == self.device:
             return self
         overlay = None if self._overlay is None else (self._overlay[0].to(device), self._overlay[1].to(device))
         group = None if self.group is None else self.group.to(device)
@@ -213,6 +232,7 @@ class Split:
             overlay=overlay,
         )
 
+    @typed("y", "group")
     def replace(self, *, y: torch.Tensor | None = None, group: torch.Tensor | None = None, card: Card | None = None) -> Split:
         """The same rows with other labels, groups or card; what is left out stays."""
         return Split(
@@ -224,6 +244,7 @@ class Split:
             overlay=self._overlay,
         )
 
+    @typed()
     def with_overlay(self, positions: torch.Tensor, rows: torch.Tensor, y: torch.Tensor) -> Split:
         """The same rows with those at ``positions`` (ascending) replaced, and new labels ``y`` for all."""
         if self._overlay is not None:
@@ -250,6 +271,9 @@ class Data:
     test: Split
     val: Split | None = None
     held_out: bool = False  # whether the test rows were drawn from the same source as the training rows
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def card(self) -> Card:

@@ -12,6 +12,7 @@ import torch
 from theriac.core.card import Augment, Card, Column
 from theriac.core.errors import InputError
 from theriac.core.files import is_plain, load_tensors_safely, refuse_bomb, unpacked_size
+from theriac.core.ranges import Positive, Seed, typed
 from theriac.core.split import Data
 from theriac.data._assemble import assemble
 from theriac.data._images import recolor, rescale
@@ -25,6 +26,7 @@ Y = ("y", "labels", "label", "targets")
 GROUP = ("group", "groups")
 
 
+@typed("test")
 def from_tensors(
     x: Any,
     y: Any,
@@ -38,8 +40,8 @@ def from_tensors(
     augment: Augment | None = None,
     val_share: float = 0.0,
     test_share: float = 0.2,
-    seed: int = 0,
-    white: float | None = None,
+    seed: Seed = 0,
+    white: Positive | None = None,
     name: str = "tensors",
 ) -> Data:
     """Make splits of tensors or NumPy arrays.

@@ -115,7 +115,7 @@ def ensure(key: str, make: Make, budget: int) -> Entry:
         shape, chunks = make()
         if math.prod(shape) > budget:
             raise InputError(
-                f"the cache folder {folder()} can't be written ({error.strerror}), and {math.prod(shape):,} bytes of "
+                f"the cache folder {folder()} can't be written ({error.strerror or error}), and {math.prod(shape):,} bytes of "
                 f"pictures exceed memory_budget {budget:,}; set THERIAC_CACHE to a folder with space"
             ) from None
         held = np.concatenate(list(chunks))

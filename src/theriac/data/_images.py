@@ -15,6 +15,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional as F
 
 from theriac.core.errors import InputError
+from theriac.core.paths import as_path
+from theriac.core.progress import each
+from theriac.core.ranges import typed
 from theriac.data._cache import Pixels, Shape
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")  # a short list keeps rarely tested decoders away from hostile files
@@ -90,7 +93,7 @@ def _chunks(pictures: Pictures, shape: Shape, resize: bool, auto: bool, white: f
     rows = max(1, min(2048, CHUNK // (depth * height * width)))
     start = 0
     with ThreadPoolExecutor(WORKERS) as pool:
-        for blobs in pictures.batches(rows):
+        for blobs in each("reading pictures", pictures.batches(rows), -(-pictures.count // rows)):
             out = np.empty((len(blobs), depth, height, width), np.uint8)
             step = -(-len(blobs) // WORKERS)
             jobs = [
@@ -166,6 +169,7 @@ def _open(blob: Blob | None, where: str) -> Image.Image:
         raise InputError(f"{where} is not a readable picture ({kind}); it may be truncated or damaged") from None
 
 
+@typed("path")
 def read_picture(path: str | Path, channels: int, size: tuple[int, int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """One picture from a file, and how opaque each of its pixels is.
 
@@ -180,7 +184,7 @@ def read_picture(path: str | Path, channels: int, size: tuple[int, int] | None =
     Raises:
         InputError: If it can't be read.
     """
-    path = Path(path).expanduser()
+    path = as_path("path", path)
     if not path.is_file():
         raise InputError(f"{path} does not exist; expected a picture file")
     image = _open(path, str(path))

@@ -13,6 +13,7 @@ import torch
 
 from theriac.core.errors import InputError, unknown
 from theriac.core.names import ranked
+from theriac.core.ranges import Seed, typed
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.core.text import lookalike
@@ -246,7 +247,8 @@ def arrange(labels: Mapping[str, Codes], test_share: float, val_share: float, se
     return out
 
 
-def split_off(split: Split, share: float, *, seed: int = 0) -> tuple[Split, Split]:
+@typed("share")
+def split_off(split: Split, share: float, *, seed: Seed = 0) -> tuple[Split, Split]:
     """Hold rows of every class out, in proportion: (the rest, the drawn rows), both in their old order.
 
     Args:

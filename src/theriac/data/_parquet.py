@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from theriac.core.errors import InputError, unknown
+from theriac.core.progress import each
 from theriac.core.split import Data
 from theriac.data._images import Blob
 from theriac.data._known import known
@@ -144,7 +145,7 @@ def read_columns(files: Sequence[Path], columns: Sequence[str]) -> pa.Table:
         InputError: On a damaged file, or one that lacks a column or holds it in another type.
     """
     tables = []
-    for path in files:
+    for path in each("reading columns", files):
         with opened(path) as file:
             there = file.schema_arrow.names
             for column in columns:

@@ -11,10 +11,12 @@ from torch import nn
 from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
 from theriac.core.names import class_numbers, few, places
+from theriac.core.ranges import typed
 from theriac.core.split import Split
 from theriac.core.text import lookalike
 
 
+@typed()
 def align(split: Split, card: Card, whose: str = "the model") -> Split:
     """The same rows, with labels, groups, columns and categories as ``card`` counts them.
 

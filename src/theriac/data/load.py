@@ -10,6 +10,8 @@ from typing import Any
 from theriac.core.card import Augment
 from theriac.core.errors import InputError
 from theriac.core.files import cache_folder
+from theriac.core.paths import as_path
+from theriac.core.ranges import Seed, typed
 from theriac.core.split import Data
 from theriac.data._known import KNOWN, canonical, no_such_name
 from theriac.data._options import Options
@@ -18,6 +20,7 @@ TABLES = (".csv", ".tsv")
 ARRAYS = (".npz", ".pt", ".pth", ".safetensors")
 
 
+@typed("test", "augment", "drop", "size", "val_share", "test_share", "seed", "memory_budget")
 def load(
     source: Any,
     *,
@@ -32,7 +35,7 @@ def load(
     drop: str | Sequence[str] | None = None,
     val_share: float = 0.0,
     test_share: float = 0.2,
-    seed: int = 0,
+    seed: Seed = 0,
     memory_budget: int = 4 << 30,
     white: float | None = None,
     missing: str | Sequence[str] | None = None,
@@ -115,7 +118,7 @@ def load(
         from theriac.data._embedded import digits
 
         return digits(options)
-    path = Path(source).expanduser()
+    path = as_path("source", source)
     found = canonical(str(source))
     try:
         if path.exists():
@@ -222,7 +225,7 @@ def _with_test(parts: Mapping[str, Sequence[Path]], options: Options, suffixes: 
 def _test_path(test: Any) -> Path:
     if not isinstance(test, (str, os.PathLike)):
         raise InputError(f"test is a {type(test).__name__}; expected a path, as the training rows come from a path")
-    path = Path(test).expanduser()
+    path = as_path("test", test)
     if not path.exists():
         raise InputError(f"test is {path}, which does not exist")
     return path

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from theriac.core import check
 from theriac.core.errors import InputError
+from theriac.core.ranges import Count, NonNegative, Positive, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.debias._training import adam, by_group, distill
@@ -21,16 +21,10 @@ from theriac.training import Recipe
 class AdamTrained(Debiasing):
     """Base of methods whose networks are trained with Adam."""
 
-    batch_size: int = 256  # released code of DBA and DwB (DBA: 128 for tables); the baselines take the same
-    lr: float = 1e-3  # the same code: Adam's default
+    batch_size: Count = 256  # released code of DBA and DwB (DBA: 128 for tables); the baselines take the same
+    lr: Positive = 1e-3  # the same code: Adam's default
     augment: Literal["card", "none"] = "card"  # ours; the same code augments nothing
-    min_steps: int = 0  # ours, for small sets: optimizer steps at least, of a teacher half as many; 0 = epochs alone
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.whole("batch_size", self.batch_size, 1)
-        check.positive("lr", self.lr)
-        check.whole("min_steps", self.min_steps, 0)
+    min_steps: Whole = 0  # ours, for small sets: optimizer steps at least, of a teacher half as many; 0 = epochs alone
 
     def _adam(self, name: str, epochs: int, steps: int, rows: int, *, teacher: bool = False) -> Recipe:
         floor = self.min_steps // 2 if teacher else self.min_steps
@@ -42,13 +36,8 @@ class AdamTrained(Debiasing):
 class OneStage(AdamTrained):
     """Base of methods that train one network before anything else."""
 
-    epochs: int = 10  # released code of DBA; the baselines take the same, for comparison
-    steps: int = 0  # ours, for small sets: optimizer steps, rounded up to whole passes; 0 = epochs and min_steps
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.whole("epochs", self.epochs, 1)
-        check.whole("steps", self.steps, 0)
+    epochs: Count = 10  # released code of DBA; the baselines take the same, for comparison
+    steps: Whole = 0  # ours, for small sets: optimizer steps, rounded up to whole passes; 0 = epochs and min_steps
 
     def recipe(self, rows: int) -> Recipe:
         """Adam at a constant rate."""
@@ -63,21 +52,15 @@ class Distilled(AdamTrained):
     """
 
     student: bool = True  # False deploys the model that must be told the group
-    soft: float = 0.9  # released code of DwB: weight of the teacher's answers
-    hard: float = 0.1  # the same code: weight of the labels
-    temperature: float = 1.0  # the same code
-    student_epochs: int = 10  # the same code
-    student_steps: int = (
-        0  # ours, for small sets: optimizer steps, rounded up to whole passes; 0 = student_epochs and min_steps
-    )
+    soft: NonNegative = 0.9  # released code of DwB: weight of the teacher's answers
+    hard: NonNegative = 0.1  # the same code: weight of the labels
+    temperature: Positive = 1.0  # the same code
+    student_epochs: Count = 10  # the same code
+    # ours, for small sets: optimizer steps, rounded up to whole passes; 0 = student_epochs and min_steps
+    student_steps: Whole = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check.whole("student_epochs", self.student_epochs, 1)
-        check.whole("student_steps", self.student_steps, 0)
-        for name in ("soft", "hard"):
-            check.positive(name, getattr(self, name), zero=True)
-        check.positive("temperature", self.temperature)
         if self.soft + self.hard == 0:
             raise InputError("soft and hard are both 0; the student would learn nothing")
 

@@ -9,16 +9,19 @@ import torch
 
 from theriac.core import check
 from theriac.core.errors import InputError
+from theriac.core.ranges import Count, typed
 
 Rule = Literal["closed", "exact", "multi"]
 Prior = Literal["uniform", "marginal"]
 
 
-def group_counts(y: torch.Tensor, group: torch.Tensor, classes: int, groups: int) -> torch.Tensor:
+@typed()
+def group_counts(y: torch.Tensor, group: torch.Tensor, classes: Count, groups: Count) -> torch.Tensor:
     """Rows in each cell, int64 (groups, classes), from labels and groups int64 (N,)."""
     return torch.bincount(group * classes + y, minlength=groups * classes).view(groups, classes).cpu()
 
 
+@typed()
 def tar(counts: torch.Tensor, rule: Rule = "closed", strength: float = 1.0) -> torch.Tensor:
     """Chance of each trigger given the label only, float64 (K, T); what a row lacks to 1 is the chance of no trigger.
 
@@ -74,6 +77,7 @@ def _strengthened(rates: torch.Tensor, strength: float) -> torch.Tensor:
     return moved / moved.sum(1).max().clamp_min(1.0)
 
 
+@typed()
 def dba_rates(counts: torch.Tensor, alpha: float = 1.0, prior: Prior = "uniform") -> torch.Tensor:
     """Share of each cell that gets its group's trigger, float64 (G, K).
 
@@ -95,6 +99,7 @@ def dba_rates(counts: torch.Tensor, alpha: float = 1.0, prior: Prior = "uniform"
     return rate
 
 
+@typed()
 def effective_priors(counts: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
     """Class priors of each group as a Bayes-optimal model applies them under a query, float64 (G, K).
 

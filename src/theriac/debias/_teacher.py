@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from theriac.core.errors import InputError
+from theriac.core.ranges import typed
 from theriac.models import GroupAware
 from theriac.triggers.bank import TriggerBank
 
 Query = Literal["reverse", "aligned", "none"]
 
 
+@typed()
 def query_map(query: Query, groups: int) -> torch.Tensor:
     """The trigger with which each group is asked, int64 (G,); -1 for none. "reverse" is the one that cancels the bias.
 

@@ -14,7 +14,8 @@ from torch import nn
 from theriac.core.errors import InputError
 from theriac.core.method import Method, Needs
 from theriac.core.poisoned import Poisoned
-from theriac.core.run import Run
+from theriac.core.ranges import typed
+from theriac.core.run import Run, as_run
 from theriac.core.split import Data, Split
 from theriac.data.align import align_to
 from theriac.debias._rates import group_counts
@@ -62,9 +63,10 @@ class Debiasing(Method):
         self.check(split)
         split = align_to(split, build)
         counts = cells(split)
-        run = run or Run()
+        run = as_run(run)
         began = time.perf_counter()
-        model = self._fit(build, split.to(run.device), counts, run)
+        with run.progress(self.title):
+            model = self._fit(build, split.to(run.device), counts, run)
         seconds = round(time.perf_counter() - began, 3)
         run.event("debiased", method=self.name, seconds=seconds, rows=len(split), counts=counts.tolist())
         return model.eval()
@@ -114,6 +116,7 @@ def groups_of(split: Split) -> torch.Tensor:
     return split.group
 
 
+@typed()
 def cells(split: Split) -> torch.Tensor:
     """Rows of each cell, int64 (G, K).
 

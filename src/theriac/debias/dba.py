@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from theriac.core import check
 from theriac.core.method import Needs, preset, register
-from theriac.core.run import Run
+from theriac.core.ranges import NonNegative, Share, Whole
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.debias._adam import OneStage
 from theriac.debias._rates import Prior, dba_rates, effective_priors
@@ -55,17 +55,11 @@ class DBA(OneStage):
     source: ClassVar[str] = "arXiv:2202.10582"
     needs: ClassVar[Needs] = Needs(training_control=True, groups=True)
 
-    alpha: float = 1.0  # paper and code: 1 is the method; the logs sweep 0 to 2
+    alpha: NonNegative = 1.0  # paper and code: 1 is the method; the logs sweep 0 to 2
     prior: Prior = "uniform"  # code; "marginal" is ours
     trigger: Kind = "squares"  # code: solid squares
-    side: int = 0  # pixels; 0 = in proportion to the code's 25 at 218 x 178
-    opacity: float = 1.0  # code: solid
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.positive("alpha", self.alpha, zero=True)
-        check.between("opacity", self.opacity, 0, 1, open_low=True)
-        check.whole("side", self.side, 0)
+    side: Whole = 0  # pixels; 0 = in proportion to the code's 25 at 218 x 178
+    opacity: Share = 1.0  # code: solid
 
     @classmethod
     @preset
@@ -93,7 +87,7 @@ class DBA(OneStage):
         """
         group, counts = groups_of(split).cpu(), cells(split)
         rate = dba_rates(counts, self.alpha, self.prior)[group, split.y.cpu()]
-        draw = (run or Run()).generator("poison", "dba")
+        draw = as_run(run).generator("poison", "dba")
         hit = torch.rand(len(split), generator=draw, dtype=torch.float64) < rate
         return torch.where(hit, len(counts) - 1 - group, -1)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
-from theriac.core.run import Run
+from theriac.core.ranges import Count, Share, Whole
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.debias._adam import Distilled
 from theriac.debias._rates import Rule, effective_priors, tar
@@ -62,26 +63,21 @@ class DwB(Distilled):
     needs: ClassVar[Needs] = Needs(training_control=True, groups=True)
 
     rule: Rule = "exact"  # the code's inactive rule, solved (a grid there); "closed" is its active one; "multi" is ours
-    min_steps: int = 300  # ours, for small sets: optimizer steps of the student at least, of the teacher half as many
-    strength: float = 1.0  # ours: k in m + k (TAR - m); the code is k = 1
+    min_steps: Whole = 300  # ours, for small sets: optimizer steps of the student at least, of the teacher half as many
+    strength: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0  # ours: k in m + k (TAR - m); the code is k = 1
     stamping: Literal["exclusive", "doubled"] = "exclusive"  # "doubled": T2 on every row and T1 on some, as the code does
     query: Query = "reverse"  # code; "aligned" amplifies the bias, "none" leaves it: for study only
     trigger: Kind = "squares"  # code: active; mosaics and sinusoids are there too
-    side: int = 0  # pixels; 0 = in proportion to the code's 25 at 218 x 178
-    opacity: float = 1.0  # code: solid
+    side: Whole = 0  # pixels; 0 = in proportion to the code's 25 at 218 x 178
+    opacity: Share = 1.0  # code: solid
     student_columns: Literal["none", "zeroed"] = "none"  # tables (reconstruction); zeroed ones keep random weights
-    teacher_epochs: int = 5  # code
-    teacher_steps: int = 0  # ours, for small sets: optimizer steps, rounded up; 0 = teacher_epochs and min_steps
+    teacher_epochs: Count = 5  # code
+    teacher_steps: Whole = 0  # ours, for small sets: optimizer steps, rounded up; 0 = teacher_epochs and min_steps
     select: Literal["last", "validation"] = "last"  # code: best epoch on test rows, which we never do
-    val_share: float = 0.1  # ours: of each cell, held out of the training rows for select="validation"
+    val_share: Annotated[float, Field(gt=0, le=0.9)] = 0.1  # ours: of each cell, held out for select="validation"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("teacher_epochs", 1), ("teacher_steps", 0), ("side", 0)):
-            check.whole(name, getattr(self, name), low)
-        check.between("opacity", self.opacity, 0, 1, open_low=True)
-        check.between("val_share", self.val_share, 0, 0.9, open_low=True)
-        check.between("strength", self.strength, -1e6, 1e6)
         if self.stamping == "doubled" and self.rule == "multi":
             raise InputError("stamping 'doubled' is for two groups (rule 'closed' or 'exact')")
 
@@ -137,7 +133,7 @@ class DwB(Distilled):
 
         S is 1, or 2 with "doubled": T2, then T1 or nothing.
         """
-        draw = (run or Run()).generator("poison", "dwb")
+        draw = as_run(run).generator("poison", "dwb")
         level = torch.rand(len(split), generator=draw, dtype=torch.float64)
         edges = self.rates(cells(split)).cumsum(1)[split.y.cpu()]
         drawn = (level[:, None] >= edges).sum(1)

@@ -138,7 +138,7 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         split = Split(torch.from_numpy(x), torch.from_numpy(labels), group=torch.from_numpy(groups), card=self.card_)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        run = Run(seed=seed, device=self.device, precision="fp32", quiet=True)
+        run = Run(seed=seed, device=self.device, precision="fp32")
         build = Builder("mlp", {"hidden": tuple(self.hidden)})
         self.model_ = self._method().fit(build, split, run).cpu()
         return self

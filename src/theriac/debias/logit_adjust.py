@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from theriac.core import check
 from theriac.core.method import Needs, preset, register
 from theriac.core.run import Run
 from theriac.core.split import Split
@@ -48,12 +48,8 @@ class GroupLogitAdjust(OneStage, Distilled):
     needs: ClassVar[Needs] = Needs(training_control=True, groups=True, group_at_inference=True)
 
     prior: Prior = "marginal"  # of the adjusted model: that of all rows (binary: z1 - z0 += -log r_a), or uniform
-    strength: float = 1.0  # factor on the offsets
+    strength: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0  # factor on the offsets
     student: bool = False  # distill into a model that needs no group
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.between("strength", self.strength, -1e6, 1e6)
 
     @classmethod
     @preset

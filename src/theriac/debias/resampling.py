@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from theriac.core.method import Needs, preset, register
-from theriac.core.run import Run
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.debias._adam import OneStage
 from theriac.debias._training import build_with, fit_stamped
@@ -79,7 +79,7 @@ class Resampling(OneStage):
             "within_groups": counts.min(1, keepdim=True).values.expand_as(counts),
         }[self.how]
         cell = (groups_of(split) * split.num_classes + split.y).cpu()
-        order = torch.randperm(len(split), generator=(run or Run()).generator("poison", "resampling"))
+        order = torch.randperm(len(split), generator=as_run(run).generator("poison", "resampling"))
         parts = []
         for c, amount in enumerate(wanted.flatten().tolist()):
             mine = order[cell[order] == c]

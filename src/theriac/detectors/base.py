@@ -15,7 +15,7 @@ from theriac.core.errors import InputError, UnfairPairingError
 from theriac.core.method import Method
 from theriac.core.outcome import Finding
 from theriac.core.poisoned import Poisoned, as_clean
-from theriac.core.run import Run
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.data.align import align_to
 from theriac.models.classifier import to_input
@@ -46,7 +46,7 @@ class Detector(Method):
             UnfairPairingError: If something that ``needs`` name is missing, or something came that they do not name.
             InputError: On a Poisoned, anything else of the wrong type, or a model that does not fit the rows or returns NaN.
         """
-        run = run or Run()
+        run = as_run(run)
         for name, value, word in (("model", model, "model"), ("rows", rows, "rows"), ("clean_rows", clean, "clean")):
             if value is None and getattr(self.needs, name):
                 raise UnfairPairingError(f"{word} is missing; {self.title} needs it")
@@ -60,7 +60,7 @@ class Detector(Method):
         rows = None if rows is None else align_to(rows, net)
         clean = None if clean is None else align_to(as_clean(clean), net)
         began = time.perf_counter()
-        with run.listening():
+        with run.listening(), run.progress(self.title):
             for split in (rows, clean):
                 if net is not None and split is not None:
                     _try(net, split, run)

@@ -7,6 +7,7 @@ One definition for all attacks. They differ only in the label they want for a ro
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -15,11 +16,12 @@ import torch
 from torch import nn
 
 from theriac.core import check
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, shortened
 from theriac.core.names import places, ranked
 from theriac.core.planted import planted_on
 from theriac.core.poisoned import Poisoned
-from theriac.core.run import Run
+from theriac.core.ranges import Count, typed
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.data.align import align_to
 from theriac.metrics._degenerate import ClassCount
@@ -44,7 +46,8 @@ class Stamper(Protocol):
         """bool: rows on which success is counted."""
 
 
-def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = None, batch_size: int = 512) -> Evaluation:
+@typed("split")
+def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = None, batch_size: Count = 512) -> Evaluation:
     """Count a model's clean and stamped predictions in one pass.
 
     Args:
@@ -68,7 +71,7 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
         raise InputError("split is a Poisoned set; evaluate stamps clean test rows itself (hand in a Split)")
     if not isinstance(split, Split):
         raise InputError(f"split is a {type(split).__name__}; expected a Split of test rows")
-    run = run or Run()
+    run = as_run(run)
     net = model if isinstance(model, nn.Module) else getattr(model, "model", model)
     if not isinstance(net, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
@@ -83,7 +86,7 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
     answers = torch.zeros_like(right)  # clean predictions by class
     targets = torch.zeros(classes, dtype=torch.bool, device=run.device)
     with _eval_mode(net), torch.inference_mode(), run.autocast():
-        for positions in here.batches(batch_size):
+        for positions in run.each("evaluation", here.batches(batch_size), math.ceil(len(here) / batch_size)):
             x, y = here.rows(positions), here.y[positions]
             clean = _predict(net, x, classes)
             right += torch.bincount(y[clean == y], minlength=classes)
@@ -112,6 +115,7 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
     return Evaluation(acc, success, recovered, target_acc, *words, by_class, wants, notes)
 
 
+@typed()
 def aim(planted: Any, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The labels that an attack wants, int64 (B,), and the rows that count, bool (B,).
 
@@ -121,11 +125,14 @@ def aim(planted: Any, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tenso
         y: True labels.
         index: Row numbers in the source.
     """
+    if not hasattr(planted, "target") or not hasattr(planted, "population"):
+        raise InputError(f"planted is {shortened(planted)}; expected a Planted")
     given = (y, index) if getattr(planted, "by_row", False) else (y,)
     return planted.target(*given), planted.population(*given)
 
 
-def predict(model: nn.Module, split: Split, *, run: Run | None = None, batch_size: int = 512) -> torch.Tensor:
+@typed()
+def predict(model: nn.Module, split: Split, *, run: Run | None = None, batch_size: Count = 512) -> torch.Tensor:
     """Logits of all rows in order, float32 (N, K), on the CPU; see :func:`theriac.models.run_over`.
 
     Where the model carries a card, columns are matched with its by name, and logit k belongs to ``split.card.classes[k]``. Rows

@@ -11,7 +11,8 @@ from theriac.core import check
 from theriac.core._rows import check_labels
 from theriac.core.errors import InputError
 from theriac.core.poisoned import Poisoned
-from theriac.core.run import Run
+from theriac.core.ranges import Count, typed
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.data._given import aligned, cells_given, labels_given, predictions_given
 from theriac.data.align import align_to
@@ -21,6 +22,7 @@ from theriac.models.classifier import to_input
 from theriac.models.grouped import GroupAware
 
 
+@typed("split", "groups", "positive")
 def fairness(
     model: Any = None,
     split: Any = None,
@@ -32,7 +34,7 @@ def fairness(
     sensitive_features: Any = None,
     missing_group: str = "refuse",
     run: Run | None = None,
-    batch_size: int = 512,
+    batch_size: Count = 512,
 ) -> Fairness:
     """Count predictions by group and label: of a model on a Split, or as they are.
 
@@ -168,12 +170,12 @@ def answers(model: Any, split: Split, groups: torch.Tensor, *, run: Run | None =
     fitted = getattr(model, "model_", None)  # of an estimator
     net = model if isinstance(model, nn.Module) else fitted if isinstance(fitted, nn.Module) else getattr(model, "model", model)
     if isinstance(net, nn.Module):
-        run = run or Run()
+        run = as_run(run)
         net = net.to(run.device)
         here, at = split.to(run.device), groups.to(run.device)
         seen = []
         with still(net), torch.inference_mode(), run.autocast():
-            for positions in here.batches(batch_size):
+            for positions in run.each("fairness", here.batches(batch_size), len(here) // batch_size + 1):
                 seen.append(predicted(net, here.rows(positions), at[positions], split.num_classes).cpu())
         own = [str(name) for name in model.classes_] if fitted is net else list(classes)
         if own == list(classes):

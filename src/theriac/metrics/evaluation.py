@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from theriac.core.errors import InputError
+from theriac.core.ranges import Fraction, typed
 from theriac.core.text import line
 from theriac.metrics._degenerate import ClassCount, degenerate, percent, worst_class
 from theriac.metrics.intervals import Difference, Rate
@@ -177,7 +178,8 @@ class Comparison:
         return "\n".join(lines)
 
 
-def der(acc_before: float, acc_after: float, asr_before: float, asr_after: float) -> float:
+@typed()
+def der(acc_before: Fraction, acc_after: Fraction, asr_before: Fraction, asr_after: Fraction) -> float:
     """Defense effectiveness rating from four shares in [0, 1]."""
     return (max(0.0, asr_before - asr_after) - max(0.0, acc_before - acc_after) + 1) / 2
 
@@ -188,6 +190,7 @@ def _drop(change: Difference) -> tuple[float, float, float]:
     return max(0.0, -change.value), max(0.0, -high), max(0.0, -low)
 
 
+@typed()
 def compare(before: Evaluation, after: Evaluation) -> Comparison:
     """Set two evaluations of the same rows side by side.
 

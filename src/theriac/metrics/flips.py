@@ -9,7 +9,8 @@ from torch import nn
 
 from theriac.core import check
 from theriac.core.errors import InputError
-from theriac.core.run import Run
+from theriac.core.ranges import Count, typed
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.data.align import align_to
 from theriac.metrics.intervals import Rate
@@ -19,8 +20,9 @@ from theriac.models.grouped import GroupAware
 from theriac.triggers.bank import ColumnBank, TriggerBank, TriggerColumns
 
 
+@typed("model", "split")
 def flip_rate(
-    model: Any, split: Split, bank: TriggerBank, *, run: Run | None = None, batch_size: int = 512
+    model: Any, split: Split, bank: TriggerBank, *, run: Run | None = None, batch_size: Count = 512
 ) -> tuple[Rate, ...]:
     """Share of rows whose prediction changes when they are stamped, for each trigger of a bank.
 
@@ -36,7 +38,7 @@ def flip_rate(
     Raises:
         InputError: If a table model has no columns that could hold a trigger: nothing can be planted there at inference.
     """
-    run = run or Run()
+    run = as_run(run)
     net = model if isinstance(model, nn.Module) else getattr(model, "model", model)
     net = net.model if isinstance(net, GroupAware) else net
     if not isinstance(net, nn.Module):
@@ -49,7 +51,7 @@ def flip_rate(
     classes = here.num_classes
     flips = torch.zeros(len(bank), dtype=torch.int64, device=run.device)
     with still(net), torch.inference_mode(), run.autocast():
-        for positions in here.batches(batch_size):
+        for positions in run.each("flip rate", here.batches(batch_size), len(here) // batch_size + 1):
             x = to_input(here.rows(positions))
             clean = check.logits(net, x, classes).argmax(1)
             for t in range(len(bank)):

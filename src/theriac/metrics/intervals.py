@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from theriac.core.errors import InputError
+from theriac.core.ranges import Count, Positive, Whole, typed
 
 Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
 
@@ -56,7 +57,8 @@ class Rate:
         }
 
 
-def wilson(hits: int, total: int, z: float = Z95) -> tuple[float, float]:
+@typed()
+def wilson(hits: Whole, total: Count, z: Positive = Z95) -> tuple[float, float]:
     """Wilson score interval of a binomial share."""
     p, n = hits / total, total
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
@@ -115,6 +117,7 @@ class Spread:
     largest: float
 
 
+@typed()
 def over_seeds(values: Sequence[float]) -> Spread:
     """Summarize one number over seeds.
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, shortened
 from theriac.core.planted import Victim, planted_on
-from theriac.core.run import Run
+from theriac.core.ranges import typed
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.data import align_to
 from theriac.metrics.backdoor import aim
@@ -17,6 +18,7 @@ from theriac.metrics.intervals import Rate
 from theriac.models import to_input
 
 
+@typed("split")
 def success_by_target(model: Any, split: Split, attack: Any, *, run: Run | None = None) -> dict[int, Rate]:
     """Attack success by the label that the attack wants, over the same rows as the ASR of :func:`theriac.evaluate`.
 
@@ -39,6 +41,7 @@ def success_by_target(model: Any, split: Split, attack: Any, *, run: Run | None 
     return {k: Rate(int(hits[k]), int(totals[k]), of) for k in range(split.num_classes) if totals[k]}
 
 
+@typed("split")
 def leak(model: Any, split: Split, attack: Any, *, run: Run | None = None) -> dict[int, Rate]:
     """How often stamped rows of classes that the attack is not for go to its label anyway, by true class.
 
@@ -95,8 +98,10 @@ def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batc
 
 def _stamped(model: Any, split: Split, planted: Any, at: torch.Tensor, run: Run | None) -> torch.Tensor:
     """What the model makes of the stamped rows at some positions, int64 on the CPU."""
-    run = run or Run()
-    net = model if isinstance(model, nn.Module) else model.model
+    run = as_run(run)
+    net = model if isinstance(model, nn.Module) else getattr(model, "model", None)
+    if not isinstance(net, nn.Module):
+        raise InputError(f"model is {shortened(model)}; expected an nn.Module or a Victim")
     net, here = net.to(run.device).eval(), split.to(run.device)
     found = [torch.zeros(0, dtype=torch.int64)]
     with torch.inference_mode(), run.autocast():

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from theriac.core import check
 from theriac.core.card import Card
-from theriac.core.errors import InputError, unknown
+from theriac.core.errors import InputError, shortened, unknown
+from theriac.core.ranges import typed
 from theriac.models import _hf
 from theriac.models._still import blank, check_logits, try_rows
 from theriac.models.classifier import Classifier, Normalize, TablePrep
@@ -101,6 +102,7 @@ class Adapted(Classifier):
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
+@typed("model", "mean", "std", "size", "classes", "prepare", "logits")
 def adapt(
     model: nn.Module,
     *,
@@ -257,10 +259,15 @@ def _class_names(classes: int | Sequence[str] | None, card: Card | None, config:
     given: tuple[str, ...] = ()
     if classes is not None:
         if isinstance(classes, int):
-            check.whole("classes", classes, 2)
+            check.whole("classes", classes, 2, 1 << 20)
             given = tuple(str(k) for k in range(classes))
-        elif isinstance(classes, str) or len(classes) < 2 or not all(isinstance(c, str) for c in classes):
-            raise InputError(f"classes is {classes!r}; expected a number of at least 2, or as many names")
+        elif (
+            isinstance(classes, str)
+            or not isinstance(classes, Sequence)
+            or len(classes) < 2
+            or not all(isinstance(c, str) for c in classes)
+        ):
+            raise InputError(f"classes is {shortened(classes)}; expected a number of at least 2, or as many names")
         else:
             given = tuple(classes)
     if card is not None:

@@ -11,8 +11,9 @@ from torch import nn
 
 from theriac.core import check
 from theriac.core.card import Card
-from theriac.core.errors import InputError, unknown
-from theriac.core.run import Run
+from theriac.core.errors import InputError, shortened, unknown
+from theriac.core.ranges import check_fields, typed
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split, with_moments
 from theriac.models._still import blank, check_logits, try_rows
 from theriac.models.classifier import Classifier, Normalize, TablePrep
@@ -71,6 +72,8 @@ def make_net(name: str, card: Card, options: Mapping[str, Any], width_in: int = 
     Raises:
         InputError: On an unknown architecture or option, or one that does not fit the data.
     """
+    if not isinstance(name, str):
+        raise InputError(f"the architecture is {shortened(name)}; expected a name, such as {architectures()[0]!r}")
     key = name.lower()
     if key not in _IMAGE and key not in _TABLE:
         raise unknown("architecture", name, architectures())
@@ -97,6 +100,7 @@ def normalization(card: Card) -> Normalize:
     return Normalize(card.mean, card.std)
 
 
+@typed("name")
 def build(name: str, split: Split, run: Run | None = None, **options: Any) -> Classifier:
     """Build a fresh model for a split.
 
@@ -113,7 +117,7 @@ def build(name: str, split: Split, run: Run | None = None, **options: Any) -> Cl
     Raises:
         InputError: On an unknown architecture or option, or images that it does not fit.
     """
-    run = run or Run()
+    run = as_run(run)
     card = with_moments(split).card
     prepare: nn.Module = TablePrep.fit(split) if split.is_table else normalization(card)
     with run.init_scope():
@@ -128,6 +132,9 @@ class Builder:
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def __call__(self, split: Split, run: Run | None = None) -> Classifier:
         return build(self.name, split, run, **self.options)
 
@@ -136,6 +143,7 @@ Buildable = str | Builder | nn.Module | Callable[[Split, Run], nn.Module]
 """What a verb accepts as ``build``: a name, a Builder, a module (copied), or a function of (split, run)."""
 
 
+@typed("what")
 def make(what: Buildable, split: Split, run: Run) -> nn.Module:
     """A fresh model from anything buildable, on the run's device, its output size checked against the classes.
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
+from theriac.core.ranges import typed
 from theriac.core.split import Split
 
 
@@ -110,6 +111,7 @@ class Classifier(nn.Module):
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
+@typed()
 def to_input(rows: torch.Tensor) -> torch.Tensor:
     """Stored rows as a model takes them: uint8 pixels to floats in [0, 1], table rows as they are.
 
@@ -118,6 +120,7 @@ def to_input(rows: torch.Tensor) -> torch.Tensor:
     return rows.contiguous().float().div_(255.0) if rows.dtype == torch.uint8 else rows
 
 
+@typed()
 def parameter_count(model: nn.Module) -> int:
     """Number of parameters."""
     return sum(p.numel() for p in model.parameters())

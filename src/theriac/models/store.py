@@ -17,6 +17,8 @@ from torch.nn.parameter import is_lazy
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.files import is_plain, read_json, write_atomically
+from theriac.core.paths import as_path, writing
+from theriac.core.ranges import typed
 from theriac.models._still import blank, try_rows
 from theriac.models.adapt import OWN, rebuild
 from theriac.models.build import make_net, normalization
@@ -31,6 +33,7 @@ _LIMIT = 16 << 20  # bytes of run.json
 _SPEC_LIMIT = 4096  # so that no message that quotes an option becomes a flood
 
 
+@typed("model", "folder")
 def save(model: nn.Module, folder: str | Path, **record: Any) -> Path:
     """Write ``model.safetensors`` and ``run.json`` into a folder.
 
@@ -48,9 +51,11 @@ def save(model: nn.Module, folder: str | Path, **record: Any) -> Path:
 
     Raises:
         InputError: If the model is a bare module that carries no card (wrap it with ``theriac.adapt``), the state of a layer
-            is neither plain tensors nor plain data (:func:`check_savable` says so beforehand), or the record is not plain data.
+            is neither plain tensors nor plain data (:func:`check_savable` says so beforehand), the record is not plain data, or
+            the folder can't be written.
+        DiskFullError: If there is no room; what the folder held is as it was.
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     check_savable(model)
     assert isinstance(model, Classifier)  # as was checked
     for key in record:
@@ -77,10 +82,12 @@ def save(model: nn.Module, folder: str | Path, **record: Any) -> Path:
         write_atomically(folder / "model.safetensors", write)
         temporary.write_text(as_json("record", {**head, "weights": weights, **record}) + "\n", encoding="utf-8")
 
-    write_atomically(folder / "run.json", weights_then_record)
+    with writing("folder", folder):
+        write_atomically(folder / "run.json", weights_then_record)
     return folder
 
 
+@typed("folder", "into")
 def load_model(folder: str | Path, *, into: nn.Module | None = None) -> Classifier:
     """Load what :func:`save` wrote: the same logits, bit for bit, on the same machine and thread count.
 
@@ -101,7 +108,7 @@ def load_model(folder: str | Path, *, into: nn.Module | None = None) -> Classifi
     Raises:
         InputError: If something is missing, damaged or does not fit, or ``into`` is needed; names the class it needs.
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     path = folder / "run.json"
     record = read_record(path, FORMAT, ("model", "card"))
     spec, weights = record["model"], record.get("weights", {})

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from theriac.core.errors import InputError, unknown
+from theriac.core.ranges import typed
 from theriac.models._still import blank, still, try_rows
 
 
+@typed()
 def classifier(model: nn.Module, layer: str | None = None, example: torch.Tensor | None = None) -> tuple[str, nn.Linear]:
     """The linear layer that makes the logits.
 
@@ -84,6 +86,7 @@ class Tap:
         return logits, embedding.float() if embedding.dtype in (torch.bfloat16, torch.float16) else embedding
 
 
+@typed()
 def features(model: nn.Module, layer: str | None = None, example: torch.Tensor | None = None) -> Tap:
     """The penultimate embedding: the input of the last linear layer, or of the layer named.
 

@@ -11,6 +11,8 @@ from torch import nn
 
 from theriac.core.errors import InputError
 from theriac.core.files import load_tensors_safely
+from theriac.core.paths import as_path
+from theriac.core.ranges import typed
 from theriac.models.classifier import Classifier
 from theriac.models.store import fit_state, read_tensors
 
@@ -21,6 +23,7 @@ _HEADS = ("linear", "fc", "classifier", "head", "output", "last_linear")
 M = TypeVar("M", bound=nn.Module)
 
 
+@typed("model", "source")
 def load_weights(model: M, source: str | Path | Mapping[str, Any]) -> M:
     """Load a checkpoint from elsewhere into ``model``, in place.
 
@@ -48,7 +51,7 @@ def load_weights(model: M, source: str | Path | Mapping[str, Any]) -> M:
         [[1.0, 0.0], [0.0, 1.0]]
     """
     where = "the state dict" if isinstance(source, Mapping) else str(source)
-    state = _unwrap(source if isinstance(source, Mapping) else _read(Path(source)), where)
+    state = _unwrap(source if isinstance(source, Mapping) else _read(as_path("source", source)), where)
     bare = isinstance(model, Classifier) and not any("prepare." in name for name in state)
     target: nn.Module = model.get_submodule("net") if bare else model
     own = target.state_dict()

@@ -18,7 +18,7 @@ from theriac.core.errors import ClassWarning, InputError, UnfairPairingError
 from theriac.core.method import Method
 from theriac.core.outcome import Outcome
 from theriac.core.poisoned import as_clean
-from theriac.core.run import Run
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.data.align import align_to
 from theriac.metrics import ClassCount
@@ -70,7 +70,7 @@ class Repair(Method):
             UneditableError: If a layer's weight can't be changed so that the function follows: quantized, lazy, on the device
                 "meta", in TorchScript, or under a parametrization that takes no given weight; names the layer.
         """
-        run = run or Run()
+        run = as_run(run)
         method = self._informed(clean, trigger, target)
         rows = None if clean is None else align_to(as_clean(clean), model)
         given: nn.Module = model if isinstance(model, nn.Module) else getattr(model, "model", model)
@@ -81,7 +81,7 @@ class Repair(Method):
         refuse_fixed(given)
         run.outcome = None
         began = time.perf_counter()
-        with run.listening() as heard, eager(given):
+        with run.listening() as heard, eager(given), run.progress(self.title):
             fixed = arrange(duplicate(given).to(run.device), run).eval()
             warn_unsavable(fixed)
             before: tuple[ClassCount, ...] = ()

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
+from theriac.core.ranges import Count, Fraction, NonNegative, Positive
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.classifier import to_input
@@ -64,27 +64,23 @@ class D3(Repair):
     source: ClassVar[str] = "arXiv:2411.09585"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
 
-    lam: float = 0.5  # released config; the paper's summary says 10
-    weight: float = 1.0  # ours: of the distance; 0 leaves a new head and fine-tuning, the control
-    eps: float = 0.1  # config and paper: clean loss below which a row exerts no pull
+    lam: Positive = 0.5  # released config; the paper's summary says 10
+    weight: NonNegative = 1.0  # ours: of the distance; 0 leaves a new head and fine-tuning, the control
+    eps: NonNegative = 0.1  # config and paper: clean loss below which a row exerts no pull
     hinge: Literal["sample", "mean"] = "sample"  # code; the paper's formula is the hinge of the mean
     layers: str | tuple[str, ...] = "classifier"  # config: the linear layer
     init: Init = "random"  # code's default: U(-0.5, 0.5), rescaled to ||W0||
     measure: Literal["euclidean", "unsigned", "gram", "pullback"] = "euclidean"  # code; the others are ours
-    ridge: float = 0.1  # ours, of "pullback": in units of the old features' mean variance
+    ridge: Positive = 0.1  # ours, of "pullback": in units of the old features' mean variance
     views: Literal["rows", "blends"] = "rows"  # ours, of "pullback": the inputs on which the networks are compared
-    epochs: int = 100  # config
-    batch_size: int = 256  # config
-    lr: float = 0.01  # config
-    momentum: float = 0.9  # code
-    weight_decay: float = 0.0  # the code ignores the config's 5e-4
+    epochs: Count = 100  # config
+    batch_size: Count = 256  # config
+    lr: Positive = 0.01  # config
+    momentum: Fraction = 0.9  # code
+    weight_decay: NonNegative = 0.0  # the code ignores the config's 5e-4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check.positive("lam", self.lam)
-        check.positive("eps", self.eps, zero=True)
-        check.positive("weight", self.weight, zero=True)
-        check.positive("ridge", self.ridge)
         if self.measure == "pullback" and self.layers != "classifier":
             raise InputError(f"layers is {self.layers!r}; measure 'pullback' compares classifiers, expected 'classifier'")
         if self.views == "blends" and self.measure != "pullback":

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from theriac.core.method import Needs, preset, register
+from theriac.core.ranges import Count, Fraction, NonNegative, Positive
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.classifier import to_input
@@ -48,11 +49,11 @@ class FST(Repair):
     alpha: float = 0.2  # official code, CIFAR-10 (its README: 0.1 to 0.2)
     layers: str | tuple[str, ...] = "classifier"  # official code: the linear layer
     init: Init = "torch"  # official code re-initializes the layer, bias included
-    epochs: int = 10  # official code
-    batch_size: int = 128  # official code's default
-    lr: float = 0.01  # official code
-    momentum: float = 0.9  # official code
-    weight_decay: float = 0.0  # official code: SGD without decay
+    epochs: Count = 10  # official code
+    batch_size: Count = 128  # official code's default
+    lr: Positive = 0.01  # official code
+    momentum: Fraction = 0.9  # official code
+    weight_decay: NonNegative = 0.0  # official code: SGD without decay
 
     @classmethod
     @preset

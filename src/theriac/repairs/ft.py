@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from theriac.core.method import Needs, preset, register
+from theriac.core.ranges import Count, Fraction, NonNegative, Positive
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.repairs.base import Repair
@@ -38,11 +39,11 @@ class FT(Repair):
     title: ClassVar[str] = "FT"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
 
-    epochs: int = 100  # BackdoorBench @ f02e353, config/defense/ft
-    batch_size: int = 256  # same
-    lr: float = 0.01  # same
-    momentum: float = 0.9  # same
-    weight_decay: float = 5e-4  # same
+    epochs: Count = 100  # BackdoorBench @ f02e353, config/defense/ft
+    batch_size: Count = 256  # same
+    lr: Positive = 0.01  # same
+    momentum: Fraction = 0.9  # same
+    weight_decay: NonNegative = 5e-4  # same
 
     @classmethod
     @preset

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
+from theriac.core.ranges import Count, NonNegative, Positive
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.classifier import to_input
@@ -62,28 +62,22 @@ class SAU(Repair):
     source: ClassVar[str] = "arXiv:2307.10562"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
 
-    rounds: int = 100  # official configs of CIFAR-10, CIFAR-100 and GTSRB; 20 for Tiny-ImageNet
-    batch_size: int = 256  # official config
-    lr: float = 1e-4  # official config; constant, its scheduler never steps
-    radius: float = 0.2  # official config (trigger_norm), pixels in [0, 1]
+    rounds: Count = 100  # official configs of CIFAR-10, CIFAR-100 and GTSRB; 20 for Tiny-ImageNet
+    batch_size: Count = 256  # official config
+    lr: Positive = 1e-4  # official config; constant, its scheduler never steps
+    radius: Positive = 0.2  # official config (trigger_norm), pixels in [0, 1]
     ball: Literal["linf", "l2", "l1", "none"] = "linf"  # official config
-    steps: int = 5  # official config (adv_steps)
-    step_size: float = 0.2  # official config (adv_lr)
+    steps: Count = 5  # official config (adv_steps)
+    step_size: Positive = 0.2  # official config (adv_lr)
     start: Literal["max", "min", "zero", "random"] = "max"  # official config (pgd_init)
-    adversarial: float = 0.01  # lambda_3 of the paper, beta_1 of the code
-    sharing: float = 1.0  # lambda_4 of the paper, beta_2 of the code
-    clean: float = 1.0  # lambda_1 of the paper
-    unlearning: float = 1.0  # lambda_2 of the paper, lmd_3 of the code
+    adversarial: NonNegative = 0.01  # lambda_3 of the paper, beta_1 of the code
+    sharing: NonNegative = 1.0  # lambda_4 of the paper, beta_2 of the code
+    clean: NonNegative = 1.0  # lambda_1 of the paper
+    unlearning: NonNegative = 1.0  # lambda_2 of the paper, lmd_3 of the code
     norm: Literal["eval", "train"] = "eval"  # BatchNorm in the outer step; the code's default freezes it
     clip: bool = False  # keep perturbed pixels in [0, 1]; the code does not
     # the code runs in float32, and inner steps take signs of gradients near zero; "run" takes bf16 where the hardware has it
     precision: Literal["fp32", "run"] = "fp32"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.positive("radius", self.radius)
-        check.whole("steps", self.steps, 1)
-        check.whole("rounds", self.rounds, 1)
 
     @classmethod
     @preset

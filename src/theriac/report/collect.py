@@ -63,7 +63,7 @@ def provenance(
         model: Architecture with its options, in words.
         recipe: Training recipe, in words.
         command: What to type to do it again.
-        started: ``time.time()`` at the start; gives the whole duration too.
+        started: ``time.time()`` at the start; with it, the record holds how old the run is, too.
         times: Seconds by what was done.
     """
     return Provenance(
@@ -75,11 +75,18 @@ def provenance(
         device=str(run.device),
         precision=run.precision_reason,
         threads=torch.get_num_threads(),
-        started="" if started is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        seconds=None if started is None else round(time.time() - started, 1),
+        started="" if started is None else _utc(started),
+        seconds=None if started is None else round(time.monotonic() - run.began, 1),
         command=kept(command),
         times=[Timing(what=what, seconds=round(seconds, 2)) for what, seconds in (times or {}).items()],
     )
+
+
+def _utc(moment: float) -> str:
+    try:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
+    except (OverflowError, OSError, ValueError):  # a clock that is set to no year at all
+        return ""
 
 
 def kept(text: str) -> str:

@@ -13,6 +13,8 @@ from markupsafe import Markup
 from theriac.core.errors import InputError, TheriacError
 from theriac.core.files import write_atomically
 from theriac.core.method import create
+from theriac.core.paths import as_path
+from theriac.core.ranges import typed
 from theriac.core.text import clean, seconds
 from theriac.metrics import Rate
 from theriac.report import charts, findings, logs, tables
@@ -21,6 +23,7 @@ from theriac.report.records import ByClass, Exhibit, Result, Study
 PAGE = "report.html"
 
 
+@typed("path")
 def write(study: Study | str | Path, path: str | Path | None = None) -> Path:
     """Write the report of a study.
 
@@ -41,12 +44,13 @@ def write(study: Study | str | Path, path: str | Path | None = None) -> Path:
     else:
         found = Study.read(study)
         path = (Path(study).parent if Path(study).suffix == ".json" else Path(study)) if path is None else path
-    path = Path(path)
+    path = as_path("path", path)
     target = path if path.suffix in (".html", ".htm") else path / PAGE
     text = html(found)
     return write_atomically(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+@typed()
 def html(study: Study) -> str:
     """The page as text."""
     text: str = _environment().get_template("report.html.j2").render(view(study))

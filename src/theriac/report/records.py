@@ -16,6 +16,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from theriac.core.errors import InputError
 from theriac.core.files import read_json, write_json
 from theriac.core.outcome import Status
+from theriac.core.paths import as_path
+from theriac.core.ranges import Seed
 from theriac.metrics import ClassCount, Comparison, Difference, Evaluation, Rate, compare, degenerate
 from theriac.report.fields import Count, Long, Number, Plain, Png, Seconds, Short
 
@@ -248,8 +250,8 @@ class Timing(Record):
 class Provenance(Record):
     """What is needed to do it again, and to judge its timings."""
 
-    seed: Count = 0
-    seeds: list[Count] = []  # of all runs, where there are several
+    seed: Seed = 0
+    seeds: list[Seed] = []  # of all runs, where there are several
     model: Long = ""
     recipe: Long = ""
     versions: dict[str, Short] = {}
@@ -325,5 +327,5 @@ class Study(Record):
 
 
 def _file(path: str | Path) -> Path:
-    path = Path(path)
+    path = as_path("path", path)
     return path if path.suffix == ".json" else path / FILE

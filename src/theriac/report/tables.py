@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from theriac.core.ranges import typed
 from theriac.core.text import line
 from theriac.metrics import Rate
 from theriac.report.findings import percent, title_of, verdict
@@ -66,6 +67,7 @@ def _group(results: Sequence[Result]) -> Iterator[Row]:
         yield Row(first.victim, "benign control", control, "control")
 
 
+@typed()
 def table(results: Study | Sequence[Result], title: str = "") -> Table:
     """A rich table with counts and 95 % intervals, 80 columns wide.
 
@@ -106,6 +108,7 @@ def _cell(rate: Rate | None) -> Text:
     return told.append(f"\n{100 * low:.1f} to {100 * high:.1f}", "dim not bold")
 
 
+@typed()
 def markdown(results: Study | Sequence[Result]) -> str:
     """A Markdown table with counts and 95 % intervals; texts from outside are escaped."""
     head = ["victim", "model", *COLUMNS, "DER", "finding", "seconds"]

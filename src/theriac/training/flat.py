@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from theriac.core.run import Run
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models.classifier import to_input
 from theriac.training._parallel import average
@@ -116,7 +116,7 @@ def sharpness(model: nn.Module, split: Split, rho: float, *, run: Run | None = N
         run: Device.
         batch_size: Rows per pass.
     """
-    run = run or Run()
+    run = as_run(run)
     model, here = model.to(run.device), split.to(run.device)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

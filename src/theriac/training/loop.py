@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 
 from theriac.core.card import Augment
 from theriac.core.errors import InputError, TheriacError
+from theriac.core.ranges import typed
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data.augment import augment
@@ -33,6 +34,7 @@ class DivergedError(TheriacError):
     """The loss became NaN or infinite; the weights of that epoch are not kept."""
 
 
+@typed()
 def loop(
     model: nn.Module,
     split: Split,
@@ -107,8 +109,7 @@ def loop(
         beside = [thing for thing in (extra_state or {}).values() if isinstance(thing, nn.Module)]
         step = sam_step(lambda n: recipe.rho_at(n, per_epoch), step=step, adaptive=recipe.sam_adaptive, beside=beside)
     ranks = _parallel.Ranks(model)
-    with run.progress(label, recipe.epochs * per_epoch) as tick:
-        tick(start * per_epoch)
+    with run.progress(label, recipe.epochs * per_epoch, done=start * per_epoch) as tick:
         for epoch in range(start, recipe.epochs):
             began = time.perf_counter()
             set_mode(model, recipe.norm)
@@ -155,7 +156,7 @@ def loop(
                     f"{label}: the loss became {means['loss']} in epoch {epoch + 1} at learning rate {lr:.3g}; "
                     "take a lower one, or check the data"
                 )
-            seconds = time.perf_counter() - began
+            seconds = max(1e-9, time.perf_counter() - began)
             extra = dict(after_epoch(epoch) or {}) if after_epoch is not None else {}
             if stopped:
                 extra["stopped"] = number + 1
@@ -170,6 +171,7 @@ def loop(
     return model.eval()
 
 
+@typed()
 def set_mode(model: nn.Module, norm: str) -> None:
     """Train mode; with ``norm="eval"`` BatchNorm layers keep using and keeping their stored statistics."""
     model.train()

@@ -6,7 +6,8 @@ from torch import nn
 
 from theriac.core.errors import InputError
 from theriac.core.poisoned import Poisoned
-from theriac.core.run import Run
+from theriac.core.ranges import typed
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.data.align import align_to
 from theriac.models import Buildable, make
@@ -15,6 +16,7 @@ from theriac.training.recipes import Recipe
 from theriac.training.recipes import recipe as named
 
 
+@typed("build", "data")
 def train(build: Buildable, data: Split | Poisoned, *, recipe: str | Recipe = "fast_8", run: Run | None = None) -> nn.Module:
     """Train a fresh model.
 
@@ -30,7 +32,7 @@ def train(build: Buildable, data: Split | Poisoned, *, recipe: str | Recipe = "f
     Raises:
         InputError: If the rows hold a single class, or the model does not fit them.
     """
-    run = run or Run()
+    run = as_run(run)
     if not isinstance(data, (Split, Poisoned)):
         raise InputError(f"data is a {type(data).__name__}; expected a Split or a Poisoned")
     split = align_to(data.split if isinstance(data, Poisoned) else data, build)

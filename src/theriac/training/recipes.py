@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from theriac.core import check
 from theriac.core.card import Augment
 from theriac.core.errors import unknown
+from theriac.core.ranges import Count, Fraction, NonNegative, Positive, check_fields, typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,41 +18,28 @@ class Recipe:
     """How to train. ``batch_size`` counts all ranks together under data-parallel training."""
 
     name: str = "custom"
-    epochs: int
-    batch_size: int = 128
+    epochs: Count
+    batch_size: Count = 128
     optimizer: Literal["sgd", "adam"] = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9  # of SGD
+    lr: Positive = 0.1
+    momentum: Fraction = 0.9  # of SGD
     nesterov: bool = False
     amsgrad: bool = False  # of Adam
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     schedule: Literal["constant", "cosine", "one_cycle", "multistep"] = "cosine"
-    warmup: float = 0.25  # share of the steps that one_cycle climbs
-    milestones: tuple[float, ...] = ()  # shares of the epochs at which multistep divides lr by 10
+    warmup: Fraction = 0.25  # share of the steps that one_cycle climbs
+    milestones: tuple[Fraction, ...] = ()  # shares of the epochs at which multistep divides lr by 10
     augment: Augment | Literal["card", "none"] = "card"
     drop_last: bool = False
     norm: Literal["train", "eval"] = "train"  # BatchNorm: use and update batch statistics, or keep the stored ones
     precision: Literal["run", "fp32"] = "run"
-    clip_norm: float = 0.0  # largest gradient norm; 0 = no clipping
-    sam_rho: float = 0.0  # radius of sharpness-aware steps (theriac.training.flat), which cost twice as much; 0 = plain steps
-    sam_ramp: float = 0.1  # share of the steps over which that radius grows
+    clip_norm: NonNegative = 0.0  # largest gradient norm; 0 = no clipping
+    sam_rho: NonNegative = 0.0  # radius of sharpness-aware steps (theriac.training.flat), which cost double; 0 = plain steps
+    sam_ramp: Fraction = 0.1  # share of the steps over which that radius grows
     sam_adaptive: bool = False  # ASAM's norm
 
     def __post_init__(self) -> None:
-        check.choices(self)
-        if isinstance(self.augment, str):
-            check.one_of("augment", self.augment, ("card", "none"))
-        for share in self.milestones:
-            check.between("milestones", share, 0, 1)
-        check.positive("clip_norm", self.clip_norm, zero=True)
-        check.positive("sam_rho", self.sam_rho, zero=True)
-        check.between("sam_ramp", self.sam_ramp, 0, 1)
-        check.whole("epochs", self.epochs, 1)
-        check.whole("batch_size", self.batch_size, 1)
-        check.positive("lr", self.lr)
-        check.positive("weight_decay", self.weight_decay, zero=True)
-        check.between("momentum", self.momentum, 0, 1)
-        check.between("warmup", self.warmup, 0, 1)
+        check_fields(self)
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with some fields changed."""
@@ -92,6 +79,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+@typed()
 def recipe(name: str | Recipe) -> Recipe:
     """A recipe by name: a family and its epochs, such as ``paper_100``, ``fast_8`` or ``adam_30``.
 

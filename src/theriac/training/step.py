@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from theriac.core.ranges import typed
 from theriac.core.run import Run
 
 
@@ -32,6 +33,7 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 Step = Callable[[nn.Module, Batch], StepResult]
 
 
+@typed()
 def cross_entropy_step(model: nn.Module, batch: Batch) -> StepResult:
     """Plain training: mean cross-entropy, with the accuracy beside it."""
     logits = model(batch.x)

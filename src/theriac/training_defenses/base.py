@@ -12,7 +12,7 @@ from torch import nn
 from theriac.core.errors import InputError
 from theriac.core.method import Method
 from theriac.core.poisoned import Poisoned
-from theriac.core.run import Run
+from theriac.core.run import Run, as_run
 from theriac.core.split import Data, Split
 from theriac.data.align import align_to
 from theriac.models import Buildable
@@ -56,9 +56,10 @@ class TrainingDefense(Method):
             raise InputError(f"split is a {type(split).__name__}; expected a Split (theriac.Split(x, y) makes one)")
         if int((split.count() > 0).sum()) < 2:
             raise InputError(f"the {len(split)} training rows hold one class only; a classifier needs at least two")
-        run = run or Run()
+        run = as_run(run)
         began = time.perf_counter()
-        model = self._fit(build, align_to(split, build), run)
+        with run.progress(self.title):
+            model = self._fit(build, align_to(split, build), run)
         run.event("fitted", method=self.name, seconds=round(time.perf_counter() - began, 3), rows=len(split))
         return model.eval()
 

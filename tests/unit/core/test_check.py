@@ -12,6 +12,7 @@ from torch import nn
 
 from theriac.core import check
 from theriac.core.errors import InputError, TheriacError, UnfairPairingError, UnsafeFileError, unknown
+from theriac.core.ranges import check_fields
 
 
 @pytest.mark.parametrize("value", [0, 1, 0.5, 0.0, 1.0])
@@ -69,9 +70,9 @@ def test_choices_of_a_dataclass():
         level: Literal[1, 2] = 1
         free: str = "anything"
 
-    check.choices(Record())
+    check_fields(Record())
     with pytest.raises(InputError, match="unknown level '3'"):
-        check.choices(Record(level=3))
+        check_fields(Record(level=3))
 
 
 class Says(nn.Module):

@@ -376,10 +376,9 @@ def test_quiet_is_quiet(split, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_quiet_is_the_default_without_a_terminal(monkeypatch):
-    assert Run(device="cpu").quiet
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    assert not Run(device="cpu").quiet
+def test_fast_work_without_a_terminal_says_nothing(split, capsys):
+    loop(small_net(), split, Run(precision="fp32", device="cpu"), Recipe(epochs=1, batch_size=25, lr=0.1))
+    assert capsys.readouterr().err == ""
 
 
 def test_the_bar_counts_every_step_and_shows_loss_and_rate(split, monkeypatch):
@@ -394,6 +393,7 @@ def test_the_bar_counts_every_step_and_shows_loss_and_rate(split, monkeypatch):
         update(self, task, **fields)
 
     monkeypatch.setattr(Progress, "update", spy)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     run = Run(precision="fp32", device="cpu", quiet=False)
     loop(small_net(), split, run, Recipe(epochs=2, batch_size=25, lr=0.1))
     assert sum(advanced) == 4

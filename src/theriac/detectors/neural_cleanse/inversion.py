@@ -21,7 +21,8 @@ from torch import nn
 
 from theriac.core.errors import InputError
 from theriac.core.poisoned import as_clean
-from theriac.core.run import Run
+from theriac.core.ranges import Count, typed
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.detectors.neural_cleanse.search import Schedule, Search, frozen
 
@@ -86,6 +87,7 @@ def anomaly_index(norms: torch.Tensor) -> torch.Tensor:
     return off / spread if spread > 0 else torch.zeros_like(off)
 
 
+@typed("clean")
 def invert(
     model: nn.Module,
     clean: Split,
@@ -93,7 +95,7 @@ def invert(
     schedule: Schedule | None = None,
     labels: Sequence[int] | None = None,
     *,
-    rows_per_pass: int = 2048,
+    rows_per_pass: Count = 2048,
 ) -> Inverted:
     """Search the smallest patch for each class.
 
@@ -108,7 +110,7 @@ def invert(
     Raises:
         InputError: On a table, or a label that is not a class.
     """
-    run, schedule, clean = run or Run(), schedule or Schedule(), as_clean(clean)
+    run, schedule, clean = as_run(run), schedule or Schedule(), as_clean(clean)
     if clean.is_table:
         raise InputError(f"{clean.card.name!r} is a table; patches are searched on images")
     wanted = tuple(range(clean.num_classes)) if labels is None else tuple(int(k) for k in labels)

@@ -7,13 +7,14 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from theriac.core import check
+from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Whole, check_fields
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.classifier import to_input
@@ -27,33 +28,26 @@ MOVING = ("mask", "pattern", "cost", "best", "good_rounds", "ups", "downs", "sta
 class Schedule:
     """How to search. The defaults are the authors'."""
 
-    rounds: int = 1000  # authors ("steps")
-    batch_size: int = 32  # authors; 0 = all rows at once
-    batches: int = 31  # authors: mini-batches a round (1000 rows); 0 = as many as cover the rows once
-    lr: float = 0.1  # Adam; authors and BackdoorBench
-    betas: tuple[float, float] = (0.5, 0.9)  # same
-    threshold: float = 0.99  # authors: share of rows that must go to the class
-    cost: float = 1e-3  # authors and BackdoorBench
+    rounds: Count = 1000  # authors ("steps")
+    batch_size: Whole = 32  # authors; 0 = all rows at once
+    batches: Whole = 31  # authors: mini-batches a round (1000 rows); 0 = as many as cover the rows once
+    lr: Positive = 0.1  # Adam; authors and BackdoorBench
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.9)  # same
+    threshold: Fraction = 0.99  # authors: share of rows that must go to the class
+    cost: NonNegative = 1e-3  # authors and BackdoorBench
     delayed: bool = True  # authors: the cost is zero until `patience` rounds in a row were good
-    patience: int = 5  # rounds in a row before the cost changes; both
-    up: float = 2.0  # both
-    down: float = 2.0**1.5  # both
-    stop_patience: int = 25  # rounds without a smaller mask before a class stops, once its cost moved both ways; both
-    stop_ratio: float = 1.0  # authors: "smaller" means below this multiple of the best so far
-    outlier: float = 2.0  # authors: a flagged class has an anomaly index above this ...
-    ratio: float = 1.0  # ... and a mask below this multiple of the median
+    patience: Count = 5  # rounds in a row before the cost changes; both
+    up: Positive = 2.0  # both
+    down: Positive = 2.0**1.5  # both
+    stop_patience: Count = 25  # rounds without a smaller mask before a class stops, once its cost moved both ways; both
+    stop_ratio: Positive = 1.0  # authors: "smaller" means below this multiple of the best so far
+    outlier: NonNegative = 2.0  # authors: a flagged class has an anomaly index above this ...
+    ratio: Fraction = 1.0  # ... and a mask below this multiple of the median
     start: Literal["uniform", "ones", "small"] = "uniform"  # authors: uniform
-    restarts: int = 1  # searches per class, of which the smallest that works counts
+    restarts: Count = 1  # searches per class, of which the smallest that works counts
 
     def __post_init__(self) -> None:
-        check.whole("rounds", self.rounds, 1)
-        check.whole("batch_size", self.batch_size, 0)
-        check.whole("batches", self.batches, 0)
-        check.whole("restarts", self.restarts, 1)
-        check.positive("lr", self.lr)
-        check.between("threshold", self.threshold, 0, 1)
-        check.between("ratio", self.ratio, 0, 1)
-        check.positive("outlier", self.outlier, zero=True)
+        check_fields(self)
 
     def replace(self, **changes: Any) -> Schedule:
         """A copy with some fields changed."""
@@ -150,8 +144,7 @@ class Search:
         decides = checkpoint.fingerprint(self.schedule, self.clean, self.run, self.model, self.labels)
         keeper = checkpoint.Keeper(self.run, "inversion-search", decides, self.model, optimizer, {"search": self})
         keeper.restore()
-        with self.run.progress("inversion", self.schedule.rounds) as tick:
-            tick(self.rounds)
+        with self.run.progress("inversion", self.schedule.rounds, done=self.rounds) as tick:
             while self.rounds < self.schedule.rounds and len(self.live):
                 number, live = self.rounds, self.live
                 success = torch.zeros(len(live), dtype=self.dtype, device=self.y.device)

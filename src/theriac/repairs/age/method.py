@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from theriac.core import check
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, shortened
 from theriac.core.method import Needs, preset, register
 from theriac.core.outcome import Outcome
+from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.detectors.neural_cleanse import Schedule, invert
@@ -83,44 +84,31 @@ class AGE(Repair):
 
     rule: Literal["auto", "E1", "E2", "E2r", "E3", "E4", "E5", "E6", "none"] = "auto"  # ours: chosen on tuning victims
     scope: str | tuple[str, ...] = "auto"  # ours: "head", "later", names of layers; "auto" is the head unless the rule is auto
-    fallback: float = 0.2  # ours, of "auto"; 0.11 was the most on CIFAR-10 tuning victims, 0.23 the least where it failed
+    fallback: Fraction = 0.2  # ours, of "auto"; 0.11 was the most on CIFAR-10 tuning victims, 0.23 the least where it failed
     retrain: Literal["R0", "R1", "R1t", "R2", "R4", "R5"] = "R4"  # ours: R1 revived the backdoor in the pilot
     knowledge: Literal["known", "inverted", "target", "scan"] = "inverted"  # BDK, and three readings of "without"
-    target: int | None = None  # the attack's class, where it is known
-    per_class: int = 10  # paper: "a handful"; the number is ours; 0 = all rows given
+    target: Whole | None = None  # the attack's class, where it is known
+    per_class: Whole = 10  # paper: "a handful"; the number is ours; 0 = all rows given
     strengths: tuple[float, ...] = ()  # grid walked upward; empty = the rule's own
-    proxy: float = 0.05  # ours: share of triggered rows that may still go to the target
-    alpha: float = 1.2  # ours, of E3
-    rank: int = 1  # ours, of E5 and E6: how many directions are edited
-    shrink: float = 0.5  # ours: E6's gamma is multiplied by this for every layer further from the head
-    epochs: int = 20  # ours, as all of the repair
-    lr: float = 0.01  # ours, as the next three: usual for fine-tuning a head
-    batch_size: int = 32  # ours; all rows if there are fewer
-    momentum: float = 0.9  # ours
-    weight_decay: float = 5e-4  # ours
+    proxy: Fraction = 0.05  # ours: share of triggered rows that may still go to the target
+    alpha: Positive = 1.2  # ours, of E3
+    rank: Count = 1  # ours, of E5 and E6: how many directions are edited
+    shrink: Fraction = 0.5  # ours: E6's gamma is multiplied by this for every layer further from the head
+    epochs: Count = 20  # ours, as all of the repair
+    lr: Positive = 0.01  # ours, as the next three: usual for fine-tuning a head
+    batch_size: Count = 32  # ours; all rows if there are fewer
+    momentum: Fraction = 0.9  # ours
+    weight_decay: NonNegative = 5e-4  # ours
     search: Literal["few_samples", "official", "bench"] = "few_samples"  # Neural Cleanse: ours, the authors', BackdoorBench's
-    search_rounds: int = 0  # 0 = the schedule's own
-    search_rows: int = 100  # ours: rows of the handful that the search uses at most; its cost is rows x classes
-    restarts: int = 1  # searches a class
+    search_rounds: Whole = 0  # 0 = the schedule's own
+    search_rows: Count = 100  # ours: rows of the handful that the search uses at most; its cost is rows x classes
+    restarts: Count = 1  # searches a class
     guess: bool = False  # go on with the smallest working patch when no class stands out
 
     def __post_init__(self) -> None:
-        check.one_of("rule", self.rule, ("auto", *GRIDS))
-        check.one_of("retrain", self.retrain, ("R0", "R1", "R1t", "R2", "R4", "R5"))
-        check.one_of("knowledge", self.knowledge, ("known", "inverted", "target", "scan"))
-        check.one_of("search", self.search, ("few_samples", "official", "bench"))
-        for name in ("per_class", "search_rounds"):
-            check.whole(name, getattr(self, name), 0)
-        for name in ("rank", "epochs", "search_rows", "restarts"):
-            check.whole(name, getattr(self, name), 1)
-        for name in ("proxy", "fallback"):
-            check.between(name, getattr(self, name), 0, 1)
-        check.positive("alpha", self.alpha)
-        check.between("shrink", self.shrink, 0, 1)
+        super().__post_init__()
         for strength in self.strengths:
             check.between("strengths", strength, 0, 10 if self.rule in ("auto", "E5", "E6") else 1)
-        if self.target is not None:
-            check.whole("target", self.target, 0)
         if self.rule in HEAD_ONLY and self.scope not in ("auto", "head"):
             raise InputError(f"scope is {self.scope!r}; rule {self.rule} edits the head only")
         if self.knowledge in ("target", "scan") and (self.retrain in NEEDS_TRIGGER or self.rank > 1):
@@ -163,6 +151,12 @@ class AGE(Repair):
             trigger: An attack, a Planted, a Victim, a Poisoned, or a function from stored rows to stored rows (uint8 images).
             target: The attack's class; None asks the attack, or, for a function, takes the class that most rows go to.
         """
+        stamps = any(hasattr(trigger, name) for name in ("planted", "plant_for", "stamp")) or callable(trigger)
+        if not stamps or isinstance(trigger, type):
+            raise InputError(
+                f"trigger is {shortened(trigger)}; expected an attack such as BadNets(), a Planted, a Victim, a Poisoned, or a "
+                "function from stored rows to stored rows"
+            )
         known = self.replace(knowledge="known", target=self.target if target is None else target)
         object.__setattr__(known, "trigger", trigger)
         return known
@@ -251,7 +245,7 @@ class AGE(Repair):
         """Up the grid until the proxy holds, after the edit and after the repair; from the unedited weights each time."""
         grid, accepted = self.strengths or GRIDS[self.rule], False
         best: tuple[float, State, dict[str, Any], Measured] | None = None
-        for strength in grid:
+        for strength in run.each("strengths", grid):
             stage.reset()
             held, layers = self._edit(stage, case, strength)
             if not held:
@@ -322,7 +316,7 @@ class AGE(Repair):
     def _scan(self, stage: Stage, pool: Split, run: Run) -> Case | None:
         """Forget each class in turn and keep the one that takes the least change of weights."""
         cheapest: tuple[float, Case] | None = None
-        for label in pool.count().nonzero().flatten().tolist():
+        for label in run.each("classes", pool.count().nonzero().flatten().tolist()):
             case = from_class(label, pool)
             lifted = stage.lift_case(case)
             for strength in self.strengths or GRIDS[self.rule]:

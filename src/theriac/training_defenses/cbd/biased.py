@@ -35,7 +35,7 @@ def outputs(model: nn.Module, split: Split, run: Run, batch_size: int = 512) -> 
     was_training = model.training
     model.eval()
     parts = []
-    for at in split.batches(batch_size):
+    for at in run.each("outputs", split.batches(batch_size), len(split) // batch_size + 1):
         with run.autocast():
             parts.append(wide(model(to_input(split.rows(at).to(run.device)))))
     model.train(was_training)

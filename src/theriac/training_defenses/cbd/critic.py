@@ -184,7 +184,7 @@ def critic_pass(
     """
     order = torch.randperm(len(split), generator=run.generator("order", "cbd_critic", epoch))
     draws = run.generator("augment", "cbd_critic", epoch)
-    for number, at in enumerate(order.split(batch_size)):
+    for number, at in enumerate(run.each("critic pass", order.split(batch_size))):
         if len(at) < 2:
             continue
         rows = split.rows(at)

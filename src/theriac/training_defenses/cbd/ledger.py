@@ -69,7 +69,7 @@ class Biased:
         """CE_B (B,) and r (B, h; h = 0 where nobody needs it) of model inputs, labels and positions of rows; no gradients."""
         if self.cached:
             if self.cache is None:
-                parts = [self._once(at) for at in self.split.batches(512)]
+                parts = [self._once(at) for at in self.run.each("losses of the biased model", self.split.batches(512))]
                 self.cache = torch.cat([ce for ce, _ in parts]), torch.cat([r for _, r in parts])
             return self.cache[0][position], self.cache[1][position]
         logits, r = self._forward(x)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from theriac.core import check
 from theriac.core.card import Augment, Card
 from theriac.core.method import Needs, preset, register
+from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Share, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, features
@@ -70,47 +71,32 @@ class CBD(TrainingDefense):
     source: ClassVar[str] = "arXiv:2303.06818"
     needs: ClassVar[Needs] = Needs(training_control=True, labels=True)
 
-    stage1_steps: int = 3910  # code: 5 epochs of 782 steps; with a target: at most so many
-    stage1_target: float = 0.0  # ours: stop stage 1 when this share of rows has CE_B under the threshold; 0 = take all steps
+    stage1_steps: Count = 3910  # code: 5 epochs of 782 steps; with a target: at most so many
+    stage1_target: Fraction = 0.0  # ours: stop stage 1 when this share of rows has CE_B under the threshold; 0 = take all steps
     stage1_until: Literal["target", "healthy"] = "target"  # ours: "healthy" goes on while the check calls f_B underfit
-    stage1_lr: float = 0.1  # code, constant
-    stage1_drop: float = 0.0  # ours: share of stage 1's passes, its last ones, at a tenth of stage1_lr; code: 0
-    threshold: float = 0.1  # ours: of CE_B, for the target and the health check
-    epochs: int = 100  # code, stage 2
-    batch_size: int = 64  # code
-    lr: float = 0.1  # code, stage 2: divided by 10 at 20 % and 70 % of the epochs (20 and 70 of 100)
-    momentum: float = 0.9  # code, Nesterov
-    weight_decay: float = 1e-4  # code
-    cutout: int = 2  # code: its "Cutout(1, 3)" clears 2 x 2 pixels at 32; in proportion elsewhere, rounded down
+    stage1_lr: Positive = 0.1  # code, constant
+    stage1_drop: Fraction = 0.0  # ours: share of stage 1's passes, its last ones, at a tenth of stage1_lr; code: 0
+    threshold: Positive = 0.1  # ours: of CE_B, for the target and the health check
+    epochs: Count = 100  # code, stage 2
+    batch_size: Count = 64  # code
+    lr: Positive = 0.1  # code, stage 2: divided by 10 at 20 % and 70 % of the epochs (20 and 70 of 100)
+    momentum: Fraction = 0.9  # code, Nesterov
+    weight_decay: NonNegative = 1e-4  # code
+    cutout: Whole = 2  # code: its "Cutout(1, 3)" clears 2 x 2 pixels at 32; in proportion elsewhere, rounded down
     input_norm: Literal["none", "card"] = "none"  # code: none; "card" lets networks built by name normalize as usual
     rescale: bool = True  # code: weights rescaled to batch mean 1; the paper's formula is not (grade R)
-    mi: float = 0.0  # c in E = c * (mean score of pairs - of shuffled pairs); code's default: no critic; 0.01 when switched on
-    critic_lr: float = 1e-3  # of Adam; ours for `paper`: four times as sensitive as the code's 0.2 (measured)
-    critic_drop_every: int = 0  # epochs between divisions of critic_lr by 10; code: 20
+    mi: NonNegative = 0.0  # c in E = c * (mean score of pairs - of shuffled pairs); code: no critic, or 0.01
+    critic_lr: Positive = 1e-3  # of Adam; ours for `paper`: four times as sensitive as the code's 0.2 (measured)
+    critic_drop_every: Whole = 0  # epochs between divisions of critic_lr by 10; code: 20
     critic_norm: Literal["spectral", "root"] = "spectral"  # code divides by the square root of the norm, biases too
-    critic_dropout: float = 0.2  # code, active in all phases
+    critic_dropout: Annotated[float, Field(ge=0, le=0.99)] = 0.2  # code, active in all phases
     alternate: Literal["step", "epoch"] = "step"  # grade R for the paper; code: an epoch of critic steps, then one of f_C
-    beta: float = 0.0  # of half the squared norm of f_C's embedding; absent from the code
+    beta: NonNegative = 0.0  # of half the squared norm of f_C's embedding; absent from the code
     biased_loss: Literal["ce", "gce"] = "ce"  # "gce" is ours
-    q: float = 0.7  # of gce; LfF's value (grade R)
+    q: Share = 0.7  # of gce; LfF's value (grade R)
     class_norm: bool = False  # ours, after LfF: losses divided by the largest of their class before the weight is formed
     cached: bool = False  # ours: CE_B once, of rows without augmentation; a trigger cropped out of a view keeps its low weight
     layer: str | None = None  # whose input is the embedding; None = the last linear layer
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("stage1_steps", "epochs", "batch_size"):
-            check.whole(name, getattr(self, name), 1)
-        check.whole("cutout", self.cutout, 0)
-        check.whole("critic_drop_every", self.critic_drop_every, 0)
-        check.between("stage1_target", self.stage1_target, 0, 1)
-        check.between("stage1_drop", self.stage1_drop, 0, 1)
-        check.between("critic_dropout", self.critic_dropout, 0, 0.99)
-        check.between("q", self.q, 0, 1, open_low=True)
-        for name in ("stage1_lr", "lr", "threshold", "critic_lr"):
-            check.positive(name, getattr(self, name))
-        for name in ("mi", "beta", "weight_decay"):
-            check.positive(name, getattr(self, name), zero=True)
 
     @classmethod
     @preset
@@ -191,14 +177,16 @@ class CBD(TrainingDefense):
         recipe = self.recipe(split.card)
         unfitted = self._stage1(f_b, split, run) >= self.threshold
         embeds = self.mi > 0 or self.beta > 0
+        # before the first stage, so that an unknown layer is refused before work
+        tap = features(f_c, self.layer, first_rows(split, run)) if embeds or self.layer is not None else None
+        self._stage1(f_b, split, run)
         biased = Biased(f_b, split, run, embeds=embeds, layer=self.layer, cached=self.cached)
-        tap = features(f_c, self.layer, first_rows(split, run)) if embeds else None
         adversary = self._adversary(biased.hidden, run) if self.mi else None
         ledger = Ledger(split, run.device, self.epochs if run.folder is not None else 0)
         opened = -1  # the epoch whose critic pass is done
 
         def both(net: nn.Module, x: torch.Tensor, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            if tap is None:
+            if tap is None or not embeds:
                 return net(x), r
             tap.model = net
             return tap(x)

@@ -1,0 +1,197 @@
+"""Places to read from and to write to: what can be refused about them is refused before work, and one run owns its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from theriac.core.errors import InputError, TheriacError, shortened
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - not on this system; folders are not locked there
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NAME, _PATH = 255, 4095  # bytes of a name and of a path that common file systems take
+
+
+class DiskFullError(TheriacError, OSError):
+    """There is no room left to write; what was written before stays."""
+
+
+def as_path(name: str, value: object) -> Path:
+    """A path that a person gave, with ``~`` expanded.
+
+    Args:
+        name: What a message calls it.
+        value: A text or a path.
+
+    Raises:
+        InputError: If it is none, is empty, names an unknown user or can't be a path on a common file system.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise InputError(f"{name} is {shortened(value)}; expected a path")
+    text = os.fspath(value)
+    if not isinstance(text, str) or not text:
+        raise InputError(f"{name} is {shortened(text)}; expected a path as text")
+    try:
+        path = Path(text).expanduser()
+        longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+        total = len(os.fsencode(path))
+    except RuntimeError:
+        raise InputError(f"{name} is {shortened(text)}, and there is no such user") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{name} is {shortened(text)}, which is no valid text") from None
+    if "\0" in text:
+        raise InputError(f"{name} is {shortened(text)}, which holds a zero byte")
+    if longest > _NAME or total > _PATH:
+        raise InputError(f"{name} is {shortened(text)}, which is too long: a name has at most {_NAME} bytes, a path {_PATH:,}")
+    return path
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that the disk is full, a quota is used up or a file may not grow further."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    text = str(error)  # safetensors keeps the system's words or number; torch only says that its writer came up short
+    words = [word for code in _FULL for word in (os.strerror(code), f"os error {code}")]
+    return any(word in text for word in (*words, "PytorchStreamWriter failed writing", "unexpected pos"))
+
+
+@contextlib.contextmanager
+def writing(name: str, path: Path) -> Iterator[None]:
+    """Say in one sentence why ``path`` can't be written; a full disk is told apart.
+
+    Raises:
+        InputError: If the system refuses.
+        DiskFullError: If there is no room.
+    """
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except OSError as error:
+        raise InputError(f"{name} is {str(path)!r}, which can't be written: {error.strerror or error}") from None
+
+
+def try_folder(name: str, folder: Path, size: int = 0) -> None:
+    """Refuse a folder that can't be written, or on a disk with too little room, by writing a file to it.
+
+    Args:
+        name: What a message calls it.
+        folder: It has to exist.
+        size: Bytes that will be written.
+
+    Raises:
+        InputError: If writing fails.
+        DiskFullError: If fewer than ``size`` bytes are free.
+    """
+    probe = folder / f".{uuid.uuid4().hex[:8]}.part"
+    try:
+        probe.write_bytes(b"theriac")
+    except OSError as error:
+        if is_full(error):
+            raise DiskFullError(f"the disk is full: {name} is {str(folder)!r}, where nothing can be written") from None
+        raise InputError(f"{name} is {str(folder)!r}, which can't be written: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:  # a file system that does not say
+        return
+    if 0 < free < size:
+        raise DiskFullError(
+            f"{name} is {str(folder)!r}, where {free / 1e6:,.0f} MB are free and about {size / 1e6:,.0f} MB are needed; "
+            "make room, or take another folder"
+        )
+
+
+def make_folder(name: str, folder: Path, size: int = 0) -> list[Path]:
+    """Make a folder where it is missing, and refuse one that can't be written (see :func:`try_folder`).
+
+    Returns:
+        The folders that were made, innermost first. Nothing is left behind if the folder is refused.
+
+    Raises:
+        InputError: If it can't be made or written, or a file is in its way.
+        DiskFullError: If fewer than ``size`` bytes are free.
+    """
+    made: list[Path] = []
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{name} is {str(folder)!r}, which is a file; expected a folder")
+        made = [p for p in (folder, *folder.parents) if not p.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        try_folder(name, folder, size)
+    except TheriacError:
+        unmake(made)
+        raise
+    except OSError as error:
+        unmake(made)
+        if is_full(error):
+            raise DiskFullError(f"the disk is full: {name} is {str(folder)!r}, which can't be made") from None
+        raise InputError(f"{name} is {str(folder)!r}, which can't be written: {error.strerror}") from None
+    return made
+
+
+def unmake(made: Iterable[Path]) -> None:
+    """Remove folders that were made, innermost first, as far as they are empty."""
+    for path in made:
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which has to exist. The system releases it however the process ends.
+
+    Where files can't be locked (some network file systems, systems without ``fcntl``) nothing is held.
+
+    Raises:
+        InputError: If another process holds it, with its number.
+    """
+    if fcntl is None:  # pragma: no cover - not on this system
+        yield
+        return
+    path = folder / LOCK
+    handle = _locked(path)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _locked(path: Path) -> int | None:
+    """An open handle that holds the lock of a file, or None where files can't be locked."""
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(handle, 20, 0).decode("ascii", "replace").strip()
+            os.close(handle)
+            who = f"process {holder}" if holder.isdigit() else "another process"
+            raise InputError(f"{str(path.parent)!r} is in use by {who}; wait for it, or take another folder") from None
+        except OSError:  # no locks on this file system
+            os.close(handle)
+            return None
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):  # else its last owner has just removed it
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+                return handle
+        os.close(handle)
