@@ -1,10 +1,11 @@
 """Repairs of a finished model, one a file or folder."""
 
 from theriac.repairs.age import AGE
+from theriac.repairs.antidote import Antidote
 from theriac.repairs.base import Repair
 from theriac.repairs.d3 import D3
 from theriac.repairs.fst import FST
 from theriac.repairs.ft import FT
 from theriac.repairs.sau import SAU
 
-__all__ = ["AGE", "D3", "FST", "FT", "SAU", "Repair"]
+__all__ = ["AGE", "D3", "FST", "FT", "SAU", "Antidote", "Repair"]
