@@ -1,8 +1,8 @@
 """Rates with counts and intervals."""
 
-from theriac.metrics.backdoor import aim, evaluate, predict
+from theriac.metrics.backdoor import aim, compare, evaluate, predict
 from theriac.metrics.by_group import fairness
-from theriac.metrics.evaluation import Comparison, Evaluation, compare, der
+from theriac.metrics.evaluation import Comparison, Evaluation, der
 from theriac.metrics.fairness import Fairness
 from theriac.metrics.flips import flip_rate
 from theriac.metrics.intervals import Difference, Rate, Spread, over_seeds, wilson

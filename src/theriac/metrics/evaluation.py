@@ -134,10 +134,23 @@ class Comparison:
             return None
         return Difference(self.before.asr, self.after.asr)
 
+    @property
+    def ra(self) -> Difference | None:
+        """Change of the share of stamped rows that are recognized."""
+        if self.before.ra is None or self.after.ra is None:
+            return None
+        return Difference(self.before.ra, self.after.ra)
+
     def __str__(self) -> str:
-        lines = [f"ACC  {self.acc}"]
+        changes = {"ACC": self.acc, "ASR": self.asr, "RA": self.ra}
+        rows = [("", "before", "after", "change")]
+        rows += [(name, str(c.before), str(c.after), str(c)) for name, c in changes.items() if c is not None]
+        widths = [max(len(row[column]) for row in rows) + 2 for column in range(3)]
+        lines = ["".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) + row[3] for row in rows]
         if self.asr is not None:
-            lines += [f"ASR  {self.asr}", "DER  {:.3f} (95 % {:.3f} to {:.3f})".format(self.der, *self.der_interval)]
+            lines += ["DER  {:.3f} (95 % {:.3f} to {:.3f})".format(self.der, *self.der_interval)]
+        if self.before.attack:
+            lines.append(f"under {self.before.attack}, on {self.before.data}")
         return "\n".join(lines)
 
 
@@ -152,7 +165,7 @@ def _drop(change: Difference) -> tuple[float, float, float]:
     return max(0.0, -change.value), max(0.0, -high), max(0.0, -low)
 
 
-def compare(before: Evaluation, after: Evaluation) -> Comparison:
+def pair(before: Evaluation, after: Evaluation) -> Comparison:
     """Set two evaluations of the same rows side by side.
 
     Raises:
