@@ -26,9 +26,9 @@ from theriac.triggers import families as kinds
 class Antidote(Repair):
     """Fine-tunes on clean rows of which a share is stamped, in every batch anew, with random triggers and keeps its true label.
 
-    Ours, not published. Near it: DeepSweep (Qiu et al. 2021, augmentation against backdoors), randomized smoothing of training
-    data (Weber et al. 2023), PDB (Wei et al. 2024, a known trigger of the defender's own as a counter-bias), and unlearning
-    that carries over between backdoors of language models (arXiv:2606.03785).
+    Source: Ours, not published. Near it: DeepSweep (Qiu et al. 2021, augmentation against backdoors), randomized smoothing of
+    training data (Weber et al. 2023), PDB (Wei et al. 2024, a known trigger of the defender's own as a counter-bias), and
+    unlearning that carries over between backdoors of language models (arXiv:2606.03785).
 
     Threat model: clean rows with labels; knows neither trigger nor target, and searches for neither.
 
@@ -39,8 +39,8 @@ class Antidote(Repair):
     are few and classes many it costs more accuracy than plain fine-tuning. For tables, whose columns are set at random, it is
     not measured.
 
-    Cost: about 1.3 times plain fine-tuning of the same number of steps; the number of steps does not depend on the number of
-    rows.
+    Cost: that of plain fine-tuning for as many steps; drawing and stamping take a few percent. The number of steps does not
+    depend on the number of rows.
 
     Example:
         >>> import theriac as th
@@ -74,6 +74,8 @@ class Antidote(Repair):
         check.whole("steps", self.steps, 1)
         check.whole("batch_size", self.batch_size, 1)
         check.positive("lr", self.lr)
+        check.between("momentum", self.momentum, 0, 1)
+        check.positive("weight_decay", self.weight_decay, zero=True)
         for family in self.families:
             if family not in kinds.IMAGES:
                 raise unknown("family of triggers", family, kinds.IMAGES)

@@ -105,6 +105,36 @@ def title_of(result: Result) -> str:
     return result.label or method.title_of("repair", result.repair_name)
 
 
+def news(study: Study) -> str:
+    """Which repairs reduced how many backdoors and which failed, without numbers: at most 15 words for up to three repairs.
+
+    A repair that costs measurable clean accuracy, or after which stamped rows are measurably misread, is named with a price.
+    Where no attack was measured, or more than four repairs were tried, it is the :func:`headline`.
+    """
+    judged = [(title_of(r), r, v) for r in study.repairs if (v := verdict(r)).word not in ("", "nothing to reduce")]
+    names = list(dict.fromkeys(name for name, _, _ in judged))
+    if not 0 < len(names) <= 4:
+        return headline(study)
+    patterns: dict[tuple[int, int, bool], list[str]] = {}
+    for name in names:
+        mine = [(r, v) for title, r, v in judged if title == name]
+        good = [(r, v) for r, v in mine if v.word in (LEVEL, "reduced")]
+        price = any(v.misread or (r.comparison is not None and r.comparison.acc.interval[1] < 0) for r, v in good)
+        patterns.setdefault((-len(good), len(mine), price), []).append(name)
+    clauses = []
+    for (lost, count, price), who in sorted(patterns.items()):
+        did = f"reduced {_some(-lost, count)}{' at a price' if price else ''}" if lost else f"failed on {_some(count, count)}"
+        clauses.append(f"{_and(who)} {did}")
+    return "; ".join(clauses) + "."
+
+
+def _some(good: int, count: int) -> str:
+    """Some of the backdoors in words."""
+    if good < count:
+        return f"{good} of {count} backdoors"
+    return "the backdoor" if count == 1 else "both backdoors" if count == 2 else f"all {count} backdoors"
+
+
 def headline(study: Study) -> str:
     """The whole study in one sentence."""
     judged = [(r, verdict(r)) for r in study.repairs]

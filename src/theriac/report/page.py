@@ -82,10 +82,12 @@ def view(study: Study) -> dict[str, Any]:
     victims = list(dict.fromkeys(r.victim for r in study.results))
     judged = [(r, findings.verdict(r)) for r in study.repairs]
     controlled = any(r.control is not None for r in study.results)
+    news, details = findings.news(study), findings.headline(study)
     return {
         "css": Markup(css),  # our own file
         "study": study,
-        "headline": findings.headline(study),
+        "headline": news,
+        "details": "" if details == news else details,
         "rule": findings.RULE if any(v.word for _, v in judged) else "",
         "has_asr": any(r.before.asr is not None for r in study.results),
         "has_control": controlled,
