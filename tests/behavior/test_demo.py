@@ -59,7 +59,7 @@ def test_antidote_works_where_fine_tuning_fails(quick: tuple[Study, Path]) -> No
         assert plain.after.asr.value >= 0.8, victim
     told = findings.news(quick[0])
     assert told.startswith("Antidote reduced both backdoors"), told
-    assert told.endswith("FT failed on both backdoors."), told
+    assert told.endswith("Fine-tuning failed on both backdoors."), told
     assert len(told.split()) <= 15
 
 

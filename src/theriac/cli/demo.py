@@ -38,6 +38,7 @@ from theriac.training import train
 MODEL = "preact_resnet18"
 CLEAN_SHARE = 0.2  # of the training rows; the literature's 5 % would be 72 rows here
 CONTROL = "benign control"
+CALLED = {"ft": "Fine-tuning"}  # where a reader who is new to the field would not know the method's usual name
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class _Story:
             victim = self._train(attack.title, attack, poisoned, control)
             models: dict[str, nn.Module] = {"victim": victim}
             for method in self.plan.repairs:
-                models[f"after {method.title}"] = self._repair(method, victim, poisoned.planted)
+                models[f"after {_called(method)}"] = self._repair(method, victim, poisoned.planted)
             shown = models | {CONTROL: control}
             self.exhibits.append(exhibit(attack.title, poisoned.planted, self.data.test, shown, samples=9, run=self.run))
         return self._study()
@@ -151,12 +152,13 @@ class _Story:
     def _repair(self, method: Repair, victim: nn.Module, planted: Planted) -> nn.Module:
         """Repair and score one victim, the one trained last."""
         run, trained = self._run(), next(r for r in reversed(self.results) if r.repair is None)
-        with self._watch(method.title) as watched:
+        with self._watch(_called(method)) as watched:
             fixed = method.repair(victim, self.clean, run)
         result = Result(
             victim=trained.victim,
             attack=trained.attack,
             repair=method.config(),
+            label=_called(method),
             before=trained.before,
             after=_scored(evaluate(fixed, self.data.test, planted, run=run)),
             control=trained.control,
@@ -166,7 +168,7 @@ class _Story:
             warnings=watched.told,
         )
         self.results.append(result)
-        self._say(f"repaired {trained.victim} by {method.title}", result)
+        self._say(f"repaired {trained.victim} by {_called(method)}", result)
         return fixed
 
     @contextlib.contextmanager
@@ -241,6 +243,10 @@ class _Watched:
     told: list[str] = field(default_factory=list)
 
 
+def _called(method: Repair) -> str:
+    return CALLED.get(method.name, method.title)
+
+
 def _scored(found: Evaluation) -> Scores:
     return Scores.model_validate(found.to_dict())
 
@@ -258,7 +264,7 @@ def _steps(data: Data, clean: int, epochs_told: int) -> list[str]:
         "The BadNets attacker put a small white square into a corner of those images; the Blended attacker mixed a fixed "
         "picture into them, 20 % strong. Both relabeled them as class 0, so that the victims read stamped images as 0.",
         f"Each victim was repaired in two ways with the same {clean} clean rows ({100 * CLEAN_SHARE:.0f} % of the training "
-        "rows, spread evenly over the classes). FT (fine-tuning) just trains on. Antidote trains on too, but stamps most rows "
+        "rows, spread evenly over the classes). Fine-tuning (FT) just trains on. Antidote trains on too, but stamps most rows "
         "of each batch with random triggers of many kinds and keeps their true labels. Neither knows the attacker’s trigger or "
         "class.",
         f"Every model was scored once, as it was at the end, on the {len(data.test)} test rows, clean and stamped. Nothing was "
@@ -271,8 +277,9 @@ def _caveats(clean: int, quick: bool) -> list[str]:
     told = [
         "Digits of 8 × 8 pixels are far from photographs: what a repair does here does not say what it does there. The same "
         "commands run on CIFAR-10.",
-        f"The {clean} clean rows come from the training set (before it was poisoned), as in the literature. FT runs at its "
-        "usual step size, for as many updates as Antidote; a step ten times as large reduces these backdoors in part.",
+        f"The {clean} clean rows come from the training set (before it was poisoned), as in the literature. Fine-tuning runs "
+        "at its usual step size, for as many updates as Antidote. At Antidote’s step size, which is ten times as large, it "
+        "reduces backdoors in digits much further.",
         "Antidote covers kinds of triggers: squares, blends, waves, frequencies and warps. Triggers of other kinds, or that "
         "depend on the image, may survive it.",
     ]
