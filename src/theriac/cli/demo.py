@@ -50,7 +50,7 @@ class Plan:
     attacks: tuple[Attack, ...] = (BadNets(), Blended())
 
 
-QUICK = Plan("fast_8", (FT(epochs=10, batch_size=64), Antidote(steps=60)))
+QUICK = Plan("fast_8", (FT(epochs=10, batch_size=64), Antidote(epochs=15, steps=60)))
 
 
 def run_demo(out: Path, *, device: str = "auto", seed: int = 0, quick: bool = False, quiet: bool | None = None) -> Study:

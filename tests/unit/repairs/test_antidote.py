@@ -74,7 +74,9 @@ def test_each_step_has_triggers_of_its_own_and_a_seed_repeats_them(caught: Caugh
 
 
 def test_the_end_may_be_without_doses(caught: Caught, digits: Data, trained: nn.Module) -> None:
-    Antidote(rinse=0.25, steps=80, batch_size=40).repair(trained, (clean := digits.train.sample(40, seed=1)), make_run())
+    Antidote(rinse=0.25, epochs=1, steps=80, batch_size=40).repair(
+        trained, (clean := digits.train.sample(40, seed=1)), make_run()
+    )
     assert caught.recipe.epochs == 80
     x = clean.x.float() / 255
     assert not torch.equal(caught.batch(x, clean.y, epoch=59).x, x)
@@ -83,10 +85,11 @@ def test_the_end_may_be_without_doses(caught: Caught, digits: Data, trained: nn.
 
 @pytest.mark.parametrize("rows", [1, 2, 40, 64, 65, 129, 1000, 10_000])
 def test_few_rows_get_as_many_updates_as_many(rows: int) -> None:
-    method = Antidote(steps=300, batch_size=64)
+    method = Antidote(epochs=1, steps=300, batch_size=64)
     per_epoch = max(1, rows // 64) if rows % 64 == 1 else -(-rows // 64)  # as the loop counts them
     taken = method.recipe(rows).epochs * per_epoch
     assert 300 <= taken <= 2 * 300
+    assert Antidote(epochs=400, steps=300).recipe(rows).epochs >= 400  # many rows: passes count
 
 
 def test_only_the_chosen_families_are_drawn(caught: Caught, digits: Data, trained: nn.Module) -> None:
@@ -132,6 +135,7 @@ def test_tables_get_columns_set(caught: Caught) -> None:
         ({"families": ("patch", "patch")}, "each once"),
         ({"families": ("patches",)}, "patch"),
         ({"steps": 0}, "steps"),
+        ({"epochs": 0}, "epochs"),
         ({"lr": -1.0}, "lr"),
         ({"soft": 2.0}, "soft"),
         ({"temperature": 0.0}, "temperature"),
