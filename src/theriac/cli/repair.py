@@ -46,7 +46,7 @@ def repair(
 ) -> None:
     """Repair a copy of a model with a few clean rows, and measure it before and after on the test rows.
 
-    The model that was given stays as it is. Without knowledge of the attack only clean accuracy is measured. The default method,
+    The model that was given stays as it is. Without knowledge of the attack only clean accuracy is measured. The default,
     antidote, is ours and was measured on digits only ("theriac list antidote" says what it does not cover); sau, fst and d3 are
     published ones.
     """
