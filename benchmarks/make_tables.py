@@ -32,7 +32,6 @@ from measured import (
     victim_words,
 )
 
-from theriac.core.method import title_of
 from theriac.report.cards import grid
 
 SHOWN = ("epochs", "rounds", "lr", "lam", "alpha")  # always told, whatever the defaults are
@@ -49,7 +48,7 @@ def settings(record: Record) -> str:
     told = {k: repair[k] for k in SHOWN if k in repair} | changes(repair)[1]
     told.pop("precision", None)
     shown = ", ".join(f"{k} {v}" for k, v in told.items())
-    return f"{title_of('repair', repair['method'])} ({shown})"
+    return f"{repair['method'].upper()} ({shown})"
 
 
 def row(record: Record) -> list[str]:
