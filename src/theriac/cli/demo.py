@@ -267,9 +267,9 @@ def _steps(data: Data, clean: int, epochs_told: int) -> list[str]:
         "rows, spread evenly over the classes). Fine-tuning (FT) just trains on. Antidote trains on too, but stamps most rows "
         "of each batch with random triggers of many kinds and keeps their true labels. Neither knows the attacker’s trigger or "
         "class.",
-        f"Every model was scored once, as it was at the end, on the {len(data.test)} test rows, clean and stamped. The recipe was "
-        "chosen on other victims inside the training rows. Antidote’s settings are those of an earlier pilot; they were checked, "
-        "not tuned, on victims of other seeds and attacks inside the training rows.",
+        f"Every model was scored once, as it was at the end, on the {len(data.test)} test rows, clean and stamped. The recipe "
+        "was chosen on other victims inside the training rows. Antidote’s settings are those of an earlier pilot; they were "
+        "checked, not tuned, on victims of other seeds and attacks inside the training rows.",
     ]
 
 
