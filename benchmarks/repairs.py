@@ -87,7 +87,7 @@ def main() -> None:
         name = victim["data"]
         if name not in loaded:
             loaded[name] = th.load(paths.get(name, name))
-        record = run_job(args.plan.stem, job, victim, loaded[name], args.runs)
+        record = run_job(args.plan.stem, job, victim, scored_rows(victim, loaded[name]), args.runs)
         record["machine"] = machine()
         record["command"] = f"python benchmarks/repairs.py {args.plan.as_posix()} --only {job['name']}"
         out.put(job["name"], record)
@@ -169,6 +169,14 @@ def victim_model(victim: dict[str, Any], data: Any, runs: Path) -> tuple[Any, An
     write_json(folder / "seconds.json", seconds)
     th.save(model, folder)
     return model, attack, seconds
+
+
+def scored_rows(victim: dict[str, Any], data: th.Data) -> th.Data:
+    """The data that a victim is trained and scored on: with ``held_out``, both inside the training rows, for tuning."""
+    if "held_out" not in victim:
+        return data
+    test, train = data.train.cut(victim["held_out"], seed=victim.get("seed", 0), stratified=True)
+    return th.Data(train=train, test=test)
 
 
 def training_rows(victim: dict[str, Any], data: Any) -> th.Split:

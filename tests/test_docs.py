@@ -13,7 +13,7 @@ LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 def test_readme_has_the_five_lines() -> None:
     blocks = BLOCK.findall((ROOT / "README.md").read_text())
-    assert "th.evaluate" in blocks[0]
+    assert "th.compare" in blocks[0]
     assert len(blocks[0].strip().splitlines()) <= 6
 
 

@@ -11,7 +11,7 @@ from theriac.cli import demo
 from theriac.core.errors import InputError
 from theriac.models import load_model
 from theriac.repairs import FT
-from theriac.report import Study, html
+from theriac.report import Study, findings, html
 
 TINY = demo.Plan("fast_1", (FT(epochs=1, batch_size=64),), (BadNets(),))
 
@@ -40,7 +40,7 @@ def test_victims_are_real_and_the_control_is_not(quick: tuple[Study, Path]) -> N
 
 def test_every_victim_meets_every_repair(quick: tuple[Study, Path]) -> None:
     pairs = [(r.victim, r.repair_name) for r in quick[0].repairs]
-    assert pairs == [(v, m) for v in ("BadNets", "Blended") for m in ("ft", "sau", "d3")]
+    assert pairs == [(v, m) for v in ("BadNets", "Blended") for m in ("ft", "antidote")]
     for r in quick[0].repairs:
         assert r.rows == 288  # 20 % of 1,438
         assert r.history
@@ -48,12 +48,17 @@ def test_every_victim_meets_every_repair(quick: tuple[Study, Path]) -> None:
         assert r.before == next(v.before for v in quick[0].results if v.victim == r.victim)
 
 
-def test_sau_reduces_what_it_reaches(quick: tuple[Study, Path]) -> None:
-    blended = next(r for r in quick[0].repairs if (r.victim, r.repair_name) == ("Blended", "sau"))
-    assert blended.comparison is not None
-    assert blended.comparison.asr is not None
-    assert blended.comparison.asr.interval[1] < 0  # even two rounds reduce a faint full-size trigger, beyond chance
-    assert all(float(str(e["active"])) > 0 for e in blended.history)  # and not because it only fine-tuned
+def test_antidote_works_where_fine_tuning_fails(quick: tuple[Study, Path]) -> None:
+    left = {(r.victim, r.repair_name): r.scores.asr for r in quick[0].repairs}
+    for (victim, method), asr in left.items():
+        assert asr is not None
+        if method == "antidote":
+            assert asr.value <= 0.3, victim  # even a fraction of the updates
+        else:
+            assert asr.value >= 0.5, victim
+    told = findings.news(quick[0])
+    assert "; Fine-tuning failed on both backdoors." in told
+    assert len(told.split()) <= 15
 
 
 def test_files_are_complete(quick: tuple[Study, Path]) -> None:
@@ -81,7 +86,7 @@ def test_it_can_be_done_again_in_its_own_folder(
     assert first.exhibits == second.exhibits
     loud = capsys.readouterr()
     assert "trained BadNets" in loud.err
-    for text in ("benign control", "BadNets", "FT", "ACC", "report.html"):
+    for text in ("benign control", "BadNets", "Fine-tuning", "ACC", "report.html"):
         assert text in loud.out
     counts = second.results[0].before.acc
     assert f"{counts.hits}/{counts.total}" in loud.out

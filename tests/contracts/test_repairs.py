@@ -27,6 +27,7 @@ REPAIRS = methods("repair")
 # as little work as possible; a new repair gets one round of whatever it counts
 QUICK: dict[str, dict[str, object]] = {
     "ft": {"epochs": 1},
+    "antidote": {"epochs": 2, "steps": 2},
     "d3": {"epochs": 1},
     "fst": {"epochs": 1},
     "sau": {"rounds": 1},

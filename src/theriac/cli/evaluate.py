@@ -121,6 +121,6 @@ def _tell(opened: _models.Opened, planted: Planted | None, found: Evaluation, pa
     if opened.folder is None:
         return
     if planted is not None and opened.record.get("kind") == "train":
-        _show.following("repair", path, "--method", "sau")
+        _show.following("repair", path, "--method", "antidote")
     else:
         _show.following("report", path)

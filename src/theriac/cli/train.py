@@ -147,6 +147,6 @@ def train(
     if guard:
         _show.following("report", str(folder))
     elif chosen:
-        _show.following("repair", str(folder), "--method", "sau")
+        _show.following("repair", str(folder), "--method", "antidote")
     else:
         _show.following("eval", str(folder), "--attack", "badnets")

@@ -51,8 +51,9 @@ class Method:
         check_fields(self)
 
     def config(self) -> dict[str, Any]:
-        """Name and hyperparameters as plain data."""
-        return {"method": self.name, **dataclasses.asdict(self)}
+        """Name and hyperparameters as plain data, the same as after a JSON round trip (tuples become lists)."""
+        options = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return {"method": self.name, **options}
 
     @classmethod
     def from_config(cls, options: Mapping[str, Any]) -> Self:

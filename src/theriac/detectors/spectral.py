@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from theriac.core import check
 from theriac.core.method import Needs, preset, register
 from theriac.core.outcome import Finding
+from theriac.core.ranges import Fraction, Share
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.detectors.base import Detector
@@ -59,13 +59,8 @@ class SpectralSignatures(Detector):
 
     flag: Literal["outlying", "every_class"] = "outlying"  # ours; the paper flags rows of every class
     # ours: above all 30 classes of three benign models of digits (at most 0.66); not calibrated on other data
-    outlying: float = 0.7
-    share: float = 0.15  # BackdoorBench; 1.5 times an expected share of 0.1: rows of every class that ``every_class`` flags
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.between("outlying", self.outlying, 0, 1)
-        check.between("share", self.share, 0, 1, open_low=True)
+    outlying: Fraction = 0.7
+    share: Share = 0.15  # BackdoorBench; 1.5 times an expected share of 0.1: rows of every class that ``every_class`` flags
 
     @classmethod
     @preset

@@ -1,11 +1,11 @@
 """Rates with counts and intervals."""
 
 from theriac.metrics._degenerate import ClassCount, degenerate
-from theriac.metrics.backdoor import aim, evaluate, predict
+from theriac.metrics.backdoor import aim, compare, evaluate, predict
 from theriac.metrics.by_group import fairness
 from theriac.metrics.debiased import Verdict, judge, listed, pairs_of, unlisted
 from theriac.metrics.detection import Detection, brier, detection
-from theriac.metrics.evaluation import Comparison, Evaluation, compare, der
+from theriac.metrics.evaluation import Comparison, Evaluation, der
 from theriac.metrics.fairness import Fairness
 from theriac.metrics.flips import flip_rate
 from theriac.metrics.gaps import Measure, Noise

@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from theriac.core.errors import InputError
 from theriac.metrics.intervals import Difference, Rate, wilson
-
-if TYPE_CHECKING:
-    from theriac.metrics.evaluation import Evaluation
 
 NEARLY_ALL = 0.9  # of the rows of other classes that are taken for one class
 FALL = 0.1  # a class that fell by no more is not named
@@ -95,7 +92,35 @@ def corrected(count: int) -> float:
     return NormalDist().inv_cdf(1 - 0.05 / (2 * max(1, count)))
 
 
-def degenerate(found: Evaluation, before: Evaluation | None = None) -> list[str]:
+class Counted(Protocol):
+    """What an :class:`~theriac.metrics.Evaluation` holds, as far as it is looked at here."""
+
+    @property
+    def acc(self) -> Rate:
+        """Clean accuracy."""
+
+    @property
+    def asr(self) -> Rate | None:
+        """Attack success."""
+
+    @property
+    def ra(self) -> Rate | None:
+        """Share of stamped rows that are recognized."""
+
+    @property
+    def target_acc(self) -> Rate | None:
+        """Accuracy on clean rows of the target classes."""
+
+    @property
+    def classes(self) -> tuple[ClassCount, ...]:
+        """Counts by class."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the classes that the attack wants."""
+
+
+def degenerate(found: Counted, before: Counted | None = None) -> list[str]:
     """What explains a result that its rates alone would not tell; empty for an ordinary one.
 
     Args:
@@ -129,7 +154,7 @@ def percent(hits: int, total: int) -> str:
     return f"{value:.1f} %"
 
 
-def _one_class(found: Evaluation) -> ClassCount | None:
+def _one_class(found: Counted) -> ClassCount | None:
     """The class that nearly every row is taken for, those of other classes too."""
     if not found.classes:
         return None
@@ -142,7 +167,7 @@ def _one_class(found: Evaluation) -> ClassCount | None:
     return most if taken.value >= NEARLY_ALL and taken.interval[0] > 0.5 else None
 
 
-def _collapse(found: Evaluation) -> list[str]:
+def _collapse(found: Counted) -> list[str]:
     one, total = _one_class(found), found.acc.total
     if one is not None:
         every = "every row" if one.predicted == total else f"{percent(one.predicted, total)} of rows"
@@ -155,7 +180,7 @@ def _collapse(found: Evaluation) -> list[str]:
     return []
 
 
-def _targets(found: Evaluation) -> list[ClassCount]:
+def _targets(found: Counted) -> list[ClassCount]:
     """The classes that the attack wants; empty if it wants all of them, or none is known."""
     wanted = [c for c in found.classes if c.name in found.targets]
     return wanted if len(wanted) < len(found.classes) else []
@@ -165,7 +190,7 @@ def _of_target(wanted: Sequence[ClassCount]) -> str:
     return f"target class {short(wanted[0].name)}" if len(wanted) == 1 else f"{len(wanted)} target classes"
 
 
-def _target(found: Evaluation, before: Evaluation | None) -> list[str]:
+def _target(found: Counted, before: Counted | None) -> list[str]:
     """Clean rows of the target class that a model no longer recognizes, though it does those of other classes."""
     own, wanted = found.target_acc, _targets(found)
     rest = 0 if own is None else found.acc.total - own.total
@@ -183,7 +208,7 @@ def _target(found: Evaluation, before: Evaluation | None) -> list[str]:
     return []
 
 
-def _lost(found: Evaluation) -> list[str]:
+def _lost(found: Counted) -> list[str]:
     """Classes that are hardly ever recognized, though others are; the target class has a sentence of its own."""
     z = corrected(len(found.classes))
     gone = [
@@ -198,7 +223,7 @@ def _lost(found: Evaluation) -> list[str]:
     return [f"Class {first}." if len(gone) == 1 else f"{len(gone)} classes are lost, such as {first}."]
 
 
-def _fell(found: Evaluation, before: Evaluation, told: Sequence[str]) -> list[str]:
+def _fell(found: Counted, before: Counted, told: Sequence[str]) -> list[str]:
     fell = fallen(before.classes, found.classes)
     said = any(text.startswith("The target class") for text in told)
     fell = [pair for pair in fell if not (said and len(found.targets) == 1 and pair[0].name == found.targets[0])]
@@ -211,7 +236,7 @@ def _fell(found: Evaluation, before: Evaluation, told: Sequence[str]) -> list[st
     return [f"{len(fell)} classes fell beyond chance; most {short(old.name)}: {moved}."]
 
 
-def _free(found: Evaluation) -> list[str]:
+def _free(found: Counted) -> list[str]:
     """Attack success that says nothing about a trigger: the clean rows are answered in the same way."""
     wanted = _targets(found)
     if found.asr is None or not wanted:
@@ -224,7 +249,7 @@ def _free(found: Evaluation) -> list[str]:
     return []
 
 
-def _astray(found: Evaluation) -> list[str]:
+def _astray(found: Counted) -> list[str]:
     """A low ASR whose rows do not get their true label back."""
     if found.asr is None or found.ra is None or found.asr.value >= 0.5:
         return []
@@ -239,6 +264,6 @@ def _astray(found: Evaluation) -> list[str]:
     return [f"Stamped rows stay misread: {right}, though ASR is {percent(found.asr.hits, found.asr.total)}."]
 
 
-def _unknown_target(found: Evaluation) -> list[str]:
+def _unknown_target(found: Counted) -> list[str]:
     missing = [c for c in _targets(found) if not c.rows]
     return [f"No test row is of {_of_target(missing)}, so its accuracy is unknown."] if missing else []

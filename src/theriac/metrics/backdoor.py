@@ -25,7 +25,7 @@ from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.data.align import align_to
 from theriac.metrics._degenerate import ClassCount
-from theriac.metrics.evaluation import Evaluation
+from theriac.metrics.evaluation import Comparison, Evaluation, pair
 from theriac.metrics.intervals import Rate
 from theriac.models.classifier import to_input
 from theriac.models.run_over import run_over
@@ -113,6 +113,41 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
     wants = tuple(split.card.classes[k] for k in targets.nonzero().flatten().tolist())
     words = (planted.name, data, rows, getattr(planted, "trigger_hash", ""))
     return Evaluation(acc, success, recovered, target_acc, *words, by_class, wants, notes)
+
+
+@typed("before", "after", "split", "attack")
+def compare(
+    before: Any, after: Any, split: Split | None = None, attack: Any = None, *, run: Run | None = None, batch_size: Count = 512
+) -> Comparison:
+    """Set a model before and after a repair side by side, on the same test rows.
+
+    Args:
+        before: The model as it came, or its evaluation.
+        after: The repaired model, or its evaluation; both are models, or both are evaluations.
+        split: Clean test rows, as for :func:`evaluate`; only with models.
+        attack: The attack, as for :func:`evaluate`; only with models. None compares clean accuracy only.
+        run: Device and precision; only with models.
+        batch_size: Rows per forward pass; only with models.
+
+    Returns:
+        Both evaluations, their differences and DER. Printed, it shows every rate before and after with counts and intervals.
+
+    Raises:
+        InputError: If one is a model and the other an evaluation, if models come without rows or evaluations with rows, or if
+            the evaluations were made on different rows or attacks.
+    """
+    counted = [isinstance(side, Evaluation) for side in (before, after)]
+    if all(counted):
+        if split is not None or attack is not None:
+            raise InputError("rows or an attack came with two evaluations, which are compared as they are (leave them out)")
+        return pair(before, after)
+    if any(counted):
+        kinds = [f"a{'n' * known} {type(side).__name__}" for side, known in zip((before, after), counted, strict=True)]
+        raise InputError(f"before is {kinds[0]} and after {kinds[1]}; expected two models, or two evaluations")
+    if split is None:
+        raise InputError("split is missing; to compare two models, hand in the test rows and the attack")
+    first, second = (evaluate(model, split, attack, run=run, batch_size=batch_size) for model in (before, after))
+    return pair(first, second)
 
 
 @typed()

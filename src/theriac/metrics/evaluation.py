@@ -160,21 +160,32 @@ class Comparison:
         return Difference(self.before.asr, self.after.asr)
 
     @property
+    def ra(self) -> Difference | None:
+        """Change of the share of stamped rows that are recognized."""
+        if self.before.ra is None or self.after.ra is None:
+            return None
+        return Difference(self.before.ra, self.after.ra)
+
+    @property
     def degenerate(self) -> list[str]:
         """What explains this change beside its rates, in sentences; see :func:`theriac.metrics.degenerate`."""
         return degenerate(self.after, self.before)
 
     def __str__(self) -> str:
+        changes = {"ACC": self.acc, "ASR": self.asr, "RA": self.ra}
+        if self.before.target_acc is not None and self.after.target_acc is not None:
+            changes["target class"] = Difference(self.before.target_acc, self.after.target_acc)
+        rows = [("", "before", "after", "change")]
+        rows += [(name, str(c.before), str(c.after), str(c)) for name, c in changes.items() if c is not None]
+        widths = [max(len(row[column]) for row in rows) + 2 for column in range(3)]
         lines = [*self.degenerate]
-        for name in ("acc", "asr", "ra", "target_acc"):
-            old, new = getattr(self.before, name), getattr(self.after, name)
-            if old is not None and new is not None:
-                title = "target class" if name == "target_acc" else name.upper()
-                lines.append(f"{title}  {old} -> {new}, {Difference(old, new)}")
+        lines += ["".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) + row[3] for row in rows]
         if self.after.worst:
             lines.append(f"{self.after.worst}, after")
         if self.asr is not None:
             lines.append("DER  {:.3f} (95 % {:.3f} to {:.3f})".format(self.der, *self.der_interval))
+        if self.before.attack:
+            lines.append(f"under {self.before.attack}, on {self.before.data}")
         return "\n".join(lines)
 
 
@@ -191,7 +202,7 @@ def _drop(change: Difference) -> tuple[float, float, float]:
 
 
 @typed()
-def compare(before: Evaluation, after: Evaluation) -> Comparison:
+def pair(before: Evaluation, after: Evaluation) -> Comparison:
     """Set two evaluations of the same rows side by side.
 
     Raises:

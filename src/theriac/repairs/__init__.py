@@ -2,6 +2,7 @@
 
 from theriac.repairs.age import AGE
 from theriac.repairs.anp import ANP
+from theriac.repairs.antidote import Antidote
 from theriac.repairs.base import Repair
 from theriac.repairs.clp import CLP
 from theriac.repairs.d3 import D3
@@ -9,4 +10,4 @@ from theriac.repairs.fst import FST
 from theriac.repairs.ft import FT
 from theriac.repairs.sau import SAU
 
-__all__ = ["AGE", "ANP", "CLP", "D3", "FST", "FT", "SAU", "Repair"]
+__all__ = ["AGE", "ANP", "CLP", "D3", "FST", "FT", "SAU", "Antidote", "Repair"]

@@ -6,17 +6,18 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.outcome import Outcome
+from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.run_over import run_over
@@ -63,27 +64,16 @@ class ANP(Repair):
     source: ClassVar[str] = "arXiv:2110.14430"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.01)
 
-    iterations: int = 2000  # official code: updates of the masks
-    batch_size: int = 128  # official code
-    lr: float = 0.2  # official code; SGD on the masks, constant
-    momentum: float = 0.9  # official code
-    noise: float = 0.4  # official code: noise starts uniformly in [-noise, noise] and climbs by as much, relative to the scale
-    steps: int = 1  # official code: sign steps of the noise a batch
-    alpha: float = 0.2  # official code: share of the loss without noise
-    threshold: float | None = None  # ours: None chooses it on held-out clean rows; the release leaves it to the reader
-    held_out: float = 0.2  # ours: share of the clean rows for that choice, at least one row a class where there are so many
-    drop: float = 0.05  # ours: largest loss of accuracy on the held-out rows, as a share of all of them
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.whole("iterations", self.iterations, 1)
-        check.whole("steps", self.steps, 0)
-        check.positive("noise", self.noise, zero=True)
-        check.between("alpha", self.alpha, 0, 1)
-        check.between("held_out", self.held_out, 0, 0.9, open_low=True)
-        check.between("drop", self.drop, 0, 1)
-        if self.threshold is not None:
-            check.between("threshold", self.threshold, 0, 1)
+    iterations: Count = 2000  # official code: updates of the masks
+    batch_size: Count = 128  # official code
+    lr: Positive = 0.2  # official code; SGD on the masks, constant
+    momentum: Fraction = 0.9  # official code
+    noise: NonNegative = 0.4  # official code: starts uniformly in [-noise, noise], climbs by as much, relative to the scale
+    steps: Whole = 1  # official code: sign steps of the noise a batch
+    alpha: Fraction = 0.2  # official code: share of the loss without noise
+    threshold: Fraction | None = None  # ours: None chooses it on held-out clean rows; the release leaves it to the reader
+    held_out: Annotated[float, Field(gt=0, le=0.9)] = 0.2  # ours: share of the clean rows for that choice
+    drop: Fraction = 0.05  # ours: largest loss of accuracy on the held-out rows, as a share of all of them
 
     @classmethod
     @preset

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.outcome import Outcome
+from theriac.core.ranges import Positive
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models._still import try_rows
@@ -62,13 +62,9 @@ class CLP(Repair):
     source: ClassVar[str] = "arXiv:2208.03111"
     needs: ClassVar[Needs] = Needs(labels=False)
 
-    u: float = 3.0  # BackdoorBench, CIFAR-10; standard deviations above the mean of a layer
+    u: Positive = 3.0  # BackdoorBench, CIFAR-10; standard deviations above the mean of a layer
     pairing: Literal["graph", "order"] = "graph"  # ours; the release takes the convolution before in module order
     eps: bool = True  # ours: the variance as BatchNorm itself takes it; the release leaves eps out
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.positive("u", self.u)
 
     @classmethod
     @preset

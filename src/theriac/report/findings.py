@@ -134,6 +134,34 @@ def alerts(study: Study) -> list[tuple[str, str]]:
     return list(dict.fromkeys(told))
 
 
+def _repairs(study: Study) -> str:
+    """Which repairs reduced how many backdoors and which failed, without numbers; empty if that takes too many words.
+
+    A repair that costs measurable clean accuracy, or after which stamped rows are measurably misread, is named with a price.
+    """
+    judged = [(title_of(r), r, v) for r in study.repairs if (v := verdict(r)).word not in ("", "nothing to reduce")]
+    names = list(dict.fromkeys(name for name, _, _ in judged))
+    patterns: dict[tuple[int, int, bool], list[str]] = {}
+    for name in names:
+        mine = [(r, v) for title, r, v in judged if title == name]
+        good = [(r, v) for r, v in mine if v.word in (LEVEL, "reduced")]
+        price = any(v.misread or (r.comparison is not None and r.comparison.acc.interval[1] < 0) for r, v in good)
+        patterns.setdefault((-len(good), len(mine), price), []).append(name)
+    clauses = []
+    for (lost, count, price), who in sorted(patterns.items()):
+        did = f"reduced {_some(-lost, count)}{' at a price' if price else ''}" if lost else f"failed on {_some(count, count)}"
+        clauses.append(f"{_and(who)} {did}")
+    text = "; ".join(clauses) + "."
+    return text if clauses and len(text.split()) <= LONGEST else ""
+
+
+def _some(good: int, count: int) -> str:
+    """Some of the backdoors in words."""
+    if good < count:
+        return f"{good} of {count} backdoors"
+    return "the backdoor" if count == 1 else "both backdoors" if count == 2 else f"all {count} backdoors"
+
+
 def headline(study: Study) -> str:
     """The whole study in at most 15 words; what a degenerate result explains comes before all else."""
     told = alerts(study)
@@ -155,6 +183,8 @@ def _plain(study: Study) -> str:
         moved = [f"{key} {' → '.join(pair).replace(' %', '', 1)}" for key, pair in zip(("ASR", "ACC"), pairs, strict=True)]
         texts = [f"{title_of(r)}, {v.word}: {', '.join(numbers)}." for numbers in (moved, moved[:1])]
         return next((text for text in texts if len(text.split()) <= LONGEST), f"{v.word.capitalize()}: {moved[0]}.")
+    if measured and (told_by_name := _repairs(study)):
+        return told_by_name
     if measured:
         words = [v.word for _, v in measured]
         told = [

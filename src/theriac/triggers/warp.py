@@ -20,9 +20,14 @@ def smooth_field(lattice: int, size: tuple[int, int], seed: int) -> torch.Tensor
     Returns:
         float32 (H, W, 2).
     """
-    noise = torch.rand(1, 2, lattice, lattice, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    noise = noise / noise.abs().mean()
-    return F.interpolate(noise, size=size, mode="bicubic", align_corners=True)[0].permute(1, 2, 0).contiguous()
+    return smooth_fields(1, lattice, size, torch.Generator().manual_seed(seed))[0].contiguous()
+
+
+def smooth_fields(number: int, lattice: int, size: tuple[int, int], draw: torch.Generator) -> torch.Tensor:
+    """Several such fields, each scaled by itself, float32 (number, H, W, 2)."""
+    noise = torch.rand(number, 2, lattice, lattice, generator=draw) * 2 - 1
+    noise = noise / noise.abs().mean((1, 2, 3), keepdim=True)
+    return F.interpolate(noise, size=size, mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
 
 
 def warp(x: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:

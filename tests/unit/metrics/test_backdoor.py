@@ -254,6 +254,45 @@ def test_compare_by_hand():
         _ = clean.der_interval
 
 
+def test_two_models_are_compared_as_their_evaluations_are(run):
+    class Sleeper(Reader):
+        """Answers as Reader does, but never with class 0."""
+
+        def forward(self, x):
+            return super().forward(x) - torch.tensor([2.0, 0.0, 0.0])
+
+    rows, models = table(*ROWS), (Reader(), Sleeper())
+    by_hand = compare(*(evaluate(m, rows, Fake(), run=run) for m in models))
+    assert compare(*models, rows, Fake(), run=run) == by_hand
+    assert by_hand.asr is not None
+    assert by_hand.asr.after.hits == 0 < by_hand.asr.before.hits  # class 0 is what Fake wants
+    assert compare(*models, rows, run=run).asr is None  # no attack: clean accuracy only
+    assert compare(Victim(models[0], Fake()), models[1], rows, Fake(), run=run) == by_hand
+
+
+def test_a_comparison_shows_both_sides_of_every_rate():
+    text = str(compare(evaluation(90, 76), evaluation(85, 4)))
+    for count in ("90/100", "85/100", "76/80", "4/80"):
+        assert text.count(count) >= 1
+    heads = [line.split()[0] for line in text.splitlines()]
+    assert heads == ["before", "ACC", "ASR", "RA", "DER", "under"]
+    assert text.count("95 %") == 3 * 3 + 1  # before, after and change of each, and DER
+    clean = str(compare(evaluation(90, None), evaluation(85, None)))
+    assert "ASR" not in clean
+    assert "DER" not in clean
+
+
+def test_compare_refuses_half_a_pair(run):
+    rows = table(*ROWS)
+    scored = evaluate(Reader(), rows, Fake(), run=run)
+    with pytest.raises(InputError, match="before is an Evaluation and after a Reader"):
+        compare(scored, Reader(), rows, Fake())
+    with pytest.raises(InputError, match="split is missing"):
+        compare(Reader(), Reader())
+    with pytest.raises(InputError, match="leave them out"):
+        compare(scored, scored, rows)
+
+
 def test_the_interval_of_der_by_hand():
     comparison = compare(evaluation(90, 76), evaluation(85, 4))
     low, high = comparison.der_interval

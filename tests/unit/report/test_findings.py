@@ -74,6 +74,27 @@ def test_only_all_rows_are_100_percent(hits: int, total: int, text: str) -> None
     assert findings.percent(Rate(hits, total)) == text
 
 
+def test_the_headline_fits_in_fifteen_words(repaired: Make) -> None:
+    def news(*rows: tuple[str, str, tuple[int, int, int]]) -> str:
+        told = findings.headline(
+            _study(*(repaired((910, 891, 9), after, victim=victim, repair={"method": m}) for m, victim, after in rows))
+        )
+        assert len(told.split()) <= 15
+        return told
+
+    good, bad, partly = (905, 9, 850), (905, 885, 9), (905, 400, 400)
+    astray, dear = (905, 9, 300), (800, 9, 850)
+    assert news(("ft", "BadNets", bad), ("ft", "Blended", partly), ("sau", "BadNets", good), ("sau", "Blended", good)) == (
+        "SAU reduced both backdoors; FT failed on both backdoors."
+    )
+    assert news(("ft", "BadNets", good), ("ft", "Blended", bad)) == "FT reduced 1 of 2 backdoors."
+    assert news(("ft", "BadNets", bad)) == "FT failed on the backdoor."
+    assert news(("ft", "BadNets", good), ("sau", "BadNets", good)) == "FT and SAU reduced the backdoor."
+    assert news(("ft", "BadNets", astray), ("sau", "BadNets", dear), ("fst", "BadNets", good)) == (
+        "FST reduced the backdoor; FT and SAU reduced the backdoor at a price."
+    )
+
+
 def test_summary_names_who_did_what(repaired: Make) -> None:
     told = findings.summary(
         _study(

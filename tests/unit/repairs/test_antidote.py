@@ -1,0 +1,149 @@
+"""Antidote: what a batch looks like after dosing, how long it trains, and what it learns from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from theriac.core.card import Card, Column
+from theriac.core.errors import InputError
+from theriac.core.run import Run
+from theriac.core.split import Data, Split
+from theriac.repairs import Antidote, antidote
+from theriac.training import Batch
+
+
+def make_run(seed: int = 0) -> Run:
+    return Run(seed=seed, device="cpu", precision="fp32", quiet=True)
+
+
+class Caught:
+    """Stands in for the training loop and keeps what it was given."""
+
+    def __call__(self, model: nn.Module, split: Split, run: Run, recipe: Any, **more: Any) -> nn.Module:
+        self.split, self.recipe, self.more = split, recipe, more
+        next(model.parameters()).data.add_(1.0)  # so that the repair passes for one
+        return model
+
+    def batch(self, x: torch.Tensor, y: torch.Tensor, epoch: int = 0, step: int = 0) -> Batch:
+        batch = Batch(x.clone(), y.clone(), torch.arange(len(x)), epoch, step, make_run())
+        self.more["after_augment"](batch)
+        return batch
+
+
+@pytest.fixture
+def caught(monkeypatch: pytest.MonkeyPatch) -> Caught:
+    loop = Caught()
+    monkeypatch.setattr(antidote, "loop", loop)
+    return loop
+
+
+@pytest.mark.parametrize(("rows", "dose", "count"), [(64, 0.6, 38), (10, 0.6, 6), (5, 1.0, 5), (3, 0.1, 0), (20, 0.05, 1)])
+def test_the_dose_is_a_share_and_spread_evenly(rows: int, dose: float, count: int) -> None:
+    at = Antidote(dose=dose).dosed(rows)
+    assert len(at) == count
+    for size in (2, 4):  # each rank's half or quarter of a batch gets its share, give or take one row
+        parts = [int(((at >= k * rows / size) & (at < (k + 1) * rows / size)).sum()) for k in range(size)]
+        assert max(parts) - min(parts) <= 1
+
+
+def test_only_dosed_rows_change_and_labels_stay_true(caught: Caught, digits: Data, trained: nn.Module) -> None:
+    method, clean = Antidote(dose=0.5), digits.train.sample(40, seed=1)
+    method.repair(trained, clean, make_run())
+    x, y = clean.x.float() / 255, clean.y
+    batch = caught.batch(x, y)
+    changed = (batch.x != x).flatten(1).any(1)
+    dosed = torch.zeros(40, dtype=torch.bool)
+    dosed[method.dosed(40)] = True
+    assert not bool((changed & ~dosed).any())
+    assert int(changed.sum()) >= 18  # of 20; a black square on black changes nothing
+    assert torch.equal(batch.y, y)
+    assert 0 <= float(batch.x.min()) <= float(batch.x.max()) <= 1
+
+
+def test_each_step_has_triggers_of_its_own_and_a_seed_repeats_them(caught: Caught, digits: Data, trained: nn.Module) -> None:
+    Antidote().repair(trained, (clean := digits.train.sample(40, seed=1)), make_run())
+    x = clean.x.float() / 255
+    first, again, later = (caught.batch(x, clean.y, step=step).x for step in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
+
+
+def test_the_end_may_be_without_doses(caught: Caught, digits: Data, trained: nn.Module) -> None:
+    Antidote(rinse=0.25, epochs=1, steps=80, batch_size=40).repair(
+        trained, (clean := digits.train.sample(40, seed=1)), make_run()
+    )
+    assert caught.recipe.epochs == 80
+    x = clean.x.float() / 255
+    assert not torch.equal(caught.batch(x, clean.y, epoch=59).x, x)
+    assert torch.equal(caught.batch(x, clean.y, epoch=60).x, x)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 40, 64, 65, 129, 1000, 10_000])
+def test_few_rows_get_as_many_updates_as_many(rows: int) -> None:
+    method = Antidote(epochs=1, steps=300, batch_size=64)
+    per_epoch = max(1, rows // 64) if rows % 64 == 1 else -(-rows // 64)  # as the loop counts them
+    taken = method.recipe(rows).epochs * per_epoch
+    assert 300 <= taken <= 2 * 300
+    assert Antidote(epochs=400, steps=300).recipe(rows).epochs >= 400  # many rows: passes count
+
+
+def test_only_the_chosen_families_are_drawn(caught: Caught, digits: Data, trained: nn.Module) -> None:
+    Antidote(families=("wave",), dose=1.0).repair(trained, (clean := digits.train.sample(40, seed=1)), make_run())
+    added = caught.batch(torch.full((40, 1, 8, 8), 0.5), clean.y).x - 0.5
+    along = (added == added[..., :1]).flatten(1).all(1) ^ (added == added[..., :1, :]).flatten(1).all(1)
+    assert bool(along.all())
+
+
+def test_soft_answers_are_those_of_the_given_model(caught: Caught, digits: Data, trained: nn.Module) -> None:
+    clean = digits.train.sample(30, seed=1)
+    Antidote(soft=0.25, temperature=2.0).repair(trained, clean, make_run())
+    with torch.no_grad():
+        given = trained(clean.x.float() / 255)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    x, rows = torch.rand(6, 1, 8, 8), torch.tensor([4, 0, 29, 7, 7, 12])
+    loss, _ = caught.more["step"](net, Batch(x, clean.y[rows], rows, 0, 0, make_run()))
+    logits = net(x)
+    teacher, student = (given[rows] / 2).softmax(1), (logits / 2).softmax(1)
+    apart = (teacher * (teacher.log() - student.log())).sum(1).mean() * 4
+    by_hand = 0.75 * F.cross_entropy(logits, clean.y[rows]) + 0.25 * apart
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+def test_tables_get_columns_set(caught: Caught) -> None:
+    draw = torch.Generator().manual_seed(0)
+    columns = (Column(name="a"), Column(name="b"), Column(name="c", kind="categorical", categories=("x", "y")))
+    x = torch.cat([torch.randn(40, 2, generator=draw), torch.randint(0, 2, (40, 1), generator=draw).float()], 1)
+    clean = Split(x, (x[:, 0] > 0).long(), card=Card(name="t", kind="table", classes=("no", "yes"), columns=columns))
+    Antidote(dose=0.5).repair(nn.Linear(3, 2), clean, make_run())
+    batch = caught.batch(x, clean.y)
+    assert 10 <= int((batch.x != x).any(1).sum()) <= 20
+    assert set(batch.x[:, 2].tolist()) <= {0.0, 1.0}
+    assert torch.equal(batch.y, clean.y)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"dose": 0.0}, "dose"),
+        ({"dose": 1.5}, "dose"),
+        ({"families": ()}, "at least one name"),
+        ({"families": ("patch", "patch")}, "each once"),
+        ({"families": ("patches",)}, "patch"),
+        ({"steps": 0}, "steps"),
+        ({"epochs": 0}, "epochs"),
+        ({"lr": -1.0}, "lr"),
+        ({"soft": 2.0}, "soft"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"rinse": -0.1}, "rinse"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"schedule": "none"}, "schedule"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        Antidote(**options)
