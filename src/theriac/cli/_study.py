@@ -16,6 +16,7 @@ from theriac.cli._inputs import Source, data_hash
 from theriac.cli._records import RECORD, read, section
 from theriac.cli._show import gap
 from theriac.core.errors import InputError
+from theriac.core.files import is_regular, read_json_lines
 from theriac.core.method import title_of
 from theriac.core.run import Run
 from theriac.core.split import Data
@@ -25,8 +26,6 @@ from theriac.models import Classifier, load_model
 from theriac.models.store import digest
 from theriac.report import collect
 from theriac.report.records import Exhibit, Study
-
-_EVENTS_LIMIT = 64 << 20  # bytes of events.jsonl that are read
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,10 @@ class _Folder:
     def history(self) -> list[dict[str, Any]]:
         """Its epochs, as a Result wants them."""
         path = self.path / "events.jsonl"
-        if not path.is_file() or path.stat().st_size > _EVENTS_LIMIT:
+        if not is_regular(path):
             return []
         found = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue  # a line that a kill cut short
+        for event in read_json_lines(path):
             if isinstance(event, dict) and "epoch" in event:
                 plain = {k: v for k, v in event.items() if isinstance(v, (str, bool, int, float))}
                 found.append(plain)

@@ -17,7 +17,7 @@ import torch
 
 from theriac.core import check
 from theriac.core.errors import InputError, unknown
-from theriac.core.files import write_atomically
+from theriac.core.files import parse_json, read_bytes, write_atomically
 from theriac.core.outcome import Outcome
 
 STREAMS = ("data", "poison", "init", "order", "augment", "method")
@@ -144,7 +144,8 @@ class Run:
         path = None if self.folder is None else self.folder / "events.jsonl"
         if path is None or not path.exists() or not first_rank():
             return
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if not stale(_parsed(line))]
+        text = read_bytes(path, _EVENTS).decode("utf-8", "replace")
+        kept = [line for line in text.splitlines() if not stale(_parsed(line))]
         write_atomically(path, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8"))
 
     def history(self, name: str) -> list[dict[str, Any]]:

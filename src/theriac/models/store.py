@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from theriac.core.card import Card
 from theriac.core.errors import InputError
-from theriac.core.files import is_plain, read_json, write_atomically
+from theriac.core.files import is_plain, opened, read_json, read_safetensors, write_atomically
 from theriac.models.adapt import OWN, rebuild
 from theriac.models.build import make_net, normalization
 from theriac.models.classifier import Classifier, TablePrep
@@ -123,10 +122,7 @@ def read_record(path: str | Path, version: int, fields: tuple[str, ...]) -> Mapp
     Raises:
         InputError: If it is missing, too large, no JSON, of another version or incomplete.
     """
-    try:
-        record = read_json(path, _LIMIT)
-    except RecursionError:
-        raise InputError(f"{path} is nested too deeply to be read") from None
+    record = read_json(path, _LIMIT)
     if not isinstance(record, Mapping) or "format" not in record:
         raise InputError(f"{path} is not a record of Theriac")
     if record["format"] != version or isinstance(record["format"], bool):
@@ -143,11 +139,7 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         InputError: If it is missing or damaged.
     """
-    try:
-        return load_file(Path(path))
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"{path} can't be read as safetensors: {reason[:200]}") from None
+    return read_safetensors(path)
 
 
 def compare_state(model: nn.Module, tensors: Mapping[str, torch.Tensor], where: str) -> None:
@@ -196,7 +188,7 @@ def fit_state(model: nn.Module, tensors: Mapping[str, torch.Tensor], where: str,
 
 def digest(path: Path) -> str:
     """sha256 of a file."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
