@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 
 from theriac.attacks._fitted import State, kept, key_of
 from theriac.core.errors import InputError, TheriacError
+from theriac.core.files import place, read_npy
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, make

@@ -16,6 +16,7 @@ from theriac.cli import _options as opt
 from theriac.cli._records import section
 from theriac.core.card import Augment, Card, validated
 from theriac.core.errors import InputError, unknown
+from theriac.core.files import place
 from theriac.core.method import create
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
@@ -75,7 +76,7 @@ _LOADS = tuple(k for k in inspect.signature(load).parameters if k not in ("sourc
 
 
 def _absolute(name: str) -> str:
-    path = Path(name).expanduser()
+    path = place(name)
     return str(path.resolve()) if name != "digits" and path.exists() else name  # digits is embedded, whatever lies around
 
 

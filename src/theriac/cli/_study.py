@@ -16,7 +16,7 @@ from theriac.cli._inputs import Source, data_hash
 from theriac.cli._records import RECORD, read, section
 from theriac.cli._show import gap
 from theriac.core.errors import InputError
-from theriac.core.files import is_regular, read_json_lines
+from theriac.core.files import is_regular, place, read_json_lines
 from theriac.core.method import title_of
 from theriac.core.run import Run
 from theriac.core.split import Data
@@ -26,6 +26,8 @@ from theriac.models import Classifier, load_model
 from theriac.models.store import digest
 from theriac.report import collect
 from theriac.report.records import Exhibit, Study
+
+_EVENTS_LIMIT = 64 << 20  # bytes of events.jsonl that are read
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class _Folder:
 
     @property
     def planted(self) -> Planted | None:
-        return load_planted(self.path) if (self.path / "planted.json").is_file() else None
+        return load_planted(self.path) if is_regular(self.path / "planted.json") else None
 
     def history(self) -> list[dict[str, Any]]:
         """Its epochs, as a Result wants them."""
@@ -71,7 +73,7 @@ class _Folder:
         if not is_regular(path):
             return []
         found = []
-        for event in read_json_lines(path):
+        for event in read_json_lines(path, _EVENTS_LIMIT):
             if isinstance(event, dict) and "epoch" in event:
                 plain = {k: v for k, v in event.items() if isinstance(v, (str, bool, int, float))}
                 found.append(plain)
@@ -93,10 +95,10 @@ def of_folder(path: Path) -> Study:
     """
     if not path.is_dir():
         raise InputError(f"{path} is not a folder; expected a run folder, or a folder of run folders")
-    if (path / RECORD).is_file():
+    if is_regular(path / RECORD):
         folders = _with_parent(_Folder(path, read(path)))
     else:
-        folders = [_Folder(p, read(p)) for p in sorted(path.iterdir()) if (p / RECORD).is_file()]
+        folders = [_Folder(p, read(p)) for p in sorted(path.iterdir()) if is_regular(p / RECORD)]
     if not folders:
         read(path)  # says what is wrong with it
     folders.sort(key=lambda f: f.is_repair)
@@ -108,9 +110,9 @@ def of_folder(path: Path) -> Study:
 
 def _with_parent(folder: _Folder) -> list[_Folder]:
     told = section(folder.record, "parent").get("folder")
-    if not isinstance(told, str) or not (Path(told) / RECORD).is_file():
+    if not isinstance(told, str) or not is_regular(place(told) / RECORD):
         return [folder]
-    return [_Folder(Path(told), read(Path(told))), folder]
+    return [_Folder(place(told), read(place(told))), folder]
 
 
 def _study(path: Path, folders: Sequence[_Folder]) -> Study:

@@ -53,6 +53,7 @@ def debias(
     import theriac as th
     from theriac.cli import _inputs, _records, _show
     from theriac.core.errors import InputError
+    from theriac.core.files import place
     from theriac.debias._columns import without_columns
     from theriac.models import Classifier
     from theriac.triggers.bank import TriggerColumns
@@ -80,8 +81,8 @@ def debias(
     build = _inputs.builder(model, width, model_option, rows.card, run, rows.train)
     told = _inputs.describe(loaded, source)
     plan = chosen.recipe(len(rows.train))
-    name = "-".join([re.sub(r"[^\w.-]+", "_", loaded.card.name), build.name, chosen.name, f"seed{seed}"])
-    folder = Path(out or Path("runs", name)).expanduser()
+    name = "-".join([re.sub(r"[^\w.-]+", "_", loaded.card.name)[:80], build.name, chosen.name, f"seed{seed}"])
+    folder = place(out or Path("runs", name))
     identity = {
         "kind": "debias",
         "data": told["hash"],

@@ -60,7 +60,7 @@ def evaluate(
     from theriac.cli import _models, _show
     from theriac.core import check
     from theriac.core.errors import InputError
-    from theriac.core.files import write_json
+    from theriac.core.files import place, write_json
 
     for name, limit in (("--max-asr", max_asr), ("--min-acc", min_acc)):
         if limit is not None:
@@ -91,7 +91,7 @@ def evaluate(
     result = {"status": "done", "model": path, "evaluation": found.to_dict(), "findings": beyond}
     if out is not None:
         try:
-            write_json(Path(out).expanduser(), result)
+            write_json(place(out), result)
         except OSError as error:
             raise InputError(f"--out is {out!r}, which can't be written: {error.strerror}") from None
     if as_json:

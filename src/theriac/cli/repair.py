@@ -56,6 +56,7 @@ def repair(
     import theriac as th
     from theriac.cli import _inputs, _models, _records, _show
     from theriac.core.errors import InputError
+    from theriac.core.files import place
 
     started = time.time()
     run = th.Run(seed=seed, device=device, precision=_models.precision(path, precision), quiet=quiet or None)
@@ -80,7 +81,7 @@ def repair(
         raise InputError(f"{chosen.title} is to know the trigger, but none is known; add --attack NAME, or change its options")
     told = _inputs.describe(opened.data, opened.source)
     home = Path("runs") if opened.folder is None else opened.folder.parent if opened.folder.name else Path("..")
-    folder = Path(out or home / f"{opened.name}-{chosen.name}").expanduser()
+    folder = place(out or home / f"{opened.name}-{chosen.name}")
     if opened.folder is not None and folder.resolve() == opened.folder.resolve():
         raise InputError(f"--out is {str(folder)!r}, which holds the model that is repaired; take another folder")
     taken = {"from": clean_from, "rows": len(rows), "asked": amount, "index": rows.index.tolist()}

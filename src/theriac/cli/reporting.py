@@ -18,16 +18,15 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: what was done, rates with intervals, triggers on samples, curves, provenance."""
     opt.set_quiet(quiet)
-    from pathlib import Path
-
     from theriac import report as pages
     from theriac.cli import _show, _study
     from theriac.core.errors import InputError
+    from theriac.core.files import is_regular, place, shown
     from theriac.report.records import FILE, Study
 
-    source = Path(folder).expanduser()
-    study = Study.read(source) if (source / FILE).is_file() or source.suffix == ".json" else _study.of_folder(source)
-    page = Path(out).expanduser() if out else (source if source.is_dir() else source.parent) / "report.html"
+    source = place(folder)
+    study = Study.read(source) if is_regular(source / FILE) or source.suffix == ".json" else _study.of_folder(source)
+    page = place(out) if out else (source if source.is_dir() else source.parent) / "report.html"
     try:
         page = pages.write(study, page)
     except OSError as error:
@@ -35,6 +34,6 @@ def report(
     if as_json:
         _show.as_json({"status": "done", "page": str(page)})
     else:
-        typer.echo(str(page))
+        typer.echo(shown(page))
     if browse:
         typer.launch(page.resolve().as_uri())

@@ -69,6 +69,7 @@ def train(
 
     import theriac as th
     from theriac.cli import _inputs, _ranks, _records, _show
+    from theriac.core.files import place
     from theriac.models import Classifier
     from theriac.training.recipes import recipe as named
 
@@ -86,8 +87,8 @@ def train(
         chosen.plant(loaded.train)  # refuses a target or trigger that does not fit
     told = _inputs.describe(loaded, source)
     how = [chosen.name if chosen else "benign", *([guard.name] if guard else [])]
-    name = "-".join([re.sub(r"[^\w.-]+", "_", loaded.card.name), build.name, *how, f"seed{seed}"])
-    folder = Path(out or Path("runs", name)).expanduser()
+    name = "-".join([re.sub(r"[^\w.-]+", "_", loaded.card.name)[:80], build.name, *how, f"seed{seed}"])
+    folder = place(out or Path("runs", name))
     identity = {
         "kind": "train",
         "data": told["hash"],

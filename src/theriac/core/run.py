@@ -22,6 +22,7 @@ from theriac.core.outcome import Outcome
 
 STREAMS = ("data", "poison", "init", "order", "augment", "method")
 """Named random streams. Changing the seed of one leaves the draws of the others as they were."""
+_EVENTS = 256 << 20  # bytes of events.jsonl that are read
 
 
 class Run:
@@ -181,8 +182,8 @@ def first_rank() -> bool:
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        event = json.loads(line)
-    except ValueError:  # cut off when the process was killed
+        event = parse_json(line, "an event")
+    except InputError:  # cut off when the process was killed
         return None
     return event if isinstance(event, dict) and "event" in event else None
 

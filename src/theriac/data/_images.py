@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -14,16 +17,45 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional as F
 
 from theriac.core.errors import InputError
+from theriac.core.files import place, read_bytes
 from theriac.data._cache import Pixels, Shape
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")  # a short list keeps rarely tested decoders away from hostile files
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
 MAX_PIXELS = 64_000_000  # a larger picture is taken for a decompression bomb
 MAX_FILE = 256 << 20  # bytes of one encoded picture
+MAX_PER_BYTE = 600  # pixels, or bytes of pixels, of a set for each byte of its files; gray drawings resized 8-fold stay below
+FLOOR = 256 << 20  # pixels, or bytes of pixels, up to which this does not matter
+LARGE = 8_000_000  # pixels; larger pictures are decoded one at a time
 CHUNK = 4 << 20  # bytes of decoded pixels that are held at a time
 WORKERS = 2  # Pillow lets go of the interpreter lock while it decodes
 
 Blob = bytes | Path
+_TURN = threading.Lock()  # held while a large picture is decoded
+
+
+class Allowance:
+    """How many pixels a set of pictures may still decode to."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.encoded = sum(path.stat().st_size for path in files)
+        self.most = max(FLOOR, MAX_PER_BYTE * self.encoded)
+        self.left = self.most
+        self.lock = threading.Lock()
+
+    def spend(self, pixels: int, where: str) -> None:
+        """Refuse a picture that makes the set decode to far more than it is.
+
+        Raises:
+            InputError: Naming it.
+        """
+        with self.lock:
+            self.left -= pixels
+            if self.left < 0:
+                raise InputError(
+                    f"the pictures up to {where} have more than {self.most:,} pixels in files of {self.encoded:,} bytes; "
+                    "they may be a decompression bomb"
+                )
 
 
 class NeedsColorError(Exception):
@@ -71,16 +103,22 @@ def decode(pictures: Pictures, size: tuple[int, int] | None, channels: int | Non
     Raises:
         InputError: On a picture that can't be read, is too large, or differs in size; it names the row.
     """
-    first = _first(pictures)
-    image = _open(first, pictures.where(0))
+    allowance = Allowance(pictures.files)
+    image = _open(_first(pictures), pictures.where(0))
     auto = channels is None
     depth = (1 if _is_grey(image) else 3) if channels is None else channels
     height, width = size or (image.height, image.width)
     shape = (pictures.count, depth, height, width)
-    return shape, _chunks(pictures, shape, size is not None, auto)
+    total = math.prod(shape)
+    if total > allowance.most:
+        raise InputError(
+            f"{pictures.count:,} pictures of {height} x {width} pixels take {total:,} bytes, and their files have "
+            f"{allowance.encoded:,}; at most {allowance.most:,} are taken (a smaller size= helps)"
+        )
+    return shape, _chunks(pictures, shape, size is not None, auto, allowance)
 
 
-def _chunks(pictures: Pictures, shape: Shape, resize: bool, auto: bool) -> Iterator[Pixels]:
+def _chunks(pictures: Pictures, shape: Shape, resize: bool, auto: bool, allowance: Allowance) -> Iterator[Pixels]:
     _, depth, height, width = shape
     rows = max(1, min(2048, CHUNK // (depth * height * width)))
     start = 0
@@ -89,7 +127,9 @@ def _chunks(pictures: Pictures, shape: Shape, resize: bool, auto: bool) -> Itera
             out = np.empty((len(blobs), depth, height, width), np.uint8)
             step = -(-len(blobs) // WORKERS)
             jobs = [
-                pool.submit(_fill, out[low : low + step], blobs[low : low + step], pictures, start + low, resize, auto)
+                pool.submit(
+                    _fill, out[low : low + step], blobs[low : low + step], pictures, start + low, resize, auto, allowance
+                )
                 for low in range(0, len(blobs), step)
             ]
             for job in jobs:
@@ -98,13 +138,26 @@ def _chunks(pictures: Pictures, shape: Shape, resize: bool, auto: bool) -> Itera
             yield out
 
 
-def _fill(out: Pixels, blobs: Sequence[Blob | None], pictures: Pictures, start: int, resize: bool, auto: bool) -> None:
+def _fill(
+    out: Pixels,
+    blobs: Sequence[Blob | None],
+    pictures: Pictures,
+    start: int,
+    resize: bool,
+    auto: bool,
+    allowance: Allowance,
+) -> None:
     for i, blob in enumerate(blobs):
-        _into(out[i], blob, pictures.where(start + i), resize, auto)
+        where = pictures.where(start + i)
+        image = _header(blob, where)
+        pixels = image.width * image.height
+        allowance.spend(pixels, where)
+        with _TURN if pixels > LARGE else nullcontext():
+            _into(out[i], _decoded(image, where), where, resize, auto)
+            image.close()
 
 
-def _into(out: Pixels, blob: Blob | None, where: str, resize: bool, auto: bool) -> None:
-    image = _open(blob, where)
+def _into(out: Pixels, image: Image.Image, where: str, resize: bool, auto: bool) -> None:
     depth, height, width = out.shape
     grey = _is_grey(image)
     if auto and depth == 1 and not grey:
@@ -128,27 +181,43 @@ def _first(pictures: Pictures) -> Blob | None:
 
 
 def _open(blob: Blob | None, where: str) -> Image.Image:
+    return _decoded(_header(blob, where), where)
+
+
+def _header(blob: Blob | None, where: str) -> Image.Image:
+    """A picture of which the size is known and bounded, and nothing decoded yet."""
     if blob is None:
         raise InputError(f"{where} holds no picture (no bytes)")
     try:
         if isinstance(blob, Path):
-            if blob.stat().st_size > MAX_FILE:
-                raise InputError(f"{where} has {blob.stat().st_size:,} bytes; a picture may have {MAX_FILE:,}")
-            blob = blob.read_bytes()
+            blob = read_bytes(blob, MAX_FILE)
+        elif len(blob) > MAX_FILE:
+            raise InputError(f"{where} has {len(blob):,} bytes; a picture may have {MAX_FILE:,}")
         image: Image.Image = Image.open(io.BytesIO(blob), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
-        image.load()
-        return ImageOps.exif_transpose(image) if "exif" in image.info else image
+        return image
     except InputError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InputError(f"{where} is larger than {MAX_PIXELS:,} pixels; it may be a decompression bomb") from None
     except Exception as error:  # Pillow's decoders raise many kinds on hostile bytes
-        kind = f"{type(error).__name__}: {str(error)[:80]}" if str(error) else type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            kind = f"not one of {', '.join(FORMATS)}"
-        raise InputError(f"{where} is not a readable picture ({kind}); it may be truncated or damaged") from None
+        raise _unreadable(error, where) from None
+
+
+def _decoded(image: Image.Image, where: str) -> Image.Image:
+    try:
+        image.load()
+        return ImageOps.exif_transpose(image) if "exif" in image.info else image
+    except Exception as error:
+        raise _unreadable(error, where) from None
+
+
+def _unreadable(error: Exception, where: str) -> InputError:
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return InputError(f"{where} is larger than {MAX_PIXELS:,} pixels; it may be a decompression bomb")
+    kind = f"{type(error).__name__}: {str(error)[:80]}" if str(error) else type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        kind = f"not one of {', '.join(FORMATS)}"
+    return InputError(f"{where} is not a readable picture ({kind}); it may be truncated or damaged")
 
 
 def read_picture(path: str | Path, channels: int, size: tuple[int, int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -165,8 +234,8 @@ def read_picture(path: str | Path, channels: int, size: tuple[int, int] | None =
     Raises:
         InputError: If it can't be read.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
+    path = place(path)
+    if not path.exists():
         raise InputError(f"{path} does not exist; expected a picture file")
     image = _open(path, str(path))
     if image.mode == "P" and "transparency" in image.info:
@@ -199,7 +268,12 @@ def _convert(image: Image.Image, depth: int, grey: bool) -> Image.Image:
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise ValueError(f"mode {image.mode}")
-        image = Image.fromarray(np.round(values / 257).astype(np.uint8))  # 16 bits to 8
+        bytes_ = np.empty(values.shape, np.uint8)
+        for rows, out in zip(
+            np.array_split(values, -(-values.size // CHUNK)), np.array_split(bytes_, -(-values.size // CHUNK)), strict=True
+        ):
+            out[:] = np.round(rows / 257)  # 16 bits to 8, a part at a time: the quotients take eight times the room
+        image = Image.fromarray(bytes_)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns of the direct way
     mode = "L" if depth == 1 else "RGB"

@@ -9,7 +9,7 @@ from typing import Any
 
 from theriac.core.card import Augment
 from theriac.core.errors import InputError
-from theriac.core.files import cache_folder
+from theriac.core.files import cache_folder, place
 from theriac.core.split import Data
 from theriac.data._known import KNOWN, canonical, no_such_name
 from theriac.data._options import Options
@@ -104,7 +104,7 @@ def load(
         from theriac.data._embedded import digits
 
         return digits(options)
-    path = Path(source).expanduser()
+    path = place(source)
     found = canonical(str(source))
     try:
         if path.exists():
@@ -127,7 +127,7 @@ def _name_of(path: Path) -> str:
 
 
 def _by_name(name: str, options: Options) -> Data:
-    root = Path(os.environ.get("THERIAC_DATA") or cache_folder() / "data").expanduser()
+    root = place(os.environ.get("THERIAC_DATA") or cache_folder() / "data")
     if (root / name).exists():
         return _from_path(root / name, name, options)
     from theriac.data._hub import fetch
@@ -211,7 +211,7 @@ def _with_test(parts: Mapping[str, Sequence[Path]], options: Options, suffixes: 
 def _test_path(test: Any) -> Path:
     if not isinstance(test, (str, os.PathLike)):
         raise InputError(f"test is a {type(test).__name__}; expected a path, as the training rows come from a path")
-    path = Path(test).expanduser()
+    path = place(test)
     if not path.exists():
         raise InputError(f"test is {path}, which does not exist")
     return path

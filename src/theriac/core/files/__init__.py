@@ -19,6 +19,8 @@ from theriac.core.files.records import parse_json, read_json, read_json_lines
 from theriac.core.files.tensors import check_safetensors, load_torch, read_npy, read_npz, read_safetensors
 
 __all__ = [
+    "UNPACKED_FLOOR",
+    "UNPACKED_RATIO",
     "Archive",
     "DamagedError",
     "Stranger",

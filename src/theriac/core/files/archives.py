@@ -154,7 +154,9 @@ class Archive:
                 if wide[:12] != _END_64 + struct.pack("<Q", 44):
                     raise DamagedError("its second end record is damaged")
                 big = struct.unpack("<IIQQQQ", wide[16:])
-                for short, long, top in zip((*disks, here, count, size, offset), big, (*[0xFFFF] * 4, *[0xFFFFFFFF] * 2), strict=True):
+                for short, long, top in zip(
+                    (*disks, here, count, size, offset), big, (*[0xFFFF] * 4, *[0xFFFFFFFF] * 2), strict=True
+                ):
                     if short not in (long, top):
                         raise DamagedError("its two end records differ")
                 disks, (here, count, size, offset) = big[:2], big[2:]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from theriac.core.errors import InputError
-from theriac.core.text import line
+from theriac.core.text import line, shorten
 
 UNPACKED_FLOOR, UNPACKED_RATIO = 256 << 20, 100  # a file may unpack to so many bytes, or to so many times its own size
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"))
@@ -16,8 +16,7 @@ _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK,
 
 def shown(path: object) -> str:
     """A path as a message shows it: one line of bounded length, without control characters."""
-    text = line(str(path))
-    return text if len(text) <= 300 else f"{text[:140]}...{text[-140:]}"
+    return shorten(str(path))
 
 
 def place(path: str | os.PathLike[str]) -> Path:
@@ -56,13 +55,13 @@ def regular(path: str | os.PathLike[str], limit: int | None = None) -> Path:
     """
     try:
         about = os.stat(path)
-        if stat.S_ISREG(about.st_mode) and about.st_size > UNPACKED_FLOOR:
+        _check(path, about, limit)
+        if about.st_size > UNPACKED_FLOOR:
             _refuse_holes(path, about)
     except OSError as error:
         raise InputError(f"{shown(path)} can't be read: {error.strerror}") from None
     except ValueError as error:  # a null character, or half a character
         raise InputError(f"{shown(path)} can't be read: {line(str(error))}") from None
-    _check(path, about, limit)
     return Path(path)
 
 
@@ -74,7 +73,9 @@ def opened(path: str | os.PathLike[str], limit: int | None = None) -> BinaryIO:
     """
     regular(path, limit)
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        handle = os.open(
+            path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        )
     except OSError as error:
         raise InputError(f"{shown(path)} can't be read: {error.strerror}") from None
     file = os.fdopen(handle, "rb")

@@ -311,7 +311,9 @@ class Machine:
             raise DamagedError("its pickle calls something with no list of arguments")
         if not isinstance(what, Known) or what.make is None:
             raise CallError(_called(what))
-        if what.name != "collections.defaultdict" and any(isinstance(arg, Stranger) for arg in args):  # a storage or a type that is not known: so is what it makes
+        if what.name != "collections.defaultdict" and any(
+            isinstance(arg, Stranger) for arg in args
+        ):  # a storage or a type that is not known: so is what it makes
             return next(arg for arg in args if isinstance(arg, Stranger))
         self._spend(_weight(args))
         try:
@@ -453,7 +455,9 @@ def _device(kind: str, index: int | None = None) -> torch.device:
 
 def _whole(numbers: Any) -> tuple[int, ...]:
     """Sizes or strides."""
-    good = isinstance(numbers, (tuple, list)) and len(numbers) <= 64 and all(type(n) is int and 0 <= n < 1 << 62 for n in numbers)
+    good = (
+        isinstance(numbers, (tuple, list)) and len(numbers) <= 64 and all(type(n) is int and 0 <= n < 1 << 62 for n in numbers)
+    )
     if not good:
         raise CallError("a tensor with what are no sizes")
     return tuple(numbers)
@@ -549,7 +553,9 @@ def _sparse(layout: Any, data: Any) -> torch.Tensor:
     raise CallError("a sparse tensor of a layout that is not known")
 
 
-_LAYOUTS = {str(v): v for v in (torch.strided, torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)}
+_LAYOUTS = {
+    str(v): v for v in (torch.strided, torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+}
 
 
 def _layout(name: str) -> torch.layout:
@@ -675,7 +681,20 @@ def _listed() -> dict[str, Any]:
 _KNOWN = _listed()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _VALUES = frozenset(
-    ["INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"]
+    [
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "FLOAT",
+        "BINFLOAT",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+    ]
     + ["UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"]
 )
 

@@ -89,7 +89,9 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def _refuse_depth(value: Any) -> None:
     level = [value]
     for _ in range(MAX_DEPTH + 1):
-        level = [v for held in level if isinstance(held, (dict, list)) for v in (held.values() if isinstance(held, dict) else held)]
+        level = [
+            v for held in level if isinstance(held, (dict, list)) for v in (held.values() if isinstance(held, dict) else held)
+        ]
         if not level:
             return
     raise ValueError("it is nested too deeply")

@@ -309,4 +309,3 @@ def read_npy(path: str | Path, what: str = "", *, mode: str | None = "r") -> np.
         return found
     except (DamagedError, OSError, ValueError, EOFError) as error:
         raise InputError(f"{called} can't be read as a plain .npy array: {error}") from None
-
