@@ -24,8 +24,9 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")  # a short list keeps rarely tes
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
 MAX_PIXELS = 64_000_000  # a larger picture is taken for a decompression bomb
 MAX_FILE = 256 << 20  # bytes of one encoded picture
-MAX_PER_BYTE = 600  # pixels, or bytes of pixels, of a set for each byte of its files; gray drawings resized 8-fold stay below
-FLOOR = 256 << 20  # pixels, or bytes of pixels, up to which this does not matter
+MAX_PER_BYTE = 600  # bytes of a set's pixels for each byte of its files; gray drawings resized 8-fold stay below
+MAX_PIXELS_PER_BYTE = 128  # decoded for each byte; photos have about 10, drawings 50, nothing but one color 500
+FLOOR, PIXEL_FLOOR = 256 << 20, 128 << 20  # bytes and pixels up to which this does not matter
 LARGE = 8_000_000  # pixels; larger pictures are decoded one at a time
 CHUNK = 4 << 20  # bytes of decoded pixels that are held at a time
 WORKERS = 2  # Pillow lets go of the interpreter lock while it decodes
@@ -39,7 +40,8 @@ class Allowance:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.encoded = sum(path.stat().st_size for path in files)
-        self.most = max(FLOOR, MAX_PER_BYTE * self.encoded)
+        self.room = max(FLOOR, MAX_PER_BYTE * self.encoded)
+        self.most = max(PIXEL_FLOOR, MAX_PIXELS_PER_BYTE * self.encoded)
         self.left = self.most
         self.lock = threading.Lock()
 
@@ -104,16 +106,18 @@ def decode(pictures: Pictures, size: tuple[int, int] | None, channels: int | Non
         InputError: On a picture that can't be read, is too large, or differs in size; it names the row.
     """
     allowance = Allowance(pictures.files)
-    image = _open(_first(pictures), pictures.where(0))
+    image = _header(_first(pictures), pictures.where(0))
+    allowance.spend(image.width * image.height, pictures.where(0))
+    image = _decoded(image, pictures.where(0))
     auto = channels is None
     depth = (1 if _is_grey(image) else 3) if channels is None else channels
     height, width = size or (image.height, image.width)
     shape = (pictures.count, depth, height, width)
     total = math.prod(shape)
-    if total > allowance.most:
+    if total > allowance.room:
         raise InputError(
             f"{pictures.count:,} pictures of {height} x {width} pixels take {total:,} bytes, and their files have "
-            f"{allowance.encoded:,}; at most {allowance.most:,} are taken (a smaller size= helps)"
+            f"{allowance.encoded:,}; at most {allowance.room:,} are taken (a smaller size= helps)"
         )
     return shape, _chunks(pictures, shape, size is not None, auto, allowance)
 
@@ -268,12 +272,11 @@ def _convert(image: Image.Image, depth: int, grey: bool) -> Image.Image:
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise ValueError(f"mode {image.mode}")
-        bytes_ = np.empty(values.shape, np.uint8)
-        for rows, out in zip(
-            np.array_split(values, -(-values.size // CHUNK)), np.array_split(bytes_, -(-values.size // CHUNK)), strict=True
-        ):
-            out[:] = np.round(rows / 257)  # 16 bits to 8, a part at a time: the quotients take eight times the room
-        image = Image.fromarray(bytes_)
+        narrow = np.empty(values.shape, np.uint8)
+        step = max(1, CHUNK // values.shape[1])
+        for top in range(0, len(values), step):  # in parts, because they take eight times the room meanwhile
+            narrow[top : top + step] = np.round(values[top : top + step] / 257)  # 16 bits to 8
+        image = Image.fromarray(narrow)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns of the direct way
     mode = "L" if depth == 1 else "RGB"
@@ -301,7 +304,15 @@ def rescale(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Pixels resized to (height, width), bilinear and antialiased."""
     if tuple(x.shape[2:]) == size:
         return x
-    parts = [
-        F.interpolate(chunk.float(), size=size, mode="bilinear", antialias=True, align_corners=False) for chunk in x.split(1024)
-    ]
-    return torch.cat([part.round_().clamp_(0, 255).to(torch.uint8) for part in parts])
+    each = x.shape[1] * size[0] * size[1]
+    total, room = len(x) * each, max(FLOOR, MAX_PER_BYTE * x.numel())
+    if total > room:
+        raise InputError(
+            f"size is {size}; {len(x):,} pictures of {tuple(x.shape[2:])} pixels would take {total:,} bytes, at most {room:,} are taken"
+        )
+    out = torch.empty(len(x), x.shape[1], *size, dtype=torch.uint8, device=x.device)
+    step = max(1, (4 << 20) // each)
+    for target, chunk in zip(out.split(step), x.split(step), strict=True):
+        scaled = F.interpolate(chunk.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
+        target.copy_(scaled.round_().clamp_(0, 255))
+    return out

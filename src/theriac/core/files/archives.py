@@ -101,16 +101,18 @@ class Archive:
 
     def _inflate(self, member: Member, target: memoryview) -> int:
         unpack = zlib.decompressobj(-15)
-        left, done = member.packed, 0
+        left, done, piece = member.packed, 0, b""
         try:
-            while done < len(target) and left and not unpack.eof:
-                piece = self.file.read(min(left, 1 << 20))
-                left -= len(piece)
-                while piece and done < len(target):
-                    out = unpack.decompress(piece, min(len(target) - done, 4 << 20))
-                    target[done : done + len(out)] = out
-                    done += len(out)
-                    piece = unpack.unconsumed_tail
+            while done < len(target) and not unpack.eof:
+                if not piece and left:
+                    piece = self.file.read(min(left, 1 << 20))
+                    left = left - len(piece) if piece else 0
+                out = unpack.decompress(piece, min(len(target) - done, 4 << 20))
+                piece = unpack.unconsumed_tail
+                target[done : done + len(out)] = out
+                done += len(out)
+                if not out and not piece and not left:
+                    break
         except zlib.error as error:
             raise DamagedError(f"the member {member.name[:80]!r} is damaged ({error})") from None
         return done

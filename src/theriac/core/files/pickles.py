@@ -333,6 +333,7 @@ class Machine:
             "torch._utils._rebuild_parameter_with_state": _parameter,
             "torch._utils._rebuild_qtensor": _quantized,
             "torch._utils._rebuild_sparse_tensor": _sparse,
+            "torch._utils._rebuild_meta_tensor_no_storage": _no_data,
             "torch.nn.parameter.Parameter": _parameter,
             "torch.nn.parameter.Buffer": _buffer,
             "torch._tensor._rebuild_from_type_v2": self._of_type,
@@ -494,6 +495,10 @@ def _tensor_of_kind(storage: Any, offset: Any, size: Any, stride: Any, _: Any, _
     offset, size, stride = _place(storage, offset, size, stride, dtype.itemsize)
     empty = torch.empty(0, dtype=dtype, device=storage.data.device)
     return empty.set_(storage.data, offset, size, stride)  # type: ignore[call-overload,no-any-return]
+
+
+def _no_data(*_: Any) -> torch.Tensor:
+    raise DamagedError("it holds tensors without data, on the device meta")
 
 
 def _parameter(data: Any, requires_grad: Any = True, *_: Any) -> torch.nn.Parameter:
