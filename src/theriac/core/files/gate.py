@@ -58,6 +58,8 @@ def regular(path: str | os.PathLike[str], limit: int | None = None) -> Path:
         _check(path, about, limit)
         if about.st_size > UNPACKED_FLOOR:
             _refuse_holes(path, about)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{shown(path)} can't be read: {error.strerror}") from None
     except ValueError as error:  # a null character, or half a character

@@ -20,7 +20,7 @@ from theriac.core.files.archives import DamagedError
 from theriac.core.text import line
 
 MAX_PICKLE = 64 << 20  # bytes of a pickle; tensors lie beside it, not in it
-BUDGET = 256 << 20  # bytes that the objects of a pickle may take
+BUDGET = 128 << 20  # bytes that the objects of a pickle may take
 STRIDED = 16  # a tensor may have so many times the elements that it stores, as gray pictures shown in three channels have
 _SMALL = 1 << 20  # bytes of a storage from which on this counts
 _SCALAR, _CONTAINER, _TENSOR = 96, 256, 1024  # bytes, with their place on the stack and in a container
@@ -460,7 +460,7 @@ def _whole(numbers: Any) -> tuple[int, ...]:
         isinstance(numbers, (tuple, list)) and len(numbers) <= 64 and all(type(n) is int and 0 <= n < 1 << 62 for n in numbers)
     )
     if not good:
-        raise CallError("a tensor with what are no sizes")
+        raise CallError("torch.Size or a tensor with what are no sizes")
     return tuple(numbers)
 
 
@@ -710,6 +710,7 @@ def _constant(value: Any) -> Callable[[Machine, Any], None]:
 
 _STEPS: Mapping[str, Callable[[Machine, Any], None]] = {
     **{name: _constant(value) for name, value in _CONSTANTS.items()},
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), 2 * _SCALAR),
     **dict.fromkeys(("PROTO", "FRAME"), Machine.nothing),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), Machine.put),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), Machine.get),
@@ -747,5 +748,6 @@ _STEPS: Mapping[str, Callable[[Machine, Any], None]] = {
 }
 _COST = {
     **dict.fromkeys(("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "LIST", "DICT", "FROZENSET", "TUPLE", "REDUCE"), _CONTAINER),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), 2 * _SCALAR),
     **dict.fromkeys(("PROTO", "FRAME", "STOP", "POP"), 8),
 }

@@ -200,7 +200,7 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         check_safetensors(path)
         return load_file(path)
-    except DamagedError as error:
+    except (InputError, DamagedError) as error:
         raise InputError(f"{shown(path)} can't be read as safetensors: {error}") from None
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -307,5 +307,7 @@ def read_npy(path: str | Path, what: str = "", *, mode: str | None = "r") -> np.
             raise DamagedError("it is shorter than its header says")
         found: np.ndarray[Any, Any] = np.load(path, mmap_mode=mode, allow_pickle=False)  # type: ignore[call-overload]
         return found
+    except InputError:
+        raise
     except (DamagedError, OSError, ValueError, EOFError) as error:
         raise InputError(f"{called} can't be read as a plain .npy array: {error}") from None
