@@ -47,10 +47,18 @@ def checkpoints() -> Iterator[tuple[str, Any]]:
         warnings.simplefilter("ignore")  # torch calls these layouts beta
         yield "sparse rows", {**plain, "fc.weight": plain["fc.weight"].to_sparse_csr()}
     yield "quantized", {**plain, "fc.weight": torch.quantize_per_tensor(plain["fc.weight"], 0.01, 0, torch.qint8)}
-    by_row = torch.quantize_per_channel(plain["fc.weight"], torch.full((5,), 0.01), torch.zeros(5, dtype=torch.int64), 0, torch.qint8)
+    by_row = torch.quantize_per_channel(
+        plain["fc.weight"], torch.full((5,), 0.01), torch.zeros(5, dtype=torch.int64), 0, torch.qint8
+    )
     yield "quantized by channel", {**plain, "fc.weight": by_row}
-    yield "imagenet example", {"epoch": 3, "arch": "x", "state_dict": state, "best_acc1": torch.tensor(71.5), "optimizer": sgd.state_dict()}
-    yield "optimizer and schedule", {"model": state, "optimizer": adam.state_dict(), "scheduler": schedule.state_dict(), "step": 7}
+    yield (
+        "imagenet example",
+        {"epoch": 3, "arch": "x", "state_dict": state, "best_acc1": torch.tensor(71.5), "optimizer": sgd.state_dict()},
+    )
+    yield (
+        "optimizer and schedule",
+        {"model": state, "optimizer": adam.state_dict(), "scheduler": schedule.state_dict(), "step": 7},
+    )
     yield "kuangliu", {"net": state, "acc": 95.1, "epoch": 199}
     yield "numpy scores", {"state_dict": state, "best": np.float64(0.93), "curve": np.arange(5.0), "flags": np.array([True])}
     yield "numpy text and order", {"state_dict": state, "names": np.array(["cat", "mouse"]), "big": np.arange(3, dtype=">i4")}
@@ -58,16 +66,30 @@ def checkpoints() -> Iterator[tuple[str, Any]]:
     yield "random states", {"model": state, "rng": generator}
     kinds = {"size": torch.Size([1, 2]), "device": torch.device("cpu"), "dtype": torch.bfloat16, "version": torch.__version__}
     yield "types of torch", {"model": state, **kinds}
-    odd = {"set": {1, 2}, "frozen": frozenset("ab"), "bytes": b"x", "complex": 1 + 2j, "slice": slice(1, 2), "none": None, "big": 2**70}
+    odd = {
+        "set": {1, 2},
+        "frozen": frozenset("ab"),
+        "bytes": b"x",
+        "complex": 1 + 2j,
+        "slice": slice(1, 2),
+        "none": None,
+        "big": 2**70,
+    }
     yield "types of Python", {"model": state, **odd}
-    yield "defaultdict", {"model": state, "log": collections.defaultdict(list, loss=[1.0, 2.0]), "count": collections.Counter("aab")}
+    yield (
+        "defaultdict",
+        {"model": state, "log": collections.defaultdict(list, loss=[1.0, 2.0]), "count": collections.Counter("aab")},
+    )
     yield "ordered and nested", {"model": {"state_dict": state}, "meta": OrderedDict(a=[(1, "x"), {"k": (None, True)}])}
     yield "a tuple key", {"model": state, "cells": {(1, "a"): 2.5, 3: "x"}}
     yield "a long history", {"model": state, "loss": [float(i) for i in range(20_000)]}
     yield "empty tensors", {**plain, "fc.extra": torch.empty(0, 4)}
     yield "transposed views", {**plain, "fc.weight": torch.randn(144, 5).t()}
     yield "swa", {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in state.items()}}
-    yield "gray rows in three channels", {"x": torch.zeros(50, 1, 8, 8, dtype=torch.uint8).expand(-1, 3, -1, -1), "y": torch.arange(50) % 2}
+    yield (
+        "gray rows in three channels",
+        {"x": torch.zeros(50, 1, 8, 8, dtype=torch.uint8).expand(-1, 3, -1, -1), "y": torch.arange(50) % 2},
+    )
     yield "timm*", {"epoch": 1, "arch": "x", "state_dict": state, "state_dict_ema": state, "args": space, "metric": 70.1}
     lightning = {
         "epoch": 1,
@@ -75,7 +97,9 @@ def checkpoints() -> Iterator[tuple[str, Any]]:
         "pytorch-lightning_version": "2.2.0",
         "state_dict": OrderedDict((f"model.{k}", v) for k, v in state.items()),
         "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 1}}}},
-        "callbacks": {"ModelCheckpoint{'monitor': 'loss'}": {"best_model_score": torch.tensor(0.5), "best_model_path": "a.ckpt"}},
+        "callbacks": {
+            "ModelCheckpoint{'monitor': 'loss'}": {"best_model_score": torch.tensor(0.5), "best_model_path": "a.ckpt"}
+        },
         "optimizer_states": [adam.state_dict()],
         "lr_schedulers": [schedule.state_dict()],
         "hparams_name": "kwargs",
@@ -117,8 +141,27 @@ def weights(folder: Path) -> Iterator[Case]:
 
     from theriac.models import load_weights
 
-    fits = {"a state dict", "parameters", "data parallel", "half precision", "float16", "sparse", "sparse rows", "quantized", "swa"}
-    fits |= {"imagenet example", "optimizer and schedule", "kuangliu", "numpy scores", "lightning", "timm*", "a date*", "ordered and nested"}
+    fits = {
+        "a state dict",
+        "parameters",
+        "data parallel",
+        "half precision",
+        "float16",
+        "sparse",
+        "sparse rows",
+        "quantized",
+        "swa",
+    }
+    fits |= {
+        "imagenet example",
+        "optimizer and schedule",
+        "kuangliu",
+        "numpy scores",
+        "lightning",
+        "timm*",
+        "a date*",
+        "ordered and nested",
+    }
     for k, (name, content) in enumerate(checkpoints()):
         if name not in fits:
             continue
@@ -163,7 +206,7 @@ def arrays(folder: Path) -> Iterator[Case]:
     yield save("npz text labels", np.savez, x=x, y=np.array(["cat", "dog"])[y])
     yield save("npz fortran order", np.savez, x=np.asfortranarray(x), y=y)
     yield save("npz big endian", np.savez, x=x.astype(">i4"), y=y)
-    yield save("npz with more", np.savez, x=x, y=y, X=x, note=np.array("hello"))
+    yield save("npz with more", np.savez, x=x, y=y, W=x, w=y, note=np.array("hello"))
     yield save("npz floats", np.savez, x=(x / 255).astype(np.float32), y=y[:, None])
     yield save("npz table", np.savez, x=np.random.default_rng(0).normal(size=(40, 3)), y=y)
     yield save("pt tensors", tensors, "pt", x=torch.tensor(x), y=torch.tensor(y))
@@ -246,7 +289,11 @@ def tables(folder: Path) -> Iterator[Case]:
         ("parquet plain", table, {"compression": "none", "use_dictionary": False}),
         ("parquet gzip", table, {"compression": "gzip"}),
         ("parquet categories", coded, {}),
-        ("parquet large text", table.cast(pa.schema([("age", pa.int32()), ("job", pa.large_string()), ("label", pa.large_string())])), {}),
+        (
+            "parquet large text",
+            table.cast(pa.schema([("age", pa.int32()), ("job", pa.large_string()), ("label", pa.large_string())])),
+            {},
+        ),
         ("parquet small groups", table, {"row_group_size": 7}),
         ("parquet version 1", table, {"version": "1.0"}),
         ("parquet of few values", long, {"compression": "zstd"}),
@@ -292,5 +339,3 @@ def count(folder: Path) -> dict[str, tuple[int, int, int, list[str]]]:
                     break
             found[kind] = (once, opted, total + 1, said)
     return found
-
-

@@ -62,7 +62,14 @@ def programs(marker: Path) -> dict[str, tuple[bytes, str]]:
         "obj": (b"\x80\x02(cposix\nmkdir\n" + word + b"o.", "posix.mkdir"),
         "stack_global": (b"\x80\x04" + short("posix") + short("mkdir") + b"\x93" + word + b"\x85R.", "posix.mkdir"),
         "memoized": (
-            b"\x80\x04" + short("posix") + b"\x94" + short("mkdir") + b"\x94" + text("os") + text("path") + b"00h\x00h\x01\x93)R.",
+            b"\x80\x04"
+            + short("posix")
+            + b"\x94"
+            + short("mkdir")
+            + b"\x94"
+            + text("os")
+            + text("path")
+            + b"00h\x00h\x01\x93)R.",
             "posix.mkdir",
         ),
         "put_out_of_order": (b"\x80\x04" + short("mkdir") + b"q\x07" + short("posix") + b"h\x07\x93)R.", "posix.mkdir"),
@@ -115,11 +122,15 @@ def heavy(width: int = 3) -> dict[str, tuple[bytes, str]]:
     }  # fmt: skip
 
 
-def tensor(size: tuple[int, ...], stride: tuple[int, ...], count: int = 8, offset: int = 0, kind: bytes = b"ByteStorage") -> bytes:
+def tensor(
+    size: tuple[int, ...], stride: tuple[int, ...], count: int = 8, offset: int = 0, kind: bytes = b"ByteStorage"
+) -> bytes:
     def whole(n: int) -> bytes:
         return b"\x8a\x09" + n.to_bytes(9, "little", signed=True)
 
-    place = b"((" + text("storage") + b"ctorch\n" + kind + b"\n" + text("0") + text("cpu") + whole(count) + b"tQ" + whole(offset)
+    place = (
+        b"((" + text("storage") + b"ctorch\n" + kind + b"\n" + text("0") + text("cpu") + whole(count) + b"tQ" + whole(offset)
+    )
     shape = b"(" + b"".join(map(whole, size)) + b"t(" + b"".join(map(whole, stride)) + b"t"
     return b"ctorch._utils\n_rebuild_tensor_v2\n" + place + shape + b"\x89ccollections\nOrderedDict\n)RtR"
 
@@ -141,7 +152,11 @@ def pickles(folder: Path) -> Iterator[Case]:
         ("a storage larger than its member", tensor((8,), (1,), count=1 << 40), "lacks the storage"),
         ("a storage of no known kind", tensor((8,), (1,), kind=b"EvilStorage"), "torch.EvilStorage"),
     ):
-        yield name, archive(folder / f"{name.replace(' ', '_')}.pt", b"\x80\x02}" + text("w") + made + b"s.", {"data/0": bytes(8)}), says
+        yield (
+            name,
+            archive(folder / f"{name.replace(' ', '_')}.pt", b"\x80\x02}" + text("w") + made + b"s.", {"data/0": bytes(8)}),
+            says,
+        )
     path = legacy(folder / "claims.pth", b"\x80\x02" + tensor((1,), (1,), count=1 << 44) + b".")
     yield "an old file that claims 16 TB", path, "more than the file holds"
 
@@ -211,7 +226,9 @@ def archives(folder: Path) -> Iterator[Case]:
     with zipfile.ZipFile(folder / "same.pt", "w") as out:
         out.writestr("model/data.pkl", b"\x80\x02}.")
         out.writestr("model/data.pkX", b"\x80\x02}.")
-    yield put("two members of one name", (folder / "same.pt").read_bytes().replace(b"data.pkX", b"data.pkl"), "two of its members")
+    yield put(
+        "two members of one name", (folder / "same.pt").read_bytes().replace(b"data.pkX", b"data.pkl"), "two of its members"
+    )
     entries = b"".join(table[: 46 + name_length] for _ in range(3))
     yield put("overlapping members", small[:offset] + entries + small[end : end + 8] + struct.pack("<HHII", 3, 3, len(entries), offset) + small[-2:], "")  # fmt: skip
     yield put("a number of members that is not true", small[: end + 8] + struct.pack("<HH", 2, 2) + small[end + 12 :], "")
@@ -272,7 +289,9 @@ def arrays(folder: Path) -> Iterator[Case]:
         out.writestr("y.npy", good)
     yield "an npz bomb", path, "unpacks to"
     yield "an archive in an archive", nested, "header"
-    broken = bytearray(pack("checksum", x=npy("{'descr': '<f8', 'fortran_order': False, 'shape': (2, 4)}", bytes(64)), y=good).read_bytes())
+    broken = bytearray(
+        pack("checksum", x=npy("{'descr': '<f8', 'fortran_order': False, 'shape': (2, 4)}", bytes(64)), y=good).read_bytes()
+    )
     at = broken.find(b"PK\x01\x02")
     broken[at + 16 : at + 20] = broken[14:18] = b"\1\2\3\4"
     (folder / "checksum.npz").write_bytes(broken)
@@ -287,7 +306,10 @@ def arrays(folder: Path) -> Iterator[Case]:
         ("a shape that is not its bytes", safetensors({"x": {**f32, "shape": [1 << 62, 4]}}, bytes(8))),
         ("many tensors", safetensors({f"{k}": {**f32, "shape": [0], "data_offsets": [0, 0]} for k in range(150_000)})),
         ("deep metadata", safetensors(b'{"__metadata__":' + b"[" * 200_000 + b"}")),
-        ("one name twice", safetensors(b'{"x":' + json.dumps(f32).encode() + b',"x":' + json.dumps(f32).encode() + b"}", bytes(8))),
+        (
+            "one name twice",
+            safetensors(b'{"x":' + json.dumps(f32).encode() + b',"x":' + json.dumps(f32).encode() + b"}", bytes(8)),
+        ),
         ("nothing", b""),
         ("half a length", b"\1\2\3"),
     ):
@@ -295,7 +317,11 @@ def arrays(folder: Path) -> Iterator[Case]:
         path.write_bytes(data)
         yield f"safetensors: {name}", path, ""
     lists = b"K\x00a" + b"".join(b"q%c0](" % (10 + k) + b"h%c" % (10 + k) * 10 + b"e" for k in range(18))
-    yield "lists of lists as rows", archive(folder / "lists.pt", b"\x80\x02}(" + text("x") + b"]" + lists + text("y") + b"]u."), ""
+    yield (
+        "lists of lists as rows",
+        archive(folder / "lists.pt", b"\x80\x02}(" + text("x") + b"]" + lists + text("y") + b"]u."),
+        "",
+    )
 
 
 # tables
@@ -326,7 +352,9 @@ def tables(folder: Path) -> Iterator[Case]:
     half = put("half", (folder / "rows.parquet").read_bytes()[:5000], "parquet")
     yield "equal rows without end", folder / "rows.parquet", "cells"
     long = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), ["x" * (1 << 20)])
-    pq.write_table(pa.table({"a": long, "label": [0, 1] * 1000}), folder / "long.parquet", compression="zstd", store_schema=False)
+    pq.write_table(
+        pa.table({"a": long, "label": [0, 1] * 1000}), folder / "long.parquet", compression="zstd", store_schema=False
+    )
     yield "one long text in all rows", folder / "long.parquet", "unpacks to"
     kind = pa.int64()
     for _ in range(150):
@@ -391,7 +419,7 @@ def pictures(folder: Path) -> Iterator[Case]:
     column = pa.StructArray.from_arrays([same, pa.array(["a"] * 500)], ["bytes", "path"])
     image = pa.table({"image": column, "label": [0, 1] * 250})
     pq.write_table(image, folder / "one.parquet", compression="zstd", store_schema=False)
-    yield "one heavy picture in many rows, loaded", folder / "one.parquet", "LOADED"
+    yield "one heavy picture in many rows", folder / "one.parquet", "bytes in files of"
     side = pa.array([{"bytes": png(600, 600), "path": "a"}] * 2048)
     pq.write_table(pa.table({"image": side, "label": [0, 1] * 1024}), folder / "rows.parquet", compression="zstd")
     yield "one picture in many rows", folder / "rows.parquet", "at most"
@@ -440,7 +468,7 @@ def records(folder: Path) -> Iterator[Case]:
     path = copy("events")
     line = '{"event":"train","epoch":1,"loss":' + "9" * 4000 + ',"accuracy":1}\n'
     (path / "events.jsonl").write_text("[" * 200_000 + "\n" + line + '{"event":"train","epoch":1e999,"seconds":NaN}\n')
-    yield "deep events", path, "OK"
+    yield "deep events", path, "ANY"
     for name, data in (
         ("deep", b"[" * 100_000),
         ("digits", b'{"format": ' + b"1" * 5000 + b"}"),

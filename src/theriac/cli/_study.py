@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from theriac.attacks import Planted
 from theriac.attacks.store import load_planted
 from theriac.cli._inputs import Source, data_hash
@@ -249,7 +251,11 @@ def _exhibits(folders: Sequence[_Folder], names: Mapping[str, str], data: Data |
         models = {f"trained with {guard}" if guard else "victim": victim.model} | dict(
             zip(called, (f.model for f in repaired), strict=True)
         )
-        found.append(collect.exhibit(names[victim.weights], planted, data.test, models, run=run))
+        try:
+            found.append(collect.exhibit(names[victim.weights], planted, data.test, models, run=run))
+        except ValidationError as error:
+            told = error.errors(include_url=False)[0]["msg"]
+            raise InputError(f"the record in {victim.path} can't be shown: {told[:200]}") from None
     return found
 
 

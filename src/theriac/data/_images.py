@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional as F
 
 from theriac.core.errors import InputError
-from theriac.core.files import place, read_bytes
+from theriac.core.files import UNPACKED_RATIO, place, read_bytes
 from theriac.data._cache import Pixels, Shape
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")  # a short list keeps rarely tested decoders away from hostile files
@@ -43,9 +43,10 @@ class Allowance:
         self.room = max(FLOOR, MAX_PER_BYTE * self.encoded)
         self.most = max(PIXEL_FLOOR, MAX_PIXELS_PER_BYTE * self.encoded)
         self.left = self.most
+        self.held = 0
         self.lock = threading.Lock()
 
-    def spend(self, pixels: int, where: str) -> None:
+    def spend(self, pixels: int, where: str, held: int = 0) -> None:
         """Refuse a picture that makes the set decode to far more than it is.
 
         Raises:
@@ -53,6 +54,12 @@ class Allowance:
         """
         with self.lock:
             self.left -= pixels
+            self.held += held
+            if self.held > max(FLOOR, UNPACKED_RATIO * self.encoded):
+                raise InputError(
+                    f"the pictures up to {where} have {self.held:,} bytes in files of {self.encoded:,}; "
+                    "they may be a decompression bomb"
+                )
             if self.left < 0:
                 raise InputError(
                     f"the pictures up to {where} have more than {self.most:,} pixels in files of {self.encoded:,} bytes; "
@@ -155,7 +162,7 @@ def _fill(
         where = pictures.where(start + i)
         image = _header(blob, where)
         pixels = image.width * image.height
-        allowance.spend(pixels, where)
+        allowance.spend(pixels, where, len(blob) if isinstance(blob, bytes) else 0)
         with _TURN if pixels > LARGE else nullcontext():
             _into(out[i], _decoded(image, where), where, resize, auto)
             image.close()

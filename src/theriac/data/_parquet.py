@@ -20,7 +20,7 @@ from theriac.data._labels import Factor
 from theriac.data._options import Options
 from theriac.data._picture_sets import PicturePart, picture_data
 
-BATCH = 256 << 20  # bytes of encoded pictures that are held at a time, however often one is repeated
+BATCH = 64 << 20  # bytes of encoded pictures that are held at a time, however often one is repeated
 MAX_NAME = 500  # letters of a column's name
 MAX_SHARE = 0.5  # of what a file may unpack to, for its cells as numbers of eight bytes
 MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"RIFF", b"P5", b"P6")  # how encoded pictures begin

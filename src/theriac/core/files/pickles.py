@@ -66,7 +66,7 @@ class Machine:
         storage: Gives the storage of a persistent id.
     """
 
-    def __init__(self, storage: Callable[[tuple[Any, ...]], Storage]) -> None:
+    def __init__(self, storage: Callable[[tuple[Any, ...]], Storage | Stranger]) -> None:
         self.storage = storage
         self.strangers: dict[str, None] = {}  # in order
         self.stack: list[Any] = []
@@ -544,9 +544,12 @@ def _quantized(storage: Any, offset: Any, size: Any, stride: Any, scheme: Any, *
     return empty.set_(storage.data, offset, size, stride)  # type: ignore[call-overload,no-any-return]
 
 
-def _sparse(layout: Any, data: Any) -> torch.Tensor:
-    if not isinstance(data, tuple) or any(isinstance(v, Stranger) for v in data):
+def _sparse(layout: Any, data: Any) -> torch.Tensor | Stranger:
+    if not isinstance(data, tuple):
         raise CallError("a sparse tensor without its parts")
+    for part in data:
+        if isinstance(part, Stranger):
+            return part
     if layout == torch.sparse_coo:
         indices, values, size, *coalesced = data
         return torch.sparse_coo_tensor(

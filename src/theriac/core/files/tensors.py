@@ -15,7 +15,7 @@ import torch
 from theriac.core.errors import InputError, UnsafeFileError
 from theriac.core.files.archives import Archive, DamagedError
 from theriac.core.files.gate import opened, regular, shown
-from theriac.core.files.pickles import MAX_PICKLE, STORAGES, CallError, Known, Machine, Storage
+from theriac.core.files.pickles import MAX_PICKLE, STORAGES, CallError, Known, Machine, Storage, Stranger
 from theriac.core.files.records import parse_json
 
 MAX_HEADER = 16 << 20  # bytes of a safetensors header
@@ -96,48 +96,58 @@ def _from_stream(file: BinaryIO, where: Any, machines: list[Machine]) -> Any:
     length = file.seek(0, 2)
     file.seek(0)
     stream = io.BytesIO(file.read(MAX_PICKLE))
-    known: dict[str, tuple[torch.UntypedStorage, torch.dtype]] = {}
+    asked_for: dict[str, tuple[torch.dtype, int]] = {}
+    known: dict[str, torch.UntypedStorage] = {}
     left = length
 
-    def storage(asked: tuple[Any, ...]) -> Storage:
+    def note(asked: tuple[Any, ...]) -> Stranger:
         nonlocal left
         dtype, key, count = _asked(asked)
-        if key not in known:
+        if key not in asked_for:
             left -= count * dtype.itemsize
             if left < 0:
                 raise DamagedError("its storages claim more than the file holds")
-            known[key] = torch.UntypedStorage(count * dtype.itemsize), dtype
+            asked_for[key] = dtype, count
+        return Stranger("a storage that is read later")
+
+    def storage(asked: tuple[Any, ...]) -> Storage:
+        dtype, key, _ = _asked(asked)
         view = asked[5] if len(asked) == 6 else None
         if view is None:
-            return Storage(known[key][0], dtype)
+            return Storage(known[key], dtype)
         if not isinstance(view, tuple) or len(view) != 3 or not all(type(n) is int and n >= 0 for n in view[1:]):
             raise DamagedError("a view of a storage is no view")
-        if (view[1] + view[2]) * dtype.itemsize > known[key][0].nbytes():
+        if (view[1] + view[2]) * dtype.itemsize > known[key].nbytes():
             raise DamagedError("a view goes beyond its storage")
-        return Storage(known[key][0], dtype, view[1], view[2])
+        return Storage(known[key], dtype, view[1], view[2])
 
-    def next_object() -> Any:
-        machines.append(Machine(storage))
+    def next_object(give: Callable[[tuple[Any, ...]], Any]) -> Any:
+        machines.append(Machine(give))
         return machines[-1].load(stream)
 
-    first = next_object()
-    if first != _MAGIC or next_object() != _PROTOCOL:
+    first = next_object(note)
+    if first != _MAGIC or next_object(note) != _PROTOCOL:
         raise DamagedError("it does not begin as a torch file does")
-    system, found, keys = next_object(), next_object(), next_object()
+    system, begin = next_object(note), stream.tell()
+    next_object(note)  # says which storages there are; their contents come after it
+    keys = next_object(note)
     big = isinstance(system, dict) and system.get("little_endian") is False
-    if not isinstance(keys, list) or len(set(map(str, keys))) != len(keys) or {*map(str, keys)} != set(known):
+    if not isinstance(keys, list) or len(set(map(str, keys))) != len(keys) or {*map(str, keys)} != set(asked_for):
         raise DamagedError("its storages are not those that it names")
     file.seek(stream.tell())
     for key in map(str, keys):
-        made, dtype = known[key]
-        count = file.read(8)
-        if len(count) < 8 or struct.unpack(">q" if big else "<q", count)[0] * dtype.itemsize != made.nbytes():
+        dtype, count = asked_for[key]
+        said = file.read(8)
+        if len(said) < 8 or struct.unpack(">q" if big else "<q", said)[0] != count:
             raise DamagedError(f"the storage {key[:40]!r} has another size than the file says")
+        made = torch.UntypedStorage(count * dtype.itemsize)
         if made.nbytes() and file.readinto(_view(made)) < made.nbytes():  # type: ignore[attr-defined]
             raise DamagedError("it ends too early")
         if big != (sys.byteorder == "big"):
             made.byteswap(dtype)
-    return found if _is_cpu(where) else _moved(found, where, {})
+        known[key] = _move(made, where)
+    stream.seek(begin)
+    return next_object(storage)
 
 
 def _asked(asked: tuple[Any, ...]) -> tuple[torch.dtype, str, int]:
@@ -165,26 +175,6 @@ def _move(storage: torch.UntypedStorage, where: Any) -> torch.UntypedStorage:
         return storage
     there = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,)).to(where)  # type: ignore[call-overload]
     return there.untyped_storage()  # type: ignore[no-any-return]
-
-
-def _moved(value: Any, where: Any, seen: dict[int, Any]) -> Any:
-    """Tensors of nested containers on another device."""
-    if id(value) in seen:
-        return seen[id(value)]
-    if isinstance(value, torch.Tensor):
-        seen[id(value)] = value.to(where)
-        return seen[id(value)]
-    if isinstance(value, dict):
-        seen[id(value)] = value
-        for key in value:
-            value[key] = _moved(value[key], where, seen)
-    elif isinstance(value, list):
-        seen[id(value)] = value
-        value[:] = [_moved(v, where, seen) for v in value]
-    elif type(value) is tuple:
-        seen[id(value)] = tuple(_moved(v, where, seen) for v in value)
-        return seen[id(value)]
-    return value
 
 
 def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
