@@ -10,7 +10,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import benign
 import pytest
 import torch
 from torch import nn
@@ -20,6 +19,9 @@ from theriac.core.card import Card
 from theriac.core.errors import InputError
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import benign  # noqa: E402 - beside this file
+
 LARGEST, LONGEST = 1000, 20.0  # MB of the whole process, torch and the making of the files included; seconds a file
 
 
