@@ -23,9 +23,11 @@ def hostile(group: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         if group == "records":
             command = ["train", "--data", "digits", "--attack", "badnets", "--recipe", "fast_1", "--width", "8", "--quiet"]
-            subprocess.run([sys.executable, "-m", "theriac", *command, "--out", f"{folder}/base"], check=True, capture_output=True)
+            command += ["--out", f"{folder}/base"]
+            subprocess.run([sys.executable, "-m", "theriac", *command], check=True, capture_output=True)
         env = {**os.environ, "THERIAC_CACHE": f"{folder}/cache", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, str(CASES / "hostile.py"), group, folder], env=env, capture_output=True, text=True)
+        command = [sys.executable, str(CASES / "hostile.py"), group, folder]
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
     cases = [json.loads(line) for line in done.stdout.splitlines()]
     good = sum(c["told"].startswith(("InputError", "UnsafeFileError", "REFUSED", "OK")) for c in cases)
     return f"| {group} | {len(cases)} | {good} | {max(c['seconds'] for c in cases):.1f} s | {max(c['mb'] for c in cases)} MB |"

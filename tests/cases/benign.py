@@ -62,7 +62,7 @@ def checkpoints() -> Iterator[tuple[str, Any]]:
     yield "kuangliu", {"net": state, "acc": 95.1, "epoch": 199}
     yield "numpy scores", {"state_dict": state, "best": np.float64(0.93), "curve": np.arange(5.0), "flags": np.array([True])}
     yield "numpy text and order", {"state_dict": state, "names": np.array(["cat", "mouse"]), "big": np.arange(3, dtype=">i4")}
-    generator = {"torch": torch.get_rng_state(), "numpy": np.random.RandomState(0).get_state()}  # noqa: NPY002 - as trainers save it
+    generator = {"torch": torch.get_rng_state(), "numpy": np.random.RandomState(0).get_state()}
     yield "random states", {"model": state, "rng": generator}
     kinds = {"size": torch.Size([1, 2]), "device": torch.device("cpu"), "dtype": torch.bfloat16, "version": torch.__version__}
     yield "types of torch", {"model": state, **kinds}

@@ -49,25 +49,9 @@ def test_hostile_files_are_refused_within_bounds(group: str, tmp_path: Path):
 
 
 def test_hostile_run_folders_end_with_code_0_or_2(tmp_path: Path):
-    made = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "theriac",
-            "train",
-            "--data",
-            "digits",
-            "--attack",
-            "badnets",
-            "--recipe",
-            "fast_1",
-            "--width",
-            "8",
-        ]
-        + ["--out", str(tmp_path / "base"), "--quiet"],
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "theriac", "train", "--data", "digits", "--attack", "badnets", "--recipe", "fast_1"]
+    command += ["--width", "8", "--out", str(tmp_path / "base"), "--quiet"]
+    made = subprocess.run(command, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     for case in run("records", tmp_path):
         told = str(case["told"])

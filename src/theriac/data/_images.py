@@ -315,7 +315,8 @@ def rescale(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     total, room = len(x) * each, max(FLOOR, MAX_PER_BYTE * x.numel())
     if total > room:
         raise InputError(
-            f"size is {size}; {len(x):,} pictures of {tuple(x.shape[2:])} pixels would take {total:,} bytes, at most {room:,} are taken"
+            f"size is {size}; {len(x):,} pictures of {tuple(x.shape[2:])} pixels would take {total:,} bytes, "
+            f"at most {room:,} are taken"
         )
     out = torch.empty(len(x), x.shape[1], *size, dtype=torch.uint8, device=x.device)
     step = max(1, (4 << 20) // each)

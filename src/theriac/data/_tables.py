@@ -68,7 +68,8 @@ def parquet_files(parts: Mapping[str, Sequence[Path]], name: str, options: Optio
         for column in wanted:
             if column not in flat and column not in (options.drop or ()):
                 raise InputError(
-                    f"column {column!r} has type {str(first.field(column).type)[:80]}; expected numbers, text or booleans, or drop= it"
+                    f"column {column!r} has type {str(first.field(column).type)[:80]}; "
+                    "expected numbers, text or booleans, or drop= it"
                 )
         table = read_columns(files, flat)
         room = max(UNPACKED_FLOOR, UNPACKED_RATIO * sum(path.stat().st_size for path in files))

@@ -6,7 +6,6 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from theriac.core.errors import InputError
 from theriac.core.files.gate import opened, shown
@@ -46,7 +45,7 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.file: BinaryIO = opened(path)
+        self.file = opened(path)
         try:
             self.members = self._directory()
         except (struct.error, OSError) as error:
@@ -75,10 +74,8 @@ class Archive:
             DamagedError: If it holds fewer bytes, or its checksum differs.
         """
         self.file.seek(self._data(member))
-        if member.method == _STORED:
-            done = self.file.readinto(target[: member.size])  # type: ignore[attr-defined]
-        else:
-            done = self._inflate(member, target)
+        stored = member.method == _STORED
+        done = self.file.readinto(target[: member.size]) if stored else self._inflate(member, target)
         if done < len(target):
             raise DamagedError(f"the member {member.name[:80]!r} holds {done:,} bytes where {len(target):,} were announced")
         if check and len(target) == member.size and zlib.crc32(target) != member.checksum:
@@ -131,7 +128,7 @@ class Archive:
             alike &= packed in (member.packed, 0xFFFFFFFF) and size in (member.size, 0xFFFFFFFF)
         if not alike or flags & 1:
             raise DamagedError(f"the member {member.name[:80]!r} is not what the directory says")
-        return member.header + 30 + name + extra
+        return int(member.header + 30 + name + extra)
 
     def _directory(self) -> dict[str, Member]:
         end = self.file.seek(0, 2) - 22

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 from theriac.core.errors import InputError
 from theriac.core.text import line, shorten
@@ -67,7 +67,7 @@ def regular(path: str | os.PathLike[str], limit: int | None = None) -> Path:
     return Path(path)
 
 
-def opened(path: str | os.PathLike[str], limit: int | None = None) -> BinaryIO:
+def opened(path: str | os.PathLike[str], limit: int | None = None) -> io.BufferedReader:
     """Open a regular file of at most ``limit`` bytes for reading.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Pickles, read by a small machine of our own that knows tensors and plain containers and can't import or call anything else.
+"""Pickles, read by a small machine of our own that knows tensors and plain containers and can't import or call more.
 
-The opcodes come from ``pickletools.genops``. A name that is not on the list below becomes an inert :class:`Stranger`, and so does
-whatever the pickle makes of it: nothing that a file names is looked up, imported or called.
+The opcodes come from ``pickletools.genops``. A name that is not on the list below becomes an inert :class:`Stranger`, and so
+does whatever the pickle makes of it: nothing that a file names is looked up, imported or called.
 """
 
 from __future__ import annotations
@@ -124,76 +124,76 @@ class Machine:
             raise DamagedError("its pickle takes what it has not put")
         return self.stack.pop()
 
-    def mark(self, _: Any) -> None:
+    def _step_mark(self, _: Any) -> None:
         self.marks.append(len(self.stack))
 
-    def drop(self, _: Any) -> None:
+    def _step_drop(self, _: Any) -> None:
         if self.marks and self.marks[-1] == len(self.stack):
             self.marks.pop()
         else:
             self.stack.pop()
 
-    def drop_marked(self, _: Any) -> None:
+    def _step_drop_marked(self, _: Any) -> None:
         self._popped()
 
-    def twice(self, _: Any) -> None:
+    def _step_twice(self, _: Any) -> None:
         self.stack.append(self.stack[-1])
 
-    def put(self, place: int | None) -> None:
+    def _step_put(self, place: int | None) -> None:
         self.memo[len(self.memo) if place is None else place] = self.stack[-1]
 
-    def get(self, place: int) -> None:
+    def _step_get(self, place: int) -> None:
         self.stack.append(self.memo[place])
 
-    def nothing(self, _: Any) -> None:
+    def _step_nothing(self, _: Any) -> None:
         pass
 
     # containers
 
-    def empty_list(self, _: Any) -> None:
+    def _step_empty_list(self, _: Any) -> None:
         self.stack.append([])
 
-    def empty_dict(self, _: Any) -> None:
+    def _step_empty_dict(self, _: Any) -> None:
         self.stack.append({})
 
-    def empty_set(self, _: Any) -> None:
+    def _step_empty_set(self, _: Any) -> None:
         self.stack.append(set())
 
-    def empty_tuple(self, _: Any) -> None:
+    def _step_empty_tuple(self, _: Any) -> None:
         self.stack.append(())
 
-    def marked_list(self, _: Any) -> None:
+    def _step_marked_list(self, _: Any) -> None:
         self.stack.append(self._popped())
 
-    def marked_tuple(self, _: Any) -> None:
+    def _step_marked_tuple(self, _: Any) -> None:
         self.stack.append(tuple(self._popped()))
 
-    def marked_dict(self, _: Any) -> None:
+    def _step_marked_dict(self, _: Any) -> None:
         items = self._popped()
         self.stack.append({})
         self._set(items)
 
-    def marked_frozenset(self, _: Any) -> None:
+    def _step_marked_frozenset(self, _: Any) -> None:
         self.stack.append(frozenset(map(_key, self._popped())))
 
-    def tuple_of_1(self, _: Any) -> None:
+    def _step_tuple_of_1(self, _: Any) -> None:
         self.stack.append((self._pop(),))
 
-    def tuple_of_2(self, _: Any) -> None:
+    def _step_tuple_of_2(self, _: Any) -> None:
         last = self._pop()
         self.stack.append((self._pop(), last))
 
-    def tuple_of_3(self, _: Any) -> None:
+    def _step_tuple_of_3(self, _: Any) -> None:
         last, middle = self._pop(), self._pop()
         self.stack.append((self._pop(), middle, last))
 
-    def append(self, _: Any) -> None:
+    def _step_append(self, _: Any) -> None:
         self._extend([self._pop()])
 
-    def append_marked(self, _: Any) -> None:
+    def _step_append_marked(self, _: Any) -> None:
         self._extend(self._popped())
 
-    def add_marked(self, _: Any) -> None:
+    def _step_add_marked(self, _: Any) -> None:
         items = self._popped()
         target = self.stack[-1]
         if isinstance(target, set):
@@ -201,11 +201,11 @@ class Machine:
         elif not isinstance(target, Stranger):
             raise DamagedError(f"its pickle adds to a {type(target).__name__}")
 
-    def set_one(self, _: Any) -> None:
+    def _step_set_one(self, _: Any) -> None:
         value = self._pop()
         self._set([self._pop(), value])
 
-    def set_marked(self, _: Any) -> None:
+    def _step_set_marked(self, _: Any) -> None:
         self._set(self._popped())
 
     def _extend(self, items: list[Any]) -> None:
@@ -225,17 +225,17 @@ class Machine:
 
     # names, and what is made of them
 
-    def name(self, text: str) -> None:
+    def _step_name(self, text: str) -> None:
         module, _, name = text.partition(" ")
         self._name(module, name)
 
-    def name_on_stack(self, _: Any) -> None:
+    def _step_name_on_stack(self, _: Any) -> None:
         name, module = self._pop(), self._pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise DamagedError("its pickle imports something whose name is no text")
         self._name(module, name)
 
-    def extension(self, code: int) -> None:
+    def _step_extension(self, code: int) -> None:
         self._name("copyreg", f"extension {code}")
 
     def _name(self, module: str, name: str) -> None:
@@ -251,30 +251,30 @@ class Machine:
             self.strangers.setdefault(short)
         return Stranger(short)
 
-    def reduce(self, _: Any) -> None:
+    def _step_reduce(self, _: Any) -> None:
         args = self._pop()
         self.stack.append(self._call(self._pop(), args))
 
-    def new(self, _: Any) -> None:
-        self.reduce(_)
+    def _step_new(self, _: Any) -> None:
+        self._step_reduce(_)
 
-    def new_with_names(self, _: Any) -> None:
+    def _step_new_with_names(self, _: Any) -> None:
         names, args = self._pop(), self._pop()
         cls = self._pop()
         if names and not isinstance(cls, Stranger):
             raise CallError(f"{_called(cls)} with named arguments")
         self.stack.append(self._call(cls, args))
 
-    def instance(self, text: str) -> None:
+    def _step_instance(self, text: str) -> None:
         args = self._popped()
-        self.name(text)
+        self._step_name(text)
         self.stack.append(self._call(self._pop(), tuple(args)))
 
-    def object(self, _: Any) -> None:
+    def _step_object(self, _: Any) -> None:
         cls, *args = self._popped()
         self.stack.append(self._call(cls, tuple(args)))
 
-    def build(self, _: Any) -> None:
+    def _step_build(self, _: Any) -> None:
         state = self._pop()
         target = self.stack[-1]
         if isinstance(target, Stranger):
@@ -289,7 +289,7 @@ class Machine:
         elif not isinstance(target, torch.Tensor) or not isinstance(state, (dict, tuple)):  # whose attributes are left out
             raise CallError(f"the state of a {type(target).__name__}")
 
-    def persistent(self, _: Any) -> None:
+    def _step_persistent(self, _: Any) -> None:
         asked = self._pop()
         if isinstance(asked, tuple) and asked and asked[0] == "storage" and len(asked) in (5, 6):
             if isinstance(asked[1], Stranger):
@@ -301,7 +301,7 @@ class Machine:
             what = asked[0] if isinstance(asked, tuple) and asked and isinstance(asked[0], str) else type(asked).__name__
             self.stack.append(self._stranger(f"persistent id of a {what}"))
 
-    def persistent_text(self, text: str) -> None:
+    def _step_persistent_text(self, text: str) -> None:
         self.stack.append(self._stranger(f"persistent id {text}"))
 
     def _call(self, what: Any, args: Any) -> Any:
@@ -325,7 +325,7 @@ class Machine:
             raise CallError(f"{what.name} with what it can't take ({type(error).__name__}: {told})") from None
 
     def _builders(self) -> dict[str, Known]:
-        made = {
+        made: dict[str, Callable[..., Any]] = {
             "torch._utils._rebuild_tensor": _tensor,
             "torch._utils._rebuild_tensor_v2": _tensor,
             "torch._utils._rebuild_tensor_v3": _tensor_of_kind,
@@ -494,7 +494,7 @@ def _tensor_of_kind(storage: Any, offset: Any, size: Any, stride: Any, _: Any, _
         raise CallError("a tensor without a storage")
     offset, size, stride = _place(storage, offset, size, stride, dtype.itemsize)
     empty = torch.empty(0, dtype=dtype, device=storage.data.device)
-    return empty.set_(storage.data, offset, size, stride)  # type: ignore[call-overload,no-any-return]
+    return empty.set_(storage.data, offset, size, stride)
 
 
 def _no_data(*_: Any) -> torch.Tensor:
@@ -541,7 +541,7 @@ def _quantized(storage: Any, offset: Any, size: Any, stride: Any, scheme: Any, *
         )
     else:
         raise CallError("a quantized tensor with a scheme that is not known")
-    return empty.set_(storage.data, offset, size, stride)  # type: ignore[call-overload,no-any-return]
+    return empty.set_(storage.data, offset, size, stride)
 
 
 def _sparse(layout: Any, data: Any) -> torch.Tensor | Stranger:
@@ -581,7 +581,7 @@ def _dtype(code: Any, align: Any = False, copy: Any = True) -> np.dtype[Any]:
         code = code.decode("latin-1")
     if not isinstance(code, str) or not _NUMERIC.fullmatch(code):
         raise CallError(f"numpy.dtype {line(str(code))[:40]!r}, which is no plain number or text")
-    return np.dtype(code, False, True)  # type: ignore[call-overload,no-any-return]
+    return np.dtype(code, False, True)
 
 
 def _set_order(dtype: np.dtype[Any], state: Any) -> None:
@@ -611,7 +611,7 @@ def _set_array(array: np.ndarray[Any, Any], state: Any) -> int:
     if isinstance(data, str):
         data = data.encode("latin-1")
     _fits(shape, dtype, data)
-    array.__setstate__((1, tuple(shape), dtype, bool(fortran), bytes(data)))
+    array.__setstate__((1, tuple(shape), dtype, bool(fortran), bytes(data)))  # type: ignore[arg-type]
     return len(data)
 
 
@@ -689,21 +689,11 @@ def _listed() -> dict[str, Any]:
 _KNOWN = _listed()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _VALUES = frozenset(
-    [
-        "INT",
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "LONG",
-        "LONG1",
-        "LONG4",
-        "FLOAT",
-        "BINFLOAT",
-        "STRING",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-    ]
-    + ["UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"]
+    (
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    )
 )
 
 
@@ -714,42 +704,42 @@ def _constant(value: Any) -> Callable[[Machine, Any], None]:
 _STEPS: Mapping[str, Callable[[Machine, Any], None]] = {
     **{name: _constant(value) for name, value in _CONSTANTS.items()},
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), 2 * _SCALAR),
-    **dict.fromkeys(("PROTO", "FRAME"), Machine.nothing),
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), Machine.put),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), Machine.get),
-    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), Machine.extension),
-    "MARK": Machine.mark,
-    "POP": Machine.drop,
-    "POP_MARK": Machine.drop_marked,
-    "DUP": Machine.twice,
-    "EMPTY_LIST": Machine.empty_list,
-    "EMPTY_DICT": Machine.empty_dict,
-    "EMPTY_SET": Machine.empty_set,
-    "EMPTY_TUPLE": Machine.empty_tuple,
-    "LIST": Machine.marked_list,
-    "TUPLE": Machine.marked_tuple,
-    "DICT": Machine.marked_dict,
-    "FROZENSET": Machine.marked_frozenset,
-    "TUPLE1": Machine.tuple_of_1,
-    "TUPLE2": Machine.tuple_of_2,
-    "TUPLE3": Machine.tuple_of_3,
-    "APPEND": Machine.append,
-    "APPENDS": Machine.append_marked,
-    "ADDITEMS": Machine.add_marked,
-    "SETITEM": Machine.set_one,
-    "SETITEMS": Machine.set_marked,
-    "GLOBAL": Machine.name,
-    "STACK_GLOBAL": Machine.name_on_stack,
-    "INST": Machine.instance,
-    "OBJ": Machine.object,
-    "REDUCE": Machine.reduce,
-    "NEWOBJ": Machine.new,
-    "NEWOBJ_EX": Machine.new_with_names,
-    "BUILD": Machine.build,
-    "BINPERSID": Machine.persistent,
-    "PERSID": Machine.persistent_text,
+    **dict.fromkeys(("PROTO", "FRAME"), Machine._step_nothing),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), Machine._step_put),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), Machine._step_get),
+    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), Machine._step_extension),
+    "MARK": Machine._step_mark,
+    "POP": Machine._step_drop,
+    "POP_MARK": Machine._step_drop_marked,
+    "DUP": Machine._step_twice,
+    "EMPTY_LIST": Machine._step_empty_list,
+    "EMPTY_DICT": Machine._step_empty_dict,
+    "EMPTY_SET": Machine._step_empty_set,
+    "EMPTY_TUPLE": Machine._step_empty_tuple,
+    "LIST": Machine._step_marked_list,
+    "TUPLE": Machine._step_marked_tuple,
+    "DICT": Machine._step_marked_dict,
+    "FROZENSET": Machine._step_marked_frozenset,
+    "TUPLE1": Machine._step_tuple_of_1,
+    "TUPLE2": Machine._step_tuple_of_2,
+    "TUPLE3": Machine._step_tuple_of_3,
+    "APPEND": Machine._step_append,
+    "APPENDS": Machine._step_append_marked,
+    "ADDITEMS": Machine._step_add_marked,
+    "SETITEM": Machine._step_set_one,
+    "SETITEMS": Machine._step_set_marked,
+    "GLOBAL": Machine._step_name,
+    "STACK_GLOBAL": Machine._step_name_on_stack,
+    "INST": Machine._step_instance,
+    "OBJ": Machine._step_object,
+    "REDUCE": Machine._step_reduce,
+    "NEWOBJ": Machine._step_new,
+    "NEWOBJ_EX": Machine._step_new_with_names,
+    "BUILD": Machine._step_build,
+    "BINPERSID": Machine._step_persistent,
+    "PERSID": Machine._step_persistent_text,
 }
-_COST = {
+_COST: Mapping[str, int] = {
     **dict.fromkeys(("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "LIST", "DICT", "FROZENSET", "TUPLE", "REDUCE"), _CONTAINER),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), 2 * _SCALAR),
     **dict.fromkeys(("PROTO", "FRAME", "STOP", "POP"), 8),

@@ -7,7 +7,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ def _from_archive(archive: Archive, where: Any, machines: list[Machine]) -> Any:
     return machine.load(io.BytesIO(archive.read(pickles[0], MAX_PICKLE)))
 
 
-def _from_stream(file: BinaryIO, where: Any, machines: list[Machine]) -> Any:
+def _from_stream(file: io.BufferedReader, where: Any, machines: list[Machine]) -> Any:
     """The format before archives: three small pickles, the object, the storages' names, and their contents in that order."""
     length = file.seek(0, 2)
     file.seek(0)
@@ -141,7 +141,7 @@ def _from_stream(file: BinaryIO, where: Any, machines: list[Machine]) -> Any:
         if len(said) < 8 or struct.unpack(">q" if big else "<q", said)[0] != count:
             raise DamagedError(f"the storage {key[:40]!r} has another size than the file says")
         made = torch.UntypedStorage(count * dtype.itemsize)
-        if made.nbytes() and file.readinto(_view(made)) < made.nbytes():  # type: ignore[attr-defined]
+        if made.nbytes() and file.readinto(_view(made)) < made.nbytes():
             raise DamagedError("it ends too early")
         if big != (sys.byteorder == "big"):
             made.byteswap(dtype)
@@ -162,8 +162,8 @@ def _asked(asked: tuple[Any, ...]) -> tuple[torch.dtype, str, int]:
 
 
 def _view(storage: torch.UntypedStorage) -> memoryview:
-    flat = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,))  # type: ignore[call-overload]
-    return memoryview(flat.numpy())
+    flat = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,))
+    return flat.numpy().data
 
 
 def _is_cpu(where: Any) -> bool:
@@ -173,8 +173,8 @@ def _is_cpu(where: Any) -> bool:
 def _move(storage: torch.UntypedStorage, where: Any) -> torch.UntypedStorage:
     if _is_cpu(where):
         return storage
-    there = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,)).to(where)  # type: ignore[call-overload]
-    return there.untyped_storage()  # type: ignore[no-any-return]
+    there = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,)).to(where)
+    return there.untyped_storage()
 
 
 def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
@@ -260,7 +260,7 @@ def _count(shape: Iterable[int]) -> int:
     return count
 
 
-def npy_header(file: BinaryIO | io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+def npy_header(file: io.BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """Shape, order, type and first byte of a ``.npy`` file's array.
 
     Raises:
@@ -281,7 +281,7 @@ def npy_header(file: BinaryIO | io.BytesIO) -> tuple[tuple[int, ...], bool, np.d
     return shape, fortran, dtype, file.tell()
 
 
-def read_npy(path: str | Path, what: str = "", *, mode: str | None = "r") -> np.ndarray[Any, Any]:
+def read_npy(path: str | Path, what: str = "", *, mode: Literal["r", "c"] | None = "r") -> np.ndarray[Any, Any]:
     """The array of a ``.npy`` file, memory-mapped; ``mode`` None reads it.
 
     Raises:
@@ -295,7 +295,7 @@ def read_npy(path: str | Path, what: str = "", *, mode: str | None = "r") -> np.
             size = file.seek(0, 2)
         if size - begin < _count(shape) * dtype.itemsize:
             raise DamagedError("it is shorter than its header says")
-        found: np.ndarray[Any, Any] = np.load(path, mmap_mode=mode, allow_pickle=False)  # type: ignore[call-overload]
+        found: np.ndarray[Any, Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
         return found
     except InputError:
         raise
