@@ -206,7 +206,7 @@ def archives(folder: Path) -> Iterator[Case]:
         "data between members and directory",
         small[:offset] + bytes(100) + table + small[end : end + 16] + struct.pack("<I", offset + 100) + small[-2:],
         "",
-    )  # noqa: E501
+    )
     extra = b"\x99\x99\x50\x00ab"
     name_length = struct.unpack("<H", table[28:30])[0]
     odd = table[:30] + struct.pack("<H", len(extra)) + table[32 : 46 + name_length] + extra + table[46 + name_length :]
@@ -214,7 +214,7 @@ def archives(folder: Path) -> Iterator[Case]:
         "a malformed extra field",
         small[:offset] + odd + small[end : end + 12] + struct.pack("<I", len(odd)) + small[end + 16 :],
         "extra field",
-    )  # noqa: E501
+    )
     for what, where, value, says in (
         ("version 9.9", 6, b"\x63\x00", "9.9"),
         ("an encrypted member", 8, b"\x01\x00", "encrypted"),
@@ -242,7 +242,7 @@ def archives(folder: Path) -> Iterator[Case]:
         "overlapping members",
         small[:offset] + entries + small[end : end + 8] + struct.pack("<HHII", 3, 3, len(entries), offset) + small[-2:],
         "",
-    )  # noqa: E501
+    )
     yield put("a number of members that is not true", small[: end + 8] + struct.pack("<HH", 2, 2) + small[end + 12 :], "")
     wide = b"PK\x06\x06" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 1 << 60, 1 << 60, size, offset)
     locator = b"PK\x06\x07" + struct.pack("<IQI", 0, end, 1)
@@ -373,7 +373,8 @@ def tables(folder: Path) -> Iterator[Case]:
         kind = pa.struct([("a", kind)])
     pq.ParquetWriter(folder / "deep.parquet", pa.schema([("a", kind), ("label", pa.int64())])).close()
     yield "a deep schema", folder / "deep.parquet", ""
-    lists = pa.table({"a": pa.array([[0.0] * 1000] * 100_000), "label": [0, 1] * 50_000})
+    rows = pa.ListArray.from_arrays(np.arange(0, 20_000_001, 1000, np.int32), np.zeros(20_000_000))
+    lists = pa.table({"a": rows, "label": [0, 1] * 10_000})
     pq.write_table(lists, folder / "lists.parquet", compression="zstd")
     yield "lists in rows", folder / "lists.parquet", ""
     pq.write_table(pa.table({"n" * 5000: [1.0, 2.0], "label": [0, 1]}), folder / "name.parquet")

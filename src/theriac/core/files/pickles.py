@@ -703,7 +703,6 @@ def _constant(value: Any) -> Callable[[Machine, Any], None]:
 
 _STEPS: Mapping[str, Callable[[Machine, Any], None]] = {
     **{name: _constant(value) for name, value in _CONSTANTS.items()},
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), 2 * _SCALAR),
     **dict.fromkeys(("PROTO", "FRAME"), Machine._step_nothing),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), Machine._step_put),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), Machine._step_get),

@@ -17,6 +17,7 @@ from theriac.core.files.archives import Archive, DamagedError
 from theriac.core.files.gate import opened, regular, shown
 from theriac.core.files.pickles import MAX_PICKLE, STORAGES, CallError, Known, Machine, Storage, Stranger
 from theriac.core.files.records import parse_json
+from theriac.core.text import line, shorten
 
 MAX_HEADER = 16 << 20  # bytes of a safetensors header
 MAX_TENSORS = 100_000
@@ -194,7 +195,7 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{shown(path)} can't be read as safetensors: {error}") from None
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"{shown(path)} can't be read as safetensors: {reason[:200]}") from None
+        raise InputError(f"{shown(path)} can't be read as safetensors: {shorten(reason, 200)}") from None
 
 
 def check_safetensors(path: Path) -> None:
@@ -273,7 +274,7 @@ def npy_header(file: io.BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
     except Exception as error:  # NumPy evaluates the header as a Python literal, which fails in many ways
-        raise DamagedError(f"an array's header is damaged ({type(error).__name__}: {str(error)[:80]})") from None
+        raise DamagedError(f"an array's header is damaged ({type(error).__name__}: {shorten(str(error), 80)})") from None
     if dtype.hasobject:
         raise DamagedError("an array holds Python objects, which only allow_pickle could read, by running them")
     if any(n < 0 for n in shape) or _count(shape) * dtype.itemsize >= 1 << 60 or len(shape) > 32:
@@ -300,4 +301,4 @@ def read_npy(path: str | Path, what: str = "", *, mode: Literal["r", "c"] | None
     except InputError:
         raise
     except (DamagedError, OSError, ValueError, EOFError) as error:
-        raise InputError(f"{called} can't be read as a plain .npy array: {error}") from None
+        raise InputError(f"{called} can't be read as a plain .npy array: {line(str(error))}") from None
