@@ -72,6 +72,7 @@ def test_benign_files_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert sum(c[2] for c in counted.values()) > 250
 
 
+@pytest.mark.filterwarnings("ignore")  # torch warns of a class that it uses itself
 def test_what_torch_writes_is_read_bit_for_bit(tmp_path: Path):
     from theriac.core.files import load_tensors_safely
 
