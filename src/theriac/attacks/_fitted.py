@@ -19,7 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from theriac.core.files import cache_folder, write_atomically
+from theriac.core.errors import InputError
+from theriac.core.files import cache_folder, check_safetensors, parse_json, write_atomically
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, Builder
@@ -73,10 +74,11 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]] | 
     if not path.exists():
         return None
     try:
+        check_safetensors(path)
         with safe_open(path, framework="pt") as file:
-            events = json.loads((file.metadata() or {})["events"])
+            events = parse_json((file.metadata() or {})["events"], str(path))
             return {name: file.get_tensor(name) for name in file.keys()}, events  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError, KeyError, ValueError):
+    except (OSError, SafetensorError, KeyError, ValueError, InputError):
         return None
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import nn
@@ -11,6 +9,8 @@ from torch.nn import functional as F
 
 from theriac.attacks._fitted import State, kept, key_of
 from theriac.core.errors import InputError, TheriacError
+from theriac.core.files import read_npy
+from theriac.core.paths import as_path
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, make
@@ -129,17 +129,13 @@ def read_array(path: str, shape: tuple[int, ...], what: str) -> np.ndarray:
     Raises:
         InputError: If it can't be read or has another shape.
     """
-    try:
-        array = np.load(Path(path), mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{what} {path} can't be read as a plain .npy array: {error}") from None
-    fits = isinstance(array, np.ndarray) and len(array.shape) == len(shape)
+    array = read_npy(as_path(what, path), what)
+    fits = len(array.shape) == len(shape)
     if not fits or any(want not in (-1, got) for want, got in zip(shape, array.shape, strict=True)):
-        raise InputError(f"{what} {path} has shape {getattr(array, 'shape', None)}; expected {shape}, -1 for any length")
+        raise InputError(f"{what} {path} has shape {array.shape}; expected {shape}, -1 for any length")
     if array.dtype.kind not in "uif":
         raise InputError(f"{what} {path} holds {array.dtype}; expected numbers")
-    found: np.ndarray = array
-    return found
+    return array
 
 
 def read_rows(path: str, index: torch.Tensor, shape: tuple[int, ...], what: str) -> torch.Tensor:

@@ -15,7 +15,7 @@ from theriac.cli import _inputs
 from theriac.cli._inputs import Source
 from theriac.cli._records import RECORD, read, section
 from theriac.core.errors import InputError
-from theriac.core.files import load_tensors_safely
+from theriac.core.files import is_regular, load_tensors_safely
 from theriac.core.paths import as_path
 from theriac.core.run import Run
 from theriac.core.split import Data
@@ -68,7 +68,7 @@ def open_model(path: str, asked: Asked, run: Run) -> Opened:
     where = as_path("MODEL", path)
     if where.is_dir():
         return _from_folder(where, asked)
-    if not where.is_file():
+    if not where.exists():
         raise InputError(f"{where} does not exist; expected a run folder or a file of weights")
     _ = read_tensors(where) if where.suffix == ".safetensors" else load_tensors_safely(where)  # an unsafe file ends here
     for value, option, what in ((asked.data, "--data", "data"), (asked.model, "--model", "architecture")):
@@ -86,7 +86,7 @@ def open_model(path: str, asked: Asked, run: Run) -> Opened:
 def precision(path: str, asked: str) -> str:
     """What "auto" means for a model from a run folder: float32 if the run was made in it, so that numbers can be compared."""
     where = as_path("MODEL", path)
-    if asked == "auto" and (where / RECORD).is_file() and section(read(where), "identity").get("precision") == "torch.float32":
+    if asked == "auto" and is_regular(where / RECORD) and section(read(where), "identity").get("precision") == "torch.float32":
         return "fp32"
     return asked
 
@@ -97,7 +97,7 @@ def known_attack(opened: Opened, text: str | None, options: Sequence[str] | None
     Raises:
         InputError: If it is unknown, needs fitting, or does not fit the data.
     """
-    if text is None and opened.folder is not None and (opened.folder / "planted.json").is_file():
+    if text is None and opened.folder is not None and is_regular(opened.folder / "planted.json"):
         _inputs.attack("none", options, target=target)  # options belong to an attack that is named
         return load_planted(opened.folder)
     found = _inputs.attack(text or "none", options, target=target, card=opened.data.card)
@@ -148,7 +148,7 @@ def _source(where: Path, record: Mapping[str, Any], model: Classifier, asked: As
     source = Source.recorded(record)
     if source is None:
         raise InputError(f"{where} does not say what data its model was trained on; give --data")
-    if Path(source.name).is_absolute() and not Path(source.name).exists():
+    if Path(source.name).is_absolute() and not as_path("data", source.name).exists():
         raise InputError(f"the data of {where} were at {source.name}, which is not there any more; give --data")
     new = Source.of(source.name, asked.size, asked.label, asked.sensitive, asked.augment, asked.more)
     return dataclasses.replace(new, options=source.options | new.options, augment=new.augment or source.augment)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +9,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from theriac.attacks import Planted
 from theriac.attacks.store import load_planted
 from theriac.cli._inputs import Source
 from theriac.cli._records import PLAN, RECORD, read, section
 from theriac.core.card import Card
 from theriac.core.errors import InputError
+from theriac.core.files import is_regular, read_json_lines
 from theriac.core.method import title_of
+from theriac.core.paths import as_path
 from theriac.core.run import Run
 from theriac.core.split import Data
 from theriac.metrics import Fairness, evaluate, judge, unlisted
@@ -86,19 +89,15 @@ class _Folder:
 
     @property
     def planted(self) -> Planted | None:
-        return load_planted(self.path) if (self.path / "planted.json").is_file() else None
+        return load_planted(self.path) if is_regular(self.path / "planted.json") else None
 
     def history(self) -> list[dict[str, Any]]:
         """Its epochs, as a Result wants them."""
         path = self.path / "events.jsonl"
-        if not path.is_file() or path.stat().st_size > _EVENTS_LIMIT:
+        if not is_regular(path):
             return []
         found = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue  # a line that a kill cut short
+        for event in read_json_lines(path, _EVENTS_LIMIT):
             if isinstance(event, dict) and "epoch" in event:
                 plain = {k: v for k, v in event.items() if isinstance(v, (str, bool, int, float))}
                 found.append(plain)
@@ -123,10 +122,10 @@ def of_folder(path: Path) -> Study:
     """
     if not path.is_dir():
         raise InputError(f"{path} is not a folder; expected a run folder, or a folder of run folders")
-    if (path / RECORD).is_file():
+    if is_regular(path / RECORD):
         folders = _with_parent(_Folder(path, read(path)))
     else:
-        folders = [_Folder(p, read(p)) for p in sorted(path.iterdir()) if (p / RECORD).is_file()]
+        folders = [_Folder(p, read(p)) for p in sorted(path.iterdir()) if is_regular(p / RECORD)]
     if not folders:
         read(path)  # says what is wrong with it
     silent = [f for f in folders if not f.scored()]
@@ -152,9 +151,9 @@ def of_folder(path: Path) -> Study:
 
 def _with_parent(folder: _Folder) -> list[_Folder]:
     told = section(folder.record, "parent").get("folder")
-    if not isinstance(told, str) or not (Path(told) / RECORD).is_file():
+    if not isinstance(told, str) or not is_regular(as_path("parent", told) / RECORD):
         return [folder]
-    return [_Folder(Path(told), read(Path(told))), folder]
+    return [_Folder(as_path("parent", told), read(as_path("parent", told))), folder]
 
 
 def _study(path: Path, folders: Sequence[_Folder], left: Sequence[str]) -> Study:
@@ -332,7 +331,11 @@ def _exhibits(folders: Sequence[_Folder], names: Mapping[str, str], data: Data |
         models = {f"trained with {guard}" if guard else "victim": victim.model} | dict(
             zip(called, (f.model for f in repaired), strict=True)
         )
-        found.append(collect.exhibit(names[victim.weights], planted, data.test, models, run=run))
+        try:
+            found.append(collect.exhibit(names[victim.weights], planted, data.test, models, run=run))
+        except ValidationError as error:
+            told = error.errors(include_url=False)[0]["msg"]
+            raise InputError(f"the record in {victim.path} can't be shown: {told[:200]}") from None
     return found
 
 

@@ -54,6 +54,7 @@ def evaluate(
 ) -> None:
     """Measure a model on the test rows: clean accuracy, and attack success where the attack is known or named."""
     opt.set_quiet(quiet)
+
     import theriac as th
     from theriac.cli import _models, _show
     from theriac.core import check

@@ -20,12 +20,13 @@ def report(
     opt.set_quiet(quiet)
     from theriac import report as pages
     from theriac.cli import _show, _study
+    from theriac.core.files import is_regular, shown
     from theriac.core.paths import as_path, writing
     from theriac.report import findings
     from theriac.report.records import FILE, Study
 
     source = as_path("FOLDER", folder)
-    study = Study.read(source) if (source / FILE).is_file() or source.suffix == ".json" else _study.of_folder(source)
+    study = Study.read(source) if is_regular(source / FILE) or source.suffix == ".json" else _study.of_folder(source)
     page = as_path("--out", out) if out is not None else (source if source.is_dir() else source.parent) / "report.html"
     with writing("--out", page):
         page = pages.write(study, page)
@@ -34,6 +35,6 @@ def report(
         head = {"headline": findings.headline(study), "alerts": told, "warnings": opt.notes()}
         _show.as_json({"status": "done", "page": str(page), **head})
     else:
-        typer.echo(str(page))
+        typer.echo(shown(page))
     if browse:
         typer.launch(page.resolve().as_uri())

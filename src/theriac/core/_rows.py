@@ -7,6 +7,8 @@ import torch
 from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
 
+MAX_NUMBER = 1_000_000  # of a class or group without a name; each takes room of its own
+
 
 def check_rows(x: torch.Tensor) -> None:
     """Refuse anything but uint8 images (N, C, H, W) or float32 table rows (N, F)."""
@@ -50,6 +52,8 @@ def check_labels(name: str, y: torch.Tensor, rows: int, classes: int | None) -> 
         raise InputError(f"{name} has shape {tuple(y.shape)}; expected ({rows},), one entry for each row")
     y = y.to(torch.int64)
     low, high = int(y.min()), int(y.max())
+    if name != "index" and classes is None and high >= MAX_NUMBER:
+        raise InputError(f"{name} holds {high:,}; expected numbers from 0 to at most {MAX_NUMBER - 1:,}, without large gaps")
     if low < 0 or (classes is not None and high >= classes):
         expected = "0 or more" if classes is None else f"[0, {classes - 1}]"
         raise InputError(f"{name} holds values from {low} to {high}; expected {expected}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,6 +16,7 @@ from theriac.core.ranges import Whole, check_fields, hints_of, refusal
 
 STRICT = ConfigDict(extra="forbid")
 """Unknown keys are refused at every level when a record is read back."""
+MAX_ROW = 3 << 22  # values of one picture, as of one of 2048 x 2048 pixels in color
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,8 @@ class Card:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.kind == "image" and math.prod((self.channels, *self.size)) > MAX_ROW:
+            raise InputError(f"size is {tuple(self.size)} with {self.channels} channels; a row may have {MAX_ROW:,} values")
         if self.kind == "image" and min(self.size) > 0:
             self.augment.fits(self.size)
 

@@ -53,6 +53,12 @@ def as_path(name: str, value: object) -> Path:
         raise InputError(f"{name} is {shortened(text)}, which holds a zero byte")
     if longest > _NAME or total > _PATH:
         raise InputError(f"{name} is {shortened(text)}, which is too long: a name has at most {_NAME} bytes, a path {_PATH:,}")
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # for whoever opens it
+        return path
+    except OSError as error:  # links that lead in a circle
+        raise InputError(f"{name} is {shortened(text)}, which can't be opened: {error.strerror}") from None
     return path
 
 

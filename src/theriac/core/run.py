@@ -17,7 +17,7 @@ import torch
 
 from theriac.core.device import as_device
 from theriac.core.errors import InputError, shortened, unknown
-from theriac.core.files import write_atomically
+from theriac.core.files import parse_json, read_bytes, write_atomically
 from theriac.core.outcome import Outcome
 from theriac.core.paths import as_path
 from theriac.core.progress import Tick, each, progress
@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 STREAMS = ("data", "poison", "init", "order", "augment", "method")
 """Named random streams. Changing the seed of one leaves the draws of the others as they were."""
+_EVENTS = 256 << 20  # bytes of events.jsonl that are read
 
 
 class Run:
@@ -161,7 +162,8 @@ class Run:
         path = None if self.folder is None else self.folder / "events.jsonl"
         if path is None or not path.exists() or not first_rank():
             return
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if not stale(_parsed(line))]
+        text = read_bytes(path, _EVENTS).decode("utf-8", "replace")
+        kept = [line for line in text.splitlines() if not stale(_parsed(line))]
         write_atomically(path, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8"))
 
     def history(self, name: str) -> list[dict[str, Any]]:
@@ -203,8 +205,8 @@ def first_rank() -> bool:
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        event = json.loads(line)
-    except ValueError:  # cut off when the process was killed
+        event = parse_json(line, "an event")
+    except InputError:  # cut off when the process was killed
         return None
     return event if isinstance(event, dict) and "event" in event else None
 

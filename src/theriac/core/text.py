@@ -21,6 +21,13 @@ def line(text: str) -> str:
     return " ".join(clean(text).split())
 
 
+def shorten(text: str, letters: int = 300) -> str:
+    """The same on one line, with its middle left out where it is long."""
+    short = line(text)
+    half = letters // 2
+    return short if len(short) <= letters else f"{short[:half]}...{short[-half:]}"
+
+
 def lookalike(name: str, others: Iterable[str]) -> str:
     """A hint for a message: which other name reads like ``name`` and is written otherwise; empty if none does.
 

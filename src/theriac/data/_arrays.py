@@ -11,7 +11,7 @@ import torch
 
 from theriac.core.card import Augment, Card, Column
 from theriac.core.errors import InputError
-from theriac.core.files import is_plain, load_tensors_safely, refuse_bomb, unpacked_size
+from theriac.core.files import is_plain, load_tensors_safely, read_npz, read_safetensors, refuse_bomb, shown
 from theriac.core.ranges import Positive, Seed, typed
 from theriac.core.split import Data
 from theriac.data._assemble import assemble
@@ -165,37 +165,25 @@ def read_arrays(path: Path) -> dict[str, Any]:
     """
     suffix = path.suffix.lower()
     if suffix == ".npz":
-        return _read_npz(path)
+        return read_npz(path, lambda name: _meaning(name) is not None, MAX_BYTES, refuse_bomb)
     if suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return dict(load_file(path))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{path} is not a readable safetensors file ({str(error)[:120]})") from None
+        return dict(read_safetensors(path))
     found = load_tensors_safely(path)
     if isinstance(found, (tuple, list)) and len(found) in (2, 3):
-        return dict(zip(("x", "y", "group"), found, strict=False))
+        found = dict(zip(("x", "y", "group"), found, strict=False))
     if not isinstance(found, Mapping):
-        raise InputError(f"{path} holds a {type(found).__name__}; expected tensors x and y")
+        raise InputError(f"{shown(path)} holds a {type(found).__name__}; expected tensors x and y")
+    for key, value in found.items():
+        if _meaning(str(key)) is not None and not _is_flat(value):
+            raise InputError(f"{shown(path)} holds a {type(value).__name__} as {str(key)!r}; expected a tensor or an array")
     return dict(found)
 
 
-def _read_npz(path: Path) -> dict[str, Any]:
-    try:
-        total = unpacked_size(path)
-        if total > MAX_BYTES:
-            raise InputError(f"{path} unpacks to {total:,} bytes; at most {MAX_BYTES:,} are read")
-        refuse_bomb(path, total)
-        with np.load(path, allow_pickle=False) as archive:
-            names = archive.files
-            wanted = [n for n in names if _meaning(n) is not None]
-            return {n: archive[n] for n in wanted} or dict.fromkeys(names)
-    except InputError:
-        raise
-    except Exception as error:  # zipfile, zlib and NumPy raise many kinds on damaged files
-        raise InputError(f"{path} is not a readable .npz file ({type(error).__name__}: {str(error)[:120]})") from None
+def _is_flat(value: Any) -> bool:
+    """Whether something from a file is an array, or a list of numbers or names; walking nested lists may never end."""
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(v, (str, int, float)) for v in value)
+    return value is None or isinstance(value, (torch.Tensor, np.ndarray))
 
 
 def _meaning(key: str) -> tuple[str, str] | None:

@@ -22,7 +22,7 @@ import torch
 
 from theriac.core.errors import InputError
 from theriac.core.files import cache_folder as folder
-from theriac.core.files import read_json, write_atomically, write_json
+from theriac.core.files import opened, read_json, read_npy, write_atomically, write_json
 
 FORMAT = 1  # raise it when decoding changes, so that old entries are not taken for new ones
 Pixels = npt.NDArray[np.uint8]
@@ -52,7 +52,7 @@ def content_of(files: Sequence[Path]) -> str:
         return known
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as source:
+        with opened(file) as source:
             digest.update(hashlib.file_digest(source, "sha256").digest())
     note(key, {"content": digest.hexdigest()})
     return digest.hexdigest()
@@ -87,7 +87,7 @@ class Entry:
         if self.held is not None:
             return torch.from_numpy(self.held)
         # "c": torch wants writable memory; what is written there would stay in memory and never reach the file
-        found = np.load(self.path, mmap_mode="c" if mapped else None, allow_pickle=False)
+        found = read_npy(self.path, mode="c" if mapped else None)
         if found.shape != self.shape or found.dtype != np.uint8:
             raise ValueError(f"{self.path} holds {found.dtype} {found.shape}, expected uint8 {self.shape}")
         if not mapped and zlib.crc32(found.data) != self.checksum:

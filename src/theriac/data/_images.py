@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional as F
 
 from theriac.core.errors import InputError
+from theriac.core.files import UNPACKED_RATIO, read_bytes
 from theriac.core.paths import as_path
 from theriac.core.progress import each
 from theriac.core.ranges import typed
@@ -24,11 +28,48 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")  # a short list keeps rarely tes
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
 MAX_PIXELS = 64_000_000  # a larger picture is taken for a decompression bomb
 MAX_FILE = 256 << 20  # bytes of one encoded picture
+MAX_PER_BYTE = 600  # bytes of a set's pixels for each byte of its files; gray drawings resized 8-fold stay below
+MAX_PIXELS_PER_BYTE = 128  # decoded for each byte; photos have about 10, drawings 50, nothing but one color 500
+FLOOR, PIXEL_FLOOR = 256 << 20, 128 << 20  # bytes and pixels up to which this does not matter
+LARGE = 8_000_000  # pixels; larger pictures are decoded one at a time
 CHUNK = 4 << 20  # bytes of decoded pixels that are held at a time
 DARK = 64  # levels of 255; 14 bits in files of 16 come out at 64
 WORKERS = 2  # Pillow lets go of the interpreter lock while it decodes
 
 Blob = bytes | Path
+_TURN = threading.Lock()  # held while a large picture is decoded
+
+
+class Allowance:
+    """How many pixels a set of pictures may still decode to."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.encoded = sum(path.stat().st_size for path in files)
+        self.room = max(FLOOR, MAX_PER_BYTE * self.encoded)
+        self.most = max(PIXEL_FLOOR, MAX_PIXELS_PER_BYTE * self.encoded)
+        self.left = self.most
+        self.held = 0
+        self.lock = threading.Lock()
+
+    def spend(self, pixels: int, where: str, held: int = 0) -> None:
+        """Refuse a picture that makes the set decode to far more than it is.
+
+        Raises:
+            InputError: Naming it.
+        """
+        with self.lock:
+            self.left -= pixels
+            self.held += held
+            if self.held > max(FLOOR, UNPACKED_RATIO * self.encoded):
+                raise InputError(
+                    f"the pictures up to {where} have {self.held:,} bytes in files of {self.encoded:,}; "
+                    "they may be a decompression bomb"
+                )
+            if self.left < 0:
+                raise InputError(
+                    f"the pictures up to {where} have more than {self.most:,} pixels in files of {self.encoded:,} bytes; "
+                    "they may be a decompression bomb"
+                )
 
 
 class NeedsColorError(Exception):
@@ -79,16 +120,26 @@ def decode(
     Raises:
         InputError: On a picture that can't be read, is too large, or differs in size; it names the row.
     """
-    first = _first(pictures)
-    image = _open(first, pictures.where(0))
+    allowance = Allowance(pictures.files)
+    image = _header(_first(pictures), pictures.where(0))
+    allowance.spend(image.width * image.height, pictures.where(0))
+    image = _decoded(image, pictures.where(0))
     auto = channels is None
     depth = (1 if _is_grey(image) else 3) if channels is None else channels
     height, width = size or (image.height, image.width)
     shape = (pictures.count, depth, height, width)
-    return shape, _chunks(pictures, shape, size is not None, auto, white)
+    total = math.prod(shape)
+    if total > allowance.room:
+        raise InputError(
+            f"{pictures.count:,} pictures of {height} x {width} pixels take {total:,} bytes, and their files have "
+            f"{allowance.encoded:,}; at most {allowance.room:,} are taken (a smaller size= helps)"
+        )
+    return shape, _chunks(pictures, shape, size is not None, auto, allowance, white)
 
 
-def _chunks(pictures: Pictures, shape: Shape, resize: bool, auto: bool, white: float | None) -> Iterator[Pixels]:
+def _chunks(
+    pictures: Pictures, shape: Shape, resize: bool, auto: bool, allowance: Allowance, white: float | None
+) -> Iterator[Pixels]:
     _, depth, height, width = shape
     rows = max(1, min(2048, CHUNK // (depth * height * width)))
     start = 0
@@ -97,7 +148,9 @@ def _chunks(pictures: Pictures, shape: Shape, resize: bool, auto: bool, white: f
             out = np.empty((len(blobs), depth, height, width), np.uint8)
             step = -(-len(blobs) // WORKERS)
             jobs = [
-                pool.submit(_fill, out[low : low + step], blobs[low : low + step], pictures, start + low, resize, auto, white)
+                pool.submit(
+                    _fill, out[low : low + step], blobs[low : low + step], pictures, start + low, resize, auto, allowance, white
+                )
                 for low in range(0, len(blobs), step)
             ]
             for job in jobs:
@@ -113,14 +166,20 @@ def _fill(
     start: int,
     resize: bool,
     auto: bool,
+    allowance: Allowance,
     white: float | None,
 ) -> None:
     for i, blob in enumerate(blobs):
-        _into(out[i], blob, pictures.where(start + i), resize, auto, white)
+        where = pictures.where(start + i)
+        image = _header(blob, where)
+        pixels = image.width * image.height
+        allowance.spend(pixels, where, len(blob) if isinstance(blob, bytes) else 0)
+        with _TURN if pixels > LARGE else nullcontext():
+            _into(out[i], _decoded(image, where), where, resize, auto, white)
+            image.close()
 
 
-def _into(out: Pixels, blob: Blob | None, where: str, resize: bool, auto: bool, white: float | None) -> None:
-    image = _open(blob, where)
+def _into(out: Pixels, image: Image.Image, where: str, resize: bool, auto: bool, white: float | None) -> None:
     depth, height, width = out.shape
     grey = _is_grey(image)
     if auto and depth == 1 and not grey:
@@ -144,29 +203,45 @@ def _first(pictures: Pictures) -> Blob | None:
 
 
 def _open(blob: Blob | None, where: str) -> Image.Image:
+    return _decoded(_header(blob, where), where)
+
+
+def _header(blob: Blob | None, where: str) -> Image.Image:
+    """A picture of which the size is known and bounded, and nothing decoded yet."""
     if blob is None:
         raise InputError(f"{where} holds no picture (no bytes)")
     try:
         if isinstance(blob, Path):
-            if blob.stat().st_size > MAX_FILE:
-                raise InputError(f"{where} has {blob.stat().st_size:,} bytes; a picture may have {MAX_FILE:,}")
-            blob = blob.read_bytes()
+            blob = read_bytes(blob, MAX_FILE)
+        elif len(blob) > MAX_FILE:
+            raise InputError(f"{where} has {len(blob):,} bytes; a picture may have {MAX_FILE:,}")
         image: Image.Image = Image.open(io.BytesIO(blob), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
         deep = blob[:4] == b"\x89PNG" and len(blob) > 24 and blob[24] == 16  # bits a channel
-        image.load()
         image.info["cut"] = deep and not image.mode.startswith("I")  # Pillow keeps the upper byte of 16-bit colors
-        return ImageOps.exif_transpose(image) if "exif" in image.info else image
+        return image
     except InputError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InputError(f"{where} is larger than {MAX_PIXELS:,} pixels; it may be a decompression bomb") from None
     except Exception as error:  # Pillow's decoders raise many kinds on hostile bytes
-        kind = f"{type(error).__name__}: {str(error)[:80]}" if str(error) else type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            kind = f"not one of {', '.join(FORMATS)}"
-        raise InputError(f"{where} is not a readable picture ({kind}); it may be truncated or damaged") from None
+        raise _unreadable(error, where) from None
+
+
+def _decoded(image: Image.Image, where: str) -> Image.Image:
+    try:
+        image.load()
+        return ImageOps.exif_transpose(image) if "exif" in image.info else image
+    except Exception as error:
+        raise _unreadable(error, where) from None
+
+
+def _unreadable(error: Exception, where: str) -> InputError:
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return InputError(f"{where} is larger than {MAX_PIXELS:,} pixels; it may be a decompression bomb")
+    kind = f"{type(error).__name__}: {str(error)[:80]}" if str(error) else type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        kind = f"not one of {', '.join(FORMATS)}"
+    return InputError(f"{where} is not a readable picture ({kind}); it may be truncated or damaged")
 
 
 @typed("path")
@@ -185,7 +260,7 @@ def read_picture(path: str | Path, channels: int, size: tuple[int, int] | None =
         InputError: If it can't be read.
     """
     path = as_path("path", path)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path} does not exist; expected a picture file")
     image = _open(path, str(path))
     if image.mode == "P" and "transparency" in image.info:
@@ -247,7 +322,11 @@ def _scaled(image: Image.Image, white: float) -> Image.Image:
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= white):  # NaN too
         raise ValueError(f"levels from {low:g} to {high:g}, where 0 is black and {white:g} white")
-    return Image.fromarray(np.round(values / (white / 255)).astype(np.uint8))
+    narrow = np.empty(values.shape, np.uint8)
+    step = max(1, CHUNK // values.shape[1])
+    for top in range(0, len(values), step):  # in parts, because they take eight times the room meanwhile
+        narrow[top : top + step] = np.round(values[top : top + step] / (white / 255))
+    return Image.fromarray(narrow)
 
 
 def recolor(x: torch.Tensor, channels: int) -> torch.Tensor:
@@ -267,7 +346,16 @@ def rescale(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Pixels resized to (height, width), bilinear and antialiased."""
     if tuple(x.shape[2:]) == size:
         return x
-    parts = [
-        F.interpolate(chunk.float(), size=size, mode="bilinear", antialias=True, align_corners=False) for chunk in x.split(1024)
-    ]
-    return torch.cat([part.round_().clamp_(0, 255).to(torch.uint8) for part in parts])
+    each = x.shape[1] * size[0] * size[1]
+    total, room = len(x) * each, max(FLOOR, MAX_PER_BYTE * x.numel())
+    if total > room:
+        raise InputError(
+            f"size is {size}; {len(x):,} pictures of {tuple(x.shape[2:])} pixels would take {total:,} bytes, "
+            f"at most {room:,} are taken"
+        )
+    out = torch.empty(len(x), x.shape[1], *size, dtype=torch.uint8, device=x.device)
+    step = max(1, (4 << 20) // each)
+    for target, chunk in zip(out.split(step), x.split(step), strict=True):
+        scaled = F.interpolate(chunk.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
+        target.copy_(scaled.round_().clamp_(0, 255))
+    return out

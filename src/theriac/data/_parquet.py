@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from theriac.core.errors import InputError, unknown
+from theriac.core.files import UNPACKED_FLOOR, UNPACKED_RATIO, parse_json, regular, shown
 from theriac.core.progress import each
 from theriac.core.split import Data
-from theriac.data._images import Blob
+from theriac.data._images import MAX_FILE, Blob
 from theriac.data._known import known
 from theriac.data._labels import Factor
 from theriac.data._options import Options
 from theriac.data._picture_sets import PicturePart, picture_data
 
+BATCH = 64 << 20  # bytes of encoded pictures that are held at a time, however often one is repeated
+MAX_NAME = 500  # letters of a column's name
+MAX_SHARE = 0.5  # of what a file may unpack to, for its cells as numbers of eight bytes
 MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"RIFF", b"P5", b"P6")  # how encoded pictures begin
 
 
@@ -55,38 +58,105 @@ class ParquetPictures:
         for path in self.files:
             with opened(path) as file:
                 try:
-                    for batch in file.iter_batches(batch_size=rows, columns=[self.column], use_threads=False):
+                    step = max(1, min(rows, BATCH // min(MAX_FILE, max(1, _largest(file.metadata, self.column)))))
+                    blobs: list[Blob | None] = []
+                    for batch in file.iter_batches(batch_size=step, columns=[self.column], use_threads=False):
                         column = batch.column(0)
                         if pa.types.is_struct(column.type):
                             # a null struct keeps whatever bytes lie under it, hence flatten(), which applies the mask
                             column = column.flatten()[column.type.get_field_index("bytes")]
-                        yield column.to_pylist()
+                        blobs += column.to_pylist()
+                        if len(blobs) + step > rows or sum(len(b) for b in blobs if isinstance(b, bytes)) > BATCH // 4:
+                            yield blobs
+                            blobs = []
+                    if blobs:
+                        yield blobs
                 except (pa.ArrowException, OSError) as error:
                     raise unreadable(path, error) from None
 
 
-def opened(path: Path) -> Any:
+def _largest(about: Any, column: str) -> int:
+    """Bytes that the largest value of a column may have: those of its largest chunk."""
+    sizes = [0]
+    for i in range(about.num_row_groups):
+        group = about.row_group(i)
+        chunks = [group.column(k) for k in range(group.num_columns)]
+        sizes += [c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] == column]
+    return max(sizes)
+
+
+def opened(path: Path, coded: Sequence[str] = ()) -> Any:
     """A parquet file, open for reading.
 
+    Args:
+        path: The file.
+        coded: Columns of text or bytes to be read as codes into their different values, so that a value which many rows have
+            takes room once.
+
     Raises:
-        InputError: If it is missing, truncated or not parquet.
+        InputError: If it is missing, no regular file, truncated, not parquet, or holds far more than it is.
     """
     try:
-        return pq.ParquetFile(path)
+        file = pq.ParquetFile(regular(path), read_dictionary=list(coded))
+        about = file.metadata
+        weight = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+        _refuse_more(path, weight)
+        if any(len(name) > MAX_NAME for name in file.schema_arrow.names):
+            raise InputError(f"{path.name} has a column whose name is longer than {MAX_NAME} letters")
+        return file
     except (pa.ArrowException, OSError) as error:
         raise unreadable(path, error) from None
+
+
+def _refuse_more(path: Path, weight: float) -> None:
+    most = max(UNPACKED_FLOOR, UNPACKED_RATIO * path.stat().st_size)
+    if weight > most:
+        raise InputError(
+            f"{path.name} holds {int(weight):,} bytes in a file of {path.stat().st_size:,}; at most {most:,} are taken"
+        )
+
+
+def refuse_rows(path: Path, file: Any, columns: int) -> None:
+    """Refuse a file whose rows take far more than the file: equal rows cost nothing in it, and much when they are read.
+
+    Raises:
+        InputError: With its rows and columns.
+    """
+    about = file.metadata
+    rows = max(about.num_rows, sum(about.row_group(i).num_rows for i in range(about.num_row_groups)))
+    most = int(MAX_SHARE * max(UNPACKED_FLOOR, UNPACKED_RATIO * path.stat().st_size)) // 8
+    if rows * columns > most:
+        raise InputError(
+            f"{path.name} has {rows:,} rows of {columns:,} columns in a file of {path.stat().st_size:,} bytes; "
+            f"at most {most:,} cells are taken"
+        )
+
+
+def decoded(column: pa.ChunkedArray, name: str, room: int) -> pa.ChunkedArray:
+    """A column of codes into text as text.
+
+    Raises:
+        InputError: If the text takes more than ``room`` bytes.
+    """
+    total = 0
+    for chunk in column.chunks:
+        lengths = pc.binary_length(chunk.dictionary).cast(pa.int64())
+        total += pc.sum(lengths.take(chunk.indices)).as_py() or 0
+    if total > room:
+        raise InputError(f"column {name!r} unpacks to {total:,} bytes; at most {room:,} are taken")
+    return column.cast(column.type.value_type)
 
 
 def unreadable(path: Path, error: Exception) -> InputError:
     """The error for a damaged file."""
     first = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-    return InputError(f"{path} is not a readable parquet file ({first}); it may be truncated or damaged")
+    return InputError(f"{shown(path)} is not a readable parquet file ({first}); it may be truncated or damaged")
 
 
 def declared_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
     """Names of class columns, from the metadata that Hugging Face ``datasets`` writes."""
     try:
-        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        features = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"), "its metadata")["info"]["features"]
         found = {c: f["names"] for c, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -147,10 +217,13 @@ def read_columns(files: Sequence[Path], columns: Sequence[str]) -> pa.Table:
     tables = []
     for path in each("reading columns", files):
         with opened(path) as file:
-            there = file.schema_arrow.names
+            schema = file.schema_arrow
             for column in columns:
-                if column not in there:
-                    raise missing(column, there, path.name)
+                if column not in schema.names:
+                    raise missing(column, schema.names, path.name)
+            refuse_rows(path, file, len(columns))
+        texts = [c for c in columns if _is_bytes(schema.field(c).type)]
+        with opened(path, texts) as file:
             try:
                 tables.append(file.read(columns=list(columns), use_threads=False))
             except (pa.ArrowException, OSError) as error:
@@ -159,6 +232,11 @@ def read_columns(files: Sequence[Path], columns: Sequence[str]) -> pa.Table:
         return pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowException, TypeError) as error:
         raise InputError(f"{files[0].name} and its companions differ in their columns' types ({error})") from None
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    tests = pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary
+    return any(bool(test(kind)) for test in tests)
 
 
 def missing(column: str, there: Sequence[str], where: str) -> InputError:

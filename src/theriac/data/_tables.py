@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 
 from theriac.core.errors import InputError
+from theriac.core.files import UNPACKED_FLOOR, UNPACKED_RATIO, regular
+from theriac.core.files import opened as opened_file
 from theriac.core.split import Data
 from theriac.data._features import table_data
 from theriac.data._labels import ROWS
 from theriac.data._options import Options
-from theriac.data._parquet import declared_names, missing, opened, read_columns
+from theriac.data._parquet import MAX_NAME, declared_names, decoded, missing, opened, read_columns
 
 MAX_BYTES = 2 << 30  # of one table, as text or as uncompressed parquet
 MAX_COLUMNS = 10_000
@@ -63,17 +66,28 @@ def parquet_files(parts: Mapping[str, Sequence[Path]], name: str, options: Optio
         if weight > MAX_BYTES:
             raise InputError(f"{files[0].name} and its companions hold {weight:,} bytes; a table may have {MAX_BYTES:,}")
     for part, files in parts.items():
-        table = read_columns(files, wanted)
-        made[part] = pa.table({c: _blanked(_plain(table[c]), options.missing) for c in wanted})
+        flat = [c for c in wanted if not pa.types.is_nested(first.field(c).type)]
+        for column in wanted:
+            if column not in flat and column not in (options.drop or ()):
+                raise InputError(
+                    f"column {column!r} has type {str(first.field(column).type)[:80]}; "
+                    "expected numbers, text or booleans, or drop= it"
+                )
+        table = read_columns(files, flat)
+        room = max(UNPACKED_FLOOR, UNPACKED_RATIO * sum(path.stat().st_size for path in files))
+        nothing = pa.chunked_array([pa.nulls(table.num_rows)])  # for columns that are dropped
+        made[part] = pa.table(
+            {c: _blanked(_plain(table[c], c, room), options.missing) if c in flat else nothing for c in wanted}
+        )
     source = source or f"parquet table, {sum(map(len, parts.values()))} files"
     return table_data(made, name, options, declared_names(first), source, parts["train"][0].name)
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _plain(column: pa.ChunkedArray, name: str = "", room: int = MAX_BYTES) -> pa.ChunkedArray:
     """Text without blanks at its ends, and with empty cells marked as missing; other types as they are."""
     kind = column.type
     if pa.types.is_dictionary(kind) and (pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)):
-        column = column.cast(kind.value_type)
+        column = decoded(column, name, room)
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return column
     return _blanked(pc.utf8_trim_whitespace(column), EMPTY)
@@ -87,11 +101,11 @@ def _blanked(column: pa.ChunkedArray, texts: Sequence[str]) -> pa.ChunkedArray:
 
 
 def _read_csv(path: Path) -> pa.Table:
-    size = path.stat().st_size
+    size = regular(path).stat().st_size
     if size > MAX_BYTES:
         raise InputError(f"{path.name} has {size:,} bytes; a CSV table may have {MAX_BYTES:,} (convert it to parquet)")
     try:
-        with path.open(encoding="utf-8-sig") as source:
+        with opened_file(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig") as source:
             line = source.readline(1 << 20)
     except UnicodeDecodeError as error:
         raise InputError(f"{path.name} is not UTF-8 text ({error.reason} at byte {error.start})") from None
@@ -108,13 +122,23 @@ def _read_csv(path: Path) -> pa.Table:
     if len(set(names)) < len(names):
         twice = next(n for n in names if names.count(n) > 1)
         raise InputError(f"{path.name} has two columns called {twice!r}; expected different names")
+    if any(len(name) > MAX_NAME for name in names):
+        raise InputError(f"{path.name} has a column whose name is longer than {MAX_NAME} letters")
+    most = max(UNPACKED_FLOOR // 16, size // 2)  # a cell that holds something takes two bytes with its comma
+    batches, rows = [], 0
     try:
-        table = pcsv.read_csv(
+        source = pcsv.open_csv(
             path,
-            read_options=pcsv.ReadOptions(column_names=names, skip_rows=1, use_threads=False),
+            read_options=pcsv.ReadOptions(column_names=names, skip_rows=1, use_threads=False, block_size=8 << 20),
             parse_options=pcsv.ParseOptions(delimiter=delimiter),
             convert_options=pcsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
         )
+        for batch in source:
+            batches.append(batch)
+            rows += batch.num_rows
+            if rows * len(names) > most:
+                raise InputError(f"{path.name} has more than {most:,} cells in {size:,} bytes; most of them are empty")
+        table = pa.Table.from_batches(batches, source.schema)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path.name} is no regular CSV table: {str(error).splitlines()[0][:200]}") from None
     if not table.num_rows:

@@ -141,7 +141,7 @@ def _name_of(path: Path) -> str:
 
 
 def _by_name(name: str, options: Options) -> Data:
-    root = Path(os.environ.get("THERIAC_DATA") or cache_folder() / "data").expanduser()
+    root = as_path("THERIAC_DATA", os.environ.get("THERIAC_DATA") or cache_folder() / "data")
     if (root / name).exists():
         return _from_path(root / name, name, options)
     from theriac.data._hub import fetch

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from theriac.core.card import Card
 from theriac.core.errors import InputError
-from theriac.core.files import is_plain, read_json, write_atomically
+from theriac.core.files import is_plain, opened, read_json, read_safetensors, write_atomically
 from theriac.core.paths import as_path, writing
 from theriac.core.ranges import typed
 from theriac.models._still import blank, try_rows
@@ -149,10 +148,7 @@ def read_record(path: str | Path, version: int, fields: tuple[str, ...]) -> Mapp
     Raises:
         InputError: If it is missing, too large, no JSON, of another version or incomplete.
     """
-    try:
-        record = read_json(path, _LIMIT)
-    except RecursionError:
-        raise InputError(f"{path} is nested too deeply to be read") from None
+    record = read_json(path, _LIMIT)
     if not isinstance(record, Mapping) or "format" not in record:
         raise InputError(f"{path} is not a record of Theriac")
     if record["format"] != version or isinstance(record["format"], bool):
@@ -169,11 +165,7 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         InputError: If it is missing or damaged.
     """
-    try:
-        return load_file(Path(path))
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"{path} can't be read as safetensors: {reason[:200]}") from None
+    return read_safetensors(path)
 
 
 def compare_state(model: nn.Module, state: Mapping[str, Any], where: str) -> None:
@@ -247,7 +239,7 @@ def _equal(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 def digest(path: Path) -> str:
     """sha256 of a file."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

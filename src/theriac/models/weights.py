@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from theriac.core.errors import InputError
-from theriac.core.files import load_tensors_safely
+from theriac.core.files import Stranger, is_plain, load_tensors_safely, shown
 from theriac.core.paths import as_path
 from theriac.core.ranges import typed
 from theriac.models.classifier import Classifier
@@ -24,24 +25,32 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @typed("model", "source")
-def load_weights(model: M, source: str | Path | Mapping[str, Any]) -> M:
+def load_weights(model: M, source: str | Path | Mapping[str, Any], *, key: str | None = None, tensors_only: bool = False) -> M:
     """Load a checkpoint from elsewhere into ``model``, in place.
 
     The state dict may lie in a container (``state_dict``, ``model``, ``net``, ...), its names may carry the prefixes of
     wrappers (``module.``, ``model.``, ``net.``, ``_orig_mod.``), and its classifier may have another of the usual names
     (``linear``, ``fc``, ``classifier``, ``head``). After that names and shapes must fit exactly; only BatchNorm's batch
-    counter, which old files lack and nothing here reads, may be missing.
+    counter, which old files lack and nothing here reads, may be missing. Sparse and quantized weights become plain ones.
+
+    A file of a training run often holds more than one state dict, such as that of a moving average (EMA) beside the model's;
+    then a warning says which one was taken, and ``key`` chooses another.
 
     Args:
         model: Any module; of a wrapped model the network inside is meant, unless the checkpoint holds the wrapper's names.
         source: A safetensors file (by its suffix), a ``torch.save`` file, or a state dict.
+        key: Where the state dict lies in the checkpoint, such as ``"state_dict_ema"`` or ``"ema.state_dict"``; None takes the
+            only one, or the one under a usual name.
+        tensors_only: Take the tensors of a checkpoint that also holds other objects (an ``argparse.Namespace``, a date, a
+            path), which is refused otherwise. Those objects are left out: nothing of them is imported, looked up or run.
 
     Returns:
         The same model.
 
     Raises:
         UnsafeFileError: If the file asks for anything but tensors and plain containers; it is not run.
-        InputError: If it is missing or damaged, holds no state dict, or does not fit; the model is then as it was.
+        InputError: If it is missing or damaged, holds no state dict or several of which none has a usual name, or does not
+            fit; the model is then as it was.
 
     Example:
         >>> net = nn.Sequential()
@@ -50,12 +59,13 @@ def load_weights(model: M, source: str | Path | Mapping[str, Any]) -> M:
         >>> load_weights(net, other).linear.weight.tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    where = "the state dict" if isinstance(source, Mapping) else str(source)
-    state = _unwrap(source if isinstance(source, Mapping) else _read(as_path("source", source)), where)
+    where = "the state dict" if isinstance(source, Mapping) else shown(source)
+    data = source if isinstance(source, Mapping) else _read(as_path("source", source), tensors_only)
+    state = _chosen(data, key, where, tensors_only)
     bare = isinstance(model, Classifier) and not any("prepare." in name for name in state)
     target: nn.Module = model.get_submodule("net") if bare else model
     own = target.state_dict()
-    state = _fit_names(state, own)
+    state = {name: _plain(value, name, own) for name, value in _fit_names(state, own).items()}
     for name, value in own.items():
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, value)
@@ -63,29 +73,73 @@ def load_weights(model: M, source: str | Path | Mapping[str, Any]) -> M:
     return model
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, tensors_only: bool) -> Any:
     if path.is_dir():
         raise InputError(f"{path} is a folder; expected a checkpoint file (load_model loads a run folder)")
-    return read_tensors(path) if path.suffix == ".safetensors" else load_tensors_safely(path)
+    return read_tensors(path) if path.suffix == ".safetensors" else load_tensors_safely(path, tensors_only=tensors_only)
 
 
-def _unwrap(data: Any, where: str) -> dict[str, torch.Tensor]:
-    for _ in range(4):
-        inside = [data[k] for k in _CONTAINERS if isinstance(data.get(k), Mapping)] if isinstance(data, Mapping) else []
-        if not inside:
-            break
-        data = inside[0]
+def _chosen(data: Any, key: str | None, where: str, tensors_only: bool) -> dict[str, torch.Tensor]:
+    """The state dict of a checkpoint that was asked for, or that is meant."""
     if not isinstance(data, Mapping) or not data:
-        raise InputError(f"{where} holds a {type(data).__name__}; expected a state dict, names to tensors")
-    others = [k for k, v in data.items() if not isinstance(k, str) or not isinstance(v, torch.Tensor)]
-    if others:
-        names = ", ".join(repr(k)[:40] for k in others[:3])
-        raise InputError(f"{where} holds more than tensors ({names}); expected a state dict, or one under {_CONTAINERS[:4]}")
-    return dict(data)
+        kind = f"{data.name}, and no tensors beside it" if isinstance(data, Stranger) else f"a {type(data).__name__}"
+        raise InputError(f"{where} holds {kind}; expected a state dict, names to tensors")
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    _states(data, "", tensors_only, found, set(), 0)
+    listed = ", ".join(repr(name)[:80] for name in [*found][:8] if name)
+    if key is not None:
+        if key not in found:
+            key = next((name for name in found if name.startswith(f"{key}.")), key)  # the folder of one is as good
+        if key not in found:
+            raise InputError(
+                f"key is {key!r}, under which {where} holds no state dict; it holds {listed or 'one, without a key'}"
+            )
+        return found[key]
+    if "" in found:
+        return found[""]
+    usual = [name for known in _CONTAINERS for name in found if name.partition(".")[0] == known]
+    if not usual and len(found) != 1:
+        if found:
+            raise InputError(f"{where} holds several state dicts, {listed}; choose one with key=")
+        others = ", ".join(repr(k)[:40] for k in [k for k, v in data.items() if not isinstance(v, torch.Tensor)][:3])
+        raise InputError(f"{where} holds more than tensors ({others}); expected a state dict, or one under {_CONTAINERS[:4]}")
+    taken = (usual or [*found])[0]
+    if len(found) > 1:
+        warnings.warn(
+            f"{where} holds {len(found)} state dicts, {listed}; the one under {taken!r} was taken (key= chooses another)",
+            stacklevel=3,
+        )
+    return found[taken]
+
+
+def _states(data: Any, name: str, tensors_only: bool, found: dict[str, Any], seen: set[int], depth: int) -> None:
+    """Collect the state dicts of nested mappings by their dotted keys, each mapping once."""
+    if not isinstance(data, Mapping) or id(data) in seen or depth > 4 or len(found) > 64:
+        return
+    seen.add(id(data))
+    tensors = {k: v for k, v in data.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+    if tensors and len(tensors) == len(data):
+        found[name] = tensors
+        return
+    before = len(found)
+    for key, value in data.items():
+        if isinstance(key, str):
+            _states(value, f"{name}.{key}" if name else key, tensors_only, found, seen, depth + 1)
+    if tensors_only and tensors and len(found) == before:
+        found[name] = tensors
+
+
+def _plain(value: torch.Tensor, name: str, own: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """A sparse or quantized tensor as a plain one, where the model has one of its shape."""
+    if is_plain(value) or value.is_meta or name not in own or own[name].shape != value.shape or not is_plain(own[name]):
+        return value
+    return value.dequantize() if value.is_quantized else value.to_dense()
 
 
 def _fit_names(state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Without prefixes that all names share, as far as that makes more of them known, and with the model's own head."""
+    if "n_averaged" in state and all(k == "n_averaged" or k.startswith("module.") for k in state):
+        state = {k: v for k, v in state.items() if k != "n_averaged"}  # the counter of torch's AveragedModel
     best = _rename_head(state, own)
     for _ in range(4):
         prefix = next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None)

@@ -52,14 +52,19 @@ class Keeper:
                 f"{self.path} belongs to another configuration (data, recipe or seed differ); "
                 "take another output folder, or delete the file to start anew"
             )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name, thing in self.extra.items():
-            thing.load_state_dict(state["extra"][name])
-        known = {(e["event"], e.get("epoch")) for e in self.run.events}
-        self.run.events.extend(e for e in state["events"] if (e["event"], e.get("epoch")) not in known)
-        self.run.forget(self.label, int(state["done"]))
-        return int(state["done"])
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            for name, thing in self.extra.items():
+                thing.load_state_dict(state["extra"][name])
+            known = {(e["event"], e.get("epoch")) for e in self.run.events}
+            self.run.events.extend(e for e in state["events"] if (e["event"], e.get("epoch")) not in known)
+            done = int(state["done"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            told = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+            raise InputError(f"{self.path} is damaged ({told}); delete it to start anew") from None
+        self.run.forget(self.label, done)
+        return done
 
     def save(self, done: int, *, last: bool) -> None:
         """Write a checkpoint if enough time has passed, or it is the last."""

@@ -1,0 +1,131 @@
+"""Reading files that may be hostile, and writing files that are never seen half written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from theriac.core.errors import InputError
+from theriac.core.files.archives import Archive, DamagedError, unpacked_size
+from theriac.core.files.gate import UNPACKED_FLOOR, UNPACKED_RATIO, is_regular, opened, read_bytes, regular, shown
+from theriac.core.files.pickles import Stranger
+from theriac.core.files.records import parse_json, read_json, read_json_lines
+from theriac.core.files.tensors import check_safetensors, load_torch, read_npy, read_npz, read_safetensors
+from theriac.core.paths import DiskFullError, as_path, is_full
+
+__all__ = [
+    "UNPACKED_FLOOR",
+    "UNPACKED_RATIO",
+    "Archive",
+    "DamagedError",
+    "Stranger",
+    "cache_folder",
+    "check_safetensors",
+    "is_plain",
+    "is_regular",
+    "load_tensors_safely",
+    "opened",
+    "parse_json",
+    "read_bytes",
+    "read_json",
+    "read_json_lines",
+    "read_npy",
+    "read_npz",
+    "read_safetensors",
+    "refuse_bomb",
+    "regular",
+    "shown",
+    "unpacked_size",
+    "write_atomically",
+    "write_json",
+]
+
+
+def cache_folder() -> Path:
+    """``$THERIAC_CACHE``, else ``$XDG_CACHE_HOME/theriac``, else ``~/.cache/theriac``; all in it may be deleted at any time."""
+    own = os.environ.get("THERIAC_CACHE")
+    if own:
+        return as_path("THERIAC_CACHE", own)
+    return as_path("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "theriac"
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
+    """Write to a temporary name beside ``path`` and rename, so that ``path`` is either old or complete.
+
+    Args:
+        path: Where the file shall be.
+        write: Called with the temporary path.
+
+    Raises:
+        DiskFullError: If there is no room; ``path`` is as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except Exception as error:
+        if is_full(error):
+            raise DiskFullError(f"the disk is full: {path.name} could not be written to {path.parent}") from None
+        if isinstance(error, SafetensorError):  # what the system refused, in its own words
+            raise OSError(str(error)) from None
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: str | Path, data: Any) -> Path:
+    """Write JSON atomically, indented, NaN refused."""
+    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def load_tensors_safely(path: str | Path, map_location: Any = "cpu", *, tensors_only: bool = False) -> Any:
+    """Open a ``torch.save`` file without importing or calling anything that it names.
+
+    Both of torch's formats and all pickle protocols are read by a machine of our own (see :mod:`theriac.core.files.pickles`),
+    so torch never sees the file. Besides tensors (dense, sparse, quantized) and plain containers, NumPy's numbers and arrays
+    of numbers or text are taken.
+
+    Args:
+        path: The file.
+        map_location: The device to put tensors on.
+        tensors_only: Take a file that names other things too, and leave an inert :class:`~theriac.core.files.pickles.Stranger`
+            in the place of each; nothing of them is imported, looked up or run.
+
+    Raises:
+        UnsafeFileError: If the file asks for anything but tensors and plain containers; names what it wanted to import.
+        InputError: If it is missing, damaged, or beyond the bounds.
+    """
+    path = Path(path)
+    if not is_regular(path):
+        raise InputError(f"{shown(path)} is not a file")
+    return load_torch(regular(path), map_location, tensors_only, refuse_bomb)
+
+
+def refuse_bomb(path: Path, total: int) -> None:
+    """Refuse an archive that unpacks to far more than it is: a bomb, if it comes from a stranger.
+
+    Raises:
+        InputError: With both sizes.
+    """
+    here = path.stat().st_size
+    most = max(UNPACKED_FLOOR, UNPACKED_RATIO * here)
+    if total > most:
+        raise InputError(f"{path} has {here:,} bytes and unpacks to {total:,}; at most {most:,} are taken")
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a plain array with data: not sparse, quantized or nested, and not on the device ``meta``."""
+    return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
