@@ -235,7 +235,7 @@ def test_augmentation_that_makes_no_sense_is_refused(words: str, message: str, t
 
 @pytest.mark.parametrize("value", [2, "yes", None, 1.0])
 def test_a_flip_that_is_no_yes_or_no_is_refused(value: object) -> None:
-    with pytest.raises(InputError, match=r"flip is .*expected True or False"):
+    with pytest.raises(InputError, match=r"flip is .*expected true or false"):
         th.Augment(flip=value)
 
 
