@@ -270,7 +270,8 @@ def read_picture(path: str | Path, channels: int, size: tuple[int, int] | None =
     if size is not None and (image.height, image.width) != tuple(size):
         plain, alpha = (part.resize((size[1], size[0]), Image.Resampling.BILINEAR) for part in (plain, alpha))
     pixels = torch.from_numpy(np.array(plain))
-    warn_if_dark(int(pixels.max()), str(path), "store it in 8 bits a channel")
+    if image.mode.startswith("I"):  # of 8 bits, black is black
+        warn_if_dark(int(pixels.max()), str(path), "store it in 8 bits a channel")
     opacity = torch.from_numpy(np.array(alpha)).float() / 255
     return (pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()), opacity
 

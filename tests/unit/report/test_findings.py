@@ -88,11 +88,13 @@ def test_the_headline_fits_in_fifteen_words(repaired: Make) -> None:
         "SAU reduced both backdoors; FT failed on both backdoors."
     )
     assert news(("ft", "BadNets", good), ("ft", "Blended", bad)) == "FT reduced 1 of 2 backdoors."
-    assert news(("ft", "BadNets", bad)) == "FT failed on the backdoor."
+    assert news(("ft", "BadNets", bad)) == "FT, left in place: ASR 99.0 → 98.3 %, ACC 91.0 → 90.5 %."
     assert news(("ft", "BadNets", good), ("sau", "BadNets", good)) == "FT and SAU reduced the backdoor."
-    assert news(("ft", "BadNets", astray), ("sau", "BadNets", dear), ("fst", "BadNets", good)) == (
-        "FST reduced the backdoor; FT and SAU reduced the backdoor at a price."
+    assert news(("sau", "BadNets", dear), ("fst", "BadNets", good)) == (
+        "FST reduced the backdoor; SAU reduced the backdoor at a price."
     )
+    told = news(("ft", "BadNets", astray), ("fst", "BadNets", good))  # what explains a result comes first
+    assert told == "FT of BadNets: Stamped rows stay misread: RA 33.3 %, though ASR is 1.0 %."
 
 
 def test_summary_names_who_did_what(repaired: Make) -> None:
