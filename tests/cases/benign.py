@@ -24,6 +24,13 @@ def net() -> nn.Sequential:
     return nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 4, 3), bn=nn.BatchNorm2d(4), flat=nn.Flatten(), fc=nn.Linear(144, 5)))
 
 
+class Options:
+    """What a training script may keep: an object of a class that only the script knows."""
+
+    def __init__(self) -> None:
+        self.lr = 0.1
+
+
 def checkpoints() -> Iterator[tuple[str, Any]]:
     """Contents of checkpoints, by who writes them so."""
     model = net()
@@ -90,7 +97,7 @@ def checkpoints() -> Iterator[tuple[str, Any]]:
         "gray rows in three channels",
         {"x": torch.zeros(50, 1, 8, 8, dtype=torch.uint8).expand(-1, 3, -1, -1), "y": torch.arange(50) % 2},
     )
-    yield "timm*", {"epoch": 1, "arch": "x", "state_dict": state, "state_dict_ema": state, "args": space, "metric": 70.1}
+    yield "timm", {"epoch": 1, "arch": "x", "state_dict": state, "state_dict_ema": state, "args": space, "metric": 70.1}
     lightning = {
         "epoch": 1,
         "global_step": 10,
@@ -106,10 +113,11 @@ def checkpoints() -> Iterator[tuple[str, Any]]:
         "hyper_parameters": {"lr": 0.1, "layers": (1, 2)},
     }
     yield "lightning", lightning
-    yield "lightning, a namespace*", {**lightning, "hyper_parameters": space}
-    yield "lightning, a path*", {**lightning, "callbacks": {"x": {"dirpath": pathlib.PurePosixPath("a/b")}}}
-    yield "a date*", {"model": state, "when": datetime.datetime(2024, 1, 2), "took": datetime.timedelta(3)}
-    yield "a namespace in an old way*", {"net": state, "args": argparse.Namespace(lr=0.1)}
+    yield "lightning, a namespace", {**lightning, "hyper_parameters": space}
+    yield "lightning, a path", {**lightning, "callbacks": {"x": {"dirpath": pathlib.PurePosixPath("a/b")}}}
+    yield "a date", {"model": state, "when": datetime.datetime(2024, 1, 2), "took": datetime.timedelta(3)}
+    yield "a namespace in an old way", {"net": state, "args": argparse.Namespace(lr=0.1)}
+    yield "options of a class of one's own*", {"net": state, "options": Options()}
 
 
 def torch_files(folder: Path) -> Iterator[Case]:
@@ -158,8 +166,8 @@ def weights(folder: Path) -> Iterator[Case]:
         "kuangliu",
         "numpy scores",
         "lightning",
-        "timm*",
-        "a date*",
+        "timm",
+        "a date",
         "ordered and nested",
     }
     for k, (name, content) in enumerate(checkpoints()):

@@ -114,19 +114,35 @@ def ema(folder: Path) -> tuple[Path, nn.Linear, nn.Linear]:
     return folder / "timm.pth", one, two
 
 
-def test_a_checkpoint_with_a_namespace_gives_its_tensors_when_they_are_asked_for(tmp_path: Path):
+def test_a_checkpoint_with_a_namespace_gives_its_tensors_and_runs_nothing(tmp_path: Path):
     path, one, two = ema(tmp_path)
-    with pytest.raises(InputError, match=r"would import argparse\.Namespace; .*tensors_only=True"):
-        th.load_weights(nn.Linear(2, 2), path)
     with pytest.warns(
         UserWarning, match=r"2 state dicts, 'state_dict', 'state_dict_ema'; the one under 'state_dict' was taken"
     ):
-        found = th.load_weights(nn.Linear(2, 2), path, tensors_only=True)
-    assert torch.equal(found.weight, one.weight)
-    found = th.load_weights(nn.Linear(2, 2), path, tensors_only=True, key="state_dict_ema")
-    assert torch.equal(found.weight, two.weight)
+        model = th.load_weights(nn.Linear(2, 2), path)
+    assert torch.equal(model.weight, one.weight)
+    model = th.load_weights(nn.Linear(2, 2), path, key="state_dict_ema")
+    assert torch.equal(model.weight, two.weight)
     with pytest.raises(InputError, match=r"key is 'ema'.*'state_dict', 'state_dict_ema'"):
-        th.load_weights(nn.Linear(2, 2), path, tensors_only=True, key="ema")
+        th.load_weights(nn.Linear(2, 2), path, key="ema")
+
+
+def test_a_checkpoint_with_a_class_of_one_s_own_gives_its_tensors_when_they_are_asked_for(tmp_path: Path):
+    saved = nn.Linear(2, 2)
+    torch.save({"state_dict": saved.state_dict(), "options": benign.Options()}, tmp_path / "own.pth")
+    with pytest.raises(InputError, match=r"would import benign\.Options; .*tensors_only=True"):
+        th.load_weights(nn.Linear(2, 2), tmp_path / "own.pth")
+    model = th.load_weights(nn.Linear(2, 2), tmp_path / "own.pth", tensors_only=True)
+    assert torch.equal(model.weight, saved.weight)
+
+
+@pytest.mark.parametrize("name", ["os.system", "argparse.ArgumentParser", "pathlib.Path.unlink", "builtins.eval"])
+def test_a_namespace_does_not_open_the_door_for_anything_else(tmp_path: Path, name: str):
+    module, _, attribute = name.rpartition(".")
+    pickled = f"cargparse\nNamespace\n0c{module}\n{attribute}\n(Vtrue\ntR.".encode()
+    (tmp_path / "x.pt").write_bytes(pickled)
+    with pytest.raises(InputError, match=r"system|ArgumentParser|unlink|eval"):
+        th.load_weights(nn.Linear(2, 2), tmp_path / "x.pt")
 
 
 def test_several_state_dicts_without_a_usual_name_are_a_question(tmp_path: Path):

@@ -26,6 +26,30 @@ _HINT = "only tensors and plain containers are loaded"
 _OPTION = "load_weights(..., tensors_only=True) takes the tensors alone, without importing or running the rest"
 
 
+# data classes of the standard library and of Lightning that ordinary checkpoints hold beside their tensors, such as the options
+# of the run; they too become inert marks, and nothing is imported for them
+HARMLESS = frozenset(
+    {
+        "argparse.Namespace",
+        "types.SimpleNamespace",
+        *(f"pathlib.{kind}" for kind in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")),
+        *(f"pathlib._local.{kind}" for kind in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+        *(f"datetime.{kind}" for kind in ("date", "datetime", "time", "timedelta", "timezone")),
+        "decimal.Decimal",
+        "fractions.Fraction",
+        "uuid.UUID",
+        *(
+            f"{package}.AttributeDict"
+            for package in (
+                "pytorch_lightning.utilities.parsing",
+                "lightning_fabric.utilities.data",
+                "lightning.fabric.utilities.data",
+            )
+        ),
+    }
+)
+
+
 def load_torch(path: Path, map_location: Any, tensors_only: bool, check: Callable[[Path, int], None]) -> Any:
     """The object of a ``torch.save`` file. See :func:`theriac.core.files.load_tensors_safely`.
 
@@ -51,8 +75,10 @@ def load_torch(path: Path, map_location: Any, tensors_only: bool, check: Callabl
         found, trouble = None, error
     strangers = list(dict.fromkeys(name for machine in machines for name in machine.strangers))
     calls = isinstance(trouble, CallError)
-    if (strangers or calls) and (trouble is not None or not tensors_only):
-        wants = [f"import {', '.join(strangers[:5])}{', ...' if len(strangers) > 5 else ''}"] if strangers else []
+    foreign = [name for name in strangers if name not in HARMLESS]
+    if (foreign or calls or (strangers and trouble is not None)) and (trouble is not None or not tensors_only):
+        named = foreign or strangers
+        wants = [f"import {', '.join(named[:5])}{', ...' if len(named) > 5 else ''}"] if named else []
         wants += [f"call {trouble}"] if calls else []
         hint = "ask for a safetensors file" if tensors_only or calls else f"{_OPTION}, or ask for a safetensors file"
         raise UnsafeFileError(f"{shown(path)} was not opened: it would {' and '.join(wants)}; {_HINT} ({hint})") from None
