@@ -227,7 +227,7 @@ def test_the_configuration_stays_plain_and_the_trigger_stays_bound(digits, victi
     assert create("repair", "age:control").rule == "none"
     moved = pickle.loads(pickle.dumps(known)).replace(epochs=5)
     assert evaluate(moved.repair(victim, digits.train, quiet()), digits.test, ATTACK, run=quiet()).asr.value < 0.5
-    with pytest.raises(InputError, match="with_trigger"):
+    with pytest.raises(InputError, match="trigger is missing"):
         AGE.from_config(known.config()).repair(victim, digits.train, quiet())
 
 
@@ -260,7 +260,7 @@ def test_bad_triggers(digits, victim):
         (BadNets(mode="all_to_all"), None, "one class"),
         (lambda x: x[:, :, :4], 0, "trigger returned"),
         (lambda x: x.float(), 0, "trigger returned"),
-        ("corner", 0, "trigger is a str"),
+        ("corner", 0, "trigger is 'corner'"),
         (ATTACK, 12, "target is 12"),
         (ATTACK, 3, "stamps no row"),
     ]:

@@ -56,7 +56,7 @@ def test_antidote_works_where_fine_tuning_fails(quick: tuple[Study, Path]) -> No
             assert asr.value <= 0.3, victim  # even a fraction of the updates
         else:
             assert asr.value >= 0.5, victim
-    told = findings.news(quick[0])
+    told = findings.headline(quick[0])
     assert "; Fine-tuning failed on both backdoors." in told
     assert len(told.split()) <= 15
 

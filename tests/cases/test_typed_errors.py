@@ -140,7 +140,7 @@ def calls(split: th.Split, net: nn.Module, folder: str) -> dict[str, tuple[Calla
         "plant": (attack.plant, {"split": split, "run": QUIET}),
         "poison": (attack.poison, {"split": split, "run": QUIET}),
         "stamp": (planted.stamp, {"x": split.x, "y": split.y, "index": split.index, "phase": "test"}),
-        "success_by_target": (th.attacks.success_by_target, {"model": net, "split": split, "attack": attack, "run": QUIET}),
+        "success_by_target": (th.metrics.success_by_target, {"model": net, "split": split, "attack": attack, "run": QUIET}),
         "repair": (repair, {"model": net, "clean": split, "run": QUIET, "trigger": None, "target": None}),
         "with_trigger": (th.repairs.AGE().with_trigger, {"trigger": attack, "target": None}),
         "classifier": (th.models.classifier, {"model": net, "layer": None}),
@@ -188,7 +188,11 @@ def test_numbers_out_of_their_range(cls):
         for wrong in (math.nan, math.inf, -math.inf, True, str(value)):
             with pytest.raises(InputError, match=field.name):
                 cls(**{**needed, field.name: wrong})
-        zero = (cls.__name__, field.name) in {("SSBA", "epochs"), ("Schedule", "batch_size")}  # no training; all rows
+        zero = (cls.__name__, field.name) in {
+            ("SSBA", "epochs"),
+            ("Schedule", "batch_size"),
+            ("NeuralCleanse", "rounds"),
+        }  # no training; all rows
         if field.name in ("lr", "epochs", "batch_size", "rounds") and not zero:
             for wrong in (0, -1):
                 with pytest.raises(InputError, match=rf"{field.name} is {wrong}; expected"):

@@ -63,7 +63,8 @@ def claim(out: Path, identity: Mapping[str, Any], *, force: bool, size: int = 0)
     plan = {"format": 1, "identity": json.loads(json.dumps(identity))}
     aside = out / f".old-{uuid.uuid4().hex[:8]}"
     with writing("--out", out):
-        _settle(out, plan["identity"], force=force)  # refuses, or has nothing to do, before anything is written
+        if not _moved_aside(out):  # else the finished run decides, once it is back
+            _settle(out, plan["identity"], force=force)  # refuses, or has nothing to do, before anything is written
     made = make_folder("--out", out, size)
     try:
         with owned(out):
@@ -225,8 +226,14 @@ def _put_back(aside: Path, out: Path) -> None:
     unmake([aside])
 
 
+def _moved_aside(out: Path) -> list[Path]:
+    """Finished runs that were moved aside by one that was killed before it had anything to show."""
+    if not out.is_dir() or (out / RECORD).is_file() or any(out.glob("*.checkpoint.pt")):
+        return []
+    return [p for p in out.glob(".old-*") if (p / RECORD).is_file()]
+
+
 def _rescue(out: Path) -> None:
-    """Bring back a finished run that was moved aside by one that was killed before it had anything to show."""
-    old = [p for p in out.glob(".old-*") if (p / RECORD).is_file()] if out.is_dir() else []
-    if old and not (out / RECORD).is_file() and not any(out.glob("*.checkpoint.pt")):
+    """Bring the last of them back."""
+    if old := _moved_aside(out):
         _put_back(max(old, key=lambda p: p.stat().st_mtime), out)

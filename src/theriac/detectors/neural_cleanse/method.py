@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from theriac.core import check
 from theriac.core.method import Needs, preset, register
 from theriac.core.outcome import Finding
+from theriac.core.ranges import Count, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.detectors.base import Detector
@@ -54,13 +54,8 @@ class NeuralCleanse(Detector):
     needs: ClassVar[Needs] = Needs(model=True, clean_rows=True, labels=False, usual_clean_share=0.05)
 
     search: Literal["few_samples", "official", "bench"] = "few_samples"  # ours; which schedule the search follows
-    rounds: int = 0  # ours: 0 = the schedule's own
-    restarts: int = 1  # both codes: one search a class; of several the smallest patch that works counts
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.whole("rounds", self.rounds, 0)
-        check.whole("restarts", self.restarts, 1)
+    rounds: Whole = 0  # ours: 0 = the schedule's own
+    restarts: Count = 1  # both codes: one search a class; of several the smallest patch that works counts
 
     @classmethod
     @preset
