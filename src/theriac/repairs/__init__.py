@@ -5,9 +5,10 @@ from theriac.repairs.anp import ANP
 from theriac.repairs.base import Repair
 from theriac.repairs.clp import CLP
 from theriac.repairs.d3 import D3
+from theriac.repairs.fp import FinePruning
 from theriac.repairs.fst import FST
 from theriac.repairs.ft import FT
 from theriac.repairs.ft_sam import FTSAM
 from theriac.repairs.sau import SAU
 
-__all__ = ["AGE", "ANP", "CLP", "D3", "FST", "FT", "FTSAM", "SAU", "Repair"]
+__all__ = ["AGE", "ANP", "CLP", "D3", "FST", "FT", "FTSAM", "SAU", "FinePruning", "Repair"]
