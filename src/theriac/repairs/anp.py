@@ -118,7 +118,7 @@ class ANP(Repair):
         threshold: float | None = self.threshold
         figures: dict[str, Any] = {"smallest_mask": round(smallest, 4)}
         if held is not None:
-            threshold, told = self._choose(model, masks, held, run)
+            threshold, told = choose(model, masks, held, self.drop, run)
             figures.update(told)
         pruned = {} if threshold is None else prune(model, masks, threshold)
         figures.update(threshold=threshold, pruned=pruned, channels=sum(map(len, pruned.values())))
@@ -179,7 +179,7 @@ class ANP(Repair):
             recipe,
             step=step,
             parameters=masks,
-            optimizer=_projected,
+            optimizer=projected,
             after_step=lambda number: number + 1 >= self.iterations,
             extra_state={"masks": masks},
             label="anp",
@@ -187,20 +187,21 @@ class ANP(Repair):
         )
         return {name: mask.detach() for name, mask in zip(norms, masks, strict=True)}
 
-    def _choose(self, model: nn.Module, masks: Masks, held: Split, run: Run) -> tuple[float | None, dict[str, Any]]:
-        """The largest threshold that the held-out rows allow, None if there is none; with what was counted."""
-        trial = copy.deepcopy(model)
-        right = [int((run_over(trial, held, run=run).argmax(1) == held.y.cpu()).sum())]
-        best: float | None = None
-        for threshold in THRESHOLDS:
-            prune(trial, masks, threshold)
-            right.append(int((run_over(trial, held, run=run).argmax(1) == held.y.cpu()).sum()))
-            if right[0] - right[-1] <= self.drop * len(held):
-                best = threshold
-        return best, {"held_out_rows": len(held), "right_before": right[0], "right_by_threshold": right[1:]}
+
+def choose(model: nn.Module, masks: Masks, held: Split, drop: float, run: Run) -> tuple[float | None, dict[str, Any]]:
+    """The largest threshold that costs at most ``drop`` of accuracy on held-out rows, None if there is none; with counts."""
+    trial = copy.deepcopy(model)
+    right = [int((run_over(trial, held, run=run).argmax(1) == held.y.cpu()).sum())]
+    best: float | None = None
+    for threshold in THRESHOLDS:
+        prune(trial, masks, threshold)
+        right.append(int((run_over(trial, held, run=run).argmax(1) == held.y.cpu()).sum()))
+        if right[0] - right[-1] <= drop * len(held):
+            best = threshold
+    return best, {"held_out_rows": len(held), "right_before": right[0], "right_by_threshold": right[1:]}
 
 
-def _projected(masks: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+def projected(masks: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     """SGD that keeps what it steps on in [0, 1]."""
     stepper = torch.optim.SGD(masks, lr=recipe.lr, momentum=recipe.momentum)
 

@@ -34,7 +34,7 @@ class FinePruning(Repair):
 
     Paper: Liu, Dolan-Gavitt, Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks", RAID 2018,
     https://arxiv.org/abs/1805.12185. Official code: facts of the port in SCLBD/BackdoorBench @ f02e353 (grade A: read in
-    code); of the paper, the abstract. The paper prunes channels of the last convolution; behind an average over positions
+    code). The paper was not read; it is known to prune channels of the last convolution; behind an average over positions
     that is the same.
 
     Threat model: clean rows with labels; knows neither trigger nor target.
