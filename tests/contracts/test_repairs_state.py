@@ -26,12 +26,13 @@ from theriac.models import to_input
 from theriac.repairs import Repair
 
 REPAIRS = methods("repair")
-LEARNS = ("ft", "ft_sam", "fp", "fst", "d3", "nad", "sau", "age")  # these change every model that they accept
+LEARNS = ("ft", "ft_sam", "fp", "fst", "d3", "ibau", "nad", "sau", "age")  # these change every model that they accept
 # as little work as possible; by default AGE abstains on a benign model
 QUICK: dict[str, dict[str, object]] = {
     "ft": {"epochs": 1},
     "sau": {"rounds": 1, "steps": 1},
     "fp": {"epochs": 1, "share": 0.2},
+    "ibau": {"rounds": 1},
     "nad": {"teacher_epochs": 1, "epochs": 1},
     "rnp": {"unlearn_epochs": 1, "recover_epochs": 1},
     "age": {"knowledge": "target", "target": 0, "retrain": "R1", "per_class": 2, "epochs": 1, "rule": "E6", "strengths": [1.0]},
