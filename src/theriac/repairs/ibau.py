@@ -32,8 +32,8 @@ class IBAU(Repair):
     Each round starts a perturbation at zero and moves it once through all rows, away from the network's own predictions, with
     ``decay`` times its squared length against it. Then each batch takes a step of Adam on the cross-entropy of rows of which
     a share of ``portion`` carries the perturbation. The gradient counts that the perturbation, as a fixed point of gradient
-    steps on the first batch, depends on the weights; that part comes from ``iterations`` of the fixed-point series. All passes
-    are in eval mode, in float32.
+    steps on the first batch and its labels, depends on the weights; that part comes from ``iterations`` terms of the
+    fixed-point series. All passes are in eval mode, in float32.
 
     Paper: Zeng, Chen, Park, Mao, Jin, Jia, "Adversarial Unlearning of Backdoors via Implicit Hypergradient", ICLR 2022,
     https://arxiv.org/abs/2110.03735. Official code: YiZeng623/I-BAU @ 3f4a6e7 (grade A: read in code), and facts of the port in
@@ -50,7 +50,8 @@ class IBAU(Repair):
 
     Cost: a round passes each row forward ``iterations`` + 8 times or so, backward passes and those of second order included.
 
-    Known limits: perturbations have no bound but ``decay``, so they need not look like a trigger. With few rows, one round is
+    Known limits: perturbations have no bound but ``decay``, so they need not look like a trigger. The search overshoots where a
+    network's slope is large; a smaller ``search_lr`` helps. With few rows, one round is
     few steps of a small learning rate, and little changes. Triggers that move pixels or differ from row to row are no
     universal perturbation. Images only, as SAU.
 

@@ -49,7 +49,8 @@ class RNP(Repair):
     Cost: one forward and one backward pass a row and epoch, of at most ``unlearn_epochs`` + ``recover_epochs``.
 
     Known limits: where clean rows are not unlearned the masks mean little; the outcome tells the share that was still right.
-    With few rows an epoch is few steps, and the masks hardly move.
+    In a narrow network the masks of many channels fall together, good ones too: on digits at width 8 every threshold costs too
+    much, and nothing is pruned.
 
     Example:
         >>> import theriac as th
