@@ -33,6 +33,10 @@ QUICK: dict[str, dict[str, object]] = {
     "sau": {"rounds": 1},
     # by default it abstains on the benign fixture; this way it edits
     "anp": {"iterations": 20, "threshold": 0.99},  # so few leave masks near one; this way something is pruned
+    "fp": {"epochs": 1, "share": 0.2},
+    "nad": {"teacher_epochs": 1, "epochs": 1},
+    "rnp": {"unlearn_epochs": 1, "recover_epochs": 4, "batch_size": 30, "threshold": 0.99},
+    "ibau": {"rounds": 1, "batch_size": 60},
     "clp": {"u": 1.0},  # the fixture's layers are too narrow for the default to find an outlier
     "age": {"knowledge": "target", "target": 0, "retrain": "R1", "per_class": 2, "epochs": 1},
 }

@@ -26,11 +26,15 @@ from theriac.models import to_input
 from theriac.repairs import Repair
 
 REPAIRS = methods("repair")
-LEARNS = ("ft", "fst", "d3", "sau", "age")  # these change every model that they accept
+LEARNS = ("ft", "ft_sam", "fp", "fst", "d3", "ibau", "nad", "sau", "age")  # these change every model that they accept
 # as little work as possible; by default AGE abstains on a benign model
 QUICK: dict[str, dict[str, object]] = {
     "ft": {"epochs": 1},
     "sau": {"rounds": 1, "steps": 1},
+    "fp": {"epochs": 1, "share": 0.2},
+    "ibau": {"rounds": 1},
+    "nad": {"teacher_epochs": 1, "epochs": 1},
+    "rnp": {"unlearn_epochs": 1, "recover_epochs": 1},
     "age": {"knowledge": "target", "target": 0, "retrain": "R1", "per_class": 2, "epochs": 1, "rule": "E6", "strengths": [1.0]},
 }
 WRITES = ("fst", "d3")  # these move the head's effective weight away from the old one
@@ -277,7 +281,7 @@ def test_it_works_or_it_refuses_and_names_the_layer(name: str, kind: str, clean:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.equal(answers(model, clean), was)
     if fixed is None:
-        assert name not in ("ft", "sau")  # training reaches every kind
+        assert name not in ("ft", "ft_sam", "sau")  # training reaches every kind
         return
     changed = not torch.equal(answers(fixed, clean), was)
     assert changed or status != "repaired"

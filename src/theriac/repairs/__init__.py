@@ -6,8 +6,28 @@ from theriac.repairs.antidote import Antidote
 from theriac.repairs.base import Repair
 from theriac.repairs.clp import CLP
 from theriac.repairs.d3 import D3
+from theriac.repairs.fp import FinePruning
 from theriac.repairs.fst import FST
 from theriac.repairs.ft import FT
+from theriac.repairs.ft_sam import FTSAM
+from theriac.repairs.ibau import IBAU
+from theriac.repairs.nad import NAD
+from theriac.repairs.rnp import RNP
 from theriac.repairs.sau import SAU
 
-__all__ = ["AGE", "ANP", "CLP", "D3", "FST", "FT", "SAU", "Antidote", "Repair"]
+__all__ = [
+    "AGE",
+    "ANP",
+    "CLP",
+    "D3",
+    "FST",
+    "FT",
+    "FTSAM",
+    "IBAU",
+    "NAD",
+    "RNP",
+    "SAU",
+    "Antidote",
+    "FinePruning",
+    "Repair",
+]

@@ -20,13 +20,10 @@ from theriac.core.outcome import Outcome
 from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.models.run_over import run_over
+from theriac.repairs._masks import Masks, choose, projected, prune
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
 from theriac.training.step import BatchNorm
-
-Masks = dict[str, torch.Tensor]  # by the name of the BatchNorm
-THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(19))  # official code: 0 to 0.9
 
 
 @register
@@ -108,7 +105,7 @@ class ANP(Repair):
         threshold: float | None = self.threshold
         figures: dict[str, Any] = {"smallest_mask": round(smallest, 4)}
         if held is not None:
-            threshold, told = self._choose(model, masks, held, run)
+            threshold, told = choose(model, masks, held, self.drop, run)
             figures.update(told)
         pruned = {} if threshold is None else prune(model, masks, threshold)
         figures.update(threshold=threshold, pruned=pruned, channels=sum(map(len, pruned.values())))
@@ -169,46 +166,10 @@ class ANP(Repair):
             recipe,
             step=step,
             parameters=masks,
-            optimizer=_projected,
+            optimizer=projected,
             after_step=lambda number: number + 1 >= self.iterations,
             extra_state={"masks": masks},
             label="anp",
             about=self,
         )
         return {name: mask.detach() for name, mask in zip(norms, masks, strict=True)}
-
-    def _choose(self, model: nn.Module, masks: Masks, held: Split, run: Run) -> tuple[float | None, dict[str, Any]]:
-        """The largest threshold that the held-out rows allow, None if there is none; with what was counted."""
-        trial = copy.deepcopy(model)
-        right = [int((run_over(trial, held, run=run).argmax(1) == held.y.cpu()).sum())]
-        best: float | None = None
-        for threshold in THRESHOLDS:
-            prune(trial, masks, threshold)
-            right.append(int((run_over(trial, held, run=run).argmax(1) == held.y.cpu()).sum()))
-            if right[0] - right[-1] <= self.drop * len(held):
-                best = threshold
-        return best, {"held_out_rows": len(held), "right_before": right[0], "right_by_threshold": right[1:]}
-
-
-def _projected(masks: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD that keeps what it steps on in [0, 1]."""
-    stepper = torch.optim.SGD(masks, lr=recipe.lr, momentum=recipe.momentum)
-
-    def clamp(*_: object) -> None:
-        for mask in masks:
-            mask.detach().clamp_(0, 1)
-
-    stepper.register_step_post_hook(clamp)
-    return stepper
-
-
-@torch.no_grad()
-def prune(model: nn.Module, masks: Masks, threshold: float) -> dict[str, list[int]]:
-    """Set the scale of each BatchNorm channel to zero whose mask is at most ``threshold``; the channels by layer."""
-    pruned = {}
-    for name, mask in masks.items():
-        low = mask <= threshold
-        model.get_submodule(name).weight[low] = 0.0  # type: ignore[operator]
-        if bool(low.any()):
-            pruned[name] = low.nonzero().flatten().tolist()
-    return pruned

@@ -85,10 +85,15 @@ def sam_step(
         slopes = _filled(weights, found)
         taught = [(p, g) for p, g in zip(others, found[len(weights) :], strict=True) if g is not None]
         leaves, slopes = [*weights, *(p for p, _ in taught)], [*slopes, *(g for _, g in taught)]
-        loss: torch.Tensor = _Given.apply(here.detach(), len(leaves), *leaves, *slopes)
-        return loss, {**told, "climbed_loss": there.detach()}
+        return with_slopes(here, leaves, slopes), {**told, "climbed_loss": there.detach()}
 
     return climb_and_step
+
+
+def with_slopes(loss: torch.Tensor, weights: Sequence[torch.Tensor], slopes: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A loss of the same value whose gradient is ``slopes``: for steps that work out the gradient themselves."""
+    given: torch.Tensor = _Given.apply(loss.detach(), len(weights), *weights, *slopes)
+    return given
 
 
 def climb(

@@ -26,7 +26,7 @@ class Recipe:
     nesterov: bool = False
     amsgrad: bool = False  # of Adam
     weight_decay: NonNegative = 0.0
-    schedule: Literal["constant", "cosine", "one_cycle", "multistep"] = "cosine"
+    schedule: Literal["constant", "cosine", "cosine_by_step", "one_cycle", "multistep"] = "cosine"
     warmup: Fraction = 0.25  # share of the steps that one_cycle climbs
     milestones: tuple[Fraction, ...] = ()  # shares of the epochs at which multistep divides lr by 10
     augment: Augment | Literal["card", "none"] = "card"
@@ -46,10 +46,16 @@ class Recipe:
         return dataclasses.replace(self, **changes)
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
-        """Learning rate of one step. ``cosine`` and ``multistep`` change once an epoch, as the literature's code does."""
+        """Learning rate of one step. ``cosine`` and ``multistep`` change once an epoch, as the literature's code does.
+
+        ``cosine_by_step`` takes a step for an epoch, as code does that moves a schedule of epochs once a step: the learning
+        rate falls to zero and rises again, every ``epochs`` steps.
+        """
         total, epoch = self.epochs * steps_per_epoch, step // steps_per_epoch
         if self.schedule == "cosine":
             return self.lr * 0.5 * (1 + _cos(epoch / self.epochs))
+        if self.schedule == "cosine_by_step":
+            return self.lr * 0.5 * (1 + _cos(step / self.epochs))
         if self.schedule == "multistep":
             return self.lr * 0.1 ** sum(epoch >= round(m * self.epochs) for m in self.milestones)
         if self.schedule == "one_cycle":

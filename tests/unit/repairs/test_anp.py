@@ -14,7 +14,7 @@ from theriac.core.errors import InputError
 from theriac.core.split import Split
 from theriac.models import run_over, to_input
 from theriac.repairs import ANP
-from theriac.repairs.anp import THRESHOLDS, prune
+from theriac.repairs._masks import THRESHOLDS, choose, prune
 from theriac.training.step import BatchNorm
 
 
@@ -79,7 +79,7 @@ def test_the_threshold_is_the_largest_that_held_out_rows_allow(trained, clean, r
     draw = torch.Generator().manual_seed(0)
     norms = {n: m for n, m in trained.named_modules() if isinstance(m, BatchNorm)}
     masks = {n: torch.rand(m.num_features, generator=draw) for n, m in norms.items()}
-    best, told = ANP(drop=0.1)._choose(trained, masks, clean, run)
+    best, told = choose(trained, masks, clean, 0.1, run)
     allowed = []
     for threshold, counted in zip(THRESHOLDS, told["right_by_threshold"], strict=True):
         trial = copy.deepcopy(trained)
