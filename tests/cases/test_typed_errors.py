@@ -300,3 +300,10 @@ def test_a_device_is_written_to_and_never_replaced(tmp_path):
         assert json.loads(read.result(10)) == {"acc": 1}
     assert pipe.is_fifo()
     assert list(tmp_path.iterdir()) == [pipe]
+
+
+@pytest.mark.parametrize("positive", ["x" * 5000, "9" * 5000, 10**5000, "", -1, True, 2.0], ids=lambda v: str(type(v).__name__))
+def test_a_positive_class_that_is_none(positive):
+    with pytest.raises(InputError, match="positive is") as caught:
+        th.fairness([0, 1, 0, 1], [0, 1, 1, 0], sensitive_features=["f", "f", "m", "m"], positive=positive)
+    assert len(str(caught.value)) < 300
