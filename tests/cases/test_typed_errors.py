@@ -307,3 +307,12 @@ def test_a_positive_class_that_is_none(positive):
     with pytest.raises(InputError, match="positive is") as caught:
         th.fairness([0, 1, 0, 1], [0, 1, 1, 0], sensitive_features=["f", "f", "m", "m"], positive=positive)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_first_stage_of_cbd_runs_once(split, monkeypatch):
+    runs = []
+    stage1 = th.training_defenses.CBD._stage1
+    monkeypatch.setattr(th.training_defenses.CBD, "_stage1", lambda *a: (runs.append(1), stage1(*a))[1])
+    th.training_defenses.CBD(epochs=1, stage1_steps=1, batch_size=6).fit("wrn_16_1", split, QUIET)
+    assert runs == [1]

@@ -175,11 +175,10 @@ class CBD(TrainingDefense):
         split = split.to(run.device)
         f_b, f_c = pair(build, split, run, normalize=self.input_norm == "card")
         recipe = self.recipe(split.card)
-        unfitted = self._stage1(f_b, split, run) >= self.threshold
         embeds = self.mi > 0 or self.beta > 0
         # before the first stage, so that an unknown layer is refused before work
         tap = features(f_c, self.layer, first_rows(split, run)) if embeds or self.layer is not None else None
-        self._stage1(f_b, split, run)
+        unfitted = self._stage1(f_b, split, run) >= self.threshold
         biased = Biased(f_b, split, run, embeds=embeds, layer=self.layer, cached=self.cached)
         adversary = self._adversary(biased.hidden, run) if self.mi else None
         ledger = Ledger(split, run.device, self.epochs if run.folder is not None else 0)
