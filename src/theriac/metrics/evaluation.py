@@ -26,7 +26,7 @@ class Evaluation:
     data: str = ""
     rows: str = ""  # hash of the test rows and labels, so that only like is compared with like; "" = not known
     trigger: str = ""  # hash of what decides the stamp, likewise
-    classes: tuple[ClassCount, ...] = field(default=(), repr=False)  # clean rows of each, in the order of the card; () = unknown
+    classes: tuple[ClassCount, ...] = field(default=(), repr=False)  # clean rows of each, in card order; () = no record
     targets: tuple[str, ...] = ()  # names of the classes that the attack wants
     notes: tuple[str, ...] = ()  # what a reader of the figures must know, in sentences
 
