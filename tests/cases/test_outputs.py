@@ -463,3 +463,10 @@ def test_classes_that_fell_are_told_after_work_with_figures(
     assert run.outcome.figures["fell"] == {"4": [pytest.approx(right, abs=1e-5), 0.0]}
     assert run.outcome.figures["acc_after"] < run.outcome.figures["acc_before"]
     assert any("most of all" in text for text in run.outcome.warnings)
+
+
+def test_an_evaluation_of_a_thousand_classes_is_shown_in_a_few_lines(run: th.Run) -> None:
+    card = th.Card(classes=tuple(f"c{k}" for k in range(1000)), size=(8, 8), channels=1, mean=(0.5,), std=(0.5,))
+    rows = th.Split(torch.zeros(1000, 1, 8, 8, dtype=torch.uint8), torch.arange(1000), card=card)
+    told = th.evaluate(th.adapt(nn.Sequential(nn.Flatten(), nn.Linear(64, 1000)), card=card), rows, run=run)
+    assert max(len(repr(told)), len(str(told))) < 2000

@@ -7,6 +7,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -250,3 +251,39 @@ def test_padding_beyond_the_picture_is_refused_wherever_a_card_or_a_recipe_says_
         th.data.from_tensors(np.full((8, 4, 4), 200, np.uint8), np.arange(8) % 2, augment=wide)
     with pytest.raises(InputError, match="crop_pad is 999"):
         th.train("preact_resnet18", th.load("digits").train, recipe=Recipe(epochs=1, augment=wide))
+
+
+def test_dim_16_bit_pictures_among_bright_ones_of_8_are_not_silent(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for k in range(8):
+            level = np.full((8, 8), 200, np.uint16 if k % 2 else np.uint8)
+            Image.fromarray(level).save(tmp_path / name / f"{k}.png")
+    with pytest.warns(UserWarning, match="8 of 16 pictures, which have 16 bits: the brightest level is 1 of 255"):
+        th.load(tmp_path)
+
+
+def test_decimals_are_numbers(tmp_path: Path) -> None:
+    cents = [Decimal(k) / 4 for k in range(40)]
+    pq.write_table(pa.table({"price": cents, "label": [k % 2 for k in range(40)]}), tmp_path / "t.parquet")
+    data = th.load(tmp_path / "t.parquet")
+    assert data.card.columns[0].kind == "numeric"
+    torch.testing.assert_close(data.train.x[:, 0], data.train.index.float() / 4)
+
+
+def test_a_column_of_bytes_is_refused_by_name(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"code": [b"p", b"q"] * 20, "label": [k % 2 for k in range(40)]}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="column 'code' has type"):
+        th.load(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("first", [1_700_000_000_000, 10**18], ids=["milliseconds", "identifiers"])
+def test_large_numbers_that_become_one_are_not_silent(first: int, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("at,label\n" + "".join(f"{first + 1000 * k},{k % 2}\n" for k in range(40)))
+    with pytest.warns(UserWarning, match=r"column 'at' has 40 different numbers, of which float32 tells \d apart"):
+        th.load(tmp_path / "t.csv")
+
+
+def test_large_numbers_that_differ_enough_are_no_news(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("pay,label\n" + "".join(f"{10**9 + 10**6 * k},{k % 2}\n" for k in range(40)))
+    th.load(tmp_path / "t.csv")

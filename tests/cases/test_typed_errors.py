@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import math
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import theriac as th
+from theriac.cli.main import app
 from theriac.core.errors import InputError, TheriacError
+from theriac.core.files import write_json
 from theriac.core.method import KINDS, methods
 from theriac.core.ranges import check_fields
 from theriac.core.run import Run
@@ -261,3 +267,56 @@ def test_signatures_are_still_readable():
     assert list(inspect.signature(th.evaluate).parameters) == ["model", "split", "attack", "run", "batch_size"]
     with pytest.raises(TypeError, match="unexpected keyword"):
         th.evaluate(nothing=1)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("typed") / "run"
+    th.save(th.build("wrn_16_1", th.load("digits").train), folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--label", ""], "label is ''"),
+        (["--model", ""], "names its own architecture"),
+        (["--width", "0"], "names its own architecture"),
+        (["--attack", ""], "unknown attack ''"),
+        (["--data-option", "x" * 5000], "expected KEY=VALUE"),
+        (["--attack-option", f"{'x' * 5000}=nan"], "expected a finite number"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_an_option_that_says_nothing_is_no_missing_option(words, told, saved):
+    found = CliRunner().invoke(app, ["eval", saved, "--data", "digits", *words])
+    assert found.exit_code == 2
+    assert told in found.stderr
+    assert len(found.stderr) < 700
+
+
+def test_a_device_is_written_to_and_never_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_text)
+        write_json(pipe, {"acc": 1})
+        assert json.loads(read.result(10)) == {"acc": 1}
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+@pytest.mark.parametrize("positive", ["x" * 5000, "9" * 5000, 10**5000, "", -1, True, 2.0], ids=lambda v: str(type(v).__name__))
+def test_a_positive_class_that_is_none(positive):
+    with pytest.raises(InputError, match="positive is") as caught:
+        th.fairness([0, 1, 0, 1], [0, 1, 1, 0], sensitive_features=["f", "f", "m", "m"], positive=positive)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_first_stage_of_cbd_runs_once(split, monkeypatch):
+    runs = []
+    stage1 = th.training_defenses.CBD._stage1
+    monkeypatch.setattr(th.training_defenses.CBD, "_stage1", lambda *a: (runs.append(1), stage1(*a))[1])
+    th.training_defenses.CBD(epochs=1, stage1_steps=1, batch_size=6).fit("wrn_16_1", split, QUIET)
+    assert runs == [1]

@@ -100,7 +100,7 @@ def known_attack(opened: Opened, text: str | None, options: Sequence[str] | None
     if text is None and opened.folder is not None and is_regular(opened.folder / "planted.json"):
         _inputs.attack("none", options, target=target)  # options belong to an attack that is named
         return load_planted(opened.folder)
-    found = _inputs.attack(text or "none", options, target=target, card=opened.data.card)
+    found = _inputs.attack("none" if text is None else text, options, target=target, card=opened.data.card)
     if found is None:
         return None
     if found.must_fit:
@@ -113,7 +113,7 @@ def known_attack(opened: Opened, text: str | None, options: Sequence[str] | None
 
 def _from_folder(where: Path, asked: Asked) -> Opened:
     record = read(where)
-    if asked.model or asked.width or asked.model_option:
+    if asked.model is not None or asked.width is not None or asked.model_option:
         raise InputError(
             f"{where} is a run folder and names its own architecture; leave out --model, --width and --model-option"
         )

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from theriac.core.errors import InputError, TheriacError
+from theriac.core.errors import InputError, TheriacError, shortened
 from theriac.core.progress import silence
+from theriac.core.text import shorten
 
 _DATA, _METHOD, _RUN = "Data", "Method", "Run"
 
@@ -180,9 +181,9 @@ def pairs(given: Sequence[str] | None, option: str = "--option") -> dict[str, An
         key, equals, value = text.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key:
-            raise InputError(f"{option} is {text!r}; expected KEY=VALUE, such as epochs=20")
+            raise InputError(f"{option} is {shortened(text)}; expected KEY=VALUE, such as epochs=20")
         if key in found:
-            raise InputError(f"{option} gives {key!r} twice")
+            raise InputError(f"{option} gives {shortened(key)} twice")
         found[key] = _value(option, key, value.strip())
     return found
 
@@ -199,9 +200,9 @@ def _value(option: str, key: str, text: str) -> Any:
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise InputError(f"{option} {key} is {text!r}, which is not a plain value") from None
+            raise InputError(f"{option} {shorten(key)} is {shortened(text)}, which is not a plain value") from None
     if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{option} {key} is {text}; expected a finite number")
+        raise InputError(f"{option} {shorten(key)} is {text[:80]}; expected a finite number")
     return value
 
 
@@ -212,7 +213,7 @@ def rows_or_share(text: str, option: str = "--clean") -> int | float:
         InputError: If it is neither.
     """
     wrong = InputError(
-        f"{option} is {text!r}; expected a share in (0, 1], such as 0.05, or a whole number of rows, such as 500"
+        f"{option} is {shortened(text)}; expected a share in (0, 1], such as 0.05, or a whole number of rows, such as 500"
     )
     try:
         value: int | float = int(text)

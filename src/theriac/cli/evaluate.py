@@ -60,7 +60,7 @@ def evaluate(
     from theriac.core import check
     from theriac.core.errors import InputError
     from theriac.core.files import write_json
-    from theriac.core.paths import as_path, make_folder, writing
+    from theriac.core.paths import as_path, is_stream, make_folder, writing
 
     for name, limit in (("--max-asr", max_asr), ("--min-acc", min_acc)):
         if limit is not None:
@@ -70,7 +70,8 @@ def evaluate(
     if page is not None:
         if page.is_dir():
             raise InputError(f"--out is {out!r}, which is a folder; expected a file for the result")
-        make_folder("--out", page.parent)
+        if not is_stream(page):
+            make_folder("--out", page.parent)
     run = th.Run(device=device, precision=_models.precision(path, precision), quiet=quiet or None)
     asked = _models.Asked(
         data=data,

@@ -6,7 +6,6 @@ Exit codes: 0 ok, 1 findings, 2 bad input, 3 nothing to do, 4 internal error, 13
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import signal
@@ -28,7 +27,7 @@ from theriac.cli.reporting import report
 from theriac.cli.train import train
 from theriac.core.errors import InputError, TheriacError
 from theriac.core.paths import DiskFullError, as_path
-from theriac.core.text import clean, shorten
+from theriac.core.text import clean
 from theriac.core.version import VERSION
 
 OK, FINDINGS, BAD_INPUT, NOTHING_TO_DO, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -92,9 +91,6 @@ def _explain(error: Exception, given: Sequence[str]) -> int:
     if isinstance(error, TheriacError):  # such as a loss that became NaN
         _say(str(error), "error")
         return INTERNAL
-    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-        _say(f"{shorten(str(error.filename))} can't be opened: {error.strerror}", "error")
-        return BAD_INPUT
     usage = getattr(error, "format_message", None)  # typer's own errors: unknown command, missing value
     if usage is not None:
         _say(f"{str(usage()).rstrip('.')}; see --help", "error")

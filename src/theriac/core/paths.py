@@ -62,6 +62,11 @@ def as_path(name: str, value: object) -> Path:
     return path
 
 
+def is_stream(path: Path) -> bool:
+    """Whether a path is a device, a pipe or a socket, in whose place no file may be put."""
+    return path.exists() and not (path.is_file() or path.is_dir())
+
+
 def is_full(error: BaseException) -> bool:
     """Whether an error says that the disk is full, a quota is used up or a file may not grow further."""
     if isinstance(error, OSError) and error.errno is not None:

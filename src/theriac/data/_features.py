@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from theriac.core.card import Card, Column
@@ -97,7 +98,7 @@ def _features(train: pa.Table, label: str, y: Codes, classes: int, name: str, op
     keep_all = options.drop == ()
     out = {label, *(options.drop or ()), *(() if keep_all else known(name).drop)}
     features = [c for c in train.column_names if c not in out]
-    copies = [] if keep_all else [c for c in features if c not in options.sensitive and _repeats(train[c], y, classes)]
+    copies = [] if keep_all else [c for c in features if c not in options.sensitive and _repeats(c, train[c], y, classes)]
     if copies:
         features = [c for c in features if c not in copies]
         warnings.warn(f"columns {copies} repeat the label one to one and are left out; drop=() keeps all", stacklevel=2)
@@ -106,10 +107,10 @@ def _features(train: pa.Table, label: str, y: Codes, classes: int, name: str, op
     return features
 
 
-def _repeats(column: pa.ChunkedArray, y: Codes, classes: int) -> bool:
+def _repeats(name: str, column: pa.ChunkedArray, y: Codes, classes: int) -> bool:
     if len(y) < ENOUGH or column.null_count or not (_is_text(column.type) or _is_number(column.type)):
         return False
-    codes = factor_of(column, "").codes
+    codes = factor_of(column, name).codes
     sizes = {len(np.unique(v)) for v in (codes, y, codes * classes + y)}
     return len(sizes) == 1
 
@@ -160,7 +161,21 @@ def _numbers(
         if len(bad):
             at = f"{ROWS[part]} row {bad[0]}"
             raise InputError(f"column {name!r} is {values[bad[0]]} in {at}; expected finite numbers within float32")
+    _warn_merged(name, parts["train"], out["train"])
     return Column(name=name)
+
+
+def _warn_merged(name: str, column: pa.ChunkedArray, numbers: Matrix) -> None:
+    """Warn of large numbers of which float32 can't tell most apart, such as identifiers and times in milliseconds."""
+    if not (np.abs(numbers) >= 2**24).any():  # below, float32 holds every whole number
+        return
+    given, left = pc.count_distinct(column).as_py(), len(np.unique(numbers[~np.isnan(numbers)]))
+    if 2 * left <= given:
+        warnings.warn(
+            f"column {name!r} has {given:,} different numbers, of which float32 tells {left:,} apart; subtract a start value, "
+            "or name the column in drop=",
+            stacklevel=4,
+        )
 
 
 def _is_text(kind: pa.DataType) -> bool:

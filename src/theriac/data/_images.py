@@ -49,6 +49,7 @@ class Allowance:
         self.most = max(PIXEL_FLOOR, MAX_PIXELS_PER_BYTE * self.encoded)
         self.left = self.most
         self.held = 0
+        self.deep = [0, 0]  # pictures of 16 bits, and the brightest level of 255 in them
         self.lock = threading.Lock()
 
     def spend(self, pixels: int, where: str, held: int = 0) -> None:
@@ -70,6 +71,11 @@ class Allowance:
                     f"the pictures up to {where} have more than {self.most:,} pixels in files of {self.encoded:,} bytes; "
                     "they may be a decompression bomb"
                 )
+
+    def saw_deep(self, brightest: int) -> None:
+        """Count a picture of 16 bits."""
+        with self.lock:
+            self.deep = [self.deep[0] + 1, max(self.deep[1], brightest)]
 
 
 class NeedsColorError(Exception):
@@ -157,6 +163,9 @@ def _chunks(
                 job.result()
             start += len(blobs)
             yield out
+    if 0 < allowance.deep[0] < pictures.count:  # where all are, the set is looked at
+        what = f"{allowance.deep[0]:,} of {pictures.count:,} pictures, which have 16 bits"
+        warn_if_dark(allowance.deep[1], what, "store all pictures in 8 bits")
 
 
 def _fill(
@@ -176,6 +185,8 @@ def _fill(
         allowance.spend(pixels, where, len(blob) if isinstance(blob, bytes) else 0)
         with _TURN if pixels > LARGE else nullcontext():
             _into(out[i], _decoded(image, where), where, resize, auto, white)
+            if white is None and image.mode.startswith("I"):
+                allowance.saw_deep(int(out[i].max()))
             image.close()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from theriac.core import check
 from theriac.core.card import Augment
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, shortened
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ class Options:
             given[field] = _names(field, given[field])
         given["sensitive"] = given["sensitive"] or ()
         given["categorical"] = given["categorical"] or ()
-        if given["label"] is not None and not isinstance(given["label"], str):
-            raise InputError(f"label is {given['label']!r}; expected the name of a column")
+        if given["label"] is not None and (not isinstance(given["label"], str) or not given["label"]):
+            raise InputError(f"label is {shortened(given['label'])}; expected the name of a column")
         if given["channels"] not in (None, 1, 3):
             raise InputError(f"channels is {given['channels']!r}; expected 1 (grey) or 3 (color)")
         if given["augment"] is not None and not isinstance(given["augment"], Augment):

@@ -196,6 +196,8 @@ def factor_of(column: pa.ChunkedArray, name: str) -> Factor:
     Raises:
         InputError: If its type is none of text, booleans, numbers.
     """
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64())
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     plain = pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_large_string
     if not any(test(kind) for test in plain):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from theriac.core.errors import InputError
@@ -26,7 +26,7 @@ class Evaluation:
     data: str = ""
     rows: str = ""  # hash of the test rows and labels, so that only like is compared with like; "" = not known
     trigger: str = ""  # hash of what decides the stamp, likewise
-    classes: tuple[ClassCount, ...] = ()  # clean rows by class, in the order of the card; empty = not known
+    classes: tuple[ClassCount, ...] = field(default=(), repr=False)  # clean rows of each, in card order; () = no record
     targets: tuple[str, ...] = ()  # names of the classes that the attack wants
     notes: tuple[str, ...] = ()  # what a reader of the figures must know, in sentences
 

@@ -17,7 +17,7 @@ import torch
 
 from theriac.core import check
 from theriac.core._rows import check_labels
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, shortened
 from theriac.metrics import gaps
 from theriac.metrics.gaps import Measure
 from theriac.metrics.intervals import Rate
@@ -323,13 +323,14 @@ def positive_class(wanted: int | str | None, classes: Sequence[str]) -> int:
     """
     if wanted is None:
         return min(1, len(classes) - 1)
-    text = str(wanted)
+    text = str(wanted) if not isinstance(wanted, int) or abs(wanted) < 10**20 else ""  # Python prints no endless number
     if not isinstance(wanted, bool) and text in classes:
         return list(classes).index(text)
-    number = int(text) if isinstance(wanted, (int, str)) and not isinstance(wanted, bool) and text.isdecimal() else -1
+    plain = isinstance(wanted, (int, str)) and not isinstance(wanted, bool)
+    number = int(text) if plain and text.isdecimal() and len(text) < 20 else -1
     if not 0 <= number < len(classes):
         names = ", ".join(map(repr, classes[:20])) + (", ..." if len(classes) > 20 else "")
-        shown = text if number >= 0 or isinstance(wanted, int) else repr(wanted)
+        shown = str(number) if number >= 0 else shortened(wanted)
         raise InputError(f"positive is {shown}; expected one of the classes {names}, or its number, 0 to {len(classes) - 1}")
     return number
 

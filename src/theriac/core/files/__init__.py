@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ from theriac.core.files.gate import UNPACKED_FLOOR, UNPACKED_RATIO, is_regular, 
 from theriac.core.files.pickles import Stranger
 from theriac.core.files.records import parse_json, read_json, read_json_lines
 from theriac.core.files.tensors import check_safetensors, load_torch, read_npy, read_npz, read_safetensors
-from theriac.core.paths import DiskFullError, as_path, is_full
+from theriac.core.paths import DiskFullError, as_path, is_full, is_stream
 
 __all__ = [
     "UNPACKED_FLOOR",
@@ -61,13 +63,19 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Write to a temporary name beside ``path`` and rename, so that ``path`` is either old or complete.
 
     Args:
-        path: Where the file shall be.
+        path: Where the file shall be. A device or a pipe, such as ``/dev/stdout``, stays what it is and gets the bytes.
         write: Called with the temporary path.
 
     Raises:
         DiskFullError: If there is no room; ``path`` is as it was.
     """
     path = Path(path)
+    if is_stream(path):
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder) / path.name)
+            with (Path(folder) / path.name).open("rb") as made, path.open("wb") as out:
+                shutil.copyfileobj(made, out)
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
