@@ -196,6 +196,7 @@ def test_numbers_out_of_their_range(cls):
                 cls(**{**needed, field.name: wrong})
         zero = (cls.__name__, field.name) in {
             ("SSBA", "epochs"),
+            ("FinePruning", "epochs"),
             ("Schedule", "batch_size"),
             ("NeuralCleanse", "rounds"),
         }  # no training; all rows
