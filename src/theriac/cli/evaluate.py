@@ -9,6 +9,8 @@ import typer
 from theriac.cli import _options as opt
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from theriac.attacks import Planted
     from theriac.cli import _models
     from theriac.core.split import Split
@@ -83,8 +85,7 @@ def evaluate(
 
     page = None if out is None else as_path("--out", out)
     if page is not None:
-        if page.is_dir():
-            raise InputError(f"--out is {out!r}, which is a folder; expected a file for the result")
+        _refuse_other(page)
         make_folder("--out", page.parent)
     run = th.Run(device=device, precision=_models.precision(path, precision), quiet=quiet or None)
     asked = _models.Asked(
@@ -136,6 +137,25 @@ def evaluate(
         for text in beyond:
             typer.echo(f"finding: {text}", err=True)
         raise typer.Exit(1)
+
+
+def _refuse_other(page: Path) -> None:
+    """Refuse to write over anything but an earlier result: a model, a record, a device."""
+    from theriac.core.errors import InputError
+    from theriac.core.files import is_regular, read_json
+
+    if not page.exists():
+        return
+    what = "a folder" if page.is_dir() else "a device or a pipe (--json prints the result)" if not is_regular(page) else ""
+    if not what and page.stat().st_size:
+        try:
+            held = read_json(page)
+        except InputError:
+            held = None
+        if not isinstance(held, dict) or not {"status", "model", "evaluation"} <= held.keys():
+            what = "a file with something else than a result of theriac eval"
+    if what:
+        raise InputError(f"--out is {str(page)!r}, which is {what}; expected a new file for the result, or an earlier result")
 
 
 def _tell(opened: _models.Opened, rows: Split, planted: Planted | CustomPlanted | None, found: Evaluation, path: str) -> None:

@@ -65,9 +65,12 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
         write: Called with the temporary path.
 
     Raises:
+        InputError: If ``path`` is a folder, a device or a pipe, in whose place a file would come.
         DiskFullError: If there is no room; ``path`` is as it was.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{shown(path)} is no regular file, and none is put in its place")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
