@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -397,6 +398,24 @@ def test_runs_that_were_not_finished_are_named(tmp_path: Path, python_runs: Path
     (tmp_path / "stopped" / "plan.json").write_text("{}")
     assert theriac("report", tmp_path, "--out", tmp_path / "page.html").exit_code == 0
     assert "stopped was not finished and is left out" in shown(tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("damage", ["record", "weights", "none"])
+def test_a_broken_run_among_others_is_named_and_left_out(damage: str, tmp_path: Path, python_runs: Path) -> None:
+    shutil.copytree(python_runs / "victim", tmp_path / "done")
+    shutil.copytree(python_runs / "victim", tmp_path / "bad")
+    if damage == "record":
+        (tmp_path / "bad" / "run.json").write_text('{"format": 1}')
+    elif damage == "weights":
+        (tmp_path / "bad" / "model.safetensors").write_bytes(b"x" * 100)
+    else:
+        (tmp_path / "bad" / "model.safetensors").unlink()
+    done = theriac("report", tmp_path, "--out", tmp_path / "page.html", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert "bad can't be read and is left out" in json.loads(done.stdout)["warnings"][0]
+    assert "bad can’t be read and is left out" in shown(tmp_path / "page.html").replace("'", "’")
+    shutil.rmtree(tmp_path / "done")
+    assert theriac("report", tmp_path).exit_code == 2  # there is nothing to tell of
 
 
 # clean rows by class
