@@ -418,6 +418,31 @@ def test_a_broken_run_among_others_is_named_and_left_out(damage: str, tmp_path: 
     assert theriac("report", tmp_path).exit_code == 2  # there is nothing to tell of
 
 
+def test_a_repair_without_rows_that_changed_nothing_is_told_in_plain_words(tmp_path: Path, monkeypatch) -> None:
+    tiny = ("--width", "4", "--recipe", "fast_2", "--device", "cpu", "--precision", "fp32", "-q")
+    assert theriac("train", *tiny, "--attack", "badnets", "--out", tmp_path / "victim").exit_code == 0
+    words = (
+        "repair",
+        tmp_path / "victim",
+        "--method",
+        "clp",
+        "--option",
+        "u=1000",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "clp",
+    )
+    assert theriac(*words).exit_code == 0
+    page = tmp_path / "page.html"
+    assert theriac("report", tmp_path / "clp", "--out", page).exit_code == 0
+    text = shown(page)
+    assert "CLP did not repair the BadNets (victim) backdoor (ASR" in text
+    assert "given no clean rows: the model is not repaired" in text
+    assert "unknown number" not in text
+    assert re.search(r"Trained BadNets \(victim\) by the recipe fast_2, on rows of which \d+ were poisoned", text)
+
+
 # clean rows by class
 
 

@@ -375,7 +375,8 @@ def _step(folder: _Folder, names: Mapping[str, str]) -> str:
         clean, method = section(record, "clean"), _title(folder, "repair", "method")
         of = names.get(folder.parent, section(record, "parent").get("name", "a model"))
         status = str((folder.outcome or {}).get("status", "repaired"))
-        rows = clean.get("rows", "an unknown number of")
+        drew_none = "clean" in record and record["clean"] is None  # a method that needs no rows
+        rows = 0 if drew_none else clean.get("rows", "an unknown number of")
         told = f"{rows} clean rows" if rows else "no clean rows"
         if status != "repaired":
             word = "abstained on" if status == "abstained" else "changed nothing in"
@@ -387,6 +388,6 @@ def _step(folder: _Folder, names: Mapping[str, str]) -> str:
     if not folder.is_known:
         return f"{folder.name} was saved without a record of how it was trained, attacked or repaired."
     poison = section(record, "poison").get("rows")
-    told = f" on rows of which {poison} were poisoned" if poison else ""
+    told = f", on rows of which {poison} were poisoned" if poison else ""
     how = "with" if _guard(folder) else "by the recipe"
-    return f"Trained {_victim(folder)}{told} {how} {section(record, 'recipe').get('name', 'that is not recorded')}."
+    return f"Trained {_victim(folder)} {how} {section(record, 'recipe').get('name', 'that is not recorded')}{told}."
