@@ -475,3 +475,37 @@ def test_headlines_are_short():
 def test_the_docs_say_that_one_seed_is_no_result():
     text = (Path(__file__).parents[2] / "docs" / "methods" / "dwb.md").read_text()
     assert "A single seed is no result" in text
+
+
+@pytest.mark.parametrize("part", ["y_true", "y_pred"])
+def test_scores_in_the_place_of_classes_are_refused_at_once(part):
+    draw = np.random.default_rng(0)
+    given = {"y_true": draw.integers(0, 2, 4000), "y_pred": draw.integers(0, 2, 4000), part: draw.random(4000)}
+    with pytest.raises(InputError, match=f"{part} holds .* not whole"):
+        th.fairness(**given, sensitive_features=draw.integers(0, 2, 4000))
+
+
+def test_a_few_classes_may_be_fractions():
+    found = th.fairness([0.5, 1.0, 0.5, 1.0], [0.5, 1.0, 1.0, 0.5], sensitive_features=list("aabb"))
+    assert found.classes == ("0.5", "1")
+
+
+def test_a_sensitive_column_of_measurements_is_refused():
+    draw = np.random.default_rng(0)
+    y, age = draw.integers(0, 2, 400), draw.random(400)
+    with pytest.raises(InputError, match="cut such a column into ranges"):
+        th.fairness(y, y, sensitive_features=age)
+    assert len(th.fairness(y, y, sensitive_features=np.round(age, 1)).groups) == 11
+
+
+def test_labels_and_predictions_of_other_names_are_refused_and_not_counted_as_wrong():
+    y, groups = np.arange(40) % 2, np.arange(40) // 20
+    with pytest.raises(InputError, match="no class in common: y_true no, yes, y_pred 0, 1"):
+        th.fairness(np.array(["no", "yes"])[y], y, sensitive_features=groups)
+
+
+@pytest.mark.parametrize(("first", "second"), [(bool, int), (float, bool), (bool, bool), (int, float)])
+def test_true_is_one(first, second):
+    y = np.arange(40) % 2
+    found = th.fairness(y.astype(first), y.astype(second), sensitive_features=np.arange(40) // 20)
+    assert [rate.value for rate in found.group_acc.values()] == [1, 1]

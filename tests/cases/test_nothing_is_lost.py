@@ -243,3 +243,28 @@ def test_a_command_line_of_odd_bytes_is_recorded(tmp_path):
     assert code == 0
     record = json.loads((tmp_path / f"run{word}" / "run.json").read_text())
     record["provenance"]["command"].encode()  # whole characters only
+
+
+def test_a_result_is_written_over_nothing_but_a_result(tmp_path, trained):
+    run = th.save(trained, tmp_path / "run")
+    (tmp_path / "note.txt").write_text("mine")
+    os.mkfifo(tmp_path / "pipe")
+    words = ("eval", run, "--data", "digits", "--device", "cpu", "-q", "--out")
+    held = {path: path.read_bytes() for path in (*run.iterdir(), tmp_path / "note.txt")}
+    for page in (*held, tmp_path, tmp_path / "pipe"):
+        code, told = call(*words, page)
+        assert code == 2
+        assert "--out is" in told
+    assert {path: path.read_bytes() for path in held} == held
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "new.json").touch()
+    for _ in range(2):  # over an empty file, and over its own result
+        assert call(*words, tmp_path / "new.json")[0] == 0
+    assert json.loads((tmp_path / "new.json").read_text())["status"] == "done"
+
+
+def test_no_file_comes_in_the_place_of_a_device(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(InputError, match="no regular file"):
+        files.write_json(tmp_path / "pipe.json", {})
+    assert (tmp_path / "pipe.json").is_fifo()

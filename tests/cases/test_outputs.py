@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -397,6 +398,49 @@ def test_runs_that_were_not_finished_are_named(tmp_path: Path, python_runs: Path
     (tmp_path / "stopped" / "plan.json").write_text("{}")
     assert theriac("report", tmp_path, "--out", tmp_path / "page.html").exit_code == 0
     assert "stopped was not finished and is left out" in shown(tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("damage", ["record", "weights", "none"])
+def test_a_broken_run_among_others_is_named_and_left_out(damage: str, tmp_path: Path, python_runs: Path) -> None:
+    shutil.copytree(python_runs / "victim", tmp_path / "done")
+    shutil.copytree(python_runs / "victim", tmp_path / "bad")
+    if damage == "record":
+        (tmp_path / "bad" / "run.json").write_text('{"format": 1}')
+    elif damage == "weights":
+        (tmp_path / "bad" / "model.safetensors").write_bytes(b"x" * 100)
+    else:
+        (tmp_path / "bad" / "model.safetensors").unlink()
+    done = theriac("report", tmp_path, "--out", tmp_path / "page.html", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert "bad can't be read and is left out" in json.loads(done.stdout)["warnings"][0]
+    assert "bad can’t be read and is left out" in shown(tmp_path / "page.html").replace("'", "’")
+    shutil.rmtree(tmp_path / "done")
+    assert theriac("report", tmp_path).exit_code == 2  # there is nothing to tell of
+
+
+def test_a_repair_without_rows_that_changed_nothing_is_told_in_plain_words(tmp_path: Path, monkeypatch) -> None:
+    tiny = ("--width", "4", "--recipe", "fast_2", "--device", "cpu", "--precision", "fp32", "-q")
+    assert theriac("train", *tiny, "--attack", "badnets", "--out", tmp_path / "victim").exit_code == 0
+    words = (
+        "repair",
+        tmp_path / "victim",
+        "--method",
+        "clp",
+        "--option",
+        "u=1000",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "clp",
+    )
+    assert theriac(*words).exit_code == 0
+    page = tmp_path / "page.html"
+    assert theriac("report", tmp_path / "clp", "--out", page).exit_code == 0
+    text = shown(page)
+    assert "CLP did not repair the BadNets (victim) backdoor (ASR" in text
+    assert "given no clean rows: the model is not repaired" in text
+    assert "unknown number" not in text
+    assert re.search(r"Trained BadNets \(victim\) by the recipe fast_2, on rows of which \d+ were poisoned", text)
 
 
 # clean rows by class

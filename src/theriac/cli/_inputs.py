@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from theriac.attacks import Attack
 from theriac.cli import _options as opt
 from theriac.cli._records import section
+from theriac.core import check
 from theriac.core.card import Augment, Card, validated
 from theriac.core.errors import InputError, unknown
 from theriac.core.method import create
@@ -21,7 +22,7 @@ from theriac.core.paths import as_path
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.core.text import lookalike
-from theriac.data import align, load
+from theriac.data import align, load, split_off
 from theriac.models import Builder
 from theriac.report import recording
 from theriac.training._parallel import world
@@ -37,6 +38,7 @@ class Source:
     name: str
     options: dict[str, Any] = field(default_factory=dict)  # keywords of theriac.load
     augment: dict[str, Any] | None = None  # the policy that was asked for; None: the data set's own
+    rows: int | None = None  # at most so many of each part
 
     @classmethod
     def of(
@@ -47,12 +49,15 @@ class Source:
         sensitive: Sequence[str] | None = None,
         augment: Sequence[str] | None = None,
         more: Sequence[str] | None = None,
+        rows: int | None = None,
     ) -> Source:
         """From the command's options. Paths are kept absolute, so that they are found again from another folder."""
+        if rows is not None:
+            check.whole("--rows", rows, 1)
         options = opt.merged(opt.pairs(more, "--data-option"), size=size, label=label, sensitive=list(sensitive or ()) or None)
         if isinstance(options.get("test"), str):
             options["test"] = _absolute(options["test"])
-        return cls(_absolute(name), options, _policy(augment))
+        return cls(_absolute(name), options, _policy(augment), rows)
 
     @classmethod
     def recorded(cls, record: Mapping[str, Any]) -> Source | None:
@@ -75,7 +80,11 @@ class Source:
             if key not in _LOADS:
                 raise unknown("data option", key, _LOADS)
         policy = None if self.augment is None else validated(Augment, self.augment, "--augment")
-        return load(self.name, augment=policy, **self.options)
+        data = load(self.name, augment=policy, **self.options)
+        most, seed = self.rows, self.options.get("seed", 0)
+        if most is None:
+            return data
+        return _each(data, lambda split: split if len(split) <= most else split_off(split, most / len(split), seed=seed)[1])
 
 
 # keywords of theriac.load that can be typed; the augmentation policy has an option of its own
@@ -96,10 +105,10 @@ def _policy(given: Sequence[str] | None) -> dict[str, Any] | None:
 
 def with_augment(data: Data, policy: Augment) -> Data:
     """The same rows under another augmentation policy."""
+    return _each(data, lambda split: split.replace(card=split.card.replace(augment=policy)))
 
-    def change(split: Split) -> Split:
-        return split.replace(card=split.card.replace(augment=policy))
 
+def _each(data: Data, change: Callable[[Split], Split]) -> Data:
     val = None if data.val is None else change(data.val)
     return dataclasses.replace(data, train=change(data.train), test=change(data.test), val=val)
 
@@ -212,6 +221,22 @@ def builder(name: str | None, width: int | None, options: Sequence[str] | None, 
     return found
 
 
+def alike(where: str, card: Card, source: Source) -> Source:
+    """Other data, to be read as the model's are: label, columns, size.
+
+    Args:
+        where: Their name or path.
+        card: Of the model's data.
+        source: Of the model's data.
+    """
+    table = ("label", "sensitive", "categorical", "drop", "missing", "missing_group")
+    same = ("size", "channels", "white") if card.kind == "image" else table
+    options = {key: source.options[key] for key in same if key in source.options}
+    if card.kind == "image":
+        options["size"] = list(card.size)
+    return Source(_absolute(where), options)
+
+
 def clean_rows(data: Data, source: Source, where: str, amount: int | float, run: Run) -> Split:
     """Clean rows for a repair, drawn from the run's ``data`` stream.
 
@@ -240,12 +265,7 @@ def clean_rows(data: Data, source: Source, where: str, amount: int | float, run:
             )
         pool = data.val
     else:
-        table = ("label", "sensitive", "categorical", "drop", "missing", "missing_group")
-        same = ("size", "channels", "white") if data.card.kind == "image" else table
-        alike = {key: source.options[key] for key in same if key in source.options}
-        if data.card.kind == "image":
-            alike["size"] = list(data.card.size)
-        pool = Source(_absolute(where), alike).load().train
+        pool = alike(where, data.card, source).load().train
         pool = align(pool, data.card, "the model's data (--clean-from)").replace(card=data.card)
     if isinstance(amount, int) and amount > len(pool):
         raise InputError(f"--clean asks for {amount} rows; there are {len(pool)}")

@@ -18,12 +18,14 @@ from theriac.core.errors import InputError
 from theriac.core.files import is_regular, load_tensors_safely
 from theriac.core.paths import as_path
 from theriac.core.run import Run
-from theriac.core.split import Data
+from theriac.core.split import Data, Split
 from theriac.data import align
+from theriac.data._sources import class_folders
 from theriac.models import Classifier, architectures, load_model, load_weights
 from theriac.models.adapt import foreign
 from theriac.models.store import digest, read_tensors
 from theriac.report.recording import data_hash, warn_held_out
+from theriac.triggers.custom import CustomPlanted, trigger_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,13 @@ class Asked:
     model: str | None
     width: int | None
     model_option: Sequence[str] | None
+    rows: int | None = None
+    weights_key: str | None = None
+    tensors_only: bool = False
+
+    def source(self, name: str, size: int | None = None) -> Source:
+        """The data of that name, with what was typed about data; ``size`` is taken where no other was."""
+        return Source.of(name, self.size or size, self.label, self.sensitive, self.augment, self.more, self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,16 +79,19 @@ def open_model(path: str, asked: Asked, run: Run) -> Opened:
         return _from_folder(where, asked)
     if not where.exists():
         raise InputError(f"{where} does not exist; expected a run folder or a file of weights")
-    _ = read_tensors(where) if where.suffix == ".safetensors" else load_tensors_safely(where)  # an unsafe file ends here
+    if where.suffix == ".safetensors":  # an unsafe file ends here
+        read_tensors(where)
+    else:
+        load_tensors_safely(where, tensors_only=asked.tensors_only)
     for value, option, what in ((asked.data, "--data", "data"), (asked.model, "--model", "architecture")):
         if value is None:
             known = f" ({', '.join(architectures())})" if option == "--model" else ""
             raise InputError(f"{where} is a bare file of weights and names no {what}; give {option}{known}")
-    source = Source.of(str(asked.data), asked.size, asked.label, asked.sensitive, asked.augment, asked.more)
+    source = asked.source(str(asked.data))
     data = source.load()
     warn_held_out(data, source.known)
     model = _inputs.builder(asked.model, asked.width, asked.model_option, data.card, run, data.train)(data.train, run)
-    load_weights(model, where)
+    load_weights(model, where, key=asked.weights_key, tensors_only=asked.tensors_only)
     return Opened(model=model.eval(), name=where.stem, record={}, folder=None, weights=digest(where), data=data, source=source)
 
 
@@ -111,12 +123,59 @@ def known_attack(opened: Opened, text: str | None, options: Sequence[str] | None
     return found.plant_for(opened.data.test)
 
 
+def stamped_pairs(opened: Opened, folders: tuple[str, str], target: str | None) -> tuple[Split, CustomPlanted]:
+    """Clean pictures, and as a trigger the same pictures as somebody else stamped them.
+
+    Args:
+        opened: The model; pictures are read as its data are.
+        folders: The clean ones and the stamped ones, each with one folder for each class, and equal names of files.
+        target: The class that the trigger is for, as typed.
+
+    Raises:
+        InputError: If the folders do not hold the same files, a picture or class does not fit, or there is no target.
+    """
+    card = opened.data.card
+    if target is None:
+        raise InputError("--trigger-pairs needs --target, the class that stamped pictures are to be taken for")
+    wanted = _inputs.class_place(target, card)
+    if card.kind != "image":
+        raise InputError(f"--trigger-pairs takes pictures; {card.name!r} holds rows of a table")
+    clean, stamped = (_pictures(folder) for folder in folders)
+    for these, beside, where in ((clean, stamped, folders[1]), (stamped, clean, folders[0])):
+        alone = sorted(these - beside)
+        if alone:
+            raise InputError(
+                f"--trigger-pairs: {where} lacks {alone[0]}{f' and {len(alone) - 1:,} more' if len(alone) > 1 else ''}; "
+                "expected the same class folders with the same names of files in both"
+            )
+    source = _inputs.alike(folders[0], card, opened.source)
+    both = dataclasses.replace(source, options=source.options | {"test": str(as_path("--trigger-pairs", folders[1]).resolve())})
+    pairs = both.load()
+    rows, others = (align(part, card, "the model's data (--trigger-pairs)") for part in (pairs.train, pairs.test))
+    return rows, trigger_pairs(rows, others, target=card.classes[wanted]).plant_for(rows)
+
+
+def _pictures(folder: str) -> set[str]:
+    """Class and name of each picture of a folder, without the ending."""
+    where = as_path("--trigger-pairs", folder)
+    if not where.is_dir():
+        raise InputError(f"--trigger-pairs names {str(where)!r}, which is no folder; expected pictures in one folder per class")
+    parts = class_folders(where)
+    if list(parts) != ["train"]:
+        what = f"parts ({', '.join(parts)})" if parts else "no class folders with pictures"
+        raise InputError(f"--trigger-pairs: {where} holds {what}; expected pictures in one folder for each class")
+    files = [path for paths in parts["train"].values() for path in paths]
+    return {str(path.relative_to(where).with_suffix("")) for path in files}
+
+
 def _from_folder(where: Path, asked: Asked) -> Opened:
     record = read(where)
     if asked.model is not None or asked.width is not None or asked.model_option:
         raise InputError(
             f"{where} is a run folder and names its own architecture; leave out --model, --width and --model-option"
         )
+    if asked.weights_key is not None or asked.tensors_only:
+        raise InputError(f"{where} is a run folder, which holds one model; leave out --weights-key and --tensors-only")
     own = foreign(section(record, "model"))
     if own:
         raise InputError(
@@ -130,7 +189,7 @@ def _from_folder(where: Path, asked: Asked) -> Opened:
     if source.augment is None and model.card.kind == "image":  # a repair months later augments as the training did
         data = _inputs.with_augment(data, model.card.augment)
     told = section(record, "data").get("hash")
-    if asked.data is None and told != data_hash(data):
+    if asked.data is None and asked.rows is None and told != data_hash(data):
         warnings.warn(f"the data at {source.name} are not those that {where} was made with", stacklevel=2)
     whose = f"the model in {where}"
     val = None if data.val is None else align(data.val, model.card, whose)
@@ -144,11 +203,12 @@ def _from_folder(where: Path, asked: Asked) -> Opened:
 def _source(where: Path, record: Mapping[str, Any], model: Classifier, asked: Asked) -> Source:
     if asked.data is not None:
         own = model.card.size[0] if model.card.kind == "image" and len(set(model.card.size)) == 1 else None
-        return Source.of(asked.data, asked.size or own, asked.label, asked.sensitive, asked.augment, asked.more)
+        return asked.source(asked.data, own)
     source = Source.recorded(record)
     if source is None:
         raise InputError(f"{where} does not say what data its model was trained on; give --data")
     if Path(source.name).is_absolute() and not as_path("data", source.name).exists():
         raise InputError(f"the data of {where} were at {source.name}, which is not there any more; give --data")
-    new = Source.of(source.name, asked.size, asked.label, asked.sensitive, asked.augment, asked.more)
-    return dataclasses.replace(new, options=source.options | new.options, augment=new.augment or source.augment)
+    new = asked.source(source.name)
+    options, augment, rows = source.options | new.options, new.augment or source.augment, new.rows or source.rows
+    return dataclasses.replace(new, options=options, augment=augment, rows=rows)

@@ -57,6 +57,15 @@ DataOption = Annotated[
         show_default=False,
     ),
 ]
+Rows = Annotated[
+    int | None,
+    typer.Option(
+        "--rows",
+        help="Use at most this many rows of each part, drawn with every class in proportion.",
+        rich_help_panel=_DATA,
+        show_default="all",
+    ),
+]
 Method = Annotated[str, typer.Option("--method", help="NAME or NAME:PRESET; see theriac list.", rich_help_panel=_METHOD)]
 MethodOption = Annotated[
     list[str] | None, typer.Option("--option", help="KEY=VALUE of the method.", rich_help_panel=_METHOD, show_default=False)
@@ -104,6 +113,23 @@ Width = Annotated[int | None, typer.Option("--width", help="Its width.", rich_he
 ModelOption = Annotated[
     list[str] | None,
     typer.Option("--model-option", help="KEY=VALUE of the architecture.", rich_help_panel="Model", show_default=False),
+]
+WeightsKey = Annotated[
+    str | None,
+    typer.Option(
+        "--weights-key",
+        help="Of a file that holds several state dicts: which one, such as state_dict_ema.",
+        rich_help_panel="Model",
+        show_default=False,
+    ),
+]
+TensorsOnly = Annotated[
+    bool,
+    typer.Option(
+        "--tensors-only",
+        help="Of a file that also holds other objects: take its tensors, and neither import nor run the rest.",
+        rich_help_panel="Model",
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_RUN)]
 Precision = Annotated[

@@ -22,6 +22,7 @@ from theriac.core.method import title_of
 from theriac.core.paths import as_path
 from theriac.core.run import Run
 from theriac.core.split import Data
+from theriac.core.text import clean, shorten
 from theriac.metrics import Fairness, evaluate, judge, unlisted
 from theriac.metrics.fairness import NO_ROWS, side_by_side
 from theriac.models import Classifier, load_model
@@ -122,10 +123,11 @@ def of_folder(path: Path) -> Study:
     """
     if not path.is_dir():
         raise InputError(f"{path} is not a folder; expected a run folder, or a folder of run folders")
+    left: list[str] = []
     if is_regular(path / RECORD):
         folders = _with_parent(_Folder(path, read(path)))
     else:
-        folders = [_Folder(p, read(p)) for p in sorted(path.iterdir()) if is_regular(p / RECORD)]
+        folders = _readable([p for p in sorted(path.iterdir()) if is_regular(p / RECORD)], left)
     if not folders:
         read(path)  # says what is wrong with it
     silent = [f for f in folders if not f.scored()]
@@ -135,7 +137,7 @@ def of_folder(path: Path) -> Study:
             f"{silent[0].path} holds no scores to report; theriac.record(folder, model, after=theriac.evaluate(...)) saves "
             "them with the model"
         )
-    left = [f"{f.name} holds no scores and is left out." for f in silent]
+    left += [f"{f.name} holds no scores and is left out." for f in silent]
     if not (path / RECORD).is_file():
         left += [
             f"{p.name} was not finished and is left out."
@@ -147,6 +149,28 @@ def of_folder(path: Path) -> Study:
     if len(kinds) > 1:
         raise InputError(f"the {len(folders)} runs in {path} are on {len(kinds)} different data sets; a report tells of one")
     return _study(path, folders, left)
+
+
+def _readable(paths: Sequence[Path], left: list[str]) -> list[_Folder]:
+    """Those of several run folders that can be read; why the others can't goes to ``left`` and is warned of.
+
+    Raises:
+        InputError: If none can.
+    """
+    found, trouble = [], None
+    for path in paths:
+        try:
+            folder = _Folder(path, read(path))
+            if folder.can_run:
+                load_model(path)  # and forgets it, as there may be many
+            found.append(folder)
+        except InputError as error:
+            trouble = error
+            left.append(f"{clean(path.name)} can't be read and is left out: {shorten(clean(str(error)), 300)}.")
+            warnings.warn(left[-1].removesuffix("."), stacklevel=4)
+    if trouble is not None and not found:
+        raise trouble
+    return found
 
 
 def _with_parent(folder: _Folder) -> list[_Folder]:
@@ -351,7 +375,8 @@ def _step(folder: _Folder, names: Mapping[str, str]) -> str:
         clean, method = section(record, "clean"), _title(folder, "repair", "method")
         of = names.get(folder.parent, section(record, "parent").get("name", "a model"))
         status = str((folder.outcome or {}).get("status", "repaired"))
-        rows = clean.get("rows", "an unknown number of")
+        drew_none = "clean" in record and record["clean"] is None  # a method that needs no rows
+        rows = 0 if drew_none else clean.get("rows", "an unknown number of")
         told = f"{rows} clean rows" if rows else "no clean rows"
         if status != "repaired":
             word = "abstained on" if status == "abstained" else "changed nothing in"
@@ -363,6 +388,6 @@ def _step(folder: _Folder, names: Mapping[str, str]) -> str:
     if not folder.is_known:
         return f"{folder.name} was saved without a record of how it was trained, attacked or repaired."
     poison = section(record, "poison").get("rows")
-    told = f" on rows of which {poison} were poisoned" if poison else ""
+    told = f", on rows of which {poison} were poisoned" if poison else ""
     how = "with" if _guard(folder) else "by the recipe"
-    return f"Trained {_victim(folder)}{told} {how} {section(record, 'recipe').get('name', 'that is not recorded')}."
+    return f"Trained {_victim(folder)} {how} {section(record, 'recipe').get('name', 'that is not recorded')}{told}."

@@ -146,7 +146,8 @@ def debias(
     if as_json:
         fair = {"plain": before.to_dict(), "debiased": after.to_dict()}
         told_all = {"status": "done", "folder": str(folder), "verdict": verdict.to_dict()}
-        _show.as_json({**told_all, "evaluation": found.to_dict(), "fairness": fair})
+        said = {"degenerate": found.degenerate, "warnings": record["notes"]}
+        _show.as_json({**told_all, **said, "evaluation": found.to_dict(), "fairness": fair})
         return
     _show.fairness(f"{folder.name}: {build.name} trained plainly and by {chosen.title}", before, after, verdict)
     if verdict.kind == "one class":

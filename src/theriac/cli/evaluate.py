@@ -9,9 +9,13 @@ import typer
 from theriac.cli import _options as opt
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from theriac.attacks import Planted
     from theriac.cli import _models
+    from theriac.core.split import Split
     from theriac.metrics import Evaluation
+    from theriac.triggers.custom import CustomPlanted
 
 
 def evaluate(
@@ -23,12 +27,25 @@ def evaluate(
     label: opt.Label = None,
     sensitive: opt.Sensitive = None,
     data_option: opt.DataOption = None,
+    rows: opt.Rows = None,
     model: opt.Architecture = None,
     width: opt.Width = None,
     model_option: opt.ModelOption = None,
+    weights_key: opt.WeightsKey = None,
+    tensors_only: opt.TensorsOnly = False,
     attack: opt.KnownAttack = None,
     attack_option: opt.AttackOption = None,
     target: opt.Target = None,
+    pairs: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--trigger-pairs",
+            metavar="CLEAN STAMPED",
+            help="Measure your own trigger on your own pictures: a folder of them by class, and the same with the trigger.",
+            rich_help_panel="Attack",
+            show_default=False,
+        ),
+    ] = None,
     device: opt.Device = "auto",
     precision: opt.Precision = "auto",
     out: Annotated[
@@ -67,11 +84,9 @@ def evaluate(
             check.between(name, limit, 0, 1)
 
     page = None if out is None else as_path("--out", out)
-    if page is not None:
-        if page.is_dir():
-            raise InputError(f"--out is {out!r}, which is a folder; expected a file for the result")
-        if not is_stream(page):
-            make_folder("--out", page.parent)
+    if page is not None and not is_stream(page):
+        _refuse_other(page)
+        make_folder("--out", page.parent)
     run = th.Run(device=device, precision=_models.precision(path, precision), quiet=quiet or None)
     asked = _models.Asked(
         data=data,
@@ -83,12 +98,21 @@ def evaluate(
         model=model,
         width=width,
         model_option=model_option,
+        rows=rows,
+        weights_key=weights_key,
+        tensors_only=tensors_only,
     )
+    if pairs is not None and (attack is not None or attack_option):
+        raise InputError("--trigger-pairs is given beside --attack; one of them is the trigger to measure")
     opened = _models.open_model(path, asked, run)
-    planted = _models.known_attack(opened, attack, attack_option, target)
+    planted: Planted | CustomPlanted | None
+    if pairs is None:
+        measured, planted = opened.data.test, _models.known_attack(opened, attack, attack_option, target)
+    else:
+        measured, planted = _models.stamped_pairs(opened, pairs, target)
     if max_asr is not None and planted is None:
         raise InputError("--max-asr needs an attack to count; name one with --attack, or give a run folder that holds one")
-    found = th.evaluate(opened.model, opened.data.test, planted, run=run)
+    found = th.evaluate(opened.model, measured, planted, run=run)
     beyond = []
     if max_asr is not None and found.asr is not None and found.asr.value > max_asr:
         beyond.append(f"attack success {found.asr} is above --max-asr {max_asr:g}")
@@ -108,18 +132,37 @@ def evaluate(
     if as_json:
         _show.as_json(result)
     else:
-        _tell(opened, planted, found, path)
+        _tell(opened, measured, planted, found, path)
     if beyond:
         for text in beyond:
             typer.echo(f"finding: {text}", err=True)
         raise typer.Exit(1)
 
 
-def _tell(opened: _models.Opened, planted: Planted | None, found: Evaluation, path: str) -> None:
+def _refuse_other(page: Path) -> None:
+    """Refuse to write over anything but an earlier result, such as a model or a record."""
+    from theriac.core.errors import InputError
+    from theriac.core.files import read_json
+
+    if not page.exists():
+        return
+    what = "a folder" if page.is_dir() else ""
+    if not what and page.stat().st_size:
+        try:
+            held = read_json(page)
+        except InputError:
+            held = None
+        if not isinstance(held, dict) or not {"status", "model", "evaluation"} <= held.keys():
+            what = "a file with something else than a result of theriac eval"
+    if what:
+        raise InputError(f"--out is {str(page)!r}, which is {what}; expected a new file for the result, or an earlier result")
+
+
+def _tell(opened: _models.Opened, rows: Split, planted: Planted | CustomPlanted | None, found: Evaluation, path: str) -> None:
     from theriac.cli import _show
 
     under = planted.attack.label if planted else "no attack"
-    _show.evaluation(f"{opened.name} on {opened.data.card.name}, {under}", found)
+    _show.evaluation(f"{opened.name} on {rows.card.name}, {under}", found)
     if opened.folder is None:
         return
     if planted is not None and opened.record.get("kind") == "train":

@@ -30,9 +30,12 @@ def repair(
     sensitive: opt.Sensitive = None,
     augment: opt.Augment = None,
     data_option: opt.DataOption = None,
+    rows: opt.Rows = None,
     model: opt.Architecture = None,
     width: opt.Width = None,
     model_option: opt.ModelOption = None,
+    weights_key: opt.WeightsKey = None,
+    tensors_only: opt.TensorsOnly = False,
     attack: opt.KnownAttack = None,
     attack_option: opt.AttackOption = None,
     target: opt.Target = None,
@@ -77,12 +80,15 @@ def repair(
         model=model,
         width=width,
         model_option=model_option,
+        rows=rows,
+        weights_key=weights_key,
+        tensors_only=tensors_only,
     )
     opened = _models.open_model(path, asked, run)
     check_savable(opened.model)
-    rows = None
+    trusted = None
     if chosen.wants("clean_rows"):
-        rows = _inputs.clean_rows(opened.data, opened.source, clean_from, amount, run)
+        trusted = _inputs.clean_rows(opened.data, opened.source, clean_from, amount, run)
     planted = _models.known_attack(opened, attack, attack_option, target)
     knows = planted if chosen.wants("trigger") else None
     if knows is None and chosen.wants("trigger"):
@@ -92,14 +98,18 @@ def repair(
     folder = as_path("--out", home / f"{opened.name}-{chosen.name}" if out is None else out)
     if opened.folder is not None and folder.resolve() == opened.folder.resolve():
         raise InputError(f"--out is {str(folder)!r}, which holds the model that is repaired; take another folder")
-    taken = None if rows is None else {"from": clean_from, "rows": len(rows), "asked": amount, "index": rows.index.tolist()}
+    taken = (
+        None
+        if trusted is None
+        else {"from": clean_from, "rows": len(trusted), "asked": amount, "index": trusted.index.tolist()}
+    )
     identity = {
         "kind": "repair",
         "model": opened.weights,
         "data": told["hash"],
-        "augment": dataclasses.asdict((opened.data if rows is None else rows).card.augment),
+        "augment": dataclasses.asdict((opened.data if trusted is None else trusted).card.augment),
         "method": chosen.config(),
-        "clean": None if rows is None else {"from": clean_from, "rows": len(rows), "hash": rows.content_hash()},
+        "clean": None if trusted is None else {"from": clean_from, "rows": len(trusted), "hash": trusted.content_hash()},
         "attack": planted.attack.config() if planted else None,
         "seed": seed,
         "precision": str(run.dtype),
@@ -109,7 +119,7 @@ def repair(
             _show.tell(f"going on in {folder}")
         run.folder = folder
         before = th.evaluate(opened.model, opened.data.test, planted, run=run)
-        fixed = chosen.repair(opened.model, rows, run, trigger=knows)
+        fixed = chosen.repair(opened.model, trusted, run, trigger=knows)
         after = th.evaluate(fixed, opened.data.test, planted, run=run)
         found = th.compare(before, after)
         assert run.outcome is not None
@@ -135,7 +145,7 @@ def repair(
         _show.as_json({"status": "done", "folder": str(folder), **said, **result})
         return
     done = {"repaired": "repaired by", "unchanged": "left unchanged by", "abstained": "not repaired:"}[run.outcome.status]
-    given = "without clean rows" if rows is None else f"with {len(rows)} clean rows"
+    given = "without clean rows" if trusted is None else f"with {len(trusted)} clean rows"
     ended = "abstained" if run.outcome.status == "abstained" else given
     _show.comparison(f"{opened.name}, {done} {chosen.title} {ended}", found, reason=run.outcome.reason)
     if planted is None:

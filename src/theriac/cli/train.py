@@ -17,6 +17,7 @@ def train(
     sensitive: opt.Sensitive = None,
     augment: opt.Augment = None,
     data_option: opt.DataOption = None,
+    rows: opt.Rows = None,
     model: opt.Architecture = None,
     width: opt.Width = None,
     option: Annotated[
@@ -80,7 +81,7 @@ def train(
     chosen = _inputs.attack(attack, attack_option, poison_rate, target)
     guard = _inputs.training_defense(defense, defense_option, chosen, recipe)
     plan = None if recipe is None else named(recipe)
-    source = _inputs.Source.of(data, size, label, sensitive, augment, data_option)
+    source = _inputs.Source.of(data, size, label, sensitive, augment, data_option, rows)
     loaded = source.load()
     chosen = _inputs.attack(attack, attack_option, poison_rate, target, loaded.card)
     plan = plan or named("adam_30" if loaded.train.is_table else "fast_8")
@@ -109,18 +110,18 @@ def train(
             _show.tell(f"going on in {folder}")
         run.folder = folder
         record = {"kind": "train", "name": folder.name, "data": told, "recipe": identity["recipe"], "seeds": {"seed": seed}}
-        rows, planted = loaded.train, None
+        taught, planted = loaded.train, None
         if chosen is not None and not chosen.trains:
-            poisoned = chosen.poison(rows, run, build)
+            poisoned = chosen.poison(taught, run, build)
             record["poison"] = {"rows": int(poisoned.poison.sum()), "changed_labels": poisoned.dirty}
-            rows, planted = poisoned.split, poisoned.planted
+            taught, planted = poisoned.split, poisoned.planted
         if guard is not None:
-            trained = guard.fit(build, rows, run)
+            trained = guard.fit(build, taught, run)
         elif chosen is not None and chosen.trains:
-            victim = chosen.train(build, rows, run, plan)
+            victim = chosen.train(build, taught, run, plan)
             trained, planted = victim.model, victim.planted
         else:
-            trained = th.train(build, rows, recipe=plan, run=run)
+            trained = th.train(build, taught, recipe=plan, run=run)
         if rank:
             return
         found = th.evaluate(trained, loaded.test, planted, run=run)

@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from theriac.core.errors import InputError
-from theriac.core.names import ranked
+from theriac.core.names import few, ranked
 from theriac.data._labels import Codes, Factor, Level, cell_name, own_group
+
+_SCORES = 20  # more different fractions than this are measurements, and neither classes nor groups
 
 
 def aligned(given: Any, like: Any, name: str, other: str) -> Any:
@@ -75,17 +77,26 @@ def labels_given(parts: Mapping[str, Any]) -> tuple[dict[str, Codes], tuple[str,
     """Labels by name ("y_true", "y_pred") as numbers of common classes, and the names of these, in order.
 
     Raises:
-        InputError: If one has another shape or lacks a value, or all hold one class.
+        InputError: If one has another shape or lacks a value, holds scores instead of classes, or all hold one class.
     """
     factors = {name: factor(given, name) for name, given in parts.items()}
     for name, found in factors.items():
         lost = int((found.codes < 0).sum())
         if lost:
             raise InputError(f"{name} has no value in {lost:,} of {len(found):,} rows; every row needs a label")
+        _refuse_scores(found, name, "expected classes; take them first, as in (scores > 0.5) or scores.argmax(1)")
+    present = {name: f.present() for name, f in factors.items()}
+    numbers = {name for name, levels in present.items() if not any(isinstance(v, str) for v in levels)}
+    if any(not isinstance(v, bool) for name in numbers for v in present[name]):  # True beside 1 is 1
+        factors |= {name: Factor(factors[name].codes, tuple(map(_number, factors[name].levels))) for name in numbers}
     names = list(dict.fromkeys(str(v) for f in factors.values() for v in f.present()))
     classes = tuple(names[k] for k in ranked(names))
     if len(classes) < 2:
         raise InputError(f"{' and '.join(parts)} hold one class only, {list(classes)}; a comparison needs at least two")
+    seen = [{str(v) for v in f.present()} for f in factors.values()]
+    if not set.intersection(*seen):
+        told = ", ".join(f"{name} {few(sorted(held))}" for name, held in zip(factors, seen, strict=True))
+        raise InputError(f"{' and '.join(parts)} have no class in common: {told}; name the classes alike in both")
     named = {n: Factor(f.codes, tuple(str(v) for v in f.levels)) for n, f in factors.items()}
     return {name: f.onto(classes) for name, f in named.items()}, classes
 
@@ -107,7 +118,18 @@ def predictions_given(given: Any, classes: Sequence[str]) -> Codes:
     return codes
 
 
+def _number(level: Level) -> Level:
+    return int(level) if isinstance(level, bool) else level
+
+
+def _refuse_scores(found: Factor, name: str, advice: str) -> None:
+    fractions = [v for v in found.levels if isinstance(v, float) and not v.is_integer()]
+    if len(fractions) > _SCORES:
+        raise InputError(f"{name} holds {len(fractions):,} numbers that are not whole, such as {fractions[0]:g}; {advice}")
+
+
 def _one(found: Factor, name: str, missing_group: str) -> tuple[Codes, tuple[Level, ...]]:
+    _refuse_scores(found, name, "expected groups; cut such a column into ranges first, as in pandas.cut(age, [0, 25, 65, 120])")
     levels = found.present()
     codes = found.onto(levels)
     own = own_group({"all": codes}, [str(v) for v in levels], missing_group, name)

@@ -121,7 +121,7 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise InputError(f"y holds one class only, {self.classes_[0]!r}; a classifier needs at least two")
+            raise InputError(f"y holds one class only, {self.classes_.tolist()[0]!r}; a classifier needs at least two")
         if sensitive_features is None:
             raise InputError("sensitive_features is missing; it gives the sensitive group of each row of X")
         groups, levels = cells_given(

@@ -100,13 +100,14 @@ def _chosen(data: Any, key: str | None, where: str, tensors_only: bool) -> dict[
     usual = [name for known in _CONTAINERS for name in found if name.partition(".")[0] == known]
     if not usual and len(found) != 1:
         if found:
-            raise InputError(f"{where} holds several state dicts, {listed}; choose one with key=")
+            raise InputError(f"{where} holds several state dicts, {listed}; choose one with key= (--weights-key)")
         others = ", ".join(repr(k)[:40] for k in [k for k, v in data.items() if not isinstance(v, torch.Tensor)][:3])
         raise InputError(f"{where} holds more than tensors ({others}); expected a state dict, or one under {_CONTAINERS[:4]}")
     taken = (usual or [*found])[0]
     if len(found) > 1:
         warnings.warn(
-            f"{where} holds {len(found)} state dicts, {listed}; the one under {taken!r} was taken (key= chooses another)",
+            f"{where} holds {len(found)} state dicts, {listed}; "
+            f"the one under {taken!r} was taken (key= or --weights-key chooses another)",
             stacklevel=3,
         )
     return found[taken]

@@ -287,6 +287,8 @@ def _clause(word: str, victims: Sequence[str], results: Sequence[Result], every:
             numbers.append(f"{percent(mine[0].before.asr.rate)} → {_range([r.scores.asr.rate for r in mine if r.scores.asr])}")
     astray = _astray([r for r in results if word in (LEVEL, "reduced") and _misread(r)])
     told = f"(ASR {'; '.join(numbers)}{astray})"
+    if word.startswith("not repaired"):
+        return f"did not repair {which} {told}"
     if word == "nothing to reduce":
         return f"had nothing to reduce on {_and(victims)} {told}"
     if word == LEVEL:

@@ -67,9 +67,12 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
         write: Called with the temporary path.
 
     Raises:
+        InputError: If ``path`` is a folder.
         DiskFullError: If there is no room; ``path`` is as it was.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{shown(path)} is a folder, and no file is put in its place")
     if is_stream(path):
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder) / path.name)

@@ -23,7 +23,9 @@ MAX_HEADER = 16 << 20  # bytes of a safetensors header
 MAX_TENSORS = 100_000
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # how a torch file without an archive begins
 _HINT = "only tensors and plain containers are loaded"
-_OPTION = "load_weights(..., tensors_only=True) takes the tensors alone, without importing or running the rest"
+_OPTION = (
+    "load_weights(..., tensors_only=True), or --tensors-only, takes the tensors alone, without importing or running the rest"
+)
 
 
 # data classes of the standard library and of Lightning that ordinary checkpoints hold beside their tensors, such as the options
