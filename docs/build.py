@@ -155,7 +155,9 @@ def commands() -> str:
         for p in command.params:
             if p.name == "help":
                 continue
-            names = ", ".join(f"`{text}`" for text in (p.opts if p.param_type_name == "option" else [p.metavar or p.name.upper()]))
+            names = ", ".join(
+                f"`{text}`" for text in (p.opts if p.param_type_name == "option" else [p.metavar or p.name.upper()])
+            )
             default = "" if p.default is None or callable(p.default) or p.default == "" or p.required else f"`{p.default}`"
             rows.append((names, "" if default == "`False`" else default, prose(getattr(p, "help", "") or "")))
         blocks.append(f"## theriac {name}\n\n{prose(command.help or '')}\n\n{grid(('option', 'default', 'meaning'), rows)}")

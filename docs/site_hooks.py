@@ -1,4 +1,4 @@
-"""What the documentation site needs beyond mkdocs: pages from ``benchmarks/results``, the list of methods, a check for the network.
+"""What the documentation site needs beyond mkdocs: measured tables, the list of methods, checks of what was built.
 
 mkdocs calls the ``on_...`` functions. The pages themselves are written for the repository's own browser too, so their links to
 ``../benchmarks`` are turned here into links within the site.
@@ -79,7 +79,9 @@ def unexplained(pages: Path) -> list[str]:
     lacking = []
     for room in ROOMS:
         at = {anchor.rpartition(".")[2] for anchor in shown if anchor.startswith(f"theriac.{room}.")}
-        lacking += [f"theriac.{room}.{name}" for name in public(ROOT / "src" / "theriac" / room / "__init__.py") if name not in at]
+        lacking += [
+            f"theriac.{room}.{name}" for name in public(ROOT / "src" / "theriac" / room / "__init__.py") if name not in at
+        ]
     return lacking
 
 

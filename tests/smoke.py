@@ -1,6 +1,6 @@
 """A short walk through an installed Theriac, outside of the repository: ``make dist`` and ``make test-oldest`` run it.
 
-python tests/smoke.py [folder]: everything in Python and on the command line that a first user touches, on digits and on a table.
+python tests/smoke.py [folder]: what a first user touches in Python and on the command line, on digits and on a table.
 """
 
 import json

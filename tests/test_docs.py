@@ -1,7 +1,7 @@
 """The examples in README and docs run as they stand, from top to bottom, one namespace and one folder a page.
 
-In tutorials, how-to, reference and explanation the command lines run too, between the Python blocks; what is not meant to run there
-is called ``text``. Elsewhere a command line may name data that only a reader has.
+In tutorials, how-to, reference and explanation the command lines run too, between the Python blocks; what is not meant to run
+there is called ``text``. Elsewhere a command line may name data that only a reader has.
 """
 
 import re
