@@ -36,6 +36,12 @@ NAMES = {
     "detector": "Detectors",
     "debiasing": "Debiasing",
 }
+SHELVES = {
+    "Tutorials": ("tutorials",),
+    "How-to": ("how-to",),
+    "Reference": ("reference",),
+    "Explanation": ("explanation", "when-repairs-work.md", "metrics.md"),
+}
 
 
 def pages(docs: Path = DOCS) -> dict[Path, str]:
@@ -52,7 +58,8 @@ def pages(docs: Path = DOCS) -> dict[Path, str]:
                 raise InputError(f"two methods are called {name!r}; their pages would be one")
             found[path] = method_page(cls, docs)
     attacks = {"measured": attack_tables.overview(), "speed": attack_tables.speed(), "gallery": gallery(docs)}
-    for path, parts in ((docs / "attacks.md", attacks), (docs / "README.md", {"index": index(docs)})):
+    whole_pages = ((docs / "attacks.md", attacks), (docs / "README.md", {"index": index(docs)}))
+    for path, parts in (*whole_pages, (docs / "reference" / "cli.md", {"commands": commands()})):
         found[path] = fill(path.read_text(encoding="utf-8"), parts, tuple(parts), path)
     return found
 
@@ -123,8 +130,38 @@ def index(docs: Path = DOCS) -> str:
             blocks.append(f"## {heading}\n\n{grid(('method', 'idea', 'needs'), rows)}")
     names = {name for kind in KINDS for name in methods(kind)}
     others = [p for p in sorted(docs.rglob("*.md")) if p.parent.name != "methods" or p.stem not in names]
-    listed = [f"- [{title(p)}]({p.relative_to(docs).as_posix()})" for p in others if p != docs / "README.md"]
-    return "\n\n".join([*blocks, "## Everything else\n\n" + "\n".join(listed)])
+    others = [p for p in others if p != docs / "README.md"]
+    for heading, folders in SHELVES.items():
+        shelf = [p for p in others if p.relative_to(docs).parts[0] in folders]
+        others = [p for p in others if p not in shelf]
+        blocks.append(listed(heading, shelf, docs))
+    return "\n\n".join([*blocks, listed("Everything else", others, docs)])
+
+
+def listed(heading: str, pages: list[Path], docs: Path) -> str:
+    """A heading and links to pages by their titles."""
+    return f"## {heading}\n\n" + "\n".join(f"- [{title(p)}]({p.relative_to(docs).as_posix()})" for p in pages)
+
+
+def commands() -> str:
+    """Every command with its arguments and options, from what the command line itself reads."""
+    from typer.main import get_command
+
+    from theriac.cli.main import app
+
+    blocks = []
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        rows = []
+        for p in command.params:
+            if p.name == "help":
+                continue
+            names = ", ".join(
+                f"`{text}`" for text in (p.opts if p.param_type_name == "option" else [p.metavar or p.name.upper()])
+            )
+            default = "" if p.default is None or callable(p.default) or p.default == "" or p.required else f"`{p.default}`"
+            rows.append((names, "" if default == "`False`" else default, prose(getattr(p, "help", "") or "")))
+        blocks.append(f"## theriac {name}\n\n{prose(command.help or '')}\n\n{grid(('option', 'default', 'meaning'), rows)}")
+    return "\n\n".join(blocks)
 
 
 def title(path: Path) -> str:

@@ -27,6 +27,7 @@ import debias_tables  # noqa: E402
 import make_tables  # noqa: E402
 import measured  # noqa: E402
 import pictures  # noqa: E402
+import site_hooks  # noqa: E402
 import table  # noqa: E402
 
 AGAIN = "run: python docs/build.py"
@@ -73,6 +74,42 @@ def test_prose_stays_and_generated_parts_are_renewed(tmp_path: Path) -> None:
 def test_a_broken_page_is_refused(page: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="generated part"):
         build.fill(page, {"facts": "new"}, [], tmp_path)
+
+
+# the site
+
+
+def test_links_to_measured_tables_stay_within_the_site() -> None:
+    def turned(text: str) -> str:
+        return site_hooks.on_page_markdown(text, page=None)
+
+    assert turned("[t](../benchmarks/results/a.md)") == "[t](benchmarks/results/a.md)"  # from docs/
+    assert turned("[t](../../benchmarks/results/a.md#b)") == "[t](../benchmarks/results/a.md#b)"  # from docs/methods/
+    assert turned("[t](../../docs/metrics.md)") == "[t](../../metrics.md)"  # from benchmarks/results/
+    assert turned("[t](../attacks.md)") == "[t](../attacks.md)"
+
+
+@pytest.mark.parametrize(
+    ("tag", "fetches"),
+    [
+        ('<script src="https://example.org/a.js"></script>', True),
+        ("<link rel=stylesheet href=//example.org/a.css>", True),
+        ('<img alt="x" src="http://example.org/a.png">', True),
+        ('<link rel="canonical" href="https://example.org/">', False),
+        ('<a href="https://example.org/">paper</a>', False),
+        ('<script src="../assets/a.js"></script>', False),
+    ],
+)
+def test_the_site_would_notice_what_is_fetched(tag: str, fetches: bool, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(f"<html>{tag}</html>")
+    assert bool(site_hooks.fetched(tmp_path)) is fetches
+
+
+def test_the_site_would_notice_a_public_name_without_reference(tmp_path: Path) -> None:
+    lacking = site_hooks.unexplained(tmp_path)
+    assert {"theriac.repairs.SAU", "theriac.data.load", "theriac.metrics.fairness"} <= set(lacking)
+    (tmp_path / "repairs.html").write_text('<h2 id="theriac.repairs.SAU">')
+    assert set(lacking) - set(site_hooks.unexplained(tmp_path)) == {"theriac.repairs.SAU"}
 
 
 # measured tables, from records whose rates are counted by hand

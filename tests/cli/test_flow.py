@@ -290,6 +290,26 @@ def test_list_one_method(theriac: Theriac) -> None:
     assert not any(mark in told for mark in ("`", "**", ":meth:"))  # docstring markup
 
 
+@pytest.mark.parametrize("name", th.models.architectures())
+def test_list_one_model(theriac: Theriac, name: str) -> None:
+    (entry,) = theriac("list", name, "--json").json[name]
+    data = th.load("digits").train if entry["rows"] == "image" else th.Split(torch.rand(20, 3), torch.arange(20) % 2)
+    real = {"int": 1, "bool": True, "float": 0.5, "Sequence[int]": (8,)}
+    for option in entry["options"]:
+        assert option["meaning"]
+        value = {"depth": 10, "dim": 8}.get(option["name"], real[option["type"]])  # a type that is not known here fails
+        built = th.build(name, data, **{option["name"]: value})
+        assert built.spec["options"] == {option["name"]: value}
+    shown = theriac("list", name.upper()).out
+    assert all(option["name"] in shown for option in entry["options"])
+
+
+def test_list_names_the_nearest_model(theriac: Theriac) -> None:
+    found = theriac("list", "preact_resnet")
+    assert found.code == 2
+    assert "did you mean 'preact_resnet18'" in found.err
+
+
 def test_version(theriac: Theriac) -> None:
     assert theriac("--version").out == f"theriac {th.__version__}\n"
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 HEAVY = ("torch", "numpy", "sklearn", "matplotlib", "pyarrow")
 
@@ -38,6 +43,50 @@ def test_help_is_quick() -> None:
         subprocess.run([sys.executable, "-m", "theriac", "--help"], capture_output=True, check=True)
         seconds.append(_spent() - began)
     assert statistics.median(seconds) < 0.5
+
+
+SHELL = """
+import sys
+from theriac.cli.main import run
+sys.argv[0] = "theriac"
+try:
+    run()
+finally:
+    print(sorted(set({heavy!r}) & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def _shell(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command as a shell runs it, below a bash: typer looks which shell it is in."""
+    code = SHELL.format(heavy=HEAVY)
+    line = " ".join(shlex.quote(word) for word in (sys.executable, "-c", code, *words))
+    return subprocess.run(["bash", "-c", f"{line}; exit $?"], capture_output=True, text=True, env={**os.environ, **environment})
+
+
+def test_shell_completion_installs_itself_and_completes(tmp_path: Path) -> None:
+    script = _shell("--show-completion")
+    assert script.returncode == 0, script.stderr
+    assert "complete -o default -F _theriac_completion theriac" in script.stdout
+    assert script.stderr.strip() == "[]"  # nothing heavy was imported
+    done = _shell("--install-completion", HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / ".bash_completions" / "theriac.sh").read_text().strip() == script.stdout.strip()
+    assert "theriac.sh" in (tmp_path / ".bashrc").read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "word", "offered"),
+    [
+        ("theriac re", 1, {"repair", "report"}),
+        ("theriac list de", 2, {"detectors", "debiasing"}),
+        ("theriac repair --me", 2, {"--method"}),
+    ],
+)
+def test_what_completion_offers(line: str, word: int, offered: set[str]) -> None:
+    found = _shell(_THERIAC_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=str(word))
+    assert found.returncode == 0, found.stderr
+    assert set(found.stdout.split()) == offered
+    assert found.stderr.strip() == "[]"
 
 
 def test_importing_the_package_costs_nothing_and_gives_everything() -> None:

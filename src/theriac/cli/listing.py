@@ -19,11 +19,16 @@ TOPICS = (*_KINDS, "models", "data", "recipes")
 
 def list_names(
     what: Annotated[
-        str | None, typer.Argument(metavar="[WHAT]", help=f"{', '.join(TOPICS)}; or the name of one method.")
+        str | None,
+        typer.Argument(
+            metavar="[WHAT]",
+            help=f"{', '.join(TOPICS)}; or the name of one method or model.",
+            autocompletion=lambda incomplete: [topic for topic in TOPICS if topic.startswith(incomplete)],
+        ),
     ] = None,
     as_json: opt.Json = False,
 ) -> None:
-    """List attacks, repairs, models, data sets and recipes; with the name of one method, its options and presets."""
+    """List attacks, repairs, models, data sets and recipes; with the name of one method or model, its options."""
     from theriac.cli import _show
 
     if what is None:
@@ -42,6 +47,8 @@ def list_names(
                 continue
             head = [key for key in entries[0] if key not in ("title", "source")]
             _show.rows(topic, head, [[_text(entry[key]) for key in head] for entry in entries])
+        elif entries[0]["kind"] == "model":
+            _show_model(entries[0])
         else:
             _show_detail(entries[0])
 
@@ -52,9 +59,10 @@ def _entries(topic: str) -> list[dict[str, Any]]:
 
         return [_method(cls) for cls in methods(_KINDS[topic]).values()]
     if topic == "models":
-        from theriac.models import architectures
+        from theriac.models import architecture, architectures
 
-        return [{"name": name} for name in architectures()]
+        described = [architecture(name) for name in architectures()]
+        return [{"name": a.name, "what": a.what, "for": a.rows, "options": [o["name"] for o in a.options]} for a in described]
     if topic == "data":
         from theriac import data
 
@@ -84,17 +92,22 @@ def _method(cls: type[Method]) -> dict[str, Any]:
 
 
 def _detail(name: str) -> dict[str, Any]:
-    """One method's card, as plain data.
+    """One method's card or one architecture's options, as plain data.
 
     Raises:
-        InputError: If there is no method of this name.
+        InputError: If there is neither of this name.
     """
+    import dataclasses
+
     from theriac.core.method import methods
+    from theriac.models import architecture, architectures
     from theriac.report.cards import card
 
+    if name in architectures():
+        return {"kind": "model", **dataclasses.asdict(architecture(name))}
     known = {n: cls for kind in _KINDS.values() for n, cls in methods(kind).items()}
     if name not in known:
-        raise unknown("topic or method", name, [*TOPICS, *known])
+        raise unknown("topic, method or model", name, [*TOPICS, *known, *architectures()])
     found = card(known[name]).to_dict()
     options = [{"option": o.pop("name"), **o} for o in found.pop("options")]
     return {**found, "source": known[name].source, "options": options}
@@ -124,6 +137,14 @@ def _show_detail(entry: dict[str, Any]) -> None:
         _show.rows("presets", ("preset", "what it is", "differs from the defaults in"), presets)
     table = [[o["option"], _text(o["default"]), o["type"], o["source"]] for o in entry["options"]]
     _show.rows("options", ("option", "default", "type or choices", "where the default comes from"), table)
+
+
+def _show_model(entry: dict[str, Any]) -> None:
+    from theriac.cli import _show
+
+    _show.rows(entry["name"], ("", ""), [["what", entry["what"]], ["for", f"{entry['rows']} rows"]])
+    table = [[o["name"], o["default"], o["type"], o["meaning"]] for o in entry["options"]]
+    _show.rows("options (--model-option KEY=VALUE)", ("option", "default", "type", "what it is"), table)
 
 
 def _recipe(recipe: Any) -> dict[str, Any]:

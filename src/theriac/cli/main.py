@@ -128,7 +128,6 @@ def _notes() -> Iterator[None]:
 app = typer.Typer(
     name="theriac",
     cls=_Guarded,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Backdoors in neural networks: make them, find them, train past them, repair models that have them.",

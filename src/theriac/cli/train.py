@@ -22,7 +22,9 @@ def train(
     width: opt.Width = None,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", help="KEY=VALUE of the architecture.", rich_help_panel="Model", show_default=False),
+        typer.Option(
+            "--model-option", "--option", help="KEY=VALUE of the architecture.", rich_help_panel="Model", show_default=False
+        ),
     ] = None,
     recipe: Annotated[
         str | None,

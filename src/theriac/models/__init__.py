@@ -1,7 +1,7 @@
 """Networks, and the wrapper that lets a trigger, an adversarial step and any model speak one space."""
 
 from theriac.models.adapt import Adapted, adapt
-from theriac.models.build import Buildable, Builder, architectures, build, make
+from theriac.models.build import Architecture, Buildable, Builder, architecture, architectures, build, make
 from theriac.models.classifier import Classifier, Normalize, TablePrep, parameter_count, to_input
 from theriac.models.grouped import GroupAware
 from theriac.models.run_over import run_over
@@ -12,6 +12,7 @@ from theriac.models.weights import load_weights
 
 __all__ = [
     "Adapted",
+    "Architecture",
     "Buildable",
     "Builder",
     "Classifier",
@@ -20,6 +21,7 @@ __all__ = [
     "TablePrep",
     "Tap",
     "adapt",
+    "architecture",
     "architectures",
     "build",
     "check_savable",

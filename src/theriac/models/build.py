@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 from torch import nn
 
@@ -28,42 +28,115 @@ from theriac.models.wrn import WideResNet
 Maker = Callable[..., nn.Module]
 
 
-def _preact(card: Card, width: int | None = None, final_norm: bool = False) -> nn.Module:
+# What stands behind a type is what `theriac list NAME` says about the option.
+_Width = Annotated[int | None, "channels of the first stage; left out: 64 for sides of 24 pixels or more, 16 below"]
+
+
+def _preact(
+    card: Card,
+    width: _Width = None,
+    final_norm: Annotated[bool, "BatchNorm and ReLU before the pooling, which the original network lacks"] = False,
+) -> nn.Module:
+    """Pre-activation ResNet-18 for small images."""
     # 64 is the literature's width at 32 pixels; on 8 x 8 digits a quarter of it already reaches the ceiling
     width = (64 if min(card.size) >= 24 else 16) if width is None else width
     return PreActResNet18(card.num_classes, card.channels, width, final_norm)
 
 
-def _wrn(card: Card, depth: int = 16, widen: int = 1) -> nn.Module:
+def _wrn(
+    card: Card,
+    depth: Annotated[int, "layers: 6 n + 4, such as 10, 16, 28 or 40"] = 16,
+    widen: Annotated[int, "stages have 16, 32 and 64 times this many channels"] = 1,
+) -> nn.Module:
+    """Wide residual network for small images."""
     return WideResNet(card.num_classes, card.channels, depth, widen)
 
 
-def _vgg(card: Card, width: int | None = None) -> nn.Module:
+def _vgg(card: Card, width: _Width = None) -> nn.Module:
+    """VGG-19 with BatchNorm for small images."""
     width = (64 if min(card.size) >= 24 else 16) if width is None else width
     return VGG19BN(card.num_classes, card.channels, card.size, width)
 
 
 def _vit(
-    card: Card, patch: int = 0, dim: int | None = None, depth: int = 6, heads: int | None = None, mlp_ratio: int = 4
+    card: Card,
+    patch: Annotated[
+        int, "side of the square patches in pixels, which divides both sides of the image; 0: by the image's size"
+    ] = 0,
+    dim: Annotated[int | None, "length of a token; left out: 192 for sides of 24 pixels or more, 64 below"] = None,
+    depth: Annotated[int, "blocks"] = 6,
+    heads: Annotated[int | None, "attention heads, which must divide dim; left out: 3, 4, 2 or 1, the first that does"] = None,
+    mlp_ratio: Annotated[int, "width of a block's hidden layer, in units of dim"] = 4,
 ) -> nn.Module:
+    """Small vision transformer."""
     dim = (192 if min(card.size) >= 24 else 64) if dim is None else dim
     check.whole("dim", dim, 1, 4096)
     heads = next(h for h in (3, 4, 2, 1) if dim % h == 0) if heads is None else heads
     return ViT(card.num_classes, card.channels, card.size, patch, dim, depth, heads, mlp_ratio)
 
 
-def _mlp(card: Card, width_in: int, hidden: Sequence[int] = (128, 256, 512), dropout: float = 0.0) -> nn.Module:
+def _mlp(
+    card: Card,
+    width_in: int,
+    hidden: Annotated[Sequence[int], "widths of the hidden layers"] = (128, 256, 512),
+    dropout: Annotated[float, "share of hidden values dropped in training"] = 0.0,
+) -> nn.Module:
+    """Multilayer perceptron for tables."""
     return TableMLP(card.num_classes, width_in, hidden, dropout)
 
 
 # name -> maker of (card, **options); for tables of (card, width_in, **options). Its keyword arguments are the options.
 _IMAGE: dict[str, Maker] = {"preact_resnet18": _preact, "wrn_16_1": _wrn, "vgg19_bn": _vgg, "vit_small": _vit}
 _TABLE: dict[str, Maker] = {"mlp": _mlp}
+_FIXED = ("card", "width_in")  # what the data decide
 
 
 def architectures() -> tuple[str, ...]:
     """Names that :func:`build` knows."""
     return tuple(sorted({*_IMAGE, *_TABLE}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What there is to know about an architecture before it is built.
+
+    Args:
+        name: As :func:`build` takes it.
+        what: What it is, in a few words.
+        rows: "image" or "table": what it is for.
+        options: For each option its name, type, default and meaning, as text.
+    """
+
+    name: str
+    what: str
+    rows: str
+    options: tuple[dict[str, str], ...]
+
+
+def architecture(name: str) -> Architecture:
+    """Describe an architecture and its options.
+
+    Raises:
+        InputError: On an unknown one; names the nearest.
+
+    Example:
+        >>> [option["name"] for option in architecture("wrn_16_1").options]
+        ['depth', 'widen']
+    """
+    key = name.lower()
+    maker = {**_IMAGE, **_TABLE}.get(key)
+    if maker is None:
+        raise unknown("architecture", name, architectures())
+    options = [_described(p) for p in inspect.signature(maker, eval_str=True).parameters.values() if p.name not in _FIXED]
+    what = inspect.cleandoc(maker.__doc__ or "").rstrip(".")
+    return Architecture(name=key, what=what, rows="image" if key in _IMAGE else "table", options=tuple(options))
+
+
+def _described(option: inspect.Parameter) -> dict[str, str]:
+    kind, meaning = get_args(option.annotation) if get_origin(option.annotation) is Annotated else (option.annotation, "")
+    text = kind.__name__ if isinstance(kind, type) else str(kind).replace("collections.abc.", "")
+    default = "left out" if option.default is None else str(option.default)
+    return {"name": option.name, "type": text.replace(" | None", ""), "default": default, "meaning": meaning}
 
 
 def make_net(name: str, card: Card, options: Mapping[str, Any], width_in: int = 0) -> nn.Module:
@@ -80,7 +153,7 @@ def make_net(name: str, card: Card, options: Mapping[str, Any], width_in: int = 
     makers, other = (_IMAGE, "table") if card.kind == "image" else (_TABLE, "image")
     if key not in makers:
         raise InputError(f"architecture {name!r} is for {other} data; {card.name!r} holds {card.kind} rows")
-    known = [p for p in inspect.signature(makers[key]).parameters if p not in ("card", "width_in")]
+    known = [p for p in inspect.signature(makers[key]).parameters if p not in _FIXED]
     for option in options:
         if option not in known:
             raise unknown(f"option of {name}", option, known)

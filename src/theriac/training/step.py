@@ -31,6 +31,7 @@ StepResult = torch.Tensor | tuple[torch.Tensor, Mapping[str, torch.Tensor]]
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 Step = Callable[[nn.Module, Batch], StepResult]
+"""The loss of one batch, from the model and the batch; or the loss with figures to report, by name."""
 
 
 @typed()
