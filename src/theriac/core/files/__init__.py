@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -76,7 +77,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     if is_stream(path):
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder) / path.name)
-            with (Path(folder) / path.name).open("rb") as made, path.open("wb") as out:
+            with (Path(folder) / path.name).open("rb") as made, _stream(path) as out:
                 shutil.copyfileobj(made, out)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,6 +95,24 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     return path
+
+
+def _stream(path: Path) -> BinaryIO:
+    """A device or a pipe, open for writing.
+
+    Raises:
+        InputError: If it is a pipe that no process reads, which would wait for ever.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        nobody = f"{shown(path)} is a pipe that no process reads"
+        raise InputError(
+            nobody if error.errno == errno.ENXIO else f"{shown(path)} can't be written: {error.strerror}"
+        ) from None
+    if hasattr(os, "set_blocking"):
+        os.set_blocking(handle, True)
+    return os.fdopen(handle, "wb")
 
 
 def write_json(path: str | Path, data: Any) -> Path:
