@@ -109,7 +109,7 @@ def test_a_training_time_defense_trains_what_the_library_trains(
     assert theriac("report", tmp_path, "--out", tmp_path / "page.html").code == 0
     page = (tmp_path / "page.html").read_text()
     assert "BadNets, CBD (cbd)" in page
-    assert "poisoned with CBD." in page
+    assert "with CBD, on rows of which" in page
     assert "BadNets (victim)" in page
 
 
