@@ -56,9 +56,8 @@ def test_antidote_works_where_fine_tuning_fails(quick: tuple[Study, Path]) -> No
             assert asr.value <= 0.3, victim  # even a fraction of the updates
         else:
             assert asr.value >= 0.5, victim
-    told = findings.headline(quick[0])
-    assert "; Fine-tuning failed on both backdoors." in told
-    assert len(told.split()) <= 15
+    assert "Fine-tuning left both backdoors" in findings.summary(quick[0])
+    assert len(findings.headline(quick[0]).split()) <= 15
 
 
 def test_files_are_complete(quick: tuple[Study, Path]) -> None:

@@ -79,7 +79,7 @@ def load_torch(path: Path, map_location: Any, tensors_only: bool, check: Callabl
     calls = isinstance(trouble, CallError)
     foreign = [name for name in strangers if name not in HARMLESS]
     if (foreign or calls or (strangers and trouble is not None)) and (trouble is not None or not tensors_only):
-        named = foreign or strangers
+        named = [*foreign, *(name for name in strangers if name in HARMLESS)]
         wants = [f"import {', '.join(named[:5])}{', ...' if len(named) > 5 else ''}"] if named else []
         wants += [f"call {trouble}"] if calls else []
         hint = "ask for a safetensors file" if tensors_only or calls else f"{_OPTION}, or ask for a safetensors file"
