@@ -321,4 +321,10 @@ def test_weight_decay_goes_on_where_it_does_no_harm(digits: Data):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for norm in (parametrizations.weight_norm, parametrizations.spectral_norm, same):
-            trained(made(norm), digits.train.sample(100, seed=0), weight_decay=5e-4)
+            with_decay, without = (
+                trained(made(norm), digits.train.sample(100, seed=0), weight_decay=decay) for decay in (5e-4, 0.0)
+            )
+            changed = [
+                name for name, value in with_decay.named_parameters() if not torch.equal(value, without.get_parameter(name))
+            ]
+            assert any("head" in name for name in changed), f"decay did not reach the head under {norm}"

@@ -209,10 +209,11 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
 
     monkeypatch.setattr(paths.fcntl, "flock", refuse)
     with owned(tmp_path):
-        pass
+        (tmp_path / "one").write_text("1")
     monkeypatch.setattr(paths, "fcntl", None)
     with owned(tmp_path):
-        pass
+        (tmp_path / "two").write_text("2")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
 
 
 def test_a_finished_run_can_be_read_while_it_is_in_use(tmp_path):

@@ -95,7 +95,9 @@ def test_nobody_listens_any_more(clock, monkeypatch):
             raise BrokenPipeError
 
     monkeypatch.setattr("sys.stderr", Closed())
+    began = clock.now
     work(Run(device="cpu"), clock, 100, 1.0)  # goes on
+    assert clock.now - began == 100
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # nothing is learnt in so few steps

@@ -197,7 +197,10 @@ def _locked(path: Path) -> int | None:
             os.close(handle)
             who = f"process {holder}" if holder.isdigit() else "another process"
             raise InputError(f"{str(path.parent)!r} is in use by {who}; wait for it, or take another folder") from None
-        except OSError:  # no locks on this file system
+        except OSError:  # no locks on this file system: leave no file behind, but a holder's (it has a number in it) alone
+            with contextlib.suppress(OSError):
+                if os.fstat(handle).st_size == 0:
+                    path.unlink(missing_ok=True)
             os.close(handle)
             return None
         with contextlib.suppress(OSError):
