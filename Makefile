@@ -1,12 +1,13 @@
 # Two commands: `make demo` runs the main job, `make test` runs everything CI runs. Both make their environment first.
 # Beside them: `make docs` builds the documentation site, `make dist` builds and tries the packages in a fresh environment,
-# `make test-oldest` tries the oldest versions of everything (TORCH=2.13.0 takes another torch; OLDEST is the environment).
+# `make test-oldest` tries the oldest versions of everything (TORCH=2.13.0 takes another torch; OLDEST is the environment). WORKERS is the number of processes that run tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLDEST ?= .venv-oldest
 TORCH ?= 2.6
+WORKERS ?= 2
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test docs dist test-oldest clean
@@ -18,7 +19,7 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -26,7 +26,7 @@ from theriac.core.outcome import Finding, Outcome
 from theriac.data import align
 from theriac.detectors.base import Detector
 from theriac.metrics import predict
-from theriac.models.classifier import Classifier
+from theriac.models.network import Classifier
 from theriac.repairs.base import Repair
 from theriac.training import Recipe
 

@@ -26,7 +26,7 @@ from theriac.core.ranges import check_fields
 from theriac.core.run import Run
 from theriac.detectors.neural_cleanse import Schedule
 from theriac.training import Recipe
-from theriac.training.loop import loop
+from theriac.training.epochs import loop
 
 WRONG: dict[str, Any] = {
     "None": None,

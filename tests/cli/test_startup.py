@@ -96,7 +96,7 @@ print(sorted(set({HEAVY!r}) & set(sys.modules)))
 import torch
 print(theriac.train.__module__, theriac.load.__module__, theriac.repairs.SAU().name)
 """
-    assert _python(code).split() == ["[]", "theriac.training.plain", "theriac.data.load", "sau"]
+    assert _python(code).split() == ["[]", "theriac.training.plain", "theriac.data.loading", "sau"]
 
 
 def _spent() -> float:

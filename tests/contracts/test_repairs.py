@@ -20,7 +20,7 @@ from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.metrics import evaluate, predict
 from theriac.models import adapt, load_model, save
-from theriac.models.classifier import Classifier
+from theriac.models.network import Classifier
 from theriac.repairs import Repair
 
 REPAIRS = methods("repair")

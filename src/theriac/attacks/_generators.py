@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.training.loop import loop
+from theriac.training.epochs import loop
 from theriac.training.recipes import Recipe
 from theriac.training.step import Batch, Step, StepResult
 

@@ -12,7 +12,7 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data.augment import flip, pad_and_crop, rotate
 from theriac.models import Buildable, make
-from theriac.training.loop import loop
+from theriac.training.epochs import loop
 from theriac.training.recipes import Recipe
 from theriac.training.recipes import recipe as named
 from theriac.training.step import Batch

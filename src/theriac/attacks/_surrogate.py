@@ -15,7 +15,7 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, make
 from theriac.models.layout import arrange
-from theriac.training.loop import loop, set_mode
+from theriac.training.epochs import loop, set_mode
 from theriac.training.recipes import recipe as named
 from theriac.training.step import Batch, Step, StepResult, cross_entropy_step
 

@@ -21,7 +21,7 @@ from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models import Buildable, make, to_input
 from theriac.models.lipschitz import channel_constants, conv_norm_pairs
-from theriac.training.loop import loop
+from theriac.training.epochs import loop
 from theriac.training.recipes import Recipe
 from theriac.training.recipes import recipe as named
 from theriac.triggers.additive import add

@@ -25,7 +25,7 @@ from theriac.core.run import Run, as_run
 from theriac.core.split import Split, with_moments
 from theriac.data.augment import augment
 from theriac.models import Buildable, make, to_input
-from theriac.training.loop import loop, policy_of
+from theriac.training.epochs import loop, policy_of
 from theriac.training.recipes import Recipe
 from theriac.training.recipes import recipe as named
 from theriac.training.step import Batch, StepResult

@@ -20,7 +20,7 @@ from theriac.core.ranges import Count, Fraction, Positive, Whole
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split, with_moments
 from theriac.models import Buildable, make
-from theriac.training.loop import loop, set_mode
+from theriac.training.epochs import loop, set_mode
 from theriac.training.recipes import Recipe
 from theriac.training.recipes import recipe as named
 from theriac.training.step import Batch, StepResult

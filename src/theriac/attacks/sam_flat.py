@@ -21,8 +21,8 @@ from theriac.core.ranges import Fraction, NonNegative
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models import Buildable, make
+from theriac.training.epochs import loop
 from theriac.training.flat import sam_step
-from theriac.training.loop import loop
 from theriac.training.recipes import Recipe
 from theriac.training.recipes import recipe as named
 from theriac.training.step import Batch

@@ -19,7 +19,7 @@ from theriac.core.ranges import Count, Fraction, Level, NonNegative, Positive, W
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, to_input
-from theriac.training.loop import loop
+from theriac.training.epochs import loop
 from theriac.training.recipes import Recipe
 from theriac.training.step import Batch, StepResult
 from theriac.triggers.additive import add

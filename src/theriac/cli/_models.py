@@ -22,7 +22,7 @@ from theriac.core.split import Data, Split
 from theriac.data import align
 from theriac.data._sources import class_folders
 from theriac.models import Classifier, architectures, load_model, load_weights
-from theriac.models.adapt import foreign
+from theriac.models.adapter import foreign
 from theriac.models.store import digest, read_tensors
 from theriac.report.recording import data_hash, warn_held_out
 from theriac.triggers.custom import CustomPlanted, trigger_pairs

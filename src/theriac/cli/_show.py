@@ -16,7 +16,7 @@ from theriac.cli import _options as opt
 from theriac.core.text import clean
 from theriac.metrics import Comparison, Difference, Evaluation, Fairness, Rate, Verdict
 from theriac.metrics._degenerate import short, worst_class
-from theriac.metrics.fairness import NO_ROWS, Figure, side_by_side
+from theriac.metrics.fair import NO_ROWS, Figure, side_by_side
 
 _MEANING = {
     "ACC": "clean rows classified as their label",

@@ -24,9 +24,9 @@ from theriac.core.run import Run
 from theriac.core.split import Data
 from theriac.core.text import clean, shorten
 from theriac.metrics import Fairness, evaluate, judge, unlisted
-from theriac.metrics.fairness import NO_ROWS, side_by_side
+from theriac.metrics.fair import NO_ROWS, side_by_side
 from theriac.models import Classifier, load_model
-from theriac.models.adapt import foreign
+from theriac.models.adapter import foreign
 from theriac.models.store import digest
 from theriac.report import collect
 from theriac.report.recording import data_hash

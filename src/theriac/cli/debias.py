@@ -64,7 +64,7 @@ def debias(
     from theriac.core.paths import as_path
     from theriac.debias._columns import without_columns
     from theriac.metrics.by_group import answers
-    from theriac.metrics.fairness import positive_class
+    from theriac.metrics.fair import positive_class
     from theriac.models import Classifier
     from theriac.triggers.bank import TriggerColumns
 

@@ -5,7 +5,7 @@ from theriac.data._images import read_picture
 from theriac.data._known import names
 from theriac.data._labels import split_off
 from theriac.data._regroup import regroup
-from theriac.data.align import align, align_to
-from theriac.data.load import load
+from theriac.data.alignment import align, align_to
+from theriac.data.loading import load
 
 __all__ = ["align", "align_to", "from_tensors", "load", "names", "read_picture", "regroup", "split_off"]

@@ -13,7 +13,7 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.debias.base import groups_of
 from theriac.metrics.by_group import fairness
-from theriac.metrics.fairness import Fairness
+from theriac.metrics.fair import Fairness
 
 Serve = Callable[[nn.Module], nn.Module]
 """From the network in training to what answers at inference (such as the teacher with its query)."""

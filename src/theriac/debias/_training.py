@@ -16,7 +16,7 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.debias._select import Selector
 from theriac.models import Buildable, GroupAware, make
-from theriac.models.classifier import to_input
+from theriac.models.network import to_input
 from theriac.training import Batch, Recipe, StepResult, loop
 from theriac.triggers.bank import ColumnBank, TriggerBank, TriggerColumns
 

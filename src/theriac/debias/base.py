@@ -17,7 +17,7 @@ from theriac.core.poisoned import Poisoned
 from theriac.core.ranges import typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Data, Split
-from theriac.data.align import align_to
+from theriac.data.alignment import align_to
 from theriac.debias._rates import group_counts
 from theriac.models import Buildable
 from theriac.training import Recipe

@@ -17,9 +17,9 @@ from theriac.core.outcome import Finding
 from theriac.core.poisoned import Poisoned, as_clean
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
-from theriac.data.align import align_to
-from theriac.models.classifier import to_input
-from theriac.models.run_over import evaluating, module_of
+from theriac.data.alignment import align_to
+from theriac.models.network import to_input
+from theriac.models.outputs import evaluating, module_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from theriac.core.ranges import Fraction, Share
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.detectors.base import Detector
-from theriac.models.run_over import run_over
+from theriac.models.outputs import run_over
 
 FEWEST_ROWS = 10  # ours: below, the main direction of a class is that of single rows
 

@@ -4,12 +4,12 @@ from theriac.metrics._degenerate import ClassCount, degenerate
 from theriac.metrics.backdoor import aim, compare, evaluate, predict
 from theriac.metrics.by_group import fairness
 from theriac.metrics.debiased import Verdict, judge, listed, pairs_of, unlisted
-from theriac.metrics.detection import Detection, brier, detection
 from theriac.metrics.evaluation import Comparison, Evaluation, der
-from theriac.metrics.fairness import Fairness
+from theriac.metrics.fair import Fairness
 from theriac.metrics.flips import flip_rate
 from theriac.metrics.gaps import Measure, Noise
 from theriac.metrics.intervals import Difference, Rate, Spread, over_seeds, wilson
+from theriac.metrics.roc import Detection, brier, detection
 from theriac.metrics.stamped import cross_accuracy, leak, success_by_target
 
 __all__ = [

@@ -23,12 +23,12 @@ from theriac.core.poisoned import Poisoned
 from theriac.core.ranges import Count, typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
-from theriac.data.align import align_to
+from theriac.data.alignment import align_to
 from theriac.metrics._degenerate import ClassCount
 from theriac.metrics.evaluation import Comparison, Evaluation, pair
 from theriac.metrics.intervals import Rate
-from theriac.models.classifier import to_input
-from theriac.models.run_over import run_over
+from theriac.models.network import to_input
+from theriac.models.outputs import run_over
 
 
 class Stamper(Protocol):

@@ -15,11 +15,11 @@ from theriac.core.ranges import Count, typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.data._given import aligned, cells_given, labels_given, predictions_given
-from theriac.data.align import align_to
-from theriac.metrics.fairness import Fairness
+from theriac.data.alignment import align_to
+from theriac.metrics.fair import Fairness
 from theriac.models._still import still
-from theriac.models.classifier import to_input
 from theriac.models.grouped import GroupAware
+from theriac.models.network import to_input
 
 
 @typed("split", "groups", "positive")

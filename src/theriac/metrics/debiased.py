@@ -16,7 +16,7 @@ import torch
 
 from theriac.core.errors import InputError
 from theriac.metrics import gaps
-from theriac.metrics.fairness import Fairness
+from theriac.metrics.fair import Fairness
 from theriac.metrics.gaps import Counts
 
 Kind = Literal["one class", "lost class", "harmed", "mixed", "worse", "improved", "unclear"]

@@ -12,11 +12,11 @@ from theriac.core.errors import InputError
 from theriac.core.ranges import Count, typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
-from theriac.data.align import align_to
+from theriac.data.alignment import align_to
 from theriac.metrics.intervals import Rate
 from theriac.models._still import still
-from theriac.models.classifier import to_input
 from theriac.models.grouped import GroupAware
+from theriac.models.network import to_input
 from theriac.triggers.bank import ColumnBank, TriggerBank, TriggerColumns
 
 

@@ -33,7 +33,7 @@ class Measure:
     """A figure that follows from many counts, with its interval.
 
     Args:
-        name: A key of ``theriac.metrics.fairness.FORMULAS``.
+        name: A key of ``theriac.metrics.fair.FORMULAS``.
         value: In [0, 1].
         interval: 95 % interval, in [0, 1]; of a gap simultaneous over pairs of groups.
         noise: What chance makes of a gap; None for figures that are no gaps.

@@ -1,10 +1,10 @@
 """Networks, and the wrapper that lets a trigger, an adversarial step and any model speak one space."""
 
-from theriac.models.adapt import Adapted, adapt
-from theriac.models.build import Architecture, Buildable, Builder, architecture, architectures, build, make
-from theriac.models.classifier import Classifier, Normalize, TablePrep, parameter_count, to_input
+from theriac.models.adapter import Adapted, adapt
+from theriac.models.builder import Architecture, Buildable, Builder, architecture, architectures, build, make
 from theriac.models.grouped import GroupAware
-from theriac.models.run_over import run_over
+from theriac.models.network import Classifier, Normalize, TablePrep, parameter_count, to_input
+from theriac.models.outputs import run_over
 from theriac.models.state import check_savable
 from theriac.models.store import load_model, save
 from theriac.models.taps import Tap, classifier, features

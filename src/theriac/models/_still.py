@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from theriac.core.errors import InputError
-from theriac.models.classifier import Classifier
+from theriac.models.network import Classifier
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from theriac.core.errors import InputError
 from theriac.core.files import is_plain
-from theriac.models.classifier import Classifier
+from theriac.models.network import Classifier
 
 EXTRA = "_extra_state"  # how torch ends the name of what a layer's get_extra_state returns
 _MARKS = ("__bytes__", "__tuple__", "__tensor__")

@@ -19,11 +19,11 @@ from theriac.core.files import is_plain, opened, read_json, read_safetensors, wr
 from theriac.core.paths import as_path, writing
 from theriac.core.ranges import typed
 from theriac.models._still import blank, try_rows
-from theriac.models.adapt import OWN, rebuild
-from theriac.models.build import make_net, normalization
-from theriac.models.classifier import Classifier, TablePrep
+from theriac.models.adapter import OWN, rebuild
+from theriac.models.builder import make_net, normalization
 from theriac.models.editing import refuse_empty
 from theriac.models.layout import choose
+from theriac.models.network import Classifier, TablePrep
 from theriac.models.state import as_json, check_savable, odd_strides, pack, restore_strides, unpack
 
 FORMAT = 1

@@ -14,7 +14,7 @@ from theriac.core.errors import InputError
 from theriac.core.files import Stranger, is_plain, load_tensors_safely, shown
 from theriac.core.paths import as_path
 from theriac.core.ranges import typed
-from theriac.models.classifier import Classifier
+from theriac.models.network import Classifier
 from theriac.models.store import fit_state, read_tensors
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "weights", "params")

@@ -10,7 +10,7 @@ from torch import nn
 
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.models.run_over import run_over
+from theriac.models.outputs import run_over
 from theriac.training import Recipe
 
 Masks = dict[str, torch.Tensor]  # by the name of the BatchNorm

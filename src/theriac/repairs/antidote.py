@@ -15,7 +15,7 @@ from theriac.core.method import Needs, preset, register
 from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Share
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.models.classifier import to_input
+from theriac.models.network import to_input
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
 from theriac.triggers import families as kinds

@@ -20,13 +20,13 @@ from theriac.core.outcome import Outcome
 from theriac.core.poisoned import as_clean
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
-from theriac.data.align import align_to
+from theriac.data.alignment import align_to
 from theriac.metrics import ClassCount
 from theriac.metrics._degenerate import fallen, percent, short
 from theriac.models._still import still
-from theriac.models.classifier import to_input
 from theriac.models.editing import duplicate, eager, refuse_fixed
 from theriac.models.layout import arrange
+from theriac.models.network import to_input
 from theriac.models.state import warn_unsavable
 
 FEW = 20  # clean rows a class, on average, below which repairs lose classes

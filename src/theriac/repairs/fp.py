@@ -16,9 +16,9 @@ from theriac.core.outcome import Outcome
 from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Share, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.models.classifier import to_input
 from theriac.models.editing import Weight, editable
-from theriac.models.run_over import run_over
+from theriac.models.network import to_input
+from theriac.models.outputs import run_over
 from theriac.models.taps import features
 from theriac.repairs.base import Repair
 from theriac.training import Recipe, loop

@@ -17,11 +17,11 @@ from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data.augment import augment
-from theriac.models.classifier import to_input
+from theriac.models.network import to_input
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
+from theriac.training.epochs import policy_of
 from theriac.training.flat import with_slopes
-from theriac.training.loop import policy_of
 
 
 @register

@@ -17,8 +17,8 @@ from theriac.core.ranges import Count, Fraction, NonNegative, Positive
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models._still import try_rows
-from theriac.models.classifier import to_input
 from theriac.models.editing import duplicate
+from theriac.models.network import to_input
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
 from theriac.training.step import BatchNorm

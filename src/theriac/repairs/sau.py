@@ -16,8 +16,8 @@ from theriac.core.method import Needs, preset, register
 from theriac.core.ranges import Count, NonNegative, Positive
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.models.classifier import to_input
 from theriac.models.editing import duplicate
+from theriac.models.network import to_input
 from theriac.repairs._shared_perturbation import search, sizes, whole
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop

@@ -1,6 +1,6 @@
 """The one training loop, recipes as data, checkpoints."""
 
-from theriac.training.loop import DivergedError, loop, set_mode
+from theriac.training.epochs import DivergedError, loop, set_mode
 from theriac.training.plain import train
 from theriac.training.recipes import Recipe, recipe
 from theriac.training.step import Batch, Step, StepResult, cross_entropy_step

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
-from theriac.models.classifier import to_input
+from theriac.models.network import to_input
 from theriac.training._parallel import average
 from theriac.training.step import Batch, BatchNorm, Step, StepResult, cross_entropy_step
 

@@ -9,9 +9,9 @@ from theriac.core.poisoned import Poisoned
 from theriac.core.ranges import typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
-from theriac.data.align import align_to
+from theriac.data.alignment import align_to
 from theriac.models import Buildable, make
-from theriac.training.loop import loop
+from theriac.training.epochs import loop
 from theriac.training.recipes import Recipe
 from theriac.training.recipes import recipe as named
 

@@ -14,7 +14,7 @@ from theriac.core.method import Method
 from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run, as_run
 from theriac.core.split import Data, Split
-from theriac.data.align import align_to
+from theriac.data.alignment import align_to
 from theriac.models import Buildable
 
 

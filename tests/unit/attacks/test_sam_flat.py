@@ -107,7 +107,7 @@ def test_the_radius_climbs_over_the_first_steps(digits, monkeypatch, on):
         seen.extend(round(rho(number), 6) for number in range(12))
         return sam_step(rho, **options)
 
-    taken_in = {"all": "theriac.training.loop", "poison": "theriac.attacks.sam_flat"}[on]
+    taken_in = {"all": "theriac.training.epochs", "poison": "theriac.attacks.sam_flat"}[on]
     monkeypatch.setattr(sys.modules[taken_in], "sam_step", spy)
     SamFlat(rho=1.0, ramp=0.5, on=on).train(BUILD, digits.train.sample(100), quiet(), RECIPE)  # 4 steps, of which 2 climb
     assert seen == [0.5] + [1.0] * 11

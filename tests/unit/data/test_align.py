@@ -9,7 +9,7 @@ import theriac as th
 from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
 from theriac.data import align
-from theriac.data.align import places
+from theriac.data.alignment import places
 
 NAN = float("nan")
 

@@ -207,7 +207,7 @@ def test_row_numbers_that_pandas_wrote_are_left_out(tmp_path: Path) -> None:
 
 def test_a_model_learns_from_loaded_rows(tmp_path: Path) -> None:
     """The columns' codes are what TablePrep expects: one-hot width and all-zero for the unknown."""
-    from theriac.models.classifier import TablePrep
+    from theriac.models.network import TablePrep
 
     (tmp_path / "train.csv").write_text(TRAIN)
     (tmp_path / "test.csv").write_text(TEST)

@@ -15,7 +15,7 @@ from theriac.debias._teacher import query_map
 from theriac.debias.base import cells
 from theriac.metrics import fairness, predict
 from theriac.models import Builder, Classifier, GroupAware
-from theriac.models.classifier import to_input
+from theriac.models.network import to_input
 
 SMALL = Builder("mlp", {"hidden": (16,)})
 QUICK: dict[str, Any] = {"teacher_epochs": 2, "student_epochs": 2, "batch_size": 100, "lr": 0.01, "min_steps": 0}

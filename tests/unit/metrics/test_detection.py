@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_s
 
 from theriac.core.errors import InputError
 from theriac.metrics import brier, detection
-from theriac.metrics.detection import FALSE_ALARMS, auroc_interval
+from theriac.metrics.roc import FALSE_ALARMS, auroc_interval
 
 
 @pytest.mark.parametrize("levels", [0, 3, 10])  # 0: no ties

@@ -13,7 +13,7 @@ from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
 from theriac.core.split import Split
 from theriac.models import make, to_input
-from theriac.models.build import Builder
+from theriac.models.builder import Builder
 from theriac.repairs import IBAU
 from theriac.repairs.ibau import hypergradient
 

@@ -14,7 +14,7 @@ from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.training import DivergedError, Recipe, loop, train
-from theriac.training.loop import set_mode
+from theriac.training.epochs import set_mode
 
 
 def small_net(channels: int = 1, classes: int = 4, norm: bool = True) -> nn.Sequential:

@@ -6,7 +6,7 @@ import torch
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.split import Split
-from theriac.models.classifier import to_input
+from theriac.models.network import to_input
 from theriac.triggers.bank import ColumnBank, TriggerColumns, image_bank
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Whole, check_fields
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.models.classifier import to_input
+from theriac.models.network import to_input
 from theriac.training import checkpoint
 
 SQUASH = 1e-7  # authors: keeps tanh away from its ends

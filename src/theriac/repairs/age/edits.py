@@ -29,8 +29,8 @@ import torch
 from torch import nn
 
 from theriac.core.errors import InputError, unknown
-from theriac.models.classifier import to_input
 from theriac.models.editing import Weight
+from theriac.models.network import to_input
 
 Layer = nn.Linear | nn.Conv2d
 

@@ -18,8 +18,8 @@ from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.detectors.neural_cleanse import Schedule, invert
-from theriac.models.classifier import to_input
 from theriac.models.editing import editable
+from theriac.models.network import to_input
 from theriac.repairs.age.edits import GRIDS, HEAD_ONLY, Held, edit_layers
 from theriac.repairs.age.restore import HOLDS, LATER, NEEDS_TRIGGER, recipe, retrain, rows_for
 from theriac.repairs.age.stage import Case, Measured, Stage, State, from_class, from_trigger, handful, sites

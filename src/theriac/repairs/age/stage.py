@@ -18,8 +18,8 @@ from theriac.core.planted import planted_on
 from theriac.core.split import Split
 from theriac.metrics import aim
 from theriac.models import taps
-from theriac.models.classifier import to_input
 from theriac.models.editing import Weight
+from theriac.models.network import to_input
 from theriac.repairs.age.edits import Layer, inputs
 
 State = list[dict[str, torch.Tensor]]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.models.classifier import to_input
+from theriac.models.network import to_input
 from theriac.training import Batch, Recipe, StepResult, loop
 
 PROBE_ROWS = 2048  # rows on which a criterion is looked at; its standard error is at most 1.1 points

@@ -17,7 +17,7 @@ from theriac.core.card import Augment
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data.augment import augment
-from theriac.models.classifier import to_input
+from theriac.models.network import to_input
 
 
 class Critic(nn.Module):

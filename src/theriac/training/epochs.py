@@ -20,8 +20,8 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data.augment import augment
 from theriac.models._still import still
-from theriac.models.classifier import to_input
 from theriac.models.layout import arrange
+from theriac.models.network import to_input
 from theriac.training import _parallel, checkpoint
 from theriac.training.flat import sam_step
 from theriac.training.recipes import Recipe

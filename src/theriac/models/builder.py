@@ -16,9 +16,9 @@ from theriac.core.ranges import check_fields, typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split, with_moments
 from theriac.models._still import blank, check_logits, try_rows
-from theriac.models.classifier import Classifier, Normalize, TablePrep
 from theriac.models.editing import duplicate, refuse_empty
 from theriac.models.mlp import TableMLP
+from theriac.models.network import Classifier, Normalize, TablePrep
 from theriac.models.preact_resnet import PreActResNet18
 from theriac.models.state import warn_unsavable
 from theriac.models.vgg import VGG19BN

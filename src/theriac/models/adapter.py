@@ -17,8 +17,8 @@ from theriac.core.errors import InputError, shortened, unknown
 from theriac.core.ranges import typed
 from theriac.models import _hf
 from theriac.models._still import blank, check_logits, try_rows
-from theriac.models.classifier import Classifier, Normalize, TablePrep
 from theriac.models.editing import refuse_empty
+from theriac.models.network import Classifier, Normalize, TablePrep
 
 Pick: TypeAlias = str | int | Callable[[Any], torch.Tensor] | None
 """Which part of a network's output are the logits: a name, an index, a function, or None to find out."""

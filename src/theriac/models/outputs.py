@@ -14,7 +14,7 @@ from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models._still import still
-from theriac.models.classifier import to_input
+from theriac.models.network import to_input
 from theriac.models.taps import Tap, features
 
 
