@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         models,
         repairs,
         report,
+        runs,
         training,
         training_defenses,
         triggers,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from theriac.data import load
     from theriac.metrics import compare, evaluate, fairness
     from theriac.models import Builder, adapt, build, load_model, load_weights, save
-    from theriac.report import record
+    from theriac.runs import record
     from theriac.training import recipe, train
     from theriac.triggers.custom import trigger, trigger_pairs
 
@@ -60,7 +61,7 @@ _LAZY = {
     "load_model": "theriac.models",
     "load_weights": "theriac.models",
     "recipe": "theriac.training",
-    "record": "theriac.report",
+    "record": "theriac.runs",
     "save": "theriac.models",
     "train": "theriac.training",
     "trigger": "theriac.triggers.custom",
@@ -99,6 +100,7 @@ __all__ = [
     "record",
     "repairs",
     "report",
+    "runs",
     "save",
     "train",
     "training",

@@ -14,7 +14,8 @@ FLOORS = [
     {"metrics"},
     {"training"},
     {"attacks", "repairs", "training_defenses", "detectors", "debias"},
-    {"report"},
+    {"runs"},
+    {"report", "bench"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
