@@ -251,9 +251,7 @@ def _from_folder(where: Path, wanted: Wanted) -> Opened:
     warn_held_out(data, source.known)
     weights = digest(where / "model.safetensors")
     name = where.resolve().name
-    return Opened(
-        model=model, name=name, record=record, folder=where, weights=weights, data=data, source=source, path=where
-    )
+    return Opened(model=model, name=name, record=record, folder=where, weights=weights, data=data, source=source, path=where)
 
 
 def _source(where: Path, record: Mapping[str, Any], model: Classifier, wanted: Wanted) -> Source:
