@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from theriac.core.run import Run
     from theriac.core.split import Data, Split
     from theriac.data import load
-    from theriac.metrics import compare, evaluate, fairness
+    from theriac.metrics import check_wrapping, compare, evaluate, fairness
     from theriac.models import Builder, adapt, build, load_model, load_weights, save
     from theriac.runs import record
     from theriac.training import recipe, train
@@ -54,6 +54,7 @@ _LAZY = {
     "UnsafeFileError": "theriac.core.errors",
     "adapt": "theriac.models",
     "build": "theriac.models",
+    "check_wrapping": "theriac.metrics",
     "compare": "theriac.metrics",
     "evaluate": "theriac.metrics",
     "fairness": "theriac.metrics",
@@ -84,6 +85,7 @@ __all__ = [
     "adapt",
     "attacks",
     "build",
+    "check_wrapping",
     "compare",
     "core",
     "data",

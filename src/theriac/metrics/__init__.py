@@ -11,6 +11,7 @@ from theriac.metrics.gaps import Measure, Noise
 from theriac.metrics.intervals import Difference, Rate, Spread, over_seeds, wilson
 from theriac.metrics.roc import Detection, brier, detection
 from theriac.metrics.stamped import cross_accuracy, leak, success_by_target
+from theriac.metrics.wrapping import Way, WrappingCheck, check_wrapping
 
 __all__ = [
     "ClassCount",
@@ -24,8 +25,11 @@ __all__ = [
     "Rate",
     "Spread",
     "Verdict",
+    "Way",
+    "WrappingCheck",
     "aim",
     "brier",
+    "check_wrapping",
     "compare",
     "cross_accuracy",
     "degenerate",

@@ -331,7 +331,12 @@ def _refuse_twice(model: nn.Module, mean: tuple[float, ...] | None, std: tuple[f
         return
     for name, module in model.named_modules():
         held = [getattr(module, key, None) for key in ("mean", "std")]
-        if "normal" in type(module).__name__.lower() and all(isinstance(v, (torch.Tensor, tuple, list, float)) for v in held):
+        scaled = mean is None or not any(mean)  # only to another range, such as 0 to 255
+        if (
+            "normal" in type(module).__name__.lower()
+            and not scaled
+            and all(isinstance(v, (torch.Tensor, tuple, list, float)) for v in held)
+        ):
             where = f"its layer {name!r} ({type(module).__name__})" if name else "itself"
             raise InputError(f"mean and std are given, and the network normalizes in {where} already; leave out mean and std")
     if mean is not None and max(map(abs, mean)) > _BYTES and min(std or (1.0,)) >= 1:
