@@ -154,13 +154,14 @@ def demo(
     device: opt.Device = "auto",
     seed: opt.Seed = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A smaller run that only shows that everything works.")] = False,
+    force: opt.Force = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Show everything on handwritten digits: three victims, three repairs, one table, one report (under two minutes)."""
     from theriac.cli.demo import run_demo
 
     opt.set_quiet(quiet)
-    run_demo(as_path("--out", out), device=device, seed=seed, quick=quick, quiet=quiet or None)
+    run_demo(as_path("--out", out), device=device, seed=seed, quick=quick, quiet=quiet or None, force=force)
 
 
 app.command("demo")(demo)

@@ -117,10 +117,12 @@ def png(image: torch.Tensor) -> str:
 
 def epochs(run: Run, labels: Sequence[str]) -> list[dict[str, Any]]:
     """The per-epoch events of a run under some labels, rounded, as a Result's history."""
-    kept = [e for label in labels for e in run.history(label) if "epoch" in e]
-    return [
-        {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in e.items() if k not in ("event", "time")} for e in kept
-    ]
+    return [plain_epoch(e) for label in labels for e in run.history(label) if "epoch" in e]
+
+
+def plain_epoch(event: Mapping[str, Any]) -> dict[str, Any]:
+    """One epoch's event, rounded to five digits, without its name and time."""
+    return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in event.items() if k not in ("event", "time")}
 
 
 def _share(value: torch.Tensor) -> float:

@@ -170,7 +170,7 @@ class _Work(ABC):
         self.data = job.data.load() if data is None else data
         self.described = recording.describe(self.data, dataclasses.asdict(job.data), known=job.data.known)
 
-    def refuse(self, home: Path) -> None:
+    def refuse(self, home: Path) -> None:  # noqa: B027 - most jobs may write anywhere
         """Refuse a folder that this job must not write to."""
 
     @abstractmethod
@@ -273,7 +273,7 @@ class _Repairing(_Work):
         if self.method.wants("clean_rows") and amount is None:
             raise InputError(f"clean is missing; {self.method.title} needs clean rows")
         if self.method.wants("clean_rows") and amount is not None:
-            self.clean = clean_rows(self.data, job.data, amount.source, amount.amount, run)
+            self.clean = clean_rows(self.data, job.data, amount, run)
         self.planted = _judge(job, self.data, run) or victim.planted
         self.trigger = self.planted if self.method.wants("trigger") else None
         if self.trigger is None and self.method.wants("trigger"):
