@@ -100,7 +100,7 @@ class Job:
 
     @property
     def kind(self) -> str:
-        """ "train", "repair" or "debias"."""
+        """What is done: "train", "repair" or "debias"."""
         return "train" if self.defense is None else KINDS[self.defense.kind]
 
 
