@@ -16,7 +16,8 @@ from theriac.core.planted import planted_on
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.metrics import aim, predict
-from theriac.report.records import DataSummary, Exhibit, Guess, Sample
+from theriac.report.records import DataSummary, Exhibit, Guess, Provenance, Sample
+from theriac.runs.provenance import provenance as described
 
 MAX_SIDE = 160  # pixels; larger samples are shrunk for the page
 DIFFERENCE = 10  # how much the picture of the difference is amplified
@@ -38,6 +39,16 @@ def summarize(data: Data | Card, *, clean_rows: int = 0) -> DataSummary:
         license=card.license,
         content_hash=card.content_hash,
     )
+
+
+def provenance(run: Run, **facts: Any) -> Provenance:
+    """Seed, versions, hardware and times of a piece of work.
+
+    Args:
+        run: Gives seed, device and precision.
+        **facts: ``model``, ``recipe``, ``command``, ``started`` and ``times``; see :func:`theriac.runs.provenance.provenance`.
+    """
+    return Provenance.model_validate(described(run, **facts))
 
 
 def exhibit(
