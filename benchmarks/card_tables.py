@@ -33,6 +33,8 @@ from measured import (
 from table import RESULTS, Record
 
 from theriac.core.method import Method
+from theriac.repairs.age.edits import FORMER as RULES
+from theriac.repairs.age.restore import FORMER as REPAIRS
 from theriac.report.cards import grid
 
 HEAD = ["ACC %", "ASR %", "RA %"]
@@ -170,7 +172,9 @@ def _edited(cls: type[Method], results: Path) -> list[str]:
         rows = [
             _cells_row(record, members)
             for record in records
-            for members in families(record["cells"], lambda c: [c["kind"], c["rule"], c["retrain"], c["per_class"]])
+            for members in families(
+                [_renamed(cell) for cell in record["cells"]], lambda c: [c["kind"], c["rule"], c["retrain"], c["per_class"]]
+            )
             if _shown(cls, members[0])
         ]
         if rows:
@@ -179,6 +183,11 @@ def _edited(cls: type[Method], results: Path) -> list[str]:
             head = ["victim", "what", "rows a class", *HEAD, "target class %", "left alone", "seeds of the handful"]
             blocks.append(f"From `benchmarks/results/{plan}.jsonl`, {made}; before → after.{more}\n\n{grid(head, rows)}")
     return blocks
+
+
+def _renamed(cell: Record) -> Record:
+    """A cell with today's names of rules and repairs."""
+    return {**cell, "rule": RULES.get(cell["rule"], cell["rule"]), "retrain": REPAIRS.get(cell["retrain"], cell["retrain"])}
 
 
 def _cells_row(record: Record, members: Sequence[Record]) -> list[Any]:
@@ -208,5 +217,5 @@ def _shown(cls: type[Method], cell: Record) -> bool:
         return True
     if cell["kind"] == "later":
         return bool(cell["retrain"] == usual["retrain"])
-    chosen = cell["rule"] in (usual["rule"], "E6") and cell["retrain"] in (usual["retrain"], "R2")
-    return chosen or (cell["kind"] == "head" and cell["rule"] == "none" and cell["retrain"] == "R1")
+    chosen = cell["rule"] in (usual["rule"], "project") and cell["retrain"] in (usual["retrain"], "head_stamped")
+    return chosen or (cell["kind"] == "head" and cell["rule"] == "none" and cell["retrain"] == "head")

@@ -7,6 +7,7 @@ whose role is ``tuning``, and CBD's runs with seeds from 100 up.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import defaultdict
@@ -18,6 +19,7 @@ from typing import Any
 import yaml
 from table import RESULTS, Record, Table, tables
 
+from theriac.core.errors import InputError
 from theriac.core.method import KINDS, Method, methods
 from theriac.metrics import Rate
 from theriac.metrics.intervals import over_seeds
@@ -117,6 +119,8 @@ def changes(config: Record) -> tuple[str, Record]:
         return "", {k: v for k, v in config.items() if k != "method"}
     usual = json.loads(json.dumps(cls().config()))
     full = {**usual, **json.loads(json.dumps(config))}
+    with contextlib.suppress(InputError):  # an option that is no more
+        full = json.loads(json.dumps(cls.from_config(full).config()))  # values by their names of today
     names = sorted(cls.presets(), key=lambda n: (n != "official", n != "corrected"))
     known = {n: json.loads(json.dumps(getattr(cls, n)().config())) for n in names}
     plain = next((n for n in names if known[n] == usual), "defaults")

@@ -288,8 +288,10 @@ def test_age_shows_its_default_with_controls_and_lends_rows_to_baselines(results
     tuning = {**record, "name": "t", "victim": {**victim, "role": "tuning"}}
     folder = results("toy", record, tuning)
     text = card_tables.for_card(methods("repair")["age"], folder)
-    assert text.count("toys: badnets") == 4  # E3 is no default and no control
-    assert "| toys: badnets | E6 + R4, head, trigger known | 5 | 95.0 → 90.0 (90/100) | 100.0 → 10.0 (9/90) |" in text
+    assert text.count("toys: badnets") == 4  # damp (E3 in records of before) is no default and no control
+    assert (
+        "| toys: badnets | project + head_held, head, trigger known | 5 | 95.0 → 90.0 (90/100) | 100.0 → 10.0 (9/90) |" in text
+    )
     assert "| target class % |" in text
     assert "| FT `official` | 5 |" in card_tables.for_card(FT, folder)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         models,
         repairs,
         report,
+        runs,
         training,
         training_defenses,
         triggers,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from theriac.data import load
     from theriac.metrics import compare, evaluate, fairness
     from theriac.models import Builder, adapt, build, load_model, load_weights, save
-    from theriac.report import record
+    from theriac.runs import record
     from theriac.training import recipe, train
     from theriac.triggers.custom import trigger, trigger_pairs
 
@@ -63,7 +64,7 @@ _LAZY = {
     "load_model": "theriac.models",
     "load_weights": "theriac.models",
     "recipe": "theriac.training",
-    "record": "theriac.report",
+    "record": "theriac.runs",
     "save": "theriac.models",
     "train": "theriac.training",
     "trigger": "theriac.triggers.custom",
@@ -104,6 +105,7 @@ __all__ = [
     "record",
     "repairs",
     "report",
+    "runs",
     "save",
     "train",
     "training",

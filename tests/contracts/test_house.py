@@ -15,7 +15,8 @@ FLOORS = [
     {"training"},
     {"attacks", "repairs", "training_defenses", "detectors", "debias"},
     {"auditing"},
-    {"report"},
+    {"runs"},
+    {"report", "bench"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -6,8 +6,10 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -113,6 +115,16 @@ def tell(text: str) -> None:
     """One line on standard error, unless quiet."""
     if not opt.quiet():
         console(err=True).print(Text(clean(text)), soft_wrap=True)
+
+
+def kept(folder: Path) -> None:
+    """Where the result is, unless quiet."""
+    tell(f"kept in {folder}")
+
+
+def origin(ctx: typer.Context) -> dict[str, Any]:
+    """What a command tells ``execute`` of itself: how it was typed, the warnings so far, and where sentences go."""
+    return {"command": shlex.join(["theriac", *ctx.obj["argv"]]), "notes": opt.notes(), "say": tell}
 
 
 def following(*words: str) -> None:

@@ -15,12 +15,13 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 from torch import nn
 
 from theriac.attacks import Attack, BadNets, Blended, Planted
-from theriac.cli import _inputs, _records, _show
+from theriac.cli import _show
 from theriac.core.errors import InputError
 from theriac.core.paths import make_folder, owned, unmake, writing
 from theriac.core.poisoned import Poisoned
@@ -30,8 +31,12 @@ from theriac.metrics import Evaluation, evaluate
 from theriac.models import Classifier, parameter_count
 from theriac.repairs import FT, Antidote, Repair
 from theriac.report import Result, Study, findings, table, write
-from theriac.report.collect import epochs, exhibit, provenance, summarize
-from theriac.report.records import FILE, Ended, Exhibit, Scores
+from theriac.report.collect import epochs, exhibit, summarize
+from theriac.report.records import FILE, Ended, Exhibit, Provenance, Scores
+from theriac.runs import Source
+from theriac.runs import folder as folders
+from theriac.runs.provenance import provenance
+from theriac.runs.recording import describe
 from theriac.training import recipe as named
 from theriac.training import train
 
@@ -106,7 +111,7 @@ class _Story:
         self.plan, self.device, self.seed, self.quick, self.quiet = plan, device, seed, quick, quiet
         self.started = time.time()
         self.run = self._run()
-        self.source = _inputs.Source.of("digits")
+        self.source = Source.of("digits")
         self.data: Data = self.source.load()
         self.clean: Split = self.data.train.sample(CLEAN_SHARE, seed=seed, stratified=True)
         self.results: list[Result] = []
@@ -205,7 +210,7 @@ class _Story:
             ),
             steps=_steps(self.data, len(self.clean), epochs_told),
             data=summarize(self.data, clean_rows=len(self.clean)),
-            provenance=provenance(
+            provenance=_provenance(
                 self.run,
                 model=f"{MODEL}, {parameter_count(model):,} parameters",
                 recipe=f"{self.plan.recipe}: {_recipe(self.plan.recipe)}; the same for the control and the victims",
@@ -224,7 +229,7 @@ class _Story:
             record = {
                 "kind": "train",
                 "name": name,
-                "data": _inputs.describe(self.data, self.source),
+                "data": describe(self.data, dataclasses.asdict(self.source), known=True),
                 "recipe": dataclasses.asdict(named(self.plan.recipe)),
                 "seeds": {"seed": self.seed},
                 "attack": result.attack,
@@ -236,7 +241,7 @@ class _Story:
                     "seconds": result.seconds,
                 },
             }
-            _records.write(out / name, model, planted, record, run)
+            folders.write(out / name, model, planted, record, run)
 
 
 @dataclass
@@ -245,6 +250,10 @@ class _Watched:
 
     seconds: float = 0.0
     told: list[str] = field(default_factory=list)
+
+
+def _provenance(run: Run, **words: Any) -> Provenance:
+    return Provenance.model_validate(provenance(run, **words))
 
 
 def _called(method: Repair) -> str:

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from theriac.attacks import Planted
-    from theriac.cli import _models
     from theriac.core.split import Split
     from theriac.metrics import Evaluation
+    from theriac.runs import Opened
     from theriac.triggers.custom import CustomPlanted
 
 
 def evaluate(
+    ctx: typer.Context,
     path: Annotated[
         str, typer.Argument(metavar="MODEL", help="A run folder, or a file of weights (then with --data and --model).")
     ],
@@ -73,11 +74,12 @@ def evaluate(
     opt.set_quiet(quiet)
 
     import theriac as th
-    from theriac.cli import _models, _show
+    from theriac.cli import _inputs, _show
     from theriac.core import check
     from theriac.core.errors import InputError
     from theriac.core.files import write_json
     from theriac.core.paths import as_path, is_stream, make_folder, writing
+    from theriac.runs import opening
 
     for name, limit in (("--max-asr", max_asr), ("--min-acc", min_acc)):
         if limit is not None:
@@ -87,29 +89,16 @@ def evaluate(
     if page is not None and not is_stream(page):
         _refuse_other(page)
         make_folder("--out", page.parent)
-    run = th.Run(device=device, precision=_models.precision(path, precision), quiet=quiet or None)
-    asked = _models.Asked(
-        data=data,
-        size=size,
-        label=label,
-        sensitive=sensitive,
-        augment=None,
-        more=data_option,
-        model=model,
-        width=width,
-        model_option=model_option,
-        rows=rows,
-        weights_key=weights_key,
-        tensors_only=tensors_only,
-    )
+    run = th.Run(device=device, precision=opening.precision(path, precision), quiet=quiet or None)
     if pairs is not None and (attack is not None or attack_option):
         raise InputError("--trigger-pairs is given beside --attack; one of them is the trigger to measure")
-    opened = _models.open_model(path, asked, run)
+    opened = opening.open_model(path, _inputs.wanted(ctx.params), run)
     planted: Planted | CustomPlanted | None
     if pairs is None:
-        measured, planted = opened.data.test, _models.known_attack(opened, attack, attack_option, target)
+        known = opening.known_attack(opened, _inputs.attack(ctx.params, opened.data.card), named=attack is not None)
+        measured, planted = opened.data.test, known
     else:
-        measured, planted = _models.stamped_pairs(opened, pairs, target)
+        measured, planted = opening.stamped_pairs(opened, pairs, target)
     if max_asr is not None and planted is None:
         raise InputError("--max-asr needs an attack to count; name one with --attack, or give a run folder that holds one")
     found = th.evaluate(opened.model, measured, planted, run=run)
@@ -158,7 +147,7 @@ def _refuse_other(page: Path) -> None:
         raise InputError(f"--out is {str(page)!r}, which is {what}; expected a new file for the result, or an earlier result")
 
 
-def _tell(opened: _models.Opened, rows: Split, planted: Planted | CustomPlanted | None, found: Evaluation, path: str) -> None:
+def _tell(opened: Opened, rows: Split, planted: Planted | CustomPlanted | None, found: Evaluation, path: str) -> None:
     from theriac.cli import _show
 
     under = planted.attack.label if planted else "no attack"

@@ -25,7 +25,7 @@ from theriac.cli.listing import list_names
 from theriac.cli.repair import repair
 from theriac.cli.reporting import report
 from theriac.cli.train import train
-from theriac.core.errors import InputError, TheriacError
+from theriac.core.errors import InputError, NothingToDoError, StoppedError, TheriacError
 from theriac.core.paths import DiskFullError, as_path
 from theriac.core.text import clean
 from theriac.core.version import VERSION
@@ -60,17 +60,17 @@ class _Guarded(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise opt.StoppedError("stopped") from None
+            raise StoppedError("stopped") from None
 
 
 def _explain(error: Exception, given: Sequence[str]) -> int:
     """Print what happened; returns the exit code."""
     if "--debug" in given:
         traceback.print_exception(error)
-    if isinstance(error, opt.StoppedError):
+    if isinstance(error, StoppedError):
         _say(str(error))
         return INTERRUPTED
-    if isinstance(error, opt.NothingToDoError):
+    if isinstance(error, NothingToDoError):
         _say(str(error))
         if "--json" in given:
             typer.echo(json.dumps({"status": "nothing to do", "folder": str(error.folder)}))

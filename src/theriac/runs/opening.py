@@ -3,124 +3,178 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from theriac.attacks import Planted
+import torch
+from torch import nn
+
+from theriac.attacks import Attack, Planted
 from theriac.attacks.store import load_planted
-from theriac.cli import _inputs
-from theriac.cli._inputs import Source
-from theriac.cli._records import RECORD, read, section
 from theriac.core.errors import InputError
 from theriac.core.files import is_regular, load_tensors_safely
+from theriac.core.names import class_place
 from theriac.core.paths import as_path
-from theriac.core.run import Run
+from theriac.core.run import Run, as_run
 from theriac.core.split import Data, Split
 from theriac.data import align
 from theriac.data._sources import class_folders
-from theriac.models import Classifier, architectures, load_model, load_weights
+from theriac.models import Builder, Classifier, architectures, load_model, load_weights
 from theriac.models.adapter import foreign
 from theriac.models.store import digest, read_tensors
-from theriac.report.recording import data_hash, warn_held_out
+from theriac.runs.folder import RECORD, read, section
+from theriac.runs.recording import data_hash, warn_held_out
+from theriac.runs.source import Source, alike, with_augment
 from theriac.triggers.custom import CustomPlanted, trigger_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What was typed about data and architecture."""
+class Wanted:
+    """What a user says about a model's data and architecture; None and empty mean "as its folder says"."""
 
-    data: str | None
-    size: int | None
-    label: str | None
-    sensitive: Sequence[str] | None
-    augment: Sequence[str] | None
-    more: Sequence[str] | None
-    model: str | None
-    width: int | None
-    model_option: Sequence[str] | None
+    data: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # keywords of theriac.load
+    augment: Mapping[str, Any] | None = None
     rows: int | None = None
+    model: str | None = None
+    model_options: Mapping[str, Any] = field(default_factory=dict)
     weights_key: str | None = None
     tensors_only: bool = False
 
     def source(self, name: str, size: int | None = None) -> Source:
-        """The data of that name, with what was typed about data; ``size`` is taken where no other was."""
-        return Source.of(name, self.size or size, self.label, self.sensitive, self.augment, self.more, self.rows)
+        """The data of that name, with what was said about data; ``size`` is taken where no other was."""
+        default = {} if size is None else {"size": size}
+        return Source.of(name, {**default, **self.options}, augment=self.augment, rows=self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
     """A model with its data, and what its folder says about it."""
 
-    model: Classifier
+    model: nn.Module
     name: str
     record: dict[str, Any]
     folder: Path | None
-    weights: str  # sha256 of the file that holds them
+    weights: str  # sha256 of the file that holds them, or of the tensors of a model in memory
     data: Data
     source: Source
+    path: Path | None = None  # where it was opened
+    planted: Planted | None = None  # the trigger that it is to be measured with
+
+    @classmethod
+    def of(cls, model: nn.Module, data: Data, source: Source, name: str = "model", planted: Planted | None = None) -> Opened:
+        """A model in memory, of a class of the user's own or not.
+
+        Args:
+            model: From pixels in [0, 1], or raw table rows, to logits.
+            data: Its rows for training and test.
+            source: From where they can be loaded again.
+            name: What the model is called.
+            planted: The trigger that it is to be measured with.
+        """
+        state = hashlib.sha256()
+        for key, tensor in sorted(model.state_dict().items()):
+            state.update(f"{key}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        weights = state.hexdigest()
+        return cls(model=model, name=name, record={}, folder=None, weights=weights, data=data, source=source, planted=planted)
 
 
-def open_model(path: str, asked: Asked, run: Run) -> Opened:
+def open_model(path: str | Path, wanted: Wanted | None = None, run: Run | None = None) -> Opened:
     """Load a model, and the data to use it on.
 
     Args:
         path: A run folder, or a file of weights (safetensors, or a torch file that holds tensors only).
-        asked: A folder's own data and architecture are taken unless others are asked for; a bare file needs both.
+        wanted: A folder's own data and architecture are taken unless others are asked for; a bare file needs both.
         run: Device.
 
     Raises:
         InputError: If something is missing, damaged, unsafe, or does not fit together.
     """
-    where = as_path("MODEL", path)
+    where, wanted, run = as_path("MODEL", path), wanted or Wanted(), as_run(run)
     if where.is_dir():
-        return _from_folder(where, asked)
+        return _from_folder(where, wanted)
     if not where.exists():
         raise InputError(f"{where} does not exist; expected a run folder or a file of weights")
     if where.suffix == ".safetensors":  # an unsafe file ends here
         read_tensors(where)
     else:
-        load_tensors_safely(where, tensors_only=asked.tensors_only)
-    for value, option, what in ((asked.data, "--data", "data"), (asked.model, "--model", "architecture")):
+        load_tensors_safely(where, tensors_only=wanted.tensors_only)
+    for value, option, what in ((wanted.data, "--data", "data"), (wanted.model, "--model", "architecture")):
         if value is None:
             known = f" ({', '.join(architectures())})" if option == "--model" else ""
             raise InputError(f"{where} is a bare file of weights and names no {what}; give {option}{known}")
-    source = asked.source(str(asked.data))
+    source = wanted.source(str(wanted.data))
     data = source.load()
     warn_held_out(data, source.known)
-    model = _inputs.builder(asked.model, asked.width, asked.model_option, data.card, run, data.train)(data.train, run)
-    load_weights(model, where, key=asked.weights_key, tensors_only=asked.tensors_only)
-    return Opened(model=model.eval(), name=where.stem, record={}, folder=None, weights=digest(where), data=data, source=source)
+    model = try_builder(named_builder(wanted, data.train), data.train, run)
+    load_weights(model, where, key=wanted.weights_key, tensors_only=wanted.tensors_only)
+    return Opened(
+        model=model.eval(), name=where.stem, record={}, folder=None, weights=digest(where), data=data, source=source, path=where
+    )
 
 
-def precision(path: str, asked: str) -> str:
+def precision(path: str, choice: str) -> str:
     """What "auto" means for a model from a run folder: float32 if the run was made in it, so that numbers can be compared."""
     where = as_path("MODEL", path)
-    if asked == "auto" and is_regular(where / RECORD) and section(read(where), "identity").get("precision") == "torch.float32":
+    if choice == "auto" and is_regular(where / RECORD) and section(read(where), "identity").get("precision") == "torch.float32":
         return "fp32"
-    return asked
+    return choice
 
 
-def known_attack(opened: Opened, text: str | None, options: Sequence[str] | None, target: str | None = None) -> Planted | None:
-    """The attack to measure: the one named, else the one that the folder holds, else None.
+def named_builder(wanted: Wanted, rows: Split) -> Builder:
+    """The architecture that was named, or else the usual one for such rows."""
+    return Builder((wanted.model or ("mlp" if rows.is_table else "preact_resnet18")).lower(), wanted.model_options)
+
+
+def try_builder(made: Builder, rows: Split, run: Run) -> nn.Module:
+    """Build a model, once and to be thrown away: refuses what can't be built before any work.
 
     Raises:
-        InputError: If it is unknown, needs fitting, or does not fit the data.
+        InputError: On an unknown architecture or option.
     """
-    if text is None and opened.folder is not None and is_regular(opened.folder / "planted.json"):
-        _inputs.attack("none", options, target=target)  # options belong to an attack that is named
-        return load_planted(opened.folder)
-    found = _inputs.attack("none" if text is None else text, options, target=target, card=opened.data.card)
-    if found is None:
-        return None
-    if found.must_fit:
+    try:
+        return made(rows, run)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
-            f"--attack is {found.name!r}, whose trigger is fitted while it is planted; only a run folder that holds it can be "
+            f"--model {made.name} can't be built with {dict(made.options)}: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def known_attack(opened: Opened, attack: Attack | None, *, named: bool) -> Planted | None:
+    """The attack to measure: the one named, else the one that the folder holds, else None.
+
+    Args:
+        opened: The model.
+        attack: The one named; None for "none".
+        named: Whether there was a name, be it "none".
+
+    Raises:
+        InputError: If it needs fitting, or does not fit the data.
+    """
+    if not named and opened.folder is not None and is_regular(opened.folder / "planted.json"):
+        return load_planted(opened.folder)
+    return None if attack is None else plant_for(attack, opened.data.test)
+
+
+def plant_for(attack: Attack, rows: Split) -> Planted:
+    """An attack, ready to stamp rows.
+
+    Raises:
+        InputError: If it needs fitting, or does not fit the rows.
+    """
+    if attack.must_fit:
+        raise InputError(
+            f"--attack is {attack.name!r}, whose trigger is fitted while it is planted; only a run folder that holds it can be "
             "measured with it, and then without --attack"
         )
-    return found.plant_for(opened.data.test)
+    return attack.plant_for(rows)
 
 
 def stamped_pairs(opened: Opened, folders: tuple[str, str], target: str | None) -> tuple[Split, CustomPlanted]:
@@ -137,7 +191,7 @@ def stamped_pairs(opened: Opened, folders: tuple[str, str], target: str | None) 
     card = opened.data.card
     if target is None:
         raise InputError("--trigger-pairs needs --target, the class that stamped pictures are to be taken for")
-    wanted = _inputs.class_place(target, card)
+    place = class_place(target, card)
     if card.kind != "image":
         raise InputError(f"--trigger-pairs takes pictures; {card.name!r} holds rows of a table")
     clean, stamped = (_pictures(folder) for folder in folders)
@@ -148,11 +202,11 @@ def stamped_pairs(opened: Opened, folders: tuple[str, str], target: str | None) 
                 f"--trigger-pairs: {where} lacks {alone[0]}{f' and {len(alone) - 1:,} more' if len(alone) > 1 else ''}; "
                 "expected the same class folders with the same names of files in both"
             )
-    source = _inputs.alike(folders[0], card, opened.source)
+    source = alike(folders[0], card, opened.source)
     both = dataclasses.replace(source, options=source.options | {"test": str(as_path("--trigger-pairs", folders[1]).resolve())})
     pairs = both.load()
     rows, others = (align(part, card, "the model's data (--trigger-pairs)") for part in (pairs.train, pairs.test))
-    return rows, trigger_pairs(rows, others, target=card.classes[wanted]).plant_for(rows)
+    return rows, trigger_pairs(rows, others, target=card.classes[place]).plant_for(rows)
 
 
 def _pictures(folder: str) -> set[str]:
@@ -168,13 +222,13 @@ def _pictures(folder: str) -> set[str]:
     return {str(path.relative_to(where).with_suffix("")) for path in files}
 
 
-def _from_folder(where: Path, asked: Asked) -> Opened:
+def _from_folder(where: Path, wanted: Wanted) -> Opened:
     record = read(where)
-    if asked.model is not None or asked.width is not None or asked.model_option:
+    if wanted.model is not None or wanted.model_options:
         raise InputError(
             f"{where} is a run folder and names its own architecture; leave out --model, --width and --model-option"
         )
-    if asked.weights_key is not None or asked.tensors_only:
+    if wanted.weights_key is not None or wanted.tensors_only:
         raise InputError(f"{where} is a run folder, which holds one model; leave out --weights-key and --tensors-only")
     own = foreign(section(record, "model"))
     if own:
@@ -184,12 +238,12 @@ def _from_folder(where: Path, asked: Asked) -> Opened:
             f"What its record says is shown by: theriac report {where}"
         )
     model = load_model(where)
-    source = _source(where, record, model, asked)
+    source = _source(where, record, model, wanted)
     data = source.load()
     if source.augment is None and model.card.kind == "image":  # a repair months later augments as the training did
-        data = _inputs.with_augment(data, model.card.augment)
+        data = with_augment(data, model.card.augment)
     told = section(record, "data").get("hash")
-    if asked.data is None and asked.rows is None and told != data_hash(data):
+    if wanted.data is None and wanted.rows is None and told != data_hash(data):
         warnings.warn(f"the data at {source.name} are not those that {where} was made with", stacklevel=2)
     whose = f"the model in {where}"
     val = None if data.val is None else align(data.val, model.card, whose)
@@ -197,18 +251,18 @@ def _from_folder(where: Path, asked: Asked) -> Opened:
     warn_held_out(data, source.known)
     weights = digest(where / "model.safetensors")
     name = where.resolve().name
-    return Opened(model=model, name=name, record=record, folder=where, weights=weights, data=data, source=source)
+    return Opened(model=model, name=name, record=record, folder=where, weights=weights, data=data, source=source, path=where)
 
 
-def _source(where: Path, record: Mapping[str, Any], model: Classifier, asked: Asked) -> Source:
-    if asked.data is not None:
+def _source(where: Path, record: Mapping[str, Any], model: Classifier, wanted: Wanted) -> Source:
+    if wanted.data is not None:
         own = model.card.size[0] if model.card.kind == "image" and len(set(model.card.size)) == 1 else None
-        return asked.source(asked.data, own)
+        return wanted.source(wanted.data, own)
     source = Source.recorded(record)
     if source is None:
         raise InputError(f"{where} does not say what data its model was trained on; give --data")
     if Path(source.name).is_absolute() and not as_path("data", source.name).exists():
         raise InputError(f"the data of {where} were at {source.name}, which is not there any more; give --data")
-    new = asked.source(source.name)
+    new = wanted.source(source.name)
     options, augment, rows = source.options | new.options, new.augment or source.augment, new.rows or source.rows
     return dataclasses.replace(new, options=options, augment=augment, rows=rows)

@@ -13,8 +13,6 @@ from pydantic import ValidationError
 
 from theriac.attacks import Planted
 from theriac.attacks.store import load_planted
-from theriac.cli._inputs import Source
-from theriac.cli._records import PLAN, RECORD, read, section
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.files import is_regular, read_json_lines
@@ -29,8 +27,11 @@ from theriac.models import Classifier, load_model
 from theriac.models.adapter import foreign
 from theriac.models.store import digest
 from theriac.report import collect
-from theriac.report.recording import data_hash
 from theriac.report.records import Exhibit, Study
+from theriac.runs.folder import PLAN, RECORD, read, section
+from theriac.runs.provenance import bounded
+from theriac.runs.recording import data_hash
+from theriac.runs.source import Source
 
 _EVENTS_LIMIT = 64 << 20  # bytes of events.jsonl that are read
 
@@ -205,7 +206,7 @@ def _provenance(folders: Sequence[_Folder]) -> dict[str, Any]:
 
     def every(key: str, between: str) -> str:
         found = dict.fromkeys(str(t[key]) for t in told if t.get(key))
-        return collect.kept(between.join(found))
+        return bounded(between.join(found))
 
     seeds = [t["seed"] for t in told if isinstance(t.get("seed"), int)]
     seconds = [t["seconds"] for t in told if isinstance(t.get("seconds"), (int, float))]
@@ -223,7 +224,7 @@ def _groups(folder: _Folder) -> dict[str, Any]:
         {"name": name, "plain": str(old or NO_ROWS), "debiased": str(new or NO_ROWS), "meaning": meaning}
         for name, old, new, meaning in side_by_side(before, after)
     ]
-    told = {"headline": collect.kept(verdict.headline), "verdict": collect.kept(verdict.sentence)}
+    told = {"headline": bounded(verdict.headline), "verdict": bounded(verdict.sentence)}
     return {"victim": _victim(folder), "groups": list(before.groups), "lines": lines, **told}
 
 
