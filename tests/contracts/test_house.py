@@ -14,6 +14,7 @@ FLOORS = [
     {"metrics"},
     {"training"},
     {"attacks", "repairs", "training_defenses", "detectors", "debias"},
+    {"auditing"},
     {"runs"},
     {"report"},
     {"cli"},
