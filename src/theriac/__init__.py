@@ -10,6 +10,7 @@ from theriac.core.version import VERSION
 if TYPE_CHECKING:
     from theriac import (
         attacks,
+        bench,
         core,
         data,
         debias,
@@ -83,6 +84,7 @@ __all__ = [
     "UnsafeFileError",
     "adapt",
     "attacks",
+    "bench",
     "build",
     "compare",
     "core",

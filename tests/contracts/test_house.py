@@ -15,7 +15,7 @@ FLOORS = [
     {"training"},
     {"attacks", "repairs", "training_defenses", "detectors", "debias"},
     {"runs"},
-    {"report"},
+    {"report", "bench"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
