@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from theriac import (
         attacks,
         auditing,
+        bench,
         core,
         data,
         debias,
@@ -88,6 +89,7 @@ __all__ = [
     "attacks",
     "audit",
     "auditing",
+    "bench",
     "build",
     "compare",
     "core",

@@ -19,11 +19,13 @@ import typer
 from typer.core import TyperGroup
 
 from theriac.cli import _options as opt
+from theriac.cli.bench import bench
 from theriac.cli.debias import debias
 from theriac.cli.evaluate import evaluate
 from theriac.cli.listing import list_names
 from theriac.cli.repair import repair
 from theriac.cli.reporting import report
+from theriac.cli.results import results
 from theriac.cli.train import train
 from theriac.core.errors import InputError, NothingToDoError, StoppedError, TheriacError
 from theriac.core.paths import DiskFullError, as_path
@@ -171,6 +173,8 @@ app.command("debias")(debias)
 app.command("eval")(evaluate)
 app.command("list")(list_names)
 app.command("report")(report)
+app.command("bench")(bench)
+app.command("results")(results)
 
 
 def run() -> None:
