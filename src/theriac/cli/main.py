@@ -159,7 +159,7 @@ def demo(
     force: opt.Force = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Show everything on handwritten digits: three victims, three repairs, one table, one report (under two minutes)."""
+    """Show everything on handwritten digits: two victims and a control, two repairs, one table, one report (about two minutes)."""
     from theriac.cli.demo import run_demo
 
     opt.set_quiet(quiet)
