@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from theriac.auditing import changes, existence, perturbations
+from theriac.auditing import changes, existence
 from theriac.auditing.options import Options
-from theriac.auditing.result import BENIGN, SUBJECT, VICTIM, Audit, Coefficient, Line
+from theriac.auditing.result import BENIGN, CLASS, SUBJECT, VICTIM, Audit, Coefficient, Line
 from theriac.core.errors import InputError, TheriacError
 from theriac.core.planted import planted_on
 from theriac.core.poisoned import as_clean
 from theriac.core.run import Run, as_run
 from theriac.core.split import Data, Split
 from theriac.data.alignment import align_to
-from theriac.metrics import Evaluation, Rate, aim, evaluate
+from theriac.metrics import Evaluation, Rate, aim, evaluate, universal
 from theriac.metrics._degenerate import degenerate, fallen, percent, short
 from theriac.models import run_over, to_input
 from theriac.models.outputs import module_of
@@ -141,7 +141,7 @@ class _Course:
             if count.rows:
                 cells = {n: c.rate for n, e in self.first.items() for c in e.classes if c.name == count.name and c.rate}
                 self.lines.append(
-                    Line(look=f"class {short(count.name)}", figure="ACC", meaning="clean test rows of the class", cells=cells)
+                    Line(look=f"{CLASS}{short(count.name)}", figure="ACC", meaning="clean test rows of the class", cells=cells)
                 )
         for name in (VICTIM, BENIGN):
             if name in self.first:
@@ -200,13 +200,13 @@ class _Course:
             delta = self.trial("universal perturbations", name, lambda: self.search(net, x, wanted))  # noqa: B023
             if delta is None:
                 continue
-            hits = perturbations.reached(net, x, wanted, delta, self.run) & (wanted != y).cpu()
+            hits = universal.reached(net, x, wanted, delta, self.run) & (wanted != y).cpu()
             counted = (wanted != y).sum(1).cpu().clamp_min(1)
             best = int((hits.sum(1) / counted).argmax())  # chosen on training rows, counted on test rows
             others = test.where(test.y != best)
             xt = to_input(others.rows(torch.arange(len(others))))
             aim_at = torch.full((1, len(others)), best, device=xt.device)
-            done = perturbations.reached(net, xt, aim_at, delta[best : best + 1], self.run)
+            done = universal.reached(net, xt, aim_at, delta[best : best + 1], self.run)
             cells[name] = Rate(int(done.sum()), len(others), f"test rows of other classes than {test.card.classes[best]!r}")
         told = f"one change for all rows, each pixel by at most {self.options.radius:.3f}, to the class that it reaches best"
         self.add("universal perturbation", "success", told, cells, forced=True)
@@ -261,8 +261,8 @@ class _Course:
             delta = self.search(net, x, wanted[None])
         else:
             draw, o = self.run.generator("method", "audit-queries"), self.options
-            delta = perturbations.by_queries(net, x, wanted[None], o.radius, o.queries, self.run, draw)
-        hits = perturbations.reached(net, xt, wanted_t[None], delta, self.run)
+            delta = universal.by_queries(net, x, wanted[None], o.radius, o.queries, self.run, draw)
+        hits = universal.reached(net, xt, wanted_t[None], delta, self.run)
         return Rate(int(hits.sum()), len(xt), f"{'stamped ' if stamped else ''}test rows, perturbed")
 
     def features(self) -> None:
@@ -355,7 +355,7 @@ class _Course:
 
     def search(self, net: nn.Module, x: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         o = self.options
-        return perturbations.by_gradient(net, x, wanted, o.radius, o.search_steps, self.run)
+        return universal.by_gradient(net, x, wanted, o.radius, o.search_steps, self.run)
 
     def aimed(self, split: Split, net: nn.Module, stamped: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs of the rows that count, stamped or not, with the classes that the attack wants."""

@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from theriac.cli import _options as opt
 from theriac.cli.bench import bench
+from theriac.cli.audit import audit
 from theriac.cli.debias import debias
 from theriac.cli.evaluate import evaluate
 from theriac.cli.listing import list_names
@@ -169,6 +170,7 @@ def demo(
 app.command("demo")(demo)
 app.command("train")(train)
 app.command("repair")(repair)
+app.command("audit")(audit)
 app.command("debias")(debias)
 app.command("eval")(evaluate)
 app.command("list")(list_names)

@@ -10,11 +10,11 @@ from torch import nn
 
 import theriac as th
 from theriac.attacks import BadNets
-from theriac.auditing import Audit, Coefficient, Line, Options, centered_alignment, changes, perturbations
+from theriac.auditing import Audit, Coefficient, Line, Options, centered_alignment, changes
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.split import Data, Split
-from theriac.metrics import Rate
+from theriac.metrics import Rate, universal
 from theriac.training import Recipe, train
 
 SMALL = Options(search_rows=16, search_steps=4, queries=10, tune_steps=4, distill_steps=8, retune_rows=4, retune_steps=2)
@@ -130,7 +130,7 @@ def test_features_put_the_victim_at_one_and_the_benign_model_at_zero(data, run):
 def test_the_gradient_search_reaches_the_bound_that_is_known_for_a_linear_model(run):
     x = torch.full((3, 1, 2, 2), 0.5)
     wanted = torch.tensor([[1, 1, 1], [0, 0, 0]])
-    delta = perturbations.by_gradient(Corner(10.0), x, wanted, 0.1, 8, run)
+    delta = universal.by_gradient(Corner(10.0), x, wanted, 0.1, 8, run)
     assert delta[0].flatten().tolist() == pytest.approx([0.1, 0, 0, 0.1])
     assert delta[1].flatten().tolist() == pytest.approx([-0.1, 0, 0, -0.1])
 
