@@ -25,9 +25,12 @@ from theriac.core.files import is_regular, opened, shown
 from theriac.core.paths import as_path
 from theriac.core.ranges import typed
 from theriac.core.text import line, shorten
+from theriac.models import folders
 from theriac.models.adapter import adapt
+from theriac.models.checkpoints import open_checkpoint
 from theriac.models.editing import refuse_empty
 from theriac.models.network import Classifier
+from theriac.models.programs import open_program
 from theriac.models.weights import load_weights
 
 TIMM = "timm"
@@ -148,6 +151,43 @@ def open_own(
             raise InputError(f"{shown(text)} returns a wrapped network; leave out {', '.join(wrapping)}")
         return net.eval()
     return adapt(net.eval(), card=card, **wrapping).eval()
+
+
+@typed("path", "card", "wrapping")
+def open_found(
+    path: str | Path, *, card: Card, wrapping: Mapping[str, Any] | None = None, tensors_only: bool = False
+) -> Classifier | None:
+    """A model from a file or folder that says itself what network it holds; None if it does not.
+
+    Args:
+        path: A program of ``torch.export`` (``.pt2``; it can be measured and scanned, and not repaired), a folder with
+            ``config.json`` and weights as ``transformers`` and ``timm`` save them, or a checkpoint in the layout of
+            BackdoorBench, BackdoorBox or TrojanZoo (:mod:`theriac.models.checkpoints`).
+        card: The data it is for.
+        wrapping: Options of :func:`adapt`, for programs and folders; they go before what a folder says.
+        tensors_only: Leave out other objects of a checkpoint.
+
+    Returns:
+        The wrapped network, in eval mode.
+
+    Raises:
+        UnsafeFileError: If opening it could run code.
+        InputError: If it is damaged or does not fit the data.
+    """
+    where, options = as_path("path", path), checked_wrapping(wrapping)
+    if where.is_dir():
+        found = folders.open_folder(where, card)
+        if found is None:
+            return None
+        return adapt(found.net, card=card, **(found.wrapping | options)).eval()
+    if where.suffix == ".pt2":
+        return adapt(open_program(where), card=card, **options).eval()
+    if where.suffix == ".safetensors":
+        return None
+    model = open_checkpoint(where, card=card, tensors_only=tensors_only)
+    if model is not None and options:
+        raise InputError(f"{shown(where)} brings its own wrapping; leave out {', '.join(options)}")
+    return model
 
 
 def checked_wrapping(wrapping: Mapping[str, Any] | None) -> dict[str, Any]:
