@@ -76,7 +76,7 @@ def attack(typed: Typed, card: Card | None = None) -> Attack | None:
     Raises:
         InputError: On an unknown name, preset or option, a target that is no class, or options without an attack.
     """
-    text = typed["attack"] or "none"
+    text = "none" if typed["attack"] is None else typed["attack"]
     options = opt.merged(
         opt.pairs(typed["attack_option"], "--attack-option"), poison_rate=typed.get("poison_rate"), target=typed["target"]
     )

@@ -13,6 +13,7 @@ from theriac.core.errors import InputError, shortened
 from theriac.core.progress import silence
 from theriac.core.text import shorten
 
+REPAIR, DEBIASING, EXAMPLE_ATTACK = "antidote", "dwb", "badnets"  # defaults, and the only methods that commands name
 _DATA, _METHOD, _RUN = "Data", "Method", "Run"
 
 DataName = Annotated[

@@ -19,11 +19,14 @@ import typer
 from typer.core import TyperGroup
 
 from theriac.cli import _options as opt
+from theriac.cli.bench import bench
+from theriac.cli.audit import audit
 from theriac.cli.debias import debias
 from theriac.cli.evaluate import evaluate
 from theriac.cli.listing import list_names
 from theriac.cli.repair import repair
 from theriac.cli.reporting import report
+from theriac.cli.results import results
 from theriac.cli.train import train
 from theriac.core.errors import InputError, NothingToDoError, StoppedError, TheriacError
 from theriac.core.paths import DiskFullError, as_path
@@ -154,22 +157,26 @@ def demo(
     device: opt.Device = "auto",
     seed: opt.Seed = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A smaller run that only shows that everything works.")] = False,
+    force: opt.Force = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Show everything on handwritten digits: three victims, three repairs, one table, one report (under two minutes)."""
+    """Show everything on handwritten digits: two victims and a control, two repairs, one table, one report (about two minutes)."""
     from theriac.cli.demo import run_demo
 
     opt.set_quiet(quiet)
-    run_demo(as_path("--out", out), device=device, seed=seed, quick=quick, quiet=quiet or None)
+    run_demo(as_path("--out", out), device=device, seed=seed, quick=quick, quiet=quiet or None, force=force)
 
 
 app.command("demo")(demo)
 app.command("train")(train)
 app.command("repair")(repair)
+app.command("audit")(audit)
 app.command("debias")(debias)
 app.command("eval")(evaluate)
 app.command("list")(list_names)
 app.command("report")(report)
+app.command("bench")(bench)
+app.command("results")(results)
 
 
 def run() -> None:

@@ -14,7 +14,7 @@ def repair(
     path: Annotated[
         str, typer.Argument(metavar="MODEL", help="A run folder, or a file of weights (then with --data and --model).")
     ],
-    method: opt.Method = "antidote",
+    method: opt.Method = opt.REPAIR,
     option: opt.MethodOption = None,
     clean: Annotated[
         str,
@@ -49,10 +49,9 @@ def repair(
 ) -> None:
     """Repair a copy of a model with a few clean rows, and measure it before and after on the test rows.
 
-    Methods that need no clean rows, such as CLP, draw none.
-    The model that was given stays as it is. Without knowledge of the attack only clean accuracy is measured. The default,
-    antidote, is ours and was measured on digits only ("theriac list antidote" says what it does not cover); sau, fst and d3 are
-    published ones.
+    Methods that need no clean rows draw none. The model stays as it is. Without knowledge of the attack only clean accuracy is
+    measured. The default method is ours and was measured on digits only: "theriac list" with its name says what it does not
+    cover, and "theriac list repairs" names published ones.
     """
     opt.set_quiet(quiet)
     import dataclasses

@@ -102,4 +102,4 @@ def train(
     elif job.attack:
         _show.following("repair", str(record.folder))
     else:
-        _show.following("eval", str(record.folder), "--attack", "badnets")
+        _show.following("eval", str(record.folder), "--attack", opt.EXAMPLE_ATTACK)

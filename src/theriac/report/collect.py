@@ -16,7 +16,8 @@ from theriac.core.planted import planted_on
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.metrics import aim, predict
-from theriac.report.records import DataSummary, Exhibit, Guess, Sample
+from theriac.report.records import DataSummary, Exhibit, Guess, Provenance, Sample
+from theriac.runs.provenance import provenance as described
 
 MAX_SIDE = 160  # pixels; larger samples are shrunk for the page
 DIFFERENCE = 10  # how much the picture of the difference is amplified
@@ -38,6 +39,16 @@ def summarize(data: Data | Card, *, clean_rows: int = 0) -> DataSummary:
         license=card.license,
         content_hash=card.content_hash,
     )
+
+
+def provenance(run: Run, **facts: Any) -> Provenance:
+    """Seed, versions, hardware and times of a piece of work.
+
+    Args:
+        run: Gives seed, device and precision.
+        **facts: ``model``, ``recipe``, ``command``, ``started`` and ``times``; see :func:`theriac.runs.provenance.provenance`.
+    """
+    return Provenance.model_validate(described(run, **facts))
 
 
 def exhibit(
@@ -117,10 +128,12 @@ def png(image: torch.Tensor) -> str:
 
 def epochs(run: Run, labels: Sequence[str]) -> list[dict[str, Any]]:
     """The per-epoch events of a run under some labels, rounded, as a Result's history."""
-    kept = [e for label in labels for e in run.history(label) if "epoch" in e]
-    return [
-        {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in e.items() if k not in ("event", "time")} for e in kept
-    ]
+    return [plain_epoch(e) for label in labels for e in run.history(label) if "epoch" in e]
+
+
+def plain_epoch(event: Mapping[str, Any]) -> dict[str, Any]:
+    """One epoch's event, rounded to five digits, without its name and time."""
+    return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in event.items() if k not in ("event", "time")}
 
 
 def _share(value: torch.Tensor) -> float:

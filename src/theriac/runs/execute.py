@@ -113,7 +113,8 @@ def execute(
     with run.listening() as heard:
         work = _WORK[job.kind](job, run, data)
         home = as_path("--out", work.folder if folder is None else folder)
-        work.refuse(home)
+        if work.parent is not None and home.resolve() == work.parent.resolve():
+            raise InputError(f"--out is {str(home)!r}, which holds the model that is repaired; take another folder")
         claimed = folders.claim(home, work.identity, force=force, size=folders.size_of(work.sized))
         with ranks.first(rank, claimed) as goes_on:
             if goes_on and say is not None and not rank:
@@ -164,14 +165,12 @@ class _Work(ABC):
     folder: Path  # where it goes if nobody says
     sized: nn.Module  # a model as large as the one that will be saved
     recipe_name: str
+    parent: Path | None = None  # run folder of the model that is repaired; never written to
 
     def __init__(self, job: Job, run: Run, data: Data | None) -> None:
         self.job, self.run = job, run
         self.data = job.data.load() if data is None else data
         self.described = recording.describe(self.data, dataclasses.asdict(job.data), known=job.data.known)
-
-    def refuse(self, home: Path) -> None:
-        """Refuse a folder that this job must not write to."""
 
     @abstractmethod
     def do(self) -> _Result | None:
@@ -266,14 +265,14 @@ class _Repairing(_Work):
             victim = _trained(victim, run)
         assert isinstance(victim, Opened)
         super().__init__(job, run, victim.data if data is None else data)
-        self.victim, self.method = victim, job.defense
+        self.victim, self.method, self.parent = victim, job.defense, victim.folder
         check_savable(victim.model)
         self.clean: Split | None = None
         amount = job.clean
         if self.method.wants("clean_rows") and amount is None:
             raise InputError(f"clean is missing; {self.method.title} needs clean rows")
         if self.method.wants("clean_rows") and amount is not None:
-            self.clean = clean_rows(self.data, job.data, amount.source, amount.amount, run)
+            self.clean = clean_rows(self.data, job.data, amount, run)
         self.planted = _judge(job, self.data, run) or victim.planted
         self.trigger = self.planted if self.method.wants("trigger") else None
         if self.trigger is None and self.method.wants("trigger"):
@@ -296,10 +295,6 @@ class _Repairing(_Work):
             "attack": self.planted.attack.config() if self.planted else None,
             **_versions(job.defense),
         }
-
-    def refuse(self, home: Path) -> None:
-        if self.victim.folder is not None and home.resolve() == self.victim.folder.resolve():
-            raise InputError(f"--out is {str(home)!r}, which holds the model that is repaired; take another folder")
 
     def do(self) -> _Result:
         run, victim, test, drawn, job = self.run, self.victim, self.data.test, self.clean, self.job

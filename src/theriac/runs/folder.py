@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ _OURS = (
     "planted.json",
     "planted.safetensors",
     "report.html",
+    "audit.json",
+    "audit.html",
     "*.checkpoint.pt",
 )
 

@@ -124,19 +124,19 @@ class AGE(Repair):
     @classmethod
     @preset
     def stamped(cls) -> AGE:
-        """``project``, then fine-tuning on stamped rows with true labels too: for a trigger at hand or found."""
+        """Rule project, then fine-tuning on stamped rows with true labels too: for a trigger at hand or found."""
         return cls(rule="project", retrain="head_stamped")
 
     @classmethod
     @preset
     def head(cls) -> AGE:
-        """Ours: ``project`` on the head, the pilot's best. It lowers ASR everywhere, and often the target class with it."""
+        """Ours: rule project on the head, the pilot's best. It lowers ASR everywhere, and often the target class with it."""
         return cls(rule="project")
 
     @classmethod
     @preset
     def later(cls) -> AGE:
-        """Ours: ``zero_changed`` over the later layers. It keeps CIFAR-10's target class far better; on digits it fails."""
+        """Ours: rule zero_changed over the later layers. It keeps CIFAR-10's target class far better; on digits it fails."""
         return cls(rule="zero_changed", scope="later")
 
     @classmethod
