@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from theriac.data import load
     from theriac.metrics import check_wrapping, compare, evaluate, fairness
     from theriac.models import Builder, adapt, build, load_model, load_weights, save
+    from theriac.report import export
     from theriac.runs import record
     from theriac.training import recipe, train
     from theriac.triggers.custom import trigger, trigger_pairs
@@ -61,6 +62,7 @@ _LAZY = {
     "check_wrapping": "theriac.metrics",
     "compare": "theriac.metrics",
     "evaluate": "theriac.metrics",
+    "export": "theriac.report",
     "fairness": "theriac.metrics",
     "load": "theriac.data",
     "load_model": "theriac.models",
@@ -99,6 +101,7 @@ __all__ = [
     "debias",
     "detectors",
     "evaluate",
+    "export",
     "fairness",
     "load",
     "load_model",

@@ -104,7 +104,8 @@ Architecture = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Architecture; see theriac list models. Left out: preact_resnet18 for images, mlp for tables.",
+        help="Architecture (theriac list models), or your own code: module:Class, file.py:function, timm:NAME. "
+        "Left out: preact_resnet18 for images, mlp for tables.",
         rich_help_panel="Model",
         show_default=False,
     ),
@@ -129,6 +130,33 @@ TensorsOnly = Annotated[
         "--tensors-only",
         help="Of a file that also holds other objects: take its tensors, and neither import nor run the rest.",
         rich_help_panel="Model",
+    ),
+]
+ModelPath = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="A run folder, a file of weights (then with --data and --model), a .pt2 program, a folder of transformers or "
+        "timm, or a checkpoint of BackdoorBench, BackdoorBox or TrojanZoo (then with --data).",
+        show_default=False,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="File of weights for your own --model, in place of MODEL.",
+        rich_help_panel="Model",
+        show_default=False,
+    ),
+]
+Wrap = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--wrap",
+        help="KEY=VALUE of how your own network takes pictures, such as mean=[0.5]; theriac check says what fits.",
+        rich_help_panel="Model",
+        show_default=False,
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_RUN)]

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     ctx: typer.Context,
-    path: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run folder, or a file of weights (then with --data and --model).")
-    ],
+    path: opt.ModelPath = None,
     data: opt.OptionalData = None,
     size: opt.Size = None,
     label: opt.Label = None,
@@ -28,6 +26,8 @@ def evaluate(
     model_option: opt.ModelOption = None,
     weights_key: opt.WeightsKey = None,
     tensors_only: opt.TensorsOnly = False,
+    weights: opt.Weights = None,
+    wrap: opt.Wrap = None,
     attack: opt.KnownAttack = None,
     attack_option: opt.AttackOption = None,
     target: opt.Target = None,
@@ -92,7 +92,7 @@ def evaluate(
     if as_json:
         _show.as_json(result.to_dict(opt.notes()))
     else:
-        _result(result, path)
+        _result(result, path or "")
     if result.findings:
         for text in result.findings:
             typer.echo(f"finding: {text}", err=True)

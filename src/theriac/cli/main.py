@@ -19,10 +19,12 @@ import typer
 from typer.core import TyperGroup
 
 from theriac.cli import _options as opt
-from theriac.cli.bench import bench
 from theriac.cli.audit import audit
+from theriac.cli.bench import bench
+from theriac.cli.check import check
 from theriac.cli.debias import debias
 from theriac.cli.evaluate import evaluate
+from theriac.cli.export import export
 from theriac.cli.listing import list_names
 from theriac.cli.repair import repair
 from theriac.cli.reporting import report
@@ -173,6 +175,8 @@ app.command("repair")(repair)
 app.command("audit")(audit)
 app.command("debias")(debias)
 app.command("eval")(evaluate)
+app.command("check")(check)
+app.command("export")(export)
 app.command("list")(list_names)
 app.command("report")(report)
 app.command("bench")(bench)

@@ -11,9 +11,7 @@ from theriac.cli import _options as opt
 
 def repair(
     ctx: typer.Context,
-    path: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run folder, or a file of weights (then with --data and --model).")
-    ],
+    path: opt.ModelPath = None,
     method: opt.Method = opt.REPAIR,
     option: opt.MethodOption = None,
     clean: Annotated[
@@ -36,6 +34,8 @@ def repair(
     model_option: opt.ModelOption = None,
     weights_key: opt.WeightsKey = None,
     tensors_only: opt.TensorsOnly = False,
+    weights: opt.Weights = None,
+    wrap: opt.Wrap = None,
     attack: opt.KnownAttack = None,
     attack_option: opt.AttackOption = None,
     target: opt.Target = None,

@@ -5,7 +5,9 @@ Half of the rows choose among the ways, the other half count the one that was ch
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +27,7 @@ from theriac.models.adapter import Adapted
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
+OWN, PLAIN = "as it is wrapped", "pixels 0 to 1"
 _SIZES = (28, 32, 64, 96, 128, 224, 256, 384)
 _FEWEST = 20  # rows, below which no interval tells anything
 _DIGITS = 6
@@ -49,7 +52,8 @@ class Way:
 
     def words(self) -> list[str]:
         """The options as a command line takes them."""
-        return [f"--wrap {key}={_plain(value)}" for key, value in self.options.items()]
+        texts = {k: json.dumps(list(v)) if k == "classes" else _plain(v) for k, v in self.options.items()}
+        return [f"--wrap {shlex.quote(f'{key}={text}')}" for key, text in texts.items()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,12 @@ class WrappingCheck:
             return ()
         low = self.best.rate.interval[0]
         return tuple(w for w in self.ways[1:] if w.rate is not None and w.rate.interval[1] >= low)
+
+    @property
+    def as_given(self) -> bool:
+        """Whether the way in which the model came is the best one, or does about as well."""
+        first = OWN if any(way.name == OWN for way in self.ways) else PLAIN
+        return self.best is not None and any(way.name == first for way in (self.best, *self.alike))
 
     def __str__(self) -> str:
         if self.best is None:
@@ -206,7 +216,7 @@ def _shapes(net: nn.Module, rows: Split, model: nn.Module, run: Run, logits: str
     if isinstance(model, Adapted):
         names = model.card.classes
         other = names != rows.card.classes and set(names) == set(rows.card.classes)
-        yield Way(name="as it is wrapped", options={**_own(model), **({"classes": names} if other else {})})
+        yield Way(name=OWN, options={**_own(model), **({"classes": names} if other else {})})
     card, shape = rows.card, _fit(net, rows, logits)
     for layout in ("nchw", "nhwc"):
         for order in ("rgb", "bgr") if shape.get("channels", card.channels) == 3 else ("rgb",):
@@ -221,7 +231,7 @@ def _shapes(net: nn.Module, rows: Split, model: nn.Module, run: Run, logits: str
 
 
 def _scales(card: Card, channels: int) -> Iterator[tuple[str, Any, Any]]:
-    yield "pixels 0 to 1", None, None
+    yield PLAIN, None, None
     yield "pixels 0 to 255", (0.0,), (round(1 / 255, 10),)
     yield "pixels -1 to 1", (0.5,), (0.5,)
     if len(card.mean) in (1, channels) and card.mean:

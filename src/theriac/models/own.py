@@ -200,6 +200,8 @@ def checked_wrapping(wrapping: Mapping[str, Any] | None) -> dict[str, Any]:
     for name in options:
         if name not in WRAPPING:
             raise unknown("option of the wrapping", str(name), WRAPPING)
+    if isinstance(options.get("classes"), (list, tuple)):
+        options["classes"] = [str(name) for name in options["classes"]]  # a command line reads digits as numbers
     return {k: tuple(v) if isinstance(v, list) and k != "classes" else v for k, v in options.items()}
 
 
