@@ -157,7 +157,7 @@ def demo(
     force: opt.Force = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Show everything on handwritten digits: two victims and a control, two repairs, one table, one report (about two minutes)."""
+    """Show everything on handwritten digits: two victims, a control, two repairs, one table, one report (about two minutes)."""
     from theriac.cli.demo import run_demo
 
     opt.set_quiet(quiet)

@@ -23,7 +23,7 @@ from theriac.core.run import Run, as_run
 from theriac.core.split import Data, Split
 from theriac.data import align
 from theriac.data._sources import class_folders
-from theriac.models import Builder, Classifier, architectures, load_model, load_weights
+from theriac.models import Builder, Classifier, adapt, architectures, load_model, load_weights
 from theriac.models.adapter import foreign
 from theriac.models.store import digest, read_tensors
 from theriac.runs.folder import RECORD, read, section
@@ -70,12 +70,18 @@ class Opened:
         """A model in memory, of a class of the user's own or not.
 
         Args:
-            model: From pixels in [0, 1], or raw table rows, to logits.
+            model: From pixels in [0, 1], or raw table rows, to logits; ``theriac.adapt`` wraps any other one. It is held, not
+                copied.
             data: Its rows for training and test.
             source: From where they can be loaded again.
             name: What the model is called.
             planted: The trigger that it is to be measured with.
+
+        Raises:
+            InputError: If it does not take such rows.
         """
+        if not isinstance(model, Classifier):
+            model = adapt(model, card=data.card)
         state = hashlib.sha256()
         for key, tensor in sorted(model.state_dict().items()):
             state.update(f"{key}{tensor.dtype}{tuple(tensor.shape)}".encode())
