@@ -69,8 +69,8 @@ class Method:
         Raises:
             InputError: Naming the option at fault.
         """
-        found: Self = validated(cls, {k: v for k, v in options.items() if k != "method"}, cls.name)
-        return found
+        made: Self = validated(cls, {k: v for k, v in options.items() if k != "method"}, cls.name)
+        return made
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some hyperparameters changed."""

@@ -248,8 +248,8 @@ def _from_folder(where: Path, wanted: Wanted) -> Opened:
     data = source.load()
     if source.augment is None and model.card.kind == "image":  # a repair months later augments as the training did
         data = with_augment(data, model.card.augment)
-    told = section(record, "data").get("hash")
-    if wanted.data is None and wanted.rows is None and told != data_hash(data):
+    recorded = section(record, "data").get("hash")
+    if wanted.data is None and wanted.rows is None and recorded != data_hash(data):
         warnings.warn(f"the data at {source.name} are not those that {where} was made with", stacklevel=2)
     whose = f"the model in {where}"
     val = None if data.val is None else align(data.val, model.card, whose)
