@@ -19,8 +19,8 @@ import typer
 from typer.core import TyperGroup
 
 from theriac.cli import _options as opt
-from theriac.cli.bench import bench
 from theriac.cli.audit import audit
+from theriac.cli.bench import bench
 from theriac.cli.debias import debias
 from theriac.cli.evaluate import evaluate
 from theriac.cli.listing import list_names
@@ -160,7 +160,7 @@ def demo(
     force: opt.Force = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Show everything on handwritten digits: two victims and a control, two repairs, one table, one report (about two minutes)."""
+    """Show everything on handwritten digits: two victims, a control, two repairs, one table, one report (two minutes)."""
     from theriac.cli.demo import run_demo
 
     opt.set_quiet(quiet)
