@@ -10,6 +10,8 @@ from theriac.core.version import VERSION
 if TYPE_CHECKING:
     from theriac import (
         attacks,
+        auditing,
+        bench,
         core,
         data,
         debias,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
         training_defenses,
         triggers,
     )
+    from theriac.auditing import audit
     from theriac.core.card import Augment, Card, Column
     from theriac.core.errors import InputError, TheriacError, UnsafeFileError
     from theriac.core.method import Needs
@@ -53,6 +56,7 @@ _LAZY = {
     "TheriacError": "theriac.core.errors",
     "UnsafeFileError": "theriac.core.errors",
     "adapt": "theriac.models",
+    "audit": "theriac.auditing",
     "build": "theriac.models",
     "compare": "theriac.metrics",
     "evaluate": "theriac.metrics",
@@ -83,6 +87,9 @@ __all__ = [
     "UnsafeFileError",
     "adapt",
     "attacks",
+    "audit",
+    "auditing",
+    "bench",
     "build",
     "compare",
     "core",

@@ -160,7 +160,18 @@ def calls(split: th.Split, net: nn.Module, folder: str) -> dict[str, tuple[Calla
 NAMES = [
     *("Run", "Split", "take", "where", "sample", "cut", "to", "rows", "batches", "replace", "with_overlay", "Data", "Card"),
     *("Column", "Augment", "Recipe", "Schedule", "Poisoned", "Builder", "build", "adapt", "load", "from_tensors"),
-    *("load_model", "load_weights", "save", "save_planted", "compare", "evaluate", "fairness", "predict", "aim", "der"),
+    *(
+        "load_model",
+        "load_weights",
+        "save",
+        "save_planted",
+        "compare",
+        "evaluate",
+        "fairness",
+        "predict",
+        "attack_labels",
+        "der",
+    ),
     *("recipe", "plant", "poison", "stamp", "success_by_target", "repair", "with_trigger", "classifier", "to_input"),
     *("align", "split_off", "tar"),
 ]

@@ -17,8 +17,9 @@ FLOORS = [
     {"metrics"},
     {"training"},
     {"attacks", "repairs", "training_defenses", "detectors", "debias"},
+    {"auditing"},
     {"runs"},
-    {"report"},
+    {"report", "bench"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -19,11 +19,14 @@ import typer
 from typer.core import TyperGroup
 
 from theriac.cli import _options as opt
+from theriac.cli.audit import audit
+from theriac.cli.bench import bench
 from theriac.cli.debias import debias
 from theriac.cli.evaluate import evaluate
 from theriac.cli.listing import list_names
 from theriac.cli.repair import repair
 from theriac.cli.reporting import report
+from theriac.cli.results import results
 from theriac.cli.train import train
 from theriac.core.errors import InputError, NothingToDoError, StoppedError, TheriacError
 from theriac.core.paths import DiskFullError, as_path
@@ -157,7 +160,7 @@ def demo(
     force: opt.Force = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Show everything on handwritten digits: two victims, a control, two repairs, one table, one report (about two minutes)."""
+    """Show everything on handwritten digits: two victims, a control, two repairs, one table, one report (two minutes)."""
     from theriac.cli.demo import run_demo
 
     opt.set_quiet(quiet)
@@ -167,10 +170,13 @@ def demo(
 app.command("demo")(demo)
 app.command("train")(train)
 app.command("repair")(repair)
+app.command("audit")(audit)
 app.command("debias")(debias)
 app.command("eval")(evaluate)
 app.command("list")(list_names)
 app.command("report")(report)
+app.command("bench")(bench)
+app.command("results")(results)
 
 
 def run() -> None:

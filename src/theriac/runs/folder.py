@@ -32,6 +32,8 @@ _OURS = (
     "planted.json",
     "planted.safetensors",
     "report.html",
+    "audit.json",
+    "audit.html",
     "*.checkpoint.pt",
 )
 

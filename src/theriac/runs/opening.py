@@ -124,6 +124,33 @@ def open_model(path: str | Path, wanted: Wanted | None = None, run: Run | None =
     )
 
 
+def beside(path: str | Path, opened: Opened, option: str) -> nn.Module:
+    """A model to set beside another one, from its run folder.
+
+    Raises:
+        InputError: If it takes other rows or classes than the other.
+    """
+    model = load_model(as_path(option, path))
+    for split in (opened.data.train, opened.data.test):
+        align(split, model.card, f"the model in {path} ({option})")
+    return model
+
+
+def before_repair(opened: Opened) -> nn.Module | None:
+    """The model that a repair was given, from the folder that its record names; None if there is none or it is gone.
+
+    Warns where that folder holds other weights than the record says.
+    """
+    told = section(opened.record, "parent")
+    where = told.get("folder")
+    if not isinstance(where, str) or not is_regular(as_path("parent", where) / "model.safetensors"):
+        return None
+    if told.get("weights") != digest(as_path("parent", where) / "model.safetensors"):
+        warnings.warn(f"{where} holds other weights than those that {opened.name} was made of; they are left out", stacklevel=2)
+        return None
+    return beside(where, opened, "parent")
+
+
 def precision(path: str, choice: str) -> str:
     """What "auto" means for a model from a run folder: float32 if the run was made in it, so that numbers can be compared."""
     where = as_path("MODEL", path)
