@@ -82,12 +82,12 @@ def show_plan(forecast: Forecast, workers: int, *, as_json: bool) -> None:
 def show(sweep: Sweep, *, as_json: bool) -> None:
     """What became of a sweep, and its table."""
     with Store(sweep.store, make=False) as store:
-        found = rows(store, sweep.name)
+        results = rows(store, sweep.name)
     if as_json:
         facts = dataclasses.asdict(sweep) | {"store": str(sweep.store), "seconds": round(sweep.seconds, 1)}
         _show.as_json(facts)
     else:
-        show_rows(found, as_json=False)
+        show_rows(results, as_json=False)
     parts = [f"{sweep.done:,} of {sweep.jobs:,} jobs done ({sweep.made:,} now, in {seconds(sweep.seconds)})"]
     parts += [f"{len(sweep.failed):,} failed (--retry-failed does them again)"] if sweep.failed else []
     parts += [f"{sweep.blocked:,} could not be done, because what they need failed"] if sweep.blocked else []
@@ -97,12 +97,12 @@ def show(sweep: Sweep, *, as_json: bool) -> None:
         _show.following("results", str(sweep.store), "--out", "results.csv")
 
 
-def show_rows(found: Sequence[Row], *, as_json: bool) -> None:
+def show_rows(results: Sequence[Row], *, as_json: bool) -> None:
     """Results, over seeds in a terminal and one by one as JSON."""
     if as_json:
-        _show.as_json(list(found))
+        _show.as_json(list(results))
         return
-    groups = [group for group in grouped(found) if group.role in _MATRIX]
+    groups = [group for group in grouped(results) if group.role in _MATRIX]
     body = summary(groups)
     used = [i for i, name in enumerate(SHOWN) if len({line[i] for line in body}) > 1 or name in ("attack", "defense", "ACC %")]
     used.sort(key=lambda i: SHOWN[i] not in ("attack", "defense"))

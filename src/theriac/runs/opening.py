@@ -141,11 +141,11 @@ def before_repair(opened: Opened) -> nn.Module | None:
 
     Warns where that folder holds other weights than the record says.
     """
-    told = section(opened.record, "parent")
-    where = told.get("folder")
+    parent = section(opened.record, "parent")
+    where = parent.get("folder")
     if not isinstance(where, str) or not is_regular(as_path("parent", where) / "model.safetensors"):
         return None
-    if told.get("weights") != digest(as_path("parent", where) / "model.safetensors"):
+    if parent.get("weights") != digest(as_path("parent", where) / "model.safetensors"):
         warnings.warn(f"{where} holds other weights than those that {opened.name} was made of; they are left out", stacklevel=2)
         return None
     return beside(where, opened, "parent")
