@@ -15,7 +15,7 @@ from theriac.attacks.base import Attack
 from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
-from theriac.core.method import Needs, create, preset, register
+from theriac.core.method import Method, Needs, create, preset, register
 from theriac.core.planted import Planted, Victim
 from theriac.core.ranges import Fraction, NonNegative
 from theriac.core.run import Run, as_run
@@ -121,6 +121,10 @@ class SamFlat(Attack):
     def asam(cls) -> SamFlat:
         """The adaptive norm."""
         return cls(adaptive=True, rho=1.0)
+
+    def inside(self) -> tuple[Method, ...]:
+        """The inner attack."""
+        return (self.inner,)
 
     @property
     def label(self) -> str:

@@ -131,11 +131,11 @@ def _limits(record: Mapping[str, Any]) -> Iterator[str]:
 
 def _made(record: Mapping[str, Any]) -> Iterator[str]:
     seeds, about = section(record, "seeds"), section(record, "provenance")
-    told = [f"seed {_text(seeds.get('seed'))}"] if "seed" in seeds else []
+    parts = [f"seed {_text(seeds.get('seed'))}"] if "seed" in seeds else []
     precision = section(record, "identity").get("precision")
-    told += [f"precision {_text(precision).removeprefix('torch.')}"] if precision else []
-    told += [_text(about[key]) for key in ("command",) if about.get(key)]
-    yield f"Written by Theriac {VERSION} from the run's record{'; ' if told else ''}{'; '.join(told)}."
+    parts += [f"precision {_text(precision).removeprefix('torch.')}"] if precision else []
+    parts += [_text(about[key]) for key in ("command",) if about.get(key)]
+    yield f"Written by Theriac {VERSION} from the run's record{'; ' if parts else ''}{'; '.join(parts)}."
 
 
 def _method(method: Mapping[str, Any]) -> str:
