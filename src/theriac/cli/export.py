@@ -52,7 +52,7 @@ def export(
     form = to or ("torch" if like is not None and not like.endswith(".safetensors") else "safetensors")
     folder = as_path("--out", out or home.resolve().with_name(f"{home.resolve().name}-{form}"))
     into = None if model is None else make_own(model, opt.pairs(model_option, "--model-option"))
-    written = th.export(home, folder, form, like=like, into=into)
+    written = th.export(home, folder, form, like=like, into=into)  # type: ignore[arg-type]  # checked there
     if as_json:
         paths = {"written": str(written), "card": str(folder / "MODEL_CARD.md")}
         _show.as_json({"status": "done", **paths, "warnings": opt.notes()})
