@@ -10,6 +10,8 @@ from theriac.core.version import VERSION
 if TYPE_CHECKING:
     from theriac import (
         attacks,
+        auditing,
+        bench,
         core,
         data,
         debias,
@@ -18,10 +20,12 @@ if TYPE_CHECKING:
         models,
         repairs,
         report,
+        runs,
         training,
         training_defenses,
         triggers,
     )
+    from theriac.auditing import audit
     from theriac.core.card import Augment, Card, Column
     from theriac.core.errors import InputError, TheriacError, UnsafeFileError
     from theriac.core.method import Needs
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
     from theriac.data import load
     from theriac.metrics import compare, evaluate, fairness
     from theriac.models import Builder, adapt, build, load_model, load_weights, save
-    from theriac.report import record
+    from theriac.runs import record
     from theriac.training import recipe, train
     from theriac.triggers.custom import trigger, trigger_pairs
 
@@ -52,6 +56,7 @@ _LAZY = {
     "TheriacError": "theriac.core.errors",
     "UnsafeFileError": "theriac.core.errors",
     "adapt": "theriac.models",
+    "audit": "theriac.auditing",
     "build": "theriac.models",
     "compare": "theriac.metrics",
     "evaluate": "theriac.metrics",
@@ -60,7 +65,7 @@ _LAZY = {
     "load_model": "theriac.models",
     "load_weights": "theriac.models",
     "recipe": "theriac.training",
-    "record": "theriac.report",
+    "record": "theriac.runs",
     "save": "theriac.models",
     "train": "theriac.training",
     "trigger": "theriac.triggers.custom",
@@ -82,6 +87,9 @@ __all__ = [
     "UnsafeFileError",
     "adapt",
     "attacks",
+    "audit",
+    "auditing",
+    "bench",
     "build",
     "compare",
     "core",
@@ -99,6 +107,7 @@ __all__ = [
     "record",
     "repairs",
     "report",
+    "runs",
     "save",
     "train",
     "training",

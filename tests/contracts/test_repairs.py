@@ -38,7 +38,7 @@ QUICK: dict[str, dict[str, object]] = {
     "rnp": {"unlearn_epochs": 1, "recover_epochs": 4, "batch_size": 30, "threshold": 0.99},
     "ibau": {"rounds": 1, "batch_size": 60},
     "clp": {"u": 1.0},  # the fixture's layers are too narrow for the default to find an outlier
-    "age": {"knowledge": "target", "target": 0, "retrain": "R1", "per_class": 2, "epochs": 1},
+    "age": {"knowledge": "target", "target": 0, "retrain": "head", "per_class": 2, "epochs": 1},
 }
 LONG = ("epochs", "rounds", "iterations", "steps")
 

@@ -35,7 +35,15 @@ QUICK: dict[str, dict[str, object]] = {
     "ibau": {"rounds": 1},
     "nad": {"teacher_epochs": 1, "epochs": 1},
     "rnp": {"unlearn_epochs": 1, "recover_epochs": 1},
-    "age": {"knowledge": "target", "target": 0, "retrain": "R1", "per_class": 2, "epochs": 1, "rule": "E6", "strengths": [1.0]},
+    "age": {
+        "knowledge": "target",
+        "target": 0,
+        "retrain": "head",
+        "per_class": 2,
+        "epochs": 1,
+        "rule": "project",
+        "strengths": [1.0],
+    },
 }
 WRITES = ("fst", "d3")  # these move the head's effective weight away from the old one
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from theriac.core.errors import InputError, TheriacError, shortened
+from theriac.core.errors import InputError, shortened
 from theriac.core.progress import silence
 from theriac.core.text import shorten
 
+REPAIR, DEBIASING, EXAMPLE_ATTACK = "antidote", "dwb", "badnets"  # defaults, and the only methods that commands name
 _DATA, _METHOD, _RUN = "Data", "Method", "Run"
 
 DataName = Annotated[
@@ -147,18 +147,6 @@ Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress, no notes, no hints; only the result.", rich_help_panel=_RUN)
 ]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON on standard output.", rich_help_panel=_RUN)]
-
-
-class StoppedError(TheriacError):
-    """The run was stopped by hand; its folder can go on."""
-
-
-class NothingToDoError(TheriacError):
-    """What was asked for is there already, in ``folder``."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(f"nothing to do: {folder} holds this very run, complete (--force does it again)")
-        self.folder = folder
 
 
 _state: dict[str, Any] = {"quiet": False, "notes": []}

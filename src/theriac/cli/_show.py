@@ -6,12 +6,16 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from theriac.auditing import Audit, Coefficient
+from theriac.auditing.result import BENIGN, MODELS, NO_CONTROL
 from theriac.cli import _options as opt
 from theriac.core.text import clean
 from theriac.metrics import Comparison, Difference, Evaluation, Fairness, Rate, Verdict
@@ -94,6 +98,30 @@ def _alarm(sentences: Sequence[str]) -> None:
         console().print(Text(clean(text), "bold red"), soft_wrap=True)
 
 
+def audit(title: str, seen: Audit) -> None:
+    """An audit: headline and alarms, then a line a figure with all models side by side, then what was not looked at."""
+    console().print(Text(clean(seen.headline), "bold"), soft_wrap=True)
+    _alarm([*seen.alarms, *seen.degenerate])
+    table = _table(title, *MODELS)
+    for line in seen.brief:
+        cells = [line.cells.get(model) for model in MODELS]
+        empty = [NO_CONTROL if model == BENIGN else "" for model in MODELS]
+        table.add_row(
+            Text(clean(line.name)),
+            *(Text(text, "dim") if c is None else _share(c) for c, text in zip(cells, empty, strict=True)),
+        )
+    console().print(table)
+    for text in seen.unseen:
+        tell(f"not looked at: {text}")
+
+
+def _share(cell: Rate | Coefficient) -> Text:
+    if isinstance(cell, Rate):
+        return _rate(cell)
+    low, high = cell.interval
+    return _cell(f"{cell.value:.2f}", f"{cell.numerator:.3f}/{cell.denominator:.3f}, {low:.2f} to {high:.2f}")
+
+
 def fairness(title: str, before: Fairness, after: Fairness, verdict: Verdict) -> None:
     """What debiasing did, in words, then a plain model and a debiased one by group, with gaps and their formulas."""
     console().print(Text(clean(verdict.headline), "bold"))
@@ -113,6 +141,16 @@ def tell(text: str) -> None:
     """One line on standard error, unless quiet."""
     if not opt.quiet():
         console(err=True).print(Text(clean(text)), soft_wrap=True)
+
+
+def kept(folder: Path) -> None:
+    """Where the result is, unless quiet."""
+    tell(f"kept in {folder}")
+
+
+def origin(ctx: typer.Context) -> dict[str, Any]:
+    """What a command tells ``execute`` of itself: how it was typed, the warnings so far, and where sentences go."""
+    return {"command": shlex.join(["theriac", *ctx.obj["argv"]]), "notes": opt.notes(), "say": tell}
 
 
 def following(*words: str) -> None:

@@ -19,13 +19,16 @@ import typer
 from typer.core import TyperGroup
 
 from theriac.cli import _options as opt
+from theriac.cli.audit import audit
+from theriac.cli.bench import bench
 from theriac.cli.debias import debias
 from theriac.cli.evaluate import evaluate
 from theriac.cli.listing import list_names
 from theriac.cli.repair import repair
 from theriac.cli.reporting import report
+from theriac.cli.results import results
 from theriac.cli.train import train
-from theriac.core.errors import InputError, TheriacError
+from theriac.core.errors import InputError, NothingToDoError, StoppedError, TheriacError
 from theriac.core.paths import DiskFullError, as_path
 from theriac.core.text import clean
 from theriac.core.version import VERSION
@@ -60,17 +63,17 @@ class _Guarded(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise opt.StoppedError("stopped") from None
+            raise StoppedError("stopped") from None
 
 
 def _explain(error: Exception, given: Sequence[str]) -> int:
     """Print what happened; returns the exit code."""
     if "--debug" in given:
         traceback.print_exception(error)
-    if isinstance(error, opt.StoppedError):
+    if isinstance(error, StoppedError):
         _say(str(error))
         return INTERRUPTED
-    if isinstance(error, opt.NothingToDoError):
+    if isinstance(error, NothingToDoError):
         _say(str(error))
         if "--json" in given:
             typer.echo(json.dumps({"status": "nothing to do", "folder": str(error.folder)}))
@@ -154,22 +157,26 @@ def demo(
     device: opt.Device = "auto",
     seed: opt.Seed = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A smaller run that only shows that everything works.")] = False,
+    force: opt.Force = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Show everything on handwritten digits: three victims, three repairs, one table, one report (under two minutes)."""
+    """Show everything on handwritten digits: two victims, a control, two repairs, one table, one report (two minutes)."""
     from theriac.cli.demo import run_demo
 
     opt.set_quiet(quiet)
-    run_demo(as_path("--out", out), device=device, seed=seed, quick=quick, quiet=quiet or None)
+    run_demo(as_path("--out", out), device=device, seed=seed, quick=quick, quiet=quiet or None, force=force)
 
 
 app.command("demo")(demo)
 app.command("train")(train)
 app.command("repair")(repair)
+app.command("audit")(audit)
 app.command("debias")(debias)
 app.command("eval")(evaluate)
 app.command("list")(list_names)
 app.command("report")(report)
+app.command("bench")(bench)
+app.command("results")(results)
 
 
 def run() -> None:

@@ -45,6 +45,8 @@ class Method:
     title: ClassVar[str] = ""  # how tables call it
     source: ClassVar[str] = ""
     needs: ClassVar[Needs] = Needs()
+    version: ClassVar[int] = 1  # raised whenever its results change; part of the key of every result
+    leaves: ClassVar[tuple[str, ...]] = ()  # patterns of the files that it leaves in a run folder
 
     def __post_init__(self) -> None:
         """Refuse a value that its field's declaration does not allow. A subclass with checks of its own calls this first."""

@@ -50,6 +50,24 @@ def places(names: Sequence[str], known: Sequence[str]) -> list[int]:
     return [place.get(key(name), -1) for name in names]
 
 
+def class_place(text: str, card: Card) -> int:
+    """The place of a class among those of a card, by its name, or else by a whole number.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    place, number = places((text,), card.classes)[0], text.isascii() and text.removeprefix("-").isdigit()
+    if place < 0 and number and 0 <= float(text) < card.num_classes:
+        place = int(text)
+    if place < 0:
+        shown = ", ".join(card.classes[:8]) + (", ..." if card.num_classes > 8 else "")
+        raise InputError(
+            f"--target is {text[:80] if number else repr(text[:80])}{lookalike(text, card.classes)}; expected a class of "
+            f"{card.name!r} ({shown}), or a place from 0 to {card.num_classes - 1}"
+        )
+    return place
+
+
 def ranked(names: Sequence[str]) -> list[int]:
     """The places of names in ascending order: whole numbers by value if all are, else text."""
     return sorted(range(len(names)), key=lambda k: (_key(names, ())(names[k]), names[k]))

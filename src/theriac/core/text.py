@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
+LONG = 4000  # characters of the longest text that a record holds
 _HARMFUL = {"Cc", "Cf", "Cs", "Co", "Cn"}  # control, invisible (such as direction overrides), surrogates, private, unassigned
 _KEPT = {"\n", "\t", "\u200c", "\u200d"}  # the joiners belong to several scripts
 

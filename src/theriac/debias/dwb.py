@@ -59,6 +59,7 @@ class DwB(Distilled):
 
     name: ClassVar[str] = "dwb"
     title: ClassVar[str] = "DwB"
+    leaves: ClassVar[tuple[str, ...]] = ("dwb_assignment.safetensors",)
     source: ClassVar[str] = "arXiv:2303.01504"
     needs: ClassVar[Needs] = Needs(training_control=True, groups=True)
 

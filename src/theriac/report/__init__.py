@@ -1,8 +1,7 @@
 """From results to something that one shows a colleague: records, tables, one self-contained page."""
 
 from theriac.report.page import html, write
-from theriac.report.recording import record
 from theriac.report.records import Result, Study
 from theriac.report.tables import markdown, table
 
-__all__ = ["Result", "Study", "html", "markdown", "record", "table", "write"]
+__all__ = ["Result", "Study", "html", "markdown", "table", "write"]

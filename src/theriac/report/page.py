@@ -53,12 +53,13 @@ def write(study: Study | str | Path, path: str | Path | None = None) -> Path:
 @typed()
 def html(study: Study) -> str:
     """The page as text."""
-    text: str = _environment().get_template("report.html.j2").render(view(study))
+    text: str = environment().get_template("report.html.j2").render(view(study))
     return text
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Where the pages' templates are: every text escaped, a name that is not there an error."""
     here = Path(__file__).parent / "templates"
     made = Environment(
         loader=FileSystemLoader(here),
@@ -80,14 +81,18 @@ def _shown(value: Any) -> Any:
     return clean(value).replace(" %", "\u00a0%")
 
 
+def style() -> str:
+    """The style sheet of all pages."""
+    return (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+
+
 def view(study: Study) -> dict[str, Any]:
     """Everything that the template shows, computed."""
-    css = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
     victims = list(dict.fromkeys(r.victim for r in study.results))
     judged = [(r, findings.verdict(r)) for r in study.repairs]
     controlled = any(r.control is not None for r in study.results)
     return {
-        "css": Markup(css),  # our own file
+        "css": Markup(style()),  # our own file
         "study": study,
         "headline": (headline := findings.headline(study)),
         "summary": "" if (summary := findings.summary(study)) == headline else summary,

@@ -44,7 +44,7 @@ class Case:
 class Measured:
     """Shares on the handful of rows that the defender holds; never on test rows."""
 
-    proxy: float  # of ``forget``, predicted as the target
+    proxy: float  # of forget, predicted as the target
     acc: float  # of the pool, right
     tca: float | None  # of the pool's target rows, right; None without such rows
 

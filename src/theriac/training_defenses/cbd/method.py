@@ -68,6 +68,7 @@ class CBD(TrainingDefense):
 
     name: ClassVar[str] = "cbd"
     title: ClassVar[str] = "CBD"
+    leaves: ClassVar[tuple[str, ...]] = ("cbd_*.safetensors",)  # f_B and its row weights
     source: ClassVar[str] = "arXiv:2303.06818"
     needs: ClassVar[Needs] = Needs(training_control=True, labels=True)
 

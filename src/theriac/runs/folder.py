@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from theriac.attacks import Planted
-from theriac.cli._options import NothingToDoError, StoppedError
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, NothingToDoError, StoppedError
 from theriac.core.files import read_json, write_json
+from theriac.core.method import KINDS, methods
 from theriac.core.paths import DiskFullError, make_folder, owned, unmake, writing
 from theriac.core.run import Run
-from theriac.models import Classifier
 from theriac.models.store import FORMAT, read_record
-from theriac.report import collect
-from theriac.report.recording import architecture, write_run
+from theriac.runs.provenance import provenance as described
+from theriac.runs.recording import architecture, write_run
 
 PLAN = "plan.json"
 RECORD = "run.json"
@@ -34,7 +32,8 @@ _OURS = (
     "planted.json",
     "planted.safetensors",
     "report.html",
-    "cbd_*.safetensors",
+    "audit.json",
+    "audit.html",
     "*.checkpoint.pt",
 )
 
@@ -143,16 +142,10 @@ def section(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def provenance(run: Run, argv: Sequence[str], model: Classifier, recipe: str, started: float) -> dict[str, Any]:
+def provenance(run: Run, command: str, model: nn.Module, recipe: str, started: float) -> dict[str, Any]:
     """Where, how and with what a result was made, as a report shows it."""
-    told = collect.provenance(
-        run,
-        model=architecture(model),
-        recipe=recipe,
-        command=shlex.join(["theriac", *argv]),
-        started=started,
-    )
-    return told.model_dump(mode="json") | {"seconds": max(told.seconds or 0.0, spent(run))}
+    facts = described(run, model=architecture(model), recipe=recipe, command=command, started=started)
+    return facts | {"seconds": max(facts["seconds"] or 0.0, spent(run))}
 
 
 def spent(run: Run) -> float:
@@ -208,7 +201,8 @@ def _short(value: Any) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for pattern in _OURS for path in folder.glob(pattern)]
+    left = {pattern for kind in KINDS for method in methods(kind).values() for pattern in method.leaves}
+    return [path for pattern in (*_OURS, *sorted(left)) for path in folder.glob(pattern)]
 
 
 def _move(source: Path, target: Path) -> None:

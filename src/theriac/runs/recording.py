@@ -22,7 +22,7 @@ from theriac.data import load
 from theriac.metrics import Comparison, Evaluation, compare
 from theriac.models import Classifier, save
 from theriac.models.store import digest
-from theriac.report import collect
+from theriac.runs.provenance import provenance
 
 NONE = "none"
 
@@ -102,7 +102,7 @@ def record(
     if run is not None:
         words = recipe or ("" if method is None else method.title)
         told |= {"seeds": {"seed": run.seed, **run.streams}, **account(run, repaired=kind == "repair")}
-        told["provenance"] = collect.provenance(run, model=architecture(model), recipe=words).model_dump(mode="json")
+        told["provenance"] = provenance(run, model=architecture(model), recipe=words)
     if parent is not None:
         told["parent"] = _parent(Path(parent))
     if before is not None:

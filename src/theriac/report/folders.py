@@ -13,8 +13,6 @@ from pydantic import ValidationError
 
 from theriac.attacks import Planted
 from theriac.attacks.store import load_planted
-from theriac.cli._inputs import Source
-from theriac.cli._records import PLAN, RECORD, read, section
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.files import is_regular, read_json_lines
@@ -29,8 +27,11 @@ from theriac.models import Classifier, load_model
 from theriac.models.adapter import foreign
 from theriac.models.store import digest
 from theriac.report import collect
-from theriac.report.recording import data_hash
 from theriac.report.records import Exhibit, Study
+from theriac.runs.folder import PLAN, RECORD, read, section
+from theriac.runs.provenance import bounded
+from theriac.runs.recording import data_hash
+from theriac.runs.source import Source
 
 _EVENTS_LIMIT = 64 << 20  # bytes of events.jsonl that are read
 
@@ -41,6 +42,7 @@ class _Folder:
 
     path: Path
     record: dict[str, Any]
+    called: str = ""  # the model, or of a repair the repair, in words; "": as the record says
 
     @property
     def name(self) -> str:
@@ -110,7 +112,7 @@ class _Folder:
             own = [e for e in found if e.get("event") != "train"] or found
         else:
             own = [e for e in found if e.get("event") == trained] or found
-        return [{k: v for k, v in e.items() if k not in ("event", "time")} for e in own]
+        return [collect.plain_epoch(e) for e in own]
 
 
 def of_folder(path: Path) -> Study:
@@ -148,7 +150,26 @@ def of_folder(path: Path) -> Study:
     kinds = {str(section(f.record, "data")["hash"]) for f in folders if section(f.record, "data").get("hash")}
     if len(kinds) > 1:
         raise InputError(f"the {len(folders)} runs in {path} are on {len(kinds)} different data sets; a report tells of one")
-    return _study(path, folders, left)
+    return _study(path.resolve().name, folders, left)
+
+
+def of_folders(names: Mapping[Path, str], *, title: str, samples: int = 6) -> Study:
+    """The study of some run folders on the same data, in their order.
+
+    Args:
+        names: Run folders, each with what its model is called; of a repair, what the repair is called. "" takes the words of
+            the record.
+        title: Title of the study.
+        samples: How many rows show a trigger.
+
+    Raises:
+        InputError: If a folder holds no finished run with scores.
+    """
+    folders = [_Folder(path, read(path), called) for path, called in names.items()]
+    for folder in folders:
+        if not folder.scored():
+            raise InputError(f"{folder.path} holds no scores to report")
+    return _study(title, folders, [], samples)
 
 
 def _readable(paths: Sequence[Path], left: list[str]) -> list[_Folder]:
@@ -180,37 +201,37 @@ def _with_parent(folder: _Folder) -> list[_Folder]:
     return [_Folder(as_path("parent", told), read(as_path("parent", told))), folder]
 
 
-def _study(path: Path, folders: Sequence[_Folder], left: Sequence[str]) -> Study:
+def _study(title: str, folders: Sequence[_Folder], left: Sequence[str], samples: int = 6) -> Study:
     data, run = _data(folders[0]), Run(quiet=True)
     names = {f.weights: _victim(f) for f in folders if not f.is_repair}
     results = [_result(f, names, _control(f, folders, data, run)) for f in folders]
     card = folders[-1].model.card if folders[-1].can_run else Card.from_dict(section(folders[-1].record, "card"))
     summary = collect.summarize(data or card, clean_rows=max((r["rows"] for r in results if r["repair"]), default=0))
     study = {
-        "title": path.resolve().name,
+        "title": title,
         "steps": [_step(f, names) for f in folders],
         "data": summary.model_dump(mode="json"),
         "provenance": _provenance(folders),
         "results": results,
         "fairness": [_groups(f) for f in folders if f.is_debiased],
         "caveats": [*left, *_origins(folders)],
-        "exhibits": [e.model_dump(mode="json") for e in _exhibits(folders, names, data, run)],
+        "exhibits": [e.model_dump(mode="json") for e in _exhibits(folders, names, data, run, samples)],
     }
-    return Study.from_dict(study, f"the record in {path}")
+    return Study.from_dict(study, f"the record in {folders[0].path if len(folders) == 1 else folders[0].path.parent}")
 
 
 def _provenance(folders: Sequence[_Folder]) -> dict[str, Any]:
     """Of all runs: the last one's machine, every command, seed and recipe, and their time together."""
-    told = [section(f.record, "provenance") for f in folders]
+    records = [section(f.record, "provenance") for f in folders]
 
     def every(key: str, between: str) -> str:
-        found = dict.fromkeys(str(t[key]) for t in told if t.get(key))
-        return collect.kept(between.join(found))
+        words = dict.fromkeys(str(r[key]) for r in records if r.get(key))
+        return bounded(between.join(words))
 
-    seeds = [t["seed"] for t in told if isinstance(t.get("seed"), int)]
-    seconds = [t["seconds"] for t in told if isinstance(t.get("seconds"), (int, float))]
+    seeds = [r["seed"] for r in records if isinstance(r.get("seed"), int)]
+    seconds = [r["seconds"] for r in records if isinstance(r.get("seconds"), (int, float))]
     more = {"command": every("command", "\n"), "recipe": every("recipe", "; "), "seeds": list(dict.fromkeys(seeds))}
-    return told[-1] | more | ({"seconds": round(sum(seconds), 1)} if seconds else {})
+    return records[-1] | more | ({"seconds": round(sum(seconds), 1)} if seconds else {})
 
 
 def _groups(folder: _Folder) -> dict[str, Any]:
@@ -223,11 +244,13 @@ def _groups(folder: _Folder) -> dict[str, Any]:
         {"name": name, "plain": str(old or NO_ROWS), "debiased": str(new or NO_ROWS), "meaning": meaning}
         for name, old, new, meaning in side_by_side(before, after)
     ]
-    told = {"headline": collect.kept(verdict.headline), "verdict": collect.kept(verdict.sentence)}
+    told = {"headline": bounded(verdict.headline), "verdict": bounded(verdict.sentence)}
     return {"victim": _victim(folder), "groups": list(before.groups), "lines": lines, **told}
 
 
 def _victim(folder: _Folder) -> str:
+    if folder.called and not folder.is_repair:
+        return folder.called
     if folder.is_debiased:
         return f"{_title(folder, 'debiasing', 'method')} ({folder.name})"
     planted, guard = folder.planted, _guard(folder)
@@ -285,6 +308,7 @@ def _result(folder: _Folder, names: Mapping[str, str], control: dict[str, Any] |
     seconds = [e["seconds"] for e in history if isinstance(e.get("seconds"), (int, float))]
     common = {
         "attack": record.get("attack"),
+        "label": folder.called if folder.is_repair else "",
         "seconds": sum(seconds) or section(record, "provenance").get("seconds"),
         "history": history,
         "warnings": record.get("notes", []),
@@ -294,8 +318,8 @@ def _result(folder: _Folder, names: Mapping[str, str], control: dict[str, Any] |
     if not folder.is_repair:
         rows = section(section(record, "data"), "rows").get("train", 0)
         label = _title(folder, "repair", "method") if record.get("kind") == "repair" else ""
-        scores = {"before": record.get("evaluation"), "repair": None, "label": label}
-        return {"victim": _victim(folder), "rows": rows, **scores, **common}
+        scores = {"before": record.get("evaluation"), "repair": None}
+        return {**common, "victim": _victim(folder), "rows": rows, "label": label, **scores}
     return {
         "victim": names.get(folder.parent, str(section(record, "parent").get("name", "model"))),
         "repair": record.get("method"),
@@ -309,8 +333,13 @@ def _result(folder: _Folder, names: Mapping[str, str], control: dict[str, Any] |
 
 def _control(folder: _Folder, folders: Sequence[_Folder], data: Data | None, run: Run) -> dict[str, Any] | None:
     """Scores of a benign model, trained the same way, on the rows that this run's attack stamps."""
-    planted = folder.planted
-    if planted is None or data is None:
+    benign, planted = _benign(folder, folders), folder.planted
+    return None if benign is None or data is None else evaluate(benign.model, data.test, planted, run=run).to_dict()
+
+
+def _benign(folder: _Folder, folders: Sequence[_Folder]) -> _Folder | None:
+    """The model that was trained as a victim, or the victim of a repair, but on rows in which nothing was planted."""
+    if folder.planted is None:
         return None
     victim = next((f for f in folders if not f.is_repair and f is not folder and f.weights == folder.parent), folder)
     for other in folders:
@@ -319,7 +348,7 @@ def _control(folder: _Folder, folders: Sequence[_Folder], data: Data | None, run
         same = same and all(made[0].get(key) == made[1].get(key) for key in ("augment", "precision"))
         benign = not other.is_repair and other.is_known and other.record.get("attack") is None
         if benign and other.can_run and same:
-            return evaluate(other.model, data.test, planted, run=run).to_dict()
+            return other
     return None
 
 
@@ -339,11 +368,11 @@ def _data(folder: _Folder) -> Data | None:
     return data
 
 
-def _exhibits(folders: Sequence[_Folder], names: Mapping[str, str], data: Data | None, run: Run) -> list[Exhibit]:
-    """Each victim's trigger on sample rows, with what the victim and its repaired copies say."""
+def _exhibits(folders: Sequence[_Folder], names: Mapping[str, str], data: Data | None, run: Run, samples: int) -> list[Exhibit]:
+    """Each victim's trigger on sample rows, with what the victim, its repaired copies and the benign model say."""
     if data is None or data.train.is_table:
         return []
-    found = []
+    exhibits = []
     for victim in folders:
         planted = victim.planted
         if victim.is_repair or planted is None or not victim.can_run:
@@ -351,22 +380,23 @@ def _exhibits(folders: Sequence[_Folder], names: Mapping[str, str], data: Data |
         repaired = [f for f in folders if f.is_repair and f.parent == victim.weights and f.can_run]
         done = [_done(f) for f in repaired]
         called = [f"after {m}" if done.count(m) == 1 else f"after {m} ({f.name})" for m, f in zip(done, repaired, strict=True)]
-        guard = _guard(victim)
-        models = {f"trained with {guard}" if guard else "victim": victim.model} | dict(
-            zip(called, (f.model for f in repaired), strict=True)
-        )
+        guard, benign = _guard(victim), _benign(victim, folders)
+        models = {f"trained with {guard}" if guard else "victim": victim.model}
+        models |= dict(zip(called, (f.model for f in repaired), strict=True))
+        models |= {} if benign is None else {_victim(benign): benign.model}
         try:
-            found.append(collect.exhibit(names[victim.weights], planted, data.test, models, run=run))
+            shown = collect.exhibit(names[victim.weights], planted, data.test, models, samples=samples, run=run)
         except ValidationError as error:
-            told = error.errors(include_url=False)[0]["msg"]
-            raise InputError(f"the record in {victim.path} can't be shown: {told[:200]}") from None
-    return found
+            reason = error.errors(include_url=False)[0]["msg"]
+            raise InputError(f"the record in {victim.path} can't be shown: {reason[:200]}") from None
+        exhibits.append(shown)
+    return exhibits
 
 
 def _done(folder: _Folder) -> str:
-    """The repair's title; with what became of it where it did not repair."""
+    """The repair's name; with what became of it where it did not repair."""
     status = str((folder.outcome or {}).get("status", "repaired"))
-    return _title(folder, "repair", "method") + ("" if status == "repaired" else f" ({status})")
+    return (folder.called or _title(folder, "repair", "method")) + ("" if status == "repaired" else f" ({status})")
 
 
 def _step(folder: _Folder, names: Mapping[str, str]) -> str:

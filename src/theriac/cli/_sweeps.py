@@ -1,0 +1,122 @@
+"""How sweeps and their results are shown in a terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from theriac.bench import Forecast, Sweep, grouped
+from theriac.bench.store import Store
+from theriac.bench.tables import SHOWN, Row, rows, summary
+from theriac.cli import _options as opt
+from theriac.cli import _show
+from theriac.core.text import seconds
+
+_MATRIX = (
+    "victim",
+    "defended",
+    "debiased",
+    "benign",
+    "judged",
+)  # roles of a terminal's table; controls of defenses are in files
+
+
+def typed(ctx: typer.Context) -> str:
+    """The command as it was typed."""
+    return shlex.join(["theriac", *ctx.obj["argv"]])
+
+
+def warn(text: str) -> None:
+    """One line about a job that failed."""
+    _show.tell(text)
+
+
+def show_plan(found: Forecast, workers: int, *, as_json: bool) -> None:
+    """What a sweep would do."""
+    plan, left = found.plan, found.left
+    facts: dict[str, Any] = {
+        "sweep": plan.spec.name,
+        "jobs": len(plan.nodes),
+        "kinds": plan.kinds,
+        "cells": len(plan.cells),
+        "shared": plan.shared,
+        "done": len(found.done),
+        "failed": len(found.failed),
+        "left": left,
+        "seconds": found.seconds,
+        "timed": found.guessed,
+        "refused": plan.refused,
+    }
+    if as_json:
+        _show.as_json(facts)
+        return
+    kinds = {"train": "trainings", "repair": "repairs", "debias": "debiased models", "judge": "counts of benign models"}
+    work = ", ".join(f"{count:,} {kinds[kind]}" for kind, count in plan.kinds.items())
+    if found.seconds is None:
+        time = "unknown: the store has no timings yet" if left else "nothing is left to do"
+    else:
+        rest = "" if found.guessed == left else f" for {found.guessed:,} of the {left:,} jobs; the others are not timed yet"
+        time = f"about {seconds(found.seconds / workers)} with {workers} worker{'s' * (workers > 1)}{rest}"
+    body = [
+        ["jobs", f"{len(plan.nodes):,}: {work}"],
+        ["cells", f"{len(plan.cells):,}; {plan.shared:,} of them start from a model that another one has, too"],
+        ["done", f"{len(found.done):,}" + (f"; {len(found.failed):,} failed (--retry-failed)" if found.failed else "")],
+        ["left", f"{left:,}"],
+        ["time", time],
+    ]
+    _show.rows(f"plan of {plan.spec.name}", ["", ""], body)
+    if plan.refused:
+        _show.rows("pairings that are refused", ["pairing", "reason"], [[what, why] for what, why in plan.refused.items()])
+
+
+def show(sweep: Sweep, *, as_json: bool) -> None:
+    """What became of a sweep, and its table."""
+    with Store(sweep.store, make=False) as store:
+        found = rows(store, sweep.name)
+    if as_json:
+        facts = dataclasses.asdict(sweep) | {"store": str(sweep.store), "seconds": round(sweep.seconds, 1)}
+        _show.as_json(facts)
+    else:
+        show_rows(found, as_json=False)
+    parts = [f"{sweep.done:,} of {sweep.jobs:,} jobs done ({sweep.made:,} now, in {seconds(sweep.seconds)})"]
+    parts += [f"{len(sweep.failed):,} failed (--retry-failed does them again)"] if sweep.failed else []
+    parts += [f"{sweep.blocked:,} could not be done, because what they need failed"] if sweep.blocked else []
+    _show.tell("; ".join(parts))
+    _show.kept(sweep.store)
+    if not as_json:
+        _show.following("results", str(sweep.store), "--out", "results.csv")
+
+
+def show_rows(found: Sequence[Row], *, as_json: bool) -> None:
+    """Results, over seeds in a terminal and one by one as JSON."""
+    if as_json:
+        _show.as_json(list(found))
+        return
+    groups = [group for group in grouped(found) if group.role in _MATRIX]
+    body = summary(groups)
+    used = [i for i, name in enumerate(SHOWN) if len({line[i] for line in body}) > 1 or name in ("attack", "defense", "ACC %")]
+    used.sort(key=lambda i: SHOWN[i] not in ("attack", "defense"))
+    title = ", ".join(dict.fromkeys(line[0] for line in body)) or "no results"
+    _show.rows(title, [SHOWN[i] for i in used], [[line[i] for i in used] for line in body])
+
+
+def show_collected(gone: Mapping[str, int], *, as_json: bool) -> None:
+    """What was deleted."""
+    if as_json:
+        _show.as_json(dict(gone))
+        return
+    _show.tell(
+        f"deleted {gone['jobs']:,} jobs, {gone['folders']:,} run folders and {gone['files']:,} files of tensors, "
+        f"{gone['bytes'] / 1e6:,.1f} MB"
+    )
+
+
+def tell_written(path: Path) -> None:
+    """Where a file is, unless quiet."""
+    if not opt.quiet():
+        _show.tell(f"written to {path}")
