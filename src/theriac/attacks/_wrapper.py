@@ -13,7 +13,7 @@ from theriac.attacks.base import Attack
 from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
-from theriac.core.method import Needs, create
+from theriac.core.method import Method, Needs, create
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable
@@ -70,6 +70,10 @@ class Wrapper(Attack):
         fields = {f.name: getattr(attack, f.name) for f in dataclasses.fields(attack)}
         own = {name: fields.pop(name) for name in _OWN}
         return cls(attack=attack.name, options=tuple(fields.items()), **own, **options)
+
+    def inside(self) -> tuple[Method, ...]:
+        """The inner attack."""
+        return (self.inner,)
 
     @property
     def label(self) -> str:

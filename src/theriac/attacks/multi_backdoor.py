@@ -11,7 +11,7 @@ import torch
 from theriac.attacks.base import Attack
 from theriac.core.card import Card
 from theriac.core.errors import InputError
-from theriac.core.method import create, preset, register
+from theriac.core.method import Method, create, preset, register
 from theriac.core.planted import Planted
 from theriac.core.ranges import Fraction, Whole
 from theriac.core.run import Run
@@ -107,6 +107,10 @@ class MultiBackdoor(Attack):
             raise InputError(f"planted is one of {attack.name}; expected one of multi_backdoor")
         wanted = attack._goals(planted.card.num_classes).tolist()
         return {t: Planted(attack.replace(only=k), planted.card, planted.state) for k, t in enumerate(wanted)}
+
+    def inside(self) -> tuple[Method, ...]:
+        """The attacks."""
+        return tuple(self.members(0))
 
     def members(self, classes: int) -> list[Attack]:
         """The attacks, each with its target; with 0 classes, where no data are known yet, all with target 0."""

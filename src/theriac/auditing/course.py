@@ -19,7 +19,7 @@ from theriac.core.poisoned import as_clean
 from theriac.core.run import Run, as_run
 from theriac.core.split import Data, Split
 from theriac.data.alignment import align_to
-from theriac.metrics import Evaluation, Rate, aim, evaluate, universal
+from theriac.metrics import Evaluation, Rate, attack_labels, evaluate, universal
 from theriac.metrics._degenerate import degenerate, fallen, percent, short
 from theriac.models import run_over, to_input
 from theriac.models.outputs import module_of
@@ -218,7 +218,7 @@ class _Course:
         """After an attacker's re-tuning with a few poisoned rows."""
         assert self.train is not None
         o, train = self.options, self.train
-        wanted, counted = aim(self.planted, train.y, train.index)
+        wanted, counted = attack_labels(self.planted, train.y, train.index)
         order = torch.randperm(len(train), generator=self.run.generator("poison", "audit"))
         poison, clean = order[counted.cpu()[order]][: o.retune_rows], order[-3 * o.retune_rows :]
         clean = clean[~torch.isin(clean, poison)]
@@ -303,7 +303,7 @@ class _Course:
         """Features of the stamped test rows that count, and how many of them lie nearest to the target's center."""
         test = align_to(self.test, net)
         planted = planted_on(self.planted, test)
-        wanted, counted = aim(planted, test.y, test.index)
+        wanted, counted = attack_labels(planted, test.y, test.index)
         at = counted.nonzero().flatten()
         rows = test.take(at)
         stamped = Split(planted.stamp(rows.x, rows.y, rows.index, "test"), rows.y, index=rows.index, card=rows.card)
@@ -362,7 +362,7 @@ class _Course:
         """Inputs of the rows that count, stamped or not, with the classes that the attack wants."""
         here = align_to(split, net).to(self.run.device)
         planted = planted_on(self.planted, here)
-        wanted, counted = aim(planted, here.y, here.index)
+        wanted, counted = attack_labels(planted, here.y, here.index)
         at = counted.nonzero().flatten()
         if split is self.train:
             order = torch.randperm(len(at), generator=self.run.generator("method", "audit-rows"))

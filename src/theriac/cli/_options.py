@@ -182,7 +182,7 @@ def note(text: str) -> bool:
     return new
 
 
-def pairs(given: Sequence[str] | None, option: str = "--option") -> dict[str, Any]:
+def pairs(texts: Sequence[str] | None, option: str = "--option") -> dict[str, Any]:
     """Read ``KEY=VALUE`` texts.
 
     Values are read as YAML scalars or flow lists (``8``, ``1e-3``, ``true``, ``[layer4, linear]``); the method checks types.
@@ -190,16 +190,16 @@ def pairs(given: Sequence[str] | None, option: str = "--option") -> dict[str, An
     Raises:
         InputError: On a missing ``=``, a key given twice, or a number that is not finite.
     """
-    found: dict[str, Any] = {}
-    for text in given or ():
+    options: dict[str, Any] = {}
+    for text in texts or ():
         key, equals, value = text.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key:
             raise InputError(f"{option} is {shortened(text)}; expected KEY=VALUE, such as epochs=20")
-        if key in found:
+        if key in options:
             raise InputError(f"{option} gives {shortened(key)} twice")
-        found[key] = _value(option, key, value.strip())
-    return found
+        options[key] = _value(option, key, value.strip())
+    return options
 
 
 def _value(option: str, key: str, text: str) -> Any:

@@ -36,20 +36,20 @@ def warn(text: str) -> None:
     _show.tell(text)
 
 
-def show_plan(found: Forecast, workers: int, *, as_json: bool) -> None:
+def show_plan(forecast: Forecast, workers: int, *, as_json: bool) -> None:
     """What a sweep would do."""
-    plan, left = found.plan, found.left
+    plan, left = forecast.plan, forecast.left
     facts: dict[str, Any] = {
         "sweep": plan.spec.name,
         "jobs": len(plan.nodes),
         "kinds": plan.kinds,
         "cells": len(plan.cells),
         "shared": plan.shared,
-        "done": len(found.done),
-        "failed": len(found.failed),
+        "done": len(forecast.done),
+        "failed": len(forecast.failed),
         "left": left,
-        "seconds": found.seconds,
-        "timed": found.guessed,
+        "seconds": forecast.seconds,
+        "timed": forecast.guessed,
         "refused": plan.refused,
     }
     if as_json:
@@ -57,15 +57,20 @@ def show_plan(found: Forecast, workers: int, *, as_json: bool) -> None:
         return
     kinds = {"train": "trainings", "repair": "repairs", "debias": "debiased models", "judge": "counts of benign models"}
     work = ", ".join(f"{count:,} {kinds[kind]}" for kind, count in plan.kinds.items())
-    if found.seconds is None:
+    if forecast.seconds is None:
         time = "unknown: the store has no timings yet" if left else "nothing is left to do"
     else:
-        rest = "" if found.guessed == left else f" for {found.guessed:,} of the {left:,} jobs; the others are not timed yet"
-        time = f"about {seconds(found.seconds / workers)} with {workers} worker{'s' * (workers > 1)}{rest}"
+        rest = (
+            "" if forecast.guessed == left else f" for {forecast.guessed:,} of the {left:,} jobs; the others are not timed yet"
+        )
+        time = f"about {seconds(forecast.seconds / workers)} with {workers} worker{'s' * (workers > 1)}{rest}"
     body = [
         ["jobs", f"{len(plan.nodes):,}: {work}"],
         ["cells", f"{len(plan.cells):,}; {plan.shared:,} of them start from a model that another one has, too"],
-        ["done", f"{len(found.done):,}" + (f"; {len(found.failed):,} failed (--retry-failed)" if found.failed else "")],
+        [
+            "done",
+            f"{len(forecast.done):,}" + (f"; {len(forecast.failed):,} failed (--retry-failed)" if forecast.failed else ""),
+        ],
         ["left", f"{left:,}"],
         ["time", time],
     ]
@@ -77,27 +82,27 @@ def show_plan(found: Forecast, workers: int, *, as_json: bool) -> None:
 def show(sweep: Sweep, *, as_json: bool) -> None:
     """What became of a sweep, and its table."""
     with Store(sweep.store, make=False) as store:
-        found = rows(store, sweep.name)
+        results = rows(store, sweep.name)
     if as_json:
         facts = dataclasses.asdict(sweep) | {"store": str(sweep.store), "seconds": round(sweep.seconds, 1)}
         _show.as_json(facts)
     else:
-        show_rows(found, as_json=False)
+        show_rows(results, as_json=False)
     parts = [f"{sweep.done:,} of {sweep.jobs:,} jobs done ({sweep.made:,} now, in {seconds(sweep.seconds)})"]
     parts += [f"{len(sweep.failed):,} failed (--retry-failed does them again)"] if sweep.failed else []
     parts += [f"{sweep.blocked:,} could not be done, because what they need failed"] if sweep.blocked else []
     _show.tell("; ".join(parts))
-    _show.kept(sweep.store)
+    _show.saved(sweep.store)
     if not as_json:
         _show.following("results", str(sweep.store), "--out", "results.csv")
 
 
-def show_rows(found: Sequence[Row], *, as_json: bool) -> None:
+def show_rows(results: Sequence[Row], *, as_json: bool) -> None:
     """Results, over seeds in a terminal and one by one as JSON."""
     if as_json:
-        _show.as_json(list(found))
+        _show.as_json(list(results))
         return
-    groups = [group for group in grouped(found) if group.role in _MATRIX]
+    groups = [group for group in grouped(results) if group.role in _MATRIX]
     body = summary(groups)
     used = [i for i, name in enumerate(SHOWN) if len({line[i] for line in body}) > 1 or name in ("attack", "defense", "ACC %")]
     used.sort(key=lambda i: SHOWN[i] not in ("attack", "defense"))

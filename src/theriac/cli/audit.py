@@ -72,6 +72,6 @@ def audit(
         _show.as_json(result)
     else:
         _show.audit(f"{opened.name} on {seen.data}, {seen.attack or 'attack unknown'}", seen)
-        _show.kept(page)
+        _show.saved(page)
     if seen.alarms:
         raise typer.Exit(1)

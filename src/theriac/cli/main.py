@@ -48,13 +48,13 @@ class _Guarded(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        given = list(sys.argv[1:] if args is None else args)
-        extra.setdefault("obj", {"argv": given})
+        words = list(sys.argv[1:] if args is None else args)
+        extra.setdefault("obj", {"argv": words})
         try:
             with _notes():
-                code = super().main(given, prog_name, complete_var, False, windows_expand_args, **extra)
+                code = super().main(words, prog_name, complete_var, False, windows_expand_args, **extra)
         except Exception as error:
-            code = _explain(error, given)
+            code = _explain(error, words)
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else OK)
         return code
@@ -66,16 +66,16 @@ class _Guarded(TyperGroup):
             raise StoppedError("stopped") from None
 
 
-def _explain(error: Exception, given: Sequence[str]) -> int:
+def _explain(error: Exception, words: Sequence[str]) -> int:
     """Print what happened; returns the exit code."""
-    if "--debug" in given:
+    if "--debug" in words:
         traceback.print_exception(error)
     if isinstance(error, StoppedError):
         _say(str(error))
         return INTERRUPTED
     if isinstance(error, NothingToDoError):
         _say(str(error))
-        if "--json" in given:
+        if "--json" in words:
             typer.echo(json.dumps({"status": "nothing to do", "folder": str(error.folder)}))
         return NOTHING_TO_DO
     if isinstance(error, BrokenPipeError):  # `theriac list | head`: the reader has seen enough
@@ -98,8 +98,8 @@ def _explain(error: Exception, given: Sequence[str]) -> int:
     if usage is not None:
         _say(f"{str(usage()).rstrip('.')}; see --help", "error")
         return BAD_INPUT
-    told = str(error).splitlines()[0] if str(error) else "no message"
-    _say(f"internal error: {type(error).__name__}: {told} (for the traceback: theriac --debug ...)", "error")
+    message = str(error).splitlines()[0] if str(error) else "no message"
+    _say(f"internal error: {type(error).__name__}: {message} (for the traceback: theriac --debug ...)", "error")
     return INTERNAL
 
 

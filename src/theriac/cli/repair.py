@@ -89,5 +89,5 @@ def repair(
     _show.comparison(f"{opened.name}, {done} {chosen.title} {ended}", record.comparison, reason=outcome["reason"])
     if planted is None:
         _show.tell("the attack is not known here, so only clean accuracy was measured (--attack names one)")
-    _show.kept(record.folder)
+    _show.saved(record.folder)
     _show.following("report", str(record.folder))

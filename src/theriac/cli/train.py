@@ -96,7 +96,7 @@ def train(
     against = f"{job.attack.label if job.attack else nobody}{f', trained by {guard.title}' if guard else ''}"
     assert isinstance(job.model, Builder)
     _show.evaluation(f"{record.folder.name}: {job.model.name} on {loaded.card.name}, {against}", record.after)
-    _show.kept(record.folder)
+    _show.saved(record.folder)
     if guard:
         _show.following("report", str(record.folder))
     elif job.attack:

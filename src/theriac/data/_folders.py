@@ -51,8 +51,8 @@ def picture_folders(parts: Mapping[str, Mapping[str, Sequence[Path]]], name: str
         InputError: On a class folder that only the test part has, or what :func:`picture_data` refuses.
     """
     options.refuse("a folder of pictures has no columns (parquet files do)", "label", "sensitive", "drop")
-    given = list(parts["train"])
-    classes = [given[k] for k in ranked(given)]
+    listed = list(parts["train"])
+    classes = [listed[k] for k in ranked(listed)]
     made = {}
     for part, folders in parts.items():
         if not folders:

@@ -1,7 +1,7 @@
 """Rates with counts and intervals."""
 
 from theriac.metrics._degenerate import ClassCount, degenerate
-from theriac.metrics.backdoor import aim, compare, evaluate, predict
+from theriac.metrics.backdoor import attack_labels, compare, evaluate, predict
 from theriac.metrics.by_group import fairness
 from theriac.metrics.debiased import Verdict, judge, listed, pairs_of, unlisted
 from theriac.metrics.evaluation import Comparison, Evaluation, der
@@ -10,7 +10,7 @@ from theriac.metrics.flips import flip_rate
 from theriac.metrics.gaps import Measure, Noise
 from theriac.metrics.intervals import Difference, Rate, Spread, over_seeds, wilson
 from theriac.metrics.roc import Detection, brier, detection
-from theriac.metrics.stamped import cross_accuracy, leak, success_by_target
+from theriac.metrics.stamped import cross_accuracy, leakage, success_by_target
 
 __all__ = [
     "ClassCount",
@@ -24,7 +24,7 @@ __all__ = [
     "Rate",
     "Spread",
     "Verdict",
-    "aim",
+    "attack_labels",
     "brier",
     "compare",
     "cross_accuracy",
@@ -35,7 +35,7 @@ __all__ = [
     "fairness",
     "flip_rate",
     "judge",
-    "leak",
+    "leakage",
     "listed",
     "over_seeds",
     "pairs_of",

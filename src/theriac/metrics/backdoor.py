@@ -94,7 +94,7 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
             answers += torch.bincount(clean, minlength=classes)
             if planted is None:
                 continue
-            wanted, counted = aim(planted, y, here.index[positions])
+            wanted, counted = attack_labels(planted, y, here.index[positions])
             targets[wanted[counted]] = True
             population = population + counted.sum()
             if bool(counted.any()):
@@ -153,7 +153,7 @@ def compare(
 
 
 @typed()
-def aim(planted: Any, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def attack_labels(planted: Any, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The labels that an attack wants, int64 (B,), and the rows that count, bool (B,).
 
     Args:

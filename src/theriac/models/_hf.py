@@ -63,8 +63,8 @@ def build(data: Any, tensors: int) -> nn.Module:
     for key, value in data["config"].items():
         counts = value if isinstance(value, list) else [value]
         if any(w in key for w in ("layer", "depth", "block")) and all(type(c) is int for c in counts) and sum(counts) > tensors:
-            told = f"{key} = {str(value)[:80]}"
-            raise InputError(f"the transformers configuration has {told}, but the weights are only {tensors} tensors")
+            shown = f"{key} = {str(value)[:80]}"
+            raise InputError(f"the transformers configuration has {shown}, but the weights are only {tensors} tensors")
     attention = data["attention"]
     if isinstance(_auto()._model_mapping[type(config)], (tuple, list)):  # one type, several classes: the plain one
         config.architectures = [_class_of(config).__name__]
@@ -144,8 +144,8 @@ def _harmless(value: Any) -> bool:
 
 
 def _class_of(config: Any) -> Any:
-    found = _auto()._model_mapping[type(config)]
-    return found[0] if isinstance(found, (tuple, list)) else found
+    cls = _auto()._model_mapping[type(config)]
+    return cls[0] if isinstance(cls, (tuple, list)) else cls
 
 
 def _auto() -> Any:

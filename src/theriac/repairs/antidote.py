@@ -15,7 +15,7 @@ from theriac.core.method import Needs, preset, register
 from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Share
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.models.network import to_input
+from theriac.models import run_over
 from theriac.repairs._sgd import by_sgd
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
@@ -126,7 +126,4 @@ class Antidote(Repair):
 
     def _answers(self, model: nn.Module, clean: Split, run: Run) -> torch.Tensor:
         """What the given model says of each unstamped, unaugmented row, as probabilities (N, K)."""
-        model.eval()
-        with torch.no_grad(), run.autocast():
-            parts = [model(to_input(clean.rows(p))).float() for p in clean.batches(512)]
-        return (torch.cat(parts) / self.temperature).softmax(1)
+        return (run_over(model, clean, run=run).to(run.device) / self.temperature).softmax(1)

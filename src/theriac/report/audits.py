@@ -36,8 +36,8 @@ def write(audit: Audit, path: str | Path, name: str = "model") -> Path:
         }
         for line in audit.lines
     ]
-    told = {"css": Markup(style()), "audit": audit, "rows": rows, "models": MODELS, "name": name}
-    text = environment().get_template("audit.html.j2").render(told)
+    values = {"css": Markup(style()), "audit": audit, "rows": rows, "models": MODELS, "name": name}
+    text = environment().get_template("audit.html.j2").render(values)
     return write_atomically(as_path("path", path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

@@ -15,7 +15,7 @@ from theriac.core.errors import InputError
 from theriac.core.planted import planted_on
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
-from theriac.metrics import aim, predict
+from theriac.metrics import attack_labels, predict
 from theriac.report.records import DataSummary, Exhibit, Guess, Provenance, Sample
 from theriac.runs.provenance import provenance as described
 
@@ -73,7 +73,7 @@ def exhibit(
         raise InputError(f"split {split.card.name!r} is a table; only images can be shown")
     planted = planted_on(planted, split)
     y = split.y.cpu()
-    wanted, counted = aim(planted, y, split.index.cpu())
+    wanted, counted = attack_labels(planted, y, split.index.cpu())
     first = [int((counted & (y == k)).nonzero()[0]) for k in range(split.num_classes) if bool((counted & (y == k)).any())]
     if not first:
         raise InputError(f"{planted.name} counts none of the {len(split)} rows; there is nothing to show")

@@ -99,19 +99,19 @@ class _Folder:
         path = self.path / "events.jsonl"
         if not is_regular(path):
             return []
-        found = []
+        epochs = []
         for event in read_json_lines(path, _EVENTS_LIMIT):
             if isinstance(event, dict) and "epoch" in event:
                 plain = {k: v for k, v in event.items() if isinstance(v, (str, bool, int, float))}
-                found.append(plain)
+                epochs.append(plain)
         if self.is_debiased:  # the plain model beside it was trained in the same folder, a teacher before its student
-            trained = next((e["event"] for e in reversed(found) if e.get("event") != "train"), "train")
+            trained = next((e["event"] for e in reversed(epochs) if e.get("event") != "train"), "train")
         else:
             trained = section(self.record, "defense").get("method", "train")  # and not those of a fitted trigger
         if self.is_repair:  # a run from Python may have trained the victim as well
-            own = [e for e in found if e.get("event") != "train"] or found
+            own = [e for e in epochs if e.get("event") != "train"] or epochs
         else:
-            own = [e for e in found if e.get("event") == trained] or found
+            own = [e for e in epochs if e.get("event") == trained] or epochs
         return [collect.plain_epoch(e) for e in own]
 
 
@@ -178,27 +178,27 @@ def _readable(paths: Sequence[Path], left: list[str]) -> list[_Folder]:
     Raises:
         InputError: If none can.
     """
-    found, trouble = [], None
+    folders, trouble = [], None
     for path in paths:
         try:
             folder = _Folder(path, read(path))
             if folder.can_run:
                 load_model(path)  # and forgets it, as there may be many
-            found.append(folder)
+            folders.append(folder)
         except InputError as error:
             trouble = error
             left.append(f"{clean(path.name)} can't be read and is left out: {shorten(clean(str(error)), 300)}.")
             warnings.warn(left[-1].removesuffix("."), stacklevel=4)
-    if trouble is not None and not found:
+    if trouble is not None and not folders:
         raise trouble
-    return found
+    return folders
 
 
 def _with_parent(folder: _Folder) -> list[_Folder]:
-    told = section(folder.record, "parent").get("folder")
-    if not isinstance(told, str) or not is_regular(as_path("parent", told) / RECORD):
+    parent = section(folder.record, "parent").get("folder")
+    if not isinstance(parent, str) or not is_regular(as_path("parent", parent) / RECORD):
         return [folder]
-    return [_Folder(as_path("parent", told), read(as_path("parent", told))), folder]
+    return [_Folder(as_path("parent", parent), read(as_path("parent", parent))), folder]
 
 
 def _study(title: str, folders: Sequence[_Folder], left: Sequence[str], samples: int = 6) -> Study:
@@ -244,8 +244,8 @@ def _groups(folder: _Folder) -> dict[str, Any]:
         {"name": name, "plain": str(old or NO_ROWS), "debiased": str(new or NO_ROWS), "meaning": meaning}
         for name, old, new, meaning in side_by_side(before, after)
     ]
-    told = {"headline": bounded(verdict.headline), "verdict": bounded(verdict.sentence)}
-    return {"victim": _victim(folder), "groups": list(before.groups), "lines": lines, **told}
+    words = {"headline": bounded(verdict.headline), "verdict": bounded(verdict.sentence)}
+    return {"victim": _victim(folder), "groups": list(before.groups), "lines": lines, **words}
 
 
 def _victim(folder: _Folder) -> str:
@@ -280,15 +280,15 @@ def _data_known(folder: _Folder) -> bool:
 
 def _origins(folders: Sequence[_Folder]) -> list[str]:
     """What is not known about where rows came from."""
-    told = []
+    sentences = []
     if any(section(f.record, "data") and not _data_known(f) for f in folders):
-        told.append("The data come from outside: whether somebody poisoned them before is unknown.")
+        sentences.append("The data come from outside: whether somebody poisoned them before is unknown.")
     if any(section(f.record, "data").get("held_out") is True and not _data_known(f) for f in folders):
-        told.append(
+        sentences.append(
             "The test rows were held out from the same untrusted source as the training rows: if it is poisoned or mislabeled, "
             "so are they."
         )
-    return told
+    return sentences
 
 
 def _guard(folder: _Folder) -> str:
@@ -298,8 +298,8 @@ def _guard(folder: _Folder) -> str:
 
 def _title(folder: _Folder, kind: str, part: str) -> str:
     """What the method in one part of the record is called; empty if the record has none."""
-    told = section(folder.record, part).get("method")
-    return title_of(kind, str(told)) if told else ""
+    name = section(folder.record, part).get("method")
+    return title_of(kind, str(name)) if name else ""
 
 
 def _result(folder: _Folder, names: Mapping[str, str], control: dict[str, Any] | None) -> dict[str, Any]:
@@ -407,17 +407,17 @@ def _step(folder: _Folder, names: Mapping[str, str]) -> str:
         status = str((folder.outcome or {}).get("status", "repaired"))
         drew_none = "clean" in record and record["clean"] is None  # a method that needs no rows
         rows = 0 if drew_none else clean.get("rows", "an unknown number of")
-        told = f"{rows} clean rows" if rows else "no clean rows"
+        detail = f"{rows} clean rows" if rows else "no clean rows"
         if status != "repaired":
             word = "abstained on" if status == "abstained" else "changed nothing in"
-            return f"{method} {word} {of}, given {told}: the model is not repaired."
-        return f"Repaired {of} by {method} with {told}{f' ({source})' if (source := clean.get('from')) else ''}."
+            return f"{method} {word} {of}, given {detail}: the model is not repaired."
+        return f"Repaired {of} by {method} with {detail}{f' ({source})' if (source := clean.get('from')) else ''}."
     if folder.is_debiased:
         groups = ", ".join(map(str, record.get("groups", [])))
         return f"Trained {_victim(folder)} so that it treats groups alike ({groups}), and a plain model beside it."
     if not folder.is_known:
         return f"{folder.name} was saved without a record of how it was trained, attacked or repaired."
     poison = section(record, "poison").get("rows")
-    told = f", on rows of which {poison} were poisoned" if poison else ""
+    detail = f", on rows of which {poison} were poisoned" if poison else ""
     how = "with" if _guard(folder) else "by the recipe"
-    return f"Trained {_victim(folder)} {how} {section(record, 'recipe').get('name', 'that is not recorded')}{told}."
+    return f"Trained {_victim(folder)} {how} {section(record, 'recipe').get('name', 'that is not recorded')}{detail}."

@@ -128,7 +128,20 @@ def key(job: Job, data: str, dtype: str) -> str:
 
 def method_facts(method: Method | None) -> dict[str, Any] | None:
     """Configuration and version of a method and of the methods inside it, as plain data."""
-    return None if method is None else {**method.config(), "version": method.version}
+    if method is None:
+        return None
+    inside = [method_facts(part) for part in method.inside()]
+    return {**method.config(), "version": method.version, **({"inside": inside} if inside else {})}
+
+
+def later_versions(*methods: Method | None) -> dict[str, int]:
+    """Versions beyond the first one, by name, of methods and of those inside them."""
+    versions: dict[str, int] = {}
+    for method in methods:
+        if method is not None:
+            own = {method.name: method.version} if method.version > 1 else {}
+            versions |= later_versions(*method.inside()) | own
+    return versions
 
 
 def model_facts(model: Buildable) -> dict[str, Any]:

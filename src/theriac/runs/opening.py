@@ -23,7 +23,7 @@ from theriac.core.run import Run, as_run
 from theriac.core.split import Data, Split
 from theriac.data import align
 from theriac.data._sources import class_folders
-from theriac.models import Builder, Classifier, architectures, load_model, load_weights
+from theriac.models import Builder, Classifier, adapt, architectures, load_model, load_weights
 from theriac.models.adapter import foreign
 from theriac.models.store import digest, read_tensors
 from theriac.runs.folder import RECORD, read, section
@@ -70,12 +70,18 @@ class Opened:
         """A model in memory, of a class of the user's own or not.
 
         Args:
-            model: From pixels in [0, 1], or raw table rows, to logits.
+            model: From pixels in [0, 1], or raw table rows, to logits; ``theriac.adapt`` wraps any other one. It is held, not
+                copied.
             data: Its rows for training and test.
             source: From where they can be loaded again.
             name: What the model is called.
             planted: The trigger that it is to be measured with.
+
+        Raises:
+            InputError: If it does not take such rows.
         """
+        if not isinstance(model, Classifier):
+            model = adapt(model, card=data.card)
         state = hashlib.sha256()
         for key, tensor in sorted(model.state_dict().items()):
             state.update(f"{key}{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -135,11 +141,11 @@ def before_repair(opened: Opened) -> nn.Module | None:
 
     Warns where that folder holds other weights than the record says.
     """
-    told = section(opened.record, "parent")
-    where = told.get("folder")
+    parent = section(opened.record, "parent")
+    where = parent.get("folder")
     if not isinstance(where, str) or not is_regular(as_path("parent", where) / "model.safetensors"):
         return None
-    if told.get("weights") != digest(as_path("parent", where) / "model.safetensors"):
+    if parent.get("weights") != digest(as_path("parent", where) / "model.safetensors"):
         warnings.warn(f"{where} holds other weights than those that {opened.name} was made of; they are left out", stacklevel=2)
         return None
     return beside(where, opened, "parent")
@@ -269,8 +275,8 @@ def _from_folder(where: Path, wanted: Wanted) -> Opened:
     data = source.load()
     if source.augment is None and model.card.kind == "image":  # a repair months later augments as the training did
         data = with_augment(data, model.card.augment)
-    told = section(record, "data").get("hash")
-    if wanted.data is None and wanted.rows is None and told != data_hash(data):
+    recorded = section(record, "data").get("hash")
+    if wanted.data is None and wanted.rows is None and recorded != data_hash(data):
         warnings.warn(f"the data at {source.name} are not those that {where} was made with", stacklevel=2)
     whose = f"the model in {where}"
     val = None if data.val is None else align(data.val, model.card, whose)

@@ -54,8 +54,8 @@ class Source:
     @classmethod
     def recorded(cls, record: Mapping[str, Any]) -> Source | None:
         """What a run folder says that its data were; None if it does not say."""
-        told = section(section(record, "data"), "source")
-        return validated(cls, told, "data source of run.json") if told else None
+        source = section(section(record, "data"), "source")
+        return validated(cls, source, "data source of run.json") if source else None
 
     @property
     def known(self) -> bool:
