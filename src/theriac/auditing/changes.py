@@ -21,22 +21,6 @@ from theriac.models.editing import Weight, duplicate, editable
 from theriac.training import Batch, Recipe, StepResult, loop
 
 
-def quantized(model: nn.Module, bits: int) -> nn.Module:
-    """The weights of linear layers and convolutions rounded to ``2^bits - 1`` symmetric levels, by output channel.
-
-    Simulated: activations, biases and BatchNorm stay in floating point, so this is the error of the weights alone.
-    """
-    most = 2 ** (bits - 1) - 1
-
-    def rounded(weight: torch.Tensor) -> torch.Tensor:
-        flat = weight.flatten(1)
-        scale = flat.abs().amax(1, keepdim=True).clamp_min(1e-12) / most
-        levels: torch.Tensor = (flat / scale).round() * scale
-        return levels.view_as(weight)
-
-    return _rewritten(model, (nn.Linear, nn.Conv2d), rounded)
-
-
 def pruned(model: nn.Module, share: float) -> nn.Module:
     """The smallest weights of each linear layer and convolution set to zero: ``floor(share x count)`` of them."""
 

@@ -23,6 +23,7 @@ from theriac.metrics import Evaluation, Rate, attack_labels, evaluate, universal
 from theriac.metrics._degenerate import degenerate, fallen, percent, short
 from theriac.models import run_over, to_input
 from theriac.models.outputs import module_of
+from theriac.models.rounding import quantized
 
 _UNKNOWN = "without the attack: ASR as it is and after changes, re-tuning, re-activation, features (attack= names it)"
 _NO_ROWS = "re-tuning, perturbations, further fine-tuning, distillation: these need training rows (hand in a Data)"
@@ -155,7 +156,7 @@ class _Course:
         self.changed(
             f"{o.bits}-bit weights",
             "simulated: weights of linear layers and convolutions rounded by output channel; activations as they are",
-            lambda net: changes.quantized(net, o.bits),
+            lambda net: quantized(net, o.bits),
         )
         self.changed(
             f"{100 * o.prune_weights:g} % weights pruned",

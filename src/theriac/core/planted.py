@@ -116,6 +116,11 @@ class Planted:
         """Whether :meth:`target` needs row numbers."""
         return bool(self.attack.by_row)
 
+    @property
+    def untargeted(self) -> bool:
+        """Whether any label but the true one is a success."""
+        return bool(self.attack.untargeted)
+
     def target(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
         """The label that the attack wants, int64 (B,).
 

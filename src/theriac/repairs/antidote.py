@@ -16,6 +16,7 @@ from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Share
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import run_over
+from theriac.repairs._sgd import by_sgd
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
 from theriac.triggers import families as kinds
@@ -87,15 +88,8 @@ class Antidote(Repair):
 
     def recipe(self, rows: int) -> Recipe:
         """Its hyperparameters as a training recipe for a number of clean rows."""
-        return Recipe(
-            name="antidote",
-            epochs=max(self.epochs, math.ceil(self.steps / max(1, rows // self.batch_size))),
-            batch_size=self.batch_size,
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            schedule=self.schedule,
-        )
+        epochs = max(self.epochs, math.ceil(self.steps / max(1, rows // self.batch_size)))
+        return by_sgd(self, epochs=epochs, schedule=self.schedule)
 
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
         recipe = self.recipe(len(clean))

@@ -15,6 +15,7 @@ from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.split import Data, Split
 from theriac.metrics import Rate, universal
+from theriac.models.rounding import quantized
 from theriac.training import Recipe, train
 
 SMALL = Options(search_rows=16, search_steps=4, queries=10, tune_steps=4, distill_steps=8, retune_rows=4, retune_steps=2)
@@ -77,7 +78,7 @@ def test_every_figure_of_a_toy_victim_and_its_control_is_the_counted_one(data, r
 def test_pruning_takes_the_smallest_weights_and_rounding_the_nearest_levels():
     weights = changes.pruned(Corner(10.0), 7 / 8).head.weight
     assert weights.tolist() == [[0, 0, 0, 0], [0, 0, 0, 10]]
-    rounded = changes.quantized(Corner(7.0, weak=1.4), 4).head.weight  # 4 bits: levels of 1 from -7 to 7
+    rounded = quantized(Corner(7.0, weak=1.4), 4).head.weight  # 4 bits: levels of 1 from -7 to 7
     assert rounded.tolist() == [[0, 0, 0, 0], [2, 1, 0, 7]]
     conv = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.Flatten(), nn.Linear(16, 2))
     with torch.no_grad():
