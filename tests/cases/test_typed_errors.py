@@ -254,7 +254,7 @@ VERBS: dict[str, Callable[[th.Split, nn.Module, Any], Any]] = {
 
 
 @pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("run", [3, "cpu", object()], ids=str)
+@pytest.mark.parametrize("run", [3, "cpu", object()], ids=["number", "text", "object"])
 def test_a_run_that_is_none(verb, run, split, net):
     with pytest.raises(InputError, match="run is"):
         VERBS[verb](split, net, run)

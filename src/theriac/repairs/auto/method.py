@@ -116,8 +116,8 @@ class Auto(Repair):
     @classmethod
     @preset
     def fast(cls) -> Auto:
-        """Ours: two candidates, three kinds of proxies, shorter planting."""
-        return cls(candidates=("antidote", "ft:strong"), kinds=("patch", "blend", "generator"), plant_steps=100, rounds=2)
+        """Ours: two candidates, three kinds of proxies."""
+        return cls(candidates=("antidote", "ft:strong"), kinds=("patch", "blend", "generator"))
 
     def inside(self) -> tuple[Repair, ...]:
         """The candidates, whose versions are part of every key."""
