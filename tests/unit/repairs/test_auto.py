@@ -41,11 +41,18 @@ def test_accuracy_decides_where_proxies_can_not():
 
 
 def test_a_candidate_that_costs_too_much_loses_a_class_or_did_nothing_is_out():
-    out = [trial("dear", 0, 90), trial("class", 0, 96, fell=("cat",)), trial("idle", 0, 96, outcome="abstained")]
+    out = [trial("dear", 0, 80), trial("class", 0, 96, fell=("cat",)), trial("idle", 0, 96, outcome="abstained")]
     taken, reason = choose(out, BEFORE, accept=0.1, cost=0.05)
     assert taken is None
     assert "all of 3 candidates" in reason
     assert choose([*out, trial("fair", 9, 95)], BEFORE, accept=0.1, cost=0.05)[0].name == "fair"  # type: ignore[union-attr]
+
+
+def test_a_loss_that_chance_explains_does_not_count():
+    few = [Trial("few", nn.Identity(), {"patch": Rate(0, 70)}, Rate(67, 72))]  # 4 rows of 72: 5.6 points
+    assert choose(few, Rate(71, 72), accept=0.1, cost=0.05)[0] is few[0]
+    many = [Trial("many", nn.Identity(), {"patch": Rate(0, 70)}, Rate(670, 720))]
+    assert choose(many, Rate(710, 720), accept=0.1, cost=0.05)[0] is None
 
 
 def test_it_abstains_where_proxies_survive():

@@ -16,7 +16,7 @@ from theriac.core.outcome import Outcome
 from theriac.core.ranges import Count, Fraction, Share
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.metrics import ClassCount, Rate
+from theriac.metrics import ClassCount, Difference, Rate
 from theriac.metrics._degenerate import fallen
 from theriac.models import run_over
 from theriac.repairs.auto.proxies import KINDS, Proxy, draw_proxies, plant, success
@@ -63,14 +63,15 @@ class Auto(Repair):
 
     Threat model: clean rows with labels; knows neither trigger nor target. A quarter of the rows is held back to judge.
 
-    How it chooses: candidates that lose more than ``cost`` of accuracy on the held-back rows, or whole classes, are out. Of the
-    others, the one with the least success of its worst proxy; where intervals overlap, the more accurate one. If that success
+    How it chooses: candidates that lose more than ``cost`` of accuracy on the held-back rows and more than chance explains, or
+    single classes, are out. Of the others, the one with the least success of its worst proxy; where intervals overlap, the more accurate one. If that success
     is above ``accept``, it abstains and the model stays as it is. ``run.outcome.figures`` holds all trials.
 
     Known limits: a trial by proxies can't show what is unlike all proxies. Antidote doses patches, blends, waves and warps, so
-    of the kinds here only "generator" and "tone" are strangers to it. On tuning victims (digits, seeds 11 and 12) the worst
-    proxy ordered repairs as attack success did; universal perturbations found before and after a repair said nothing there.
-    Tables: it abstains.
+    of the kinds here only "generator" and "tone" are strangers to it. On five tuning victims (digits, seeds 11 and 12, six
+    repairs each) the worst proxy's success went with attack success at a rank correlation of 0.83, that of universal
+    perturbations at 0.36; of 13 repairs that left at most 10 % of the worst proxy, one left 11 % of the attack. For tables it
+    abstains.
 
     Cost: each candidate twice, and planting.
 
@@ -96,7 +97,7 @@ class Auto(Repair):
     hardened: Fraction = 0.9  # planting ends when fine-tuning leaves this much of every kind; ours, from the pilot
     hard: Fraction = 0.5  # a kind of which fine-tuning leaves less is not counted; ours
     accept: Fraction = 0.1  # most success of the worst proxy of a model that is called repaired; ours
-    cost: Fraction = 0.05  # most accuracy that may be lost on the held-back rows; ours
+    cost: Fraction = 0.05  # most accuracy that may be lost on the held-back rows, chance aside; ours
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,8 +117,8 @@ class Auto(Repair):
     @classmethod
     @preset
     def fast(cls) -> Auto:
-        """Ours: two candidates, three kinds of proxies."""
-        return cls(candidates=("antidote", "ft:strong"), kinds=("patch", "blend", "generator"))
+        """Ours: two candidates."""
+        return cls(candidates=("antidote", "ft:strong"))
 
     def inside(self) -> tuple[Repair, ...]:
         """The candidates, whose versions are part of every key."""
@@ -200,7 +201,7 @@ def choose(trials: Sequence[Trial], before: Rate, *, accept: float, cost: float)
         accept: Most success of the worst proxy.
         cost: Most accuracy that may be lost.
     """
-    allowed = [t for t in trials if not t.fell and before.value - t.accuracy.value <= cost and t.outcome == "repaired"]
+    allowed = [t for t in trials if t.outcome == "repaired" and not t.fell and not _dear(Difference(before, t.accuracy), cost)]
     if not allowed:
         return None, (
             f"all of {len(trials)} candidates lose more than {100 * cost:.0f} points of accuracy or a class on held-back clean "
@@ -219,6 +220,11 @@ def choose(trials: Sequence[Trial], before: Rate, *, accept: float, cost: float)
         f"took {trial.name}: of {len(trial.proxies)} kinds of hardened proxies the worst works on {trial.worst.hits} of "
         f"{trial.worst.total} rows afterwards (at most {high:.0f} %); triggers unlike all of them are not covered"
     )
+
+
+def _dear(change: Difference, cost: float) -> bool:
+    """Whether accuracy fell by more than ``cost`` and by more than chance explains."""
+    return change.value < -cost and change.interval[1] < 0
 
 
 def _facts(trial: Trial) -> dict[str, Any]:
