@@ -61,7 +61,8 @@ def measure(case: dict[str, Any], seed: int) -> dict[str, Any]:
     record: dict[str, Any] = {"rows": len(rows), "poisoned": int(poison.sum()), "seed": seed, "detectors": {}}
     findings = {}
     for name in (*DETECTORS, *ALSO):
-        detector = create("detector", name, **({"overlays": OVERLAYS} if name == "strip" else {}))
+        options: dict[str, Any] = {"overlays": OVERLAYS} if name == "strip" else {}
+        detector = create("detector", name, **options)
         clock = time.process_time()
         finding = detector.detect(model if detector.needs.model else None, rows, run=run)
         findings[name] = finding

@@ -39,7 +39,8 @@ def page(scan: Any, most: int = 60) -> str:
 
 
 def _pixels(scan: Any, places: list[int]) -> torch.Tensor:
-    return scan.rows.rows(torch.tensor(places, dtype=torch.int64)).cpu()
+    pixels: torch.Tensor = scan.rows.rows(torch.tensor(places, dtype=torch.int64)).cpu()
+    return pixels
 
 
 def _share(value: float, low: float, high: float) -> str:
