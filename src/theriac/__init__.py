@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from theriac.models import Builder, adapt, build, load_model, load_weights, save
     from theriac.report import export
     from theriac.runs import record
+    from theriac.scanning import scan_data
     from theriac.training import recipe, train
     from theriac.triggers.custom import trigger, trigger_pairs
 
@@ -70,6 +71,7 @@ _LAZY = {
     "recipe": "theriac.training",
     "record": "theriac.runs",
     "save": "theriac.models",
+    "scan_data": "theriac.scanning",
     "train": "theriac.training",
     "trigger": "theriac.triggers.custom",
     "trigger_pairs": "theriac.triggers.custom",
@@ -114,6 +116,7 @@ __all__ = [
     "report",
     "runs",
     "save",
+    "scan_data",
     "train",
     "training",
     "training_defenses",

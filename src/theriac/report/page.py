@@ -57,6 +57,13 @@ def html(study: Study) -> str:
     return text
 
 
+def render(template: str, **values: Any) -> str:
+    """Another page in the look of the report: one of our templates, every text escaped, with the style sheet as ``css``."""
+    css = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    text: str = environment().get_template(template).render(css=Markup(css), **values)  # our own file
+    return text
+
+
 @cache
 def environment() -> Environment:
     """Where the pages' templates are: every text escaped, a name that is not there an error."""
