@@ -63,9 +63,10 @@ class Auto(Repair):
 
     Threat model: clean rows with labels; knows neither trigger nor target. A quarter of the rows is held back to judge.
 
-    How it chooses: candidates that lose more than ``cost`` of accuracy on the held-back rows and more than chance explains, or
-    single classes, are out. Of the others, the one with the least success of its worst proxy; where intervals overlap, the more accurate one. If that success
-    is above ``accept``, it abstains and the model stays as it is. ``run.outcome.figures`` holds all trials.
+    How it chooses: candidates that lose more than ``cost`` of accuracy on the held-back rows and more than chance explains,
+    or single classes, are out. Of the others, the one with the least success of its worst proxy; where intervals overlap,
+    the more accurate one. If that success is above ``accept``, it abstains and the model stays as it is.
+    ``run.outcome.figures`` holds all trials.
 
     Known limits: a trial by proxies can't show what is unlike all proxies. Antidote doses patches, blends, waves and warps, so
     of the kinds here only "generator" and "tone" are strangers to it. On five tuning victims (digits, seeds 11 and 12, six
