@@ -10,11 +10,12 @@ from typing import Any
 
 import typer
 
-from theriac.bench import Forecast, Sweep, grouped
+from theriac.bench import Forecast, Sweep, compare, grouped, ranks, scores_of
 from theriac.bench.store import Store
 from theriac.bench.tables import SHOWN, Row, rows, summary
 from theriac.cli import _options as opt
 from theriac.cli import _show
+from theriac.core.errors import InputError, unknown
 from theriac.core.text import seconds
 
 _MATRIX = (
@@ -108,6 +109,32 @@ def show_rows(results: Sequence[Row], *, as_json: bool) -> None:
     used.sort(key=lambda i: SHOWN[i] not in ("attack", "defense"))
     title = ", ".join(dict.fromkeys(line[0] for line in body)) or "no results"
     _show.rows(title, [SHOWN[i] for i in used], [[line[i] for i in used] for line in body])
+
+
+_COMPARED = ("acc", "asr", "ra", "der")
+
+
+def show_comparison(results: Sequence[Row], name: str, *, as_json: bool) -> None:
+    """Defenses compared over attacks, and their mean ranks where all were tried on the same."""
+    if name not in _COMPARED:
+        raise unknown("--compare", name, _COMPARED)
+    scores = scores_of(grouped(results), name)
+    if len(scores) < 2:
+        raise InputError(f"{len(scores)} defense(s) have {name}; a comparison needs at least two")
+    pairs = compare(scores)
+    shared = set.intersection(*(set(row) for row in scores.values()))
+    places = ranks(scores, high=name != "asr") if shared else {}
+    if as_json:
+        lines = [dataclasses.asdict(pair) | {"verdict": pair.verdict} for pair in pairs]
+        _show.as_json({"number": name, "pairs": lines, "ranks": places})
+        return
+    body = [[p.first, p.second, f"{p.attacks}", f"{p.difference:+.3f}", f"{p.adjusted:.3f}", p.verdict] for p in pairs]
+    head = ["first", "second", "attacks", "median difference", "p (Holm)", "verdict"]
+    _show.rows(f"{name}: Wilcoxon's signed ranks over attacks", head, body)
+    if places:
+        order = sorted(places, key=places.__getitem__)
+        title = f"mean rank over {len(shared)} attacks, 1 is best"
+        _show.rows(title, ["defense", "rank"], [[defense, f"{places[defense]:.2f}"] for defense in order])
 
 
 def show_collected(gone: Mapping[str, int], *, as_json: bool) -> None:
