@@ -276,6 +276,16 @@ class Store:
         """Names of the sweeps, the oldest first."""
         return [name for (name,) in self.db.execute("SELECT name FROM sweeps ORDER BY started, name")]
 
+    def pictures(self, keys: Iterable[str]) -> dict[str, bytes]:
+        """PNG files of triggers of these jobs, where there are some."""
+        wanted = set(keys)
+        return {key: png for key, png in self.db.execute("SELECT key, png FROM pictures ORDER BY key") if key in wanted}
+
+    def refused(self, sweep: str) -> dict[str, str]:
+        """Pairings that a sweep refused, with their reasons."""
+        line = self.db.execute("SELECT refused FROM sweeps WHERE name = ?", (sweep,)).fetchone()
+        return {} if line is None else dict(json.loads(line[0]))
+
     def timings(self) -> list[tuple[str, dict[str, Any], float]]:
         """Kind, options and seconds of every finished job."""
         rows = self.db.execute("SELECT kind, options, seconds FROM jobs WHERE status = 'done' AND seconds IS NOT NULL")

@@ -14,7 +14,7 @@ from theriac.bench.store import Store
 from theriac.core.errors import InputError, unknown
 from theriac.core.files import write_atomically
 from theriac.core.paths import as_path, writing
-from theriac.metrics import Spread, der, over_seeds
+from theriac.metrics import Spread, der, over_seeds, wilson
 
 RATES = ("acc", "asr", "ra", "target_acc")
 LABELS = ("data", "model", "recipe", "attack", "defense", "clean")
@@ -177,6 +177,19 @@ def grouped(found: Sequence[Row]) -> list[Group]:
 
 def _place(row: Row) -> tuple[str, ...]:
     return row["data"], row["model"], row["recipe"]
+
+
+def interval(group: Group, name: str) -> tuple[float, float, float] | None:
+    """Mean of a share and its 95 % interval: t over seeds, Wilson for one seed that was counted; None without a number."""
+    value = group.over(name)
+    if value is None:
+        return None
+    if value.spread is not None:
+        return value.mean, max(0.0, value.spread.low), min(1.0, value.spread.high)
+    (row,) = (row for row in group.done if row.get(name) is not None)
+    if row.get(f"{name}_total"):
+        return value.mean, *wilson(row[f"{name}_hits"], row[f"{name}_total"])
+    return value.mean, value.mean, value.mean
 
 
 SHOWN = ("data", "model", "attack", "defense", "clean", "role", "seeds", "ACC %", "ASR %", "RA %", "DER", "seconds")

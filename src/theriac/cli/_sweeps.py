@@ -10,12 +10,14 @@ from typing import Any
 
 import typer
 
-from theriac.bench import Forecast, Sweep, grouped
+from theriac.bench import Forecast, Sweep, compare, grouped, ranks, scores_of
 from theriac.bench.store import Store
-from theriac.bench.tables import SHOWN, Row, rows, summary
+from theriac.bench.tables import SHOWN, Row, interval, rows, summary
 from theriac.cli import _options as opt
 from theriac.cli import _show
+from theriac.core.errors import InputError, unknown
 from theriac.core.text import seconds
+from theriac.report.sweeps import SweepCell, write_sweep
 
 _MATRIX = (
     "victim",
@@ -108,6 +110,62 @@ def show_rows(results: Sequence[Row], *, as_json: bool) -> None:
     used.sort(key=lambda i: SHOWN[i] not in ("attack", "defense"))
     title = ", ".join(dict.fromkeys(line[0] for line in body)) or "no results"
     _show.rows(title, [SHOWN[i] for i in used], [[line[i] for i in used] for line in body])
+
+
+def write_page(store: Store, results: Sequence[Row], path: str) -> Path:
+    """The page of results of a store."""
+    cells = []
+    for group in grouped(results):
+        data, model, recipe, attack, defense, clean = group.labels
+        numbers = {name: value for name in _COMPARED if (value := interval(group, name)) is not None}
+        time = group.over("seconds")
+        facts = dict.fromkeys(f"{row[n]}" for row in group.done for n in ("machine", "device", "precision", "versions"))
+        keys = " ".join(row["key"][:12] for row in group.rows)
+        cell = SweepCell(
+            setting=", ".join(part for part in (data, model, recipe) if part),
+            attack=attack,
+            defense=" ".join(part for part in (defense, clean) if part),
+            role=group.role,
+            seeds=(len(group.done), len(group.rows)),
+            numbers=numbers,
+            seconds=None if time is None else time.mean,
+            provenance="; ".join([*facts, keys]),
+        )
+        cells.append(cell)
+    attacks = {row["key"]: row["attack"] for row in results}
+    pictures = {attacks[key]: png for key, png in store.pictures(attacks).items()}
+    sweeps = list(dict.fromkeys(row["sweep"] for row in results))
+    troubles = [
+        (f"{r['attack']}, {r['defense']}, seed {r['seed']}", str(r["error"])) for r in results if r["status"] == "failed"
+    ]
+    troubles += [pair for name in sweeps for pair in store.refused(name).items()]
+    return write_sweep(", ".join(sweeps) or "no results", cells, path, pictures=pictures, troubles=troubles)
+
+
+_COMPARED = ("acc", "asr", "ra", "der")
+
+
+def show_comparison(results: Sequence[Row], name: str, *, as_json: bool) -> None:
+    """Defenses compared over attacks, and their mean ranks where all were tried on the same."""
+    if name not in _COMPARED:
+        raise unknown("--compare", name, _COMPARED)
+    scores = scores_of(grouped(results), name)
+    if len(scores) < 2:
+        raise InputError(f"{len(scores)} defense(s) have {name}; a comparison needs at least two")
+    pairs = compare(scores)
+    shared = set.intersection(*(set(row) for row in scores.values()))
+    places = ranks(scores, high=name != "asr") if shared else {}
+    if as_json:
+        lines = [dataclasses.asdict(pair) | {"verdict": pair.verdict} for pair in pairs]
+        _show.as_json({"number": name, "pairs": lines, "ranks": places})
+        return
+    body = [[p.first, p.second, f"{p.attacks}", f"{p.difference:+.3f}", f"{p.adjusted:.3f}", p.verdict] for p in pairs]
+    head = ["first", "second", "attacks", "median difference", "p (Holm)", "verdict"]
+    _show.rows(f"{name}: Wilcoxon's signed ranks over attacks", head, body)
+    if places:
+        order = sorted(places, key=places.__getitem__)
+        title = f"mean rank over {len(shared)} attacks, 1 is best"
+        _show.rows(title, ["defense", "rank"], [[defense, f"{places[defense]:.2f}"] for defense in order])
 
 
 def show_collected(gone: Mapping[str, int], *, as_json: bool) -> None:

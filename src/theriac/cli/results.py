@@ -21,6 +21,10 @@ def results(
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="File to write: .csv, .parquet, .jsonl (rows), .md, .tex (over seeds).")
     ] = None,
+    compare: Annotated[
+        str | None, typer.Option("--compare", help="Compare defenses over attacks by this number: acc, asr, ra or der.")
+    ] = None,
+    page: Annotated[str | None, typer.Option("--page", help="HTML file to write: matrices, triggers and every cell.")] = None,
     collect: Annotated[bool, typer.Option("--gc", help="Delete what no sweep of the store needs any more.")] = False,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
@@ -36,6 +40,12 @@ def results(
             _sweeps.show_collected(opened.collect(), as_json=as_json)
             return
         rows = benches.rows(opened, sweep, **{name: value for name, value in wanted.items() if value is not None})
+        if page is not None:
+            _sweeps.tell_written(_sweeps.write_page(opened, rows, page))
+            return
+    if compare is not None:
+        _sweeps.show_comparison(rows, compare, as_json=as_json)
+        return
     if out is not None:
         _sweeps.tell_written(benches.export(rows, out))
         return
