@@ -55,6 +55,12 @@ def test_a_loss_that_chance_explains_does_not_count():
     assert choose(many, Rate(710, 720), accept=0.1, cost=0.05)[0] is None
 
 
+def test_what_a_trigger_does_unplanted_is_no_fault_of_the_repair():
+    warped = trial("a", 14, 96, base={"blend": Rate(8, 100), "patch": Rate(0, 100)})
+    assert warped.excess == pytest.approx(0.06)
+    assert choose([warped], BEFORE, accept=0.1, cost=0.05)[0] is warped
+
+
 def test_it_abstains_where_proxies_survive():
     taken, reason = choose([trial("weak", 11, 96)], BEFORE, accept=0.1, cost=0.05)
     assert taken is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +34,7 @@ class Trial:
         name: The candidate.
         model: The repaired model.
         proxies: Success of each hardened kind of proxy after the same repair of the copy that holds them.
+        base: Success of the same triggers on the model in which they were never planted: a warp also misleads by itself.
         accuracy: Of the repaired model, on held-back clean rows.
         fell: Names of classes that are recognized less often than before, beyond chance.
         outcome: What the candidate said of itself.
@@ -45,11 +46,20 @@ class Trial:
     accuracy: Rate
     fell: tuple[str, ...] = ()
     outcome: str = "repaired"
+    base: Mapping[str, Rate] = field(default_factory=dict)
 
     @property
     def worst(self) -> Rate:
-        """The most successful proxy."""
-        return max(self.proxies.values(), key=lambda rate: rate.value)
+        """The proxy with the most success beyond that without planting."""
+        return max(self.proxies.items(), key=lambda entry: self._beyond(*entry))[1]
+
+    @property
+    def excess(self) -> float:
+        """Success of the worst proxy beyond that without planting."""
+        return max(self._beyond(kind, rate) for kind, rate in self.proxies.items())
+
+    def _beyond(self, kind: str, rate: Rate) -> float:
+        return rate.value - (self.base[kind].value if kind in self.base else 0.0)
 
 
 @register
@@ -64,9 +74,9 @@ class Auto(Repair):
     Threat model: clean rows with labels; knows neither trigger nor target. A quarter of the rows is held back to judge.
 
     How it chooses: candidates that lose more than ``cost`` of accuracy on the held-back rows and more than chance explains,
-    or single classes, are out. Of the others, the one with the least success of its worst proxy; where intervals overlap,
-    the more accurate one. If that success is above ``accept``, it abstains and the model stays as it is.
-    ``run.outcome.figures`` holds all trials.
+    or single classes, are out. Of the others, the one with the least success of its worst proxy, beyond what that trigger
+    does unplanted; where intervals overlap, the more accurate one. If that success is above ``accept``, it abstains and the
+    model stays as it is. ``run.outcome.figures`` holds all trials.
 
     Known limits: a trial by proxies can't show what is unlike all proxies. Antidote doses patches, blends, waves and warps, so
     of the kinds here only "generator" and "tone" are strangers to it. On five tuning victims (digits, seeds 11 and 12, six
@@ -97,7 +107,7 @@ class Auto(Repair):
     rounds: Count = 3  # most rounds of planting; ours, likewise
     hardened: Fraction = 0.9  # planting ends when fine-tuning leaves this much of every kind; ours, from the pilot
     hard: Fraction = 0.5  # a kind of which fine-tuning leaves less is not counted; ours
-    accept: Fraction = 0.1  # most success of the worst proxy of a model that is called repaired; ours
+    accept: Fraction = 0.1  # most success of the worst proxy, beyond that unplanted, of a model that is called repaired; ours
     cost: Fraction = 0.05  # most accuracy that may be lost on the held-back rows, chance aside; ours
 
     def __post_init__(self) -> None:
@@ -141,8 +151,8 @@ class Auto(Repair):
                 undone = f"{len(self.kinds) - len(hard)} of {len(self.kinds)} kinds of its proxies"
                 reason = f"plain fine-tuning undoes {undone}, so they prove nothing; more clean rows would help"
                 return self._abstain(model, run, reason, {"proxies_after_fine_tuning": rates})
-            before = _counts(model, held, run)
-            trials = [self._trial(name, model, proxied, hard, fit, held, before, run) for name in self.candidates]
+            before, base = _counts(model, held, run), success(model, hard, held, run)
+            trials = [self._trial(name, model, proxied, hard, fit, held, before, base, run) for name in self.candidates]
         trial, reason = choose(trials, _rate(before), accept=self.accept, cost=self.cost)
         figures = {
             "held_back_rows": len(held),
@@ -176,6 +186,7 @@ class Auto(Repair):
         fit: Split,
         held: Split,
         before: Sequence[ClassCount],
+        base: Mapping[str, Rate],
         run: Run,
     ) -> Trial:
         candidate, own = create("repair", name), _apart(run, "repair", name)
@@ -185,7 +196,7 @@ class Auto(Repair):
         after = _counts(fixed, held, run)
         fell = tuple(old.name for old, _ in fallen(before, after))
         outcome = "repaired" if own.outcome is None else own.outcome.status
-        return Trial(name, fixed, success(trial, proxies, held, run), _rate(after), fell, outcome)
+        return Trial(name, fixed, success(trial, proxies, held, run), _rate(after), fell, outcome, base)
 
     def _abstain(self, model: nn.Module, run: Run, reason: str, figures: Mapping[str, Any] | None = None) -> nn.Module:
         warnings.warn(f"Auto leaves the model as it is: {reason}", stacklevel=3)
@@ -208,14 +219,15 @@ def choose(trials: Sequence[Trial], before: Rate, *, accept: float, cost: float)
             f"all of {len(trials)} candidates lose more than {100 * cost:.0f} points of accuracy or a class on held-back clean "
             "rows, or change nothing; more clean rows or other candidates would be needed"
         )
-    best = min(allowed, key=lambda t: t.worst.value)
-    alike = [t for t in allowed if t.worst.value <= accept and t.worst.interval[0] <= best.worst.interval[1]]
-    if best.worst.value > accept:
+    best = min(allowed, key=lambda t: t.excess)
+    alike = [t for t in allowed if t.excess <= accept and t.worst.interval[0] <= best.worst.interval[1]]
+    if best.excess > accept:
         return None, (
-            f"the best candidate, {best.name}, leaves {best.worst} of its worst proxy, and at most {100 * accept:.0f} % is "
-            "accepted; more clean rows or stronger candidates would be needed"
+            f"the best candidate, {best.name}, leaves {best.worst} of its worst proxy, {100 * best.excess:.0f} points beyond "
+            f"what that trigger does unplanted, and at most {100 * accept:.0f} are accepted; more clean rows or stronger "
+            "candidates would be needed"
         )
-    trial = max(alike, key=lambda t: (t.accuracy.value, -t.worst.value))
+    trial = max(alike, key=lambda t: (t.accuracy.value, -t.excess))
     high = 100 * trial.worst.interval[1]
     return trial, (
         f"took {trial.name}: of {len(trial.proxies)} kinds of hardened proxies the worst works on {trial.worst.hits} of "
@@ -231,6 +243,7 @@ def _dear(change: Difference, cost: float) -> bool:
 def _facts(trial: Trial) -> dict[str, Any]:
     return {
         "proxies": {kind: rate.to_dict() for kind, rate in trial.proxies.items()},
+        "unplanted": {kind: rate.to_dict() for kind, rate in trial.base.items()},
         "accuracy": trial.accuracy.to_dict(),
         "fell": list(trial.fell),
         "outcome": trial.outcome,
