@@ -30,6 +30,7 @@ from theriac.cli.repair import repair
 from theriac.cli.reporting import report
 from theriac.cli.results import results
 from theriac.cli.scan_data import scan_data
+from theriac.cli.scan_file import scan_file
 from theriac.cli.train import train
 from theriac.core.errors import InputError, NothingToDoError, StoppedError, TheriacError
 from theriac.core.paths import DiskFullError, as_path
@@ -179,6 +180,7 @@ app.command("eval")(evaluate)
 app.command("check")(check)
 app.command("export")(export)
 app.command("scan-data")(scan_data)
+app.command("scan-file")(scan_file)
 app.command("list")(list_names)
 app.command("report")(report)
 app.command("bench")(bench)

@@ -1,5 +1,6 @@
-"""Answers about what came from strangers: which rows of a data set are suspicious."""
+"""Answers about what came from strangers: what a model's file would run, and which rows of a data set are suspicious."""
 
+from theriac.scanning.files import FileReport, Risk, inspect
 from theriac.scanning.rows import DataScan, scan_data
 
-__all__ = ["DataScan", "scan_data"]
+__all__ = ["DataScan", "FileReport", "Risk", "inspect", "scan_data"]
