@@ -227,9 +227,10 @@ class Store:
         columns |= {"error": None, "traceback": None}
         with self._transaction():
             changed = self._update(key, columns)
+            # a model that was dropped and made again has files, whatever was counted of it before
+            self.db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", [(key, *file) for file in files])
             if changed:
                 self.db.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?)", scores)
-                self.db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", [(key, *file) for file in files])
                 if picture is not None:
                     self.db.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?)", (key, picture))
 

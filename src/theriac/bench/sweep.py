@@ -198,10 +198,9 @@ class _Driver:
         total = len(self.plan.nodes)
         with progress(f"sweep {self.plan.spec.name}", total, done=total - len(self.left), quiet=quiet) as tick:
             while self.left:
-                while self.later and (self.later[0][0] <= time.monotonic() or not self.ready):
+                while self.later and (self.later[0][0] <= time.monotonic() or not (self.ready or self.running)):
                     pause, key = heapq.heappop(self.later)
-                    if not self.ready and not self.running:
-                        time.sleep(max(0.0, pause - time.monotonic()))
+                    time.sleep(max(0.0, pause - time.monotonic()))
                     heapq.heappush(self.ready, self.place[key])
                 while self.ready and len(self.running) < engine.slots:
                     node = self.plan.nodes[self.keys[heapq.heappop(self.ready)]]
@@ -238,6 +237,7 @@ class _Driver:
                     heapq.heappush(self.ready, self.place[user])
             return
         self.failed.add(node.key)
+        self.done.discard(node.key)  # a model that was to be made again
         self.say(f"failed: {node.cell}: {line(answer.error)[:300]}")
         self._block_users(node.key)
 
