@@ -192,7 +192,7 @@ def scan_data(
         model: A model trained on these rows; left out, a small one is trained.
         clean: A few rows that no attack has touched, if there are some.
         run: Device, precision, seeds.
-        detectors: Names of detectors of rows, or detectors; left out, all that fit.
+        detectors: Names of detectors of rows, or detectors; left out, those of ``DETECTORS`` that fit.
         recipe: Of the small model.
         width: Of the small model, for pictures.
         drop_list: File for the suspected rows, JSON or CSV.
