@@ -161,5 +161,5 @@ def test_detectors_of_which_no_two_agree_are_all_heard(digits):
     scores = torch.arange(300).double()
     places_of = [(rows.y == k).nonzero().flatten().tolist()[:3] for k in range(3)]
     scan = combine(rows, {str(k): finding(tuple(at), scores) for k, at in enumerate(places_of)}, {})
-    assert sorted(scan.flagged) == sorted(sum(places_of, []))
+    assert sorted(scan.flagged) == sorted(at for group in places_of for at in group)
     assert scan.classes == ("0", "1", "2")
