@@ -18,6 +18,7 @@ from theriac.cli import _options as opt
 from theriac.cli import _show
 from theriac.core.errors import InputError, unknown
 from theriac.core.text import seconds
+from theriac.report.figures import write_figure
 from theriac.report.sweeps import Comparison, Number, SweepCell, write_sweep
 
 _MATRIX = (
@@ -148,6 +149,11 @@ def write_page(store: Store, results: Sequence[Row], path: str | Path, option: s
         troubles=troubles,
         option=option,
     )
+
+
+def write_figure_of(results: Sequence[Row], path: str, number: str) -> Path:
+    """The figure of one number of results."""
+    return write_figure([_cell(group) for group in grouped(results)], path, number, option="--figure")
 
 
 def _cell(group: Group) -> SweepCell:

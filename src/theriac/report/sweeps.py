@@ -217,6 +217,8 @@ def matrix(cells: Sequence[SweepCell], setting: str, quantity: Quantity) -> dict
         return None
     attacks, defenses = (list(dict.fromkeys(key[i] for key in values)) for i in (0, 1))
     means = {key: cell.numbers[quantity.name].mean for key, cell in values.items()}
+    plain = {cell.defense for cell in values.values() if cell.role == "victim"}
+    others = [defense for defense in defenses if defense not in plain] or defenses  # a row's edges are over what was done
     top = max(means.values())
 
     def edge(numbers: Sequence[float], share: str, number: int) -> dict[str, Any]:
@@ -241,7 +243,7 @@ def matrix(cells: Sequence[SweepCell], setting: str, quantity: Quantity) -> dict
         {
             "title": attack,
             "cells": [filled(values.get((attack, defense))) for defense in defenses],
-            "edges": [edge(of([(attack, d) for d in defenses]), share, len(defenses)) for share in ("mean", "worst")],
+            "edges": [edge(of([(attack, d) for d in others]), share, len(others)) for share in ("mean", "worst")],
         }
         for attack in attacks
     ]
@@ -254,12 +256,12 @@ def matrix(cells: Sequence[SweepCell], setting: str, quantity: Quantity) -> dict
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Which of some points (ASR, ACC) no other one beats in both, by ASR."""
-    best, kept = -math.inf, []
+    best, unbeaten = -math.inf, []
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
         if points[i][1] > best:
             best = points[i][1]
-            kept.append(i)
-    return kept
+            unbeaten.append(i)
+    return unbeaten
 
 
 def _in_matrix(cell: SweepCell) -> bool:

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from theriac.bench import Store, rows, run
 from theriac.cli._sweeps import write_page
 from theriac.cli.main import app
+from theriac.core.errors import InputError
+from theriac.report.figures import write_figure
 from theriac.report.page import style
 from theriac.report.sweeps import DARK, LIGHT, STEPS, Comparison, Number, SweepCell, front, headline, shade, write_sweep
 
@@ -104,6 +106,26 @@ def test_two_strengths_and_two_data_sets_have_pictures_of_their_own(tmp_path: Pa
     assert len(set(images.values())) == 2  # both data sets have the same test rows
 
 
+@pytest.mark.parametrize("ending", ["svg", "pdf", "png"])
+def test_figures_are_the_same_bytes_each_time(ending: str, tmp_path: Path) -> None:
+    cells = [cell("p", "x", asr=0.1), cell("q", "x", asr=0.5)]
+    one, two = (write_figure(cells, tmp_path / f"{name}.{ending}") for name in "ab")
+    assert one.read_bytes() == two.read_bytes()
+    if ending == "svg":
+        texts = re.findall(r"<text[^>]*>([^<]*)", one.read_text())
+        assert {"10.0", "50.0", "30.0", "p", "q", "x", "worst"} <= set(texts)
+
+
+def test_what_is_no_figure_is_refused(tmp_path: Path) -> None:
+    cells = [cell("p", "x", asr=0.1)]
+    with pytest.raises(InputError, match="unknown ending of path"):
+        write_figure(cells, tmp_path / "a.gif")
+    with pytest.raises(InputError, match="did you mean 'asr'"):
+        write_figure(cells, tmp_path / "a.svg", "as")
+    with pytest.raises(InputError, match="that has acc; there are: none"):
+        write_figure(cells, tmp_path / "a.svg", "acc")
+
+
 def luminance(color: str) -> float:
     parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
@@ -149,6 +171,8 @@ def test_the_command_writes_a_page_that_a_browser_reads_sorts_and_filters(quick:
     assert CliRunner().invoke(app, ["results", str(store), "--page", str(again)]).exit_code == 0
     text = page.read_text()
     assert again.read_text() == text
+    drawn = CliRunner().invoke(app, ["results", str(store), "--figure", str(tmp_path / "a.svg")])
+    assert drawn.exit_code == 0, drawn.output
     before = matrix(text, "seconds")
     assert len(before) == 5  # head, two attacks, mean, worst
     assert "http" not in text
