@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         triggers,
     )
     from theriac.auditing import audit
+    from theriac.bench import zoo
     from theriac.core.card import Augment, Card, Column
     from theriac.core.errors import InputError, TheriacError, UnsafeFileError
     from theriac.core.method import Needs
@@ -75,6 +76,7 @@ _LAZY = {
     "train": "theriac.training",
     "trigger": "theriac.triggers.custom",
     "trigger_pairs": "theriac.triggers.custom",
+    "zoo": "theriac.bench",
 }
 
 __all__ = [
@@ -123,6 +125,7 @@ __all__ = [
     "trigger",
     "trigger_pairs",
     "triggers",
+    "zoo",
 ]
 
 
