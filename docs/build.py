@@ -150,7 +150,12 @@ def commands() -> str:
     from theriac.cli.main import app
 
     blocks = []
-    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+    top = get_command(app).commands.items()  # type: ignore[attr-defined]
+    parts = [((n, c), *((f"{n} {name}", part) for name, part in getattr(c, "commands", {}).items())) for n, c in top]
+    for name, command in (pair for group in parts for pair in group):
+        if hasattr(command, "commands"):
+            blocks.append(f"## theriac {name}\n\n{prose(command.help or '')}")
+            continue
         rows = []
         for p in command.params:
             if p.name == "help":

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import pytest
 import theriac as th
 from theriac.bench import Store, export, forecast, grouped, rows, run
 from theriac.bench.engines import InProcess, Workers
+from theriac.bench.plans import Node
 from theriac.bench.specs import Limits
-from theriac.bench.work import Settings
+from theriac.bench.work import Answer, Settings, Worker
 from theriac.core.errors import InputError, StoppedError
 from theriac.core.paths import DiskFullError
 from theriac.repairs import FT
@@ -225,3 +228,28 @@ def test_debiasing_needs_groups_and_gives_gaps(people: Path, tmp_path: Path) -> 
     assert all(0 <= row[f"{name}{end}"] <= 1 for name in ("acc", "bacc", "dp_gap") for end in ("", "_before"))
     record = json.loads((tmp_path / "runs" / row["key"] / "run.json").read_text())
     assert row["odds_gap_before"] == record["fairness"]["plain"]["odds_gap"]["value"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="patches workers before they are forked")
+def test_two_workers_share_the_work_and_the_driver_costs_little(
+    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that only wait, so that the load of the machine does not count: what is left is how work is handed out."""
+
+    def wait(worker: Worker, node: Node, *, again: bool = False) -> Answer:
+        time.sleep(0.3)
+        worker.store.done(node.key, {}, facts={}, files=[])
+        return Answer(node.key, "done")
+
+    monkeypatch.setattr(Worker, "do", wait)
+    attacks = [{"name": "tabular_value", "count": 2, "rates": [i / 50 for i in range(1, 21)]}]
+    spec = spec_of(people, attacks=attacks, defenses=[], controls=False, seeds=[0])
+    times, costs = [], []
+    for workers in (1, 2):
+        began, cpu = time.monotonic(), time.process_time()
+        sweep = run(spec, tmp_path / str(workers), quiet=True, engine=lambda s, n=workers: forked(s, n))
+        times.append(time.monotonic() - began)
+        costs.append((time.process_time() - cpu) / sweep.jobs)
+        assert (sweep.jobs, sweep.done) == (20, 20)
+    assert times[1] < 0.6 * times[0]
+    assert max(costs) < 0.02 * 10  # CPU seconds for each job: under 2 % of a job of ten seconds, planning included
