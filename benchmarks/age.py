@@ -32,15 +32,15 @@ from theriac.models import features, parameter_count, to_input
 from theriac.repairs import AGE
 
 MOST_ACC_LOSS, MOST_TCA_LOSS = 0.02, 0.05  # of the choice: methods notes on AGE, section 5
-SEES_STAMPED = ("R2", "R5")  # reported apart: they train on stamped rows with true labels
+SEES_STAMPED = ("head_stamped", "later_stamped_held", "R2", "R5")  # reported apart: they train on stamped rows with true labels
 
 REHEARSAL = """
 pool: 200
 per_class: [1, 5]
 seeds: [0, 1]
-rules: [none, E2, E6]
-retrain: [R1, R4, R2]
-later: {rules: [E6], per_class: [5], seeds: [0], retrain: [R4]}
+rules: [none, zero_changed, project]
+retrain: [head, head_held, head_stamped]
+later: {rules: [project], per_class: [5], seeds: [0], retrain: [head_held]}
 inverted: {per_class: [5], seeds: [0]}
 baselines: [{name: ft, epochs: 5}]
 victims:
@@ -198,7 +198,7 @@ def head_cells(plan: dict[str, Any], cached: Cached, done: set[Any]) -> list[dic
     cells = []
     for rule in plan["rules"]:
         for retrain in plan["retrain"]:
-            if rule == "none" and retrain == "R4":
+            if rule == "none" and retrain == "head_held":
                 continue  # nothing is held, so this is R1
             for n in plan["per_class"]:
                 age = AGE(rule=rule, retrain=retrain, per_class=n).with_trigger(cached.planted)
@@ -228,7 +228,7 @@ def inverted_cells(
 ) -> list[dict[str, Any]]:
     cells, part = [], plan.get("inverted", {})
     for n in part.get("per_class", ()):
-        age = AGE(rule="E6", per_class=n, **part.get("options", {}))
+        age = AGE(rule="project", per_class=n, **part.get("options", {}))
         about = {"kind": "inverted", "rule": age.rule, "retrain": age.retrain, "per_class": n, "scope": age.scope}
         seeds = [seed for seed in part["seeds"] if identity({**about, "seed": seed}) not in done]
         cells += [cell(age, model, pool, test, planted, seed, **about) for seed in seeds]

@@ -69,22 +69,22 @@ def test_auto_takes_the_later_layers_and_falls_back_to_the_head_by_the_handful_a
 
     head, later = repaired(AGE.head())[0], repaired(AGE.later())[0]
     never, always = repaired(AGE(fallback=1.0)), repaired(AGE(fallback=0.0))
-    assert never[1] == ["E2"]
+    assert never[1] == ["zero_changed"]
     assert same(never[0], later)
-    assert always[1] == ["E2", "E6"]
+    assert always[1] == ["zero_changed", "project"]
     assert same(always[0], head)
     chosen = repaired(AGE())
-    assert chosen[1] in (["E2"], ["E2", "E6"])
+    assert chosen[1] in (["zero_changed"], ["zero_changed", "project"])
     assert evaluate(chosen[0], digits.test, ATTACK, run=quiet()).asr.value < 0.3
 
 
 def test_auto_is_the_head_where_the_experiment_says_nothing(digits):
     known = AGE().with_trigger(ATTACK)
-    assert [(one.rule, one.scope) for one in known._plan()] == [("E2", "later"), ("E6", "head")]
-    for other in (AGE(), known.replace(retrain="R2"), known.replace(rank=2), known.replace(strengths=(1.0,))):
-        assert [(one.rule, one.scope) for one in other._plan()] == [("E6", "head")]
-    assert [(one.rule, one.scope) for one in known.replace(scope="later")._plan()] == [("E6", "later")]
-    assert [(one.rule, one.scope) for one in known.replace(rule="E3")._plan()] == [("E3", "head")]
+    assert [(one.rule, one.scope) for one in known._plan()] == [("zero_changed", "later"), ("project", "head")]
+    for other in (AGE(), known.replace(retrain="head_stamped"), known.replace(rank=2), known.replace(strengths=(1.0,))):
+        assert [(one.rule, one.scope) for one in other._plan()] == [("project", "head")]
+    assert [(one.rule, one.scope) for one in known.replace(scope="later")._plan()] == [("project", "later")]
+    assert [(one.rule, one.scope) for one in known.replace(rule="damp")._plan()] == [("damp", "head")]
 
 
 def test_the_log_is_complete(victim, digits):
@@ -92,7 +92,7 @@ def test_the_log_is_complete(victim, digits):
     AGE.head().replace(per_class=5).with_trigger(ATTACK).repair(victim, digits.train, run)
     steps, last = run.history("age_step"), run.history("age")[-1]
     assert last["outcome"] == "repaired"
-    assert (last["rule"], last["retrain"], last["knowledge"], last["target"]) == ("E6", "R4", "known", 0)
+    assert (last["rule"], last["retrain"], last["knowledge"], last["target"]) == ("project", "head_held", "known", 0)
     assert (last["pool_rows"], last["forget_rows"], last["target_rows"]) == (50, 45, 5)
     assert last["scope"] == ["net.linear"]
     assert [layer["layer"] for layer in last["layers"]] == ["net.linear"]
@@ -113,7 +113,7 @@ def test_all_but_the_last_layer_stays_under_head_edits(victim, digits):
 
 
 @pytest.mark.filterwarnings("ignore:AGE")  # E2 may fall short of the proxy
-@pytest.mark.parametrize("rule", ["E2", "E6"])
+@pytest.mark.parametrize("rule", ["zero_changed", "project"])
 def test_later_layers_can_be_edited(victim, digits, rule):
     run = quiet()
     fixed = AGE(rule=rule, scope="later", per_class=4).with_trigger(ATTACK).repair(victim, digits.train, run)
@@ -148,12 +148,12 @@ def test_on_a_benign_model_it_abstains(trained, digits):
 def test_forgetting_a_class_without_a_trigger_says_that_it_proves_nothing(victim, digits):
     run = quiet()
     with pytest.warns(UserWarning, match="no evidence about a backdoor"):
-        AGE(knowledge="target", target=0, per_class=5, retrain="R1t").repair(victim, digits.train, run)
+        AGE(knowledge="target", target=0, per_class=5, retrain="head_target").repair(victim, digits.train, run)
     last = run.history("age")[-1]
     assert last["proxy_edit"] <= 0.10  # the class is forgotten ...
     assert last["tca_repair"] > last["tca_edit"]  # ... and comes back
     with pytest.warns(UserWarning, match="no evidence"), pytest.warns(UserWarning, match="a guess, not a finding"):
-        AGE(knowledge="scan", per_class=5, retrain="R1t").repair(victim, digits.train, quiet())
+        AGE(knowledge="scan", per_class=5, retrain="head_target").repair(victim, digits.train, quiet())
 
 
 @pytest.mark.filterwarnings("ignore:AGE")  # what a tiny handful costs is not the point here
@@ -210,7 +210,7 @@ def test_a_table_with_its_trigger_known():
         return x
 
     clean, run = Split(x, y), quiet()
-    AGE(per_class=20, retrain="R2").with_trigger(mark, target=1).repair(model, clean, run)
+    AGE(per_class=20, retrain="head_stamped").with_trigger(mark, target=1).repair(model, clean, run)
     last = run.history("age")[-1]
     assert last["proxy_before"] > 0.9
     assert last["proxy_repair"] <= 0.05
@@ -242,10 +242,10 @@ def test_the_configuration_stays_plain_and_the_trigger_stays_bound(digits, victi
         ({"rank": 0}, "rank"),
         ({"proxy": 1.5}, "proxy"),
         ({"strengths": (-1.0,)}, "strengths"),
-        ({"rule": "E1", "strengths": (1.5,)}, "strengths"),
+        ({"rule": "zero_active", "strengths": (1.5,)}, "strengths"),
         ({"target": -1}, "target"),
-        ({"rule": "E5", "scope": "later"}, "scope"),
-        ({"knowledge": "target", "retrain": "R2"}, "triggered rows"),
+        ({"rule": "project_target", "scope": "later"}, "scope"),
+        ({"knowledge": "target", "retrain": "head_stamped"}, "triggered rows"),
         ({"knowledge": "scan", "rank": 2}, "triggered rows"),
     ],
 )

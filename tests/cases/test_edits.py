@@ -91,7 +91,7 @@ def test_a_weight_normed_head_starts_and_is_projected_as_a_plain_one(how: str, i
 
 
 @pytest.mark.parametrize("how", NORMED)
-@pytest.mark.parametrize("rule", ["E1", "E2", "E3", "E4", "E5", "E6"])
+@pytest.mark.parametrize("rule", ["zero_active", "zero_changed", "damp", "zero_decisive", "project_target", "project"])
 def test_age_edits_a_weight_normed_head_as_a_plain_one(how: str, rule: str):
     plain, normed = made(same), made(NORMED[how])
     f, r = torch.rand(20, 24), torch.rand(20, 24) * torch.linspace(0.2, 1, 24)
@@ -127,7 +127,7 @@ def test_d3_corrected_takes_a_weight_normed_head(how: str, digits: Data):
 
 
 @pytest.mark.parametrize("norm", [parametrizations.spectral_norm, nn.utils.spectral_norm, parametrizations.orthogonal])
-@pytest.mark.parametrize("method", [FST(), D3(), D3.corrected(), AGE(knowledge="target", target=0, retrain="R1")])
+@pytest.mark.parametrize("method", [FST(), D3(), D3.corrected(), AGE(knowledge="target", target=0, retrain="head")])
 def test_a_norm_that_takes_no_given_weight_is_refused_with_its_cure(norm, method, digits: Data):
     model = made(norm)
     with pytest.raises(
@@ -288,7 +288,7 @@ def test_fst_leaves_a_cosine_network_alone_and_takes_a_named_layer(digits: Data)
         FST(epochs=1).repair(model, rows, run)
     FST(epochs=1, layers="body.3").repair(model, rows, run)
     assert run.outcome.status == "repaired"
-    method = AGE(knowledge="target", target=0, retrain="R1", scope="body.3", per_class=2, epochs=1, rule="E2")
+    method = AGE(knowledge="target", target=0, retrain="head", scope="body.3", per_class=2, epochs=1, rule="zero_changed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about what forgetting a class shows
         method.repair(model, rows, run)

@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 
 import theriac as th
 from theriac.attacks.store import load_planted, save_planted
-from theriac.cli import _inputs
 from theriac.cli.main import app
 from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
+from theriac.core.names import class_place
 from theriac.core.outcome import Finding, Outcome
 from theriac.data import align
 from theriac.detectors.base import Detector
@@ -300,18 +300,18 @@ def test_a_folder_and_a_parquet_file_of_the_same_pictures_give_the_same_figures(
 
 
 def test_what_is_typed_as_target_is_a_name_before_it_is_a_place():
-    assert _inputs.class_place("2", card(TEXT_ORDER)) == 3
-    assert _inputs.class_place("02", card(TEXT_ORDER)) == 3
-    assert _inputs.class_place("dog", card(("cat", "dog"))) == 1
-    assert _inputs.class_place("1", card(("cat", "dog"))) == 1
-    assert _inputs.class_place("2", card(("1", "2", "3"))) == 1
+    assert class_place("2", card(TEXT_ORDER)) == 3
+    assert class_place("02", card(TEXT_ORDER)) == 3
+    assert class_place("dog", card(("cat", "dog"))) == 1
+    assert class_place("1", card(("cat", "dog"))) == 1
+    assert class_place("2", card(("1", "2", "3"))) == 1
     for wrong, told in (
         ("5", "--target is 5; expected a class of 'levels' (cat, dog)"),
         ("Dog", "upper and lower case"),
         ("-1", "is -1"),
     ):
         with pytest.raises(InputError, match=re.escape(told)):
-            _inputs.class_place(wrong, card(("cat", "dog")))
+            class_place(wrong, card(("cat", "dog")))
 
 
 def test_the_command_line_takes_a_class_by_name(tmp_path: Path):

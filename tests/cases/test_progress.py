@@ -119,7 +119,9 @@ def test_long_work_of_every_kind_lies_in_a_scope(what, clock, capsys, images, mo
         th.detectors.neural_cleanse.invert(model, rows, run, th.detectors.neural_cleanse.Schedule(rounds=2))
         expected = {"inversion"}
     elif what == "age":
-        th.repairs.AGE(rule="E6", epochs=1, per_class=2, knowledge="target", target=0, retrain="R1").repair(model, rows, run)
+        th.repairs.AGE(rule="project", epochs=1, per_class=2, knowledge="target", target=0, retrain="head").repair(
+            model, rows, run
+        )
         expected = {"AGE (reconstruction): strengths"}
     else:
         th.training_defenses.CBD(stage1_steps=2, epochs=1, batch_size=8, mi=0.01, alternate="epoch").fit("wrn_16_1", rows, run)

@@ -28,6 +28,8 @@ REPAIRS = methods("repair")
 QUICK: dict[str, dict[str, object]] = {
     "ft": {"epochs": 1},
     "antidote": {"epochs": 2, "steps": 2},
+    # one candidate, judged by one kind of proxy, whatever that says
+    "auto": {"candidates": ["ft:strong"], "kinds": ["patch"], "plant_steps": 4, "rounds": 1, "hard": 0, "accept": 1, "cost": 1},
     "d3": {"epochs": 1},
     "fst": {"epochs": 1},
     "sau": {"rounds": 1},
@@ -38,7 +40,7 @@ QUICK: dict[str, dict[str, object]] = {
     "rnp": {"unlearn_epochs": 1, "recover_epochs": 4, "batch_size": 30, "threshold": 0.99},
     "ibau": {"rounds": 1, "batch_size": 60},
     "clp": {"u": 1.0},  # the fixture's layers are too narrow for the default to find an outlier
-    "age": {"knowledge": "target", "target": 0, "retrain": "R1", "per_class": 2, "epochs": 1},
+    "age": {"knowledge": "target", "target": 0, "retrain": "head", "per_class": 2, "epochs": 1},
 }
 LONG = ("epochs", "rounds", "iterations", "steps")
 

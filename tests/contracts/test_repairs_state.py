@@ -30,12 +30,21 @@ LEARNS = ("ft", "ft_sam", "fp", "fst", "d3", "ibau", "nad", "sau", "age")  # the
 # as little work as possible; by default AGE abstains on a benign model
 QUICK: dict[str, dict[str, object]] = {
     "ft": {"epochs": 1},
+    "auto": {"candidates": ["ft:strong"], "kinds": ["patch"], "plant_steps": 4, "rounds": 1, "hard": 0, "accept": 1, "cost": 1},
     "sau": {"rounds": 1, "steps": 1},
     "fp": {"epochs": 1, "share": 0.2},
     "ibau": {"rounds": 1},
     "nad": {"teacher_epochs": 1, "epochs": 1},
     "rnp": {"unlearn_epochs": 1, "recover_epochs": 1},
-    "age": {"knowledge": "target", "target": 0, "retrain": "R1", "per_class": 2, "epochs": 1, "rule": "E6", "strengths": [1.0]},
+    "age": {
+        "knowledge": "target",
+        "target": 0,
+        "retrain": "head",
+        "per_class": 2,
+        "epochs": 1,
+        "rule": "project",
+        "strengths": [1.0],
+    },
 }
 WRITES = ("fst", "d3")  # these move the head's effective weight away from the old one
 

@@ -19,20 +19,20 @@ def report(
     """Write one self-contained HTML page: what was done, rates with intervals, triggers on samples, curves, provenance."""
     opt.set_quiet(quiet)
     from theriac import report as pages
-    from theriac.cli import _show, _study
+    from theriac.cli import _show
     from theriac.core.files import is_regular, shown
     from theriac.core.paths import as_path, writing
-    from theriac.report import findings
+    from theriac.report import findings, folders
     from theriac.report.records import FILE, Study
 
     source = as_path("FOLDER", folder)
-    study = Study.read(source) if is_regular(source / FILE) or source.suffix == ".json" else _study.of_folder(source)
+    study = Study.read(source) if is_regular(source / FILE) or source.suffix == ".json" else folders.of_folder(source)
     page = as_path("--out", out) if out is not None else (source if source.is_dir() else source.parent) / "report.html"
     with writing("--out", page):
         page = pages.write(study, page)
     if as_json:
-        told = [f"{who}: {text}" for who, text in findings.alerts(study)]
-        head = {"headline": findings.headline(study), "alerts": told, "warnings": opt.notes()}
+        alerts = [f"{who}: {text}" for who, text in findings.alerts(study)]
+        head = {"headline": findings.headline(study), "alerts": alerts, "warnings": opt.notes()}
         _show.as_json({"status": "done", "page": str(page), **head})
     else:
         typer.echo(shown(page))

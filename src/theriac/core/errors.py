@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class TheriacError(Exception):
@@ -65,3 +66,19 @@ def unknown(what: str, name: object, choices: Iterable[str]) -> InputError:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+class BusyError(InputError):
+    """Another process owns the folder; it can be tried again later."""
+
+
+class StoppedError(TheriacError):
+    """The run was stopped by hand; its folder can go on."""
+
+
+class NothingToDoError(TheriacError):
+    """What was asked for is there already, in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"nothing to do: {folder} holds this very run, complete (--force does it again)")
+        self.folder = folder

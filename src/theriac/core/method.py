@@ -45,10 +45,17 @@ class Method:
     title: ClassVar[str] = ""  # how tables call it
     source: ClassVar[str] = ""
     needs: ClassVar[Needs] = Needs()
+    version: ClassVar[int] = 1  # raised whenever its results change; part of the key of every result
+    leaves: ClassVar[tuple[str, ...]] = ()  # patterns of the files that it leaves in a run folder
 
     def __post_init__(self) -> None:
         """Refuse a value that its field's declaration does not allow. A subclass with checks of its own calls this first."""
         check_fields(self)
+
+    def inside(self) -> tuple[Method, ...]:
+        """Methods that this one uses, so that a new version of theirs changes its results: the fields that hold methods."""
+        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        return tuple(value for value in values if isinstance(value, Method))
 
     def config(self) -> dict[str, Any]:
         """Name and hyperparameters as plain data, the same as after a JSON round trip (tuples become lists)."""
@@ -62,8 +69,8 @@ class Method:
         Raises:
             InputError: Naming the option at fault.
         """
-        found: Self = validated(cls, {k: v for k, v in options.items() if k != "method"}, cls.name)
-        return found
+        made: Self = validated(cls, {k: v for k, v in options.items() if k != "method"}, cls.name)
+        return made
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some hyperparameters changed."""

@@ -52,6 +52,7 @@ class DBA(OneStage):
 
     name: ClassVar[str] = "dba"
     title: ClassVar[str] = "DBA"
+    leaves: ClassVar[tuple[str, ...]] = ("dba_assignment.safetensors",)
     source: ClassVar[str] = "arXiv:2202.10582"
     needs: ClassVar[Needs] = Needs(training_control=True, groups=True)
 

@@ -39,6 +39,7 @@ class Resampling(OneStage):
 
     name: ClassVar[str] = "resampling"
     title: ClassVar[str] = "Resampling"
+    leaves: ClassVar[tuple[str, ...]] = ("resampling_rows.safetensors",)
     source: ClassVar[str] = "common practice"
     needs: ClassVar[Needs] = Needs(training_control=True, groups=True)
 

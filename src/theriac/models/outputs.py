@@ -50,7 +50,7 @@ def run_over(model: Any, split: Split, want: str = "logits", *, run: Run | None 
             few = to_input(here.rows(torch.arange(min(2, len(here)))))
             check.logits(net, few, split.num_classes)
             tap = features(net, None if want == "features" else want, few)
-        for positions in here.batches(batch_size):
+        for positions in run.each("outputs", here.batches(batch_size), len(here) // batch_size + 1):
             x = to_input(here.rows(positions))
             parts.append((check.logits(net, x, split.num_classes) if tap is None else _embedding(tap, x)).float().cpu())
     return torch.cat(parts)

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
-import os
-import platform
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +15,9 @@ from theriac.core.errors import InputError
 from theriac.core.planted import planted_on
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
-from theriac.core.version import VERSION
-from theriac.metrics import aim, predict
-from theriac.report.fields import LONG
-from theriac.report.records import DataSummary, Exhibit, Guess, Provenance, Sample, Timing
+from theriac.metrics import attack_labels, predict
+from theriac.report.records import DataSummary, Exhibit, Guess, Provenance, Sample
+from theriac.runs.provenance import provenance as described
 
 MAX_SIDE = 160  # pixels; larger samples are shrunk for the page
 DIFFERENCE = 10  # how much the picture of the difference is amplified
@@ -47,75 +41,14 @@ def summarize(data: Data | Card, *, clean_rows: int = 0) -> DataSummary:
     )
 
 
-def provenance(
-    run: Run,
-    *,
-    model: str = "",
-    recipe: str = "",
-    command: str = "",
-    started: float | None = None,
-    times: Mapping[str, float] | None = None,
-) -> Provenance:
+def provenance(run: Run, **facts: Any) -> Provenance:
     """Seed, versions, hardware and times of a piece of work.
 
     Args:
         run: Gives seed, device and precision.
-        model: Architecture with its options, in words.
-        recipe: Training recipe, in words.
-        command: What to type to do it again.
-        started: ``time.time()`` at the start; with it, the record holds how old the run is, too.
-        times: Seconds by what was done.
+        **facts: ``model``, ``recipe``, ``command``, ``started`` and ``times``; see :func:`theriac.runs.provenance.provenance`.
     """
-    return Provenance(
-        seed=run.seed,
-        model=kept(model),
-        recipe=kept(recipe),
-        versions=versions(),
-        hardware=hardware(run.device),
-        device=str(run.device),
-        precision=run.precision_reason,
-        threads=torch.get_num_threads(),
-        started="" if started is None else _utc(started),
-        seconds=None if started is None else round(time.monotonic() - run.began, 1),
-        command=kept(command),
-        times=[Timing(what=what, seconds=round(seconds, 2)) for what, seconds in (times or {}).items()],
-    )
-
-
-def _utc(moment: float) -> str:
-    try:
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
-    except (OverflowError, OSError, ValueError):  # a clock that is set to no year at all
-        return ""
-
-
-def kept(text: str) -> str:
-    """A text as a record can hold it: no half characters of odd file names, and not longer than a record allows."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return text if len(text) <= LONG else f"{text[: LONG - 4]} ..."
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
-    import numpy
-
-    return {
-        "theriac": VERSION,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": numpy.__version__,
-    }
-
-
-def hardware(device: torch.device) -> str:
-    """The processor that did the work, in words."""
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as lines:  # Linux only
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return f"{name}, {cores} core{'s' if cores != 1 else ''}, {platform.system()}"
+    return Provenance.model_validate(described(run, **facts))
 
 
 def exhibit(
@@ -140,7 +73,7 @@ def exhibit(
         raise InputError(f"split {split.card.name!r} is a table; only images can be shown")
     planted = planted_on(planted, split)
     y = split.y.cpu()
-    wanted, counted = aim(planted, y, split.index.cpu())
+    wanted, counted = attack_labels(planted, y, split.index.cpu())
     first = [int((counted & (y == k)).nonzero()[0]) for k in range(split.num_classes) if bool((counted & (y == k)).any())]
     if not first:
         raise InputError(f"{planted.name} counts none of the {len(split)} rows; there is nothing to show")
@@ -195,10 +128,12 @@ def png(image: torch.Tensor) -> str:
 
 def epochs(run: Run, labels: Sequence[str]) -> list[dict[str, Any]]:
     """The per-epoch events of a run under some labels, rounded, as a Result's history."""
-    kept = [e for label in labels for e in run.history(label) if "epoch" in e]
-    return [
-        {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in e.items() if k not in ("event", "time")} for e in kept
-    ]
+    return [plain_epoch(e) for label in labels for e in run.history(label) if "epoch" in e]
+
+
+def plain_epoch(event: Mapping[str, Any]) -> dict[str, Any]:
+    """One epoch's event, rounded to five digits, without its name and time."""
+    return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in event.items() if k not in ("event", "time")}
 
 
 def _share(value: torch.Tensor) -> float:

@@ -8,12 +8,13 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from theriac.core.text import LONG
+
 MAX_PNG = 256 << 10  # bytes; a 224-pixel color photograph takes about 100 KiB
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Short = Annotated[str, Field(max_length=400)]
-LONG = 4000  # characters
 Long = Annotated[str, Field(max_length=LONG)]
 Plain = str | bool | int | Number | None
 

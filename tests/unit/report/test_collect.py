@@ -100,16 +100,6 @@ def test_summary_of_data(digits: Data) -> None:
     assert collect.summarize(digits.card).train_rows == 0
 
 
-def test_provenance_says_what_ran() -> None:
-    told = collect.provenance(Run(seed=5, device="cpu", quiet=True), command="theriac demo", started=0.0, times={"all": 1.234})
-    assert told.seed == 5
-    assert told.versions["torch"] == torch.__version__
-    assert told.started == "1970-01-01T00:00:00Z"
-    assert told.times[0].seconds == 1.23
-    assert told.hardware
-    assert told.threads == torch.get_num_threads()
-
-
 def test_epochs_keep_order_and_digits() -> None:
     run = Run(quiet=True)
     run.event("train", epoch=1, loss=1.23456789)

@@ -3,29 +3,31 @@
 All rules act on the input side of a linear or convolutional layer. With the mean inputs ``f`` (rows with the trigger) and
 ``r`` (the same rows without it), ``d = f - r`` and ``u = d / |d|``:
 
-======  ===========================================================================================================
-E1      zero the columns with the largest ``f``
-E2      zero the columns with the largest ``d``
-E2r     zero the columns with the largest ``d / (|r| + 0.05 mean |r|)``
-E3      scale column j by ``min(1, lambda r / f)``, kept in [0, 1], where ``f > alpha r``
-E4      zero the columns with the largest ``d (w_t - mean of all rows)`` (head)
-E5      ``w_t - gamma (w_t u) u`` for the target's row only (head)
-E6      ``W - gamma (W u) u^T`` and ``b + gamma (W u) (u^T r)``, which keeps the layer's mean clean output
-none    nothing: the control
-======  ===========================================================================================================
+=====================  ============================================================================================
+zero_active            zero the columns with the largest ``f``
+zero_changed           zero the columns with the largest ``d``
+zero_changed_relative  zero the columns with the largest ``d / (|r| + 0.05 mean |r|)``
+damp                   scale column j by ``min(1, lambda r / f)``, kept in [0, 1], where ``f > alpha r``
+zero_decisive          zero the columns with the largest ``d (w_t - mean of all rows)`` (head)
+project_target         ``w_t - gamma (w_t u) u`` for the target's row only (head)
+project                ``W - gamma (W u) u^T`` and ``b + gamma (W u) (u^T r)``, which keeps the layer's mean clean output
+none                   nothing: the control
+=====================  ============================================================================================
 
 All are reconstructions (grade R): the published formula could not be checked. A column of a convolution is an input channel at
 every kernel position. Features may be negative here (a pre-activation ResNet without final ReLU), hence the absolute values in
-E2r and the form ``f > 0 and f - r > (alpha - 1) |r|`` in E3, which change nothing for features after a ReLU.
+``zero_changed_relative`` and the form ``f > 0 and f - r > (alpha - 1) |r|`` in ``damp``, which change nothing for features
+after a ReLU. Records of before call the rules E1, E2, E2r and E3 to E6, in this order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BeforeValidator
 from torch import nn
 
 from theriac.core.errors import InputError, unknown
@@ -36,17 +38,42 @@ Layer = nn.Linear | nn.Conv2d
 
 _SHARES = (0.01, 0.02, 0.05, 0.10, 0.15, 0.20, 0.30, 0.40)
 GRIDS: Mapping[str, tuple[float, ...]] = {
-    "E1": _SHARES,  # share of the columns
-    "E2": _SHARES,
-    "E2r": _SHARES,
-    "E3": (1.0, 0.5, 0.25),  # lambda; smaller is stronger
-    "E4": _SHARES,
-    "E5": (1.0, 1.5, 2.0),  # gamma
-    "E6": (1.0, 1.25, 1.5, 2.0),  # gamma; above 1 the direction is reversed
+    "zero_active": _SHARES,  # share of the columns
+    "zero_changed": _SHARES,
+    "zero_changed_relative": _SHARES,
+    "damp": (1.0, 0.5, 0.25),  # lambda; smaller is stronger
+    "zero_decisive": _SHARES,
+    "project_target": (1.0, 1.5, 2.0),  # gamma
+    "project": (1.0, 1.25, 1.5, 2.0),  # gamma; above 1 the direction is reversed
     "none": (0.0,),
 }
 """Strengths of each rule, weakest first."""
-HEAD_ONLY = ("E4", "E5")
+FORMER = {
+    "E1": "zero_active",
+    "E2": "zero_changed",
+    "E2r": "zero_changed_relative",
+    "E3": "damp",
+    "E4": "zero_decisive",
+    "E5": "project_target",
+    "E6": "project",
+}
+"""What the rules were called in records of before."""
+Rule = Annotated[
+    Literal[
+        "auto",
+        "zero_active",
+        "zero_changed",
+        "zero_changed_relative",
+        "damp",
+        "zero_decisive",
+        "project_target",
+        "project",
+        "none",
+    ],
+    BeforeValidator(lambda name: FORMER.get(name, name) if isinstance(name, str) else name),
+]
+"""A rule's name; the former ones are taken too."""
+HEAD_ONLY = ("zero_decisive", "project_target")
 INERT = 1e-6  # |d| below this share of |r| counts as no difference at all
 
 
@@ -127,9 +154,9 @@ def edit(rule: str, layer: Layer | Weight, seen: Contrast, strength: float, targ
         rule: See the module's table.
         layer: What is edited, or its weight.
         seen: What the layer's input looks like with and without the trigger.
-        strength: Share of columns (E1, E2, E2r, E4), lambda (E3) or gamma (E5, E6).
-        target: The attack's class (E4, E5).
-        alpha: How far above the reference an activation must lie to be damped (E3).
+        strength: Share of columns (the rules that zero), lambda (``damp``) or gamma (the rules that project).
+        target: The attack's class (``zero_decisive``, ``project_target``).
+        alpha: How far above the reference an activation must lie to be damped (``damp``).
 
     Returns:
         What training has to keep.
@@ -140,12 +167,12 @@ def edit(rule: str, layer: Layer | Weight, seen: Contrast, strength: float, targ
     if rule not in GRIDS:
         raise unknown("rule", rule, GRIDS)
     weight = layer if isinstance(layer, Weight) else Weight(layer)
-    if rule in ("E5", "E6"):
+    if rule in ("project_target", "project"):
         return _project(rule, weight, seen, strength, target)
     new = weight.value.clone()
     f, r = seen.forget, seen.reference
     scale = torch.ones_like(f)
-    if rule == "E3":
+    if rule == "damp":
         over = (f > 0) & (f - r > (alpha - 1) * r.abs())
         scale = torch.where(over, (strength * r / torch.where(over, f, 1.0)).clamp(0, 1), scale)
     elif rule != "none":
@@ -158,25 +185,25 @@ def edit(rule: str, layer: Layer | Weight, seen: Contrast, strength: float, targ
 
 def _scores(rule: str, weight: torch.Tensor, seen: Contrast, target: int) -> torch.Tensor:
     d = seen.forget - seen.reference
-    if rule == "E1":
+    if rule == "zero_active":
         return seen.forget
-    if rule == "E2":
+    if rule == "zero_changed":
         return d
-    if rule == "E2r":
+    if rule == "zero_changed_relative":
         size = seen.reference.abs()
         return d / (size + 0.05 * size.mean()).clamp_min(1e-12)
-    return d * (weight[target] - weight.mean(0))  # E4
+    return d * (weight[target] - weight.mean(0))  # zero_decisive
 
 
 def _project(rule: str, weight: Weight, seen: Contrast, gamma: float, target: int) -> Held:
     new = weight.value.clone()
     basis = seen.basis.to(new.dtype)
-    row = target if rule == "E5" else None
+    row = target if rule == "project_target" else None
     rows = _rows(new, row)
     along = rows @ basis
     rows -= gamma * along @ basis.T
     weight.write(new)
-    if rule == "E6" and getattr(weight.layer, "bias", None) is not None:
+    if rule == "project" and getattr(weight.layer, "bias", None) is not None:
         # a convolution meets the direction at every kernel position; exact away from zero-padded borders
         shift = (along @ (basis.T @ seen.reference.to(basis.dtype))).reshape(len(along), -1).sum(1)
         bias = Weight(weight.layer, weight.name, "bias")
@@ -212,26 +239,26 @@ def edit_layers(
         rule: As in :func:`edit`.
         strength: As in :func:`edit`, for the layer nearest to the logits.
         target: The attack's class.
-        alpha: Of E3.
-        rank: How many directions (E5, E6).
-        shrink: E6's gamma is multiplied by this for every layer further from the logits.
+        alpha: Of ``damp``.
+        rank: How many directions (``project_target``, ``project``).
+        shrink: ``project``'s gamma is multiplied by this for every layer further from the logits.
 
     Returns:
         What training has to keep, and a record for each layer; a layer that the trigger does not move stays as it is.
     """
     held: list[Held] = []
-    told: list[dict[str, Any]] = []
+    steps: list[dict[str, Any]] = []
     both = torch.cat([forget, reference])
     for depth, (name, layer) in enumerate(layers.items()):
         x = inputs(model, layer, both)
         seen = contrast(x[: len(forget)], x[len(forget) :], rank)
         if seen is None:
-            told.append({"layer": name, "score": 0.0, "inert": True})
+            steps.append({"layer": name, "score": 0.0, "inert": True})
             continue
-        power = strength * shrink ** (len(layers) - 1 - depth) if rule == "E6" else strength
+        power = strength * shrink ** (len(layers) - 1 - depth) if rule == "project" else strength
         held.append(edit(rule, Weight(layer, name), seen, power, target, alpha))
-        told.append({"layer": name, "score": round(seen.score, 6), "strength": power, **held[-1].told()})
-    return held, told
+        steps.append({"layer": name, "score": round(seen.score, 6), "strength": power, **held[-1].told()})
+    return held, steps
 
 
 @torch.no_grad()

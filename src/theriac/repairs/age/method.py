@@ -20,8 +20,8 @@ from theriac.core.split import Split
 from theriac.detectors.neural_cleanse import Schedule, invert
 from theriac.models.editing import editable
 from theriac.models.network import to_input
-from theriac.repairs.age.edits import GRIDS, HEAD_ONLY, Held, edit_layers
-from theriac.repairs.age.restore import HOLDS, LATER, NEEDS_TRIGGER, recipe, retrain, rows_for
+from theriac.repairs.age.edits import GRIDS, HEAD_ONLY, Held, Rule, edit_layers
+from theriac.repairs.age.restore import HOLDS, LATER, NEEDS_TRIGGER, Retrain, recipe, retrain, rows_for
 from theriac.repairs.age.stage import Case, Measured, Stage, State, from_class, from_trigger, handful, sites
 from theriac.repairs.base import Repair
 
@@ -47,19 +47,20 @@ class AGE(Repair):
     searched for every class (Neural Cleanse), and **without an outlier AGE abstains**: the model comes back unchanged, with a
     warning, unless ``guess`` is set. An inert trigger, or one that the model does not follow, leaves it unchanged too.
 
-    With ``d`` the mean difference of a layer's inputs with and without the trigger and ``u = d / |d|``, E6 takes ``gamma (W u)
-    u^T`` from W and keeps the mean clean output; E2 zeroes the share gamma of columns where d is largest. Gamma is the
-    smallest of a grid that leaves at most 5 % (or 1 / classes) of the triggered handful in the target class, after the edit
-    and again after the repair. R4 trains the head on the clean handful and puts the edit back after every step. The default,
-    ``rule="auto"``, is what the experiment in docs/methods/age.md chose: for a known trigger E2 over the later layers, and,
-    where more than ``fallback`` of the triggered handful still go to the target then, E6 on the head of the model as it came;
-    for an unknown trigger E6 on the head.
+    With ``d`` the mean difference of a layer's inputs with and without the trigger and ``u = d / |d|``, ``project`` takes
+    ``gamma (W u) u^T`` from W and keeps the mean clean output; ``zero_changed`` zeroes the share gamma of columns where d
+    is largest. Gamma is the smallest of a grid that leaves at most 5 % (or 1 / classes) of the triggered handful in the
+    target class, after the edit and again after the repair. ``head_held`` trains the head on the clean handful and puts the
+    edit back after every step. The default, ``rule="auto"``, is what the experiment in docs/methods/age.md chose: for a
+    known trigger ``zero_changed`` over the later layers, and, where more than ``fallback`` of the triggered handful still
+    go to the target then, ``project`` on the head of the model as it came; for an unknown trigger ``project`` on the head.
 
-    Known limits: one direction is doubtful for triggers that differ by row (try ``rank`` 2 to 4). In the pilot, with 10 rows a
-    class and the trigger known, fine-tuning on stamped rows with true labels (``AGE.control().replace(retrain="R2")``) did as
-    well; R2 and R5 see such rows, so report them apart. ``knowledge="target"`` and ``"scan"`` forget a whole class without
-    any evidence about a backdoor, and want R1 or R1t: what R4 holds is then the class itself. Accuracies and proxies in the
-    events count the defender's rows, never test rows.
+    Known limits: one direction is doubtful for triggers that differ by row (try ``rank`` 2 to 4). In the pilot, with 10
+    rows a class and the trigger known, fine-tuning on stamped rows with true labels
+    (``AGE.control().replace(retrain="head_stamped")``) did as well; ``head_stamped`` and ``later_stamped_held`` see such
+    rows, so report them apart. ``knowledge="target"`` and ``"scan"`` forget a whole class without any evidence about a
+    backdoor, and want ``head`` or ``head_target``: what ``head_held`` holds is then the class itself. Accuracies and
+    proxies in the events count the defender's rows, never test rows.
 
     Cost: two passes over the handful and 20 epochs of the last layer on cached features; the search adds up to 600 passes a
     class and row.
@@ -82,18 +83,18 @@ class AGE(Repair):
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.002, optional=("trigger", "target"))
     trigger: ClassVar[Any] = None  # set by with_trigger on one object; not a field, so that config() stays plain data
 
-    rule: Literal["auto", "E1", "E2", "E2r", "E3", "E4", "E5", "E6", "none"] = "auto"  # ours: chosen on tuning victims
+    rule: Rule = "auto"  # ours: chosen on tuning victims
     scope: str | tuple[str, ...] = "auto"  # ours: "head", "later", names of layers; "auto" is the head unless the rule is auto
     fallback: Fraction = 0.2  # ours, of "auto"; 0.11 was the most on CIFAR-10 tuning victims, 0.23 the least where it failed
-    retrain: Literal["R0", "R1", "R1t", "R2", "R4", "R5"] = "R4"  # ours: R1 revived the backdoor in the pilot
+    retrain: Retrain = "head_held"  # ours: head revived the backdoor in the pilot
     knowledge: Literal["known", "inverted", "target", "scan"] = "inverted"  # BDK, and three readings of "without"
     target: Whole | None = None  # the attack's class, where it is known
     per_class: Whole = 10  # paper: "a handful"; the number is ours; 0 = all rows given
     strengths: tuple[float, ...] = ()  # grid walked upward; empty = the rule's own
     proxy: Fraction = 0.05  # ours: share of triggered rows that may still go to the target
-    alpha: Positive = 1.2  # ours, of E3
-    rank: Count = 1  # ours, of E5 and E6: how many directions are edited
-    shrink: Fraction = 0.5  # ours: E6's gamma is multiplied by this for every layer further from the head
+    alpha: Positive = 1.2  # ours, of damp
+    rank: Count = 1  # ours, of project_target and project: how many directions are edited
+    shrink: Fraction = 0.5  # ours: project's gamma is multiplied by this for every layer further from the head
     epochs: Count = 20  # ours, as all of the repair
     lr: Positive = 0.01  # ours, as the next three: usual for fine-tuning a head
     batch_size: Count = 32  # ours; all rows if there are fewer
@@ -108,7 +109,7 @@ class AGE(Repair):
     def __post_init__(self) -> None:
         super().__post_init__()
         for strength in self.strengths:
-            check.between("strengths", strength, 0, 10 if self.rule in ("auto", "E5", "E6") else 1)
+            check.between("strengths", strength, 0, 10 if self.rule in ("auto", "project_target", "project") else 1)
         if self.rule in HEAD_ONLY and self.scope not in ("auto", "head"):
             raise InputError(f"scope is {self.scope!r}; rule {self.rule} edits the head only")
         if self.knowledge in ("target", "scan") and (self.retrain in NEEDS_TRIGGER or self.rank > 1):
@@ -123,20 +124,20 @@ class AGE(Repair):
     @classmethod
     @preset
     def stamped(cls) -> AGE:
-        """E6, then fine-tuning that sees stamped rows with true labels (R2): for a trigger at hand or found."""
-        return cls(rule="E6", retrain="R2")
+        """Rule project, then fine-tuning on stamped rows with true labels too: for a trigger at hand or found."""
+        return cls(rule="project", retrain="head_stamped")
 
     @classmethod
     @preset
     def head(cls) -> AGE:
-        """Ours: E6 on the head, the pilot's best. It brings ASR down everywhere, and often the target class with it."""
-        return cls(rule="E6")
+        """Ours: rule project on the head, the pilot's best. It lowers ASR everywhere, and often the target class with it."""
+        return cls(rule="project")
 
     @classmethod
     @preset
     def later(cls) -> AGE:
-        """Ours: E2 over the later layers. On CIFAR-10 it keeps the target class far better; on digits it fails."""
-        return cls(rule="E2", scope="later")
+        """Ours: rule zero_changed over the later layers. It keeps CIFAR-10's target class far better; on digits it fails."""
+        return cls(rule="zero_changed", scope="later")
 
     @classmethod
     @preset
@@ -185,9 +186,9 @@ class AGE(Repair):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             fixed = first._edit_and_repair(model, clean, run)
-        told = run.history("age")[-1]
-        enough = told["outcome"] == "repaired" and told["proxy_repair"] <= self.fallback
-        if enough or told["outcome"] == "unneeded":
+        figures = run.history("age")[-1]
+        enough = figures["outcome"] == "repaired" and figures["proxy_repair"] <= self.fallback
+        if enough or figures["outcome"] == "unneeded":
             for warning in caught:
                 warn(str(warning.message))
             return fixed
@@ -199,11 +200,11 @@ class AGE(Repair):
         scope = "head" if self.scope == "auto" else self.scope
         if self.rule != "auto":
             return [self.replace(scope=scope)]
-        head = self.replace(rule="E6", scope=scope)
-        measured = self.knowledge == "known" and self.retrain == "R4" and self.rank == 1  # as in the experiment
+        head = self.replace(rule="project", scope=scope)
+        measured = self.knowledge == "known" and self.retrain == "head_held" and self.rank == 1  # as in the experiment
         if not measured or self.scope != "auto" or self.strengths:
             return [head]
-        return [self.replace(rule="E2", scope="later"), head]
+        return [self.replace(rule="zero_changed", scope="later"), head]
 
     def _edit_and_repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
         pool = handful(clean, self.per_class, run.generator("method", "age", "pool"))
@@ -259,7 +260,7 @@ class AGE(Repair):
             if edited.proxy > limit and strength != grid[-1]:
                 run.event("age_step", **step, accepted=False)
                 continue
-            if self.retrain != "R0":
+            if self.retrain != "none":
                 step["loss"] = round(self._retrain(stage, case, held, run), 6)
             after = stage.measure(case)
             step |= after.told("repair")
@@ -303,14 +304,14 @@ class AGE(Repair):
         schedule: Schedule = getattr(Schedule, self.search)()
         schedule = schedule.replace(rounds=self.search_rounds or schedule.rounds, restarts=self.restarts)
         rows = pool.sample(min(self.search_rows, len(pool)), seed=run.stream_seed("method", "age", "search"), stratified=True)
-        found = invert(stage.model, rows, run, schedule, None if self.target is None else (self.target,))
-        label = found.smallest if found.abstains else found.flagged[0]
-        certain = not found.abstains or (self.target is not None and label is not None)
+        inverted = invert(stage.model, rows, run, schedule, None if self.target is None else (self.target,))
+        label = inverted.smallest if inverted.abstains else inverted.flagged[0]
+        certain = not inverted.abstains or (self.target is not None and label is not None)
         if label is None or not (certain or self.guess):
-            return self._abstain(stage.model, run, found.reason)
+            return self._abstain(stage.model, run, inverted.reason)
         if not certain:
-            warn(f"AGE goes on with a guess, class {label}: {found.reason}")
-        case = from_trigger(found.trigger(label), label, stage.model, pool)
+            warn(f"AGE goes on with a guess, class {label}: {inverted.reason}")
+        case = from_trigger(inverted.trigger(label), label, stage.model, pool)
         return dataclasses.replace(case, source="inverted patch" if certain else "inverted patch, a guess")
 
     def _scan(self, stage: Stage, pool: Split, run: Run) -> Case | None:

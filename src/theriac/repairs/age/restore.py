@@ -1,23 +1,26 @@
 """What AGE does after an edit to give the target class back: short training, with or without holding the edit.
 
-======  ============================================  =================  ==============
-R0      nothing                                       -                  -
-R1      clean rows                                    head               edit free
-R1t     clean target rows, as many others             head               edit free
-R2      clean rows, triggered rows with true labels   head               edit free
-R4      clean rows                                    head               edit held
-R5      clean rows, triggered rows with true labels   later layers       edit held
-======  ============================================  =================  ==============
+==================  ============================================  ============  =========
+none                nothing                                       -             -
+head                clean rows                                    head          edit free
+head_target         clean target rows, as many others             head          edit free
+head_stamped        clean rows, triggered rows with true labels   head          edit free
+head_held           clean rows                                    head          edit held
+later_stamped_held  clean rows, triggered rows with true labels   later layers  edit held
+==================  ============================================  ============  =========
 
-R1 may bring a backdoor back that the edit had weakened (a pilot saw 2 % become 90 %), hence R4. R2 and R5 see triggered rows
-with true labels, which is unlearning by fine-tuning: report them apart. All are reconstructions (grade R).
+``head`` may bring a backdoor back that the edit had weakened (a pilot saw 2 % become 90 %), hence ``head_held``. Training on
+triggered rows with true labels is unlearning by fine-tuning: report it apart. All are reconstructions (grade R). Records of
+before call these R0, R1, R1t, R2, R4 and R5, in this order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Annotated, Literal
 
 import torch
+from pydantic import BeforeValidator
 from torch import nn
 
 from theriac.core.errors import InputError
@@ -26,33 +29,47 @@ from theriac.core.split import Split
 from theriac.repairs.age.edits import Held
 from theriac.training import Recipe, loop
 
-NEEDS_TRIGGER = ("R2", "R5")
-HOLDS = ("R4", "R5")
-LATER = ("R5",)
+FORMER = {
+    "R0": "none",
+    "R1": "head",
+    "R1t": "head_target",
+    "R2": "head_stamped",
+    "R4": "head_held",
+    "R5": "later_stamped_held",
+}
+"""What they were called in records of before."""
+Retrain = Annotated[
+    Literal["none", "head", "head_target", "head_stamped", "head_held", "later_stamped_held"],
+    BeforeValidator(lambda name: FORMER.get(name, name) if isinstance(name, str) else name),
+]
+"""A name of the table; the former ones are taken too."""
+NEEDS_TRIGGER = ("head_stamped", "later_stamped_held")
+HOLDS = ("head_held", "later_stamped_held")
+LATER = ("later_stamped_held",)
 
 
 def rows_for(kind: str, pool: Split, forget: Split | None, target: int, draw: torch.Generator) -> Split:
     """What a repair trains on.
 
     Args:
-        kind: "R1", "R1t", "R2", "R4" or "R5".
+        kind: "head", "head_target", "head_stamped", "head_held" or "later_stamped_held".
         pool: Clean rows with labels.
-        forget: Triggered rows with their true labels (R2, R5).
-        target: The attack's class (R1t).
-        draw: Picks the other rows of R1t.
+        forget: Triggered rows with their true labels (``head_stamped``, ``later_stamped_held``).
+        target: The attack's class (``head_target``).
+        draw: Picks the other rows of ``head_target``.
 
     Raises:
-        InputError: If R1t finds no clean row of the target class, or R2 and R5 have no trigger.
+        InputError: If ``head_target`` finds no clean row of the target class, or triggered rows are wanted without a trigger.
     """
-    if kind == "R1t":
+    if kind == "head_target":
         own, others = (pool.y == target).nonzero().flatten(), (pool.y != target).nonzero().flatten()
         if not len(own):
-            raise InputError(f"R1t trains on clean rows of the target class {target}; the pool has none")
+            raise InputError(f"head_target trains on clean rows of the target class {target}; the pool has none")
         drawn = torch.randperm(len(others), generator=draw)[: len(own)].to(others.device)
         return pool.take(torch.cat([own, others[drawn]]))
     if kind in NEEDS_TRIGGER:
         if forget is None:
-            raise InputError(f"{kind} trains on triggered rows; there is no trigger (use R0, R1, R1t or R4)")
+            raise InputError(f"{kind} trains on triggered rows; there is no trigger (use none, head, head_target or head_held)")
         return Split(torch.cat([pool.x, forget.x]), torch.cat([pool.y, forget.y]), card=pool.card)
     return pool
 
@@ -81,7 +98,7 @@ def retrain(net: nn.Module, rows: Split, modules: Iterable[nn.Module], held: Seq
     """
     chosen = [p for module in modules for p in module.parameters()]
     ours = {id(p) for p in chosen}
-    kept = [edit for edit in held if any(id(p) in ours for p in edit.layer.parameters())]  # the rest stands still anyway
+    own = [edit for edit in held if any(id(p) in ours for p in edit.layer.parameters())]  # the rest stands still anyway
     wants = [(p, p.requires_grad) for p in net.parameters()]
     for parameter, _ in wants:
         parameter.requires_grad_(id(parameter) in ours)
@@ -89,7 +106,7 @@ def retrain(net: nn.Module, rows: Split, modules: Iterable[nn.Module], held: Seq
     inner = Run(seed=run.seed, streams=run.streams, device=run.device, precision="fp32", quiet=True)
 
     def hold(_step: int) -> None:
-        for edit in kept:
+        for edit in own:
             edit.restore()
 
     try:

@@ -1,0 +1,169 @@
+"""One piece of work as data: what is trained, attacked, repaired or debiased, and the key by which its result is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from theriac.attacks import Attack
+from theriac.core.errors import InputError
+from theriac.core.method import Method
+from theriac.core.ranges import Seed, check_fields
+from theriac.core.split import Data
+from theriac.models import Buildable, Builder
+from theriac.runs.opening import Opened
+from theriac.runs.recording import data_hash
+from theriac.runs.source import Clean, Source
+from theriac.training import Recipe
+
+KEYS = 1  # format of keys
+TRAINING = 1  # raised whenever results of plain training change
+KINDS = {"repair": "repair", "training": "train", "debiasing": "debias"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One piece of work: train a model, repair one, or debias one; ``theriac.runs.execute`` does it.
+
+    Args:
+        data: Where the rows come from.
+        model: Architecture with its options, or anything else buildable; None takes the usual one for the data.
+        recipe: How the model trains; None takes ``fast_8``, or ``adam_30`` for tables. A training-time defense and a debiasing
+            method bring their own.
+        attack: What poisons the training rows; None for a benign model. In a repair: what the victim is judged with, if it
+            holds no trigger of its own.
+        defense: A training-time defense, a repair, or a debiasing method; None trains plainly.
+        clean: Clean rows of a repair; None for a method that needs none.
+        victim: The model that a repair is given: the job that trains it, or an opened model.
+        judge: Whose trigger counts a model without one: an attack, or the job of a victim.
+        against: In debiasing: compare this group with all others together.
+        positive: In debiasing: name or number of the class that counts as positive.
+        seed: Seed of all random streams.
+        precision: "auto", "fp32" or "bf16".
+
+    Raises:
+        InputError: If parts do not go together.
+    """
+
+    data: Source
+    model: Buildable | None = None
+    recipe: Recipe | None = None
+    attack: Attack | None = None
+    defense: Method | None = None
+    clean: Clean | None = None
+    victim: Job | Opened | None = None
+    judge: Attack | Job | None = None
+    against: str | None = None
+    positive: str | None = None
+    seed: Seed = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.defense is not None and self.defense.kind not in KINDS:
+            raise InputError(
+                f"defense is the {self.defense.kind} {self.defense.name!r}; expected a repair, a training-time defense or a "
+                "debiasing method"
+            )
+        if (self.kind == "repair") != (self.victim is not None):
+            missing = "victim is missing; a repair needs the model that it repairs"
+            raise InputError(missing if self.victim is None else "victim is set, but only a repair is given a model")
+        if self.kind == "train" and self.defense is not None:
+            if self.recipe is not None:
+                raise InputError(f"recipe is set, but {self.defense.title} trains by its own; set its options")
+            if self.attack is not None and self.attack.trains:
+                raise InputError(
+                    f"{self.attack.title} controls training itself, so {self.defense.title} can't train in its place"
+                )
+
+    @property
+    def kind(self) -> str:
+        """What is done: "train", "repair" or "debias"."""
+        return "train" if self.defense is None else KINDS[self.defense.kind]
+
+
+def data_key(data: Data) -> str:
+    """What of the data determines a result: the rows, their labels, and how they are augmented."""
+    return _digest([data_hash(data), dataclasses.asdict(data.card.augment)])
+
+
+def key(job: Job, data: str, dtype: str) -> str:
+    """The key of a job's result: equal keys, equal results on one machine.
+
+    It covers the content of the data, every option, the seed, the precision, and the versions of the methods involved, so that
+    a change of one method changes the keys of its own results only.
+
+    Args:
+        job: The work.
+        data: ``data_key`` of the rows that ``job.data`` loads.
+        dtype: Precision of the multiplications, ``str(run.dtype)``.
+
+    Returns:
+        64 hex digits.
+    """
+    parts: dict[str, Any] = {
+        "keys": KEYS,
+        "kind": job.kind,
+        "data": data,
+        "dtype": dtype,
+        "seed": job.seed,
+        "model": None if job.model is None else model_facts(job.model),
+        "recipe": None if job.recipe is None else dataclasses.asdict(job.recipe),
+        "attack": method_facts(job.attack),
+        "defense": method_facts(job.defense),
+        "clean": None if job.clean is None else _clean_facts(job.clean),
+        "debias": [job.against, job.positive],
+    }
+    if job.kind == "repair":
+        parts["victim"] = job.victim.weights if isinstance(job.victim, Opened) else key(_job(job.victim), data, dtype)
+    else:
+        parts["training"] = TRAINING
+    if job.judge is not None:
+        parts["judge"] = key(job.judge, data, dtype) if isinstance(job.judge, Job) else method_facts(job.judge)
+    return _digest(parts)
+
+
+def method_facts(method: Method | None) -> dict[str, Any] | None:
+    """Configuration and version of a method and of the methods inside it, as plain data."""
+    if method is None:
+        return None
+    inside = [method_facts(part) for part in method.inside()]
+    return {**method.config(), "version": method.version, **({"inside": inside} if inside else {})}
+
+
+def later_versions(*methods: Method | None) -> dict[str, int]:
+    """Versions beyond the first one, by name, of methods and of those inside them."""
+    versions: dict[str, int] = {}
+    for method in methods:
+        if method is not None:
+            own = {method.name: method.version} if method.version > 1 else {}
+            versions |= later_versions(*method.inside()) | own
+    return versions
+
+
+def model_facts(model: Buildable) -> dict[str, Any]:
+    """An architecture with its options as plain data; of somebody's own class, where it is defined."""
+    if isinstance(model, str):
+        return {"architecture": model.lower()}
+    if isinstance(model, Builder):
+        return {"architecture": model.name, **model.options}
+    own = model if hasattr(model, "__qualname__") else type(model)
+    return {"architecture": f"{own.__module__}.{own.__qualname__}"}
+
+
+def _clean_facts(clean: Clean) -> dict[str, Any]:
+    """As plain data; how rows are drawn is named only where it differs from the default, as in keys from before."""
+    facts = dataclasses.asdict(clean)
+    return {k: v for k, v in facts.items() if k in ("amount", "source") or v != getattr(Clean, k)}
+
+
+def _job(victim: Job | Opened | None) -> Job:
+    assert isinstance(victim, Job)  # of a repair; see Job
+    return victim
+
+
+def _digest(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

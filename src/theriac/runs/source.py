@@ -1,0 +1,175 @@
+"""Where rows come from: data that can be loaded again, and clean rows drawn from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from theriac.core import check
+from theriac.core.card import Augment, Card, validated
+from theriac.core.errors import InputError, unknown
+from theriac.core.paths import as_path
+from theriac.core.ranges import Seed, check_fields
+from theriac.core.run import Run
+from theriac.core.split import Data, Split
+from theriac.data import align, load, split_off
+from theriac.runs.folder import section
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where data come from, as plain data that a later command can load again."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)  # keywords of theriac.load
+    augment: dict[str, Any] | None = None  # the policy that was asked for; None: the data set's own
+    rows: int | None = None  # at most so many of each part
+
+    @classmethod
+    def of(cls, name: str, options: Mapping[str, Any] | None = None, **more: Any) -> Source:
+        """The same with absolute paths, so that the data are found again from another folder.
+
+        Args:
+            name: A known name, or the path of a folder or file.
+            options: Keywords of ``theriac.load``.
+            **more: ``augment`` and ``rows``.
+
+        Raises:
+            InputError: On a number of rows or an augmentation policy that can't be.
+        """
+        options = dict(options or {})
+        if isinstance(options.get("test"), str):
+            options["test"] = absolute(options["test"])
+        if more.get("augment") is not None:
+            more["augment"] = dataclasses.asdict(validated(Augment, more["augment"], "--augment"))
+        if more.get("rows") is not None:
+            check.whole("--rows", more["rows"], 1)
+        return cls(absolute(name), options, **more)
+
+    @classmethod
+    def recorded(cls, record: Mapping[str, Any]) -> Source | None:
+        """What a run folder says that its data were; None if it does not say."""
+        source = section(section(record, "data"), "source")
+        return validated(cls, source, "data source of run.json") if source else None
+
+    @property
+    def known(self) -> bool:
+        """Whether rows for training and test are those of a published set, taken by its name, and not from any file."""
+        return not Path(self.name).is_absolute() and "test" not in self.options
+
+    def load(self) -> Data:
+        """Load it.
+
+        Raises:
+            InputError: If it can't be found or is damaged.
+        """
+        for key in self.options:
+            if key not in _LOADS:
+                raise unknown("data option", key, _LOADS)
+        policy = None if self.augment is None else validated(Augment, self.augment, "--augment")
+        data = load(self.name, augment=policy, **self.options)
+        most, seed = self.rows, self.options.get("seed", 0)
+        if most is None:
+            return data
+        return _each(data, lambda split: split if len(split) <= most else split_off(split, most / len(split), seed=seed)[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean:
+    """Clean rows that a repair is given.
+
+    Args:
+        amount: A number of rows, or a share of the pool.
+        source: The pool: "train", "val", or the name or path of other data, whose training rows are taken.
+        stratified: Take the same number of rows of every class, as near as it can be.
+        seed: Seed of the draw; None takes the job's, so that other seeds draw other rows.
+    """
+
+    amount: int | float = 0.05  # BackdoorBench's 5 %
+    source: str = "train"
+    stratified: bool = False
+    seed: Seed | None = None
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.amount, int) and not isinstance(self.amount, bool) and self.amount >= 1
+        share = isinstance(self.amount, float) and 0 < self.amount <= 1
+        if not number and not share:
+            raise InputError(f"amount is {self.amount!r}; expected a number of rows, or a share in (0, 1]")
+        check_fields(self)
+
+
+# keywords of theriac.load that can be typed; the augmentation policy has an option of its own
+_LOADS = tuple(k for k in inspect.signature(load).parameters if k not in ("source", "name_or_path", "augment"))
+
+
+def absolute(name: str) -> str:
+    """A path from wherever the process works; names of known sets stay as they are."""
+    path = as_path("--data", name)
+    return str(path.resolve()) if name != "digits" and path.exists() else name  # digits is embedded, whatever lies around
+
+
+def with_augment(data: Data, policy: Augment) -> Data:
+    """The same rows under another augmentation policy."""
+    return _each(data, lambda split: split.replace(card=split.card.replace(augment=policy)))
+
+
+def _each(data: Data, change: Callable[[Split], Split]) -> Data:
+    val = None if data.val is None else change(data.val)
+    return dataclasses.replace(data, train=change(data.train), test=change(data.test), val=val)
+
+
+def alike(where: str, card: Card, source: Source) -> Source:
+    """Other data, to be read as the model's are: label, columns, size.
+
+    Args:
+        where: Their name or path.
+        card: Of the model's data.
+        source: Of the model's data.
+    """
+    table = ("label", "sensitive", "categorical", "drop", "missing", "missing_group")
+    same = ("size", "channels", "white") if card.kind == "image" else table
+    options = {key: source.options[key] for key in same if key in source.options}
+    if card.kind == "image":
+        options["size"] = list(card.size)
+    return Source(absolute(where), options)
+
+
+def clean_rows(data: Data, source: Source, clean: Clean, run: Run) -> Split:
+    """Clean rows for a repair, drawn from the run's ``data`` stream.
+
+    Args:
+        data: The model's data.
+        source: Where they come from; other data are read in the same way (label, columns, size).
+        clean: The pool, and how many of it.
+        run: Gives the draw.
+
+    Raises:
+        InputError: If there are none, too few, or they are of another kind.
+    """
+    where, amount = clean.source, clean.amount
+    if where in ("train", "val") and not source.known:
+        warnings.warn(
+            f"the clean rows are drawn from {data.card.name!r}, whose past is unknown here: if its rows are poisoned, the "
+            "repair learns from poison (--clean-from takes rows that you trust)",
+            stacklevel=2,
+        )
+    if where == "train":
+        pool = data.train
+    elif where == "val":
+        if data.val is None:
+            raise InputError(
+                f"--clean-from is 'val'; {data.card.name!r} has no such rows (--data-option val_share=0.1 cuts some)"
+            )
+        pool = data.val
+    else:
+        pool = alike(where, data.card, source).load().train
+        pool = align(pool, data.card, "the model's data (--clean-from)").replace(card=data.card)
+    if isinstance(amount, int) and amount > len(pool):
+        raise InputError(f"--clean asks for {amount} rows; there are {len(pool)}")
+    seed = run.stream_seed("data", "clean") if clean.seed is None else clean.seed
+    return pool.sample(amount, seed=seed, stratified=clean.stratified)
