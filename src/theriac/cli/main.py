@@ -29,6 +29,7 @@ from theriac.cli.listing import list_names
 from theriac.cli.repair import repair
 from theriac.cli.reporting import report
 from theriac.cli.results import results
+from theriac.cli.scan import scan
 from theriac.cli.scan_data import scan_data
 from theriac.cli.scan_file import scan_file
 from theriac.cli.train import train
@@ -179,6 +180,7 @@ app.command("debias")(debias)
 app.command("eval")(evaluate)
 app.command("check")(check)
 app.command("export")(export)
+app.command("scan")(scan)
 app.command("scan-data")(scan_data)
 app.command("scan-file")(scan_file)
 app.command("list")(list_names)

@@ -1,0 +1,52 @@
+"""The page of a scan of a model: the verdict, what it rests on, and the patterns as pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from theriac.report import picture, render
+from theriac.scanning.calibration import calibration
+
+HEADLINES = {
+    "clean": "No sign of a backdoor was found",
+    "suspicious": "There are signs that should not be there",
+    "backdoored": "This network behaves as backdoored ones do",
+    "abstains": "This scan can give no answer",
+}
+MEASURES = {
+    "head": "rows of the last layer",
+    "probes": "random probes into the last layer",
+    "patch": "smallest patch",
+    "perturbation": "perturbation of all rows",
+    "shift": "shift of features",
+    "patched": "random patches",
+    "together": "together",
+}
+SHOWN = 10  # classes in the table, the most suspicious ones
+
+
+def page(scan: Any) -> str:
+    """The page of a ModelScan as text."""
+    names = () if scan.card is None else scan.card.classes
+    measures = [name for name in MEASURES if name in scan.classes]
+    first = scan.classes.get("together", scan.classes.get("head"))
+    order = [] if first is None else first.argsort(descending=True, stable=True).tolist()[:SHOWN]
+    rows = [(names[k], [f"{float(scan.classes[m][k]):+.1f}".replace("-", "\u2212") for m in measures]) for k in order]
+    images = [
+        (name, picture((255 * pattern).round().clamp(0, 255).to("cpu").byte()))
+        for name, pattern in scan.pictures.items()
+        if pattern.shape[0] in (1, 3)
+    ]
+    held = calibration()["behavior" if "together" in scan.classes else "weights"]["held_out"]
+    return render(
+        "scan.html.j2",
+        scan=scan,
+        headline=HEADLINES[scan.verdict],
+        chance="" if scan.probability is None else f"{100 * scan.probability:.0f} %",
+        measures=[MEASURES[name] for name in measures],
+        rows=rows,
+        left_out=len(names) - len(rows),
+        images=images,
+        held=held,
+        pixelated=scan.card is not None and max(scan.card.size, default=0) <= 64,
+    )
