@@ -42,19 +42,19 @@ def scan(
     import theriac as th
     from theriac.cli import _inputs, _show
     from theriac.core.errors import InputError
-    from theriac.core.text import line
+    from theriac.core.text import clean as printable
 
     target = path or weights
     if target is None:
         raise InputError("MODEL is missing; expected a run folder or a file of a model")
-    wanted = _inputs.wanted({**ctx.params, "weights": weights if path is None else None})
+    wanted = _inputs.wanted({**ctx.params, "weights": None if path is None else weights})
     run = th.Run(device=device, seed=seed, quiet=quiet or None)
     result = th.scan(target, clean, run, wanted=wanted, out=out, sarif=sarif)
     if as_json:
         _show.as_json({"status": "done", **result.to_dict(), "warnings": opt.notes()})
     else:
         for text in str(result).splitlines():
-            typer.echo(line(text))
+            typer.echo(printable(text))
         if out is not None:
             _show.tell(f"page: {out}/scan.html")
     raise typer.Exit(result.exit_code)

@@ -216,8 +216,9 @@ def _scan(model: Any, clean: Split | Data | str | Path | None, run: Run, wanted:
         reason = "models of tables are not scanned: all measures are of pictures"
         return ModelScan(name=name, verdict="abstains", reason=reason, parts=tuple(parts), file=file, card=card)
     with run.listening(), run.progress("scan"):
-        seen, judgment, skipped = _look(net, card, rows, run, parts)
-    return _decide(name, file, parts, skipped, seen, judgment, card)
+        reasons = out_of_range(net, card)
+        seen, judgment, skipped = _look(net, card, rows, run, parts, reasons)
+    return _decide(name, file, parts, skipped, seen, judgment, card, reasons)
 
 
 def _clean_rows(clean: Split | Data | str | Path | None, net: torch.nn.Module) -> Split | None:
@@ -230,10 +231,9 @@ def _clean_rows(clean: Split | Data | str | Path | None, net: torch.nn.Module) -
 
 
 def _look(
-    net: torch.nn.Module, card: Card, rows: Split | None, run: Run, parts: list[Part]
+    net: torch.nn.Module, card: Card, rows: Split | None, run: Run, parts: list[Part], reasons: tuple[str, ...]
 ) -> tuple[Evidence, Judgment | None, tuple[str, ...]]:
     """Weights, then behavior."""
-    reasons = out_of_range(net, card)
     with evaluating(net, run):
         pass  # a model that is on no device is refused here
     seen = look_at_weights(net, card.shape)
@@ -267,6 +267,7 @@ def _decide(
     seen: Evidence,
     judgment: Judgment | None,
     card: Card,
+    reasons: tuple[str, ...],
 ) -> ModelScan:
     scores = seen.classes.get("together", seen.classes.get("head"))
     suspect = "" if scores is None else card.classes[int(scores.argmax())]
@@ -282,8 +283,9 @@ def _decide(
         "card": card,
     }
     if judgment is None:
-        reason = seen.notes[0].rstrip(".") if seen.broken else "what the verdict rests on could not be measured"
-        return ModelScan(verdict="abstains", reason=reason, **common)
+        unlike = f"the network is unlike those that the probability was fitted on: {reasons[0]}" if reasons else ""
+        reason = seen.notes[0].rstrip(".") if seen.broken else unlike or "what the verdict rests on could not be measured"
+        return ModelScan(verdict="abstains", reason=reason, outside=reasons, **common)
     which = "behavior" if "together" in seen.classes else "weights"
     low, high = calibration()[which]["thresholds"]
     chance = judgment.probability

@@ -130,6 +130,8 @@ def test_networks_unlike_the_population_get_no_verdict_but_a_number(data: th.Dat
     assert result.probability is not None
     assert not result.calibrated
     assert "32 pixels" in result.reason
+    plain = th.adapt(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)), card=data.card)
+    assert "no BatchNorm" in th.scan(plain).reason
     table = th.Split(torch.randn(40, 5), torch.arange(40) % 2)
     assert "tables" in th.scan(th.build("mlp", table)).reason
 
