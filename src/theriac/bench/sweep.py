@@ -138,8 +138,8 @@ def run(
         try:
             driver.drive(made, quiet=bool(quiet))
         except KeyboardInterrupt:
-            told = f"stopped with {driver.told()}; run the same command again to go on"
-            raise StoppedError(told) from None
+            message = f"stopped with {driver.standing()}; run the same command again to go on"
+            raise StoppedError(message) from None
         finally:
             made.close()
         if checked.keep == "victims" and not driver.left:
@@ -207,10 +207,10 @@ class _Driver:
                     self.running[node.key] = node
                     engine.submit(node, node.key in self.again)
                 before = len(self.left)
-                tick(0, self.told(short=True))
+                tick(0, self.standing(short=True))
                 for answer in engine.wait():
                     self._take(answer)
-                tick(before - len(self.left), self.told(short=True))
+                tick(before - len(self.left), self.standing(short=True))
 
     def _take(self, answer: Answer) -> None:
         node = self.running.pop(answer.key)
@@ -247,7 +247,7 @@ class _Driver:
                 self._block(user)
                 self._block_users(user)
 
-    def told(self, *, short: bool = False) -> str:
+    def standing(self, *, short: bool = False) -> str:
         """How far it is, in words; short beside a count of jobs."""
         parts = [] if short else [f"{len(self.done):,} of {len(self.plan.nodes):,} jobs done"]
         parts += [f"{len(self.running)} running"] if self.running else []

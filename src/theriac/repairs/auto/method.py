@@ -82,9 +82,9 @@ class Auto(Repair):
     so of the kinds here only "generator" and "tone" are strangers to it. On five tuning victims (digits, seeds 11 and 12,
     six repairs each) the worst proxy's success went with attack success at a rank correlation of 0.83, that of universal
     perturbations at 0.36; of 13 repairs that left at most 10 % of the worst proxy, one left 11 % of the attack. For tables
-    it abstains. It abstains often: of the first six backdoored digit victims outside of tuning that ``fast`` was tried on,
-    five, all of which Antidote alone brought to at most 6 %, for the sake of the warp among its proxies. So it is not the
-    default.
+    it abstains. It abstains often, and how often is not measured: ``fast`` was looked at on five backdoored digit victims
+    of seed 3, where it abstained on four that Antidote alone brought to at most 6 %, and, after that look had changed its
+    rule, on one of seed 6, where it abstained and Antidote alone was not run. So it is not the default.
 
     Cost: each candidate twice, and planting.
 
