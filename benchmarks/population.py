@@ -44,7 +44,7 @@ from theriac.models import Builder, make
 from theriac.scanning import calibration
 from theriac.scanning.behavior import look_at_behavior
 from theriac.scanning.weights import look_at_weights
-from theriac.training import Batch, Recipe, cross_entropy_step, loop, recipe
+from theriac.training import Batch, cross_entropy_step, loop, recipe
 
 PLAN = Path(__file__).resolve().parent / "plans" / "population.yaml"
 AXES = ("set", "model", "recipe", "seed", "attack", "rate", "train", "control")
@@ -61,6 +61,8 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "ftrojan_strong": ("ftrojan", {"magnitude": 100.0}),
     "sig_strong": ("sig", {"delta": 80.0}),
     "wanet_strong": ("wanet", {"strength": 1.0, "cross_ratio": 0.5}),
+    "wanet_4": ("wanet", {"strength": 4.0, "cross_ratio": 1.0}),
+    "input_aware": ("input_aware", {"mask_epochs": 0}),
 }
 
 
@@ -143,16 +145,20 @@ def even_head_step(model: nn.Module, batch: Batch) -> Any:
 def trained(job: dict[str, Any], plan: dict[str, Any], data: th.Data) -> tuple[nn.Module, Any]:
     run = th.Run(seed=job["seed"], quiet=True)
     spec = plan["models"][job["model"]]
+    build, chosen = Builder(spec["name"], spec["options"]), recipe(job["recipe"])
     split: Any = data.train
     planted = None
     if "attack" in job:
         name, options = ATTACKS.get(job["attack"], (job["attack"], {}))
         target = {} if options.get("mode") else {"target": job["seed"] % data.train.num_classes}
-        poisoned = create("attack", name, poison_rate=job["rate"], **target, **options).poison(split, run)
+        attack: Any = create("attack", name, poison_rate=job["rate"], **target, **options)
+        if attack.trains:
+            victim = attack.train(build, split, run, chosen)
+            return victim.model, victim.planted
+        poisoned = attack.poison(split, run)
         split, planted = poisoned.split, poisoned.planted
     elif "control" in job:
         split = controlled(split, job["control"], job["seed"])
-    chosen: Recipe = recipe(job["recipe"])
     mode = job.get("train", "plain")
     if mode == "sam":
         chosen = chosen.replace(sam_rho=0.1)
@@ -160,7 +166,7 @@ def trained(job: dict[str, Any], plan: dict[str, Any], data: th.Data) -> tuple[n
         side = min(data.train.card.size)
         chosen = chosen.replace(augment=th.Augment(crop_pad=side // 8, rotation=15.0, cutout=side // 4))
     step = {"adversarial": adversarial_step, "even_head": even_head_step}.get(mode, cross_entropy_step)
-    model = make(Builder(spec["name"], spec["options"]), split, run)
+    model = make(build, split, run)
     return loop(model, split, run, chosen, step=step), planted
 
 

@@ -3,7 +3,7 @@
 Two published data-free ideas are reconstructed here from one-line descriptions in notes (their papers were not read, so none of
 their figures is claimed): random probes into the head ("HTell", arXiv:2605.18908), and a static analysis of the final layer
 ("DFBScanner", arXiv:2605.18907). A linear classifier on summaries of weights is the idea of arXiv:2411.03445; here these
-summaries are features of the one logistic model of :mod:`theriac.scanning.model`.
+summaries are features of the one logistic model of :mod:`theriac.scanning.calibration`.
 """
 
 from __future__ import annotations
