@@ -49,6 +49,7 @@ from theriac.training import Batch, cross_entropy_step, loop, recipe
 PLAN = Path(__file__).resolve().parent / "plans" / "population.yaml"
 AXES = ("set", "model", "recipe", "seed", "attack", "rate", "train", "control")
 SHIPPED = Path(theriac.scanning.__file__).with_name("calibration.json")
+FITTED = ("badnets", "blended")  # attacks of the fitted part
 WORKS = 0.5  # attack success from which on a network counts as backdoored
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0)  # inverse of the penalty; chosen on the fitted part
 WEIGHTS = ("channel_peak", "head_sum", "head_length", "head_peak", "head_bias", "probe_share")
@@ -74,7 +75,7 @@ def jobs(plan: dict[str, Any]) -> list[dict[str, Any]]:
         for values in itertools.product(*(group[axis] for axis in axes)):
             job = {"part": group["part"], **dict(zip(axes, values, strict=True))}
             key = "-".join(str(job[axis]) for axis in ("part", *axes))
-            made[key] = {"key": key, **job}
+            made[key] = {"key": key, **job, "round": group.get("round", 1)}
     return sorted(made.values(), key=lambda job: hashlib.sha256(job["key"].encode()).hexdigest())
 
 
@@ -200,11 +201,21 @@ def train_all(plan: dict[str, Any], paths: dict[str, str], runs: Path, seconds: 
         print(f"{number} of {len(todo)}  {job['key']}  {figures}  {time.time() - start:.0f} s", flush=True)
 
 
-def measure_all(plan: dict[str, Any], paths: dict[str, str], runs: Path) -> None:
-    """Take the measurements of a scan of each network that is there, on rows of its test set."""
+def measure_all(plan: dict[str, Any], paths: dict[str, str], runs: Path, again: bool = False) -> None:
+    """Take the measurements of a scan of each network that is there, on rows of its test set.
+
+    With ``again``, the weights of those in the table are measured once more, and what the plan says about them is renewed.
+    """
     table, loaded = Table.of("population"), dict[str, th.Data]()
     for job, folder in each_model(runs, plan):
-        if job["key"] in table:
+        record = table.get(job["key"])
+        if record is not None and again:
+            model = th.load_model(folder)
+            weights = look_at_weights(model, model.card.shape)
+            features = {**record["features"], **{k: round(v, 5) for k, v in weights.features.items()}}
+            seconds = {**record["seconds"], "weights": round(weights.seconds, 4)}
+            table.put(job["key"], {**record, **job, "features": features, "seconds": seconds})
+        if record is not None:
             continue
         if job["set"] not in loaded:
             loaded[job["set"]] = data_of(job["set"], plan, paths)
@@ -262,21 +273,32 @@ def thresholds(chances: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> tuple[
     return round(min(0.5, low + 0.02), 3), round(min(0.98, max(0.6, float(benign[-1]) + 0.02)), 3)
 
 
-def figures_of(chances: np.ndarray[Any, Any], y: np.ndarray[Any, Any], low: float, high: float) -> dict[str, Any]:
-    told = detection(torch.tensor(chances), torch.tensor(y == 1))
-    verdict = np.where(chances >= high, 2, np.where(chances >= low, 1, 0))
+def figures_of(chances: np.ndarray[Any, Any], y: np.ndarray[Any, Any], words: np.ndarray[Any, Any]) -> dict[str, Any]:
+    figures = detection(torch.tensor(chances), torch.tensor(y == 1))
     return {
-        "poisoned": told.poisoned,
-        "clean": told.clean,
-        "auroc": round(told.auroc, 4),
-        "interval": [round(v, 4) for v in told.interval],
-        "tpr": {"0.01": [told.tpr[0].hits, told.tpr[0].total], "0.05": [told.tpr[1].hits, told.tpr[1].total]},
+        "poisoned": figures.poisoned,
+        "clean": figures.clean,
+        "auroc": round(figures.auroc, 4),
+        "interval": [round(v, 4) for v in figures.interval],
+        "tpr": {share: [rate.hits, rate.total] for share, rate in zip(("0.01", "0.05"), figures.tpr, strict=False)},
         "brier": round(brier(torch.tensor(chances), torch.tensor(y == 1)), 4),
         "verdicts": {
-            kind: {word: int((verdict[y == truth] == k).sum()) for k, word in enumerate(("clean", "suspicious", "backdoored"))}
+            kind: {word: int((words[y == truth] == word).sum()) for word in ("clean", "suspicious", "backdoored", "abstains")}
             for kind, truth in (("poisoned", 1), ("benign", 0))
         },
     }
+
+
+def words_of(which: str, chances: np.ndarray[Any, Any], far: np.ndarray[Any, Any], marks: tuple[float, float]) -> Any:
+    """The verdicts, as ``theriac.scanning.calibration.word`` gives them."""
+    low, high = marks
+    words = np.where(chances >= high, "backdoored", np.where(chances >= low, "suspicious", "clean"))
+    return np.where(far | (which == "weights"), "abstains", words)
+
+
+def known(record: dict[str, Any]) -> bool:
+    """Whether a network's attack is one that the fitted part has, in whatever pattern."""
+    return ATTACKS.get(record["attack"], (record["attack"],))[0] in FITTED
 
 
 def fit_all(out: Path) -> None:
@@ -295,6 +317,15 @@ def fit_all(out: Path) -> None:
         low, high = thresholds(inner, y["fit"])
         scaler, logistic = model = fitted(x["fit"], y["fit"], c)
         chances = odds(model, x["held"])
+        far = {k: (np.abs(scaler.transform(v)) > calibration.FARTHEST).any(1) for k, v in x.items()}
+        words = words_of(which, chances, far["held"], (low, high))
+        held = part["held"]
+        subsets = {
+            "held_out": [True for _ in held],
+            "held_out_first": [r["round"] == 1 for r in held],
+            "held_out_known": ["attack" not in r or known(r) for r in held],
+            "held_out_other": ["attack" not in r or not known(r) for r in held],
+        }
         shipped[which] = {
             "names": list(names),
             "centers": [round(float(v), 6) for v in scaler.mean_],
@@ -303,8 +334,8 @@ def fit_all(out: Path) -> None:
             "intercept": round(float(logistic.intercept_[0]), 6),
             "thresholds": [low, high],
             "strength": c,
-            "left_one_out": figures_of(inner, y["fit"], low, high),
-            "held_out": figures_of(chances, y["held"], low, high),
+            "left_one_out": figures_of(inner, y["fit"], words_of(which, inner, far["fit"], (low, high))),
+            **{k: figures_of(chances[rows], y["held"][rows], words[rows]) for k, rows in subsets.items()},
         }
         shown[which] = (chances, y["held"], part["held"])
     sizes = [r["parameters"] for r in part["fit"]]
@@ -359,6 +390,7 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, default=PLAN)
     parser.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--runs", type=Path, default=Path("runs/population"))
+    parser.add_argument("--again", action="store_true", help="measure: the weights of all networks once more")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no network after this time")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="where the fitted model goes")
     args = parser.parse_args()
@@ -371,7 +403,7 @@ def main() -> None:
     elif args.what == "fit":
         fit_all(args.out)
     elif args.what == "measure":
-        measure_all(plan, paths, args.runs)
+        measure_all(plan, paths, args.runs, args.again)
     else:
         train_all(plan, paths, args.runs, args.seconds)
 

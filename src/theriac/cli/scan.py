@@ -16,6 +16,10 @@ def scan(
         str | None,
         typer.Option("--clean", help="Pictures that no attack has touched: a folder or known data.", show_default=False),
     ] = None,
+    prior: Annotated[
+        float,
+        typer.Option("--prior", help="Share of backdoored models among those that you would scan; it moves the probability."),
+    ] = 0.5,
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="Folder for scan.json and the page scan.html.", show_default=False)
     ] = None,
@@ -27,6 +31,7 @@ def scan(
     width: opt.Width = None,
     model_option: opt.ModelOption = None,
     weights_key: opt.WeightsKey = None,
+    tensors_only: opt.TensorsOnly = False,
     weights: opt.Weights = None,
     wrap: opt.Wrap = None,
     device: opt.Device = "auto",
@@ -36,25 +41,21 @@ def scan(
 ) -> None:
     """Say whether a model is backdoored: by its file, its weights and, with clean pictures, its behavior.
 
-    Exit codes: 0 clean, 1 suspicious or backdoored, 2 bad input, 3 no answer.
+    Exit codes: 0 clean, 1 suspicious, 2 backdoored, 3 no answer; 64 wrong options or an unreadable file, 4 internal error.
     """
     opt.set_quiet(quiet)
     import theriac as th
     from theriac.cli import _inputs, _show
-    from theriac.core.errors import InputError
     from theriac.core.text import clean as printable
 
-    target = path or weights
-    if target is None:
-        raise InputError("MODEL is missing; expected a run folder or a file of a model")
-    wanted = _inputs.wanted({**ctx.params, "weights": None if path is None else weights})
     run = th.Run(device=device, seed=seed, quiet=quiet or None)
-    result = th.scan(target, clean, run, wanted=wanted, out=out, sarif=sarif)
-    if as_json:
-        _show.as_json({"status": "done", **result.to_dict(), "warnings": opt.notes()})
-    else:
-        for text in str(result).splitlines():
-            typer.echo(printable(text))
-        if out is not None:
-            _show.tell(f"page: {out}/scan.html")
+    result = th.scan(path, clean, run, wanted=_inputs.wanted(ctx.params), prior=prior, out=out, sarif=sarif)
+    with _show.left_by_its_reader():  # the code is the answer, whoever reads the text
+        if as_json:
+            _show.as_json({"status": "done", **result.to_dict(), "warnings": opt.notes()})
+        else:
+            for text in str(result).splitlines():
+                typer.echo(printable(text))
+            if out is not None:
+                _show.tell(f"page: {out}/scan.html")
     raise typer.Exit(result.exit_code)

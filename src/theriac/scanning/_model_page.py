@@ -52,7 +52,7 @@ def page(scan: Any) -> str:
         for name, pattern in scan.pictures.items()
         if pattern.shape[0] in (1, 3)
     ]
-    held = calibration()["behavior" if "together" in scan.classes else "weights"]["held_out"]
+    reached = calibration()["behavior"]
     return render(
         "scan.html.j2",
         scan=scan,
@@ -63,6 +63,7 @@ def page(scan: Any) -> str:
         left_out=len(names) - len(rows),
         images=images,
         weighty=[(WORDS.get(name, name), f"{value:+z.1f}".replace("-", "\u2212")) for name, value in scan.weighty],
-        held=held,
+        held=reached["held_out"],
+        other=reached["held_out_other"],
         pixelated=scan.card is not None and max(scan.card.size, default=0) <= 64,
     )

@@ -18,7 +18,9 @@ from typing import Any
 from torch import nn
 
 from theriac.core.card import Card
+from theriac.core.outcome import Verdict
 
+EVEN = 0.5  # share of backdoored networks that the probability is for, unless another one is named
 FARTHEST = 6.0  # ours: standard deviations from the population beyond which a measurement is out of its range
 
 
@@ -27,7 +29,8 @@ class Judgment:
     """What the logistic model says.
 
     Args:
-        probability: That the network is backdoored, among networks like those of the population.
+        probability: That the network is backdoored, among networks like those of the population of which the share ``prior``
+            is backdoored.
         outside: Why the network is unlike them; if there is any reason, the probability is uncalibrated.
         weighty: The measurements that moved the probability most, with their share of the log-odds.
     """
@@ -44,18 +47,28 @@ def calibration() -> dict[str, Any]:
     return made
 
 
-def judge(features: Mapping[str, float], which: str, reasons: tuple[str, ...] = ()) -> Judgment | None:
+def word(which: str, judgment: Judgment | None) -> Verdict:
+    """The verdict that a probability comes to; weights alone do not tell benign from backdoored networks (see the table)."""
+    if judgment is None or judgment.outside or which == "weights":
+        return "abstains"
+    low, high = calibration()[which]["thresholds"]
+    return "backdoored" if judgment.probability >= high else "suspicious" if judgment.probability >= low else "clean"
+
+
+def judge(features: Mapping[str, float], which: str, reasons: tuple[str, ...] = (), prior: float = EVEN) -> Judgment | None:
     """The probability from measurements, or None if some that it needs are missing.
 
     Args:
         features: By name.
         which: "weights" or "behavior".
         reasons: Why the network is out of range by its kind, see :func:`out_of_range`.
+        prior: Share of backdoored networks among those that one would scan, in (0, 1). The model was fitted with equal weights
+            of both, which is a half; another share shifts the log-odds.
     """
     fitted = calibration()[which]
     if any(name not in features or not math.isfinite(features[name]) for name in fitted["names"]):
         return None
-    odds, outside, moved = fitted["intercept"], list(reasons), []
+    odds, outside, moved = fitted["intercept"] + math.log(prior / (1 - prior)), list(reasons), []
     for name, center, scale, slope in zip(*(fitted[k] for k in ("names", "centers", "scales", "slopes")), strict=True):
         away = (features[name] - center) / scale
         if abs(away) > FARTHEST:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from theriac.core.card import Card
 from theriac.core.errors import InputError, TheriacError
@@ -21,17 +23,17 @@ from theriac.core.ranges import typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Data, Split
 from theriac.core.version import VERSION
-from theriac.data import align, load
+from theriac.data import align
 from theriac.models.outputs import evaluating, module_of
-from theriac.runs import Wanted, open_model
+from theriac.runs import Wanted, open_network
 from theriac.scanning._model_page import page
 from theriac.scanning.behavior import look_at_behavior
-from theriac.scanning.calibration import Judgment, calibration, judge, out_of_range
+from theriac.scanning.calibration import EVEN, Judgment, calibration, judge, out_of_range, word
 from theriac.scanning.files import FileReport, inspect
 from theriac.scanning.weights import Evidence, look_at_weights
 
-EXIT = {"clean": 0, "suspicious": 1, "backdoored": 1, "abstains": 3}
-PARTS = ("file", "weights", "behavior")
+EXIT = {"clean": 0, "suspicious": 1, "backdoored": 2, "abstains": 3}
+OPENED = ("torch", "safetensors", "folder", "pickle")  # kinds of files whose refusal is a matter of options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,8 @@ class ModelScan:
         name: What was scanned.
         verdict: "clean", "suspicious", "backdoored" or "abstains".
         reason: One sentence.
-        probability: That the network is backdoored; None where nothing could be measured. Calibrated only if ``calibrated``.
+        probability: That the network is backdoored; None where behavior was not looked at. Calibrated only if ``calibrated``.
+        prior: The share of backdoored networks that the probability is for.
         calibrated: Whether the network is like those of the population that the probability was fitted on.
         outside: Why it is not.
         suspect: The class that the evidence points at, by name; empty if none was looked for.
@@ -75,6 +78,7 @@ class ModelScan:
     verdict: Verdict
     reason: str
     probability: float | None = None
+    prior: float = EVEN
     calibrated: bool = False
     outside: tuple[str, ...] = ()
     suspect: str = ""
@@ -89,13 +93,14 @@ class ModelScan:
 
     @property
     def exit_code(self) -> int:
-        """0 clean, 1 suspicious or backdoored, 3 abstains."""
+        """0 clean, 1 suspicious, 2 backdoored, 3 abstains."""
         return EXIT[self.verdict]
 
     def __str__(self) -> str:
         chance = ""
         if self.probability is not None:
-            chance = f"\nprobability {self.probability:.2f}{'' if self.calibrated else ' (uncalibrated)'}"
+            among = f"if {100 * self.prior:g} % of such networks are backdoored"
+            chance = f"\nprobability {self.probability:.2f} {'(uncalibrated)' if not self.calibrated else among}"
         parts = "".join(f"\n{part.name:9s} {part.seconds:6.2f} s  {part.says}" for part in self.parts)
         skipped = "".join(f"\nnot looked at: {text}" for text in self.skipped)
         return f"{self.verdict}: {self.reason}{chance}{parts}{skipped}"
@@ -107,6 +112,7 @@ class ModelScan:
             "verdict": self.verdict,
             "reason": self.reason,
             "probability": None if self.probability is None else round(self.probability, 4),
+            "prior": self.prior,
             "calibrated": self.calibrated,
             "outside": list(self.outside),
             "suspect": self.suspect,
@@ -136,11 +142,12 @@ class ModelScan:
 
 @typed("model", "clean", "run", "wanted")
 def scan(
-    model: Any,
+    model: Any = None,
     clean: Split | Data | str | Path | None = None,
     run: Run | None = None,
     *,
     wanted: Wanted | None = None,
+    prior: Annotated[float, Field(gt=0, lt=1)] = EVEN,
     out: str | Path | None = None,
     sarif: str | Path | None = None,
 ) -> ModelScan:
@@ -148,14 +155,19 @@ def scan(
 
     The parts run cheapest first. A file that would import or run something is not opened, and the scan ends there. The
     probability is that of a logistic model fitted on a population of small networks (``docs/how-to/scan.md`` tells what it
-    reached on others); for a network unlike those the scan abstains and says what it measured.
+    reached on others, and where it fails); for a network unlike those the scan abstains and says what it measured.
 
     Args:
-        model: A module from pixels in [0, 1] to logits, a Victim, or the path of a run folder or of a file of weights.
+        model: A module from pixels in [0, 1] to logits, a Victim, or the path of what ``theriac.runs.open_model`` opens: a
+            run folder, a file of weights, a ``.pt2`` program, a folder of transformers or timm, another library's checkpoint.
+            None takes the class that ``wanted.model`` names, with ``wanted.weights``.
         clean: Pictures that no attack has touched, about four a class: a Split, or a name or path that :func:`theriac.load`
             takes. Without them behavior is not looked at.
         run: Device, precision, seeds.
-        wanted: Data and architecture, where the path does not name them.
+        wanted: Data and architecture, where the path does not name them; ``clean`` by name serves as data where they are
+            needed and no others are named.
+        prior: Share of backdoored networks among those that you would scan. It moves the probability, and the words with it;
+            all figures of the scan are for a half.
         out: Folder for ``scan.json`` and the page ``scan.html``.
         sarif: File for the findings in SARIF.
 
@@ -175,7 +187,7 @@ def scan(
         make_folder("--out", as_path("--out", out))
     if sarif is not None:
         make_folder("--sarif", as_path("--sarif", sarif).parent)
-    result = _scan(model, clean, run, wanted)
+    result = _scan(model, clean, run, wanted or Wanted(), prior)
     if out is not None:
         result.write(out)
     if sarif is not None:
@@ -183,32 +195,34 @@ def scan(
     return result
 
 
-def _scan(model: Any, clean: Split | Data | str | Path | None, run: Run, wanted: Wanted | None) -> ModelScan:
+def _scan(model: Any, clean: Split | Data | str | Path | None, run: Run, wanted: Wanted, prior: float) -> ModelScan:
     parts: list[Part] = []
-    skipped: tuple[str, ...]
     file, net, name = None, model, "model"
-    if isinstance(model, (str, Path)):
-        path = as_path("MODEL", model)
+    if isinstance(clean, (str, Path)) and wanted.data is None and not _says_its_card(model):
+        wanted = dataclasses.replace(wanted, data=str(clean))
+    if model is None and wanted.model is None:
+        raise InputError("MODEL is missing; expected a run folder, a file of a model, or your own class (--model)")
+    path = wanted.weights if model is None else model if isinstance(model, (str, Path)) else None
+    if path is not None:
+        path = as_path("MODEL", path)
         if not path.exists():
             raise InputError(f"{path} does not exist; expected a run folder or a file of a model")
         name, began = path.resolve().name, time.perf_counter()
         file = inspect(path)
         parts.append(Part(name="file", says=_file_in_words(file), seconds=time.perf_counter() - began))
-        if file.level in ("runs", "imports"):
-            reason = f"{file.risks[0].what}, so the file was not opened"
-            skipped = ("the weights and the behavior, since the file was not opened",)
-            return ModelScan(name=name, verdict="suspicious", reason=reason, parts=tuple(parts), skipped=skipped, file=file)
+        if file.level in ("runs", "imports") and not wanted.tensors_only:
+            return _unopened(name, "suspicious", f"{file.risks[0].what}, so the file was not opened", parts, file)
         try:
-            net = open_model(path, wanted, run).model
+            net = open_network(path, dataclasses.replace(wanted, weights=None), run)
         except TheriacError as error:
-            if file.level == "clean" and file.kind.startswith(("torch", "safetensors", "folder", "pickle")):
+            if file.level == "clean" and file.kind.startswith(OPENED):
                 raise  # such as a missing option
             reason = f"the file is of a kind that is not opened here ({file.kind}): {error}"
-            verdict: Verdict = "suspicious" if file.level == "code" else "abstains"
-            skipped = ("the weights and the behavior, since the file could not be opened",)
-            return ModelScan(name=name, verdict=verdict, reason=reason, parts=tuple(parts), skipped=skipped, file=file)
+            return _unopened(name, "suspicious" if file.risky else "abstains", reason, parts, file)
+    elif model is None:
+        name, net = str(wanted.model).rpartition(":")[2], open_network(None, wanted, run)
     net = module_of(net)
-    rows = _clean_rows(clean, net)
+    rows = _clean_rows(clean, net, wanted)
     card = getattr(net, "card", None) or (None if rows is None else rows.card)
     if card is None:
         raise InputError("model carries no card; wrap it with theriac.adapt, or hand in clean pictures")
@@ -217,21 +231,40 @@ def _scan(model: Any, clean: Split | Data | str | Path | None, run: Run, wanted:
         return ModelScan(name=name, verdict="abstains", reason=reason, parts=tuple(parts), file=file, card=card)
     with run.listening(), run.progress("scan"):
         reasons = out_of_range(net, card)
-        seen, judgment, skipped = _look(net, card, rows, run, parts, reasons)
-    return _decide(name, file, parts, skipped, seen, judgment, card, reasons)
+        seen, judgment, skipped = _look(net, card, rows, run, parts, reasons, prior)
+    return dataclasses.replace(_decide(name, file, parts, skipped, seen, judgment, card, reasons), prior=prior)
 
 
-def _clean_rows(clean: Split | Data | str | Path | None, net: torch.nn.Module) -> Split | None:
+def _says_its_card(model: Any) -> bool:
+    """Whether a model is in memory, or in a run folder, so that no data are needed to open it."""
+    return model is not None and (not isinstance(model, (str, Path)) or (as_path("MODEL", model) / "run.json").is_file())
+
+
+def _unopened(name: str, verdict: Verdict, reason: str, parts: list[Part], file: FileReport) -> ModelScan:
+    skipped = ("the weights and the behavior, since the file was not opened",)
+    return ModelScan(name=name, verdict=verdict, reason=reason, parts=tuple(parts), skipped=skipped, file=file)
+
+
+def _clean_rows(clean: Split | Data | str | Path | None, net: torch.nn.Module, wanted: Wanted) -> Split | None:
     if clean is None:
         return None
-    rows = load(clean) if isinstance(clean, (str, Path)) else clean
-    rows = rows.test if isinstance(rows, Data) else as_clean(rows)
     card = getattr(net, "card", None)
+    rows: Any = clean
+    if isinstance(clean, (str, Path)):
+        square = card is not None and card.kind == "image" and len(set(card.size)) == 1 and card.size[0]
+        rows = wanted.source(str(clean), card.size[0] if card is not None and square else None).load()
+    rows = rows.test if isinstance(rows, Data) else as_clean(rows)
     return rows if card is None else align(rows, card, "the model")
 
 
 def _look(
-    net: torch.nn.Module, card: Card, rows: Split | None, run: Run, parts: list[Part], reasons: tuple[str, ...]
+    net: torch.nn.Module,
+    card: Card,
+    rows: Split | None,
+    run: Run,
+    parts: list[Part],
+    reasons: tuple[str, ...],
+    prior: float,
 ) -> tuple[Evidence, Judgment | None, tuple[str, ...]]:
     """Weights, then behavior."""
     with evaluating(net, run):
@@ -240,9 +273,15 @@ def _look(
     if seen.broken:
         parts.append(Part(name="weights", says=seen.notes[0], seconds=seen.seconds))
         return seen, None, ("the behavior, since the weights are broken",)
-    judgment = judge(seen.features, "weights", reasons)
-    says = "could not be judged" if judgment is None else f"by weights alone the probability is {judgment.probability:.2f}"
-    parts.append(Part(name="weights", says=" ".join([f"{says}.", *seen.notes]), seconds=seen.seconds))
+    judgment = judge(seen.features, "weights", reasons, prior)
+    if judgment is None:
+        says = "could not be judged."
+    else:
+        by_chance = calibration()["weights"]["held_out"]["auroc"]
+        says = (
+            f"measured; alone they hardly tell benign from backdoored networks (held-out AUROC {by_chance:.2f}, chance 0.50)."
+        )
+    parts.append(Part(name="weights", says=" ".join([says, *seen.notes]), seconds=seen.seconds))
     skipped = tuple(seen.missing)
     if rows is None:
         return seen, judgment, (*skipped, "the behavior, since there are no clean pictures (--clean)")
@@ -252,7 +291,7 @@ def _look(
     together = Evidence(
         features={**seen.features, **more.features}, classes={**seen.classes, **more.classes}, pictures=more.pictures
     )
-    judgment = judge(together.features, "behavior", reasons) or judgment
+    judgment = judge(together.features, "behavior", reasons, prior) or judgment
     best = int(more.classes["together"].argmax())
     says = f"patches, perturbations and shifts together point most at {card.classes[best]}."
     parts.append(Part(name="behavior", says=says, seconds=more.seconds))
@@ -269,8 +308,8 @@ def _decide(
     card: Card,
     reasons: tuple[str, ...],
 ) -> ModelScan:
-    scores = seen.classes.get("together", seen.classes.get("head"))
-    suspect = "" if scores is None else card.classes[int(scores.argmax())]
+    which = "behavior" if "together" in seen.classes else "weights"
+    suspect = card.classes[int(seen.classes["together"].argmax())] if which == "behavior" else ""
     common: dict[str, Any] = {
         "name": name,
         "suspect": suspect,
@@ -286,31 +325,26 @@ def _decide(
         unlike = f"the network is unlike those that the probability was fitted on: {reasons[0]}" if reasons else ""
         reason = seen.notes[0].rstrip(".") if seen.broken else unlike or "what the verdict rests on could not be measured"
         return ModelScan(verdict="abstains", reason=reason, outside=reasons, **common)
-    which = "behavior" if "together" in seen.classes else "weights"
-    low, high = calibration()[which]["thresholds"]
-    chance = judgment.probability
     common |= {
-        "probability": chance,
+        "probability": judgment.probability if which == "behavior" else None,
         "outside": judgment.outside,
-        "weighty": judgment.weighty,
-        "calibrated": not judgment.outside,
+        "weighty": judgment.weighty if which == "behavior" else (),
+        "calibrated": which == "behavior" and not judgment.outside,
     }
+    verdict = word(which, judgment)
     if judgment.outside:
         reason = f"the network is unlike those that the probability was fitted on: {judgment.outside[0]}"
-        return ModelScan(verdict="abstains", reason=reason, **common)
-    if chance >= high:
+    elif verdict == "backdoored":
         reason = f"the measurements are those of backdoored networks, and {suspect} is the most likely target"
-        return ModelScan(verdict="backdoored" if which == "behavior" else "suspicious", reason=reason, **common)
-    if chance >= low:
-        return ModelScan(verdict="suspicious", reason=f"the evidence is weak; it points most at {suspect}", **common)
-    if file is not None and file.level == "code":
-        return ModelScan(
-            verdict="suspicious", reason=f"the network looks clean, but the file holds more: {file.risks[0].what}", **common
-        )
-    if which == "weights":
-        reason = "the weights alone show nothing, which says little; hand in clean pictures"
-        return ModelScan(verdict="abstains", reason=reason, **common)
-    return ModelScan(verdict="clean", reason="nothing stands out", **common)
+    elif verdict == "suspicious":
+        reason = f"the evidence is weak; it points most at {suspect}"
+    elif which == "weights":
+        reason = "weights alone do not tell benign from backdoored networks; hand in clean pictures (--clean)"
+    else:
+        reason = "nothing stands out"
+    if file is not None and file.risky and verdict in ("clean", "abstains"):
+        verdict, reason = "suspicious", f"the file holds more than numbers: {file.risks[0].what}; and of the network, {reason}"
+    return ModelScan(verdict=verdict, reason=reason, **common)
 
 
 def _file_in_words(file: FileReport) -> str:

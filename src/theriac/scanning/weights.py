@@ -17,6 +17,7 @@ from torch import nn
 
 from theriac.core.errors import InputError
 from theriac.models import classifier
+from theriac.models._still import blank
 from theriac.models.lipschitz import channel_constants, conv_norm_pairs
 
 PROBES = 2000  # ours: random feature vectors that are sent into the head
@@ -84,7 +85,7 @@ def look_at_weights(model: nn.Module, shape: tuple[int, ...]) -> Evidence:
     else:
         missing.append("channels: no convolution goes straight into a BatchNorm")
     try:
-        _, head = classifier(model, example=torch.zeros(2, *shape, device=next(model.parameters()).device))
+        _, head = classifier(model, example=blank(model, shape, 1))
         measure_head(head, features, classes)
     except InputError as error:
         missing.append(f"head: {error}")
@@ -103,8 +104,10 @@ def measure_head(head: nn.Linear, features: dict[str, float], classes: dict[str,
     features["head_sum"], features["head_length"] = float(sums.max()), float(lengths.max())
     features["head_peak"], features["head_bias"] = float(peaks.max()), float(standing_out(bias).max())
     draw = torch.Generator().manual_seed(0)
-    probes = torch.randn(PROBES, weight.shape[1], generator=draw, dtype=torch.float64).abs()  # features behind a ReLU
-    logits = probes @ weight.T
+    probes = torch.randn(
+        PROBES, weight.shape[1], generator=draw
+    ).abs_()  # features behind a ReLU; float64 takes four times as long
+    logits = (probes @ weight.T.float()).double()
     share = torch.bincount(logits.argmax(1), minlength=len(weight)).double() / PROBES
     classes["probes"] = standing_out(logits.mean(0))
     features["probe_share"] = float(share.max())

@@ -112,6 +112,26 @@ def test_what_is_shipped_is_what_the_committed_measurements_give():
         assert 0 < low <= high < 1
 
 
+def test_the_pages_say_what_was_measured():
+    """The how-to page and the template quote the shipped figures; attacks they name as missed are those that are."""
+    root, figures = Path(__file__).parents[3], fitted.calibration()["behavior"]
+    text = " ".join((root / "docs" / "how-to" / "scan.md").read_text().split())
+    for part in ("held_out", "held_out_known", "held_out_other"):
+        low, high = figures[part]["interval"]
+        assert f"{figures[part]['auroc']:.2f}" in text
+        assert f"{low:.2f} to {high:.2f}" in text
+    low, high = figures["thresholds"]
+    assert f'"suspicious" begins at {low:.3f}, "backdoored" at {high:.2f}' in text
+    benign = figures["held_out"]["verdicts"]["benign"]
+    assert f"{benign['suspicious']} of {figures['held_out']['clean']} benign networks suspicious" in text
+    assert not benign["backdoored"]
+    lines = (root / "benchmarks" / "results" / "population.jsonl").read_text().splitlines()
+    held = [r for r in map(json.loads, lines) if r["part"] == "held" and r["asr"] is not None and r["asr"] >= 0.5]
+    missed = [r for r in held if r["attack"].startswith(("wanet", "tact"))]
+    words = [fitted.word("behavior", fitted.judge(r["features"], "behavior")) for r in missed]
+    assert words.count("clean") > len(words) / 2
+
+
 def test_a_network_with_nan_gets_no_verdict(data: th.Data):
     model = th.build("preact_resnet18", data.train, width=8)
     with torch.no_grad():
@@ -123,22 +143,23 @@ def test_a_network_with_nan_gets_no_verdict(data: th.Data):
 
 
 def test_networks_unlike_the_population_get_no_verdict_but_a_number(data: th.Data):
-    x = torch.randint(0, 255, (40, 3, 32, 32), dtype=torch.uint8)
-    model = th.build("wrn_16_1", th.Split(x, torch.arange(40) % 10), depth=10)
-    result = th.scan(model)
+    x = torch.randint(0, 255, (10, 3, 18, 18), dtype=torch.uint8)
+    rows = th.Split(x, torch.arange(10) % 5)
+    result = th.scan(th.build("wrn_16_1", rows, depth=10), rows)
     assert result.verdict == "abstains"
     assert result.probability is not None
     assert not result.calibrated
-    assert "32 pixels" in result.reason
+    assert "18 pixels" in result.reason
     plain = th.adapt(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)), card=data.card)
     assert "no BatchNorm" in th.scan(plain).reason
     table = th.Split(torch.randn(40, 5), torch.arange(40) % 2)
     assert "tables" in th.scan(th.build("mlp", table)).reason
 
 
-def test_weights_alone_never_say_clean(folder: Path):
+def test_weights_alone_give_no_verdict(folder: Path):
     result = th.scan(th.load_model(folder))
-    assert result.verdict in ("suspicious", "abstains")
+    assert (result.verdict, result.probability, result.suspect) == ("abstains", None, "")
+    assert "weights alone" in result.reason
     assert any("--clean" in text for text in result.skipped)
 
 
@@ -173,21 +194,22 @@ def test_the_command_scans_a_folder_with_clean_pictures(folder: Path, tmp_path: 
     words = ["scan", str(folder), "--data", "digits", "--clean", "digits", "--out", str(out), "--sarif", str(report), "--quiet"]
     done = CliRunner().invoke(app, [*words, "--json"])
     result = json.loads(done.stdout)
-    assert done.exit_code == {"clean": 0, "suspicious": 1, "backdoored": 1, "abstains": 3}[result["verdict"]]
+    assert done.exit_code == {"clean": 0, "suspicious": 1, "backdoored": 2, "abstains": 3}[result["verdict"]]
     assert [part["name"] for part in result["parts"]] == ["file", "weights", "behavior"]
     assert 0 <= result["probability"] <= 1
     assert json.loads(report.read_text())["version"] == "2.1.0"
     assert "data:image/png" in (out / "scan.html").read_text()
 
 
-def test_bad_input_ends_with_2(tmp_path: Path, folder: Path):
+def test_bad_input_ends_with_64_since_2_is_an_answer(tmp_path: Path, folder: Path):
     for words, says in (
         ([], "MODEL is missing"),
         ([str(tmp_path / "nowhere")], "does not exist"),
         ([str(folder), "--data", "digits", "--clean", str(tmp_path / "nothing")], "nothing"),
     ):
         done = CliRunner().invoke(app, ["scan", *words])
-        assert done.exit_code == 2, (words, done.output)
+        assert done.exit_code == 64, (words, done.output)
+        assert not done.stdout
         assert says in done.output
     with pytest.raises(InputError, match="clean"):
         th.scan(th.load_model(folder), 3)
