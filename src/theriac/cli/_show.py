@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,16 @@ _MEANING = {
     "target": "accuracy on clean rows of the attack's class",
     "DER": "defense effectiveness, 0.5 = no effect, 1 = best",
 }
+
+
+@contextlib.contextmanager
+def left_by_its_reader() -> Iterator[None]:
+    """Let whoever reads the output stop early (``| head -1``) without a change of the exit code."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def console(*, err: bool = False) -> Console:

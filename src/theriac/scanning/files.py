@@ -71,6 +71,11 @@ class FileReport:
         """The worst risk's level."""
         return self.risks[0].level if self.risks else "clean"
 
+    @property
+    def risky(self) -> bool:
+        """Whether it would import or run something, or carries code."""
+        return self.level in ("runs", "imports", "code")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         risks = [{"level": r.level, "what": r.what, "where": r.where} for r in self.risks]
