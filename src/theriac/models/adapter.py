@@ -184,7 +184,7 @@ def adapt(
             raise InputError("prepare is for tables; images take mean, std and size")
         fit = _pair(size if size is not None else getattr(config, "image_size", None))
         wanted = channels or getattr(config, "num_channels", None) or (card.channels if card is not None else 3)
-        check.whole("channels", wanted, 1, 4096)
+        check.integer("channels", wanted, 1, 4096)
         if order == "bgr" and wanted < 3:
             raise InputError(f"order is 'bgr', and the network takes {wanted} channels; leave it out")
         means, stds = _numbers("mean", mean), _numbers("std", std)
@@ -267,7 +267,7 @@ def rebuild(options: Any, card: Card, into: nn.Module | None, tensors: int) -> A
             raise unknown("preparation", options["prepare"], ("none", "table"))
         prep = nn.Identity() if options["prepare"] == "none" else TablePrep(card.columns)
     else:
-        check.whole("channels", options["channels"], 1, 4096)
+        check.integer("channels", options["channels"], 1, 4096)
         prep = ImagePrep(
             options["channels"],
             _pair(options["size"]),
@@ -283,7 +283,7 @@ def _class_names(classes: int | Sequence[str] | None, card: Card | None, config:
     given: tuple[str, ...] = ()
     if classes is not None:
         if isinstance(classes, int):
-            check.whole("classes", classes, 2, 1 << 20)
+            check.integer("classes", classes, 2, 1 << 20)
             given = tuple(str(k) for k in range(classes))
         elif (
             isinstance(classes, str)
@@ -414,7 +414,7 @@ def _pair(size: Any) -> tuple[int, int] | None:
     if len(pair) != 2:
         raise InputError(f"size is {str(size)[:80]!r}; expected a number of pixels, or height and width")
     for side in pair:
-        check.whole("size", side, 1, 8192)
+        check.integer("size", side, 1, 8192)
     return pair[0], pair[1]
 
 

@@ -39,7 +39,7 @@ def run_over(model: Any, split: Split, want: str = "logits", *, run: Run | None 
         InputError: On something else than a model and a split, an unknown layer, or a model that can't take the rows, returns
             something else than one logit a class, or NaN.
     """
-    check.whole("batch_size", batch_size, 1)
+    check.integer("batch_size", batch_size, 1)
     if not isinstance(split, Split):
         raise InputError(f"split is a {type(split).__name__}; expected a Split (theriac.Split(x, y) makes one)")
     net, run = module_of(model), run or Run()

@@ -415,7 +415,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """
     at, end = 0, len(data)
 
-    def whole() -> int:
+    def varint() -> int:
         nonlocal at
         value = shift = 0
         while True:
@@ -429,14 +429,14 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
             shift += 7
 
     while at < end:
-        key = whole()
+        key = varint()
         number, wire = key >> 3, key & 7
         if not number or wire not in (0, 1, 2, 5):
             raise ValueError("it holds no fields")
         if wire == 0:
-            yield number, whole()
+            yield number, varint()
             continue
-        length = whole() if wire == 2 else 8 if wire == 1 else 4
+        length = varint() if wire == 2 else 8 if wire == 1 else 4
         if at + length > end:
             raise ValueError("a field goes beyond its end")
         yield number, data[at : at + length]
