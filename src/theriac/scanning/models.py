@@ -337,7 +337,9 @@ def _decide(
         "calibrated": which == "behavior" and not judgment.outside,
     }
     verdict = word(which, judgment)
-    if judgment.outside:
+    if judgment.outside and verdict == "suspicious":
+        reason = f"measurements are those of backdoored networks, and some beyond them; they point most at {suspect}"
+    elif judgment.outside:
         reason = f"the network is unlike those that the probability was fitted on: {judgment.outside[0]}"
     elif verdict == "backdoored":
         reason = f"the measurements are those of backdoored networks, and {suspect} is the most likely target"

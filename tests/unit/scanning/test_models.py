@@ -95,7 +95,18 @@ def test_the_probability_is_that_of_the_logistic_model_and_far_measurements_are_
     assert far is not None
     assert "its b is 50.00" in far.outside[0]
     assert math.isclose(far.probability, 1 / (1 + math.exp(-(0.25 + 0.5 - 6.0))))  # cut off at six deviations
+    assert far.least is not None
+    assert math.isclose(far.least, 1 / (1 + math.exp(-(0.25 + 0.5))))  # without the one that is out of range
+    assert fitted.judge({"a": 3.0, "b": 0.0}, "weights", ("its kind",)).least is None  # type: ignore[union-attr]
     assert fitted.judge({"a": 3.0}, "weights") is None
+
+
+def test_what_is_out_of_range_hides_no_other_evidence(monkeypatch):
+    small = {"names": ["a", "b"], "centers": [0.0, 0.0], "scales": [1.0, 1.0], "slopes": [1.0, 1.0], "intercept": 0.0}
+    monkeypatch.setattr(fitted, "calibration", lambda: {"behavior": {**small, "thresholds": [0.4, 0.9]}})
+    words = [fitted.word("behavior", fitted.judge({"a": a, "b": 9.0}, "behavior")) for a in (3.0, 0.0, -3.0)]
+    assert words == ["suspicious", "suspicious", "abstains"]
+    assert fitted.word("behavior", fitted.judge({"a": 3.0, "b": 0.0}, "behavior", ("its kind",))) == "abstains"
 
 
 def test_another_prior_shifts_the_log_odds(monkeypatch):
