@@ -289,11 +289,15 @@ def figures_of(chances: np.ndarray[Any, Any], y: np.ndarray[Any, Any], words: np
     }
 
 
-def words_of(which: str, chances: np.ndarray[Any, Any], far: np.ndarray[Any, Any], marks: tuple[float, float]) -> Any:
+def words_of(which: str, model: Any, x: np.ndarray[Any, Any], chances: np.ndarray[Any, Any], marks: tuple[float, float]) -> Any:
     """The verdicts, as ``theriac.scanning.calibration.word`` gives them."""
-    low, high = marks
+    (scaler, logistic), (low, high) = model, marks
+    away = scaler.transform(x)
+    beyond = np.abs(away) > calibration.FARTHEST
+    least = logistic.predict_proba(np.where(beyond, 0.0, away))[:, 1]
     words = np.where(chances >= high, "backdoored", np.where(chances >= low, "suspicious", "clean"))
-    return np.where(far | (which == "weights"), "abstains", words)
+    words = np.where(beyond.any(1), np.where(least >= low, "suspicious", "abstains"), words)
+    return np.where(which == "weights", "abstains", words)
 
 
 def known(record: dict[str, Any]) -> bool:
@@ -317,8 +321,7 @@ def fit_all(out: Path) -> None:
         low, high = thresholds(inner, y["fit"])
         scaler, logistic = model = fitted(x["fit"], y["fit"], c)
         chances = odds(model, x["held"])
-        far = {k: (np.abs(scaler.transform(v)) > calibration.FARTHEST).any(1) for k, v in x.items()}
-        words = words_of(which, chances, far["held"], (low, high))
+        words = words_of(which, model, x["held"], chances, (low, high))
         held = part["held"]
         subsets = {
             "held_out": [True for _ in held],
@@ -334,7 +337,7 @@ def fit_all(out: Path) -> None:
             "intercept": round(float(logistic.intercept_[0]), 6),
             "thresholds": [low, high],
             "strength": c,
-            "left_one_out": figures_of(inner, y["fit"], words_of(which, inner, far["fit"], (low, high))),
+            "left_one_out": figures_of(inner, y["fit"], words_of(which, model, x["fit"], inner, (low, high))),
             **{k: figures_of(chances[rows], y["held"][rows], words[rows]) for k, rows in subsets.items()},
         }
         shown[which] = (chances, y["held"], part["held"])

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.detectors.neural_cleanse import Schedule, invert
@@ -25,6 +26,7 @@ from theriac.scanning.weights import Evidence, standing_out
 ROUNDS = 100  # ours: of the search for patches, a compromise with the time that a scan may take
 STEPS, RADIUS = 12, 32 / 255  # ours: of universal perturbations, signed steps in an L-infinity ball
 SHIFT_STEPS = 60  # ours: of shifts of features, which cost next to nothing
+PATTERNS = {"patch": "patches", "perturbation": "perturbations", "shift": "shifts"}
 PAIRS = 200  # ours: rows times classes in one pass
 
 
@@ -47,18 +49,24 @@ def look_at_behavior(model: nn.Module, clean: Split, run: Run) -> Evidence:
     measured: dict[str, float] = {}
     classes: dict[str, torch.Tensor] = {}
     pictures: dict[str, torch.Tensor] = {}
+    missing: list[str] = []
     model.to(run.device)
     with frozen(model):
         x = to_input(few.to(run.device).x)
         _patches(model, few, run, measured, classes, pictures)
         _perturbations(model, x, clean.num_classes, measured, classes, pictures)
-        _shifts(model, x, measured, classes)
+        try:
+            _shifts(model, x, measured, classes)
+        except InputError as error:  # no layer that makes the logits, as in a program of torch.export
+            missing.append(f"shifts of features: {error}")
         _confidence(model, x, clean.num_classes, measured, classes)
-    joint = torch.stack([classes[name] for name in ("patch", "perturbation", "shift")]).clamp(-2, 6).mean(0)
+    joint = torch.stack([classes[name] for name in PATTERNS if name in classes]).clamp(-2, 6).mean(0)
     classes["together"] = joint
     top = joint.sort(descending=True).values
     measured["together"], measured["lead"] = float(top[0]), float(top[0] - top[1])
-    return Evidence(features=measured, classes=classes, pictures=pictures, seconds=time.perf_counter() - began)
+    return Evidence(
+        features=measured, classes=classes, pictures=pictures, missing=tuple(missing), seconds=time.perf_counter() - began
+    )
 
 
 def _patches(

@@ -32,11 +32,14 @@ class Judgment:
         probability: That the network is backdoored, among networks like those of the population of which the share ``prior``
             is backdoored.
         outside: Why the network is unlike them; if there is any reason, the probability is uncalibrated.
+        least: The probability if measurements out of range spoke neither for nor against a backdoor; None if the network is
+            unlike the population by its kind.
         weighty: The measurements that moved the probability most, with their share of the log-odds.
     """
 
     probability: float
     outside: tuple[str, ...]
+    least: float | None
     weighty: tuple[tuple[str, float], ...]
 
 
@@ -48,10 +51,15 @@ def calibration() -> dict[str, Any]:
 
 
 def word(which: str, judgment: Judgment | None) -> Verdict:
-    """The verdict that a probability comes to; weights alone do not tell benign from backdoored networks (see the table)."""
-    if judgment is None or judgment.outside or which == "weights":
+    """The verdict that a probability comes to; weights alone do not tell benign from backdoored networks (see the table).
+
+    Measurements that are out of range make it abstain, unless the others are suspicious without them.
+    """
+    if judgment is None or judgment.least is None or which == "weights":
         return "abstains"
     low, high = calibration()[which]["thresholds"]
+    if judgment.outside:
+        return "suspicious" if judgment.least >= low else "abstains"
     return "backdoored" if judgment.probability >= high else "suspicious" if judgment.probability >= low else "clean"
 
 
@@ -69,15 +77,22 @@ def judge(features: Mapping[str, float], which: str, reasons: tuple[str, ...] = 
     if any(name not in features or not math.isfinite(features[name]) for name in fitted["names"]):
         return None
     odds, outside, moved = fitted["intercept"] + math.log(prior / (1 - prior)), list(reasons), []
+    inside = 0.0
     for name, center, scale, slope in zip(*(fitted[k] for k in ("names", "centers", "scales", "slopes")), strict=True):
         away = (features[name] - center) / scale
         if abs(away) > FARTHEST:
             outside.append(f"its {name.replace('_', ' ')} is {features[name]:.2f}, and the population's about {center:.2f}")
+        else:
+            inside += slope * away
         away = max(-FARTHEST, min(FARTHEST, away))
         moved.append((name, slope * away))
-        odds += slope * away
     moved.sort(key=lambda pair: -abs(pair[1]))
-    return Judgment(1 / (1 + math.exp(-max(-30.0, min(30.0, odds)))), tuple(outside), tuple(moved[:4]))
+    all_of_them = _chance(odds + sum(share for _, share in moved))
+    return Judgment(all_of_them, tuple(outside), None if reasons else _chance(odds + inside), tuple(moved[:4]))
+
+
+def _chance(odds: float) -> float:
+    return 1 / (1 + math.exp(-max(-30.0, min(30.0, odds))))
 
 
 def out_of_range(model: nn.Module, card: Card) -> tuple[str, ...]:

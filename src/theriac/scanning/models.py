@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from theriac.core.card import Card
-from theriac.core.errors import InputError, TheriacError
+from theriac.core.errors import InputError, TheriacError, UnsafeFileError
 from theriac.core.files import write_atomically, write_json
 from theriac.core.outcome import Verdict
 from theriac.core.paths import as_path, make_folder, writing
@@ -27,7 +27,7 @@ from theriac.data import align
 from theriac.models.outputs import evaluating, module_of
 from theriac.runs import Wanted, open_network
 from theriac.scanning._model_page import page
-from theriac.scanning.behavior import look_at_behavior
+from theriac.scanning.behavior import PATTERNS, look_at_behavior
 from theriac.scanning.calibration import EVEN, Judgment, calibration, judge, out_of_range, word
 from theriac.scanning.files import FileReport, inspect
 from theriac.scanning.weights import Evidence, look_at_weights
@@ -215,7 +215,7 @@ def _scan(model: Any, clean: Split | Data | str | Path | None, run: Run, wanted:
         try:
             net = open_network(path, dataclasses.replace(wanted, weights=None), run)
         except TheriacError as error:
-            if file.level == "clean" and file.kind.startswith(OPENED):
+            if not file.risky and not isinstance(error, UnsafeFileError) and file.kind.startswith(OPENED):
                 raise  # such as a missing option
             reason = f"the file is of a kind that is not opened here ({file.kind}): {error}"
             return _unopened(name, "suspicious" if file.risky else "abstains", reason, parts, file)
@@ -232,7 +232,7 @@ def _scan(model: Any, clean: Split | Data | str | Path | None, run: Run, wanted:
     with run.listening(), run.progress("scan"):
         reasons = out_of_range(net, card)
         seen, judgment, skipped = _look(net, card, rows, run, parts, reasons, prior)
-    return dataclasses.replace(_decide(name, file, parts, skipped, seen, judgment, card, reasons), prior=prior)
+    return _decide(name, file, parts, skipped, seen, judgment, card, reasons, prior)
 
 
 def _says_its_card(model: Any) -> bool:
@@ -291,11 +291,12 @@ def _look(
     together = Evidence(
         features={**seen.features, **more.features}, classes={**seen.classes, **more.classes}, pictures=more.pictures
     )
-    judgment = judge(together.features, "behavior", reasons, prior) or judgment
+    judgment = judge(together.features, "behavior", reasons, prior)
     best = int(more.classes["together"].argmax())
-    says = f"patches, perturbations and shifts together point most at {card.classes[best]}."
+    *others, last = (plural for name, plural in PATTERNS.items() if name in more.classes)
+    says = f"{', '.join(others)} and {last} together point most at {card.classes[best]}."
     parts.append(Part(name="behavior", says=says, seconds=more.seconds))
-    return together, judgment, skipped
+    return together, judgment, (*skipped, *more.missing)
 
 
 def _decide(
@@ -307,6 +308,7 @@ def _decide(
     judgment: Judgment | None,
     card: Card,
     reasons: tuple[str, ...],
+    prior: float,
 ) -> ModelScan:
     which = "behavior" if "together" in seen.classes else "weights"
     suspect = card.classes[int(seen.classes["together"].argmax())] if which == "behavior" else ""
@@ -320,7 +322,10 @@ def _decide(
         "classes": seen.classes,
         "pictures": seen.pictures,
         "card": card,
+        "prior": prior,
     }
+    if file is not None and file.level == "unread":
+        common["skipped"] = (*skipped, f"parts of the file: {file.risks[0].what} ({file.risks[0].where})")
     if judgment is None:
         unlike = f"the network is unlike those that the probability was fitted on: {reasons[0]}" if reasons else ""
         reason = seen.notes[0].rstrip(".") if seen.broken else unlike or "what the verdict rests on could not be measured"
@@ -332,16 +337,20 @@ def _decide(
         "calibrated": which == "behavior" and not judgment.outside,
     }
     verdict = word(which, judgment)
-    if judgment.outside:
+    if judgment.outside and verdict == "suspicious":
+        reason = f"measurements are those of backdoored networks, and some beyond them; they point most at {suspect}"
+    elif judgment.outside:
         reason = f"the network is unlike those that the probability was fitted on: {judgment.outside[0]}"
     elif verdict == "backdoored":
         reason = f"the measurements are those of backdoored networks, and {suspect} is the most likely target"
     elif verdict == "suspicious":
-        reason = f"the evidence is weak; it points most at {suspect}"
+        reason = f"some measurements are those of backdoored networks; they point most at {suspect}"
     elif which == "weights":
         reason = "weights alone do not tell benign from backdoored networks; hand in clean pictures (--clean)"
     else:
-        reason = "nothing stands out"
+        reason = "nothing stands out" + (
+            "" if prior == EVEN else f" enough, if {100 * prior:g} % of such networks are backdoored"
+        )
     if file is not None and file.risky and verdict in ("clean", "abstains"):
         verdict, reason = "suspicious", f"the file holds more than numbers: {file.risks[0].what}; and of the network, {reason}"
     return ModelScan(verdict=verdict, reason=reason, **common)

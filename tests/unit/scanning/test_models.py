@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 import theriac as th
 from theriac.cli.main import app
 from theriac.core.errors import InputError
+from theriac.models.lipschitz import conv_norm_pairs
 from theriac.scanning import calibration as fitted
 from theriac.scanning import inspect
 from theriac.scanning.behavior import look_at_behavior
 from theriac.scanning.models import ModelScan, sarif
-from theriac.scanning.weights import measure_head, standing_out
+from theriac.scanning.weights import look_at_weights, measure_head, standing_out
 
 
 class Evil:
@@ -94,7 +95,51 @@ def test_the_probability_is_that_of_the_logistic_model_and_far_measurements_are_
     assert far is not None
     assert "its b is 50.00" in far.outside[0]
     assert math.isclose(far.probability, 1 / (1 + math.exp(-(0.25 + 0.5 - 6.0))))  # cut off at six deviations
+    assert far.least is not None
+    assert math.isclose(far.least, 1 / (1 + math.exp(-(0.25 + 0.5))))  # without the one that is out of range
+    assert fitted.judge({"a": 3.0, "b": 0.0}, "weights", ("its kind",)).least is None  # type: ignore[union-attr]
     assert fitted.judge({"a": 3.0}, "weights") is None
+
+
+def test_what_is_out_of_range_hides_no_other_evidence(monkeypatch):
+    small = {"names": ["a", "b"], "centers": [0.0, 0.0], "scales": [1.0, 1.0], "slopes": [1.0, 1.0], "intercept": 0.0}
+    monkeypatch.setattr(fitted, "calibration", lambda: {"behavior": {**small, "thresholds": [0.4, 0.9]}})
+    words = [fitted.word("behavior", fitted.judge({"a": a, "b": 9.0}, "behavior")) for a in (3.0, 0.0, -3.0)]
+    assert words == ["suspicious", "suspicious", "abstains"]
+    assert fitted.word("behavior", fitted.judge({"a": 3.0, "b": 0.0}, "behavior", ("its kind",))) == "abstains"
+
+
+def test_another_prior_shifts_the_log_odds(monkeypatch):
+    small = {"names": ["a"], "centers": [0.0], "scales": [1.0], "slopes": [1.0], "intercept": 0.0, "thresholds": [0.3, 0.9]}
+    monkeypatch.setattr(fitted, "calibration", lambda: {"behavior": small})
+    even = fitted.judge({"a": 1.0}, "behavior")
+    rare = fitted.judge({"a": 1.0}, "behavior", prior=0.1)
+    assert even is not None
+    assert rare is not None
+    assert math.isclose(rare.probability / (1 - rare.probability), even.probability / (1 - even.probability) / 9)
+    assert (fitted.word("behavior", even), fitted.word("behavior", rare)) == ("suspicious", "clean")
+    assert fitted.word("weights", even) == "abstains"
+
+
+def test_the_weights_are_measured_in_three_passes_of_one_row(data: th.Data):
+    """What the part spends its time on, and that less of it gives the same numbers."""
+    model = th.build("preact_resnet18", data.train, width=8).eval()
+    rows: list[int] = []
+    handle = model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    seen = look_at_weights(model, model.card.shape)
+    handle.remove()
+    assert rows == [1, 1, 1]
+    pairs = conv_norm_pairs(model, model.card.shape)
+    peaks = []
+    for conv, norm in pairs:
+        variance, weight = norm.running_var.double() + norm.eps, conv.weight.detach().double()
+        largest = torch.stack([torch.linalg.svdvals(kernel.flatten(1))[0] for kernel in weight])
+        bound = largest * norm.weight.detach().double().abs() / variance.sqrt()
+        peaks.append(float((bound.max() / bound.median()).log()))
+    assert len(pairs) == 9
+    assert math.isclose(seen.features["channel_peak"], max(peaks), abs_tol=1e-5)
+    weight = model.net.linear.weight.detach().double()
+    assert math.isclose(seen.features["head_sum"], float(standing_out(weight.sum(1)).max()), abs_tol=1e-6)
 
 
 def test_what_is_shipped_is_what_the_committed_measurements_give():
@@ -106,8 +151,8 @@ def test_what_is_shipped_is_what_the_committed_measurements_give():
     held = [r for r in records if r["part"] == "held" and r["key"] not in weak]
     for which in ("weights", "behavior"):
         chances = [fitted.judge(r["features"], which).probability for r in held]  # type: ignore[union-attr]
-        told = th.metrics.detection(chances, ["attack" in r for r in held])
-        assert math.isclose(told.auroc, shipped[which]["held_out"]["auroc"], abs_tol=2e-4)
+        figures = th.metrics.detection(chances, ["attack" in r for r in held])
+        assert math.isclose(figures.auroc, shipped[which]["held_out"]["auroc"], abs_tol=2e-4)
         low, high = shipped[which]["thresholds"]
         assert 0 < low <= high < 1
 
