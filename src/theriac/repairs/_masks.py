@@ -11,7 +11,7 @@ from torch import nn
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.outputs import run_over
-from theriac.training import Recipe
+from theriac.training import Recipe, optimizers
 
 Masks = dict[str, torch.Tensor]  # by the name of the BatchNorm
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(19))  # official code of ANP: 0 to 0.9
@@ -32,7 +32,7 @@ def choose(model: nn.Module, masks: Masks, held: Split, drop: float, run: Run) -
 
 def projected(masks: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     """SGD that keeps what it steps on in [0, 1]."""
-    stepper = torch.optim.SGD(masks, lr=recipe.lr, momentum=recipe.momentum)
+    stepper = optimizers.SGD(masks, lr=recipe.lr, momentum=recipe.momentum)
 
     def clamp(*_: object) -> None:
         for mask in masks:
