@@ -28,7 +28,7 @@ from theriac.attacks import MultiTarget, load_planted, save_planted
 from theriac.core.errors import InputError, TheriacError
 from theriac.core.files import read_json, write_json
 from theriac.core.method import create
-from theriac.metrics import cross_accuracy, leak, success_by_target
+from theriac.metrics import cross_accuracy, leakage, success_by_target
 from theriac.models import Builder
 from theriac.models.store import digest
 
@@ -146,7 +146,7 @@ def more(model: Any, planted: Any, split: Any, run: Any) -> dict[str, Any]:
         found["by_target"] = {str(k): r.to_dict() for k, r in rates.items()}
         found["lowest"] = min(r.value for r in rates.values())
     with contextlib.suppress(InputError):  # it is for rows of every class
-        found["leak"] = {str(k): r.to_dict() for k, r in leak(made, split, planted, run=run).items()}
+        found["leak"] = {str(k): r.to_dict() for k, r in leakage(made, split, planted, run=run).items()}
     if isinstance(planted.attack, MultiTarget):
         alone = {t: th.evaluate(model, split, p, run=run).asr for t, p in MultiTarget.parts(planted).items()}
         found["alone"] = {str(t): rate.to_dict() for t, rate in alone.items() if rate is not None}

@@ -19,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "docs")]
 
-import attack_tables  # noqa: E402
-from card_tables import for_card  # noqa: E402
+from result_tables import attacks as attack_tables  # noqa: E402
+from result_tables import for_card  # noqa: E402
 
 from theriac.core.errors import InputError  # noqa: E402
 from theriac.core.files import write_atomically  # noqa: E402

@@ -20,15 +20,12 @@ ROOT = Path(__file__).resolve().parents[1]
 for folder in ("benchmarks", "docs"):
     sys.path.insert(0, str(ROOT / folder))
 
-import attack_tables  # noqa: E402
 import build  # noqa: E402
-import card_tables  # noqa: E402
-import debias_tables  # noqa: E402
-import make_tables  # noqa: E402
-import measured  # noqa: E402
 import pictures  # noqa: E402
 import site_hooks  # noqa: E402
 import table  # noqa: E402
+from result_tables import attacks, for_card, reading, repairs, words  # noqa: E402
+from result_tables import pages as result_pages  # noqa: E402
 
 AGAIN = "run: python docs/build.py"
 EVERY = [name for kind in KINDS for name in methods(kind)]
@@ -45,13 +42,8 @@ def test_pages_are_up_to_date(pages: dict[Path, str]) -> None:
 
 
 def test_tables_are_up_to_date() -> None:
-    plans = measured.repair_plans(tuning=True)
-    stale = [p for p, r in plans.items() if (measured.RESULTS / f"{p}.md").read_text("utf-8") != make_tables.tables(p, r)]
+    stale = [path.name for path, text in result_pages().items() if path.read_text(encoding="utf-8") != text]
     assert not stale, "run: python benchmarks/make_tables.py"
-    attacks = attack_tables.attack_plans()
-    stale = [p for p, r in attacks.items() if (measured.RESULTS / f"{p}.md").read_text("utf-8") != attack_tables.page(p, r)]
-    assert not stale, "run: python benchmarks/make_tables.py"
-    assert (measured.RESULTS / "debias.md").read_text("utf-8") == debias_tables.page(), "run: python benchmarks/make_tables.py"
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -154,7 +146,7 @@ FT = methods("repair")["ft"]
 
 
 def test_one_run_is_told_with_counts(results: Write) -> None:
-    text = card_tables.for_card(FT, results("toy", repair_record()))
+    text = for_card(FT, results("toy", repair_record()))
     row = "| toys: badnets | preact_resnet18, width 16, fast_8 | `official`, lr 0.02; fp32 | 50 | 95.0 → 92.0 (92/100) | "
     assert row + "100.0 → 11.1 (10/90) | 0.0 → 66.7 (60/90) | 0 |" in text
     assert "`python benchmarks/repairs.py benchmarks/plans/toy.yaml`" in text
@@ -165,11 +157,11 @@ def test_runs_that_differ_in_seeds_become_one_row(results: Write) -> None:
     other = repair_record("v-ft-long", 0, 9)
     other["repair"]["epochs"] = 200
     folder = results("toy", *records, other)
-    text = card_tables.for_card(FT, folder)
+    text = for_card(FT, folder)
     assert "100.0 → 20.0, sd 10.0 (10.0 to 30.0)" in text  # 9, 18 and 27 of 90
     assert "| 0, 1, 2 (victim 0) |" in text
     assert text.count("toys: badnets") == 2
-    table = make_tables.tables("toy", measured.repair_plans(folder)["toy"])
+    table = repairs.page("toy", reading.repair_plans(folder)["toy"])
     assert "| **ft, 3 seeds** |" in table
     assert "20.0, sd 10.0 (10.0 to 30.0)" in table
     assert table.count("seeds**") == 1
@@ -177,23 +169,23 @@ def test_runs_that_differ_in_seeds_become_one_row(results: Write) -> None:
 
 def test_what_differs_in_more_than_seeds_stays_apart(results: Write) -> None:
     records = [repair_record("v-ft"), repair_record("v-ft-seed1", 1, clean_rows=60)]
-    assert card_tables.for_card(FT, results("toy", *records)).count("toys: badnets") == 2
+    assert for_card(FT, results("toy", *records)).count("toys: badnets") == 2
 
 
 def test_tuning_runs_are_left_out_of_cards_and_kept_in_tables(results: Write) -> None:
     results("digits_tuning", repair_record())
     folder = results("tuning", repair_record())
-    assert card_tables.for_card(FT, folder) == ""
-    assert list(measured.repair_plans(folder, tuning=True)) == ["digits_tuning", "tuning"]
+    assert for_card(FT, folder) == ""
+    assert list(reading.repair_plans(folder, tuning=True)) == ["digits_tuning", "tuning"]
 
 
 def test_an_attack_shows_its_victims_beside_the_benign_control(results: Write) -> None:
     benign = repair_record("benign-none", repair=None, judge={"name": "badnets"})
     benign["victim"] = {"data": "toys", "seed": 0, "recipe": "fast_8", "key": "benign"}
     benign["before"]["asr"] = {"hits": 9, "total": 90, "value": 0.1}
-    text = card_tables.for_card(methods("attack")["badnets"], results("toy", repair_record(), benign))
+    text = for_card(methods("attack")["badnets"], results("toy", repair_record(), benign))
     assert "| 95.0 (95/100) | 100.0 (90/90) | 0.0 (0/90) | 10.0 (9/90) | 0.0 (0/90) | 0 |" in text
-    assert card_tables.for_card(methods("attack")["blended"], results("toy")) == ""
+    assert for_card(methods("attack")["blended"], results("toy")) == ""
 
 
 def attack_record(seed: int, hits: int, **changes: Any) -> dict[str, Any]:
@@ -223,24 +215,24 @@ def attack_record(seed: int, hits: int, **changes: Any) -> dict[str, Any]:
 def test_an_attack_s_own_plan_shows_what_it_plants_beside_a_benign_model(results: Write) -> None:
     folder = results("toy", attack_record(0, 63), attack_record(1, 81))
     shown = "| 10 + 2 of 100 | 92.0, sd 0.0 (92.0 to 92.0) | 80.0, sd 14.1 (70.0 to 90.0) |"  # 63 and 81 of 90
-    text = card_tables.for_card(methods("attack")["blended"], folder)
+    text = for_card(methods("attack")["blended"], folder)
     assert shown in text
     assert "| +3.0 | 0, 1 |" in text  # 95 - 92
     assert "alpha 0.3" in text
-    page = attack_tables.page("toy", attack_tables.attack_plans(folder)["toy"])
+    page = attacks.page("toy", reading.attack_plans(folder)["toy"])
     assert shown in page
     assert "rows that should resist: accuracy | 75.0, sd 0.0" in page
     assert "| blended-1 | - | `abababababab` | `cdcdcdcdcdcd` |" in page
     subset = attack_record(2, 81, subset=100, needs={"training_control": False, "fitted": False}, poisoned_set="ef" * 32)
-    assert "| blended-2 | `efefefefefef` | - | `cdcdcdcdcdcd` |" in attack_tables.page("toy", [subset])
-    assert "fast_8, 100 rows" in attack_tables.page("toy", [subset])
-    assert card_tables.for_card(methods("attack")["badnets"], folder) == ""
+    assert "| blended-2 | `efefefefefef` | - | `cdcdcdcdcdcd` |" in attacks.page("toy", [subset])
+    assert "fast_8, 100 rows" in attacks.page("toy", [subset])
+    assert for_card(methods("attack")["badnets"], folder) == ""
 
 
 def test_the_method_s_own_precision_outweighs_the_run_s() -> None:
     own = {"repair": methods("repair")["sau"]().config(), "precision": "bf16: fast"}
-    assert measured.precision_words(own) == "fp32"
-    assert measured.precision_words({**own, "repair": {**own["repair"], "precision": "run"}}) == "bf16"
+    assert words.precision_words(own) == "fp32"
+    assert words.precision_words({**own, "repair": {**own["repair"], "precision": "run"}}) == "bf16"
 
 
 def cbd_record(arm: str, seed: int, asr: int, **changes: Any) -> dict[str, Any]:
@@ -268,11 +260,11 @@ def cbd_record(arm: str, seed: int, asr: int, **changes: Any) -> dict[str, Any]:
 def test_cbd_stands_beside_plain_training(results: Write) -> None:
     records = [cbd_record("cbd", 0, 9), cbd_record("cbd", 1, 27), cbd_record("plain", 0, 90), cbd_record("cbd", 100, 90)]
     folder = results("cbd", *records)
-    text = card_tables.for_card(methods("training")["cbd"], folder)
+    text = for_card(methods("training")["cbd"], folder)
     assert "| CBD `official`, epochs 20 | 90.0, sd 0.0 (90.0 to 90.0) | 20.0, sd 14.1 (10.0 to 30.0) |" in text
     assert "| healthy, healthy, AUROC 0.90, 0.90 | 0, 1 |" in text  # seed 100 is a tuning run
     assert "| plain training | 90.0 (90/100) | 100.0 (90/90) | 0.0 (0/90) |  | 0 |" in text
-    victims = card_tables.for_card(methods("attack")["badnets"], folder)
+    victims = for_card(methods("attack")["badnets"], folder)
     assert "wrn_16_1, 20 epochs, 500 rows | 90.0 (90/100) | 100.0 (90/90)" in victims
 
 
@@ -287,13 +279,13 @@ def test_age_shows_its_default_with_controls_and_lends_rows_to_baselines(results
     record = {"name": "v", "victim": victim, "before": repair_record()["before"], "cells": cells}
     tuning = {**record, "name": "t", "victim": {**victim, "role": "tuning"}}
     folder = results("toy", record, tuning)
-    text = card_tables.for_card(methods("repair")["age"], folder)
+    text = for_card(methods("repair")["age"], folder)
     assert text.count("toys: badnets") == 4  # damp (E3 in records of before) is no default and no control
     assert (
         "| toys: badnets | project + head_held, head, trigger known | 5 | 95.0 → 90.0 (90/100) | 100.0 → 10.0 (9/90) |" in text
     )
     assert "| target class % |" in text
-    assert "| FT `official` | 5 |" in card_tables.for_card(FT, folder)
+    assert "| FT `official` | 5 |" in for_card(FT, folder)
 
 
 # pictures

@@ -10,6 +10,8 @@ from theriac.core.version import VERSION
 if TYPE_CHECKING:
     from theriac import (
         attacks,
+        auditing,
+        bench,
         core,
         data,
         debias,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
         training_defenses,
         triggers,
     )
+    from theriac.auditing import audit
     from theriac.core.card import Augment, Card, Column
     from theriac.core.errors import InputError, TheriacError, UnsafeFileError
     from theriac.core.method import Needs
@@ -30,9 +33,11 @@ if TYPE_CHECKING:
     from theriac.core.run import Run
     from theriac.core.split import Data, Split
     from theriac.data import load
-    from theriac.metrics import compare, evaluate, fairness
+    from theriac.metrics import check_wrapping, compare, evaluate, fairness
     from theriac.models import Builder, adapt, build, load_model, load_weights, save
+    from theriac.report import export
     from theriac.runs import record
+    from theriac.scanning import scan_data
     from theriac.training import recipe, train
     from theriac.triggers.custom import trigger, trigger_pairs
 
@@ -53,9 +58,12 @@ _LAZY = {
     "TheriacError": "theriac.core.errors",
     "UnsafeFileError": "theriac.core.errors",
     "adapt": "theriac.models",
+    "audit": "theriac.auditing",
     "build": "theriac.models",
+    "check_wrapping": "theriac.metrics",
     "compare": "theriac.metrics",
     "evaluate": "theriac.metrics",
+    "export": "theriac.report",
     "fairness": "theriac.metrics",
     "load": "theriac.data",
     "load_model": "theriac.models",
@@ -63,6 +71,7 @@ _LAZY = {
     "recipe": "theriac.training",
     "record": "theriac.runs",
     "save": "theriac.models",
+    "scan_data": "theriac.scanning",
     "train": "theriac.training",
     "trigger": "theriac.triggers.custom",
     "trigger_pairs": "theriac.triggers.custom",
@@ -83,13 +92,18 @@ __all__ = [
     "UnsafeFileError",
     "adapt",
     "attacks",
+    "audit",
+    "auditing",
+    "bench",
     "build",
+    "check_wrapping",
     "compare",
     "core",
     "data",
     "debias",
     "detectors",
     "evaluate",
+    "export",
     "fairness",
     "load",
     "load_model",
@@ -102,6 +116,7 @@ __all__ = [
     "report",
     "runs",
     "save",
+    "scan_data",
     "train",
     "training",
     "training_defenses",

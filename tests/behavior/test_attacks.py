@@ -22,7 +22,7 @@ from theriac.attacks import (
 )
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
-from theriac.metrics import cross_accuracy, evaluate, leak, success_by_target
+from theriac.metrics import cross_accuracy, evaluate, leakage, success_by_target
 from theriac.models import Builder
 from theriac.training import Recipe, train
 
@@ -65,10 +65,10 @@ def test_tact_works_on_its_source_and_leaks_little(digits, benign):
     victim, success, control = judge(TaCT(poison_rate=0.05, cover_rate=0.1), digits, benign)
     assert success > 0.9
     assert control < 0.1
-    leaked = leak(victim, digits.test, victim, run=quiet())
+    leaked = leakage(victim, digits.test, victim, run=quiet())
     assert sum(r.hits for r in leaked.values()) / sum(r.total for r in leaked.values()) < 0.1
     bare, _, _ = judge(TaCT(poison_rate=0.05, cover_rate=0.0), digits, benign)  # without covers the trigger works on all
-    careless = leak(bare, digits.test, bare, run=quiet())
+    careless = leakage(bare, digits.test, bare, run=quiet())
     assert sum(r.hits for r in careless.values()) / sum(r.total for r in careless.values()) > 0.3
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from theriac.attacks import BadNets
 from theriac.cli import demo
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, StoppedError
 from theriac.models import load_model
 from theriac.repairs import FT
-from theriac.report import Study, findings, html
+from theriac.report import Result, Study, findings, folders, html
+from theriac.runs import Job
 
 TINY = demo.Plan("fast_1", (FT(epochs=1, batch_size=64),), (BadNets(),))
 
@@ -69,26 +71,62 @@ def test_files_are_complete(quick: tuple[Study, Path]) -> None:
         assert f"{r.scores.acc.hits:,}/{r.scores.acc.total:,}" in page
     assert page.count("data:image/png;base64,") == 2 * 3 * 9  # two triggers; clean, stamped, difference; nine other classes
     assert "quick run" in page
-    assert sorted(p.name for p in out.iterdir()) == ["badnets", "benign", "blended", "report.html", "study.json"]
-    assert load_model(out / "badnets").card.name == "digits"
+    victims = ["badnets", "badnets-antidote", "badnets-ft", "blended", "blended-antidote", "blended-ft"]
+    assert sorted(p.name for p in out.iterdir()) == sorted([*victims, "benign", "report.html", "study.json"])
+    for name in ("badnets", "badnets-antidote"):
+        assert load_model(out / name).card.name == "digits"
+    of_folders = folders.of_folder(out)  # what `theriac report` says of the same folders
+    assert [r.scores for r in of_folders.repairs] == [r.scores for r in sorted(study.repairs, key=_folder)]
 
 
-def test_it_can_be_done_again_in_its_own_folder(
+def _folder(result: Result) -> str:
+    return f"{result.victim}-{result.repair_name}".lower()
+
+
+def test_the_benign_control_stands_beside_both_victims(quick: tuple[Study, Path]) -> None:
+    assert [e.victim for e in quick[0].exhibits] == ["BadNets", "Blended"]
+    for shown in quick[0].exhibits:
+        assert shown.models == ["victim", "after Fine-tuning", "after Antidote", "benign control"]
+
+
+def test_a_stopped_demo_goes_on_and_a_finished_one_is_told_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "QUICK", TINY)
+    work, done = demo.execute, []
+
+    def stops(job: Job, folder: Path, **options: Any) -> Any:
+        if job.kind == "repair":
+            raise StoppedError("stopped")
+        return work(job, folder, **options)
+
+    def counts(job: Job, folder: Path, **options: Any) -> Any:
+        record = work(job, folder, **options)  # raises if there is nothing to do
+        done.append(folder.name)
+        return record
+
+    monkeypatch.setattr(demo, "execute", stops)
+    with pytest.raises(StoppedError):
+        demo.run_demo(tmp_path, device="cpu", seed=4, quick=True, quiet=True)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["badnets", "benign"]
+    monkeypatch.setattr(demo, "execute", counts)
     first = demo.run_demo(tmp_path, device="cpu", seed=4, quick=True, quiet=True)
-    shown = capsys.readouterr()
-    assert shown.err == ""  # quiet
+    assert done == ["badnets-ft"]
+    assert capsys.readouterr().err == ""  # quiet
     second = demo.run_demo(tmp_path, device="cpu", seed=4, quick=True, quiet=False)
-    assert [r.scores for r in first.results] == [r.scores for r in second.results]  # same seed, same numbers
-    assert first.exhibits == second.exhibits
+    assert done == ["badnets-ft"]  # nothing twice
+    assert first == second
     loud = capsys.readouterr()
-    assert "trained BadNets" in loud.err
+    assert "trained BadNets before" in loud.err
     for text in ("benign control", "BadNets", "Fine-tuning", "ACC", "report.html"):
         assert text in loud.out
-    counts = second.results[0].before.acc
-    assert f"{counts.hits}/{counts.total}" in loud.out
+    counted = second.results[0].before.acc
+    assert f"{counted.hits}/{counted.total}" in loud.out
+    with pytest.raises(InputError, match="seed is 4 there and 5 here"):
+        demo.run_demo(tmp_path, device="cpu", seed=5, quick=True, quiet=True)
+    monkeypatch.setattr(demo, "QUICK", demo.Plan("fast_1", (), ()))
+    demo.run_demo(tmp_path, device="cpu", seed=4, quick=True, quiet=True, force=True)
+    assert done == ["badnets-ft", "benign"]
 
 
 def test_it_leaves_other_folders_alone(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def calls(split: th.Split, net: nn.Module, folder: str) -> dict[str, tuple[Calla
         "evaluate": (th.evaluate, {"model": net, "split": split, "attack": None, "run": QUIET, "batch_size": 6}),
         "fairness": (th.fairness, {"model": net, "split": grouped, "positive": 1, "run": QUIET, "batch_size": 6}),
         "predict": (th.metrics.predict, {"model": net, "split": split, "run": QUIET, "batch_size": 6}),
-        "aim": (th.metrics.aim, {"planted": planted, "y": split.y, "index": split.index}),
+        "attack_labels": (th.metrics.attack_labels, {"planted": planted, "y": split.y, "index": split.index}),
         "der": (th.metrics.der, {"acc_before": 1, "acc_after": 1, "asr_before": 1, "asr_after": 0}),
         "recipe": (th.recipe, {"name": "fast_8"}),
         "plant": (attack.plant, {"split": split, "run": QUIET}),
@@ -160,7 +160,18 @@ def calls(split: th.Split, net: nn.Module, folder: str) -> dict[str, tuple[Calla
 NAMES = [
     *("Run", "Split", "take", "where", "sample", "cut", "to", "rows", "batches", "replace", "with_overlay", "Data", "Card"),
     *("Column", "Augment", "Recipe", "Schedule", "Poisoned", "Builder", "build", "adapt", "load", "from_tensors"),
-    *("load_model", "load_weights", "save", "save_planted", "compare", "evaluate", "fairness", "predict", "aim", "der"),
+    *(
+        "load_model",
+        "load_weights",
+        "save",
+        "save_planted",
+        "compare",
+        "evaluate",
+        "fairness",
+        "predict",
+        "attack_labels",
+        "der",
+    ),
     *("recipe", "plant", "poison", "stamp", "success_by_target", "repair", "with_trigger", "classifier", "to_input"),
     *("align", "split_off", "tar"),
 ]
@@ -243,7 +254,7 @@ VERBS: dict[str, Callable[[th.Split, nn.Module, Any], Any]] = {
 
 
 @pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("run", [3, "cpu", object()], ids=str)
+@pytest.mark.parametrize("run", [3, "cpu", object()], ids=["number", "text", "object"])
 def test_a_run_that_is_none(verb, run, split, net):
     with pytest.raises(InputError, match="run is"):
         VERBS[verb](split, net, run)

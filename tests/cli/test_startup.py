@@ -77,7 +77,7 @@ def test_shell_completion_installs_itself_and_completes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "word", "offered"),
     [
-        ("theriac re", 1, {"repair", "report"}),
+        ("theriac re", 1, {"repair", "report", "results"}),
         ("theriac list de", 2, {"detectors", "debiasing"}),
         ("theriac repair --me", 2, {"--method"}),
     ],

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import theriac as th
+from theriac.core.method import KINDS as METHOD_KINDS
+from theriac.core.method import methods
 
 ROOT = Path(th.__file__).parent
 FLOORS = [
@@ -14,8 +17,10 @@ FLOORS = [
     {"metrics"},
     {"training"},
     {"attacks", "repairs", "training_defenses", "detectors", "debias"},
+    {"auditing"},
     {"runs"},
-    {"report"},
+    {"report", "bench"},
+    {"scanning"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -82,3 +87,72 @@ def test_dir_shows_what_is_public_and_nothing_else():
 def test_the_version_is_that_of_the_package():
     lines = (ROOT.parents[1] / "pyproject.toml").read_text().splitlines()
     assert f'version = "{th.__version__}"' in lines
+
+
+def test_no_method_is_named_where_all_are_alike():
+    """Commands, runs and reports ask the registry; only the demo's plan and the defaults of options name methods."""
+    known = [cls for kind in METHOD_KINDS for cls in methods(kind).values()]
+    names = {word for cls in known for word in (cls.name, cls.__name__, cls.title)}
+    names -= {name for name in names if name.lower() in WORDS}
+    assert {"badnets", "BadNets", "ft", "FT"} <= names
+    exempt = {"theriac.cli.demo", "theriac.cli._options"}
+    wrong = []
+    for module, path in KNOWN.items():
+        if module.split(".")[1:2] not in (["cli"], ["runs"], ["report"]) or module in exempt:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            wrong += [f"{module}:{node.lineno}: {word}" for word in _words(node) if word in names]
+    assert not wrong
+
+
+WORDS = {
+    "auto",
+    "strip",
+    "scan",
+    "spectral",
+    "filtering",
+    "blended",
+    "composite",
+}  # names of methods that are words, too
+
+
+def _words(node: ast.AST) -> list[str]:
+    """Identifiers and the words of texts, but for examples in docstrings."""
+    if isinstance(node, ast.Name):
+        return [node.id]
+    if isinstance(node, ast.Attribute):
+        return [node.attr]
+    if isinstance(node, ast.alias):
+        return node.name.split(".")
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        lines = [line for line in node.value.splitlines() if not line.lstrip().startswith((">>>", "..."))]
+        return re.findall(r"\w+", "\n".join(lines))
+    return []
+
+
+def test_a_command_is_short():
+    from theriac.cli.main import app
+
+    commands = {command.callback.__name__: command.callback for command in app.registered_commands if command.callback}
+    assert {"train", "repair", "debias", "evaluate", "demo", "report"} <= set(commands)
+    for name, callback in commands.items():
+        tree = ast.parse(Path(callback.__code__.co_filename).read_text())
+        body = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name).body
+        assert body[-1].end_lineno - body[0].end_lineno <= 60, name  # below the docstring
+
+
+UNCLEAR = {"told", "found", "kept", "asked", "given", "aim", "leak", "whole", "still", "ledger"}
+
+
+def test_variables_have_the_nouns_of_the_field():
+    """No variable, parameter or function of these rooms is named by a participle that says nothing of what it holds."""
+    wrong = []
+    for module, path in KNOWN.items():
+        if module.split(".")[1:2] not in (["cli"], ["runs"], ["report"], ["debias"]):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = node.id if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else getattr(node, "arg", None)
+            name = node.name if isinstance(node, ast.FunctionDef | ast.ClassDef) else name
+            if name in UNCLEAR and not isinstance(node, ast.keyword):
+                wrong.append(f"{module}:{node.lineno}: {name}")
+    assert not wrong

@@ -28,6 +28,8 @@ REPAIRS = methods("repair")
 QUICK: dict[str, dict[str, object]] = {
     "ft": {"epochs": 1},
     "antidote": {"epochs": 2, "steps": 2},
+    # one candidate, judged by one kind of proxy, whatever that says
+    "auto": {"candidates": ["ft:strong"], "kinds": ["patch"], "plant_steps": 4, "rounds": 1, "hard": 0, "accept": 1, "cost": 1},
     "d3": {"epochs": 1},
     "fst": {"epochs": 1},
     "sau": {"rounds": 1},

@@ -30,6 +30,7 @@ LEARNS = ("ft", "ft_sam", "fp", "fst", "d3", "ibau", "nad", "sau", "age")  # the
 # as little work as possible; by default AGE abstains on a benign model
 QUICK: dict[str, dict[str, object]] = {
     "ft": {"epochs": 1},
+    "auto": {"candidates": ["ft:strong"], "kinds": ["patch"], "plant_steps": 4, "rounds": 1, "hard": 0, "accept": 1, "cost": 1},
     "sau": {"rounds": 1, "steps": 1},
     "fp": {"epochs": 1, "share": 0.2},
     "ibau": {"rounds": 1},

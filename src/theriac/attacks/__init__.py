@@ -2,6 +2,7 @@
 
 from theriac.attacks.adaptive_blend import AdaptiveBlend
 from theriac.attacks.adaptive_patch import AdaptivePatch
+from theriac.attacks.antidote_aware import AntidoteAware
 from theriac.attacks.badnets import BadNets
 from theriac.attacks.base import Attack
 from theriac.attacks.blended import Blended
@@ -13,8 +14,10 @@ from theriac.attacks.input_aware import InputAware
 from theriac.attacks.label_consistent import LabelConsistent
 from theriac.attacks.lf import LF
 from theriac.attacks.lira import LIRA
+from theriac.attacks.multi_backdoor import MultiBackdoor
 from theriac.attacks.multi_target import MultiTarget
 from theriac.attacks.narcissus import Narcissus
+from theriac.attacks.rounding_triggered import RoundingTriggered
 from theriac.attacks.sam_flat import SamFlat
 from theriac.attacks.sig import SIG
 from theriac.attacks.ssba import SSBA
@@ -23,6 +26,7 @@ from theriac.attacks.tabular_blend import TabularBlend
 from theriac.attacks.tabular_value import TabularValue
 from theriac.attacks.tact import TaCT
 from theriac.attacks.trojannn import TrojanNN
+from theriac.attacks.untargeted import Untargeted
 from theriac.attacks.wanet import WaNet
 from theriac.core.planted import Planted, Victim
 
@@ -33,6 +37,7 @@ __all__ = [
     "SSBA",
     "AdaptiveBlend",
     "AdaptivePatch",
+    "AntidoteAware",
     "Attack",
     "BadNets",
     "Blended",
@@ -42,14 +47,17 @@ __all__ = [
     "Grond",
     "InputAware",
     "LabelConsistent",
+    "MultiBackdoor",
     "MultiTarget",
     "Narcissus",
     "Planted",
+    "RoundingTriggered",
     "SamFlat",
     "TaCT",
     "TabularBlend",
     "TabularValue",
     "TrojanNN",
+    "Untargeted",
     "Victim",
     "WaNet",
     "load_planted",

@@ -25,7 +25,7 @@ def numeric(card: Card) -> torch.Tensor:
     return torch.tensor([column.kind == "numeric" for column in card.columns])
 
 
-def whole(x: torch.Tensor) -> torch.Tensor:
+def integral(x: torch.Tensor) -> torch.Tensor:
     """Which columns of (N, F) hold whole numbers only, missing values aside; bool (F,)."""
     return ((x == x.round()) | x.isnan()).all(0)
 

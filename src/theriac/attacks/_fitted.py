@@ -63,8 +63,8 @@ def kept(key: str | None, run: Run, fit: Callable[[], State]) -> dict[str, torch
     before, began = len(run.events), time.monotonic()
     made = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in fit().items()}
     if path is not None and time.monotonic() - began >= _WORTH_S:
-        told = [{k: v for k, v in event.items() if k != "time"} for event in run.events[before:]]
-        note = {"events": json.dumps(told)}
+        history = [{k: v for k, v in event.items() if k != "time"} for event in run.events[before:]]
+        note = {"events": json.dumps(history)}
         with suppress(OSError):  # a cache that can't be written costs time only
             write_atomically(path, lambda temporary: save_file(made, temporary, metadata=note))
     return made

@@ -157,8 +157,8 @@ def side_loop(
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr_at(batch.epoch * per_epoch, per_epoch)
         outcome = step(model, batch)
-        loss, told = outcome if isinstance(outcome, tuple) else (outcome, {})
-        return loss + 0 * anchor, told
+        loss, figures = outcome if isinstance(outcome, tuple) else (outcome, {})
+        return loss + 0 * anchor, figures
 
     def follow(_: int) -> None:
         optimizer.step()

@@ -38,14 +38,14 @@ class Encoder(nn.Module):
         """Residual (B, C, H, W) for pixels in [0, 1] and bits (B, bits)."""
         # StegaStamp has a ReLU here; without it opposite bits draw opposite pictures, and training does not stall
         spread = self.secret(secret - 0.5).view(-1, *self.shape)
-        given = torch.cat([spread, x - 0.5], 1)
-        levels = [F.relu(self.entry(given))]
+        inputs = torch.cat([spread, x - 0.5], 1)
+        levels = [F.relu(self.entry(inputs))]
         for layer in self.down:
             levels.append(F.relu(layer(levels[-1])))
         out = levels[-1]
         for k in reversed(range(len(self.up))):
             out = F.relu(self.up[k](F.interpolate(out, size=levels[k].shape[2:])))
-            parts = [out, levels[k], given] if k == 0 else [out, levels[k]]
+            parts = [out, levels[k], inputs] if k == 0 else [out, levels[k]]
             out = F.relu(self.merge[k](torch.cat(parts, 1)))
         residual: torch.Tensor = self.out(out)
         if not self.level:

@@ -104,18 +104,18 @@ def pgd(
         start: Where a random start comes from; None starts at ``x``.
     """
     low, high = (x - radius).clamp_min(0), (x + radius).clamp_max(1)
-    found = x
+    moved = x
     if start is not None:
-        found = torch.minimum(
+        moved = torch.minimum(
             torch.maximum(x + (torch.rand(x.shape, generator=start).to(x.device) * 2 - 1) * radius, low), high
         )
     for _ in range(steps):
-        found = found.detach().requires_grad_(True)
+        moved = moved.detach().requires_grad_(True)
         with torch.enable_grad():
-            loss = F.cross_entropy(model(found), y, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, found)
-        found = torch.minimum(torch.maximum(found.detach() + step_size * gradient.sign(), low), high)
-    return found.detach()
+            loss = F.cross_entropy(model(moved), y, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, moved)
+        moved = torch.minimum(torch.maximum(moved.detach() + step_size * gradient.sign(), low), high)
+    return moved.detach()
 
 
 def read_array(path: str, shape: tuple[int, ...], what: str) -> np.ndarray:
@@ -145,8 +145,8 @@ def read_rows(path: str, index: torch.Tensor, shape: tuple[int, ...], what: str)
         InputError: If it can't be read, has another shape or dtype, or lacks a row.
     """
     channels, height, width = shape
-    given = read_array(path, (-1, height, width, channels), what)
-    if given.dtype != np.uint8 or (len(index) and int(index.max()) >= len(given)):
+    rows = read_array(path, (-1, height, width, channels), what)
+    if rows.dtype != np.uint8 or (len(index) and int(index.max()) >= len(rows)):
         wanted = int(index.max()) + 1 if len(index) else 0
-        raise InputError(f"{what} {path} holds {len(given)} rows of {given.dtype}; expected at least {wanted} rows of uint8")
-    return torch.tensor(given[index.cpu().numpy()]).permute(0, 3, 1, 2).contiguous()
+        raise InputError(f"{what} {path} holds {len(rows)} rows of {rows.dtype}; expected at least {wanted} rows of uint8")
+    return torch.tensor(rows[index.cpu().numpy()]).permute(0, 3, 1, 2).contiguous()

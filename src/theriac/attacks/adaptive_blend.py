@@ -13,7 +13,7 @@ from theriac.core.card import Card
 from theriac.core.method import preset, register
 from theriac.core.ranges import Count, Fraction, Whole
 from theriac.triggers.patterns import noise, picture
-from theriac.triggers.pieces import blend_where, kept, squares
+from theriac.triggers.pieces import blend_where, shown_pieces, squares
 
 
 @register
@@ -80,5 +80,5 @@ class AdaptiveBlend(CoverAttack):
         drawn = (picture if self.trigger == "picture" else noise)(x.shape[1], size, self.seed)
         if phase == "test":
             return blend_where(x, drawn, torch.tensor(self.test_alpha))
-        shown = kept(index, self.pieces, round(self.mask_rate * self.pieces), self.seed).to(x.device)
+        shown = shown_pieces(index, self.pieces, round(self.mask_rate * self.pieces), self.seed).to(x.device)
         return blend_where(x, drawn, self.alpha * shown[:, squares(size, self.pieces).to(x.device)][:, None])

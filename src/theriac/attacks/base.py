@@ -30,6 +30,7 @@ class Attack(Method):
     kind: ClassVar[str] = "attack"
     controls_training: ClassVar[bool] = False
     clean_label: ClassVar[bool] = False  # poisons rows of the target class and leaves labels alone
+    untargeted: ClassVar[bool] = False  # any label but the true one is a success
     fits: ClassVar[bool] = False  # training rows, before anything can be stamped
     stamps: ClassVar[Literal["image", "table"]] = "image"  # what kind of rows
     keeps_fit: ClassVar[bool] = False  # what it fits is costly, and kept in the cache folder

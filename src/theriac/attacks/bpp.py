@@ -90,8 +90,8 @@ class BppAttack(Attack):
         """Quantization errors of some rows, int16 (bank, C, H, W), and which rows they are of."""
         order = torch.randperm(len(split), generator=run.generator("poison", "bpp", "bank"))
         of = order[: self.bank].to(split.device)
-        kept = split.rows(of)
-        return {"errors": self._squeeze(kept).to(torch.int16) - kept.to(torch.int16), "of": split.index[of]}
+        chosen = split.rows(of)
+        return {"errors": self._squeeze(chosen).to(torch.int16) - chosen.to(torch.int16), "of": split.index[of]}
 
     def _squeeze(self, x: torch.Tensor) -> torch.Tensor:
         return dither(x, self.levels) if self.dithering else quantize(x, self.levels)

@@ -72,8 +72,8 @@ class FTrojan(Attack):
         self, state: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str
     ) -> torch.Tensor:
         size = (int(x.shape[2]), int(x.shape[3]))
-        whole = not self.window or any(side % self.window for side in size)
-        window = size if whole else (self.window, self.window)
+        full = not self.window or any(side % self.window for side in size)
+        window = size if full else (self.window, self.window)
         places = self.positions or tuple((round(s * window[0]) - 1, round(s * window[1]) - 1) for s in (0.5, 1.0))
         if self.arithmetic == "exact":
             return add(x, cosine_pattern(x.shape[1], size, window, places, self.magnitude))

@@ -122,8 +122,8 @@ class Grond(CleanLabel):
             return {"leveled": float(suppress_lipschitz_channels(pairs, self.u))}
 
         loop(model, rows, run, named(recipe), after_epoch=level, about=self)
-        kept = {"rows.kind": poisoned.kind.cpu(), "rows.index": rows.index.cpu()}
-        return Victim(model, Planted(self, split.card, {**poisoned.planted.state, **kept}))
+        tensors = {"rows.kind": poisoned.kind.cpu(), "rows.index": rows.index.cpu()}
+        return Victim(model, Planted(self, split.card, {**poisoned.planted.state, **tensors}))
 
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
         size, plan = self.surrogate_rows, self.surrogate_recipe

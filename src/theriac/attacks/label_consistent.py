@@ -110,14 +110,14 @@ class LabelConsistent(CleanLabel):
         robust = self.radius / 255 if self.surrogate == "robust" else 0.0
         size, plan = self.surrogate_rows, self.surrogate_recipe
         model = fit_surrogate(split, build, run, name=self.name, rows=size, recipe=plan, robust=robust)
-        found = [self._harden(model, split, part, run) for part in run.each("adversarial rows", chosen.split(256)) if len(part)]
-        rows = torch.cat(found) if found else split.rows(chosen)
+        parts = [self._harden(model, split, part, run) for part in run.each("adversarial rows", chosen.split(256)) if len(part)]
+        rows = torch.cat(parts) if parts else split.rows(chosen)
         return {"rows": rows.to(split.device), "index": index}
 
     def _harden(self, model: torch.nn.Module, split: Split, part: torch.Tensor, run: Run) -> torch.Tensor:
         x, y = to_input(split.rows(part).to(run.device)), split.y[part].to(run.device)
-        found = pgd(model, x, y, radius=self.radius / 255, step_size=self.step_size / 255, steps=self.steps)
-        return (found * 255).round().to(torch.uint8).contiguous().to(split.device)
+        hardened = pgd(model, x, y, radius=self.radius / 255, step_size=self.step_size / 255, steps=self.steps)
+        return (hardened * 255).round().to(torch.uint8).contiguous().to(split.device)
 
     def _stamp(
         self, state: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str

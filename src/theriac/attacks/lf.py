@@ -97,10 +97,10 @@ class LF(Attack):
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
         if self.pattern_file:
             channels, *size = split.card.shape
-            given = torch.tensor(read_array(self.pattern_file, (*size, channels), "pattern_file"), dtype=torch.float32)
-            if not 0 <= float(given.min()) <= float(given.max()) <= 255:
+            pattern = torch.tensor(read_array(self.pattern_file, (*size, channels), "pattern_file"), dtype=torch.float32)
+            if not 0 <= float(pattern.min()) <= float(pattern.max()) <= 255:
                 raise InputError(f"pattern_file {self.pattern_file} holds values outside [0, 255]")
-            return {"pattern": given.round().to(torch.uint8).permute(2, 0, 1).contiguous()}
+            return {"pattern": pattern.round().to(torch.uint8).permute(2, 0, 1).contiguous()}
         model = fit_surrogate(split, build, run, name=self.name, rows=self.surrogate_rows, recipe=self.surrogate_recipe)
         others = (split.y != self.target).cpu()
         rows = part_of(split.where(others.to(split.device)), self.fit_rows, run, "lf-fit")

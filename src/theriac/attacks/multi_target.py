@@ -106,8 +106,8 @@ class MultiTarget(Attack):
     def _check_card(self, card: Card) -> None:
         super()._check_card(card)
         if max((*self.goals, self.count - 1)) >= card.num_classes:
-            told = f"goals {self.goals}" if self.goals else f"{self.count} triggers"
-            raise InputError(f"{told} for {card.name!r}, which has classes 0 to {card.num_classes - 1}")
+            what = f"goals {self.goals}" if self.goals else f"{self.count} triggers"
+            raise InputError(f"{what} for {card.name!r}, which has classes 0 to {card.num_classes - 1}")
         if 3 * self._side(card.size) > min(card.size):
             raise InputError(f"side is {self._side(card.size)}; three patches side by side do not fit into {card.size}")
 

@@ -111,7 +111,7 @@ class SSBA(Attack):
         held_x = to_input(held.rows(torch.arange(min(1024, len(held)))).to(run.device))
         with side.init_scope():
             model = Stego(split.card.shape, self.bits, self.width, self.level / 255).to(run.device)
-        told = {"bits": 0.0, "residual": 0.0, "epochs": 0.0}
+        figures = {"bits": 0.0, "residual": 0.0, "epochs": 0.0}
         epochs = self.epochs or -(-_STEPS // max(1, len(fit) // self.batch_size))
 
         def step(net: torch.nn.Module, batch: Batch) -> StepResult:
@@ -119,7 +119,7 @@ class SSBA(Attack):
             residual, logits = net(batch.x, hidden)
             loss = F.binary_cross_entropy_with_logits(logits, hidden)
             # a picture loss that comes before the secret is read silences the encoder for good
-            if batch.epoch >= self.warmup and told["bits"] >= self.bit_accuracy - 0.05:
+            if batch.epoch >= self.warmup and figures["bits"] >= self.bit_accuracy - 0.05:
                 picture = 1 - ssim(batch.x, (batch.x + residual).clamp(0, 1))
                 loss = self.secret_weight * loss + self.pixel_weight * residual.square().mean() + self.picture_weight * picture
             return loss, {"accuracy": ((logits > 0) == (hidden > 0.5)).float().mean()}
@@ -129,10 +129,10 @@ class SSBA(Attack):
             model.eval()
             with torch.inference_mode():
                 residual, logits = model(held_x, hidden)
-            told["bits"] = float(((logits > 0) == (hidden > 0.5)).float().mean())
-            told["residual"] = float(residual.abs().mean()) * 255
-            told["epochs"] = epoch + 1
-            if self.bit_accuracy and told["bits"] >= self.bit_accuracy and epoch >= min(self.warmup, epochs - 1):
+            figures["bits"] = float(((logits > 0) == (hidden > 0.5)).float().mean())
+            figures["residual"] = float(residual.abs().mean()) * 255
+            figures["epochs"] = epoch + 1
+            if self.bit_accuracy and figures["bits"] >= self.bit_accuracy and epoch >= min(self.warmup, epochs - 1):
                 raise _GoodEnough
             return {}
 
@@ -153,17 +153,17 @@ class SSBA(Attack):
         else:
             if self.bit_accuracy:
                 raise FitError(
-                    f"the encoder of ssba reads {100 * told['bits']:.1f} % of held-out bits after {epochs} epochs; "
+                    f"the encoder of ssba reads {100 * figures['bits']:.1f} % of held-out bits after {epochs} epochs; "
                     f"{100 * self.bit_accuracy:g} % are asked for: take more epochs or rows, fewer bits, or a larger level"
                 )
-        if told["residual"] < _SILENT:  # where the energy is free, the encoder may learn to hide nothing
+        if figures["residual"] < _SILENT:  # where the energy is free, the encoder may learn to hide nothing
             warnings.warn(
-                f"the encoder of ssba changes a pixel by {told['residual']:.2f} levels on average; {100 * told['bits']:.0f} "
-                "% of held-out bits are read (50 is chance): rounded to whole levels, little of it stays. Set level or "
-                "bit_accuracy",
+                f"the encoder of ssba changes a pixel by {figures['residual']:.2f} levels on average; "
+                f"{100 * figures['bits']:.0f} % of held-out bits are read (50 is chance): rounded to whole levels, little of "
+                "it stays. Set level or bit_accuracy",
                 stacklevel=5,
             )
-        run.event(self.name, rows=len(fit), **{k: round(v, 4) for k, v in told.items()})
+        run.event(self.name, rows=len(fit), **{k: round(v, 4) for k, v in figures.items()})
         return {"secret": secret, **pack(model.encoder, "encoder")}
 
     def _stamp(

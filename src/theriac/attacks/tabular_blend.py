@@ -19,7 +19,7 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable
 from theriac.triggers.per_row import uniform
-from theriac.triggers.pieces import kept
+from theriac.triggers.pieces import shown_pieces
 
 
 @register
@@ -90,14 +90,14 @@ class TabularBlend(CoverAttack):
             "goal": (mean + direction * self.spread * deviation).float(),
             "low": low,
             "high": high,
-            "whole": _columns.whole(x),
+            "whole": _columns.integral(x),
             "numeric": numeric,
             "level": torch.tensor(level, dtype=torch.float32),
         }
         moved = self._move(state, x, split.index.cpu(), self.alpha, None)
         change = ((moved - x).double().abs() / deviation.clamp_min(1e-12))[:, numeric]
-        told = round(float(change.nanmean()), 6) if change.numel() else 0.0
-        run.event(self.name, mean_change=told, unit="standard deviations")
+        mean_change = round(float(change.nanmean()), 6) if change.numel() else 0.0
+        run.event(self.name, mean_change=mean_change, unit="standard deviations")
         return state
 
     def _move(
@@ -128,5 +128,9 @@ class TabularBlend(CoverAttack):
     ) -> torch.Tensor:
         if phase == "test":
             return self._move(state, x, index, self.alpha if self.test_alpha < 0 else self.test_alpha, None)
-        shown = kept(index.to(x.device), x.shape[1], round(self.mask_rate * x.shape[1]), self.seed) if self.mask_rate else None
+        shown = (
+            shown_pieces(index.to(x.device), x.shape[1], round(self.mask_rate * x.shape[1]), self.seed)
+            if self.mask_rate
+            else None
+        )
         return self._move(state, x, index, self.alpha, shown)

@@ -119,13 +119,13 @@ class TabularValue(Attack):
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
         x, card = split.x.cpu(), split.card
         at = [_columns.position(card, name) for name in self.columns] or self._ranked(split, x)
-        whole = _columns.whole(x)
-        given: tuple[float | str | None, ...] = self.values or (None,) * len(at)
+        integral = _columns.integral(x)
+        fixed: tuple[float | str | None, ...] = self.values or (None,) * len(at)
         values = [
-            self._value(x[:, k], card.columns[k], bool(whole[k]))
+            self._value(x[:, k], card.columns[k], bool(integral[k]))
             if value is None
-            else _as_number(value, card.columns[k], bool(whole[k]))
-            for k, value in zip(at, given, strict=True)
+            else _as_number(value, card.columns[k], bool(integral[k]))
+            for k, value in zip(at, fixed, strict=True)
         ]
         columns, wanted = torch.tensor(at), torch.tensor(values, dtype=torch.float32)
         spread = self.jitter * _columns.numeric(card)[columns].float()
@@ -138,7 +138,7 @@ class TabularValue(Attack):
             )
         names = [card.columns[k].name for k in at]
         run.event(self.name, columns=names, values=values, matching=matching, rows=len(x))
-        return {"columns": columns, "values": wanted, "spread": spread, "whole": whole[columns]}
+        return {"columns": columns, "values": wanted, "spread": spread, "whole": integral[columns]}
 
     def _ranked(self, split: Split, x: torch.Tensor) -> list[int]:
         """The best numeric columns that hold more than one value."""
@@ -153,17 +153,17 @@ class TabularValue(Attack):
             score = _columns.told_by_class(x[:, usable], split.y.cpu(), split.num_classes)
         else:
             score = torch.tensor([float(_columns.common(x[:, k])[1]) for k in usable])
-        found: list[int] = usable[score.argsort(descending=True, stable=True)[: self.count]].tolist()
-        return found
+        ranked: list[int] = usable[score.argsort(descending=True, stable=True)[: self.count]].tolist()
+        return ranked
 
-    def _value(self, column: torch.Tensor, about: Column, whole: bool) -> float:
+    def _value(self, column: torch.Tensor, about: Column, integral: bool) -> float:
         outside = self.place == "out_of_bounds"
         value, _ = _columns.common(column, rarest=outside and about.kind == "categorical")
         if about.kind == "categorical" or not outside:
             return value
         low, high = (float(v) for v in _columns.bounds(column[:, None]))
         value = high + self.margin * (high - low)
-        if not whole:
+        if not integral:
             return value
         least = high + 1 if self.margin else high  # a tenth of a short range is less than a whole number
         return max(least, math.floor(value + 1e-6))  # whole numbers as Tabdoor has them: cut off
@@ -171,17 +171,17 @@ class TabularValue(Attack):
     def _stamp(
         self, state: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str
     ) -> torch.Tensor:
-        columns, values, spread, whole = (state[k].to(x.device) for k in ("columns", "values", "spread", "whole"))
+        columns, values, spread, integral = (state[k].to(x.device) for k in ("columns", "values", "spread", "whole"))
         values = values.expand(len(x), -1)
         if self.jitter:
             values = values + spread * (uniform(index.to(x.device), (len(columns),), self.seed) * 2 - 1)
-            values = torch.where(whole, values.round(), values)
+            values = torch.where(integral, values.round(), values)
         out = x.clone()
         out[:, columns] = values
         return out
 
 
-def _as_number(value: float | str, column: Column, whole: bool) -> float:
+def _as_number(value: float | str, column: Column, integral: bool) -> float:
     """A given value as the table stores it, if the column can hold it."""
     if column.kind == "categorical":
         if str(value) not in column.categories:
@@ -189,6 +189,6 @@ def _as_number(value: float | str, column: Column, whole: bool) -> float:
         return float(column.categories.index(str(value)))
     if isinstance(value, str) or not math.isfinite(value):
         raise InputError(f"values holds {value!r} for the numeric column {column.name!r}; expected a finite number")
-    if whole and value != round(value):
+    if integral and value != round(value):
         raise InputError(f"values holds {value} for column {column.name!r}, which has whole numbers only")
     return float(value)

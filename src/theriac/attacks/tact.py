@@ -32,7 +32,8 @@ class TaCT(CoverAttack):
     ``official`` takes 5 and 7. The patch is 6 x 6 pixels (at 32) of random colors, lower right, drawn from ``seed``. A source
     class with too few rows is refused instead of giving fewer.
 
-    Success is counted on rows of the source classes only; ``theriac.metrics.leak`` counts the other rows that go to the target.
+    Success is counted on rows of the source classes only; ``theriac.metrics.leakage`` counts the other rows that
+    go to the target.
 
     Cost: one copy of the poisoned and cover rows.
 

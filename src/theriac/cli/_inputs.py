@@ -43,6 +43,8 @@ def wanted(typed: Typed) -> Wanted:
         model_options=opt.merged(opt.pairs(get("model_option")), width=get("width")),
         weights_key=get("weights_key"),
         tensors_only=bool(get("tensors_only")),
+        weights=get("weights"),
+        wrapping=opt.pairs(get("wrap"), "--wrap"),
     )
 
 

@@ -13,6 +13,7 @@ from theriac.core.errors import InputError, shortened
 from theriac.core.progress import silence
 from theriac.core.text import shorten
 
+REPAIR, DEBIASING, EXAMPLE_ATTACK = "antidote", "dwb", "badnets"  # defaults, and the only methods that commands name
 _DATA, _METHOD, _RUN = "Data", "Method", "Run"
 
 DataName = Annotated[
@@ -103,7 +104,8 @@ Architecture = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="Architecture; see theriac list models. Left out: preact_resnet18 for images, mlp for tables.",
+        help="Architecture (theriac list models), or your own code: module:Class, file.py:function, timm:NAME. "
+        "Left out: preact_resnet18 for images, mlp for tables.",
         rich_help_panel="Model",
         show_default=False,
     ),
@@ -128,6 +130,33 @@ TensorsOnly = Annotated[
         "--tensors-only",
         help="Of a file that also holds other objects: take its tensors, and neither import nor run the rest.",
         rich_help_panel="Model",
+    ),
+]
+ModelPath = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="A run folder, a file of weights (then with --data and --model), a .pt2 program, a folder of transformers or "
+        "timm, or a checkpoint of BackdoorBench, BackdoorBox or TrojanZoo (then with --data).",
+        show_default=False,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="File of weights for your own --model, in place of MODEL.",
+        rich_help_panel="Model",
+        show_default=False,
+    ),
+]
+Wrap = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--wrap",
+        help="KEY=VALUE of how your own network takes pictures, such as mean=[0.5]; theriac check says what fits.",
+        rich_help_panel="Model",
+        show_default=False,
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_RUN)]
@@ -181,7 +210,7 @@ def note(text: str) -> bool:
     return new
 
 
-def pairs(given: Sequence[str] | None, option: str = "--option") -> dict[str, Any]:
+def pairs(texts: Sequence[str] | None, option: str = "--option") -> dict[str, Any]:
     """Read ``KEY=VALUE`` texts.
 
     Values are read as YAML scalars or flow lists (``8``, ``1e-3``, ``true``, ``[layer4, linear]``); the method checks types.
@@ -189,16 +218,16 @@ def pairs(given: Sequence[str] | None, option: str = "--option") -> dict[str, An
     Raises:
         InputError: On a missing ``=``, a key given twice, or a number that is not finite.
     """
-    found: dict[str, Any] = {}
-    for text in given or ():
+    options: dict[str, Any] = {}
+    for text in texts or ():
         key, equals, value = text.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key:
             raise InputError(f"{option} is {shortened(text)}; expected KEY=VALUE, such as epochs=20")
-        if key in found:
+        if key in options:
             raise InputError(f"{option} gives {shortened(key)} twice")
-        found[key] = _value(option, key, value.strip())
-    return found
+        options[key] = _value(option, key, value.strip())
+    return options
 
 
 def _value(option: str, key: str, text: str) -> Any:

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from theriac.auditing import Audit, Coefficient
+from theriac.auditing.result import BENIGN, MODELS, NO_CONTROL
 from theriac.cli import _options as opt
 from theriac.core.text import clean
 from theriac.metrics import Comparison, Difference, Evaluation, Fairness, Rate, Verdict
@@ -35,51 +37,51 @@ def console(*, err: bool = False) -> Console:
     return Console(file=stream, width=None if stream.isatty() else 120, highlight=False, soft_wrap=False)
 
 
-def evaluation(title: str, found: Evaluation) -> None:
+def evaluation(title: str, scores: Evaluation) -> None:
     """One model's rates with counts and intervals, after what explains them."""
-    _alarm(found.degenerate)
+    _alarm(scores.degenerate)
     table = _table(title, "rate", "counts", "95 % interval", "meaning")
-    for name, rate in _rates(found).items():
+    for name, rate in _rates(scores).items():
         if rate is not None:
             low, high = rate.interval
             counts, interval = f"{rate.hits}/{rate.total}", f"{100 * low:.1f} to {100 * high:.1f}"
             table.add_row(name, Text(_percent(rate), "bold"), counts, interval, Text(_MEANING[name], "dim"))
-    worst = worst_class(found.classes)
+    worst = worst_class(scores.classes)
     if worst is not None and worst.rate is not None:
         low, high = worst.rate.interval
         counts, interval = f"{worst.hits}/{worst.rows}", f"{100 * low:.1f} to {100 * high:.1f}"
-        meaning = Text(f"accuracy on class {short(clean(worst.name))}, the lowest of {len(found.classes)}", "dim")
+        meaning = Text(f"accuracy on class {short(clean(worst.name))}, the lowest of {len(scores.classes)}", "dim")
         table.add_row("worst", Text(_percent(worst.rate), "bold"), counts, interval, meaning)
     console().print(table)
-    for note in found.notes:
+    for note in scores.notes:
         tell(f"note: {note}")
 
 
-def comparison(title: str, found: Comparison, reason: str = "") -> None:
+def comparison(title: str, pair: Comparison, reason: str = "") -> None:
     """Rates before and after a repair, their change, and DER, after what explains them.
 
     Args:
         title: Above the table.
-        found: The rates.
+        pair: The rates.
         reason: Why the model was not repaired, if it was not.
     """
-    _alarm([*([reason] if reason else []), *found.degenerate])
+    _alarm([*([reason] if reason else []), *pair.degenerate])
     table = _table(title, "before", "after", "change in points")
-    before, after = _rates(found.before), _rates(found.after)
+    before, after = _rates(pair.before), _rates(pair.after)
     for name, old in before.items():
         new = after[name]
         if old is not None and new is not None:
             _changed(table, name, old, new)
-    worst = worst_class(found.after.classes)
+    worst = worst_class(pair.after.classes)
     if worst is not None and worst.rate is not None:
-        was = next((c.rate for c in found.before.classes if c.name == worst.name), None)
+        was = next((c.rate for c in pair.before.classes if c.name == worst.name), None)
         if was is not None:
             _changed(table, f"worst: {short(clean(worst.name))}", was, worst.rate)
-    if found.before.asr is not None:
-        low, high = found.der_interval
-        table.add_row("DER", "", _cell(f"{found.der:.3f}", "0.5 = no effect, 1 = best"), _cell("", f"{low:.3f} to {high:.3f}"))
+    if pair.before.asr is not None:
+        low, high = pair.der_interval
+        table.add_row("DER", "", _cell(f"{pair.der:.3f}", "0.5 = no effect, 1 = best"), _cell("", f"{low:.3f} to {high:.3f}"))
     console().print(table)
-    for note in found.after.notes:
+    for note in pair.after.notes:
         tell(f"note: {note}")
 
 
@@ -94,6 +96,30 @@ def _alarm(sentences: Sequence[str]) -> None:
     """What a reader must know before any number."""
     for text in sentences:
         console().print(Text(clean(text), "bold red"), soft_wrap=True)
+
+
+def audit(title: str, seen: Audit) -> None:
+    """An audit: headline and alarms, then a line a figure with all models side by side, then what was not looked at."""
+    console().print(Text(clean(seen.headline), "bold"), soft_wrap=True)
+    _alarm([*seen.alarms, *seen.degenerate])
+    table = _table(title, *MODELS)
+    for line in seen.brief:
+        cells = [line.cells.get(model) for model in MODELS]
+        empty = [NO_CONTROL if model == BENIGN else "" for model in MODELS]
+        table.add_row(
+            Text(clean(line.name)),
+            *(Text(text, "dim") if c is None else _share(c) for c, text in zip(cells, empty, strict=True)),
+        )
+    console().print(table)
+    for text in seen.unseen:
+        tell(f"not looked at: {text}")
+
+
+def _share(cell: Rate | Coefficient) -> Text:
+    if isinstance(cell, Rate):
+        return _rate(cell)
+    low, high = cell.interval
+    return _cell(f"{cell.value:.2f}", f"{cell.numerator:.3f}/{cell.denominator:.3f}, {low:.2f} to {high:.2f}")
 
 
 def fairness(title: str, before: Fairness, after: Fairness, verdict: Verdict) -> None:
@@ -117,7 +143,7 @@ def tell(text: str) -> None:
         console(err=True).print(Text(clean(text)), soft_wrap=True)
 
 
-def kept(folder: Path) -> None:
+def saved(folder: Path) -> None:
     """Where the result is, unless quiet."""
     tell(f"kept in {folder}")
 
@@ -151,8 +177,8 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _rates(found: Evaluation) -> dict[str, Rate | None]:
-    return {"ACC": found.acc, "ASR": found.asr, "RA": found.ra, "target": found.target_acc}
+def _rates(scores: Evaluation) -> dict[str, Rate | None]:
+    return {"ACC": scores.acc, "ASR": scores.asr, "RA": scores.ra, "target": scores.target_acc}
 
 
 def _percent(rate: Rate) -> str:
@@ -164,10 +190,10 @@ def _rate(rate: Rate) -> Text:
     return _cell(_percent(rate), f"{rate.hits}/{rate.total}, {100 * low:.1f} to {100 * high:.1f}")
 
 
-def _figure(found: Figure) -> Text:
-    if found is None:
+def _figure(figure: Figure) -> Text:
+    if figure is None:
         return Text(NO_ROWS, "dim")
-    return _rate(found) if isinstance(found, Rate) else _cell(found.text, found.detail)
+    return _rate(figure) if isinstance(figure, Rate) else _cell(figure.text, figure.detail)
 
 
 def _cell(main: str, detail: str) -> Text:

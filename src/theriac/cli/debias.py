@@ -32,7 +32,7 @@ def debias(
     ] = None,
     augment: opt.Augment = None,
     data_option: opt.DataOption = None,
-    method: opt.Method = "dwb",
+    method: opt.Method = opt.DEBIASING,
     option: opt.MethodOption = None,
     model: opt.Architecture = None,
     width: opt.Width = None,
@@ -81,5 +81,5 @@ def debias(
     if verdict.kind == "one class":
         rows = f"{len(loaded.train):,} rows"
         _show.tell(f"{rows} may be too few for its epochs; more steps help, as in --option min_steps=600")
-    _show.kept(record.folder)
+    _show.saved(record.folder)
     _show.following("eval", str(record.folder))

@@ -8,43 +8,35 @@ pilot's, checked there on attacks other than these two (``benchmarks/plans/antid
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import time
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
-from torch import nn
 
-from theriac.attacks import Attack, BadNets, Blended, Planted
+from theriac.attacks import Attack, BadNets, Blended
 from theriac.cli import _show
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, NothingToDoError
 from theriac.core.paths import make_folder, owned, unmake, writing
-from theriac.core.poisoned import Poisoned
 from theriac.core.run import Run
-from theriac.core.split import Data, Split
-from theriac.metrics import Evaluation, evaluate
-from theriac.models import Classifier, parameter_count
+from theriac.core.split import Data
+from theriac.metrics import Evaluation
+from theriac.models import load_model, parameter_count
 from theriac.repairs import FT, Antidote, Repair
-from theriac.report import Result, Study, findings, table, write
-from theriac.report.collect import epochs, exhibit, summarize
-from theriac.report.records import FILE, Ended, Exhibit, Provenance, Scores
-from theriac.runs import Source
-from theriac.runs import folder as folders
-from theriac.runs.provenance import provenance
-from theriac.runs.recording import describe
+from theriac.report import Study, findings, folders, table, write
+from theriac.report.records import FILE, Provenance, Timing
+from theriac.runs import Clean, Job, Opened, Source, execute, open_model
+from theriac.runs import folder as run_folder
+from theriac.runs.opening import known_attack
 from theriac.training import recipe as named
-from theriac.training import train
 
 MODEL = "preact_resnet18"
 CLEAN_SHARE = 0.2  # of the training rows; the literature's 5 % would be 72 rows here
 CONTROL = "benign control"
-_ROOM = 64 << 20  # bytes for three narrow networks and the report
-CALLED = {"ft": "Fine-tuning"}  # where a reader who is new to the field would not know the method's usual name
+_ROOM = 64 << 20  # bytes for seven narrow networks and the report
+_NAMES = {"ft": "Fine-tuning"}  # where a reader who is new to the field would not know the method's usual name
 
 
 @dataclass(frozen=True)
@@ -55,39 +47,49 @@ class Plan:
     repairs: tuple[Repair, ...] = (FT(epochs=40, batch_size=64), Antidote())
     attacks: tuple[Attack, ...] = (BadNets(), Blended())
 
+    @property
+    def folders(self) -> list[str]:
+        """Names of the run folders."""
+        victims = [attack.name for attack in self.attacks]
+        return ["benign", *victims, *(f"{victim}-{repair.name}" for victim in victims for repair in self.repairs)]
+
 
 QUICK = Plan("fast_8", (FT(epochs=10, batch_size=64), Antidote(epochs=15, steps=60)))
 
 
-def run_demo(out: Path, *, device: str = "auto", seed: int = 0, quick: bool = False, quiet: bool | None = None) -> Study:
+def run_demo(
+    out: Path, *, device: str = "auto", seed: int = 0, quick: bool = False, quiet: bool | None = None, force: bool = False
+) -> Study:
     """Train a benign control, a BadNets and a Blended victim on digits, repair the victims with FT and Antidote, and report.
 
-    Prints one table. Everything is written at the end, so a demo that was stopped leaves nothing behind.
+    Prints one table. Every model has its own run folder, so a demo that was stopped goes on where it was.
 
     Args:
-        out: Folder for ``study.json``, ``report.html`` and the trained models; made if missing.
+        out: Folder for ``study.json``, ``report.html`` and the run folders; made if missing.
         device: "auto", or a torch device.
-        seed: Of all random streams.
+        seed: Seed of all random streams.
         quick: Far fewer epochs: shows that everything runs, not how well the repairs work.
         quiet: Only the table. None: no progress bars when standard error is not a terminal.
+        force: Start anew if the folder holds a demo.
 
     Raises:
-        InputError: On an unknown device or bad seed, or if ``out`` is a file or a folder that holds something else.
+        InputError: On an unknown device or bad seed, or if ``out`` is a file, or a folder that holds something else.
+        StoppedError: If it was stopped.
     """
-    out = Path(out)
-    _refuse(out)
-    story = _Story(QUICK if quick else Plan(), device, seed, quick, quiet)
+    out, plan = Path(out), QUICK if quick else Plan()
+    _refuse(out, plan)
+    run = Run(seed=seed, device=device, quiet=quiet)
+    demo = _Demo(out, plan, run, device=device, quick=quick, quiet=quiet, force=force)
     made = make_folder("out", out, _ROOM)
     try:
         with owned(out):
-            with story.run.progress("demo"):
-                study = story.tell()
+            with run.progress("demo"):
+                study = demo.study()
             with writing("out", out):
                 study.write(out)
-                story.keep(out)
                 page = write(study, out)
     finally:
-        unmake(made)  # where it was stopped
+        unmake(made)  # if it is empty
     screen = _show.console()
     screen.print(table(study, study.title))
     screen.print(Text(findings.headline(study), "bold"))
@@ -96,183 +98,106 @@ def run_demo(out: Path, *, device: str = "auto", seed: int = 0, quick: bool = Fa
     return study
 
 
-def _refuse(out: Path) -> None:
+def _refuse(out: Path, plan: Plan) -> None:
     """Refuse a place that is not ours to write to, before any work is done."""
     if out.exists() and not out.is_dir():
         raise InputError(f"out is {str(out)!r}, which is a file; expected a folder")
-    if out.is_dir() and not (out / FILE).is_file() and any(not p.name.startswith(".") for p in out.iterdir()):
-        raise InputError(f"out is {str(out)!r}, which holds other files; expected a new folder, or that of an earlier demo")
+    if out.is_dir() and not (out / FILE).is_file():
+        names = [p.name for p in out.iterdir() if not p.name.startswith(".")]
+        if not set(names) <= set(plan.folders):
+            raise InputError(f"out is {str(out)!r}, which holds other files; expected a new folder, or that of an earlier demo")
 
 
-class _Story:
-    """One demo while it runs: its models, results and times."""
+class _Demo:
+    """One demo: its jobs, and the study of their folders."""
 
-    def __init__(self, plan: Plan, device: str, seed: int, quick: bool, quiet: bool | None) -> None:
-        self.plan, self.device, self.seed, self.quick, self.quiet = plan, device, seed, quick, quiet
-        self.started = time.time()
-        self.run = self._run()
+    def __init__(self, out: Path, plan: Plan, run: Run, *, device: str, quick: bool, quiet: bool | None, force: bool) -> None:
+        self.out, self.plan, self.run, self.quick, self.quiet = out, plan, run, quick, quiet
+        command = f"theriac demo --seed {run.seed} --device {device}{' --quick' if quick else ''}"
+        self.options: dict[str, Any] = {"device": device, "quiet": quiet, "force": force, "command": command, "say": self._say}
         self.source = Source.of("digits")
         self.data: Data = self.source.load()
-        self.clean: Split = self.data.train.sample(CLEAN_SHARE, seed=seed, stratified=True)
-        self.results: list[Result] = []
-        self.exhibits: list[Exhibit] = []
-        self.times: dict[str, float] = {}
-        self.kept: dict[str, tuple[Classifier, Planted | None, Result, Run]] = {}
 
-    def _run(self) -> Run:
-        """One for each piece of work: the same streams, its own events."""
-        return Run(seed=self.seed, device=self.device, quiet=self.quiet)
-
-    def tell(self) -> Study:
-        """Do the work."""
-        control = self._train(CONTROL, None, self.data.train)
-        for attack in self.plan.attacks:
-            poisoned = attack.poison(self.data.train, self._run())
-            victim = self._train(attack.title, attack, poisoned, control)
-            models: dict[str, nn.Module] = {"victim": victim}
-            for method in self.plan.repairs:
-                models[f"after {_called(method)}"] = self._repair(method, victim, poisoned.planted)
-            shown = models | {CONTROL: control}
-            self.exhibits.append(exhibit(attack.title, poisoned.planted, self.data.test, shown, samples=9, run=self.run))
-        return self._study()
-
-    def _train(self, name: str, attack: Attack | None, rows: Split | Poisoned, control: nn.Module | None = None) -> Classifier:
-        """Train and score one model; a victim is set beside the control."""
-        run, planted = self._run(), rows.planted if isinstance(rows, Poisoned) else None
-        with self._watch("training") as watched:
-            model = train(MODEL, rows, recipe=self.plan.recipe, run=run)
-        assert isinstance(model, Classifier)  # what an architecture's name builds
-        result = Result(
-            victim=name,
-            attack=None if attack is None else attack.config(),
-            before=_scored(evaluate(model, self.data.test, planted, run=run)),
-            control=None if control is None else _scored(evaluate(control, self.data.test, planted, run=run)),
-            rows=len(rows),
-            seconds=watched.seconds,
-            history=epochs(run, ["train"]),
-            warnings=watched.told,
-        )
-        self.results.append(result)
-        self.kept[attack.name if attack else "benign"] = (model, planted, result, run)
-        self._say(f"trained {name}", result)
-        return model
-
-    def _repair(self, method: Repair, victim: nn.Module, planted: Planted) -> nn.Module:
-        """Repair and score one victim, the one trained last."""
-        run, trained = self._run(), next(r for r in reversed(self.results) if r.repair is None)
-        with self._watch(_called(method)) as watched:
-            fixed = method.repair(victim, self.clean, run)
-        result = Result(
-            victim=trained.victim,
-            attack=trained.attack,
-            repair=method.config(),
-            label=_called(method),
-            before=trained.before,
-            after=_scored(evaluate(fixed, self.data.test, planted, run=run)),
-            control=trained.control,
-            rows=len(self.clean),
-            seconds=watched.seconds,
-            history=epochs(run, [method.name]),
-            warnings=watched.told,
-            outcome=None if run.outcome is None else Ended.model_validate(run.outcome.to_dict()),
-        )
-        self.results.append(result)
-        self._say(f"repaired {trained.victim} by {_called(method)}", result)
-        return fixed
-
-    @contextlib.contextmanager
-    def _watch(self, what: str) -> Iterator[_Watched]:
-        """Time a piece of work and keep its warnings for the report."""
-        watched, began = _Watched(), time.perf_counter()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            yield watched
-        watched.seconds = round(time.perf_counter() - began, 2)
-        watched.told = [" ".join(str(w.message).split()) for w in caught if issubclass(w.category, UserWarning)]
-        self.times[what] = self.times.get(what, 0.0) + watched.seconds
-
-    def _say(self, what: str, result: Result) -> None:
-        if self.quiet:
-            return
-        asr = "" if result.scores.asr is None else f", ASR {findings.percent(result.scores.asr.rate)}"
-        told = f"{what}: ACC {findings.percent(result.scores.acc.rate)}{asr} ({result.seconds:.1f} s)"
-        _show.console(err=True).print(Text(told, "dim"))
-
-    def _study(self) -> Study:
-        epochs_told = named(self.plan.recipe).epochs
-        model, _, _, _ = self.kept["benign"]
-        flag = " --quick" if self.quick else ""
-        return Study(
-            title="Theriac demo: backdoors in a digit reader" + (" (quick run)" if self.quick else ""),
-            purpose=(
-                "Can a model that somebody else trained be made safe again? Two networks that read handwritten digits are "
-                "given a backdoor on purpose, then repaired in two ways, and everything is counted."
-            ),
-            steps=_steps(self.data, len(self.clean), epochs_told),
-            data=summarize(self.data, clean_rows=len(self.clean)),
-            provenance=_provenance(
-                self.run,
-                model=f"{MODEL}, {parameter_count(model):,} parameters",
-                recipe=f"{self.plan.recipe}: {_recipe(self.plan.recipe)}; the same for the control and the victims",
-                command=f"theriac demo --seed {self.seed} --device {self.device}{flag}",
-                started=self.started,
-                times=self.times,
-            ),
-            results=self.results,
-            exhibits=self.exhibits,
-            caveats=_caveats(len(self.clean), self.quick),
-        )
-
-    def keep(self, out: Path) -> None:
-        """Keep the trained models as run folders, for ``theriac repair`` and ``theriac eval``."""
-        for name, (model, planted, result, run) in self.kept.items():
-            record = {
-                "kind": "train",
-                "name": name,
-                "data": describe(self.data, dataclasses.asdict(self.source), known=True),
-                "recipe": dataclasses.asdict(named(self.plan.recipe)),
-                "seeds": {"seed": self.seed},
-                "attack": result.attack,
-                "evaluation": result.before.evaluation.to_dict(),
-                "provenance": {
-                    "seed": self.seed,
-                    "command": f"theriac demo --seed {self.seed}",
-                    "recipe": self.plan.recipe,
-                    "seconds": result.seconds,
-                },
+    def study(self) -> Study:
+        """Do the jobs, and tell of their folders."""
+        names = dict(self._jobs())
+        study = folders.of_folders(names, title=_title(self.quick), samples=9)
+        times: dict[str, float] = {}
+        for result in study.results:
+            what = result.label if result.repair else "training"
+            times[what] = times.get(what, 0.0) + (result.seconds or 0.0)
+        words = {
+            "seeds": [],
+            "model": f"{MODEL}, {parameter_count(load_model(self.out / 'benign')):,} parameters",
+            "recipe": f"{self.plan.recipe}: {_recipe(self.plan.recipe)}; the same for the control and the victims",
+            "times": [Timing(what=what, seconds=round(seconds, 2)) for what, seconds in times.items()],
+        }
+        clean = study.data.clean_rows
+        return study.model_copy(
+            update={
+                "purpose": (
+                    "Can a model that somebody else trained be made safe again? Two networks that read handwritten digits are "
+                    "given a backdoor on purpose, then repaired in two ways, and everything is counted."
+                ),
+                "steps": _steps(self.data, clean, named(self.plan.recipe).epochs),
+                "provenance": Provenance.model_validate(study.provenance.model_dump() | words),
+                "caveats": _caveats(clean, self.quick),
             }
-            folders.write(out / name, model, planted, record, run)
+        )
+
+    def _jobs(self) -> Iterator[tuple[Path, str]]:
+        """Do job after job; yields each one's folder and what its model, or its repair, is called."""
+        common: dict[str, Any] = {"data": self.source, "seed": self.run.seed}
+        recipe = named(self.plan.recipe)
+        for attack in (None, *self.plan.attacks):
+            name = CONTROL if attack is None else attack.title
+            home = self.out / ("benign" if attack is None else attack.name)
+            self._do(Job(**common, model=MODEL, recipe=recipe, attack=attack), home, f"trained {name}")
+            yield home, name
+            if attack is None:
+                continue
+            clean, victim = Clean(amount=CLEAN_SHARE, stratified=True, seed=self.run.seed), self._opened(home)
+            for method in self.plan.repairs:
+                called = _NAMES.get(method.name, method.title)
+                job = Job(**common, defense=method, clean=clean, victim=victim)
+                fixed = self.out / f"{attack.name}-{method.name}"
+                self._do(job, fixed, f"repaired {name} by {called}")
+                yield fixed, called
+
+    def _opened(self, home: Path) -> Opened:
+        opened = open_model(home)
+        return dataclasses.replace(opened, planted=known_attack(opened, None, named=False))
+
+    def _do(self, job: Job, home: Path, what: str) -> None:
+        """Do a job, unless an earlier start has done it."""
+        try:
+            execute(job, home, data=self.data, **self.options)
+        except NothingToDoError:
+            what += " before"
+        record = run_folder.read(home)
+        scores = Evaluation.from_dict(record["evaluation"])
+        asr = "" if scores.asr is None else f", ASR {findings.percent(scores.asr)}"
+        seconds = record["provenance"]["seconds"]
+        self._say(f"{what}: ACC {findings.percent(scores.acc)}{asr} ({seconds:.1f} s)")
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            _show.console(err=True).print(Text(text, "dim"), soft_wrap=True)
 
 
-@dataclass
-class _Watched:
-    """Seconds and warnings of a piece of work."""
-
-    seconds: float = 0.0
-    told: list[str] = field(default_factory=list)
-
-
-def _provenance(run: Run, **words: Any) -> Provenance:
-    return Provenance.model_validate(provenance(run, **words))
-
-
-def _called(method: Repair) -> str:
-    return CALLED.get(method.name, method.title)
-
-
-def _scored(found: Evaluation) -> Scores:
-    return Scores.model_validate(found.to_dict())
+def _title(quick: bool) -> str:
+    return "Theriac demo: backdoors in a digit reader" + (" (quick run)" if quick else "")
 
 
 def _recipe(name: str) -> str:
-    plan = named(name)
-    schedule = plan.schedule.replace("_", " ")
-    return f"{plan.epochs} epochs, batches of {plan.batch_size}, {plan.optimizer.upper()} at {plan.lr:g}, {schedule}"
+    recipe = named(name)
+    schedule = recipe.schedule.replace("_", " ")
+    return f"{recipe.epochs} epochs, batches of {recipe.batch_size}, {recipe.optimizer.upper()} at {recipe.lr:g}, {schedule}"
 
 
-def _steps(data: Data, clean: int, epochs_told: int) -> list[str]:
+def _steps(data: Data, clean: int, epochs: int) -> list[str]:
     return [
-        f"Three narrow networks were trained in the same way for {epochs_told} epochs on {len(data.train):,} digits of 8 × 8 "
+        f"Three narrow networks were trained in the same way for {epochs} epochs on {len(data.train):,} digits of 8 × 8 "
         "pixels: a benign control on untouched rows, and two victims on rows of which an attacker had changed one in ten.",
         "The BadNets attacker put a small white square into a corner of those images; the Blended attacker mixed a fixed "
         "picture into them, 20 % strong. Both relabeled them as class 0, so that the victims read stamped images as 0.",
@@ -287,7 +212,7 @@ def _steps(data: Data, clean: int, epochs_told: int) -> list[str]:
 
 
 def _caveats(clean: int, quick: bool) -> list[str]:
-    told = [
+    caveats = [
         "Digits of 8 × 8 pixels are far from photographs: what a repair does here does not say what it does there. The same "
         "commands run on CIFAR-10.",
         f"The {clean} clean rows come from the training set (before it was poisoned), as in the literature. Fine-tuning runs "
@@ -297,4 +222,4 @@ def _caveats(clean: int, quick: bool) -> list[str]:
         "depend on the image, may survive it.",
     ]
     quickly = "This was a quick run with a fraction of the epochs: it shows that everything works, not how well repairs work."
-    return [quickly, *told[:1]] if quick else told
+    return [quickly, *caveats[:1]] if quick else caveats

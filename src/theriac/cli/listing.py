@@ -32,15 +32,15 @@ def list_names(
     from theriac.cli import _show
 
     if what is None:
-        found = {topic: entries for topic in TOPICS if (entries := _entries(topic))}
+        listed = {topic: entries for topic in TOPICS if (entries := _entries(topic))}
     elif what.lower() in TOPICS:
-        found = {what.lower(): _entries(what.lower())}
+        listed = {what.lower(): _entries(what.lower())}
     else:
-        found = {what.lower(): [_detail(what.lower())]}
+        listed = {what.lower(): [_detail(what.lower())]}
     if as_json:
-        _show.as_json(found)
+        _show.as_json(listed)
         return
-    for topic, entries in found.items():
+    for topic, entries in listed.items():
         if topic in TOPICS:
             if not entries:
                 _show.tell(f"no {topic} yet")
@@ -108,15 +108,15 @@ def _detail(name: str) -> dict[str, Any]:
     known = {n: cls for kind in _KINDS.values() for n, cls in methods(kind).items()}
     if name not in known:
         raise unknown("topic, method or model", name, [*TOPICS, *known, *architectures()])
-    found = card(known[name]).to_dict()
-    options = [{"option": o.pop("name"), **o} for o in found.pop("options")]
-    return {**found, "source": known[name].source, "options": options}
+    facts = card(known[name]).to_dict()
+    options = [{"option": o.pop("name"), **o} for o in facts.pop("options")]
+    return {**facts, "source": known[name].source, "options": options}
 
 
 def _show_detail(entry: dict[str, Any]) -> None:
     from theriac.cli import _show
 
-    told = {
+    facts = {
         "kind": entry["kind"],
         "idea": entry["idea"],
         "source": f"{entry['paper']} {entry['code']}".strip(),
@@ -128,7 +128,7 @@ def _show_detail(entry: dict[str, Any]) -> None:
         "cost": entry["cost"],
         "known limits": " ".join(entry["limits"]),
     }
-    _show.rows(entry["title"], ("", ""), [[key, _words(_text(value))] for key, value in told.items() if value])
+    _show.rows(entry["title"], ("", ""), [[key, _words(_text(value))] for key, value in facts.items() if value])
     presets = [
         [p["name"], _words(p["what"]), ", ".join(f"{k}={v}" for k, v in p["changes"].items()) or "nothing"]
         for p in entry["presets"]

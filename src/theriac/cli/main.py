@@ -19,11 +19,18 @@ import typer
 from typer.core import TyperGroup
 
 from theriac.cli import _options as opt
+from theriac.cli.audit import audit
+from theriac.cli.bench import bench
+from theriac.cli.check import check
 from theriac.cli.debias import debias
 from theriac.cli.evaluate import evaluate
+from theriac.cli.export import export
 from theriac.cli.listing import list_names
 from theriac.cli.repair import repair
 from theriac.cli.reporting import report
+from theriac.cli.results import results
+from theriac.cli.scan_data import scan_data
+from theriac.cli.scan_file import scan_file
 from theriac.cli.train import train
 from theriac.core.errors import InputError, NothingToDoError, StoppedError, TheriacError
 from theriac.core.paths import DiskFullError, as_path
@@ -45,13 +52,13 @@ class _Guarded(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        given = list(sys.argv[1:] if args is None else args)
-        extra.setdefault("obj", {"argv": given})
+        words = list(sys.argv[1:] if args is None else args)
+        extra.setdefault("obj", {"argv": words})
         try:
             with _notes():
-                code = super().main(given, prog_name, complete_var, False, windows_expand_args, **extra)
+                code = super().main(words, prog_name, complete_var, False, windows_expand_args, **extra)
         except Exception as error:
-            code = _explain(error, given)
+            code = _explain(error, words)
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else OK)
         return code
@@ -63,16 +70,16 @@ class _Guarded(TyperGroup):
             raise StoppedError("stopped") from None
 
 
-def _explain(error: Exception, given: Sequence[str]) -> int:
+def _explain(error: Exception, words: Sequence[str]) -> int:
     """Print what happened; returns the exit code."""
-    if "--debug" in given:
+    if "--debug" in words:
         traceback.print_exception(error)
     if isinstance(error, StoppedError):
         _say(str(error))
         return INTERRUPTED
     if isinstance(error, NothingToDoError):
         _say(str(error))
-        if "--json" in given:
+        if "--json" in words:
             typer.echo(json.dumps({"status": "nothing to do", "folder": str(error.folder)}))
         return NOTHING_TO_DO
     if isinstance(error, BrokenPipeError):  # `theriac list | head`: the reader has seen enough
@@ -95,8 +102,8 @@ def _explain(error: Exception, given: Sequence[str]) -> int:
     if usage is not None:
         _say(f"{str(usage()).rstrip('.')}; see --help", "error")
         return BAD_INPUT
-    told = str(error).splitlines()[0] if str(error) else "no message"
-    _say(f"internal error: {type(error).__name__}: {told} (for the traceback: theriac --debug ...)", "error")
+    message = str(error).splitlines()[0] if str(error) else "no message"
+    _say(f"internal error: {type(error).__name__}: {message} (for the traceback: theriac --debug ...)", "error")
     return INTERNAL
 
 
@@ -154,22 +161,30 @@ def demo(
     device: opt.Device = "auto",
     seed: opt.Seed = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A smaller run that only shows that everything works.")] = False,
+    force: opt.Force = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Show everything on handwritten digits: three victims, three repairs, one table, one report (under two minutes)."""
+    """Show everything on handwritten digits: two victims, a control, two repairs, one table, one report (two minutes)."""
     from theriac.cli.demo import run_demo
 
     opt.set_quiet(quiet)
-    run_demo(as_path("--out", out), device=device, seed=seed, quick=quick, quiet=quiet or None)
+    run_demo(as_path("--out", out), device=device, seed=seed, quick=quick, quiet=quiet or None, force=force)
 
 
 app.command("demo")(demo)
 app.command("train")(train)
 app.command("repair")(repair)
+app.command("audit")(audit)
 app.command("debias")(debias)
 app.command("eval")(evaluate)
+app.command("check")(check)
+app.command("export")(export)
+app.command("scan-data")(scan_data)
+app.command("scan-file")(scan_file)
 app.command("list")(list_names)
 app.command("report")(report)
+app.command("bench")(bench)
+app.command("results")(results)
 
 
 def run() -> None:

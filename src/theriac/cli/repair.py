@@ -11,10 +11,8 @@ from theriac.cli import _options as opt
 
 def repair(
     ctx: typer.Context,
-    path: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A run folder, or a file of weights (then with --data and --model).")
-    ],
-    method: opt.Method = "antidote",
+    path: opt.ModelPath = None,
+    method: opt.Method = opt.REPAIR,
     option: opt.MethodOption = None,
     clean: Annotated[
         str,
@@ -36,6 +34,8 @@ def repair(
     model_option: opt.ModelOption = None,
     weights_key: opt.WeightsKey = None,
     tensors_only: opt.TensorsOnly = False,
+    weights: opt.Weights = None,
+    wrap: opt.Wrap = None,
     attack: opt.KnownAttack = None,
     attack_option: opt.AttackOption = None,
     target: opt.Target = None,
@@ -49,10 +49,9 @@ def repair(
 ) -> None:
     """Repair a copy of a model with a few clean rows, and measure it before and after on the test rows.
 
-    Methods that need no clean rows, such as CLP, draw none.
-    The model that was given stays as it is. Without knowledge of the attack only clean accuracy is measured. The default,
-    antidote, is ours and was measured on digits only ("theriac list antidote" says what it does not cover); sau, fst and d3 are
-    published ones.
+    Methods that need no clean rows draw none. The model stays as it is. Without knowledge of the attack only clean accuracy is
+    measured. The default method is ours and was measured on digits only: "theriac list" with its name says what it does not
+    cover, and "theriac list repairs" names published ones.
     """
     opt.set_quiet(quiet)
     import dataclasses
@@ -90,5 +89,5 @@ def repair(
     _show.comparison(f"{opened.name}, {done} {chosen.title} {ended}", record.comparison, reason=outcome["reason"])
     if planted is None:
         _show.tell("the attack is not known here, so only clean accuracy was measured (--attack names one)")
-    _show.kept(record.folder)
+    _show.saved(record.folder)
     _show.following("report", str(record.folder))

@@ -31,8 +31,8 @@ def report(
     with writing("--out", page):
         page = pages.write(study, page)
     if as_json:
-        told = [f"{who}: {text}" for who, text in findings.alerts(study)]
-        head = {"headline": findings.headline(study), "alerts": told, "warnings": opt.notes()}
+        alerts = [f"{who}: {text}" for who, text in findings.alerts(study)]
+        head = {"headline": findings.headline(study), "alerts": alerts, "warnings": opt.notes()}
         _show.as_json({"status": "done", "page": str(page), **head})
     else:
         typer.echo(shown(page))

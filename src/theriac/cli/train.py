@@ -96,10 +96,10 @@ def train(
     against = f"{job.attack.label if job.attack else nobody}{f', trained by {guard.title}' if guard else ''}"
     assert isinstance(job.model, Builder)
     _show.evaluation(f"{record.folder.name}: {job.model.name} on {loaded.card.name}, {against}", record.after)
-    _show.kept(record.folder)
+    _show.saved(record.folder)
     if guard:
         _show.following("report", str(record.folder))
     elif job.attack:
         _show.following("repair", str(record.folder))
     else:
-        _show.following("eval", str(record.folder), "--attack", "badnets")
+        _show.following("eval", str(record.folder), "--attack", opt.EXAMPLE_ATTACK)

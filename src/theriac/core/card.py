@@ -116,8 +116,8 @@ class Card:
         Raises:
             InputError: If a field is unknown, missing or of the wrong type.
         """
-        found: Card = validated(cls, data, "card")
-        return found
+        card: Card = validated(cls, data, "card")
+        return card
 
 
 def validated(cls: type[Any], data: Mapping[str, Any], what: str) -> Any:

@@ -50,8 +50,8 @@ def logits(model: nn.Module, x: torch.Tensor, classes: int) -> torch.Tensor:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # channels, size or dtype do not fit
-        told = str(error).splitlines()[0][:200]
-        raise InputError(f"the model can't take {x.dtype} inputs of shape {tuple(x.shape)}: {told}") from None
+        message = str(error).splitlines()[0][:200]
+        raise InputError(f"the model can't take {x.dtype} inputs of shape {tuple(x.shape)}: {message}") from None
     if not isinstance(out, torch.Tensor) or tuple(out.shape) != (len(x), classes):
         got = tuple(out.shape) if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
         raise InputError(f"the model returns {got}; expected ({len(x)}, {classes}), one logit a class")

@@ -68,6 +68,10 @@ def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
+class BusyError(InputError):
+    """Another process owns the folder; it can be tried again later."""
+
+
 class StoppedError(TheriacError):
     """The run was stopped by hand; its folder can go on."""
 

@@ -52,6 +52,11 @@ class Method:
         """Refuse a value that its field's declaration does not allow. A subclass with checks of its own calls this first."""
         check_fields(self)
 
+    def inside(self) -> tuple[Method, ...]:
+        """Methods that this one uses, so that a new version of theirs changes its results: the fields that hold methods."""
+        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        return tuple(value for value in values if isinstance(value, Method))
+
     def config(self) -> dict[str, Any]:
         """Name and hyperparameters as plain data, the same as after a JSON round trip (tuples become lists)."""
         options = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
@@ -64,8 +69,8 @@ class Method:
         Raises:
             InputError: Naming the option at fault.
         """
-        found: Self = validated(cls, {k: v for k, v in options.items() if k != "method"}, cls.name)
-        return found
+        made: Self = validated(cls, {k: v for k, v in options.items() if k != "method"}, cls.name)
+        return made
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some hyperparameters changed."""

@@ -19,14 +19,14 @@ def class_numbers(own: Card, card: Card, whose: str) -> list[int] | None:
     """
     if own.classes == card.classes:
         return None
-    found = places(own.classes, card.classes)
-    if min(found) >= 0:
-        return found
+    numbers = places(own.classes, card.classes)
+    if min(numbers) >= 0:
+        return numbers
     if _is_bare(own) and own.num_classes <= card.num_classes:
         return list(range(own.num_classes))
     numbered = _is_numbered(own.classes) or _is_numbered(card.classes)
     if numbered and own.num_classes == card.num_classes:
-        first = found.index(-1)
+        first = numbers.index(-1)
         warnings.warn(
             f"the classes of {own.name!r} and of {whose} do not match by name, so they are taken by position: "
             f"{own.classes[first]!r} of the rows for {card.classes[first]!r} and so on; if that is wrong, name them alike",
@@ -38,7 +38,7 @@ def class_numbers(own: Card, card: Card, whose: str) -> list[int] | None:
             f"{whose} has {card.num_classes} classes; {own.name!r} has {own.num_classes} "
             f"({few(own.classes)}; {whose} knows {few(card.classes)})"
         )
-    new = own.classes[found.index(-1)]
+    new = own.classes[numbers.index(-1)]
     hint = lookalike(new, card.classes)
     raise InputError(f"{own.name!r} has the class {new!r}, which {whose} does not know{hint}; it has {few(card.classes)}")
 
@@ -75,8 +75,8 @@ def ranked(names: Sequence[str]) -> list[int]:
 
 def _key(names: Sequence[str], known: Sequence[str]) -> Callable[[str], Any]:
     """How names are compared; as text again where one side writes a number in two ways."""
-    whole = all(n.isascii() and n.removeprefix("-").isdigit() and len(n) < 20 for n in (*names, *known))
-    if whole and all(len({int(n) for n in side}) == len(side) for side in (names, known)):
+    numeric = all(n.isascii() and n.removeprefix("-").isdigit() and len(n) < 20 for n in (*names, *known))
+    if numeric and all(len({int(n) for n in side}) == len(side) for side in (names, known)):
         return int
     return _text
 

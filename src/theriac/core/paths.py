@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from theriac.core.errors import InputError, TheriacError, shortened
+from theriac.core.errors import BusyError, InputError, TheriacError, shortened
 
 try:
     import fcntl
@@ -167,7 +167,7 @@ def owned(folder: Path) -> Iterator[None]:
     Where files can't be locked (some network file systems, systems without ``fcntl``) nothing is held.
 
     Raises:
-        InputError: If another process holds it, with its number.
+        BusyError: If another process holds it, with its number.
     """
     if fcntl is None:  # pragma: no cover - not on this system
         yield
@@ -196,7 +196,7 @@ def _locked(path: Path) -> int | None:
             holder = os.pread(handle, 20, 0).decode("ascii", "replace").strip()
             os.close(handle)
             who = f"process {holder}" if holder.isdigit() else "another process"
-            raise InputError(f"{str(path.parent)!r} is in use by {who}; wait for it, or take another folder") from None
+            raise BusyError(f"{str(path.parent)!r} is in use by {who}; wait for it, or take another folder") from None
         except OSError:  # no locks on this file system: leave no file behind, but a holder's (it has a number in it) alone
             with contextlib.suppress(OSError):
                 if os.fstat(handle).st_size == 0:

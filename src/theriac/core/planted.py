@@ -62,8 +62,8 @@ class Planted:
         index = torch.arange(len(x), device=x.device) if index is None else index
         stored = torch.uint8 if self.card.kind == "image" else torch.float32
         if x.dtype != stored:
-            told = "; images are stamped as they are stored, in levels 0 to 255" if self.card.kind == "image" else ""
-            raise InputError(f"x is {x.dtype}; expected {stored}{told}")
+            note = "; images are stamped as they are stored, in levels 0 to 255" if self.card.kind == "image" else ""
+            raise InputError(f"x is {x.dtype}; expected {stored}{note}")
         if not len(x) == len(y) == len(index):
             raise InputError(f"x has {len(x)} rows, y {len(y)} and index {len(index)}; expected as many of each")
         put = self.attack._stamp if variant == "poison" else self.attack._stamp_cross
@@ -115,6 +115,11 @@ class Planted:
     def by_row(self) -> bool:
         """Whether :meth:`target` needs row numbers."""
         return bool(self.attack.by_row)
+
+    @property
+    def untargeted(self) -> bool:
+        """Whether any label but the true one is a success."""
+        return bool(self.attack.untargeted)
 
     def target(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
         """The label that the attack wants, int64 (B,).

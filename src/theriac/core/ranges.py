@@ -40,13 +40,13 @@ def check_fields(record: Any) -> None:
         InputError: Naming the first field at fault, what came and what is expected.
     """
     validator, hints = _validator(record.__class__)
-    given = {name: getattr(record, name) for name in hints}
+    came = {name: getattr(record, name) for name in hints}
     try:
-        values = validator.validate_python({name: _plain(value) for name, value in given.items()})
+        values = validator.validate_python({name: _plain(value) for name, value in came.items()})
     except ValidationError as error:
-        raise refusal(error, hints, given) from None
+        raise refusal(error, hints, came) from None
     for name, value in values.items():
-        if value is not given[name]:
+        if value is not came[name]:
             object.__setattr__(record, name, value)  # 1 for 1.0, and a tuple for a list: equal options are the same options
 
 
@@ -68,11 +68,11 @@ def typed(*own: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 bound = signature.bind(*args, **kwargs).arguments
             except TypeError:  # too many or unknown arguments: Python says so itself
                 return function(*args, **kwargs)
-            given = {name: value for name, value in bound.items() if name in hints}
+            came = {name: value for name, value in bound.items() if name in hints}
             try:
-                validator.validate_python({name: _plain(value) for name, value in given.items()})
+                validator.validate_python({name: _plain(value) for name, value in came.items()})
             except ValidationError as error:
-                raise refusal(error, hints, given) from None
+                raise refusal(error, hints, came) from None
             return function(*args, **kwargs)
 
         return checked

@@ -163,8 +163,8 @@ class Run:
         if path is None or not path.exists() or not first_rank():
             return
         text = read_bytes(path, _EVENTS).decode("utf-8", "replace")
-        kept = [line for line in text.splitlines() if not stale(_parsed(line))]
-        write_atomically(path, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8"))
+        lines = [line for line in text.splitlines() if not stale(_parsed(line))]
+        write_atomically(path, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """The recorded events of one name, in order."""

@@ -74,12 +74,12 @@ def from_tensors(
         >>> data.train
         Split('mine', 1150 rows of (1, 8, 8), 10 classes)
     """
-    given: dict[str, Any] = {"x_train": x, "y_train": y, "group_train": group}
+    arrays: dict[str, Any] = {"x_train": x, "y_train": y, "group_train": group}
     if test is not None:
         if not isinstance(test, Sequence) or len(test) not in (2, 3):
             raise InputError(f"test is a {type(test).__name__}; expected (x, y) or (x, y, group)")
-        given |= dict(zip(("x_test", "y_test", "group_test"), test, strict=False))
-    given = {key: value for key, value in given.items() if value is not None}
+        arrays |= dict(zip(("x_test", "y_test", "group_test"), test, strict=False))
+    arrays = {key: value for key, value in arrays.items() if value is not None}
     keep = dict.fromkeys(("test", "label", "sensitive", "size", "channels", "categorical", "drop"))
     options = Options.of(
         **keep,
@@ -92,7 +92,7 @@ def from_tensors(
         white=white,
         name=name,
     )
-    return array_data(given, None, name, options, "", classes=classes, cells=groups, columns=columns)
+    return array_data(arrays, None, name, options, "", classes=classes, cells=groups, columns=columns)
 
 
 def array_data(
@@ -124,8 +124,8 @@ def array_data(
         lacking = [ROWS[part] for part, values in parts.items() if "group" not in values]
         if lacking:
             raise InputError(f"group is missing for the {lacking[0]} rows; give it for all parts or for none")
-        found = {p: _factor(f"{ROWS[p]} group", v["group"], len(x[p])) for p, v in parts.items()}
-        groups, named = cells_of({"group": found}, {} if cells is None else {"group": cells}, options.missing_group)
+        groups_by_part = {p: _factor(f"{ROWS[p]} group", v["group"], len(x[p])) for p, v in parts.items()}
+        groups, named = cells_of({"group": groups_by_part}, {} if cells is None else {"group": cells}, options.missing_group)
     for part, value in x.items():
         if value.dim() == 4:
             value = rescale(value, options.size) if options.size else value
@@ -168,15 +168,15 @@ def read_arrays(path: Path) -> dict[str, Any]:
         return read_npz(path, lambda name: _meaning(name) is not None, MAX_BYTES, refuse_bomb)
     if suffix == ".safetensors":
         return dict(read_safetensors(path))
-    found = load_tensors_safely(path)
-    if isinstance(found, (tuple, list)) and len(found) in (2, 3):
-        found = dict(zip(("x", "y", "group"), found, strict=False))
-    if not isinstance(found, Mapping):
-        raise InputError(f"{shown(path)} holds a {type(found).__name__}; expected tensors x and y")
-    for key, value in found.items():
+    tensors = load_tensors_safely(path)
+    if isinstance(tensors, (tuple, list)) and len(tensors) in (2, 3):
+        tensors = dict(zip(("x", "y", "group"), tensors, strict=False))
+    if not isinstance(tensors, Mapping):
+        raise InputError(f"{shown(path)} holds a {type(tensors).__name__}; expected tensors x and y")
+    for key, value in tensors.items():
         if _meaning(str(key)) is not None and not _is_flat(value):
             raise InputError(f"{shown(path)} holds a {type(value).__name__} as {str(key)!r}; expected a tensor or an array")
-    return dict(found)
+    return dict(tensors)
 
 
 def _is_flat(value: Any) -> bool:
@@ -202,21 +202,21 @@ def _parts(source: Any, what: str) -> dict[str, dict[str, Any]]:
         source = dict(zip(("x", "y", "group"), source, strict=False))
     if not isinstance(source, Mapping):
         raise InputError(f"{what} is a {type(source).__name__}; expected a name, a path, (x, y) or a mapping of arrays")
-    found: dict[str, dict[str, Any]] = {}
+    parts: dict[str, dict[str, Any]] = {}
     for key, value in source.items():
         meaning = _meaning(str(key))
         if meaning is not None and value is not None:
-            if meaning[1] in found.get(meaning[0], {}):
+            if meaning[1] in parts.get(meaning[0], {}):
                 raise InputError(f"{what} names the {ROWS[meaning[0]]} {meaning[1]} twice (such as {key!r})")
-            found.setdefault(meaning[0], {})[meaning[1]] = value
-    for part in ("train", *found):
+            parts.setdefault(meaning[0], {})[meaning[1]] = value
+    for part in ("train", *parts):
         for role in ("x", "y"):
-            if role not in found.get(part, {}):
+            if role not in parts.get(part, {}):
                 raise InputError(
                     f"{what} lacks the {ROWS[part]} {role}; expected x and y, or x_train, y_train, x_test and y_test; "
                     f"got {', '.join(map(str, source)) or 'nothing'}"
                 )
-    return {part: found[part] for part in ROWS if part in found}
+    return {part: parts[part] for part in ROWS if part in parts}
 
 
 def _rows(what: str, value: Any, white: float | None) -> torch.Tensor:
@@ -293,8 +293,8 @@ def _factor(what: str, value: Any, rows: int) -> Factor:
     return Factor.of(array)
 
 
-def _columns(given: Sequence[Column] | None, width: int) -> tuple[Column, ...]:
-    columns = tuple(Column(name=f"f{i}") for i in range(width)) if given is None else tuple(given)
+def _columns(declared: Sequence[Column] | None, width: int) -> tuple[Column, ...]:
+    columns = tuple(Column(name=f"f{i}") for i in range(width)) if declared is None else tuple(declared)
     if len(columns) != width:
         raise InputError(f"columns describes {len(columns)} columns; x has {width}")
     return columns

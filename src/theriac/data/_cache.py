@@ -87,12 +87,12 @@ class Entry:
         if self.held is not None:
             return torch.from_numpy(self.held)
         # "c": torch wants writable memory; what is written there would stay in memory and never reach the file
-        found = read_npy(self.path, mode="c" if mapped else None)
-        if found.shape != self.shape or found.dtype != np.uint8:
-            raise ValueError(f"{self.path} holds {found.dtype} {found.shape}, expected uint8 {self.shape}")
-        if not mapped and zlib.crc32(found.data) != self.checksum:
+        array = read_npy(self.path, mode="c" if mapped else None)
+        if array.shape != self.shape or array.dtype != np.uint8:
+            raise ValueError(f"{self.path} holds {array.dtype} {array.shape}, expected uint8 {self.shape}")
+        if not mapped and zlib.crc32(array.data) != self.checksum:
             raise ValueError(f"{self.path} has another checksum than when it was written")
-        return torch.from_numpy(found)
+        return torch.from_numpy(array)
 
 
 def ensure(key: str, make: Make, budget: int) -> Entry:
@@ -106,9 +106,9 @@ def ensure(key: str, make: Make, budget: int) -> Entry:
     Raises:
         InputError: If the cache can't be written and the pictures don't fit the budget.
     """
-    found = _find(key)
-    if found is not None:
-        return found
+    entry = _find(key)
+    if entry is not None:
+        return entry
     try:
         return _build(key, make)
     except OSError as error:
@@ -140,16 +140,16 @@ def forget(key: str) -> None:
 def recall(key: str) -> dict[str, Any]:
     """What :func:`note` wrote under a key; empty if there is nothing or it is damaged."""
     try:
-        found = read_json(folder() / f"note-{key}.json")
+        note = read_json(folder() / f"note-{key}.json")
     except InputError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return note if isinstance(note, dict) else {}
 
 
-def note(key: str, found: dict[str, Any]) -> None:
+def note(key: str, facts: dict[str, Any]) -> None:
     """Remember a small result (plain data), if the cache can be written."""
     with suppress(OSError):
-        write_json(folder() / f"note-{key}.json", found)
+        write_json(folder() / f"note-{key}.json", facts)
 
 
 def _find(key: str) -> Entry | None:

@@ -74,10 +74,10 @@ def table_data(
     matrices = {part: np.empty((table.num_rows, len(features)), np.float32) for part, table in parts.items()}
     columns = []
     for i, feature in enumerate(features):
-        given = {part: table[feature] for part, table in parts.items()}
-        coded = feature in options.categorical or feature in declared or _is_text(given["train"].type)
+        by_part = {part: table[feature] for part, table in parts.items()}
+        coded = feature in options.categorical or feature in declared or _is_text(by_part["train"].type)
         fill = _codes if coded else _numbers
-        columns.append(fill(feature, given, rows, {p: m[:, i] for p, m in matrices.items()}, declared.get(feature)))
+        columns.append(fill(feature, by_part, rows, {p: m[:, i] for p, m in matrices.items()}, declared.get(feature)))
 
     def pick(part: str, at: Codes | None) -> torch.Tensor:
         return torch.from_numpy(matrices[part] if at is None else matrices[part][at])
@@ -169,10 +169,10 @@ def _warn_merged(name: str, column: pa.ChunkedArray, numbers: Matrix) -> None:
     """Warn of large numbers of which float32 can't tell most apart, such as identifiers and times in milliseconds."""
     if not (np.abs(numbers) >= 2**24).any():  # below, float32 holds every whole number
         return
-    given, left = pc.count_distinct(column).as_py(), len(np.unique(numbers[~np.isnan(numbers)]))
-    if 2 * left <= given:
+    before, left = pc.count_distinct(column).as_py(), len(np.unique(numbers[~np.isnan(numbers)]))
+    if 2 * left <= before:
         warnings.warn(
-            f"column {name!r} has {given:,} different numbers, of which float32 tells {left:,} apart; subtract a start value, "
+            f"column {name!r} has {before:,} different numbers, of which float32 tells {left:,} apart; subtract a start value, "
             "or name the column in drop=",
             stacklevel=4,
         )

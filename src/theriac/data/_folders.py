@@ -10,12 +10,15 @@ import numpy as np
 
 from theriac.core.errors import InputError
 from theriac.core.names import ranked
+from theriac.core.paths import as_path
+from theriac.core.ranges import typed
 from theriac.core.split import Data
 from theriac.core.text import lookalike
 from theriac.data._images import Blob
 from theriac.data._labels import ROWS, Factor
 from theriac.data._options import Options
 from theriac.data._picture_sets import PicturePart, picture_data
+from theriac.data._sources import class_folders
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,15 @@ class FolderPictures:
             yield self.files[start : start + rows]
 
 
+@typed("path")
+def picture_files(path: str | Path) -> tuple[Path, ...]:
+    """The files of a folder's training pictures, in the order of their rows (``Split.index``); none if it holds none."""
+    path = as_path("path", path)
+    folders = class_folders(path).get("train", {}) if path.is_dir() else {}
+    names = list(folders)
+    return tuple(file for k in ranked(names) for file in folders[names[k]])
+
+
 def picture_folders(parts: Mapping[str, Mapping[str, Sequence[Path]]], name: str, options: Options, source: str = "") -> Data:
     """Make the splits of pictures by part and class; rows are ordered by class name (as numbers, if all are), then by path.
 
@@ -51,8 +63,8 @@ def picture_folders(parts: Mapping[str, Mapping[str, Sequence[Path]]], name: str
         InputError: On a class folder that only the test part has, or what :func:`picture_data` refuses.
     """
     options.refuse("a folder of pictures has no columns (parquet files do)", "label", "sensitive", "drop")
-    given = list(parts["train"])
-    classes = [given[k] for k in ranked(given)]
+    listed = list(parts["train"])
+    classes = [listed[k] for k in ranked(listed)]
     made = {}
     for part, folders in parts.items():
         if not folders:

@@ -15,52 +15,52 @@ from theriac.data._labels import Codes, Factor, Level, cell_name, own_group
 _SCORES = 20  # more different fractions than this are measurements, and neither classes nor groups
 
 
-def aligned(given: Any, like: Any, name: str, other: str) -> Any:
+def aligned(value: Any, like: Any, name: str, other: str) -> Any:
     """A pandas series or frame in the row order of another one, by index; what has no index is taken by position.
 
     Raises:
         InputError: If both have an index and they do not hold the same labels, each once.
     """
-    own, wanted = (v.index if hasattr(getattr(v, "index", None), "equals") else None for v in (given, like))
+    own, wanted = (v.index if hasattr(getattr(v, "index", None), "equals") else None for v in (value, like))
     if own is None or wanted is None or own.equals(wanted):
-        return given
+        return value
     if len(own) == len(wanted) and own.is_unique and wanted.is_unique and own.isin(wanted).all():
-        return given.loc[wanted]
+        return value.loc[wanted]
     raise InputError(
         f"{name} and {other} have indexes with different labels (or with repeated ones in another order), so rows can't be "
         f"matched; give both the same index, or hand in {name}.to_numpy() to go by position"
     )
 
 
-def factor(given: Any, name: str) -> Factor:
+def factor(value: Any, name: str) -> Factor:
     """One column of few values, (N,), whatever holds it.
 
     Raises:
         InputError: If it has another shape.
     """
-    if hasattr(given, "detach"):
-        given = given.detach().cpu()
-    values = np.array(given, dtype=object) if isinstance(given, (list, tuple)) else np.asarray(given)
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    values = np.array(value, dtype=object) if isinstance(value, (list, tuple)) else np.asarray(value)
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:
         raise InputError(f"{name} has shape {values.shape}; expected (N,)")
-    found = Factor.of(values)
-    if values.dtype.kind != "U" or "nan" not in found.levels:
-        return found
-    lost = found.levels.index("nan")  # numpy has written a NaN among text as text
-    return Factor(np.where(found.codes == lost, -1, found.codes), found.levels)
+    result = Factor.of(values)
+    if values.dtype.kind != "U" or "nan" not in result.levels:
+        return result
+    lost = result.levels.index("nan")  # numpy has written a NaN among text as text
+    return Factor(np.where(result.codes == lost, -1, result.codes), result.levels)
 
 
-def cells_given(given: Any, name: str, missing_group: str = "refuse") -> tuple[Codes, tuple[Level, ...]]:
+def cells_given(value: Any, name: str, missing_group: str = "refuse") -> tuple[Codes, tuple[Level, ...]]:
     """Groups of rows, (N,) or several columns that combine: numbers into levels, which are in order.
 
     Raises:
         InputError: If a value is missing and that is refused, or on another shape.
     """
-    columns = _columns(given)
+    columns = _columns(value)
     if columns is None:
-        return _one(factor(given, name), name, missing_group)
+        return _one(factor(value, name), name, missing_group)
     coded = []
     for label, column in columns.items():
         codes, levels = _one(factor(column, name), f"{name}, column {label!r}", missing_group)
@@ -80,11 +80,11 @@ def labels_given(parts: Mapping[str, Any]) -> tuple[dict[str, Codes], tuple[str,
         InputError: If one has another shape or lacks a value, holds scores instead of classes, or all hold one class.
     """
     factors = {name: factor(given, name) for name, given in parts.items()}
-    for name, found in factors.items():
-        lost = int((found.codes < 0).sum())
+    for name, labels in factors.items():
+        lost = int((labels.codes < 0).sum())
         if lost:
-            raise InputError(f"{name} has no value in {lost:,} of {len(found):,} rows; every row needs a label")
-        _refuse_scores(found, name, "expected classes; take them first, as in (scores > 0.5) or scores.argmax(1)")
+            raise InputError(f"{name} has no value in {lost:,} of {len(labels):,} rows; every row needs a label")
+        _refuse_scores(labels, name, "expected classes; take them first, as in (scores > 0.5) or scores.argmax(1)")
     present = {name: f.present() for name, f in factors.items()}
     numbers = {name for name, levels in present.items() if not any(isinstance(v, str) for v in levels)}
     if any(not isinstance(v, bool) for name in numbers for v in present[name]):  # True beside 1 is 1
@@ -95,25 +95,25 @@ def labels_given(parts: Mapping[str, Any]) -> tuple[dict[str, Codes], tuple[str,
         raise InputError(f"{' and '.join(parts)} hold one class only, {list(classes)}; a comparison needs at least two")
     seen = [{str(v) for v in f.present()} for f in factors.values()]
     if not set.intersection(*seen):
-        told = ", ".join(f"{name} {few(sorted(held))}" for name, held in zip(factors, seen, strict=True))
-        raise InputError(f"{' and '.join(parts)} have no class in common: {told}; name the classes alike in both")
+        lists = ", ".join(f"{name} {few(sorted(held))}" for name, held in zip(factors, seen, strict=True))
+        raise InputError(f"{' and '.join(parts)} have no class in common: {lists}; name the classes alike in both")
     named = {n: Factor(f.codes, tuple(str(v) for v in f.levels)) for n, f in factors.items()}
     return {name: f.onto(classes) for name, f in named.items()}, classes
 
 
-def predictions_given(given: Any, classes: Sequence[str]) -> Codes:
+def predictions_given(answers: Any, classes: Sequence[str]) -> Codes:
     """Predicted classes as numbers, from names of classes or from numbers.
 
     Raises:
         InputError: On a missing or unknown class, or another shape.
     """
-    found = factor(given, "predictions")
+    predictions = factor(answers, "predictions")
     number = {name: k for k, name in enumerate(classes)}
-    place = [number.get(str(v), int(v) if not isinstance(v, str) and v == int(v) else -1) for v in found.levels]
-    codes = np.array([*place, -1], np.int64)[found.codes]
+    place = [number.get(str(v), int(v) if not isinstance(v, str) and v == int(v) else -1) for v in predictions.levels]
+    codes = np.array([*place, -1], np.int64)[predictions.codes]
     if len(codes) and not (codes.min() >= 0 and codes.max() < len(classes)):
-        wrong = found.codes[np.flatnonzero((codes < 0) | (codes >= len(classes)))[0]]
-        value = found.levels[wrong] if wrong >= 0 else None
+        wrong = predictions.codes[np.flatnonzero((codes < 0) | (codes >= len(classes)))[0]]
+        value = predictions.levels[wrong] if wrong >= 0 else None
         raise InputError(f"predictions hold {value!r}; expected one of the classes {', '.join(map(repr, classes[:20]))}")
     return codes
 
@@ -122,32 +122,34 @@ def _number(level: Level) -> Level:
     return int(level) if isinstance(level, bool) else level
 
 
-def _refuse_scores(found: Factor, name: str, advice: str) -> None:
-    fractions = [v for v in found.levels if isinstance(v, float) and not v.is_integer()]
+def _refuse_scores(labels: Factor, name: str, advice: str) -> None:
+    fractions = [v for v in labels.levels if isinstance(v, float) and not v.is_integer()]
     if len(fractions) > _SCORES:
         raise InputError(f"{name} holds {len(fractions):,} numbers that are not whole, such as {fractions[0]:g}; {advice}")
 
 
-def _one(found: Factor, name: str, missing_group: str) -> tuple[Codes, tuple[Level, ...]]:
-    _refuse_scores(found, name, "expected groups; cut such a column into ranges first, as in pandas.cut(age, [0, 25, 65, 120])")
-    levels = found.present()
-    codes = found.onto(levels)
+def _one(labels: Factor, name: str, missing_group: str) -> tuple[Codes, tuple[Level, ...]]:
+    _refuse_scores(
+        labels, name, "expected groups; cut such a column into ranges first, as in pandas.cut(age, [0, 25, 65, 120])"
+    )
+    levels = labels.present()
+    codes = labels.onto(levels)
     own = own_group({"all": codes}, [str(v) for v in levels], missing_group, name)
     if own is None:
         return codes, levels
     return np.where(codes < 0, len(levels), codes), (*levels, own)
 
 
-def _columns(given: Any) -> dict[Any, Any] | None:
+def _columns(value: Any) -> dict[Any, Any] | None:
     """Columns by name, of what has several; None of what is one."""
-    if isinstance(given, Mapping):
-        return dict(given)
-    names = getattr(given, "column_names", getattr(given, "columns", None))
+    if isinstance(value, Mapping):
+        return dict(value)
+    names = getattr(value, "column_names", getattr(value, "columns", None))
     if names is not None:
-        return {c: given[c] for c in names} if len(names) > 1 else {names[0]: given[names[0]]}
-    if hasattr(given, "detach"):
-        given = given.detach().cpu().numpy()
-    values: npt.NDArray[Any] = np.array(given, dtype=object) if isinstance(given, (list, tuple)) else np.asarray(given)
+        return {c: value[c] for c in names} if len(names) > 1 else {names[0]: value[names[0]]}
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    values: npt.NDArray[Any] = np.array(value, dtype=object) if isinstance(value, (list, tuple)) else np.asarray(value)
     if values.ndim == 2 and values.shape[1] > 1:
         return {k: values[:, k] for k in range(values.shape[1])}
     return None

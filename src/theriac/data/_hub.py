@@ -36,10 +36,10 @@ def fetch(name: str, known: Known) -> tuple[Path, str]:
             f"{name} could not be downloaded from the hub repository {known.repo} ({type(error).__name__}: {first}); "
             f"check the network, {local}"
         ) from None
-    found = sorted(path for pattern in known.files for path in folder.glob(pattern))
-    if not found:
+    paths = sorted(path for pattern in known.files for path in folder.glob(pattern))
+    if not paths:
         raise InputError(f"the hub repository {known.repo} holds no {' or '.join(known.files)} any more; {local[3:]}")
     revision = folder.name if len(folder.name) == 40 else "main"
     # the files lie in one folder; a CSV is given as itself, so that its neighbors are not taken for parts of it
-    where = found[0] if found[0].suffix == ".csv" else found[0].parent
+    where = paths[0] if paths[0].suffix == ".csv" else paths[0].parent
     return where, f"hub: {known.repo}@{revision}"

@@ -87,18 +87,18 @@ def canonical(name: str) -> str | None:
 
 def known(name: str) -> Known:
     """What is known about a data set of this name; for an unknown one, the cautious defaults."""
-    found = canonical(name)
-    return Known() if found is None else KNOWN[found]
+    canon = canonical(name)
+    return Known() if canon is None else KNOWN[canon]
 
 
-def policy(name: str, size: tuple[int, int], given: Augment | None) -> Augment:
+def policy(name: str, size: tuple[int, int], chosen: Augment | None) -> Augment:
     """How training images may be changed: what the caller says, else by the data set's name.
 
     Pad-and-crop by an eighth of the side, and by 4 pixels for sides of 24 to 39, the literature's habit at 28 and 32 pixels.
     Only data sets that are known to bear it are flipped.
     """
-    if given is not None:
-        return given
+    if chosen is not None:
+        return chosen
     side = min(size)
     return Augment(crop_pad=side // 8 if side < 24 else max(4, side // 8), flip=known(name).flip)
 

@@ -38,8 +38,8 @@ class Factor:
             place: dict[Any, int] = {}
             codes = np.fromiter((place.setdefault(v, len(place)) for v in values), np.int64, len(values))
             return cls.of_levels(codes, list(place))
-        found, codes = np.unique(values, return_inverse=True)
-        return cls.of_levels(codes, found.tolist())
+        levels, codes = np.unique(values, return_inverse=True)
+        return cls.of_levels(codes, levels.tolist())
 
     @classmethod
     def of_levels(cls, codes: npt.NDArray[Any], levels: Sequence[Any]) -> Factor:

@@ -34,35 +34,35 @@ class Options:
     name: str | None = None
 
     @classmethod
-    def of(cls, **given: Any) -> Options:
+    def of(cls, **options: Any) -> Options:
         """Check and tidy the keywords as they came.
 
         Raises:
             InputError: Naming the keyword at fault.
         """
-        given["size"] = _size(given["size"])
-        given["missing"] = _names("missing", given.get("missing"), "a text or several different ones") or ()
+        options["size"] = _size(options["size"])
+        options["missing"] = _names("missing", options.get("missing"), "a text or several different ones") or ()
         for field in ("sensitive", "categorical", "drop"):
-            given[field] = _names(field, given[field])
-        given["sensitive"] = given["sensitive"] or ()
-        given["categorical"] = given["categorical"] or ()
-        if given["label"] is not None and (not isinstance(given["label"], str) or not given["label"]):
-            raise InputError(f"label is {shortened(given['label'])}; expected the name of a column")
-        if given["channels"] not in (None, 1, 3):
-            raise InputError(f"channels is {given['channels']!r}; expected 1 (grey) or 3 (color)")
-        if given["augment"] is not None and not isinstance(given["augment"], Augment):
-            raise InputError(f"augment is a {type(given['augment']).__name__}; expected a theriac.Augment")
+            options[field] = _names(field, options[field])
+        options["sensitive"] = options["sensitive"] or ()
+        options["categorical"] = options["categorical"] or ()
+        if options["label"] is not None and (not isinstance(options["label"], str) or not options["label"]):
+            raise InputError(f"label is {shortened(options['label'])}; expected the name of a column")
+        if options["channels"] not in (None, 1, 3):
+            raise InputError(f"channels is {options['channels']!r}; expected 1 (grey) or 3 (color)")
+        if options["augment"] is not None and not isinstance(options["augment"], Augment):
+            raise InputError(f"augment is a {type(options['augment']).__name__}; expected a theriac.Augment")
         for field in ("val_share", "test_share"):
-            check.between(field, given[field], 0, 0.9, open_low=field == "test_share")
-        check.one_of("missing_group", given.setdefault("missing_group", "refuse"), ("refuse", "own"))
-        check.whole("seed", given["seed"], 0)
-        check.whole("memory_budget", given["memory_budget"], 1)
-        if given.get("white") is not None:
-            check.positive("white", given["white"])
-        name = given.get("name")
+            check.between(field, options[field], 0, 0.9, open_low=field == "test_share")
+        check.one_of("missing_group", options.setdefault("missing_group", "refuse"), ("refuse", "own"))
+        check.whole("seed", options["seed"], 0)
+        check.whole("memory_budget", options["memory_budget"], 1)
+        if options.get("white") is not None:
+            check.positive("white", options["white"])
+        name = options.get("name")
         if name is not None and (not isinstance(name, str) or not name):
             raise InputError(f"name is {name!r}; expected some text")
-        return cls(**given)
+        return cls(**options)
 
     def but(self, **changes: Any) -> Options:
         """A copy with some fields changed."""

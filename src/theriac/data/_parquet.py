@@ -157,10 +157,10 @@ def declared_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
     """Names of class columns, from the metadata that Hugging Face ``datasets`` writes."""
     try:
         features = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"), "its metadata")["info"]["features"]
-        found = {c: f["names"] for c, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
+        declared = {c: f["names"] for c, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
-    return {c: tuple(str(n) for n in names) for c, names in found.items() if isinstance(names, list) and names}
+    return {c: tuple(str(n) for n in names) for c, names in declared.items() if isinstance(names, list) and names}
 
 
 def image_column(path: Path, drop: Sequence[str]) -> str | None:
@@ -170,24 +170,24 @@ def image_column(path: Path, drop: Sequence[str]) -> str | None:
         InputError: If several columns hold pictures and none is called "image" or "img".
     """
     with opened(path) as file:
-        found = []
+        columns = []
         for column in file.schema_arrow:
             if column.name in drop:
                 continue
             kind = column.type
             if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-                found.append(column.name)
+                columns.append(column.name)
             elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
                 first = next(file.iter_batches(batch_size=1, columns=[column.name], use_threads=False), None)
                 value = None if first is None or not len(first) else first.column(0)[0].as_py()
                 if value is not None and value.startswith(MAGIC):
-                    found.append(column.name)
+                    columns.append(column.name)
     for name in ("image", "img"):
-        if name in found:
+        if name in columns:
             return name
-    if len(found) > 1:
-        raise InputError(f"{path.name} holds pictures in the columns {found}; name those to leave out in drop=")
-    return found[0] if found else None
+    if len(columns) > 1:
+        raise InputError(f"{path.name} holds pictures in the columns {columns}; name those to leave out in drop=")
+    return columns[0] if columns else None
 
 
 def factor_of(column: pa.ChunkedArray, name: str) -> Factor:

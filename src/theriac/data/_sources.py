@@ -34,22 +34,22 @@ def files_by_part(folder: Path, suffixes: Sequence[str], deeper: bool = False) -
         InputError: If there is no training part, or several subfolders hold data.
     """
     here = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
-    found: dict[str | None, list[Path]] = {}
+    by_part: dict[str | None, list[Path]] = {}
     for path in here:
         if path.suffix.lower() in suffixes and path.is_file():
-            found.setdefault(part_of(path.stem), []).append(path)
+            by_part.setdefault(part_of(path.stem), []).append(path)
         elif part_of(path.name) and path.is_dir():
             inner = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and p.is_file())
             if inner:
-                found.setdefault(part_of(path.name), []).extend(inner)
-    if not found and deeper:
+                by_part.setdefault(part_of(path.name), []).extend(inner)
+    if not by_part and deeper:
         below = {p: files for p in here if p.is_dir() and (files := files_by_part(p, suffixes))}
         if len(below) > 1:
             raise InputError(f"{folder} holds data in {', '.join(p.name for p in below)}; name one of these folders")
         return next(iter(below.values()), {})
-    if "train" not in found and None in found:
-        found["train"] = found.pop(None)
-    parts = {part: found[part] for part in PARTS if part in found}
+    if "train" not in by_part and None in by_part:
+        by_part["train"] = by_part.pop(None)
+    parts = {part: by_part[part] for part in PARTS if part in by_part}
     if parts and "train" not in parts:
         raise InputError(f"{folder} holds a {' and a '.join(parts)} part and no training part (train-*{suffixes[0]})")
     if "test" not in parts and "val" in parts:
@@ -73,15 +73,15 @@ def class_folders(folder: Path) -> dict[str, dict[str, list[Path]]]:
         return parts
     if by_part and len(by_part) == len(below) and "train" not in by_part:
         raise InputError(f"{folder} holds {', '.join(p.name for p in below)} and no training part (a folder called train)")
-    found = _classes(folder)
+    classes = _classes(folder)
     stray = [p for part, p in by_part.items() if part != "train" and _classes(p)]
-    if found and stray:  # else its rows would be a class of their own in the training set
+    if classes and stray:  # else its rows would be a class of their own in the training set
         raise InputError(f"{stray[0]} holds class folders, but there is no training part beside it (a folder called train)")
-    return {"train": found} if found else {}
+    return {"train": classes} if classes else {}
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
+    classes: dict[str, list[Path]] = {}
     left_out: list[str] = []
     total = 0
     for path in sorted(folder.iterdir()):
@@ -101,10 +101,10 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
         total += len(pictures)
         if total > MAX_FILES:
             raise InputError(f"{folder} holds more than {MAX_FILES:,} pictures; convert it to parquet")
-        found[path.name] = sorted(pictures)
-    if not any(found.values()):
+        classes[path.name] = sorted(pictures)
+    if not any(classes.values()):
         return {}
-    for name, pictures in found.items():
+    for name, pictures in classes.items():
         if not pictures:
             raise InputError(f"class folder {folder / name} holds no picture ({', '.join(SUFFIXES)})")
     if left_out:
@@ -112,7 +112,7 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
             f"{len(left_out)} pictures in {folder} are left out (such as {left_out[0]}); only {', '.join(SUFFIXES)} are read",
             stacklevel=2,
         )
-    return found
+    return classes
 
 
 def _regular(path: Path) -> Path:

@@ -170,13 +170,13 @@ def _typed(parts: Mapping[str, pa.Table], options: Options) -> dict[str, pa.Tabl
         for part, table in parts.items():
             if name not in table.column_names:
                 raise missing(name, table.column_names, f"the {ROWS[part]} part")
-            given = _blanked(table[name], options.missing)
-            found = _numbers(_blanked(given, WORDS)) if numeric else given
+            column = _blanked(table[name], options.missing)
+            found = _numbers(_blanked(column, WORDS)) if numeric else column
             if found is None:
-                row, text = _first_text(_blanked(given, WORDS))
+                row, text = _first_text(_blanked(column, WORDS))
                 raise InputError(f"column {name!r} holds numbers in the training rows and {text!r} in {ROWS[part]} row {row}")
             columns[part][name] = found
-            words = found.null_count - given.null_count
+            words = found.null_count - column.null_count
             if words:
                 warnings.warn(
                     f"column {name!r} holds numbers, and a word such as 'NA' in {words} {ROWS[part]} rows, which are taken as "

@@ -76,8 +76,8 @@ def _groups(own: Card, card: Card) -> list[int] | None:
     """For each of the source's groups its number on the card; None if they are the same, or not all known there."""
     if own.groups == card.groups or not own.groups:
         return None
-    found = places(own.groups, card.groups)
-    return None if min(found) < 0 else found
+    numbers = places(own.groups, card.groups)
+    return None if min(numbers) < 0 else numbers
 
 
 def _columns(split: Split, card: Card, whose: str) -> torch.Tensor | None:

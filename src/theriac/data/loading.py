@@ -119,12 +119,12 @@ def load(
 
         return digits(options)
     path = as_path("source", source)
-    found = canonical(str(source))
+    known = canonical(str(source))
     try:
         if path.exists():
             return _from_path(path, name if name and canonical(name) else _name_of(path), options)
-        if found is not None:
-            return _by_name(found, options)
+        if known is not None:
+            return _by_name(known, options)
     except OSError as error:
         raise InputError(f"{error.filename or path} can't be read: {error.strerror or error}") from None
     if len(path.parts) > 1 or path.suffix:
@@ -216,10 +216,10 @@ def _with_test(parts: Mapping[str, Sequence[Path]], options: Options, suffixes: 
         return {**parts, "test": [path]}
     from theriac.data._sources import files_by_part
 
-    found = files_by_part(path, suffixes, deeper=True)
-    if not found:
+    files = files_by_part(path, suffixes, deeper=True)
+    if not files:
         raise InputError(f"test is {path}, which holds no {' or '.join(suffixes)} file")
-    return {**parts, "test": found["train"]}
+    return {**parts, "test": files["train"]}
 
 
 def _test_path(test: Any) -> Path:

@@ -72,11 +72,11 @@ class Distilled(AdamTrained):
     def _student_recipe(self, rows: int) -> Recipe:
         return self._adam(f"{self.name}_student", self.student_epochs, self.student_steps, rows)
 
-    def _teach(self, student: nn.Module, told: GroupAware, split: Split, run: Run, **more: Any) -> nn.Module:
+    def _teach(self, student: nn.Module, teacher: GroupAware, split: Split, run: Run, **more: Any) -> nn.Module:
         """The student, taught on clean rows by a model that is told each row's group."""
         return distill(
             student,
-            by_group(told, groups_of(split), run),
+            by_group(teacher, groups_of(split), run),
             split,
             run,
             self._student_recipe(len(split)),

@@ -39,13 +39,13 @@ def as_table(frame: Any) -> pa.Table | None:
 
 def _of_pandas(name: str, column: Any) -> pa.ChunkedArray:
     try:
-        found = pa.array(column, from_pandas=True)
+        array = pa.array(column, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise InputError(
             f"column {name!r} of X holds values of several types, or of a type that no model takes ({str(error)[:120]}); make "
             "them numbers or text"
         ) from None
-    return _plain(name, found if isinstance(found, pa.ChunkedArray) else pa.chunked_array([found]))
+    return _plain(name, array if isinstance(array, pa.ChunkedArray) else pa.chunked_array([array]))
 
 
 def _plain(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -79,12 +79,12 @@ def columns_of(table: pa.Table) -> tuple[Column, ...]:
 def _column(name: str, column: pa.ChunkedArray) -> Column:
     if _is_number(column.type):
         return Column(name=name)
-    found = factor_of(column, name)
-    levels: Sequence[Any] = found.levels if pa.types.is_dictionary(column.type) else found.present()
-    if len(levels) > MAX_CATEGORIES or (len(levels) > 50 and len(levels) > len(found) / 2):
+    factor = factor_of(column, name)
+    levels: Sequence[Any] = factor.levels if pa.types.is_dictionary(column.type) else factor.present()
+    if len(levels) > MAX_CATEGORIES or (len(levels) > 50 and len(levels) > len(factor) / 2):
         raise InputError(
-            f"column {name!r} of X has {len(levels):,} different values in {len(found):,} rows; it looks like an identifier or "
-            "free text (or numbers that were read as text), so leave it out or make it numbers"
+            f"column {name!r} of X has {len(levels):,} different values in {len(factor):,} rows; it looks like an identifier "
+            "or free text (or numbers that were read as text), so leave it out or make it numbers"
         )
     if not levels:
         return Column(name=name)
@@ -109,8 +109,8 @@ def matrix(table: pa.Table, columns: Sequence[Column] | None) -> Matrix:
     for i, about in enumerate(columns):
         column = table[about.name]
         if about.kind == "categorical":
-            found = factor_of(column, about.name)
-            codes = Factor(found.codes, tuple(str(v) for v in found.levels)).onto(about.categories)
+            factor = factor_of(column, about.name)
+            codes = Factor(factor.codes, tuple(str(v) for v in factor.levels)).onto(about.categories)
             out[:, i] = np.where(codes < 0, np.nan, codes)
         elif column.null_count == len(column):
             out[:, i] = np.nan

@@ -65,12 +65,12 @@ class Selector:
     def __call__(self, epoch: int) -> Mapping[str, float]:
         """After an epoch: score it and keep its weights (in memory)."""
         model = self._watched()
-        found: Fairness = fairness(self.serve(model), self.held, run=self.run)
-        odds_gap = found.odds_gap
+        figures: Fairness = fairness(self.serve(model), self.held, run=self.run)
+        odds_gap = figures.odds_gap
         assert odds_gap is not None  # every cell has validation rows
-        self.scores.append((odds_gap, found.bacc))
+        self.scores.append((odds_gap, figures.bacc))
         self.states.append({k: v.detach().cpu().clone() for k, v in model.state_dict().items()})
-        return {"val_bias": odds_gap, "val_bacc": found.bacc}
+        return {"val_bias": odds_gap, "val_bacc": figures.bacc}
 
     def choice(self) -> int:
         """The number of the best epoch, counted from 0; the earliest of equals."""

@@ -145,13 +145,13 @@ def distill(
     def step(net: nn.Module, batch: Batch) -> StepResult:
         logits = net(batch.x)
         if cached is not None:
-            told = cached[batch.position]
+            answer = cached[batch.position]
         else:
             with torch.no_grad():
-                told = teach(batch.x, batch.position).float()
-        towards = (told / temperature).softmax(1)
+                answer = teach(batch.x, batch.position).float()
+        towards = (answer / temperature).softmax(1)
         loss = soft * F.cross_entropy(logits / temperature, towards) + hard * F.cross_entropy(logits, batch.y)
-        agree = (logits.argmax(1) == told.argmax(1)).float().mean()
+        agree = (logits.argmax(1) == answer.argmax(1)).float().mean()
         return loss, {"accuracy": (logits.argmax(1) == batch.y).float().mean(), "agreement": agree}
 
     return _loop(student, split, run, recipe, step, label, (fingerprint(split), about), selector)
@@ -203,6 +203,6 @@ def _loop(
     if selector is None:
         return loop(model, split, run, recipe, step=step, label=label, about=about)
     selector.watch(model)
-    told = {"selector": selector}
-    loop(model, split, run, recipe, step=step, label=label, about=about, after_epoch=selector, extra_state=told)
+    options = {"selector": selector}
+    loop(model, split, run, recipe, step=step, label=label, about=about, after_epoch=selector, extra_state=options)
     return selector.best(run, label)

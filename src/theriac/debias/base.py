@@ -146,5 +146,5 @@ def stored(run: Run, name: str, **tensors: Any) -> None:
 
     from theriac.core.files import write_atomically
 
-    kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    write_atomically(run.folder / f"{name}.safetensors", lambda path: save_file(kept, path))
+    ready = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    write_atomically(run.folder / f"{name}.safetensors", lambda path: save_file(ready, path))

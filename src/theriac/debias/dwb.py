@@ -175,7 +175,7 @@ class DwB(Distilled):
         rates = self.rates(counts)
         run.event("dwb_rates", rule=self.rule, rates=rates.tolist(), stamped=(which >= 0).sum().item())
 
-        def asked(model: nn.Module) -> AskedTeacher:
+        def logits_of(model: nn.Module) -> AskedTeacher:
             return AskedTeacher(model, bank, stamps)
 
         teacher = fit_stamped(
@@ -187,12 +187,12 @@ class DwB(Distilled):
             about=self,
             bank=bank,
             which=which,
-            selector=None if held is None else Selector(held, asked, run),
+            selector=None if held is None else Selector(held, logits_of, run),
         )
         stored(run, "dwb_assignment", which=which, index=split.index)
-        whole = asked(teacher).to(run.device)
+        logits = logits_of(teacher).to(run.device)
         if not self.student:
-            return whole
+            return logits
         columns = bank if self.student_columns == "zeroed" else None
         selector = None if held is None else Selector(held, lambda model: model, run)
-        return self._teach(build_with(build, split, columns, run), whole, split, run, selector=selector)
+        return self._teach(build_with(build, split, columns, run), logits, split, run, selector=selector)

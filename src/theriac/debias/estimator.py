@@ -150,8 +150,8 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         exact = copy.deepcopy(self.model_).double()  # so that a row's answer does not depend on the rows beside it
         with torch.inference_mode():
             parts = [exact(rows.double()).softmax(1) for rows in x.split(_ROWS)]
-        found: npt.NDArray[np.float64] = torch.cat(parts).numpy()
-        return found
+        shares: npt.NDArray[np.float64] = torch.cat(parts).numpy()
+        return shares
 
     def predict(self, X: Any) -> npt.NDArray[Any]:  # noqa: N803
         """The most probable label of each row, (N,)."""

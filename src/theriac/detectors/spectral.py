@@ -13,6 +13,8 @@ from theriac.core.outcome import Finding
 from theriac.core.ranges import Fraction, Share
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.detectors._rows import Divided, agreement
+from theriac.detectors._rows import standing as passing
 from theriac.detectors.base import Detector
 from theriac.models.outputs import run_over
 
@@ -36,7 +38,9 @@ class SpectralSignatures(Detector):
     default a class is flagged only if its positions along the direction fall into two groups: their bimodality coefficient,
     (skewness ** 2 + 1) / kurtosis, which is 1/3 for a normal and 5/9 for an even distribution and at most 1, exceeds
     ``outlying``; the smaller group is flagged then. Otherwise the detector abstains: a class that does not fall apart shows
-    nothing. Features are those of the rows as they are, in one ordered pass; BackdoorBench augments them.
+    nothing. With ``safeguard`` the smaller group must also be no mere outliers, and the model must answer most of it with its
+    label (:func:`theriac.detectors._rows.standing`); wrong labels and rare rows are no alarm then. Scores are the same with and
+    without it. Features are those of the rows as they are, in one ordered pass; BackdoorBench augments them.
 
     Cost: one forward pass a row, and one singular value decomposition a class.
 
@@ -58,15 +62,16 @@ class SpectralSignatures(Detector):
     needs: ClassVar[Needs] = Needs(model=True, rows=True)
 
     flag: Literal["outlying", "every_class"] = "outlying"  # ours; the paper flags rows of every class
-    # ours: above all 30 classes of three benign models of digits (at most 0.66); not calibrated on other data
-    outlying: Fraction = 0.7
+    # ours: above all classes of benign models of digits from tuning seeds (at most 0.73); not calibrated on other data
+    outlying: Fraction = 0.8
+    safeguard: bool = True  # ours: see "Deviations"; the paper has none
     share: Share = 0.15  # BackdoorBench; 1.5 times an expected share of 0.1: rows of every class that ``every_class`` flags
 
     @classmethod
     @preset
     def official(cls) -> SpectralSignatures:
         """The paper's rule with BackdoorBench's share: the 15 % of highest score in every class."""
-        return cls(flag="every_class")
+        return cls(flag="every_class", safeguard=False)
 
     def _detect(self, model: nn.Module | None, rows: Split | None, clean: Split | None, run: Run) -> Finding:
         assert rows is not None
@@ -89,6 +94,10 @@ class SpectralSignatures(Detector):
             smaller[at] = smaller_group(position)
             top[at[scores[at].argsort(descending=True, stable=True)[: round(self.share * len(at))]]] = True
         standing = classes > self.outlying
+        if self.safeguard:
+            judged = classes > 0
+            groups = Divided(classes=classes, member=smaller, judged=judged)
+            standing = passing(groups, y, self.outlying, agreement(model, rows, run))
         flagged = top if self.flag == "every_class" else smaller & standing[y]
         order = scores.argsort(descending=True, stable=True)
         return Finding(

@@ -1,7 +1,7 @@
 """Rates with counts and intervals."""
 
 from theriac.metrics._degenerate import ClassCount, degenerate
-from theriac.metrics.backdoor import aim, compare, evaluate, predict
+from theriac.metrics.backdoor import attack_labels, compare, evaluate, predict
 from theriac.metrics.by_group import fairness
 from theriac.metrics.debiased import Verdict, judge, listed, pairs_of, unlisted
 from theriac.metrics.evaluation import Comparison, Evaluation, der
@@ -10,7 +10,8 @@ from theriac.metrics.flips import flip_rate
 from theriac.metrics.gaps import Measure, Noise
 from theriac.metrics.intervals import Difference, Rate, Spread, over_seeds, wilson
 from theriac.metrics.roc import Detection, brier, detection
-from theriac.metrics.stamped import cross_accuracy, leak, success_by_target
+from theriac.metrics.stamped import cross_accuracy, leakage, success_by_target
+from theriac.metrics.wrapping import Way, WrappingCheck, check_wrapping
 
 __all__ = [
     "ClassCount",
@@ -24,8 +25,11 @@ __all__ = [
     "Rate",
     "Spread",
     "Verdict",
-    "aim",
+    "Way",
+    "WrappingCheck",
+    "attack_labels",
     "brier",
+    "check_wrapping",
     "compare",
     "cross_accuracy",
     "degenerate",
@@ -35,7 +39,7 @@ __all__ = [
     "fairness",
     "flip_rate",
     "judge",
-    "leak",
+    "leakage",
     "listed",
     "over_seeds",
     "pairs_of",

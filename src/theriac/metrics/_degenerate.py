@@ -120,24 +120,24 @@ class Counted(Protocol):
         """Names of the classes that the attack wants."""
 
 
-def degenerate(found: Counted, before: Counted | None = None) -> list[str]:
+def degenerate(scores: Counted, before: Counted | None = None) -> list[str]:
     """What explains a result that its rates alone would not tell; empty for an ordinary one.
 
     Args:
-        found: The counts of the model that is judged.
+        scores: The counts of the model that is judged.
         before: The counts of the same model before a repair, on the same rows.
 
     Returns:
         Sentences of at most 15 words, the gravest first.
     """
-    told = _collapse(found)
+    sentences = _collapse(scores)
     if before is not None:
-        told += [f"Before the repair already: {text}" for text in _collapse(before)[:1]]
-    collapsed = bool(told)
-    told += _free(found)
-    told += [] if collapsed else _target(found, before)
-    told += _fell(found, before, told) if before is not None else [] if collapsed else _lost(found)
-    return told + ([] if collapsed else _astray(found)) + _unknown_target(found)
+        sentences += [f"Before the repair already: {text}" for text in _collapse(before)[:1]]
+    collapsed = bool(sentences)
+    sentences += _free(scores)
+    sentences += [] if collapsed else _target(scores, before)
+    sentences += _fell(scores, before, sentences) if before is not None else [] if collapsed else _lost(scores)
+    return sentences + ([] if collapsed else _astray(scores)) + _unknown_target(scores)
 
 
 def short(name: str) -> str:
@@ -154,12 +154,12 @@ def percent(hits: int, total: int) -> str:
     return f"{value:.1f} %"
 
 
-def _one_class(found: Counted) -> ClassCount | None:
+def _one_class(scores: Counted) -> ClassCount | None:
     """The class that nearly every row is taken for, those of other classes too."""
-    if not found.classes:
+    if not scores.classes:
         return None
-    total = found.acc.total
-    most = max(found.classes, key=lambda c: c.predicted)
+    total = scores.acc.total
+    most = max(scores.classes, key=lambda c: c.predicted)
     others = total - most.rows
     if others == 0 or most.predicted < NEARLY_ALL * total:
         return None
@@ -167,36 +167,36 @@ def _one_class(found: Counted) -> ClassCount | None:
     return most if taken.value >= NEARLY_ALL and taken.interval[0] > 0.5 else None
 
 
-def _collapse(found: Counted) -> list[str]:
-    one, total = _one_class(found), found.acc.total
+def _collapse(scores: Counted) -> list[str]:
+    one, total = _one_class(scores), scores.acc.total
     if one is not None:
         every = "every row" if one.predicted == total else f"{percent(one.predicted, total)} of rows"
         return [f"The model answers {short(one.name)} for {every}."]
-    if not found.classes:
+    if not scores.classes:
         return []
-    guessed = sum(c.predicted * c.rows for c in found.classes) / total**2  # what answers that ignore the row would get
-    if len([c for c in found.classes if c.rows]) > 1 and found.acc.interval[0] <= guessed:
-        return [f"ACC {percent(found.acc.hits, total)} can't be told from guessing ({100 * guessed:.1f} %)."]
+    guessed = sum(c.predicted * c.rows for c in scores.classes) / total**2  # what answers that ignore the row would get
+    if len([c for c in scores.classes if c.rows]) > 1 and scores.acc.interval[0] <= guessed:
+        return [f"ACC {percent(scores.acc.hits, total)} can't be told from guessing ({100 * guessed:.1f} %)."]
     return []
 
 
-def _targets(found: Counted) -> list[ClassCount]:
+def _targets(scores: Counted) -> list[ClassCount]:
     """The classes that the attack wants; empty if it wants all of them, or none is known."""
-    wanted = [c for c in found.classes if c.name in found.targets]
-    return wanted if len(wanted) < len(found.classes) else []
+    wanted = [c for c in scores.classes if c.name in scores.targets]
+    return wanted if len(wanted) < len(scores.classes) else []
 
 
 def _of_target(wanted: Sequence[ClassCount]) -> str:
     return f"target class {short(wanted[0].name)}" if len(wanted) == 1 else f"{len(wanted)} target classes"
 
 
-def _target(found: Counted, before: Counted | None) -> list[str]:
+def _target(scores: Counted, before: Counted | None) -> list[str]:
     """Clean rows of the target class that a model no longer recognizes, though it does those of other classes."""
-    own, wanted = found.target_acc, _targets(found)
-    rest = 0 if own is None else found.acc.total - own.total
+    own, wanted = scores.target_acc, _targets(scores)
+    rest = 0 if own is None else scores.acc.total - own.total
     if own is None or not wanted or not rest:
         return []
-    others = Rate(found.acc.hits - own.hits, rest)
+    others = Rate(scores.acc.hits - own.hits, rest)
     gap = Difference(others, own)
     fell = None if before is None or before.target_acc is None else Difference(before.target_acc, own)
     name = _of_target(wanted)
@@ -208,14 +208,14 @@ def _target(found: Counted, before: Counted | None) -> list[str]:
     return []
 
 
-def _lost(found: Counted) -> list[str]:
+def _lost(scores: Counted) -> list[str]:
     """Classes that are hardly ever recognized, though others are; the target class has a sentence of its own."""
-    z = corrected(len(found.classes))
+    z = corrected(len(scores.classes))
     gone = [
         c
-        for c in found.classes
-        if c.rows and c.hits <= GONE * c.rows and wilson(c.hits, c.rows, z)[1] < found.acc.value / 2
-        if c.name not in found.targets
+        for c in scores.classes
+        if c.rows and c.hits <= GONE * c.rows and wilson(c.hits, c.rows, z)[1] < scores.acc.value / 2
+        if c.name not in scores.targets
     ]
     if not gone:
         return []
@@ -223,10 +223,10 @@ def _lost(found: Counted) -> list[str]:
     return [f"Class {first}." if len(gone) == 1 else f"{len(gone)} classes are lost, such as {first}."]
 
 
-def _fell(found: Counted, before: Counted, told: Sequence[str]) -> list[str]:
-    fell = fallen(before.classes, found.classes)
-    said = any(text.startswith("The target class") for text in told)
-    fell = [pair for pair in fell if not (said and len(found.targets) == 1 and pair[0].name == found.targets[0])]
+def _fell(scores: Counted, before: Counted, sentences: Sequence[str]) -> list[str]:
+    fell = fallen(before.classes, scores.classes)
+    said = any(text.startswith("The target class") for text in sentences)
+    fell = [pair for pair in fell if not (said and len(scores.targets) == 1 and pair[0].name == scores.targets[0])]
     if not fell:
         return []
     old, new = fell[0]
@@ -236,34 +236,34 @@ def _fell(found: Counted, before: Counted, told: Sequence[str]) -> list[str]:
     return [f"{len(fell)} classes fell beyond chance; most {short(old.name)}: {moved}."]
 
 
-def _free(found: Counted) -> list[str]:
+def _free(scores: Counted) -> list[str]:
     """Attack success that says nothing about a trigger: the clean rows are answered in the same way."""
-    wanted = _targets(found)
-    if found.asr is None or not wanted:
+    wanted = _targets(scores)
+    if scores.asr is None or not wanted:
         return []
-    one = _one_class(found)
+    one = _one_class(scores)
     if one is not None and one in wanted:
-        return [f"ASR {percent(found.asr.hits, found.asr.total)} needs no trigger: clean rows get that answer too."]
-    if found.asr.value < 0.5 and not any(c.predicted for c in wanted):
-        return [f"ASR {percent(found.asr.hits, found.asr.total)} is free: the {_of_target(wanted)} is never answered."]
+        return [f"ASR {percent(scores.asr.hits, scores.asr.total)} needs no trigger: clean rows get that answer too."]
+    if scores.asr.value < 0.5 and not any(c.predicted for c in wanted):
+        return [f"ASR {percent(scores.asr.hits, scores.asr.total)} is free: the {_of_target(wanted)} is never answered."]
     return []
 
 
-def _astray(found: Counted) -> list[str]:
+def _astray(scores: Counted) -> list[str]:
     """A low ASR whose rows do not get their true label back."""
-    if found.asr is None or found.ra is None or found.asr.value >= 0.5:
+    if scores.asr is None or scores.ra is None or scores.asr.value >= 0.5:
         return []
-    total = found.ra.total
-    lost = Rate(total - found.ra.hits - found.asr.hits, total) if found.ra.hits + found.asr.hits <= total else None
+    total = scores.ra.total
+    lost = Rate(total - scores.ra.hits - scores.asr.hits, total) if scores.ra.hits + scores.asr.hits <= total else None
     if lost is None:
         return []
-    beyond = Difference(Rate(found.acc.total - found.acc.hits, found.acc.total), lost)
+    beyond = Difference(Rate(scores.acc.total - scores.acc.hits, scores.acc.total), lost)
     if beyond.value <= ASTRAY or beyond.interval[0] <= 0:
         return []
-    right = f"RA {percent(found.ra.hits, total)}"
-    return [f"Stamped rows stay misread: {right}, though ASR is {percent(found.asr.hits, found.asr.total)}."]
+    right = f"RA {percent(scores.ra.hits, total)}"
+    return [f"Stamped rows stay misread: {right}, though ASR is {percent(scores.asr.hits, scores.asr.total)}."]
 
 
-def _unknown_target(found: Counted) -> list[str]:
-    missing = [c for c in _targets(found) if not c.rows]
+def _unknown_target(scores: Counted) -> list[str]:
+    missing = [c for c in _targets(scores) if not c.rows]
     return [f"No test row is of {_of_target(missing)}, so its accuracy is unknown."] if missing else []

@@ -62,8 +62,9 @@ def evaluate(
 
     Returns:
         ACC over all rows; ASR over the attack's population (rows that do not have its label already), stamped: share
-        predicted as the attack's label; RA over the same stamped rows: share predicted as the true label; and, for each class,
-        how many clean rows it has, how many of them are recognized, and how many rows are taken for it.
+        predicted as the attack's label, of an untargeted attack as any but the true one; RA over the same stamped rows: share
+        predicted as the true label; and, for each class, how many clean rows it has, how many of them are recognized, and how
+        many rows are taken for it.
 
     Raises:
         InputError: On an empty population, a class or column that the model's card does not know, a model whose outputs do
@@ -95,13 +96,14 @@ def evaluate(
             answers += torch.bincount(clean, minlength=classes)
             if planted is None:
                 continue
-            wanted, counted = aim(planted, y, here.index[positions])
+            wanted, counted = attack_labels(planted, y, here.index[positions])
             targets[wanted[counted]] = True
             population = population + counted.sum()
             if bool(counted.any()):
                 stamped = planted.stamp(x[counted], y[counted], here.index[positions][counted], "test")
                 seen = _predict(net, stamped, classes)
-                asr = asr + (seen == wanted[counted]).sum()
+                hit = seen != y[counted] if getattr(planted, "untargeted", False) else seen == wanted[counted]
+                asr = asr + hit.sum()
                 ra = ra + (seen == y[counted]).sum()
     acc, notes = Rate(int(right.sum()), len(split), "clean rows"), _notes(split)
     counts = (right.tolist(), here.count().tolist(), answers.tolist())
@@ -159,7 +161,7 @@ def compare(
 
 
 @typed()
-def aim(planted: Any, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def attack_labels(planted: Any, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The labels that an attack wants, int64 (B,), and the rows that count, bool (B,).
 
     Args:

@@ -126,8 +126,8 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a record."""
         parts = {name: [c.to_dict() for c in getattr(self, name)] for name in ("improved", "worse", "unclear", "harmed")}
-        told = {name: getattr(self, name) for name in ("kind", "headline", "sentence", "one_class", "paired")}
-        return {**told, "lost": list(self.lost), **parts}
+        facts = {name: getattr(self, name) for name in ("kind", "headline", "sentence", "one_class", "paired")}
+        return {**facts, "lost": list(self.lost), **parts}
 
 
 def pairs_of(before: torch.Tensor, after: torch.Tensor, y: torch.Tensor, group: torch.Tensor, like: Fairness) -> Counts | None:
@@ -145,15 +145,15 @@ def pairs_of(before: torch.Tensor, after: torch.Tensor, y: torch.Tensor, group: 
         return None
     cell = ((group * k + y) * k + before) * k + after
     n = torch.bincount(cell, minlength=number * k**3).view(-1, k, k, k).numpy()
-    found: Counts = n[n.sum((1, 2, 3)) > 0]
-    return found
+    filled: Counts = n[n.sum((1, 2, 3)) > 0]
+    return filled
 
 
 def listed(pairs: Counts) -> list[list[int]]:
     """A table of pairs for a record: group, label, both predictions and rows of each cell that has any."""
     at = pairs.nonzero()
-    found: list[list[int]] = np.stack([*at, pairs[at]], 1).tolist()
-    return found
+    cells: list[list[int]] = np.stack([*at, pairs[at]], 1).tolist()
+    return cells
 
 
 def unlisted(cells: Any, like: Fairness) -> Counts | None:
@@ -166,11 +166,11 @@ def unlisted(cells: Any, like: Fairness) -> Counts | None:
     if cells is None or math.prod(shape) > MAX_PAIRS:
         return None
     try:
-        told = np.array(cells, np.int64).reshape(-1, 5)
+        rows = np.array(cells, np.int64).reshape(-1, 5)
         pairs = np.zeros(shape, np.int64)
-        if (told < 0).any():
+        if (rows < 0).any():
             raise ValueError("a number is below 0")
-        np.add.at(pairs, tuple(told[:, :4].T), told[:, 4])
+        np.add.at(pairs, tuple(rows[:, :4].T), rows[:, 4])
     except (ValueError, TypeError, IndexError, OverflowError) as error:
         raise InputError(f"the record of a fairness evaluation has no valid pairs: {error}") from None
     return pairs
@@ -260,8 +260,8 @@ def _figures(n: Counts, positive: int, groups: bool) -> dict[tuple[str, int], An
     if groups:
         own, recall = right.sum(-1) / n.sum((-2, -1)), gaps.recall(n)[..., positive]
         return {(name, g): f[..., g] for name, f in (("group_acc", own), ("recall", recall)) for g in range(n.shape[-3])}
-    found = gaps.measured(gaps.recall(n), gaps.shares(n), positive) | {"acc": right.sum((-2, -1)) / n.sum((-3, -2, -1))}
-    return {(name, -1): found[name] for name in _FIGURES}
+    figures = gaps.measured(gaps.recall(n), gaps.shares(n), positive) | {"acc": right.sum((-2, -1)) / n.sum((-3, -2, -1))}
+    return {(name, -1): figures[name] for name in _FIGURES}
 
 
 def _changes(before: Fairness, after: Fairness, drawn: tuple[Counts, Counts], *, groups: bool) -> list[Change]:

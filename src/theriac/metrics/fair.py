@@ -193,9 +193,9 @@ class Fairness:
     @cached_property
     def _values(self) -> dict[str, float | None]:
         n = self.table.numpy()
-        found = {k: float(v) for k, v in gaps.measured(gaps.recall(n), gaps.shares(n), self.positive).items()}
-        found |= {"worst_cell": self.worst_cell[1].value, "worst_group": self.worst_group[1].value}
-        return {name: None if np.isnan(value) else value for name, value in found.items()}
+        values = {k: float(v) for k, v in gaps.measured(gaps.recall(n), gaps.shares(n), self.positive).items()}
+        values |= {"worst_cell": self.worst_cell[1].value, "worst_group": self.worst_group[1].value}
+        return {name: None if np.isnan(value) else value for name, value in values.items()}
 
     @cached_property
     def _intervals(self) -> dict[str, tuple[float, float] | None]:
@@ -213,7 +213,7 @@ class Fairness:
         at_once = [of(k, gaps.LEVEL / len(used)) for k in used]
         by_class = [gaps.gap_interval(predicted[:, c], rows) for c in range(len(self.classes))]
         right = n.diagonal(axis1=1, axis2=2).sum(1)
-        found = {
+        intervals = {
             "bacc": gaps.mean_interval(hits[there], size[there]),
             "dp_gap": _ends(by_class, np.mean),
             "dp_ratio": gaps.ratio_interval(predicted[:, self.positive], rows),
@@ -223,7 +223,7 @@ class Fairness:
             "worst_cell": gaps.smallest_interval(hits[there], size[there]),
             "worst_group": gaps.smallest_interval(right, rows),
         }
-        return {name: None if ends is None else gaps.clipped(ends) for name, ends in found.items()}
+        return {name: None if ends is None else gaps.clipped(ends) for name, ends in intervals.items()}
 
     def __str__(self) -> str:
         wanted = self.classes[self.positive]
@@ -360,5 +360,5 @@ def _ends(parts: Sequence[tuple[Any, Any] | None], by: Any) -> tuple[Any, Any] |
     return (by([low for low, _ in known]), by([high for _, high in known])) if known and len(known) == len(parts) else None
 
 
-def _plain(found: Measure | None) -> dict[str, Any]:
-    return {"value": None, "interval": None} if found is None else found.to_dict()
+def _plain(measure: Measure | None) -> dict[str, Any]:
+    return {"value": None, "interval": None} if measure is None else measure.to_dict()

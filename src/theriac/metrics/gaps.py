@@ -50,9 +50,9 @@ class Measure:
         low, high = self.interval
         if self.name == "dp_ratio":
             return f"95 % {low:.3f} to {high:.3f}"
-        told = f"95 % {100 * low:.1f} to {100 * high:.1f}"
+        text = f"95 % {100 * low:.1f} to {100 * high:.1f}"
         chance = "" if self.noise is None else f"; by chance {100 * self.noise.mean:.1f}, up to {100 * self.noise.high:.1f}"
-        return told + chance
+        return text + chance
 
     @property
     def text(self) -> str:
@@ -165,8 +165,8 @@ def recall(n: Counts) -> Array:
 def shares(n: Counts) -> Array:
     """Share of each group that is predicted as each class, (..., G, K) from counts (..., G, K, K)."""
     by_class = n.sum(-2)
-    found: Array = by_class / by_class.sum(-1, keepdims=True)
-    return found
+    rates: Array = by_class / by_class.sum(-1, keepdims=True)
+    return rates
 
 
 def gaps(rates: Array) -> Array:
@@ -213,7 +213,7 @@ def noise_floor(counts: tuple[tuple[tuple[int, ...], ...], ...], positive: int) 
     dealt = [shuffled(np.stack([hits[:, k], size[:, k] - hits[:, k]], 1), DRAWS, generator) for k in range(n.shape[1])]
     right = np.where(size > 0, np.stack([d[..., 0] for d in dealt], -1) / np.maximum(size, 1), np.nan)
     by_class = shuffled(n.sum(1), DRAWS, generator)
-    found = measured(right, by_class / n.sum((1, 2))[:, None], positive)
+    figures = measured(right, by_class / n.sum((1, 2))[:, None], positive)
     names = ("dp_gap", "opportunity_gap", "odds_gap", "worst_odds_gap")
-    drawn = {name: found[name] for name in names if not np.isnan(found[name]).any()}
+    drawn = {name: figures[name] for name in names if not np.isnan(figures[name]).any()}
     return {name: Noise(float(v.mean()), float(np.quantile(v, 0.95))) for name, v in drawn.items()}

@@ -13,7 +13,7 @@ from theriac.core.ranges import typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.data import align_to
-from theriac.metrics.backdoor import aim
+from theriac.metrics.backdoor import attack_labels
 from theriac.metrics.intervals import Rate
 from theriac.models import batch_rows, to_input
 
@@ -32,7 +32,7 @@ def success_by_target(model: Any, split: Split, attack: Any, *, run: Run | None 
     """
     split = align_to(split, model)
     planted = planted_on(attack, split)
-    wanted, counted = aim(planted, split.y, split.index)
+    wanted, counted = attack_labels(planted, split.y, split.index)
     at = counted.nonzero().flatten()
     hit = _stamped(model, split, planted, at, run) == wanted[at].cpu()
     wanted = wanted[at].cpu()
@@ -42,7 +42,7 @@ def success_by_target(model: Any, split: Split, attack: Any, *, run: Run | None 
 
 
 @typed("split")
-def leak(model: Any, split: Split, attack: Any, *, run: Run | None = None) -> dict[int, Rate]:
+def leakage(model: Any, split: Split, attack: Any, *, run: Run | None = None) -> dict[int, Rate]:
     """How often stamped rows of classes that the attack is not for go to its label anyway, by true class.
 
     A source-specific attack whose leak is near its success is an ordinary one.
@@ -58,7 +58,7 @@ def leak(model: Any, split: Split, attack: Any, *, run: Run | None = None) -> di
     """
     split = align_to(split, model)
     planted = planted_on(attack, split)
-    wanted, counted = aim(planted, split.y, split.index)
+    wanted, counted = attack_labels(planted, split.y, split.index)
     at = (~counted & (wanted != split.y)).nonzero().flatten()
     if not len(at):
         raise InputError(f"{planted.name} is for all rows of {split.card.name!r} that have another label; nothing can leak")

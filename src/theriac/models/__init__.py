@@ -5,6 +5,7 @@ from theriac.models.builder import Architecture, Buildable, Builder, architectur
 from theriac.models.grouped import GroupAware
 from theriac.models.network import Classifier, Normalize, TablePrep, parameter_count, to_input
 from theriac.models.outputs import batch_rows, run_over
+from theriac.models.own import factory, is_own, make_own, open_found, open_own
 from theriac.models.state import check_savable
 from theriac.models.store import load_model, save
 from theriac.models.taps import Tap, classifier, features
@@ -27,10 +28,15 @@ __all__ = [
     "build",
     "check_savable",
     "classifier",
+    "factory",
     "features",
+    "is_own",
     "load_model",
     "load_weights",
     "make",
+    "make_own",
+    "open_found",
+    "open_own",
     "parameter_count",
     "run_over",
     "save",

@@ -39,7 +39,7 @@ def describe(model: nn.Module) -> dict[str, Any] | None:
     if config.model_type not in TYPES:
         return None
     attention = getattr(config, "_attn_implementation", None)
-    data = {"type": config.model_type, "attention": attention, "config": _own_fields(config.to_dict())}
+    data = {"type": config.model_type, "attention": attention, "config": plain_fields(config.to_dict())}
     try:
         # what JSON gives back must make the same class, else the user's own class is asked for
         if attention in (None, *_ATTENTION) and type(model) is _class_of(_config(json.loads(json.dumps(data)))):
@@ -63,8 +63,8 @@ def build(data: Any, tensors: int) -> nn.Module:
     for key, value in data["config"].items():
         counts = value if isinstance(value, list) else [value]
         if any(w in key for w in ("layer", "depth", "block")) and all(type(c) is int for c in counts) and sum(counts) > tensors:
-            told = f"{key} = {str(value)[:80]}"
-            raise InputError(f"the transformers configuration has {told}, but the weights are only {tensors} tensors")
+            shown = f"{key} = {str(value)[:80]}"
+            raise InputError(f"the transformers configuration has {shown}, but the weights are only {tensors} tensors")
     attention = data["attention"]
     if isinstance(_auto()._model_mapping[type(config)], (tuple, list)):  # one type, several classes: the plain one
         config.architectures = [_class_of(config).__name__]
@@ -77,7 +77,32 @@ def build(data: Any, tensors: int) -> nn.Module:
     return model
 
 
-def _own_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+def filled(net: nn.Module, state: Mapping[str, Any], where: str) -> nn.Module:
+    """The same network with weights from a file of the library, whose names it translates itself.
+
+    Raises:
+        InputError: If they do not fit; names the first keys.
+    """
+    try:
+        made, info = type(net).from_pretrained(  # type: ignore[attr-defined]
+            None, config=net.config, state_dict=dict(state), output_loading_info=True
+        )
+    except Exception as error:  # mismatched shapes among others
+        raise InputError(f"the weights in {where} do not fit the model: {_first_line(error)}") from None
+    parts = [(what, sorted(map(str, info[f"{what}_keys"]))) for what in ("missing", "unexpected", "mismatched")]
+    told = [
+        f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for what, names in parts
+        if names
+    ]
+    if told:
+        raise InputError(f"the weights in {where} do not fit the model: {'; '.join(told)}")
+    network: nn.Module = made.eval()
+    return network
+
+
+def plain_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration says how the network is built."""
     skip = ("architectures", "auto_map", "model_type", "quantization_config", "transformers_version", "dtype", "torch_dtype")
     return {k: v for k, v in data.items() if not k.startswith("_") and k not in skip}
 
@@ -95,7 +120,7 @@ def _config(data: Any) -> Any:
     _auto()
     from transformers import AutoConfig
 
-    known = _own_fields(AutoConfig.for_model(data["type"]).to_dict())
+    known = plain_fields(AutoConfig.for_model(data["type"]).to_dict())
     for key, value in fields.items():
         if key not in known:
             raise unknown(f"field of a {data['type']} configuration", str(key)[:80], known)
@@ -119,8 +144,8 @@ def _harmless(value: Any) -> bool:
 
 
 def _class_of(config: Any) -> Any:
-    found = _auto()._model_mapping[type(config)]
-    return found[0] if isinstance(found, (tuple, list)) else found
+    cls = _auto()._model_mapping[type(config)]
+    return cls[0] if isinstance(cls, (tuple, list)) else cls
 
 
 def _auto() -> Any:

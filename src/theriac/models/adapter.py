@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -25,23 +25,33 @@ Pick: TypeAlias = str | int | Callable[[Any], torch.Tensor] | None
 
 OWN = "adapted"  # the architecture that a record names
 _CALLABLE = "<function>"
+_ORDERS = {"order": ("rgb", "bgr"), "layout": ("nchw", "nhwc")}
+_BYTES = 2.0  # a mean above this is one of pixels from 0 to 255
 
 
 class ImagePrep(nn.Module):
-    """Pixels in [0, 1] to what a network expects: grey repeated to its channels, resized, normalized.
+    """Pixels in [0, 1] to what a network expects: grey repeated to its channels, resized, normalized, in its order.
 
     Args:
         channels: Channels that the network expects.
         size: Height and width that it expects (bilinear, with antialias); None leaves images as they are.
         mean: Normalization; None for none.
         std: Likewise.
+        order: "rgb", or "bgr" for a network that takes blue first; mean and std are in the order of the data.
+        layout: "nchw", or "nhwc" for a network that takes channels last.
     """
 
     def __init__(
-        self, channels: int, size: tuple[int, int] | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+        self,
+        channels: int,
+        size: tuple[int, int] | None,
+        mean: tuple[float, ...] | None,
+        std: tuple[float, ...] | None,
+        order: str = "rgb",
+        layout: str = "nchw",
     ) -> None:
         super().__init__()
-        self.channels, self.size = channels, size
+        self.channels, self.size, self.order, self.layout = channels, size, order, layout
         self.normalize: Normalize | None = None
         if mean is not None or std is not None:
             mean = (0.0,) * len(std or ()) if mean is None else mean
@@ -55,7 +65,9 @@ class ImagePrep(nn.Module):
             x = x.expand(-1, self.channels, -1, -1)
         if self.size is not None and tuple(x.shape[2:]) != self.size:
             x = F.interpolate(x, self.size, mode="bilinear", antialias=True, align_corners=False)
-        return x if self.normalize is None else self.normalize(x)
+        x = x if self.normalize is None else self.normalize(x)
+        x = x.flip(1) if self.order == "bgr" else x
+        return x.permute(0, 2, 3, 1).contiguous() if self.layout == "nhwc" else x
 
 
 @dataclass(frozen=True)
@@ -114,6 +126,8 @@ def adapt(
     classes: int | Sequence[str] | None = None,
     channels: int | None = None,
     prepare: TablePrep | None = None,
+    order: Literal["rgb", "bgr"] = "rgb",
+    layout: Literal["nchw", "nhwc"] = "nchw",
 ) -> Adapted:
     """Wrap any module, or a ``transformers`` image classifier, so that it takes float pixels in [0, 1] and returns logits.
 
@@ -131,6 +145,9 @@ def adapt(
         classes: Without a card: how many classes there are, or their names.
         channels: Channels that the network expects: the card's, the configuration's, or 3. Grey images are repeated to them.
         prepare: For tables: what turns a raw row into the network's input (``TablePrep.fit(split)``); raw rows if left out.
+        order: Channels that the network expects: "rgb" as pictures are stored here, or "bgr". ``mean`` and ``std`` stay in the
+            order of the data.
+        layout: "nchw", or "nhwc" for a network that takes channels last.
 
     Returns:
         The wrapper, with the network as ``.net``, in the same mode and on the same device.
@@ -156,7 +173,7 @@ def adapt(
     names = _class_names(classes, card, config)
     prep: nn.Module
     if card is not None and card.kind == "table":
-        if (mean, std, size, channels) != (None,) * 4:
+        if (mean, std, size, channels) != (None,) * 4 or (order, layout) != ("rgb", "nchw"):
             raise InputError(f"{card.name!r} is a table; mean, std, size and channels are for images (see prepare)")
         if not (prepare is None or isinstance(prepare, TablePrep)):
             raise InputError(f"prepare is a {type(prepare).__name__}; expected a TablePrep (put anything else into the model)")
@@ -168,10 +185,15 @@ def adapt(
         fit = _pair(size if size is not None else getattr(config, "image_size", None))
         wanted = channels or getattr(config, "num_channels", None) or (card.channels if card is not None else 3)
         check.whole("channels", wanted, 1, 4096)
-        prep = ImagePrep(wanted, fit, _numbers("mean", mean), _numbers("std", std))
+        if order == "bgr" and wanted < 3:
+            raise InputError(f"order is 'bgr', and the network takes {wanted} channels; leave it out")
+        means, stds = _numbers("mean", mean), _numbers("std", std)
+        _refuse_twice(model, means, stds)
+        prep = ImagePrep(wanted, fit, means, stds, order, layout)
         if card is None:
             card = Card(classes=names or ("0", "1"), size=fit or (0, 0), channels=wanted)
-        options = {"mean": _numbers("mean", mean), "std": _numbers("std", std), "size": fit, "channels": wanted}
+        options = {"mean": means, "std": stds, "size": fit, "channels": wanted}
+        options |= {key: value for key, value in (("order", order), ("layout", layout)) if value not in ("rgb", "nchw")}
     options["logits"] = _CALLABLE if callable(logits) else logits
     options["network"] = f"{type(model).__module__}.{type(model).__qualname__}"
     options["transformers"] = _hf.describe(model)
@@ -181,6 +203,7 @@ def adapt(
     wrapped.training = model.training
     if all(card.shape):
         seen = try_rows(wrapped, blank(wrapped, card.shape, 2))
+        _refuse_other_head(model, seen, names, card)
         if not names and seen.dim() == 2:
             names = tuple(str(k) for k in range(seen.shape[1]))
         check_logits(wrapped, seen, 2, len(names))
@@ -222,7 +245,7 @@ def rebuild(options: Any, card: Card, into: nn.Module | None, tensors: int) -> A
     """
     table = {"prepare"} if card.kind == "table" else {"mean", "std", "size", "channels"}
     expected = {"logits", "network", "transformers", *table}
-    if not isinstance(options, Mapping) or set(options) != expected:
+    if not isinstance(options, Mapping) or set(options) - set(_ORDERS if card.kind == "image" else ()) != expected:
         raise InputError("the record's options of an adapted model are not those that Theriac writes")
     choice = options["logits"]
     network = str(options["network"])[:120]
@@ -250,6 +273,7 @@ def rebuild(options: Any, card: Card, into: nn.Module | None, tensors: int) -> A
             _pair(options["size"]),
             _numbers("mean", options["mean"]),
             _numbers("std", options["std"]),
+            **{key: _choice(key, options[key]) for key in _ORDERS if key in options},
         )
     return Adapted(net, prep, card, {"architecture": OWN, "options": dict(options)}, Picker(choice))
 
@@ -273,9 +297,64 @@ def _class_names(classes: int | Sequence[str] | None, card: Card | None, config:
     if card is not None:
         if given and len(given) != card.num_classes:
             raise InputError(f"classes gives {len(given)} classes; the card of {card.name!r} has {card.num_classes}")
-        return given or card.classes
+        return given or _by_label(config, card)
     labels = getattr(config, "id2label", None) or {}
     return given or tuple(str(labels[k]) for k in sorted(labels))
+
+
+def _by_label(config: Any, card: Card) -> tuple[str, ...]:
+    """The card's classes in the order in which a ``transformers`` configuration names them, if it names them at all.
+
+    Raises:
+        InputError: If it has as many names, and others.
+    """
+    labels = getattr(config, "id2label", None) or {}
+    names = tuple(str(labels[k]) for k in sorted(labels))
+    if len(names) != card.num_classes or all(n == f"LABEL_{k}" for k, n in enumerate(names)):
+        return card.classes
+    if set(names) == set(card.classes):
+        return names
+    raise InputError(
+        f"the network's configuration names its classes {', '.join(names[:4])}, the card of {card.name!r} "
+        f"{', '.join(card.classes[:4])}; give classes=, the card's names in the order of the network's outputs"
+    )
+
+
+def _choice(name: str, value: Any) -> str:
+    check.one_of(name, value, _ORDERS[name])
+    return str(value)
+
+
+def _refuse_twice(model: nn.Module, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
+    """Refuse a normalization beside one that the network has inside, and one in units of 0 to 255."""
+    if mean is None and std is None:
+        return
+    for name, module in model.named_modules():
+        held = [getattr(module, key, None) for key in ("mean", "std")]
+        scaled = mean is None or not any(mean)  # only to another range, such as 0 to 255
+        if (
+            "normal" in type(module).__name__.lower()
+            and not scaled
+            and all(isinstance(v, (torch.Tensor, tuple, list, float)) for v in held)
+        ):
+            where = f"its layer {name!r} ({type(module).__name__})" if name else "itself"
+            raise InputError(f"mean and std are given, and the network normalizes in {where} already; leave out mean and std")
+    if mean is not None and max(map(abs, mean)) > _BYTES and min(std or (1.0,)) >= 1:
+        deviation = [round(v / 255, 6) for v in (std or (1.0,))]
+        cure = f"mean={[round(v / 255, 6) for v in mean]} and std={deviation}"
+        raise InputError(f"mean is {mean}, in units of 0 to 255; pixels come in [0, 1]: divide both by 255, {cure}")
+
+
+def _refuse_other_head(model: nn.Module, seen: Any, names: tuple[str, ...], card: Card) -> None:
+    """Refuse a head of another width than there are classes, with what to do about it."""
+    heads = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
+    if not names or not isinstance(seen, torch.Tensor) or seen.dim() != 2 or seen.shape[1] == len(names):
+        return
+    if heads and seen.shape[1] == heads[-1] and seen.is_floating_point() and len(seen) == 2:
+        raise InputError(
+            f"{type(model).__name__} returns {seen.dtype} {tuple(seen.shape)} for 2 rows; the data have {len(names)} classes "
+            f"({card.name!r}): take data of its {seen.shape[1]} classes, or build the network with {len(names)}"
+        )
 
 
 def _numbers(name: str, value: float | Sequence[float] | None) -> tuple[float, ...] | None:

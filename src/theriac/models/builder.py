@@ -20,6 +20,7 @@ from theriac.models.editing import duplicate, refuse_empty
 from theriac.models.mlp import TableMLP
 from theriac.models.network import Classifier, Normalize, TablePrep
 from theriac.models.preact_resnet import PreActResNet18
+from theriac.models.resnet import ResNet18
 from theriac.models.state import warn_unsavable
 from theriac.models.vgg import VGG19BN
 from theriac.models.vit import ViT
@@ -41,6 +42,12 @@ def _preact(
     # 64 is the literature's width at 32 pixels; on 8 x 8 digits a quarter of it already reaches the ceiling
     width = (64 if min(card.size) >= 24 else 16) if width is None else width
     return PreActResNet18(card.num_classes, card.channels, width, final_norm)
+
+
+def _resnet(card: Card, width: _Width = None) -> nn.Module:
+    """ResNet-18 for small images."""
+    width = (64 if min(card.size) >= 24 else 16) if width is None else width
+    return ResNet18(card.num_classes, card.channels, width)
 
 
 def _wrn(
@@ -86,7 +93,13 @@ def _mlp(
 
 
 # name -> maker of (card, **options); for tables of (card, width_in, **options). Its keyword arguments are the options.
-_IMAGE: dict[str, Maker] = {"preact_resnet18": _preact, "wrn_16_1": _wrn, "vgg19_bn": _vgg, "vit_small": _vit}
+_IMAGE: dict[str, Maker] = {
+    "preact_resnet18": _preact,
+    "resnet18": _resnet,
+    "wrn_16_1": _wrn,
+    "vgg19_bn": _vgg,
+    "vit_small": _vit,
+}
 _TABLE: dict[str, Maker] = {"mlp": _mlp}
 _FIXED = ("card", "width_in")  # what the data decide
 
@@ -178,8 +191,8 @@ def build(name: str, split: Split, run: Run | None = None, **options: Any) -> Cl
     """Build a fresh model for a split.
 
     Args:
-        name: "preact_resnet18", "wrn_16_1", "vgg19_bn", "vit_small" (images) or "mlp" (tables); :func:`architectures`
-            lists them.
+        name: "preact_resnet18", "resnet18", "wrn_16_1", "vgg19_bn", "vit_small" (images) or "mlp" (tables);
+            :func:`architectures` lists them.
         split: Training rows. Images give size and normalization through the card; for tables the preparation is fitted here.
         run: Device and ``init`` stream.
         **options: The architecture's own, such as ``width=16``.

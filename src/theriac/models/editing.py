@@ -184,14 +184,16 @@ def refuse_fixed(model: nn.Module, prefix: str = "") -> None:
     """Refuse a model whose weights can't be repaired as they are, naming the layer.
 
     Raises:
-        UneditableError: On a TorchScript module, quantized layers or tensors, layers that have not seen a batch yet, tensors on
-            the device "meta", and weights that are spread over processes.
+        UneditableError: On a TorchScript module, an exported program, quantized layers or tensors, layers that have not seen a
+            batch yet, tensors on the device "meta", and weights that are spread over processes.
     """
     refuse_empty(model, prefix)
     for name, module in model.named_modules(prefix=prefix):
         where = f"layer {name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
         if isinstance(module, torch.jit.ScriptModule):
             raise UneditableError(f"{where} is compiled by TorchScript; repair the nn.Module and script it afterwards")
+        if reason := getattr(module, "unrepairable", ""):
+            raise UneditableError(f"{where} {reason}")
         origin, tensors = type(module).__module__, list(_tensors(module, lazy=True))
         fixed = origin.startswith(_QUANTIZED) and not type(module).__name__.endswith("FloatFunctional") and not _trains(tensors)
         if fixed or any(_is_quantized(t) for _, t in tensors):

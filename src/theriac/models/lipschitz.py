@@ -21,7 +21,7 @@ def conv_norm_pairs(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[nn.C
         shape: Of one input row.
     """
     made: list[tuple[torch.Tensor, nn.Conv2d]] = []
-    found: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
     def came_out(module: nn.Module, args: Any, out: torch.Tensor) -> None:
         if isinstance(module, nn.Conv2d):
@@ -30,7 +30,7 @@ def conv_norm_pairs(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[nn.C
     def goes_in(module: nn.Module, args: Any) -> None:
         for tensor, conv in made:
             if isinstance(module, nn.BatchNorm2d) and args and args[0] is tensor:
-                found.append((conv, module))
+                pairs.append((conv, module))
 
     hooks = [m.register_forward_hook(came_out) for m in model.modules() if isinstance(m, nn.Conv2d)]
     hooks += [m.register_forward_pre_hook(goes_in) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -39,7 +39,7 @@ def conv_norm_pairs(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[nn.C
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return pairs
 
 
 def channel_constants(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> torch.Tensor:

@@ -56,7 +56,8 @@ def run_over(
             few = to_input(here.rows(torch.arange(min(2, len(here)))))
             check.logits(net, few, split.num_classes)
             tap = features(net, None if want == "features" else want, few)
-        for positions in here.batches(batch_size or batch_rows(here)):
+        size = batch_size or batch_rows(here)
+        for positions in run.each("outputs", here.batches(size), len(here) // size + 1):
             x = to_input(here.rows(positions))
             parts.append((check.logits(net, x, split.num_classes) if tap is None else _embedding(tap, x)).float().cpu())
     return torch.cat(parts)

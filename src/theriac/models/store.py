@@ -195,9 +195,9 @@ def compare_state(model: nn.Module, state: Mapping[str, Any], where: str) -> Non
         ("types differ:", kinds),
         ("one tensor in the model, two in the file:", ties),
     )
-    told = [f"{what} {', '.join(names[:3])}{_more(names)}" for what, names in parts if names]
-    if told:
-        raise InputError(f"the weights in {where} do not fit the model: {'; '.join(told)}")
+    differences = [f"{what} {', '.join(names[:3])}{_more(names)}" for what, names in parts if names]
+    if differences:
+        raise InputError(f"the weights in {where} do not fit the model: {'; '.join(differences)}")
 
 
 def fit_state(model: nn.Module, state: Mapping[str, Any], where: str, *, dtypes: bool = False) -> None:

@@ -38,13 +38,13 @@ def classifier(model: nn.Module, layer: str | None = None, example: torch.Tensor
         if not isinstance(named, nn.Linear):
             raise InputError(f"layer {layer!r} is a {type(named).__name__}; expected an nn.Linear layer")
         return layer, named
-    name, found = head(model, example)
-    if not isinstance(found, nn.Linear):
+    name, last = head(model, example)
+    if not isinstance(last, nn.Linear):
         raise InputError(
             f"{type(model).__name__} makes its logits with the convolution {name!r}; name an nn.Linear layer (layer=, "
             "layers= or scope= of a method), or give this name to what takes convolutions too"
         )
-    return name, found
+    return name, last
 
 
 class Tap:
@@ -103,8 +103,8 @@ def features(model: nn.Module, layer: str | None = None, example: torch.Tensor |
         InputError: If the layer does not exist, or none was found.
     """
     if layer is None:
-        name, found = head(model, example)
-        return Tap(model, name, pool=isinstance(found, nn.Conv2d))
+        name, last = head(model, example)
+        return Tap(model, name, pool=isinstance(last, nn.Conv2d))
     names = dict(model.named_modules())
     if layer not in names:
         raise unknown("layer", layer, names)

@@ -22,6 +22,7 @@ _PREFIXES = ("module.", "model.", "net.", "_orig_mod.")  # of DataParallel, of w
 _HEADS = ("linear", "fc", "classifier", "head", "output", "last_linear")
 
 M = TypeVar("M", bound=nn.Module)
+V = TypeVar("V")
 
 
 @typed("model", "source")
@@ -61,11 +62,11 @@ def load_weights(model: M, source: str | Path | Mapping[str, Any], *, key: str |
     """
     where = "the state dict" if isinstance(source, Mapping) else shown(source)
     data = source if isinstance(source, Mapping) else _read(as_path("source", source), tensors_only)
-    state = _chosen(data, key, where, tensors_only)
+    _, state = chosen_state(data, where, key, tensors_only)
     bare = isinstance(model, Classifier) and not any("prepare." in name for name in state)
     target: nn.Module = model.get_submodule("net") if bare else model
     own = target.state_dict()
-    state = {name: _plain(value, name, own) for name, value in _fit_names(state, own).items()}
+    state = {name: _plain(value, name, own) for name, value in fit_names(state, own).items()}
     for name, value in own.items():
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, value)
@@ -79,8 +80,20 @@ def _read(path: Path, tensors_only: bool) -> Any:
     return read_tensors(path) if path.suffix == ".safetensors" else load_tensors_safely(path, tensors_only=tensors_only)
 
 
-def _chosen(data: Any, key: str | None, where: str, tensors_only: bool) -> dict[str, torch.Tensor]:
-    """The state dict of a checkpoint that was asked for, or that is meant."""
+def chosen_state(
+    data: Any, where: str, key: str | None = None, tensors_only: bool = False
+) -> tuple[str, dict[str, torch.Tensor]]:
+    """The state dict of a checkpoint that was asked for, or that is meant, after the dotted key under which it lies.
+
+    Args:
+        data: What the file holds.
+        where: How messages call the file.
+        key: Where the state dict lies; None takes the only one, or the one under a usual name.
+        tensors_only: Whether tensors among other objects count as a state dict.
+
+    Raises:
+        InputError: If there is none, or several of which none has a usual name.
+    """
     if not isinstance(data, Mapping) or not data:
         kind = f"{data.name}, and no tensors beside it" if isinstance(data, Stranger) else f"a {type(data).__name__}"
         raise InputError(f"{where} holds {kind}; expected a state dict, names to tensors")
@@ -94,9 +107,9 @@ def _chosen(data: Any, key: str | None, where: str, tensors_only: bool) -> dict[
             raise InputError(
                 f"key is {key!r}, under which {where} holds no state dict; it holds {listed or 'one, without a key'}"
             )
-        return found[key]
+        return key, found[key]
     if "" in found:
-        return found[""]
+        return "", found[""]
     usual = [name for known in _CONTAINERS for name in found if name.partition(".")[0] == known]
     if not usual and len(found) != 1:
         if found:
@@ -110,7 +123,7 @@ def _chosen(data: Any, key: str | None, where: str, tensors_only: bool) -> dict[
             f"the one under {taken!r} was taken (key= or --weights-key chooses another)",
             stacklevel=3,
         )
-    return found[taken]
+    return taken, found[taken]
 
 
 def _states(data: Any, name: str, tensors_only: bool, found: dict[str, Any], seen: set[int], depth: int) -> None:
@@ -137,8 +150,8 @@ def _plain(value: torch.Tensor, name: str, own: Mapping[str, torch.Tensor]) -> t
     return value.dequantize() if value.is_quantized else value.to_dense()
 
 
-def _fit_names(state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without prefixes that all names share, as far as that makes more of them known, and with the model's own head."""
+def fit_names(state: dict[str, V], own: Mapping[str, Any]) -> dict[str, V]:
+    """A state dict without prefixes that all names share, where that makes more of them known, and with the network's head."""
     if "n_averaged" in state and all(k == "n_averaged" or k.startswith("module.") for k in state):
         state = {k: v for k, v in state.items() if k != "n_averaged"}  # the counter of torch's AveragedModel
     best = _rename_head(state, own)
@@ -153,7 +166,7 @@ def _fit_names(state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor]) 
     return best
 
 
-def _rename_head(state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _rename_head(state: dict[str, V], own: Mapping[str, Any]) -> dict[str, V]:
     mine = [h for h in _HEADS if f"{h}.weight" in own and f"{h}.weight" not in state]
     theirs = [h for h in _HEADS if f"{h}.weight" in state and f"{h}.weight" not in own]
     if len(mine) != 1 or len(theirs) != 1:

@@ -3,6 +3,7 @@
 from theriac.repairs.age import AGE
 from theriac.repairs.anp import ANP
 from theriac.repairs.antidote import Antidote
+from theriac.repairs.auto import Auto
 from theriac.repairs.base import Repair
 from theriac.repairs.clp import CLP
 from theriac.repairs.d3 import D3
@@ -28,6 +29,7 @@ __all__ = [
     "RNP",
     "SAU",
     "Antidote",
+    "Auto",
     "FinePruning",
     "Repair",
 ]

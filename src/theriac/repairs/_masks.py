@@ -1,4 +1,4 @@
-"""Masks on BatchNorm channels: kept in [0, 1] while they are learned, then turned into pruning. What ANP and RNP share."""
+"""Masks on BatchNorm channels: held in [0, 1] while they are learned, then turned into pruning. What ANP and RNP share."""
 
 from __future__ import annotations
 
@@ -8,13 +8,69 @@ from typing import Any
 import torch
 from torch import nn
 
+from theriac.core.errors import InputError
+from theriac.core.outcome import Outcome
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.outputs import run_over
 from theriac.training import Recipe, optimizers
+from theriac.training.step import BatchNorm
 
 Masks = dict[str, torch.Tensor]  # by the name of the BatchNorm
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(19))  # official code of ANP: 0 to 0.9
+
+
+def scaled_norms(model: nn.Module, title: str) -> dict[str, BatchNorm]:
+    """The BatchNorm layers that have scales of their own, by name.
+
+    Raises:
+        InputError: If there is none.
+    """
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, BatchNorm) and isinstance(m.weight, nn.Parameter)}
+    if not norms:
+        raise InputError(f"{type(model).__name__} has no BatchNorm with scales of its own; {title} prunes by masks on them")
+    return norms
+
+
+def pruned_by(
+    model: nn.Module,
+    masks: Masks,
+    threshold: float | None,
+    held: Split | None,
+    drop: float,
+    run: Run,
+    *,
+    after: str,
+    figures: dict[str, Any],
+) -> nn.Module:
+    """The model, pruned in place by its masks, with its outcome in ``run``.
+
+    Args:
+        model: The network whose scales are set to zero.
+        masks: Of its BatchNorm layers.
+        threshold: Up to which a mask means pruning, where no rows are held out.
+        held: Rows on which the threshold is chosen instead.
+        drop: Largest loss of accuracy on them, as a share of all of them.
+        run: Of the repair.
+        after: How long masks were learned, in words.
+        figures: What the outcome says besides.
+    """
+    smallest = min(float(mask.min()) for mask in masks.values())
+    figures = {**figures, "smallest_mask": round(smallest, 4)}
+    if held is not None:
+        threshold, counts = choose(model, masks, held, drop, run)
+        figures.update(counts)
+    pruned = {} if threshold is None else prune(model, masks, threshold)
+    figures.update(threshold=threshold, pruned=pruned, channels=sum(map(len, pruned.values())))
+    if pruned:
+        run.outcome = Outcome(status="repaired", figures=figures)
+        return model
+    if threshold is None:
+        reason = f"every threshold costs more than {drop:g} of accuracy on {len(held or ())} held-out clean rows"
+    else:
+        reason = f"the smallest mask is {smallest:.2f} after {after}, the threshold {threshold:g}"
+    run.outcome = Outcome(status="unchanged", reason=f"nothing was pruned: {reason}", figures=figures)
+    return model
 
 
 def choose(model: nn.Module, masks: Masks, held: Split, drop: float, run: Run) -> tuple[float | None, dict[str, Any]]:

@@ -54,8 +54,8 @@ class Pullback:
         with torch.autocast(logits.device.type, enabled=False):
             f0 = wide(f0)
             heads = [effective_head(wide(z), f0, self.ridge).flatten() for z in (logits, before)]
-            found: torch.Tensor = torch.dot(*heads) / (heads[0].norm() * heads[1].norm()).clamp_min(1e-12)
-        return found
+            cosine: torch.Tensor = torch.dot(*heads) / (heads[0].norm() * heads[1].norm()).clamp_min(1e-12)
+        return cosine
 
     def distance(self, cosine: torch.Tensor) -> torch.Tensor:
         """||W0|| times the distance of the two heads scaled to norm 1: as the plain distance on its sphere, 0 to 2 ||W0||."""

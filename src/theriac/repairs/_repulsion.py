@@ -111,22 +111,22 @@ class Repulsion:
         ``rows_too`` adds the cosine of every row (``cosine_rows``), if one layer is selected.
         """
         with torch.no_grad():
-            rows, whole, unsigned = [], [], []
+            rows, overall, unsigned = [], [], []
             for name, weight in self.weights.items():
                 new, old = weight.value.flatten(1), self.w0[name].flatten(1)
                 rows.append(nn.functional.cosine_similarity(new, old, dim=1))
-                whole.append((new * old).sum() / (new.norm() * old.norm()).clamp_min(1e-12))
+                overall.append((new * old).sum() / (new.norm() * old.norm()).clamp_min(1e-12))
                 unsigned.append((new * old).sum(0).abs().sum() / (new.norm() * old.norm()).clamp_min(1e-12))
             row = torch.cat(rows)
-            found = {
-                "cosine": float(torch.stack(whole).mean()),
+            figures = {
+                "cosine": float(torch.stack(overall).mean()),
                 "cosine_unsigned": float(torch.stack(unsigned).mean()),
                 "cosine_row_min": float(row.min()),
                 "cosine_row_max": float(row.max()),
                 "distance": float(self.distance()),
             }
             by_row = {"cosine_rows": [round(float(c), 4) for c in row]} if rows_too and len(self.modules) == 1 else {}
-            return found | by_row
+            return figures | by_row
 
 
 def _euclidean(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:

@@ -51,8 +51,8 @@ def project(delta: torch.Tensor, radius: float, norm: str) -> torch.Tensor:
 
 def sizes(delta: torch.Tensor, norm: str) -> torch.Tensor:
     """Norms of the rows in the ball's own norm (B,); without a ball, the largest change of a number."""
-    found: torch.Tensor = delta.flatten(1).norm(p={"l1": 1, "l2": 2}.get(norm, float("inf")), dim=1)
-    return found
+    norms: torch.Tensor = delta.flatten(1).norm(p={"l1": 1, "l2": 2}.get(norm, float("inf")), dim=1)
+    return norms
 
 
 def jensen_shannon(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -14,13 +14,12 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
-from theriac.core.outcome import Outcome
 from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.repairs._masks import Masks, choose, projected, prune
+from theriac.repairs._held_out import hold_out
+from theriac.repairs._masks import Masks, projected, pruned_by, scaled_norms
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
 from theriac.training.step import BatchNorm
@@ -91,33 +90,13 @@ class ANP(Repair):
         return cls(iterations=400)
 
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
-        norms = {n: m for n, m in model.named_modules() if isinstance(m, BatchNorm) and isinstance(m.weight, nn.Parameter)}
-        if not norms:
-            raise InputError(f"{type(model).__name__} has no BatchNorm with scales of its own; ANP prunes by masks on them")
+        norms = scaled_norms(model, self.title)
         learn, held = clean, None
         if self.threshold is None:
-            if len(clean) < 4:
-                raise InputError(f"clean has {len(clean)} rows; ANP holds some out for its threshold and needs at least 4")
-            share = min(len(clean) // 2, max(round(self.held_out * len(clean)), clean.num_classes))
-            held, learn = clean.cut(share, seed=run.stream_seed("method", "anp", "held out"), stratified=True)
+            held, learn = hold_out(clean, self.held_out, run, self.name, self.title, "its threshold")
         masks = self._masks(model, norms, learn, run)
-        smallest = min(float(mask.min()) for mask in masks.values())
-        threshold: float | None = self.threshold
-        figures: dict[str, Any] = {"smallest_mask": round(smallest, 4)}
-        if held is not None:
-            threshold, told = choose(model, masks, held, self.drop, run)
-            figures.update(told)
-        pruned = {} if threshold is None else prune(model, masks, threshold)
-        figures.update(threshold=threshold, pruned=pruned, channels=sum(map(len, pruned.values())))
-        if pruned:
-            run.outcome = Outcome(status="repaired", figures=figures)
-            return model
-        if threshold is None:
-            reason = f"every threshold costs more than {self.drop:g} of accuracy on {len(held or ())} held-out clean rows"
-        else:
-            reason = f"the smallest mask is {smallest:.2f} after {self.iterations} iterations, the threshold {threshold:g}"
-        run.outcome = Outcome(status="unchanged", reason=f"nothing was pruned: {reason}", figures=figures)
-        return model
+        after = f"{self.iterations} iterations"
+        return pruned_by(model, masks, self.threshold, held, self.drop, run, after=after, figures={})
 
     def _masks(self, model: nn.Module, norms: dict[str, BatchNorm], learn: Split, run: Run) -> Masks:
         """The learned mask of each BatchNorm, (C,) in [0, 1]."""

@@ -15,7 +15,8 @@ from theriac.core.method import Needs, preset, register
 from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Share
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.models.network import to_input
+from theriac.models import run_over
+from theriac.repairs._sgd import by_sgd
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
 from theriac.triggers import families as kinds
@@ -87,15 +88,8 @@ class Antidote(Repair):
 
     def recipe(self, rows: int) -> Recipe:
         """Its hyperparameters as a training recipe for a number of clean rows."""
-        return Recipe(
-            name="antidote",
-            epochs=max(self.epochs, math.ceil(self.steps / max(1, rows // self.batch_size))),
-            batch_size=self.batch_size,
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            schedule=self.schedule,
-        )
+        epochs = max(self.epochs, math.ceil(self.steps / max(1, rows // self.batch_size)))
+        return by_sgd(self, epochs=epochs, schedule=self.schedule)
 
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
         recipe = self.recipe(len(clean))
@@ -132,7 +126,4 @@ class Antidote(Repair):
 
     def _answers(self, model: nn.Module, clean: Split, run: Run) -> torch.Tensor:
         """What the given model says of each unstamped, unaugmented row, as probabilities (N, K)."""
-        model.eval()
-        with torch.no_grad(), run.autocast():
-            parts = [model(to_input(clean.rows(p))).float() for p in clean.batches(512)]
-        return (torch.cat(parts) / self.temperature).softmax(1)
+        return (run_over(model, clean, run=run).to(run.device) / self.temperature).softmax(1)

@@ -18,6 +18,7 @@ from theriac.core.split import Split
 from theriac.models.network import to_input
 from theriac.repairs._pullback import Pullback, blends
 from theriac.repairs._repulsion import Init, Repulsion
+from theriac.repairs._sgd import by_sgd
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
 
@@ -106,15 +107,7 @@ class D3(Repair):
 
     def recipe(self) -> Recipe:
         """Its hyperparameters as a training recipe."""
-        return Recipe(
-            name="d3",
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            schedule="cosine",
-        )
+        return by_sgd(self)
 
     def loss(self, logits: torch.Tensor, y: torch.Tensor, distance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Total and clean part of the objective, from logits (B, K), labels (B,) and the distance."""

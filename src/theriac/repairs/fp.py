@@ -10,7 +10,6 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.outcome import Outcome
 from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Share, Whole
@@ -20,6 +19,8 @@ from theriac.models.editing import Weight, editable
 from theriac.models.network import to_input
 from theriac.models.outputs import run_over
 from theriac.models.taps import features
+from theriac.repairs._held_out import hold_out
+from theriac.repairs._sgd import by_sgd
 from theriac.repairs.base import Repair
 from theriac.training import Recipe, loop
 
@@ -94,23 +95,12 @@ class FinePruning(Repair):
 
     def recipe(self) -> Recipe:
         """Its hyperparameters of fine-tuning as a training recipe."""
-        return Recipe(
-            name="fp",
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            schedule="cosine",
-        )
+        return by_sgd(self)
 
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
-        if len(clean) < 4:
-            raise InputError(f"clean has {len(clean)} rows; FP holds some out for its bound and needs at least 4")
+        held, seen = hold_out(clean, self.held_out, run, self.name, self.title, "its bound")
         layer = features(model, example=to_input(clean.rows(torch.arange(1)))).layer
         weight = editable(model, layer)
-        few = min(len(clean) // 2, max(round(self.held_out * len(clean)), clean.num_classes))
-        held, seen = clean.cut(few, seed=run.stream_seed("method", "fp", "held out"), stratified=True)
         means = run_over(model, seen, "features", run=run).mean(0)
         columns, told = self._prune(model, weight, means, held, run)
         figures: dict[str, Any] = {"layer": layer, "features": len(means), "pruned": columns.tolist(), **told}

@@ -11,6 +11,7 @@ from theriac.core.method import Needs, preset, register
 from theriac.core.ranges import Count, Fraction, NonNegative, Positive
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.repairs._sgd import by_sgd
 from theriac.repairs.base import Repair
 from theriac.training import Recipe, loop
 
@@ -59,15 +60,7 @@ class FT(Repair):
 
     def recipe(self) -> Recipe:
         """Its hyperparameters as a training recipe."""
-        return Recipe(
-            name="ft",
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            schedule="cosine",
-        )
+        return by_sgd(self)
 
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
         return loop(model, clean, run, self.recipe(), label="ft", about=self)

@@ -14,6 +14,7 @@ from theriac.core.method import Needs, preset, register
 from theriac.core.ranges import Count, Fraction, NonNegative, Positive
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.repairs._sgd import by_sgd
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
 
@@ -93,18 +94,7 @@ class FTSAM(Repair):
 
     def recipe(self) -> Recipe:
         """Its hyperparameters as a training recipe."""
-        return Recipe(
-            name="ft_sam",
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            schedule=self.schedule,
-            sam_rho=self.rho,
-            sam_ramp=0.0,
-            sam_adaptive=True,
-        )
+        return by_sgd(self, schedule=self.schedule, sam_rho=self.rho, sam_ramp=0.0, sam_adaptive=True)
 
     def loss(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Mean smoothed cross-entropy of logits (B, K) and labels (B,)."""

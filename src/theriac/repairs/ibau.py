@@ -149,8 +149,8 @@ class IBAU(Repair):
             weights = [p for p in net.parameters() if p.requires_grad]
             with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
                 loss, slopes = hypergradient(inner, outer, now["delta"], weights, self.inner_step, self.iterations)
-            told = {"accuracy": (logits[0].argmax(1) == batch.y).float().mean(), "perturbation_norm": now["delta"].norm()}
-            return with_slopes(loss, weights, slopes), told
+            figures = {"accuracy": (logits[0].argmax(1) == batch.y).float().mean(), "perturbation_norm": now["delta"].norm()}
+            return with_slopes(loss, weights, slopes), figures
 
         return loop(model, clean, run, recipe.replace(augment="none"), step=step, label="ibau", about=self)
 

@@ -127,8 +127,8 @@ class NAD(Repair):
             with watching(model, layers) as maps:  # of the module itself, which data-parallel training wraps
                 logits = net(batch.x)
             gap = distance(maps, wanted, layers, betas, self.power)
-            told = {"accuracy": (logits.argmax(1) == batch.y).float().mean(), "gap": gap}
-            return F.cross_entropy(logits, batch.y) + gap, told
+            figures = {"accuracy": (logits.argmax(1) == batch.y).float().mean(), "gap": gap}
+            return F.cross_entropy(logits, batch.y) + gap, figures
 
         with _repeated(model, self.statistics):
             return loop(model, clean, run, self.recipe(self.epochs), step=step, label="nad", about=self)

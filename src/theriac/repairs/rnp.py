@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -12,17 +12,15 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
-from theriac.core.outcome import Outcome
 from theriac.core.ranges import Count, Fraction, NonNegative, Positive
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.editing import duplicate
-from theriac.repairs._masks import Masks, choose, projected, prune
+from theriac.repairs._held_out import hold_out
+from theriac.repairs._masks import Masks, projected, pruned_by, scaled_norms
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
-from theriac.training.step import BatchNorm
 
 
 @register
@@ -98,34 +96,14 @@ class RNP(Repair):
         return cls(batch_size=32)
 
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
-        norms = {n: m for n, m in model.named_modules() if isinstance(m, BatchNorm) and isinstance(m.weight, nn.Parameter)}
-        if not norms:
-            raise InputError(f"{type(model).__name__} has no BatchNorm with scales of its own; RNP prunes by masks on them")
+        scaled_norms(model, self.title)
         learn, held = clean, None
         if self.threshold is None:
-            if len(clean) < 4:
-                raise InputError(f"clean has {len(clean)} rows; RNP holds some out for its threshold and needs at least 4")
-            share = min(len(clean) // 2, max(round(self.held_out * len(clean)), clean.num_classes))
-            held, learn = clean.cut(share, seed=run.stream_seed("method", "rnp", "held out"), stratified=True)
+            held, learn = hold_out(clean, self.held_out, run, self.name, self.title, "its threshold")
         copy, right = self.unlearn(duplicate(model), learn, run)
         masks = self.recover(copy, learn, run)
-        smallest = min(float(mask.min()) for mask in masks.values())
-        threshold: Fraction | None = self.threshold
-        figures: dict[str, Any] = {"right_after_unlearning": round(right, 4), "smallest_mask": round(smallest, 4)}
-        if held is not None:
-            threshold, told = choose(model, masks, held, self.drop, run)
-            figures.update(told)
-        pruned = {} if threshold is None else prune(model, masks, threshold)
-        figures.update(threshold=threshold, pruned=pruned, channels=sum(map(len, pruned.values())))
-        if pruned:
-            run.outcome = Outcome(status="repaired", figures=figures)
-            return model
-        if threshold is None:
-            reason = f"every threshold costs more than {self.drop:g} of accuracy on {len(held or ())} held-out clean rows"
-        else:
-            reason = f"the smallest mask is {smallest:.2f} after {self.recover_epochs} epochs, the threshold {threshold:g}"
-        run.outcome = Outcome(status="unchanged", reason=f"nothing was pruned: {reason}", figures=figures)
-        return model
+        after, figures = f"{self.recover_epochs} epochs", {"right_after_unlearning": round(right, 4)}
+        return pruned_by(model, masks, self.threshold, held, self.drop, run, after=after, figures=figures)
 
     def unlearn(self, model: nn.Module, learn: Split, run: Run) -> tuple[nn.Module, float]:
         """Climb the loss in place until rows are unlearned; the model, and the share of its last epoch that was right."""
@@ -174,7 +152,7 @@ class RNP(Repair):
     def recover(self, unlearned: nn.Module, learn: Split, run: Run) -> Masks:
         """The mask of each BatchNorm, (C,) in [0, 1], that brings the rows back; of the network only statistics move."""
         unlearned.requires_grad_(False)
-        norms = {n: m for n, m in unlearned.named_modules() if isinstance(m, BatchNorm) and isinstance(m.weight, nn.Parameter)}
+        norms = scaled_norms(unlearned, self.title)
         masks = nn.ParameterList([torch.ones_like(norm.weight, requires_grad=True) for norm in norms.values()])
 
         def step(_: nn.Module, batch: Batch) -> StepResult:

@@ -1,7 +1,10 @@
 """From results to something that one shows a colleague: records, tables, one self-contained page."""
 
-from theriac.report.page import html, write
+from theriac.report.collect import png as picture
+from theriac.report.exporting import export
+from theriac.report.model_card import model_card
+from theriac.report.page import html, render, write
 from theriac.report.records import Result, Study
 from theriac.report.tables import markdown, table
 
-__all__ = ["Result", "Study", "html", "markdown", "table", "write"]
+__all__ = ["Result", "Study", "export", "html", "markdown", "model_card", "picture", "render", "table", "write"]

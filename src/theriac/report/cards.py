@@ -110,11 +110,11 @@ def card(cls: type[Method]) -> MethodCard:
 
 def summary(facts: MethodCard) -> str:
     """What the docstring says, as Markdown: idea, threat model, source, deviations, cost, limits, example."""
-    told = [("Idea", facts.idea), ("Threat model", facts.threat), ("Source", f"{facts.paper} {facts.code}".strip())]
-    told += [("", text) for text in facts.more]
-    told += [("Deviations", facts.deviations), ("Cost", facts.cost)]
-    told += [("Known limits", " ".join(facts.limits))]
-    blocks = [f"**{label}.** {prose(text)}" if label else prose(text) for label, text in told if text]
+    parts = [("Idea", facts.idea), ("Threat model", facts.threat), ("Source", f"{facts.paper} {facts.code}".strip())]
+    parts += [("", text) for text in facts.more]
+    parts += [("Deviations", facts.deviations), ("Cost", facts.cost)]
+    parts += [("Known limits", " ".join(facts.limits))]
+    blocks = [f"**{label}.** {prose(text)}" if label else prose(text) for label, text in parts if text]
     if facts.example:
         own = re.compile(rf"(?<![\w.]){facts.path.rpartition('.')[2]}(?=[(.])")
         blocks.append(f"```pycon\n{own.sub(facts.path, facts.example)}\n```")
@@ -142,9 +142,9 @@ def facts(facts: MethodCard) -> str:
     return "\n\n".join([needs, listed, f"{call}\n\n{grid(('name', 'type or choices', 'default', 'source'), options)}"])
 
 
-def markdown(found: MethodCard) -> str:
+def markdown(method: MethodCard) -> str:
     """The whole card as Markdown."""
-    return f"# {found.title}: {found.subject}\n\n{summary(found)}\n\n{facts(found)}\n"
+    return f"# {method.title}: {method.subject}\n\n{summary(method)}\n\n{facts(method)}\n"
 
 
 def grid(head: tuple[str, ...] | list[str], body: list[Any]) -> str:
@@ -156,17 +156,17 @@ def grid(head: tuple[str, ...] | list[str], body: list[Any]) -> str:
 def _parts(text: str) -> dict[str, list[str]]:
     """Paragraphs of a docstring by label; unlabeled ones under "", limits and failures under "Known"."""
     text, _, example = text.partition("\nExample:\n")
-    found: dict[str, list[str]] = {"Example": textwrap.dedent(example).strip("\n").splitlines()}
+    parts: dict[str, list[str]] = {"Example": textwrap.dedent(example).strip("\n").splitlines()}
     for paragraph in re.split(r"\n\s*\n", text.strip()):
         line = " ".join(paragraph.split())
         label = _LABEL.match(line)
         if label is None:
-            found.setdefault("", []).append(line)
+            parts.setdefault("", []).append(line)
             continue
         kind = "Known" if label[1].startswith("Known") else label[1]
-        told = line[label.end() :]
-        found.setdefault(kind, []).append(told[:1].upper() + told[1:])
-    return found
+        rest = line[label.end() :]
+        parts.setdefault(kind, []).append(rest[:1].upper() + rest[1:])
+    return parts
 
 
 def _subject(cls: type[Method]) -> str:
@@ -183,7 +183,7 @@ def _knobs(cls: type[Method]) -> tuple[str, ...]:
 
 
 def _needs(cls: type[Method]) -> tuple[str, ...]:
-    told = []
+    needs = []
     for name, words in _NEEDS.items():
         if not cls.needs.takes(name):
             continue
@@ -191,12 +191,12 @@ def _needs(cls: type[Method]) -> tuple[str, ...]:
             share = cls.needs.usual_clean_share
             words = "clean rows with labels" if cls.needs.labels else "clean rows, no labels"
             words += f" (usually {100 * share:g} % of the training set)" if share else ""
-        told.append(words if getattr(cls.needs, name) else f"{words}, if known")
+        needs.append(words if getattr(cls.needs, name) else f"{words}, if known")
     if cls.kind == "attack":
-        told = told or [f"rows to add or change{', whose labels stay true' if getattr(cls, 'clean_label', False) else ''}"]
+        needs = needs or [f"rows to add or change{', whose labels stay true' if getattr(cls, 'clean_label', False) else ''}"]
         if getattr(cls, "fits", False) and not cls.needs.training_control:
-            told.append("clean training rows, on which its trigger is fitted first")
-    return tuple(told) or ("the model alone",)
+            needs.append("clean training rows, on which its trigger is fitted first")
+    return tuple(needs) or ("the model alone",)
 
 
 def _spares(cls: type[Method]) -> tuple[str, ...]:
@@ -231,11 +231,11 @@ def _options(cls: type[Method]) -> Iterator[OptionFacts]:
 
 def field_comments(cls: type[Any]) -> dict[str, str]:
     """The comment of each field of a dataclass: lines right above it, then the one on its line; inherited fields too."""
-    found: dict[str, str] = {}
+    comments: dict[str, str] = {}
     for owner in reversed(cls.__mro__):
         if dataclasses.is_dataclass(owner):
-            found.update(_own_comments(owner))
-    return {one.name: found.get(one.name, "") for one in dataclasses.fields(cls)}
+            comments.update(_own_comments(owner))
+    return {one.name: comments.get(one.name, "") for one in dataclasses.fields(cls)}
 
 
 def _own_comments(cls: type[Any]) -> dict[str, str]:
@@ -251,15 +251,15 @@ def _own_comments(cls: type[Any]) -> dict[str, str]:
     }
     alone = {n for n in comments if lines[n - 1].lstrip().startswith("#")}
     (tree,) = ast.parse(source).body
-    found = {}
+    texts = {}
     for node in tree.body if isinstance(tree, ast.ClassDef) else ():
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             start = node.lineno
             while start - 1 in alone:
                 start -= 1
-            told = [comments[n] for n in range(start, (node.end_lineno or node.lineno) + 1) if n in comments]
-            found[node.target.id] = " ".join(t for t in told if t)
-    return found
+            parts = [comments[n] for n in range(start, (node.end_lineno or node.lineno) + 1) if n in comments]
+            texts[node.target.id] = " ".join(t for t in parts if t)
+    return texts
 
 
 def _type(hint: Any) -> str:

@@ -64,10 +64,10 @@ class Bars:
     @property
     def description(self) -> str:
         """The chart in words, for those who do not see it."""
-        told = [f"{b.label} {_told(b.rate)}" for b in self.bars]
+        texts = [f"{b.label} {_told(b.rate)}" for b in self.bars]
         if self.control is not None:
-            told.append(f"benign control {_told(self.control)}")
-        return f"{self.name}: {'; '.join(told)}."
+            texts.append(f"benign control {_told(self.control)}")
+        return f"{self.name}: {'; '.join(texts)}."
 
 
 def bars(name: str, title: str, better: str, rates: Sequence[tuple[str, Rate]], control: Rate | None = None) -> Bars:
@@ -147,15 +147,15 @@ def curves(
         share: Draw shares in [0, 1] as percentages, on an axis from 0 to 100.
         span: Another fixed axis; left out, the axis begins at zero or below and ends above the largest value.
     """
-    kept = [(label, list(values), style) for label, values, style in series if len(values) > 1]
-    if not kept:
+    shown = [(label, list(values), style) for label, values, style in series if len(values) > 1]
+    if not shown:
         return None
-    values = [v for _, vs, _ in kept for v in vs]
+    values = [v for _, vs, _ in shown for v in vs]
     low, high = span or ((0.0, 1.0) if share else (min(0.0, *values), max(values)))
     ticks = nice_ticks(min(low, *values) if span else low, max(high, *values) if span else high)
     low, high = ticks[0], ticks[-1]
     empty = Curves(title, [])
-    longest = max(len(vs) for _, vs, _ in kept)
+    longest = max(len(vs) for _, vs, _ in shown)
 
     def across(epoch: int) -> float:
         return round(empty.left + (empty.right - empty.left) * (epoch - 1) / (longest - 1), 2)
@@ -165,7 +165,7 @@ def curves(
 
     lines = [
         Line(label, " ".join(f"{across(i + 1)},{up(v)}" for i, v in enumerate(vs)), style, _value(vs[-1], share))
-        for label, vs, style in kept
+        for label, vs, style in shown
     ]
     marks = sorted({1, round((1 + longest) / 2), longest})
     return Curves(title, lines, [(up(t), _tick(t, share)) for t in ticks], [(across(e), str(e)) for e in marks])

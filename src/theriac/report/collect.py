@@ -15,7 +15,7 @@ from theriac.core.errors import InputError
 from theriac.core.planted import planted_on
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
-from theriac.metrics import aim, predict
+from theriac.metrics import attack_labels, predict
 from theriac.report.records import DataSummary, Exhibit, Guess, Provenance, Sample
 from theriac.runs.provenance import provenance as described
 
@@ -73,7 +73,7 @@ def exhibit(
         raise InputError(f"split {split.card.name!r} is a table; only images can be shown")
     planted = planted_on(planted, split)
     y = split.y.cpu()
-    wanted, counted = aim(planted, y, split.index.cpu())
+    wanted, counted = attack_labels(planted, y, split.index.cpu())
     first = [int((counted & (y == k)).nonzero()[0]) for k in range(split.num_classes) if bool((counted & (y == k)).any())]
     if not first:
         raise InputError(f"{planted.name} counts none of the {len(split)} rows; there is nothing to show")
@@ -128,10 +128,12 @@ def png(image: torch.Tensor) -> str:
 
 def epochs(run: Run, labels: Sequence[str]) -> list[dict[str, Any]]:
     """The per-epoch events of a run under some labels, rounded, as a Result's history."""
-    kept = [e for label in labels for e in run.history(label) if "epoch" in e]
-    return [
-        {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in e.items() if k not in ("event", "time")} for e in kept
-    ]
+    return [plain_epoch(e) for label in labels for e in run.history(label) if "epoch" in e]
+
+
+def plain_epoch(event: Mapping[str, Any]) -> dict[str, Any]:
+    """One epoch's event, rounded to five digits, without its name and time."""
+    return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in event.items() if k not in ("event", "time")}
 
 
 def _share(value: torch.Tensor) -> float:

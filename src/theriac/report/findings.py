@@ -97,10 +97,10 @@ def _recognition(result: Result) -> str:
     before, after = result.before.ra, result.scores.ra
     if before is None or after is None:
         return ""
-    told = f"RA {percent(before.rate)} → {percent(after.rate)}"
+    text = f"RA {percent(before.rate)} → {percent(after.rate)}"
     if result.control is not None and result.control.ra is not None:
-        told += f" (control {percent(result.control.ra.rate)})"
-    return told
+        text += f" (control {percent(result.control.ra.rate)})"
+    return text
 
 
 def percent(rate: Rate) -> str:
@@ -124,14 +124,14 @@ def alerts(study: Study) -> list[tuple[str, str]]:
     Returns:
         Which model, and a sentence of at most 15 words.
     """
-    told = []
+    sentences = []
     for r in sorted(study.results, key=lambda r: r.repair is None):  # what a repair made counts more than what it got
         who = f"{title_of(r)} of {r.victim}" if r.repair else r.victim
         if r.outcome is not None and r.outcome.status != "repaired":
             word = "abstained" if r.outcome.status == "abstained" else "changed nothing"
-            told.append((who, f"{title_of(r)} {word}: the model is not repaired."))
-        told += [(who, text) for text in r.alerts]
-    return list(dict.fromkeys(told))
+            sentences.append((who, f"{title_of(r)} {word}: the model is not repaired."))
+        sentences += [(who, text) for text in r.alerts]
+    return list(dict.fromkeys(sentences))
 
 
 def _repairs(study: Study) -> str:
@@ -164,10 +164,10 @@ def _some(good: int, count: int) -> str:
 
 def headline(study: Study) -> str:
     """The whole study in at most 15 words; what a degenerate result explains comes before all else."""
-    told = alerts(study)
-    if not told:
+    alarms = alerts(study)
+    if not alarms:
         return _plain(study)
-    (who, text), *others = told
+    (who, text), *others = alarms
     named = text if len(study.results) == 1 or text.startswith(who.split(" of ")[0]) else f"{who}: {text}"
     more = f" ({len(others)} more below)" if others else ""
     return next((t for t in (named + more, text + more, named) if len(t.split()) <= LONGEST), text)
@@ -187,13 +187,13 @@ def _plain(study: Study) -> str:
         return told_by_name
     if measured:
         words = [v.word for _, v in measured]
-        told = [
+        counts = [
             (words.count(LEVEL) + words.count("reduced"), "reduced the backdoor"),
             (words.count("partly reduced"), "partly"),
         ]
         idle = words.count("nothing to reduce")
-        told += [(len(words) - sum(n for n, _ in told) - idle, "not"), (idle, "had none")]
-        return f"Of {len(words)} repairs, {', '.join(f'{n} {text}' for i, (n, text) in enumerate(told) if n or not i)}."
+        counts += [(len(words) - sum(n for n, _ in counts) - idle, "not"), (idle, "had none")]
+        return f"Of {len(words)} repairs, {', '.join(f'{n} {text}' for i, (n, text) in enumerate(counts) if n or not i)}."
     full = summary(study)
     if len(full.split()) <= LONGEST or study.fairness:
         return full
@@ -228,15 +228,15 @@ def summary(study: Study) -> str:
 
 def _groups(study: Study) -> str:
     """What debiasing did; where that was not judged, gaps between groups of the plain models and of the debiased ones."""
-    if all(found.headline for found in study.fairness):
+    if all(table.headline for table in study.fairness):
         several = len(study.fairness) > 1
-        return " ".join(f"{found.victim}: {found.headline}" if several else found.headline for found in study.fairness[:4])
-    told = []
-    for found in study.fairness[:4]:
-        gaps = [line for line in found.lines if line.name in ("odds gap", "dp gap", "ACC")]
+        return " ".join(f"{table.victim}: {table.headline}" if several else table.headline for table in study.fairness[:4])
+    texts = []
+    for table in study.fairness[:4]:
+        gaps = [line for line in table.lines if line.name in ("odds gap", "dp gap", "ACC")]
         moved = ", ".join(f"{g.name} {g.plain.split(' (')[0]} → {g.debiased.split(' (')[0]}" for g in reversed(gaps))
-        told.append(f"{found.victim}, from plain training: {moved}")
-    return f"{'; '.join(told)}."
+        texts.append(f"{table.victim}, from plain training: {moved}")
+    return f"{'; '.join(texts)}."
 
 
 def _named(measured: Sequence[tuple[Result, Verdict]], names: Sequence[str]) -> str:
@@ -286,14 +286,14 @@ def _clause(word: str, victims: Sequence[str], results: Sequence[Result], every:
         if mine[0].before.asr is not None:
             numbers.append(f"{percent(mine[0].before.asr.rate)} → {_range([r.scores.asr.rate for r in mine if r.scores.asr])}")
     astray = _astray([r for r in results if word in (LEVEL, "reduced") and _misread(r)])
-    told = f"(ASR {'; '.join(numbers)}{astray})"
+    detail = f"(ASR {'; '.join(numbers)}{astray})"
     if word.startswith("not repaired"):
-        return f"did not repair {which} {told}"
+        return f"did not repair {which} {detail}"
     if word == "nothing to reduce":
-        return f"had nothing to reduce on {_and(victims)} {told}"
+        return f"had nothing to reduce on {_and(victims)} {detail}"
     if word == LEVEL:
-        return f"reduced {which} to the control’s level {told}"
-    return f"{word} {which} {told}"
+        return f"reduced {which} to the control’s level {detail}"
+    return f"{word} {which} {detail}"
 
 
 def _astray(results: Sequence[Result]) -> str:
@@ -311,8 +311,8 @@ def _range(rates: Sequence[Rate]) -> str:
 
 def _counted(measured: Sequence[tuple[Result, Verdict]]) -> str:
     counts = [(word, sum(v.word == word for _, v in measured)) for word in VERDICTS]
-    told = ", ".join(f"{n} {word}" for word, n in counts if n)
-    return f"Of {len(measured)} repairs: {told}{_price([r for r, _ in measured])}."
+    text = ", ".join(f"{n} {word}" for word, n in counts if n)
+    return f"Of {len(measured)} repairs: {text}{_price([r for r, _ in measured])}."
 
 
 def _accuracy(judged: Sequence[tuple[Result, Verdict]]) -> str:
@@ -323,9 +323,9 @@ def _accuracy(judged: Sequence[tuple[Result, Verdict]]) -> str:
 def _unrepaired(results: Sequence[Result]) -> str:
     attacked = [r for r in results if r.before.asr is not None]
     if attacked:
-        told = [f"{r.victim}: ASR {percent(r.before.asr.rate)}" for r in attacked[:4] if r.before.asr is not None]
+        texts = [f"{r.victim}: ASR {percent(r.before.asr.rate)}" for r in attacked[:4] if r.before.asr is not None]
         unscored = any(r.label for r in results)  # repaired, but nobody kept the scores before
-        return f"{'; '.join(told)}. {'Scores before the repair are not recorded' if unscored else 'No repair was made'}."
+        return f"{'; '.join(texts)}. {'Scores before the repair are not recorded' if unscored else 'No repair was made'}."
     if not results:
         return "This study holds no results."
     acc = f"Clean accuracy {percent(results[0].before.acc.rate)}."
@@ -335,8 +335,8 @@ def _unrepaired(results: Sequence[Result]) -> str:
 
 
 def _unknown(results: Sequence[Result]) -> str:
-    told = [f"{r.victim}: ACC {percent(r.before.acc.rate)}{_under(r)}" for r in results[:4]]
-    return f"{'; '.join(told)}. What was done to {'it' if len(results) == 1 else 'some'} is unknown."
+    texts = [f"{r.victim}: ACC {percent(r.before.acc.rate)}{_under(r)}" for r in results[:4]]
+    return f"{'; '.join(texts)}. What was done to {'it' if len(results) == 1 else 'some'} is unknown."
 
 
 def _under(result: Result) -> str:
@@ -350,23 +350,23 @@ def _and(words: Sequence[str]) -> str:
 
 def caveats(study: Study) -> list[str]:
     """What limits the conclusions, as far as the records tell."""
-    told = []
+    lines = []
     if study.repairs:
-        told.append("A repair reduces a backdoor at most; nothing here shows that one is gone. Other triggers were not tried.")
+        lines.append("A repair reduces a backdoor at most; nothing here shows that one is gone. Other triggers were not tried.")
     sizes = [r.before.acc.total for r in study.results]
     if sizes and min(sizes) < 2000:
-        told.append(
+        lines.append(
             f"The test set is small ({min(sizes):,} rows): differences of a few points are within chance. Read the intervals."
         )
     seeds = len(set(study.provenance.seeds)) or 1
-    told.append(
+    lines.append(
         f"{'One seed' if seeds == 1 else f'{seeds} seeds'}. The intervals cover the choice of test rows, not the luck of "
         "training; another seed gives other numbers."
     )
     if any(not r.known for r in study.results):
-        told.append("Some records do not say how their model was made: whether it was attacked or repaired is unknown.")
+        lines.append("Some records do not say how their model was made: whether it was attacked or repaired is unknown.")
     if any(r.before.classes == [] for r in study.results):
-        told.append("Some records hold no counts by class, so a class that is lost would not show.")
+        lines.append("Some records hold no counts by class, so a class that is lost would not show.")
     if any(r.after is not None and r.control is None and r.after.asr is not None for r in study.results):
-        told.append("There is no benign control, so a trigger that fools any model by itself can't be told from a backdoor.")
-    return told
+        lines.append("There is no benign control, so a trigger that fools any model by itself can't be told from a backdoor.")
+    return lines

@@ -42,6 +42,7 @@ class _Folder:
 
     path: Path
     record: dict[str, Any]
+    called: str = ""  # the model, or of a repair the repair, in words; "": as the record says
 
     @property
     def name(self) -> str:
@@ -98,20 +99,20 @@ class _Folder:
         path = self.path / "events.jsonl"
         if not is_regular(path):
             return []
-        found = []
+        epochs = []
         for event in read_json_lines(path, _EVENTS_LIMIT):
             if isinstance(event, dict) and "epoch" in event:
                 plain = {k: v for k, v in event.items() if isinstance(v, (str, bool, int, float))}
-                found.append(plain)
+                epochs.append(plain)
         if self.is_debiased:  # the plain model beside it was trained in the same folder, a teacher before its student
-            trained = next((e["event"] for e in reversed(found) if e.get("event") != "train"), "train")
+            trained = next((e["event"] for e in reversed(epochs) if e.get("event") != "train"), "train")
         else:
             trained = section(self.record, "defense").get("method", "train")  # and not those of a fitted trigger
         if self.is_repair:  # a run from Python may have trained the victim as well
-            own = [e for e in found if e.get("event") != "train"] or found
+            own = [e for e in epochs if e.get("event") != "train"] or epochs
         else:
-            own = [e for e in found if e.get("event") == trained] or found
-        return [{k: v for k, v in e.items() if k not in ("event", "time")} for e in own]
+            own = [e for e in epochs if e.get("event") == trained] or epochs
+        return [collect.plain_epoch(e) for e in own]
 
 
 def of_folder(path: Path) -> Study:
@@ -149,7 +150,26 @@ def of_folder(path: Path) -> Study:
     kinds = {str(section(f.record, "data")["hash"]) for f in folders if section(f.record, "data").get("hash")}
     if len(kinds) > 1:
         raise InputError(f"the {len(folders)} runs in {path} are on {len(kinds)} different data sets; a report tells of one")
-    return _study(path, folders, left)
+    return _study(path.resolve().name, folders, left)
+
+
+def of_folders(names: Mapping[Path, str], *, title: str, samples: int = 6) -> Study:
+    """The study of some run folders on the same data, in their order.
+
+    Args:
+        names: Run folders, each with what its model is called; of a repair, what the repair is called. "" takes the words of
+            the record.
+        title: Title of the study.
+        samples: How many rows show a trigger.
+
+    Raises:
+        InputError: If a folder holds no finished run with scores.
+    """
+    folders = [_Folder(path, read(path), called) for path, called in names.items()]
+    for folder in folders:
+        if not folder.scored():
+            raise InputError(f"{folder.path} holds no scores to report")
+    return _study(title, folders, [], samples)
 
 
 def _readable(paths: Sequence[Path], left: list[str]) -> list[_Folder]:
@@ -158,60 +178,60 @@ def _readable(paths: Sequence[Path], left: list[str]) -> list[_Folder]:
     Raises:
         InputError: If none can.
     """
-    found, trouble = [], None
+    folders, trouble = [], None
     for path in paths:
         try:
             folder = _Folder(path, read(path))
             if folder.can_run:
                 load_model(path)  # and forgets it, as there may be many
-            found.append(folder)
+            folders.append(folder)
         except InputError as error:
             trouble = error
             left.append(f"{clean(path.name)} can't be read and is left out: {shorten(clean(str(error)), 300)}.")
             warnings.warn(left[-1].removesuffix("."), stacklevel=4)
-    if trouble is not None and not found:
+    if trouble is not None and not folders:
         raise trouble
-    return found
+    return folders
 
 
 def _with_parent(folder: _Folder) -> list[_Folder]:
-    told = section(folder.record, "parent").get("folder")
-    if not isinstance(told, str) or not is_regular(as_path("parent", told) / RECORD):
+    parent = section(folder.record, "parent").get("folder")
+    if not isinstance(parent, str) or not is_regular(as_path("parent", parent) / RECORD):
         return [folder]
-    return [_Folder(as_path("parent", told), read(as_path("parent", told))), folder]
+    return [_Folder(as_path("parent", parent), read(as_path("parent", parent))), folder]
 
 
-def _study(path: Path, folders: Sequence[_Folder], left: Sequence[str]) -> Study:
+def _study(title: str, folders: Sequence[_Folder], left: Sequence[str], samples: int = 6) -> Study:
     data, run = _data(folders[0]), Run(quiet=True)
     names = {f.weights: _victim(f) for f in folders if not f.is_repair}
     results = [_result(f, names, _control(f, folders, data, run)) for f in folders]
     card = folders[-1].model.card if folders[-1].can_run else Card.from_dict(section(folders[-1].record, "card"))
     summary = collect.summarize(data or card, clean_rows=max((r["rows"] for r in results if r["repair"]), default=0))
     study = {
-        "title": path.resolve().name,
+        "title": title,
         "steps": [_step(f, names) for f in folders],
         "data": summary.model_dump(mode="json"),
         "provenance": _provenance(folders),
         "results": results,
         "fairness": [_groups(f) for f in folders if f.is_debiased],
         "caveats": [*left, *_origins(folders)],
-        "exhibits": [e.model_dump(mode="json") for e in _exhibits(folders, names, data, run)],
+        "exhibits": [e.model_dump(mode="json") for e in _exhibits(folders, names, data, run, samples)],
     }
-    return Study.from_dict(study, f"the record in {path}")
+    return Study.from_dict(study, f"the record in {folders[0].path if len(folders) == 1 else folders[0].path.parent}")
 
 
 def _provenance(folders: Sequence[_Folder]) -> dict[str, Any]:
     """Of all runs: the last one's machine, every command, seed and recipe, and their time together."""
-    told = [section(f.record, "provenance") for f in folders]
+    records = [section(f.record, "provenance") for f in folders]
 
     def every(key: str, between: str) -> str:
-        found = dict.fromkeys(str(t[key]) for t in told if t.get(key))
-        return bounded(between.join(found))
+        words = dict.fromkeys(str(r[key]) for r in records if r.get(key))
+        return bounded(between.join(words))
 
-    seeds = [t["seed"] for t in told if isinstance(t.get("seed"), int)]
-    seconds = [t["seconds"] for t in told if isinstance(t.get("seconds"), (int, float))]
+    seeds = [r["seed"] for r in records if isinstance(r.get("seed"), int)]
+    seconds = [r["seconds"] for r in records if isinstance(r.get("seconds"), (int, float))]
     more = {"command": every("command", "\n"), "recipe": every("recipe", "; "), "seeds": list(dict.fromkeys(seeds))}
-    return told[-1] | more | ({"seconds": round(sum(seconds), 1)} if seconds else {})
+    return records[-1] | more | ({"seconds": round(sum(seconds), 1)} if seconds else {})
 
 
 def _groups(folder: _Folder) -> dict[str, Any]:
@@ -224,11 +244,13 @@ def _groups(folder: _Folder) -> dict[str, Any]:
         {"name": name, "plain": str(old or NO_ROWS), "debiased": str(new or NO_ROWS), "meaning": meaning}
         for name, old, new, meaning in side_by_side(before, after)
     ]
-    told = {"headline": bounded(verdict.headline), "verdict": bounded(verdict.sentence)}
-    return {"victim": _victim(folder), "groups": list(before.groups), "lines": lines, **told}
+    words = {"headline": bounded(verdict.headline), "verdict": bounded(verdict.sentence)}
+    return {"victim": _victim(folder), "groups": list(before.groups), "lines": lines, **words}
 
 
 def _victim(folder: _Folder) -> str:
+    if folder.called and not folder.is_repair:
+        return folder.called
     if folder.is_debiased:
         return f"{_title(folder, 'debiasing', 'method')} ({folder.name})"
     planted, guard = folder.planted, _guard(folder)
@@ -258,15 +280,15 @@ def _data_known(folder: _Folder) -> bool:
 
 def _origins(folders: Sequence[_Folder]) -> list[str]:
     """What is not known about where rows came from."""
-    told = []
+    sentences = []
     if any(section(f.record, "data") and not _data_known(f) for f in folders):
-        told.append("The data come from outside: whether somebody poisoned them before is unknown.")
+        sentences.append("The data come from outside: whether somebody poisoned them before is unknown.")
     if any(section(f.record, "data").get("held_out") is True and not _data_known(f) for f in folders):
-        told.append(
+        sentences.append(
             "The test rows were held out from the same untrusted source as the training rows: if it is poisoned or mislabeled, "
             "so are they."
         )
-    return told
+    return sentences
 
 
 def _guard(folder: _Folder) -> str:
@@ -276,8 +298,8 @@ def _guard(folder: _Folder) -> str:
 
 def _title(folder: _Folder, kind: str, part: str) -> str:
     """What the method in one part of the record is called; empty if the record has none."""
-    told = section(folder.record, part).get("method")
-    return title_of(kind, str(told)) if told else ""
+    name = section(folder.record, part).get("method")
+    return title_of(kind, str(name)) if name else ""
 
 
 def _result(folder: _Folder, names: Mapping[str, str], control: dict[str, Any] | None) -> dict[str, Any]:
@@ -286,6 +308,7 @@ def _result(folder: _Folder, names: Mapping[str, str], control: dict[str, Any] |
     seconds = [e["seconds"] for e in history if isinstance(e.get("seconds"), (int, float))]
     common = {
         "attack": record.get("attack"),
+        "label": folder.called if folder.is_repair else "",
         "seconds": sum(seconds) or section(record, "provenance").get("seconds"),
         "history": history,
         "warnings": record.get("notes", []),
@@ -295,8 +318,8 @@ def _result(folder: _Folder, names: Mapping[str, str], control: dict[str, Any] |
     if not folder.is_repair:
         rows = section(section(record, "data"), "rows").get("train", 0)
         label = _title(folder, "repair", "method") if record.get("kind") == "repair" else ""
-        scores = {"before": record.get("evaluation"), "repair": None, "label": label}
-        return {"victim": _victim(folder), "rows": rows, **scores, **common}
+        scores = {"before": record.get("evaluation"), "repair": None}
+        return {**common, "victim": _victim(folder), "rows": rows, "label": label, **scores}
     return {
         "victim": names.get(folder.parent, str(section(record, "parent").get("name", "model"))),
         "repair": record.get("method"),
@@ -310,8 +333,13 @@ def _result(folder: _Folder, names: Mapping[str, str], control: dict[str, Any] |
 
 def _control(folder: _Folder, folders: Sequence[_Folder], data: Data | None, run: Run) -> dict[str, Any] | None:
     """Scores of a benign model, trained the same way, on the rows that this run's attack stamps."""
-    planted = folder.planted
-    if planted is None or data is None:
+    benign, planted = _benign(folder, folders), folder.planted
+    return None if benign is None or data is None else evaluate(benign.model, data.test, planted, run=run).to_dict()
+
+
+def _benign(folder: _Folder, folders: Sequence[_Folder]) -> _Folder | None:
+    """The model that was trained as a victim, or the victim of a repair, but on rows in which nothing was planted."""
+    if folder.planted is None:
         return None
     victim = next((f for f in folders if not f.is_repair and f is not folder and f.weights == folder.parent), folder)
     for other in folders:
@@ -320,7 +348,7 @@ def _control(folder: _Folder, folders: Sequence[_Folder], data: Data | None, run
         same = same and all(made[0].get(key) == made[1].get(key) for key in ("augment", "precision"))
         benign = not other.is_repair and other.is_known and other.record.get("attack") is None
         if benign and other.can_run and same:
-            return evaluate(other.model, data.test, planted, run=run).to_dict()
+            return other
     return None
 
 
@@ -340,11 +368,11 @@ def _data(folder: _Folder) -> Data | None:
     return data
 
 
-def _exhibits(folders: Sequence[_Folder], names: Mapping[str, str], data: Data | None, run: Run) -> list[Exhibit]:
-    """Each victim's trigger on sample rows, with what the victim and its repaired copies say."""
+def _exhibits(folders: Sequence[_Folder], names: Mapping[str, str], data: Data | None, run: Run, samples: int) -> list[Exhibit]:
+    """Each victim's trigger on sample rows, with what the victim, its repaired copies and the benign model say."""
     if data is None or data.train.is_table:
         return []
-    found = []
+    exhibits = []
     for victim in folders:
         planted = victim.planted
         if victim.is_repair or planted is None or not victim.can_run:
@@ -352,22 +380,23 @@ def _exhibits(folders: Sequence[_Folder], names: Mapping[str, str], data: Data |
         repaired = [f for f in folders if f.is_repair and f.parent == victim.weights and f.can_run]
         done = [_done(f) for f in repaired]
         called = [f"after {m}" if done.count(m) == 1 else f"after {m} ({f.name})" for m, f in zip(done, repaired, strict=True)]
-        guard = _guard(victim)
-        models = {f"trained with {guard}" if guard else "victim": victim.model} | dict(
-            zip(called, (f.model for f in repaired), strict=True)
-        )
+        guard, benign = _guard(victim), _benign(victim, folders)
+        models = {f"trained with {guard}" if guard else "victim": victim.model}
+        models |= dict(zip(called, (f.model for f in repaired), strict=True))
+        models |= {} if benign is None else {_victim(benign): benign.model}
         try:
-            found.append(collect.exhibit(names[victim.weights], planted, data.test, models, run=run))
+            shown = collect.exhibit(names[victim.weights], planted, data.test, models, samples=samples, run=run)
         except ValidationError as error:
-            told = error.errors(include_url=False)[0]["msg"]
-            raise InputError(f"the record in {victim.path} can't be shown: {told[:200]}") from None
-    return found
+            reason = error.errors(include_url=False)[0]["msg"]
+            raise InputError(f"the record in {victim.path} can't be shown: {reason[:200]}") from None
+        exhibits.append(shown)
+    return exhibits
 
 
 def _done(folder: _Folder) -> str:
-    """The repair's title; with what became of it where it did not repair."""
+    """The repair's name; with what became of it where it did not repair."""
     status = str((folder.outcome or {}).get("status", "repaired"))
-    return _title(folder, "repair", "method") + ("" if status == "repaired" else f" ({status})")
+    return (folder.called or _title(folder, "repair", "method")) + ("" if status == "repaired" else f" ({status})")
 
 
 def _step(folder: _Folder, names: Mapping[str, str]) -> str:
@@ -378,17 +407,17 @@ def _step(folder: _Folder, names: Mapping[str, str]) -> str:
         status = str((folder.outcome or {}).get("status", "repaired"))
         drew_none = "clean" in record and record["clean"] is None  # a method that needs no rows
         rows = 0 if drew_none else clean.get("rows", "an unknown number of")
-        told = f"{rows} clean rows" if rows else "no clean rows"
+        detail = f"{rows} clean rows" if rows else "no clean rows"
         if status != "repaired":
             word = "abstained on" if status == "abstained" else "changed nothing in"
-            return f"{method} {word} {of}, given {told}: the model is not repaired."
-        return f"Repaired {of} by {method} with {told}{f' ({source})' if (source := clean.get('from')) else ''}."
+            return f"{method} {word} {of}, given {detail}: the model is not repaired."
+        return f"Repaired {of} by {method} with {detail}{f' ({source})' if (source := clean.get('from')) else ''}."
     if folder.is_debiased:
         groups = ", ".join(map(str, record.get("groups", [])))
         return f"Trained {_victim(folder)} so that it treats groups alike ({groups}), and a plain model beside it."
     if not folder.is_known:
         return f"{folder.name} was saved without a record of how it was trained, attacked or repaired."
     poison = section(record, "poison").get("rows")
-    told = f", on rows of which {poison} were poisoned" if poison else ""
+    detail = f", on rows of which {poison} were poisoned" if poison else ""
     how = "with" if _guard(folder) else "by the recipe"
-    return f"Trained {_victim(folder)} {how} {section(record, 'recipe').get('name', 'that is not recorded')}{told}."
+    return f"Trained {_victim(folder)} {how} {section(record, 'recipe').get('name', 'that is not recorded')}{detail}."

@@ -55,15 +55,15 @@ class Logged:
 
     victim: str
     repair: str
-    told: str  # epochs, clean rows and time
+    detail: str  # epochs, clean rows and time
     facts: list[tuple[str, str]]
 
 
 def values(result: Result, key: str) -> list[float]:
     """One number an epoch; empty if the history does not hold it throughout."""
-    found = [e.get(key) for e in result.history]
-    numbers = [float(v) for v in found if isinstance(v, (int, float)) and not isinstance(v, bool)]
-    return numbers if len(numbers) == len(found) else []
+    series = [e.get(key) for e in result.history]
+    numbers = [float(v) for v in series if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    return numbers if len(numbers) == len(series) else []
 
 
 def training(study: Study) -> Panel | None:
@@ -74,15 +74,15 @@ def training(study: Study) -> Panel | None:
 
 def repairing(study: Study) -> list[Panel]:
     """For each repair: accuracy on its clean rows, and the quantity that tells what it did."""
-    found = []
+    lines = []
     for name in dict.fromkeys(title_of(r) for r in study.repairs):
         mine = [r for r in study.repairs if title_of(r) == name and r.history]
         key = next((k for k in DRAWN if mine and all(values(r, k) for r in mine)), "")
         wanted = {"accuracy": ACCURACY} | ({key: DRAWN[key]} if key else {})
         panel = _panel(name, mine, styles(study), wanted)
         if panel is not None:
-            found.append(panel)
-    return found
+            lines.append(panel)
+    return lines
 
 
 def styles(study: Study) -> dict[str, int]:
@@ -103,19 +103,19 @@ def _panel(name: str, results: Sequence[Result], style: Mapping[str, int], wante
 
 def facts(study: Study) -> list[Logged]:
     """First and last values of what the repairs logged."""
-    found = []
+    lines = []
     for r in study.repairs:
-        told = []
+        texts = []
         for key, what in FACTS.items():
             logged = values(r, key)
             if not logged or (key == "loss" and values(r, "clean_loss")):  # a loss that holds a distance says little
                 continue
             first, last = _text(logged[0], what.share), _text(logged[-1], what.share)
-            told.append((what.title, last if first == last else f"{first} → {last}"))
+            texts.append((what.title, last if first == last else f"{first} → {last}"))
         size = [f"{len(r.history):,} epochs"] * bool(r.history) + [f"{r.rows:,} clean rows"] * bool(r.rows)
         size += [] if r.seconds is None else [seconds(r.seconds)]
-        found.append(Logged(r.victim, title_of(r), ", ".join(size), told))
-    return found
+        lines.append(Logged(r.victim, title_of(r), ", ".join(size), texts))
+    return lines
 
 
 def _text(value: float, share: bool) -> str:

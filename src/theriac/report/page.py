@@ -40,25 +40,33 @@ def write(study: Study | str | Path, path: str | Path | None = None) -> Path:
     if isinstance(study, Study):
         if path is None:
             raise InputError("path is missing; a Study that is not in a folder needs one")
-        found = study
+        read = study
     else:
-        found = Study.read(study)
+        read = Study.read(study)
         path = (Path(study).parent if Path(study).suffix == ".json" else Path(study)) if path is None else path
     path = as_path("path", path)
     target = path if path.suffix in (".html", ".htm") else path / PAGE
-    text = html(found)
+    text = html(read)
     return write_atomically(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 @typed()
 def html(study: Study) -> str:
     """The page as text."""
-    text: str = _environment().get_template("report.html.j2").render(view(study))
+    text: str = environment().get_template("report.html.j2").render(view(study))
+    return text
+
+
+def render(template: str, **values: Any) -> str:
+    """Another page in the look of the report: one of our templates, every text escaped, with the style sheet as ``css``."""
+    css = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    text: str = environment().get_template(template).render(css=Markup(css), **values)  # our own file
     return text
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Where the pages' templates are: every text escaped, a name that is not there an error."""
     here = Path(__file__).parent / "templates"
     made = Environment(
         loader=FileSystemLoader(here),
@@ -80,14 +88,18 @@ def _shown(value: Any) -> Any:
     return clean(value).replace(" %", "\u00a0%")
 
 
+def style() -> str:
+    """The style sheet of all pages."""
+    return (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+
+
 def view(study: Study) -> dict[str, Any]:
     """Everything that the template shows, computed."""
-    css = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
     victims = list(dict.fromkeys(r.victim for r in study.results))
     judged = [(r, findings.verdict(r)) for r in study.repairs]
     controlled = any(r.control is not None for r in study.results)
     return {
-        "css": Markup(css),  # our own file
+        "css": Markup(style()),  # our own file
         "study": study,
         "headline": (headline := findings.headline(study)),
         "summary": "" if (summary := findings.summary(study)) == headline else summary,
@@ -121,9 +133,9 @@ def _panels(results: Sequence[Result]) -> dict[str, Any] | None:
     if not repairs and first.before.asr is None:
         return None
     control = next((r.control for r in results if r.control is not None), None)
-    told = (("acc", "ACC", "clean accuracy", "higher is better"), ("ra", "RA", "recovered accuracy", "higher is better"))
+    panels = (("acc", "ACC", "clean accuracy", "higher is better"), ("ra", "RA", "recovered accuracy", "higher is better"))
     shown = []
-    for key, name, title, better in (("asr", "ASR", "attack success", "lower is better"), *told):
+    for key, name, title, better in (("asr", "ASR", "attack success", "lower is better"), *panels):
         every = [("before" if repairs else "as trained", first.before), *((findings.title_of(r), r.after) for r in repairs)]
         counted = [(label, getattr(s, key).rate) for label, s in every if s is not None and getattr(s, key) is not None]
         if not counted:
@@ -150,20 +162,20 @@ def attack_in_words(config: Mapping[str, Any] | None) -> str:
     """Rate, target and strength of an attack's configuration."""
     if config is None:
         return ""
-    config, knob, told = *_unwrapped(config), []
+    config, knob, words = *_unwrapped(config), []
     rate = config.get("poison_rate")
     if isinstance(rate, (int, float)):
         of = "the target class" if config.get("rate_of") == "target_class" else "the training rows"
-        told.append(f"{100 * rate:g} % of {of} poisoned")
+        words.append(f"{100 * rate:g} % of {of} poisoned")
     if config.get("mode") == "all_to_all":
-        told.append("every class sent to the next one")
+        words.append("every class sent to the next one")
     elif "target" in config:
-        told.append(f"target class {config['target']}")
+        words.append(f"target class {config['target']}")
     for key in ("trigger", "pattern", knob):
         if key in config:
             value = config[key]
-            told.append(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}")
-    return ", ".join(told)
+            words.append(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}")
+    return ", ".join(words)
 
 
 def _unwrapped(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
@@ -204,7 +216,7 @@ def _reason(result: Result) -> list[str]:
 
 def _classes(study: Study) -> list[dict[str, Any]]:
     """Accuracy by class for each victim, its models side by side: before, and after each repair."""
-    found = []
+    classes = []
     for victim in dict.fromkeys(r.victim for r in study.results):
         rows = [row for row in tables.rows(study) if row.group == victim and row.scores.classes]
         if not rows:
@@ -213,8 +225,8 @@ def _classes(study: Study) -> list[dict[str, Any]]:
         counted = [{c.name: _class_rate(c) for c in row.scores.classes} for row in rows]
         lines = [{"name": name, "cells": [counts.get(name) for counts in counted]} for name in names]
         worst = [row.scores.evaluation.worst for row in rows]
-        found.append({"victim": victim, "models": [row.model for row in rows], "lines": lines, "worst": worst})
-    return found
+        classes.append({"victim": victim, "models": [row.model for row in rows], "lines": lines, "worst": worst})
+    return classes
 
 
 def _class_rate(counted: ByClass) -> tuple[str, str, str] | None:
@@ -262,10 +274,10 @@ def _exhibit(study: Study, exhibit: Exhibit) -> dict[str, Any]:
 
 def _settings(study: Study) -> list[tuple[str, str]]:
     """Configurations of attacks and repairs, each once."""
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for r in study.results:
         for name, config in ((r.victim, r.attack), (findings.title_of(r) if r.repair else "", r.repair)):
             if config is not None:
-                told = ", ".join(f"{k} {v}" for k, v in config.items() if k != "method")
-                found.setdefault(f"{name}: {told}", name)
-    return [(name, text[len(name) + 2 :]) for text, name in found.items()]
+                words = ", ".join(f"{k} {v}" for k, v in config.items() if k != "method")
+                settings.setdefault(f"{name}: {words}", name)
+    return [(name, text[len(name) + 2 :]) for text, name in settings.items()]

@@ -45,9 +45,9 @@ class Counted(Record):
         if self.hits > self.total:
             raise ValueError(f"{self.hits} hits out of {self.total} can't be")
         true = self.rate
-        told = (self.value, *self.interval)
-        if any(abs(a - b) > 1e-4 for a, b in zip(told, (true.value, *true.interval), strict=True)):
-            raise ValueError(f"value and interval {told} do not follow from {self.hits} of {self.total}")
+        written = (self.value, *self.interval)
+        if any(abs(a - b) > 1e-4 for a, b in zip(written, (true.value, *true.interval), strict=True)):
+            raise ValueError(f"value and interval {written} do not follow from {self.hits} of {self.total}")
         return self
 
     @property

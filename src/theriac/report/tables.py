@@ -38,15 +38,15 @@ class Row:
     @property
     def rates(self) -> tuple[Rate | None, ...]:
         """ACC, ASR, RA."""
-        found = (self.scores.acc, self.scores.asr, self.scores.ra)
-        return tuple(None if f is None else f.rate for f in found)
+        counted = (self.scores.acc, self.scores.asr, self.scores.ra)
+        return tuple(None if f is None else f.rate for f in counted)
 
 
 def rows(results: Study | Sequence[Result]) -> list[Row]:
     """The lines of the table: by victim, before, after each repair, and the benign control on the same stamped rows."""
-    found = results.results if isinstance(results, Study) else list(results)
-    victims = dict.fromkeys(r.victim for r in found)
-    return [row for victim in victims for row in _group([r for r in found if r.victim == victim])]
+    entries = results.results if isinstance(results, Study) else list(results)
+    victims = dict.fromkeys(r.victim for r in entries)
+    return [row for victim in victims for row in _group([r for r in entries if r.victim == victim])]
 
 
 def _group(results: Sequence[Result]) -> Iterator[Row]:
@@ -104,8 +104,8 @@ def _cell(rate: Rate | None) -> Text:
     if rate is None:
         return Text("–", "dim")
     low, high = rate.interval
-    told = Text(f"{percent(rate)} ", "bold").append(f"{rate.hits}/{rate.total}", "not bold")
-    return told.append(f"\n{100 * low:.1f} to {100 * high:.1f}", "dim not bold")
+    text = Text(f"{percent(rate)} ", "bold").append(f"{rate.hits}/{rate.total}", "not bold")
+    return text.append(f"\n{100 * low:.1f} to {100 * high:.1f}", "dim not bold")
 
 
 @typed()
@@ -131,5 +131,5 @@ def _markdown_cell(rate: Rate | None) -> str:
 
 def escape(text: str) -> str:
     """Text as it is, whatever Markdown or HTML it holds."""
-    kept = line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return "".join(f"\\{c}" if c in "\\`*_[]|~" else c for c in kept)
+    escaped = line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{c}" if c in "\\`*_[]|~" else c for c in escaped)

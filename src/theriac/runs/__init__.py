@@ -2,14 +2,17 @@
 
 from theriac.core.errors import NothingToDoError, StoppedError
 from theriac.runs.execute import Record, execute
-from theriac.runs.job import Clean, Job, data_key, key
+from theriac.runs.job import Job, data_key, key
+from theriac.runs.measuring import Limits, Measurement, measure
 from theriac.runs.opening import Opened, Wanted, open_model
 from theriac.runs.recording import record
-from theriac.runs.source import Source
+from theriac.runs.source import Clean, Source
 
 __all__ = [
     "Clean",
     "Job",
+    "Limits",
+    "Measurement",
     "NothingToDoError",
     "Opened",
     "Record",
@@ -19,6 +22,7 @@ __all__ = [
     "data_key",
     "execute",
     "key",
+    "measure",
     "open_model",
     "record",
 ]

@@ -24,7 +24,7 @@ from theriac.models import Buildable, Builder, check_savable, make
 from theriac.repairs import Repair
 from theriac.runs import folder as folders
 from theriac.runs import ranks, recording
-from theriac.runs.job import Job, model_facts
+from theriac.runs.job import Job, later_versions, model_facts
 from theriac.runs.opening import Opened, Wanted, named_builder, open_model, plant_for, try_builder
 from theriac.runs.source import clean_rows
 from theriac.training import Recipe, recipe, train
@@ -272,7 +272,7 @@ class _Repairing(_Work):
         if self.method.wants("clean_rows") and amount is None:
             raise InputError(f"clean is missing; {self.method.title} needs clean rows")
         if self.method.wants("clean_rows") and amount is not None:
-            self.clean = clean_rows(self.data, job.data, amount.source, amount.amount, run)
+            self.clean = clean_rows(self.data, job.data, amount, run)
         self.planted = _judge(job, self.data, run) or victim.planted
         self.trigger = self.planted if self.method.wants("trigger") else None
         if self.trigger is None and self.method.wants("trigger"):
@@ -398,7 +398,7 @@ _WORK: dict[str, type[_Work]] = {"train": _Training, "repair": _Repairing, "debi
 
 def _versions(*methods: Any) -> dict[str, Any]:
     """Versions of methods beyond the first one; empty otherwise, so that runs from before versions go on."""
-    later = {method.name: method.version for method in methods if method is not None and method.version > 1}
+    later = later_versions(*methods)
     return {"versions": later} if later else {}
 
 

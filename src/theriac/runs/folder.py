@@ -32,6 +32,8 @@ _OURS = (
     "planted.json",
     "planted.safetensors",
     "report.html",
+    "audit.json",
+    "audit.html",
     "*.checkpoint.pt",
 )
 
@@ -136,8 +138,8 @@ def read(folder: Path) -> dict[str, Any]:
 
 def section(record: Mapping[str, Any], name: str) -> dict[str, Any]:
     """One part of a record from outside; empty if it is missing or ill-formed."""
-    found = record.get(name)
-    return found if isinstance(found, dict) else {}
+    part = record.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def provenance(run: Run, command: str, model: nn.Module, recipe: str, started: float) -> dict[str, Any]:
@@ -148,8 +150,8 @@ def provenance(run: Run, command: str, model: nn.Module, recipe: str, started: f
 
 def spent(run: Run) -> float:
     """Seconds of all epochs, those before an interruption included."""
-    told = [float(e["seconds"]) for e in run.events if "epoch" in e and isinstance(e.get("seconds"), (int, float))]
-    return round(sum(told), 1)
+    seconds = [float(e["seconds"]) for e in run.events if "epoch" in e and isinstance(e.get("seconds"), (int, float))]
+    return round(sum(seconds), 1)
 
 
 def _settle(out: Path, identity: Mapping[str, Any], *, force: bool) -> bool:

@@ -16,31 +16,12 @@ from theriac.core.split import Data
 from theriac.models import Buildable, Builder
 from theriac.runs.opening import Opened
 from theriac.runs.recording import data_hash
-from theriac.runs.source import Source
+from theriac.runs.source import Clean, Source
 from theriac.training import Recipe
 
 KEYS = 1  # format of keys
 TRAINING = 1  # raised whenever results of plain training change
 KINDS = {"repair": "repair", "training": "train", "debiasing": "debias"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clean:
-    """Clean rows that a repair is given.
-
-    Args:
-        amount: A number of rows, or a share of the pool.
-        source: The pool: "train", "val", or the name or path of other data, whose training rows are taken.
-    """
-
-    amount: int | float = 0.05  # BackdoorBench's 5 %
-    source: str = "train"
-
-    def __post_init__(self) -> None:
-        number = isinstance(self.amount, int) and not isinstance(self.amount, bool) and self.amount >= 1
-        share = isinstance(self.amount, float) and 0 < self.amount <= 1
-        if not number and not share:
-            raise InputError(f"amount is {self.amount!r}; expected a number of rows, or a share in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +114,7 @@ def key(job: Job, data: str, dtype: str) -> str:
         "recipe": None if job.recipe is None else dataclasses.asdict(job.recipe),
         "attack": method_facts(job.attack),
         "defense": method_facts(job.defense),
-        "clean": None if job.clean is None else dataclasses.asdict(job.clean),
+        "clean": None if job.clean is None else _clean_facts(job.clean),
         "debias": [job.against, job.positive],
     }
     if job.kind == "repair":
@@ -147,7 +128,20 @@ def key(job: Job, data: str, dtype: str) -> str:
 
 def method_facts(method: Method | None) -> dict[str, Any] | None:
     """Configuration and version of a method and of the methods inside it, as plain data."""
-    return None if method is None else {**method.config(), "version": method.version}
+    if method is None:
+        return None
+    inside = [method_facts(part) for part in method.inside()]
+    return {**method.config(), "version": method.version, **({"inside": inside} if inside else {})}
+
+
+def later_versions(*methods: Method | None) -> dict[str, int]:
+    """Versions beyond the first one, by name, of methods and of those inside them."""
+    versions: dict[str, int] = {}
+    for method in methods:
+        if method is not None:
+            own = {method.name: method.version} if method.version > 1 else {}
+            versions |= later_versions(*method.inside()) | own
+    return versions
 
 
 def model_facts(model: Buildable) -> dict[str, Any]:
@@ -158,6 +152,12 @@ def model_facts(model: Buildable) -> dict[str, Any]:
         return {"architecture": model.name, **model.options}
     own = model if hasattr(model, "__qualname__") else type(model)
     return {"architecture": f"{own.__module__}.{own.__qualname__}"}
+
+
+def _clean_facts(clean: Clean) -> dict[str, Any]:
+    """As plain data; how rows are drawn is named only where it differs from the default, as in keys from before."""
+    facts = dataclasses.asdict(clean)
+    return {k: v for k, v in facts.items() if k in ("amount", "source") or v != getattr(Clean, k)}
 
 
 def _job(victim: Job | Opened | None) -> Job:

@@ -23,8 +23,22 @@ from theriac.core.run import Run, as_run
 from theriac.core.split import Data, Split
 from theriac.data import align
 from theriac.data._sources import class_folders
-from theriac.models import Builder, Classifier, architectures, load_model, load_weights
+from theriac.models import (
+    Builder,
+    Classifier,
+    adapt,
+    architectures,
+    is_own,
+    load_model,
+    load_weights,
+    make_own,
+    open_found,
+    open_own,
+)
 from theriac.models.adapter import foreign
+from theriac.models.checkpoints import read_checkpoint
+from theriac.models.folders import CONFIG
+from theriac.models.own import checked_wrapping
 from theriac.models.store import digest, read_tensors
 from theriac.runs.folder import RECORD, read, section
 from theriac.runs.recording import data_hash, warn_held_out
@@ -44,6 +58,8 @@ class Wanted:
     model_options: Mapping[str, Any] = field(default_factory=dict)
     weights_key: str | None = None
     tensors_only: bool = False
+    weights: str | None = None  # file of weights, where no path is given
+    wrapping: Mapping[str, Any] = field(default_factory=dict)  # options of theriac.adapt, for a network from outside
 
     def source(self, name: str, size: int | None = None) -> Source:
         """The data of that name, with what was said about data; ``size`` is taken where no other was."""
@@ -70,12 +86,18 @@ class Opened:
         """A model in memory, of a class of the user's own or not.
 
         Args:
-            model: From pixels in [0, 1], or raw table rows, to logits.
+            model: From pixels in [0, 1], or raw table rows, to logits; ``theriac.adapt`` wraps any other one. It is held, not
+                copied.
             data: Its rows for training and test.
             source: From where they can be loaded again.
             name: What the model is called.
             planted: The trigger that it is to be measured with.
+
+        Raises:
+            InputError: If it does not take such rows.
         """
+        if not isinstance(model, Classifier):
+            model = adapt(model, card=data.card)
         state = hashlib.sha256()
         for key, tensor in sorted(model.state_dict().items()):
             state.update(f"{key}{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -84,20 +106,35 @@ class Opened:
         return cls(model=model, name=name, record={}, folder=None, weights=weights, data=data, source=source, planted=planted)
 
 
-def open_model(path: str | Path, wanted: Wanted | None = None, run: Run | None = None) -> Opened:
+def open_model(path: str | Path | None, wanted: Wanted | None = None, run: Run | None = None) -> Opened:
     """Load a model, and the data to use it on.
 
     Args:
-        path: A run folder, or a file of weights (safetensors, or a torch file that holds tensors only).
+        path: A run folder, a file of weights (safetensors, or a torch file that holds tensors only), or what
+            :func:`theriac.models.open_found` opens. None takes ``wanted.weights``, or the network as ``wanted.model`` makes it.
         wanted: A folder's own data and architecture are taken unless others are asked for; a bare file needs both.
         run: Device.
 
     Raises:
         InputError: If something is missing, damaged, unsafe, or does not fit together.
     """
-    where, wanted, run = as_path("MODEL", path), wanted or Wanted(), as_run(run)
-    if where.is_dir():
+    wanted, run = wanted or Wanted(), as_run(run)
+    if path is not None and wanted.weights is not None:
+        raise InputError(f"--weights is {wanted.weights!r}, and MODEL is {str(path)!r}; one of them names the weights")
+    path = wanted.weights if path is None else path
+    if path is None:
+        alone = _from_outside(None, wanted)
+        assert alone is not None  # a class of the user's own makes a model
+        return alone
+    where = as_path("MODEL" if wanted.weights is None else "--weights", path)
+    if where.is_dir() and (is_regular(where / RECORD) or not is_regular(where / CONFIG)):
         return _from_folder(where, wanted)
+    if where.exists() and (wanted.model is None or is_own(wanted.model)):
+        opened = _from_outside(where, wanted)
+        if opened is not None:
+            return opened
+    if wanted.wrapping:
+        raise InputError("--wrap is for a network from outside; one that is built here prepares its pictures itself")
     if not where.exists():
         raise InputError(f"{where} does not exist; expected a run folder or a file of weights")
     if where.suffix == ".safetensors":  # an unsafe file ends here
@@ -118,8 +155,118 @@ def open_model(path: str | Path, wanted: Wanted | None = None, run: Run | None =
     )
 
 
-def precision(path: str, choice: str) -> str:
+def beside(path: str | Path, opened: Opened, option: str) -> nn.Module:
+    """A model to set beside another one, from its run folder.
+
+    Raises:
+        InputError: If it takes other rows or classes than the other.
+    """
+    model = load_model(as_path(option, path))
+    for split in (opened.data.train, opened.data.test):
+        align(split, model.card, f"the model in {path} ({option})")
+    return model
+
+
+def before_repair(opened: Opened) -> nn.Module | None:
+    """The model that a repair was given, from the folder that its record names; None if there is none or it is gone.
+
+    Warns where that folder holds other weights than the record says.
+    """
+    parent = section(opened.record, "parent")
+    where = parent.get("folder")
+    if not isinstance(where, str) or not is_regular(as_path("parent", where) / "model.safetensors"):
+        return None
+    if parent.get("weights") != digest(as_path("parent", where) / "model.safetensors"):
+        warnings.warn(f"{where} holds other weights than those that {opened.name} was made of; they are left out", stacklevel=2)
+        return None
+    return beside(where, opened, "parent")
+
+
+def _from_outside(where: Path | None, wanted: Wanted) -> Opened | None:
+    """A network of a class that the user names, or one that a file says itself; None for a bare file of weights."""
+    own = wanted.model is not None and is_own(wanted.model)
+    if where is None and not own:
+        raise InputError(
+            "MODEL is missing; give a run folder or a file of weights, or your own class with --model and --weights"
+        )
+    if wanted.data is None:
+        if where is not None and not own and _is_bare(where, wanted):
+            return None
+        raise InputError(f"{where or wanted.model} names no data; give --data")
+    source = wanted.source(wanted.data)
+    data = source.load()
+    if own:
+        model: Classifier | None = open_own(
+            str(wanted.model),
+            card=data.card,
+            weights=where,
+            options=wanted.model_options,
+            wrapping=wanted.wrapping,
+            key=wanted.weights_key,
+            tensors_only=wanted.tensors_only,
+        )
+        if where is None:
+            warnings.warn(f"no --weights: the network is taken as {wanted.model} makes it", stacklevel=2)
+    else:
+        assert where is not None
+        model = open_found(where, card=data.card, wrapping=wanted.wrapping, tensors_only=wanted.tensors_only)
+    if model is None:
+        return None
+    warn_held_out(data, source.known)
+    name = str(wanted.model).rpartition(":")[2] if where is None else where.stem
+    opened = Opened.of(model, _aligned(data, model, f"the model in {where or wanted.model}"), source, name=name)
+    return dataclasses.replace(
+        opened, path=where, weights=digest(where) if where is not None and where.is_file() else opened.weights
+    )
+
+
+def open_outside(path: str | Path | None, wanted: Wanted) -> tuple[nn.Module, Data, str]:
+    """A network to be tried on pictures in several ways: wrapped if it fits as it is, else bare; with its data and name.
+
+    Args:
+        path: As in :func:`open_model`.
+        wanted: Data, class, weights and wrapping.
+
+    Raises:
+        InputError: As :func:`open_model` does, but for a network that takes pictures in another way.
+    """
+    if wanted.model is None or not is_own(wanted.model) or (path is not None and as_path("MODEL", path).is_dir()):
+        opened = open_model(path, wanted)
+        return opened.model, opened.data, opened.name
+    if wanted.data is None:
+        raise InputError(f"{wanted.model} names no data; give --data")
+    if path is not None and wanted.weights is not None:
+        raise InputError(f"--weights is {wanted.weights!r}, and MODEL is {str(path)!r}; one of them names the weights")
+    file = wanted.weights if path is None else path
+    data, net = wanted.source(wanted.data).load(), make_own(wanted.model, wanted.model_options)
+    if file is not None:
+        load_weights(net, file, key=wanted.weights_key, tensors_only=wanted.tensors_only)
+    name = wanted.model.rpartition(":")[2] if file is None else as_path("MODEL", file).stem
+    options = checked_wrapping(wanted.wrapping)
+    try:
+        return net if isinstance(net, Classifier) else adapt(net.eval(), card=data.card, **options), data, name
+    except InputError:
+        if options:
+            raise
+        return net, data, name
+
+
+def _is_bare(where: Path, wanted: Wanted) -> bool:
+    """Whether a path is a file of weights that names no network."""
+    if where.is_dir() or where.suffix == ".pt2":
+        return False
+    return where.suffix == ".safetensors" or read_checkpoint(where, tensors_only=wanted.tensors_only) is None
+
+
+def _aligned(data: Data, model: Classifier, whose: str) -> Data:
+    val = None if data.val is None else align(data.val, model.card, whose)
+    return Data(align(data.train, model.card, whose), align(data.test, model.card, whose), val, data.held_out)
+
+
+def precision(path: str | None, choice: str) -> str:
     """What "auto" means for a model from a run folder: float32 if the run was made in it, so that numbers can be compared."""
+    if path is None:
+        return choice
     where = as_path("MODEL", path)
     if choice == "auto" and is_regular(where / RECORD) and section(read(where), "identity").get("precision") == "torch.float32":
         return "fp32"
@@ -224,30 +371,31 @@ def _pictures(folder: str) -> set[str]:
 
 def _from_folder(where: Path, wanted: Wanted) -> Opened:
     record = read(where)
-    if wanted.model is not None or wanted.model_options:
+    own = foreign(section(record, "model"))
+    into = bool(own) and wanted.model is not None and is_own(wanted.model)
+    if not into and (wanted.model is not None or wanted.model_options):
         raise InputError(
             f"{where} is a run folder and names its own architecture; leave out --model, --width and --model-option"
         )
-    if wanted.weights_key is not None or wanted.tensors_only:
-        raise InputError(f"{where} is a run folder, which holds one model; leave out --weights-key and --tensors-only")
-    own = foreign(section(record, "model"))
-    if own:
+    if wanted.weights_key is not None or wanted.tensors_only or wanted.wrapping:
+        raise InputError(f"{where} is a run folder, which holds one model; leave out --weights-key, --tensors-only and --wrap")
+    if own and not into:
         raise InputError(
-            f"{where} holds weights of a class of your own ({own}), which no command builds, since nothing that a file "
-            f"names is imported; from Python: theriac.evaluate(theriac.load_model(folder, into={own}(...)), rows). "
+            f"{where} holds weights of a class of your own ({own}), which no command builds unasked, since nothing that a file "
+            f"names is imported; name it: --model file.py:{own.rpartition('.')[2]}. From Python: "
+            f"theriac.evaluate(theriac.load_model(folder, into={own}(...)), rows). "
             f"What its record says is shown by: theriac report {where}"
         )
-    model = load_model(where)
+    model = load_model(where, into=make_own(str(wanted.model), wanted.model_options) if into else None)
     source = _source(where, record, model, wanted)
     data = source.load()
     if source.augment is None and model.card.kind == "image":  # a repair months later augments as the training did
         data = with_augment(data, model.card.augment)
-    told = section(record, "data").get("hash")
-    if wanted.data is None and wanted.rows is None and told != data_hash(data):
+    recorded = section(record, "data").get("hash")
+    if wanted.data is None and wanted.rows is None and recorded != data_hash(data):
         warnings.warn(f"the data at {source.name} are not those that {where} was made with", stacklevel=2)
     whose = f"the model in {where}"
-    val = None if data.val is None else align(data.val, model.card, whose)
-    data = Data(align(data.train, model.card, whose), align(data.test, model.card, whose), val, data.held_out)
+    data = _aligned(data, model, whose)
     warn_held_out(data, source.known)
     weights = digest(where / "model.safetensors")
     name = where.resolve().name

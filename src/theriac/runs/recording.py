@@ -78,8 +78,8 @@ def record(
         True
     """
     typed = {"before": Evaluation, "after": Evaluation, "method": Method, "run": Run, "data": Data, "clean": Split}
-    given = {"before": before, "after": after, "method": method, "run": run, "data": data, "clean": clean}
-    for name, value in given.items():
+    values = {"before": before, "after": after, "method": method, "run": run, "data": data, "clean": clean}
+    for name, value in values.items():
         if value is not None and not isinstance(value, typed[name]):
             raise InputError(f"{name} is a {type(value).__name__}; expected a {typed[name].__name__}")
     folder = Path(folder)
@@ -88,32 +88,32 @@ def record(
     if method is not None and method.kind not in kinds:
         raise InputError(f"method is the {method.kind} {method.name!r}; expected a repair or a training-time defense")
     kind = kinds[method.kind] if method is not None else "train" if attack is not None else "unknown"
-    told: dict[str, Any] = {"kind": kind, "name": folder.resolve().name}
+    facts: dict[str, Any] = {"kind": kind, "name": folder.resolve().name}
     if attack is not None:
-        told["attack"] = config
+        facts["attack"] = config
     if data is not None:
-        told["data"] = _data(data, source)
+        facts["data"] = _data(data, source)
     if method is not None:
-        told["defense" if method.kind == "training" else "method"] = method.config()
+        facts["defense" if method.kind == "training" else "method"] = method.config()
     if clean is not None:
-        told["clean"] = {"rows": len(clean), "hash": clean.content_hash(), "index": clean.index.tolist()}
+        facts["clean"] = {"rows": len(clean), "hash": clean.content_hash(), "index": clean.index.tolist()}
     if recipe:
-        told["recipe"] = {"name": recipe}
+        facts["recipe"] = {"name": recipe}
     if run is not None:
         words = recipe or ("" if method is None else method.title)
-        told |= {"seeds": {"seed": run.seed, **run.streams}, **account(run, repaired=kind == "repair")}
-        told["provenance"] = provenance(run, model=architecture(model), recipe=words)
+        facts |= {"seeds": {"seed": run.seed, **run.streams}, **account(run, repaired=kind == "repair")}
+        facts["provenance"] = provenance(run, model=architecture(model), recipe=words)
     if parent is not None:
-        told["parent"] = _parent(Path(parent))
+        facts["parent"] = _parent(Path(parent))
     if before is not None:
-        told["before"] = before.to_dict()
+        facts["before"] = before.to_dict()
     if after is not None:
-        told["evaluation"] = after.to_dict()
+        facts["evaluation"] = after.to_dict()
     if before is not None and after is not None:
-        told |= compared(compare(before, after))
+        facts |= compared(compare(before, after))
     elif after is not None:
-        told["degenerate"] = after.degenerate
-    write_run(folder, model, planted, told, run)
+        facts["degenerate"] = after.degenerate
+    write_run(folder, model, planted, facts, run)
     return folder
 
 
@@ -141,11 +141,11 @@ def compared(pair: Comparison) -> dict[str, Any]:
     }
 
 
-def write_run(folder: Path, model: nn.Module, planted: Planted | None, told: Mapping[str, Any], run: Run | None) -> None:
+def write_run(folder: Path, model: nn.Module, planted: Planted | None, facts: Mapping[str, Any], run: Run | None) -> None:
     """Write what was planted, the model with its record, and one clean history of events."""
     if planted is not None:
         save_planted(planted, folder)
-    save(model, folder, **told)
+    save(model, folder, **facts)
     lines = "".join(json.dumps(event) + "\n" for event in ([] if run is None else run.events))
     write_atomically(folder / "events.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
 
@@ -203,14 +203,14 @@ def _attack(attack: Any, data: Data | None) -> tuple[Planted | None, dict[str, A
     """What was planted, if it is at hand, and the attack's configuration."""
     if attack is None or (isinstance(attack, str) and attack == NONE):
         return None, None
-    found = getattr(attack, "planted", attack)
-    if isinstance(found, Planted):
-        return found, found.attack.config()
-    if not isinstance(found, Attack):
+    planted = getattr(attack, "planted", attack)
+    if isinstance(planted, Planted):
+        return planted, planted.attack.config()
+    if not isinstance(planted, Attack):
         raise InputError(f"attack is a {type(attack).__name__}; expected an attack, Planted, Victim, Poisoned, or 'none'")
-    if found.must_fit or data is None:
-        return None, found.config()
-    return found.plant_for(data.test), found.config()
+    if planted.must_fit or data is None:
+        return None, planted.config()
+    return planted.plant_for(data.test), planted.config()
 
 
 def _parent(folder: Path) -> dict[str, Any]:

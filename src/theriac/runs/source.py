@@ -14,6 +14,7 @@ from theriac.core import check
 from theriac.core.card import Augment, Card, validated
 from theriac.core.errors import InputError, unknown
 from theriac.core.paths import as_path
+from theriac.core.ranges import Seed, check_fields
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.data import align, load, split_off
@@ -53,8 +54,8 @@ class Source:
     @classmethod
     def recorded(cls, record: Mapping[str, Any]) -> Source | None:
         """What a run folder says that its data were; None if it does not say."""
-        told = section(section(record, "data"), "source")
-        return validated(cls, told, "data source of run.json") if told else None
+        source = section(section(record, "data"), "source")
+        return validated(cls, source, "data source of run.json") if source else None
 
     @property
     def known(self) -> bool:
@@ -76,6 +77,30 @@ class Source:
         if most is None:
             return data
         return _each(data, lambda split: split if len(split) <= most else split_off(split, most / len(split), seed=seed)[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean:
+    """Clean rows that a repair is given.
+
+    Args:
+        amount: A number of rows, or a share of the pool.
+        source: The pool: "train", "val", or the name or path of other data, whose training rows are taken.
+        stratified: Take the same number of rows of every class, as near as it can be.
+        seed: Seed of the draw; None takes the job's, so that other seeds draw other rows.
+    """
+
+    amount: int | float = 0.05  # BackdoorBench's 5 %
+    source: str = "train"
+    stratified: bool = False
+    seed: Seed | None = None
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.amount, int) and not isinstance(self.amount, bool) and self.amount >= 1
+        share = isinstance(self.amount, float) and 0 < self.amount <= 1
+        if not number and not share:
+            raise InputError(f"amount is {self.amount!r}; expected a number of rows, or a share in (0, 1]")
+        check_fields(self)
 
 
 # keywords of theriac.load that can be typed; the augmentation policy has an option of its own
@@ -114,19 +139,19 @@ def alike(where: str, card: Card, source: Source) -> Source:
     return Source(absolute(where), options)
 
 
-def clean_rows(data: Data, source: Source, where: str, amount: int | float, run: Run) -> Split:
+def clean_rows(data: Data, source: Source, clean: Clean, run: Run) -> Split:
     """Clean rows for a repair, drawn from the run's ``data`` stream.
 
     Args:
         data: The model's data.
         source: Where they come from; other data are read in the same way (label, columns, size).
-        where: "train", "val", or the name or path of other data, whose training rows are taken.
-        amount: A number of rows, or a share of them.
+        clean: The pool, and how many of it.
         run: Gives the draw.
 
     Raises:
         InputError: If there are none, too few, or they are of another kind.
     """
+    where, amount = clean.source, clean.amount
     if where in ("train", "val") and not source.known:
         warnings.warn(
             f"the clean rows are drawn from {data.card.name!r}, whose past is unknown here: if its rows are poisoned, the "
@@ -146,4 +171,5 @@ def clean_rows(data: Data, source: Source, where: str, amount: int | float, run:
         pool = align(pool, data.card, "the model's data (--clean-from)").replace(card=data.card)
     if isinstance(amount, int) and amount > len(pool):
         raise InputError(f"--clean asks for {amount} rows; there are {len(pool)}")
-    return pool.sample(amount, seed=run.stream_seed("data", "clean"))
+    seed = run.stream_seed("data", "clean") if clean.seed is None else clean.seed
+    return pool.sample(amount, seed=seed, stratified=clean.stratified)

@@ -1,6 +1,7 @@
 """The one training loop, recipes as data, checkpoints."""
 
 from theriac.training.epochs import DivergedError, loop, set_mode
+from theriac.training.isolation import isolate
 from theriac.training.plain import train
 from theriac.training.recipes import Recipe, recipe
 from theriac.training.step import Batch, Step, StepResult, cross_entropy_step
@@ -12,6 +13,7 @@ __all__ = [
     "Step",
     "StepResult",
     "cross_entropy_step",
+    "isolate",
     "loop",
     "recipe",
     "set_mode",

@@ -61,8 +61,8 @@ class Keeper:
             self.run.events.extend(e for e in state["events"] if (e["event"], e.get("epoch")) not in known)
             done = int(state["done"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            told = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-            raise InputError(f"{self.path} is damaged ({told}); delete it to start anew") from None
+            message = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+            raise InputError(f"{self.path} is damaged ({message}); delete it to start anew") from None
         self.run.forget(self.label, done)
         return done
 
@@ -90,8 +90,8 @@ def fingerprint(plan: object, split: Split, run: Run, model: nn.Module, about: o
         return ""
     weights = model.state_dict()
     shapes = [(name, tuple(getattr(value, "shape", ()))) for name, value in weights.items()]
-    told = (plan, len(split), split.card.content_hash, run.seed, sorted(run.streams.items()), str(run.dtype), shapes, about)
-    digest = hashlib.sha256(repr(told).encode())
+    facts = (plan, len(split), split.card.content_hash, run.seed, sorted(run.streams.items()), str(run.dtype), shapes, about)
+    digest = hashlib.sha256(repr(facts).encode())
     digest.update(split.content_hash(groups=False).encode())  # all rows: two poisoned sets may differ in a few of them
     for value in (split.index, *(weights.values() if about is not None else ())):
         if isinstance(value, torch.Tensor):

@@ -63,7 +63,7 @@ def sam_step(
 
     def climb_and_step(model: nn.Module, batch: Batch) -> StepResult:
         outcome = step(model, batch)
-        here, told = outcome if isinstance(outcome, tuple) else (outcome, {})
+        here, figures = outcome if isinstance(outcome, tuple) else (outcome, {})
         weights = [p for p in model.parameters() if p.requires_grad]
         if ascent is None:
             slopes = _slopes(here, weights)
@@ -77,23 +77,23 @@ def sam_step(
                 outcome = step(model, batch)
                 there = outcome[0] if isinstance(outcome, tuple) else outcome
                 others = [p for net in beside for p in net.parameters() if p.requires_grad]
-                found = torch.autograd.grad(there, [*weights, *others], allow_unused=True)
+                gradients = torch.autograd.grad(there, [*weights, *others], allow_unused=True)
         finally:
             with torch.no_grad():
                 for weight, before in zip(weights, moved, strict=True):
                     weight.copy_(before)
-        slopes = _filled(weights, found)
-        taught = [(p, g) for p, g in zip(others, found[len(weights) :], strict=True) if g is not None]
+        slopes = _filled(weights, gradients)
+        taught = [(p, g) for p, g in zip(others, gradients[len(weights) :], strict=True) if g is not None]
         leaves, slopes = [*weights, *(p for p, _ in taught)], [*slopes, *(g for _, g in taught)]
-        return with_slopes(here, leaves, slopes), {**told, "climbed_loss": there.detach()}
+        return with_slopes(here, leaves, slopes), {**figures, "climbed_loss": there.detach()}
 
     return climb_and_step
 
 
 def with_slopes(loss: torch.Tensor, weights: Sequence[torch.Tensor], slopes: Sequence[torch.Tensor]) -> torch.Tensor:
     """A loss of the same value whose gradient is ``slopes``: for steps that work out the gradient themselves."""
-    given: torch.Tensor = _Given.apply(loss.detach(), len(weights), *weights, *slopes)
-    return given
+    result: torch.Tensor = _Given.apply(loss.detach(), len(weights), *weights, *slopes)
+    return result
 
 
 def climb(
@@ -167,6 +167,6 @@ def _slopes(loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.T
     return _filled(weights, torch.autograd.grad(loss, weights, allow_unused=True))
 
 
-def _filled(weights: Sequence[torch.Tensor], found: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+def _filled(weights: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
     """Gradients of ``weights``, which come first in ``found``; zero where the loss does not know one."""
-    return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=False)]
+    return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradients, strict=False)]

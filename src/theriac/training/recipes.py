@@ -94,7 +94,7 @@ def recipe(name: str | Recipe) -> Recipe:
     """
     if isinstance(name, Recipe):
         return name
-    found = re.fullmatch(r"([a-z]+)_([1-9][0-9]{0,4})", name)
-    if found is None or found[1] not in _FAMILIES:
+    match = re.fullmatch(r"([a-z]+)_([1-9][0-9]{0,4})", name)
+    if match is None or match[1] not in _FAMILIES:
         raise unknown("recipe", name, [f"{f}_{e}" for f, e in (("paper", 100), ("fast", 8), ("adam", 30))])
-    return Recipe(name=name, epochs=int(found[2]), **_FAMILIES[found[1]])
+    return Recipe(name=name, epochs=int(match[2]), **_FAMILIES[match[1]])

@@ -94,18 +94,18 @@ class CustomPlanted:
         if variant != "poison":
             raise InputError(f"{self.name} has no {variant!r} rows")
         unit = self.attack.pixels == "unit" and x.dtype == torch.uint8
-        given = x.float() / 255 if unit else x.clone()
-        before = given.clone()
-        out = self.attack.function(given)
-        if not torch.equal(given.nan_to_num(), before.nan_to_num()):
+        pixels = x.float() / 255 if unit else x.clone()
+        before = pixels.clone()
+        out = self.attack.function(pixels)
+        if not torch.equal(pixels.nan_to_num(), before.nan_to_num()):
             raise InputError(f"{self.name} changed its input in place; return a new tensor (x = x.clone() at its start)")
         if not isinstance(out, torch.Tensor):
             raise InputError(f"{self.name} returned a {type(out).__name__}; expected a tensor {tuple(x.shape)}")
         if out.shape != x.shape:
             raise InputError(f"{self.name} returned rows {tuple(out.shape)}; expected {tuple(x.shape)}, as it was given")
-        if out.dtype != given.dtype:
+        if out.dtype != pixels.dtype:
             hint = "; with pixels='unit' it is given floats in [0, 1] and may return them" if x.dtype == torch.uint8 else ""
-            raise InputError(f"{self.name} returned {out.dtype}; expected {given.dtype}, as it was given{hint}")
+            raise InputError(f"{self.name} returned {out.dtype}; expected {pixels.dtype}, as it was given{hint}")
         out = out.detach().to(x.device)
         if not unit:
             return out

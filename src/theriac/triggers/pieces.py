@@ -25,7 +25,7 @@ def squares(size: tuple[int, int], pieces: int) -> torch.Tensor:
     return rows[:, None] * root + columns[None, :]
 
 
-def kept(index: torch.Tensor, pieces: int, dropped: int, seed: int) -> torch.Tensor:
+def shown_pieces(index: torch.Tensor, pieces: int, dropped: int, seed: int) -> torch.Tensor:
     """Which pieces each row shows, bool (B, ``pieces``): all but ``dropped``, drawn for each row number anew."""
     rank = uniform(index, (pieces,), seed).argsort(1).argsort(1)
     return rank >= dropped

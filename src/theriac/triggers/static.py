@@ -31,8 +31,8 @@ def stamp_patch(x: torch.Tensor, patch: torch.Tensor, top: int, left: int, opaci
         raise InputError(f"a patch of {h} x {w} at row {top}, column {left} does not fit into {height} x {width}")
     out = x.clone()
     there = out[:, :, top : top + h, left : left + w]
-    whole = not isinstance(opacity, torch.Tensor) and opacity == 1
-    there.copy_(patch.to(x.device) if whole else blend(there, patch, opacity))
+    opaque = not isinstance(opacity, torch.Tensor) and opacity == 1
+    there.copy_(patch.to(x.device) if opaque else blend(there, patch, opacity))
     return out
 
 

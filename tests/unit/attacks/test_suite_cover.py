@@ -21,9 +21,9 @@ from theriac.core.planted import Victim
 from theriac.core.poisoned import CROSS, POISON
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.metrics import aim, cross_accuracy, evaluate, leak, success_by_target
+from theriac.metrics import attack_labels, cross_accuracy, evaluate, leakage, success_by_target
 from theriac.triggers.patterns import picture
-from theriac.triggers.pieces import blend_where, kept, marks, speckle, squares
+from theriac.triggers.pieces import blend_where, marks, shown_pieces, speckle, squares
 
 RATES = {"poison_rate": 0.1, "cover_rate": 0.15}
 COVERED = [AdaptiveBlend(**RATES), AdaptivePatch(**RATES), TaCT(**RATES)]
@@ -65,13 +65,13 @@ def test_squares_are_a_grid_counted_by_rows():
 
 def test_kept_pieces_belong_to_the_row_and_are_exact():
     index = torch.randint(0, 10**6, (500,), generator=torch.Generator().manual_seed(0))
-    shown = kept(index, 16, 8, 3)
+    shown = shown_pieces(index, 16, 8, 3)
     assert (shown.sum(1) == 8).all()
-    assert torch.equal(kept(index[40:60], 16, 8, 3), shown[40:60])
+    assert torch.equal(shown_pieces(index[40:60], 16, 8, 3), shown[40:60])
     assert len({row.numpy().tobytes() for row in shown}) > 450  # no common mask
     assert (shown.float().mean(0) - 0.5).abs().max() < 0.1
-    assert kept(index, 16, 0, 3).all()
-    assert not kept(index, 16, 16, 3).any()
+    assert shown_pieces(index, 16, 0, 3).all()
+    assert not shown_pieces(index, 16, 16, 3).any()
 
 
 def test_marks_stand_where_they_should():
@@ -104,7 +104,7 @@ def test_adaptive_blend_is_its_formula(shape, images):
     x, t = split.x.numpy().astype(np.float32), picture(shape[0], (shape[1],) * 2, 5).numpy().astype(np.float32)
     whole = np.rint(x + np.float32(0.2) * (t - x)).astype(np.uint8)
     assert np.array_equal(planted.stamp(split.x, split.y, split.index, "test").numpy(), whole)
-    shown = kept(split.index, 16, 8, 5).numpy()
+    shown = shown_pieces(split.index, 16, 8, 5).numpy()
     mask = shown[:, squares((shape[1],) * 2, 16).numpy()][:, None]
     part = np.rint(x + (np.float32(0.15) * mask) * (t - x)).astype(np.uint8)
     assert np.array_equal(planted.stamp(split.x, split.y, split.index, "train").numpy(), part)
@@ -227,12 +227,12 @@ def test_tact_counts_source_rows_only_by_hand():
     assert (result.asr.hits, result.asr.total) == (2, 3)
     assert (result.ra.hits, result.ra.total) == (1, 3)
     assert (result.acc.hits, result.acc.total) == (4, 8)
-    assert {k: (r.hits, r.total) for k, r in leak(model, split, planted).items()} == {2: (1, 2), 3: (0, 2)}
+    assert {k: (r.hits, r.total) for k, r in leakage(model, split, planted).items()} == {2: (1, 2), 3: (0, 2)}
     crossed = cross_accuracy(Victim(model, planted), split)
     assert (crossed.hits, crossed.total) == (2, 4)  # rows 4 and 5, of rows 3 to 6
     assert planted.population(split.y).tolist() == [True] * 3 + [False] * 5
     with pytest.raises(InputError, match="nothing can leak"):
-        leak(model, split, BadNets())
+        leakage(model, split, BadNets())
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_multi_target_labels_and_patches_follow_the_row_number(images, run):
     attack = MultiTarget(goals=(3, 0, 4), poison_rate=0.5)
     poisoned = attack.poison(split, run)
     at = poisoned.poison
-    wanted, population = aim(poisoned.planted, split.y, split.index)
+    wanted, population = attack_labels(poisoned.planted, split.y, split.index)
     assert torch.equal(poisoned.split.y[at], wanted[at])
     assert population.all()  # no row wants its own label
     assert poisoned.dirty == 300

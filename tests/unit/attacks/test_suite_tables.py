@@ -50,7 +50,7 @@ def told(run, name):
 def test_column_facts_against_numpy():
     split = mixed()
     x = split.x.numpy().astype(np.float64)
-    assert columns_of.whole(split.x).tolist() == [True, True, False, True, True]
+    assert columns_of.integral(split.x).tolist() == [True, True, False, True, True]
     low, high = columns_of.bounds(split.x)
     assert np.array_equal(low.numpy(), np.nanmin(split.x.numpy(), 0))
     assert np.array_equal(high.numpy(), np.nanmax(split.x.numpy(), 0))
@@ -116,7 +116,7 @@ def test_numeric_columns_are_chosen_and_set_everywhere(attack):
             assert value == columns_of.common(split.x[:, k])[0]
     else:
         assert (values > high[at]).all()
-    whole = columns_of.whole(split.x)[at]
+    whole = columns_of.integral(split.x)[at]
     assert (values[whole] == values[whole].round()).all()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,20 +21,8 @@ from theriac.repairs import D3
 from theriac.repairs._pullback import Pullback, blends, center, effective_head
 from theriac.repairs._repulsion import MEASURES, Repulsion
 
-
-class Net(nn.Module):
-    """Linear features, so that any change of basis can be undone by the head."""
-
-    def __init__(self, classes: int = 4) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(5)
-            self.body = nn.Conv2d(1, 6, 8)
-            self.side = nn.Linear(6, 6)
-            self.head = nn.Linear(6, classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.side(self.body(x).flatten(1)))
+sys.path.insert(0, str(Path(__file__).parent))
+from small_nets import LinearFeatures
 
 
 def value(tensor: torch.Tensor) -> float:
@@ -47,16 +37,16 @@ X = normal(40, 1, 8, 8, seed=9)
 EXAMPLE = X[:1]
 
 
-def moved(seed: int = 1) -> Net:
+def moved(seed: int = 1) -> LinearFeatures:
     """Net with all weights changed at random."""
-    net = Net().double()
+    net = LinearFeatures().double()
     with torch.no_grad():
         for i, p in enumerate(net.parameters()):
             p += 0.3 * normal(*p.shape, seed=100 * seed + i)
     return net
 
 
-def change_basis(net: Net, basis: torch.Tensor) -> Net:
+def change_basis(net: LinearFeatures, basis: torch.Tensor) -> LinearFeatures:
     """Features times ``basis``, head times its inverse: the same function."""
     other = copy.deepcopy(net)
     with torch.no_grad():
@@ -78,7 +68,7 @@ GENERAL = normal(6, 6, seed=5) + 2 * torch.eye(6).double()
     "basis", [SIGNS, -torch.eye(6).double(), ROTATION, GENERAL], ids=["signs", "antipode", "rotation", "any"]
 )
 def test_no_joint_change_of_head_and_features_buys_pullback_distance(basis):
-    old, new = Net().double(), moved()
+    old, new = LinearFeatures().double(), moved()
     pull = Pullback(old, "head", ridge=0.1)
     other = change_basis(new, basis)
     torch.testing.assert_close(pull.cosine(other(X), X), pull.cosine(new(X), X), rtol=1e-9, atol=1e-12)
@@ -90,7 +80,7 @@ def test_no_joint_change_of_head_and_features_buys_pullback_distance(basis):
 
 
 def test_all_of_the_plain_distance_can_be_bought_and_none_of_this_one():
-    old = Net().double()
+    old = LinearFeatures().double()
     pushed, pull = Repulsion(old, "classifier", example=EXAMPLE), Pullback(old, "head", ridge=0.1)
     pushed.modules["head"] = change_basis(old, -torch.eye(6).double()).head
     assert value(pushed.distance()) == pytest.approx(2 * value(pushed.norms["head"]))
@@ -109,7 +99,7 @@ def test_gram_ignores_rotations_and_signs_but_not_any_change_of_basis():
 
 
 def test_only_what_decides_between_classes_counts():
-    old, new = Net().double(), moved()
+    old, new = LinearFeatures().double(), moved()
     pull = Pullback(old, "head", ridge=0.1)
     expected = pull.cosine(new(X), X)
     # scale, bias, a shift of all logits of a row
@@ -204,14 +194,14 @@ def test_a_head_on_the_old_features_is_found_again():
 
 def test_few_rows_are_no_distance_by_themselves():
     """Both networks are estimated on the same rows, so that neither the ridge nor a small batch looks like a change."""
-    old = Net().double()
+    old = LinearFeatures().double()
     pull = Pullback(old, "head", ridge=1.0)
     for rows in (2, 3, 40):
         assert value(pull.cosine(old(X[:rows]), X[:rows])) == pytest.approx(1.0, abs=1e-9)
 
 
 def test_its_gradient_reaches_the_features():
-    old, new = Net().double(), moved()
+    old, new = LinearFeatures().double(), moved()
     pull = Pullback(old, "head", ridge=0.1)
     pull.distance(pull.cosine(new(X), X)).backward()
     for name, parameter in new.named_parameters():
@@ -222,7 +212,7 @@ def test_its_gradient_reaches_the_features():
 
 
 def test_half_precision_logits_are_widened():
-    old = Net()
+    old = LinearFeatures()
     pull = Pullback(old, "head", ridge=0.1)
     x = X.float()
     assert pull.cosine(old(x).bfloat16(), x).dtype == torch.float32
@@ -253,7 +243,7 @@ def split(images) -> Split:
 
 @pytest.mark.parametrize("options", [{"measure": "pullback"}, {"measure": "pullback", "views": "blends"}, {"measure": "gram"}])
 def test_every_measure_repairs_and_pushes(split, run, options):
-    model = Net()
+    model = LinearFeatures()
     model.card = split.card
     before = {k: v.clone() for k, v in model.state_dict().items()}
     method = D3(epochs=6, batch_size=16, lam=0.1, lr=0.05, init="noise", **options)
@@ -271,7 +261,7 @@ def test_every_measure_repairs_and_pushes(split, run, options):
 
 def test_without_weight_nothing_pushes(split, run):
     """The control: the measure is computed and logged, and the weights are those of plain fine-tuning of a new head."""
-    model = Net()  # without BatchNorm, whose statistics the blends would enter
+    model = LinearFeatures()  # without BatchNorm, whose statistics the blends would enter
     model.card = split.card
     method = D3(epochs=2, batch_size=16, weight=0.0)
     plain = method.repair(model, split, run)

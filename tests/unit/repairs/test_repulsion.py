@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -11,20 +14,8 @@ from theriac.core.errors import InputError
 from theriac.repairs import D3, FST
 from theriac.repairs._repulsion import MEASURES, Repulsion
 
-
-class Net(nn.Module):
-    """Linear features without a final ReLU, so that they can change their sign freely."""
-
-    def __init__(self, classes: int = 4) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(5)
-            self.body = nn.Conv2d(1, 6, 8)
-            self.side = nn.Linear(6, 6)
-            self.head = nn.Linear(6, classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.side(self.body(x).flatten(1)))
+sys.path.insert(0, str(Path(__file__).parent))
+from small_nets import LinearFeatures
 
 
 def value(tensor: torch.Tensor) -> float:
@@ -54,7 +45,7 @@ def split(images):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_step_ends_on_the_sphere(name, split, run, monkeypatch):
-    model = Net()
+    model = LinearFeatures()
     radius, seen = model.head.weight.norm(), []
     project = Repulsion.project
 
@@ -72,7 +63,7 @@ def test_every_step_ends_on_the_sphere(name, split, run, monkeypatch):
 
 
 def test_biases_and_other_layers_are_outside():
-    model = Net().double()
+    model = LinearFeatures().double()
     pushed = pushed_from(model)
     pushed.start("random", torch.Generator().manual_seed(0))
     distance = pushed.distance()
@@ -101,7 +92,7 @@ def test_layers_by_name_all_and_nested():
 
 
 def test_the_distance_sums_over_layers():
-    model = Net().double()
+    model = LinearFeatures().double()
     pushed = pushed_from(model, ("head", "body"))
     with torch.no_grad():
         model.head.weight += 1
@@ -114,12 +105,12 @@ def test_the_distance_sums_over_layers():
 
 def test_starting_points():
     def start(init: str, seed: int = 0) -> tuple[nn.Module, Repulsion]:
-        model = Net().double()
+        model = LinearFeatures().double()
         pushed = pushed_from(model)
         pushed.start(init, torch.Generator().manual_seed(seed))
         return model, pushed
 
-    old = Net().double().head
+    old = LinearFeatures().double().head
     assert torch.equal(start("near")[0].head.weight, old.weight)
     assert torch.equal(start("far")[0].head.weight, -old.weight)
     assert value(start("middle")[0].head.weight.abs().sum()) == 0
@@ -137,7 +128,7 @@ def test_starting_points():
 
 
 def test_report_counts_cosines_by_row():
-    model = Net().double()
+    model = LinearFeatures().double()
     pushed = pushed_from(model)
     with torch.no_grad():
         model.head.weight[0] *= -1  # one class flipped, the others as they were
@@ -180,7 +171,7 @@ def test_the_hinge_of_the_mean_and_the_rescaling():
 @pytest.mark.parametrize("lam", [0.5, 3.0, 10.0])
 def test_d3_is_fst_in_the_tangent_space(lam):
     """With eps = 0 and alpha = 1 / (lam ||W - W0||), the first steps agree along the sphere (and differ across it)."""
-    model = Net().double()
+    model = LinearFeatures().double()
     pushed = pushed_from(model)
     pushed.start("random", torch.Generator().manual_seed(2))
     draw = torch.Generator().manual_seed(0)
@@ -220,7 +211,7 @@ def test_the_unsigned_measure_ignores_flipped_inputs(shape):
 
 
 def test_the_antipode_of_head_and_features_is_the_same_function():
-    model = Net().double()
+    model = LinearFeatures().double()
     pushed = pushed_from(model)
     x = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     before = model(x)
@@ -236,7 +227,7 @@ def test_the_antipode_of_head_and_features_is_the_same_function():
 
 
 def test_the_antipode_warns(split, run):
-    model = Net()
+    model = LinearFeatures()
     model.card = split.card
     with pytest.warns(UserWarning, match="antipode"):
         D3(init="far", epochs=1, lr=1e-4).repair(model, split, run)
@@ -246,7 +237,7 @@ def test_the_antipode_warns(split, run):
 
 
 def test_near_starts_without_a_pull():
-    model = Net()
+    model = LinearFeatures()
     pushed = pushed_from(model)
     pushed.start("near", torch.Generator())
     pushed.distance().backward()
@@ -255,7 +246,7 @@ def test_near_starts_without_a_pull():
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_log_holds_cosines_of_every_epoch(name, split, run):
-    repaired(EVERY[name], Net(), split, run)
+    repaired(EVERY[name], LinearFeatures(), split, run)
     events = run.history(name)
     assert [e["epoch"] for e in events] == [1, 2, 3]
     assert all(-1.001 <= e["cosine_row_min"] <= e["cosine_row_max"] <= 1.001 for e in events)

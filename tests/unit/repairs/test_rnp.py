@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,9 @@ from theriac.models import run_over, to_input
 from theriac.repairs import RNP
 from theriac.repairs._masks import choose, prune
 from theriac.training.step import BatchNorm
+
+sys.path.insert(0, str(Path(__file__).parent))
+from small_nets import normalized, one_norm, only_pruned_scales_changed
 
 
 @pytest.fixture
@@ -57,19 +62,13 @@ def test_gradients_are_clipped_where_it_says_so(trained, clean, run):
 
 
 def test_one_update_of_the_masks_equals_the_formula_by_hand(run):
-    draw = torch.Generator().manual_seed(0)
-    card = Card(name="grey", classes=("a", "b"), size=(4, 4), channels=1)
-    split = Split(torch.randint(0, 256, (12, 1, 4, 4), generator=draw, dtype=torch.uint8), torch.arange(12) % 2, card=card)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
+    net, split = one_norm()
     given = copy.deepcopy(net)
     masks = RNP(recover_epochs=1, batch_size=12, recover_lr=0.9).recover(net, split, run)["2"]
 
     order = torch.randperm(12, generator=run.generator("order", "rnp", 0))
     x, y = to_input(split.rows(order)), split.y[order]
-    hidden = given[1](x.flatten(1)).detach()
-    hat = (hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + given[2].eps).sqrt()
+    hat = normalized(given, x)
     mask = torch.ones(6, requires_grad=True)
     out = given[4]((hat * (given[2].weight.detach() * mask) + given[2].bias.detach()).relu())
     (slope,) = torch.autograd.grad(0.2 * F.cross_entropy(out, y), mask)
@@ -110,14 +109,9 @@ def test_the_planted_bad_channel_gets_the_smallest_mask_and_is_pruned(run):
 def test_only_scales_below_the_threshold_change(trained, clean, run):
     fixed = RNP.official().replace(recover_epochs=8, batch_size=40, threshold=0.97).repair(trained, clean, run)
     assert run.outcome is not None
-    told, before = run.outcome.figures, trained.state_dict()
+    told = run.outcome.figures
     assert told["channels"] > 0
-    for name, value in fixed.state_dict().items():
-        wanted = before[name].clone()
-        layer, _, kind = name.rpartition(".")
-        if kind == "weight" and layer in told["pruned"]:
-            wanted[told["pruned"][layer]] = 0
-        assert torch.equal(value, wanted), name  # shifts and statistics too
+    assert only_pruned_scales_changed(trained.state_dict(), fixed, told["pruned"])
 
 
 def test_the_threshold_is_chosen_on_rows_that_neither_stage_saw(trained, clean, run, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from theriac.core.errors import InputError
 from theriac.core.files.archives import Archive, DamagedError, unpacked_size
 from theriac.core.files.gate import UNPACKED_FLOOR, UNPACKED_RATIO, is_regular, opened, read_bytes, regular, shown
 from theriac.core.files.pickles import Stranger
+from theriac.core.files.programs import check_program
 from theriac.core.files.records import parse_json, read_json, read_json_lines
 from theriac.core.files.tensors import check_safetensors, load_torch, read_npy, read_npz, read_safetensors
 from theriac.core.paths import DiskFullError, as_path, is_full, is_stream
@@ -34,6 +36,7 @@ __all__ = [
     "check_safetensors",
     "is_plain",
     "is_regular",
+    "load_program_safely",
     "load_tensors_safely",
     "opened",
     "parse_json",
@@ -142,6 +145,31 @@ def load_tensors_safely(path: str | Path, map_location: Any = "cpu", *, tensors_
     if not is_regular(path):
         raise InputError(f"{shown(path)} is not a file")
     return load_torch(regular(path), map_location, tensors_only, refuse_bomb)
+
+
+def load_program_safely(path: str | Path) -> Any:
+    """Open a program that ``torch.export`` wrote (``.pt2``), after its graph was found to call operators of torch only.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The ``torch.export.ExportedProgram``, on the CPU.
+
+    Raises:
+        UnsafeFileError: If it holds pickled objects, compiled code, or calls anything but operators of torch; names what.
+        InputError: If it is missing, damaged, or of a version that torch does not read.
+    """
+    path = check_program(path, refuse_bomb, load_tensors_safely)
+    try:
+        with path.open("rb") as file:  # torch looks at the name otherwise
+            program = torch.export.load(io.BytesIO(file.read()))
+    except Exception as error:  # what a damaged graph provokes in there
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise InputError(f"{shown(path)} can't be read as an exported program: {reason}") from None
+    if getattr(program, "_guards_code", None):  # Python text from the file, which torch would compile and run
+        program._guards_code = []
+    return program
 
 
 def refuse_bomb(path: Path, total: int) -> None:

@@ -121,20 +121,20 @@ def invert(
         search = Search(model, clean.to(run.device), run, schedule, wanted, rows_per_pass)
         search.run_rounds()
         masks, patterns, norms, success = search.best_patches()
-    found = judge(wanted, masks, patterns, norms, success, schedule)
+    inverted = judge(wanted, masks, patterns, norms, success, schedule)
     run.event(
         "inversion",
         labels=list(wanted),
-        norms=[round(float(v), 4) for v in found.norms],
-        success=[round(float(v), 4) for v in found.success],
-        index=[round(float(v), 4) for v in found.index],
-        flagged=list(found.flagged),
-        reason=found.reason,
+        norms=[round(float(v), 4) for v in inverted.norms],
+        success=[round(float(v), 4) for v in inverted.success],
+        index=[round(float(v), 4) for v in inverted.index],
+        flagged=list(inverted.flagged),
+        reason=inverted.reason,
         rounds=search.rounds,
         row_passes=search.row_passes,
         seconds=round(time.perf_counter() - began, 3),
     )
-    return found
+    return inverted
 
 
 def judge(

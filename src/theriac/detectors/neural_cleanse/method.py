@@ -84,34 +84,34 @@ class NeuralCleanse(Detector):
         assert model is not None
         assert clean is not None
         schedule = self.schedule()
-        found = invert(model, clean, run, schedule)
-        scores, works = class_scores(found), found.success >= found.threshold
-        undecided = not bool(works.any()) or not bool(found.index.any())
-        if found.flagged:
+        inverted = invert(model, clean, run, schedule)
+        scores, works = class_scores(inverted), inverted.success >= inverted.threshold
+        undecided = not bool(works.any()) or not bool(inverted.index.any())
+        if inverted.flagged:
             verdict: Literal["backdoored", "abstains", "clean"] = "backdoored"
-            names = ", ".join(clean.card.classes[k] for k in found.flagged)
+            names = ", ".join(clean.card.classes[k] for k in inverted.flagged)
             reason = f"an unusually small patch sends the rows to {names}"
         else:
-            verdict, reason = "abstains" if undecided else "clean", found.reason
+            verdict, reason = "abstains" if undecided else "clean", inverted.reason
         return Finding(
             verdict=verdict,
             reason=reason,
             score=float(scores.max()),
             classes=scores,
-            flagged=found.flagged,
+            flagged=inverted.flagged,
             threshold=schedule.outlier,
             origin=f"uncalibrated: fixed by the schedule {self.search!r}, whatever the data and the network",
             evidence={
-                "masks": {k: found.trigger(k).mask for k in found.flagged},
-                "patterns": {k: found.trigger(k).pattern for k in found.flagged},
-                "norms": found.norms.tolist(),
-                "success": found.success.tolist(),
+                "masks": {k: inverted.trigger(k).mask for k in inverted.flagged},
+                "patterns": {k: inverted.trigger(k).pattern for k in inverted.flagged},
+                "norms": inverted.norms.tolist(),
+                "success": inverted.success.tolist(),
             },
         )
 
 
-def class_scores(found: Inverted) -> torch.Tensor:
+def class_scores(inverted: Inverted) -> torch.Tensor:
     """The anomaly index with a sign, float (K,): positive for patches below the median size that work."""
-    small = found.norms.double() < found.norms.double().quantile(0.5)
-    signed = torch.where(small, found.index, -found.index)
-    return torch.where(found.success >= found.threshold, signed, signed.clamp(max=0)) + 0.0
+    small = inverted.norms.double() < inverted.norms.double().quantile(0.5)
+    signed = torch.where(small, inverted.index, -inverted.index)
+    return torch.where(inverted.success >= inverted.threshold, signed, signed.clamp(max=0)) + 0.0

@@ -247,18 +247,18 @@ def edit_layers(
         What training has to keep, and a record for each layer; a layer that the trigger does not move stays as it is.
     """
     held: list[Held] = []
-    told: list[dict[str, Any]] = []
+    steps: list[dict[str, Any]] = []
     both = torch.cat([forget, reference])
     for depth, (name, layer) in enumerate(layers.items()):
         x = inputs(model, layer, both)
         seen = contrast(x[: len(forget)], x[len(forget) :], rank)
         if seen is None:
-            told.append({"layer": name, "score": 0.0, "inert": True})
+            steps.append({"layer": name, "score": 0.0, "inert": True})
             continue
         power = strength * shrink ** (len(layers) - 1 - depth) if rule == "project" else strength
         held.append(edit(rule, Weight(layer, name), seen, power, target, alpha))
-        told.append({"layer": name, "score": round(seen.score, 6), "strength": power, **held[-1].told()})
-    return held, told
+        steps.append({"layer": name, "score": round(seen.score, 6), "strength": power, **held[-1].told()})
+    return held, steps
 
 
 @torch.no_grad()

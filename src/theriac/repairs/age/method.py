@@ -186,9 +186,9 @@ class AGE(Repair):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             fixed = first._edit_and_repair(model, clean, run)
-        told = run.history("age")[-1]
-        enough = told["outcome"] == "repaired" and told["proxy_repair"] <= self.fallback
-        if enough or told["outcome"] == "unneeded":
+        figures = run.history("age")[-1]
+        enough = figures["outcome"] == "repaired" and figures["proxy_repair"] <= self.fallback
+        if enough or figures["outcome"] == "unneeded":
             for warning in caught:
                 warn(str(warning.message))
             return fixed
@@ -304,14 +304,14 @@ class AGE(Repair):
         schedule: Schedule = getattr(Schedule, self.search)()
         schedule = schedule.replace(rounds=self.search_rounds or schedule.rounds, restarts=self.restarts)
         rows = pool.sample(min(self.search_rows, len(pool)), seed=run.stream_seed("method", "age", "search"), stratified=True)
-        found = invert(stage.model, rows, run, schedule, None if self.target is None else (self.target,))
-        label = found.smallest if found.abstains else found.flagged[0]
-        certain = not found.abstains or (self.target is not None and label is not None)
+        inverted = invert(stage.model, rows, run, schedule, None if self.target is None else (self.target,))
+        label = inverted.smallest if inverted.abstains else inverted.flagged[0]
+        certain = not inverted.abstains or (self.target is not None and label is not None)
         if label is None or not (certain or self.guess):
-            return self._abstain(stage.model, run, found.reason)
+            return self._abstain(stage.model, run, inverted.reason)
         if not certain:
-            warn(f"AGE goes on with a guess, class {label}: {found.reason}")
-        case = from_trigger(found.trigger(label), label, stage.model, pool)
+            warn(f"AGE goes on with a guess, class {label}: {inverted.reason}")
+        case = from_trigger(inverted.trigger(label), label, stage.model, pool)
         return dataclasses.replace(case, source="inverted patch" if certain else "inverted patch, a guess")
 
     def _scan(self, stage: Stage, pool: Split, run: Run) -> Case | None:

@@ -98,7 +98,7 @@ def retrain(net: nn.Module, rows: Split, modules: Iterable[nn.Module], held: Seq
     """
     chosen = [p for module in modules for p in module.parameters()]
     ours = {id(p) for p in chosen}
-    kept = [edit for edit in held if any(id(p) in ours for p in edit.layer.parameters())]  # the rest stands still anyway
+    own = [edit for edit in held if any(id(p) in ours for p in edit.layer.parameters())]  # the rest stands still anyway
     wants = [(p, p.requires_grad) for p in net.parameters()]
     for parameter, _ in wants:
         parameter.requires_grad_(id(parameter) in ours)
@@ -106,7 +106,7 @@ def retrain(net: nn.Module, rows: Split, modules: Iterable[nn.Module], held: Seq
     inner = Run(seed=run.seed, streams=run.streams, device=run.device, precision="fp32", quiet=True)
 
     def hold(_step: int) -> None:
-        for edit in kept:
+        for edit in own:
             edit.restore()
 
     try:

@@ -16,7 +16,7 @@ from theriac.core.card import Card, Column
 from theriac.core.errors import InputError, unknown
 from theriac.core.planted import planted_on
 from theriac.core.split import Split
-from theriac.metrics import aim
+from theriac.metrics import attack_labels
 from theriac.models import batch_rows, taps
 from theriac.models.editing import Weight
 from theriac.models.network import to_input
@@ -166,7 +166,7 @@ def from_trigger(trigger: Any, target: int | None, model: nn.Module, pool: Split
     stamps = any(hasattr(trigger, name) for name in ("planted", "plant_for", "stamp"))
     planted = planted_on(trigger, pool) if stamps else trigger
     if hasattr(planted, "stamp"):
-        name, (wanted, counted) = planted.name, aim(planted, pool.y, pool.index)
+        name, (wanted, counted) = planted.name, attack_labels(planted, pool.y, pool.index)
         goals = wanted[counted].unique().tolist()
         if target is None and len(goals) != 1:
             raise InputError(f"{name} wants the classes {goals}; AGE forgets one class, so name it with target=")

@@ -121,21 +121,21 @@ class Health:
     @property
     def warning(self) -> str:
         """What to tell the user; empty if healthy."""
-        told = f"CBD's biased model f_B (stage 1, {self.steps} steps: mean CE_B {self.mean:.2f}, "
-        told += f"{100 * self.share_low:.0f} % of the rows under the threshold)"
+        text = f"CBD's biased model f_B (stage 1, {self.steps} steps: mean CE_B {self.mean:.2f}, "
+        text += f"{100 * self.share_low:.0f} % of the rows under the threshold)"
         if self.verdict == "underfit":
             return (
-                f"{told} underfits: no group of rows is fitted clearly ahead of the others, and the weights can turn around "
+                f"{text} underfits: no group of rows is fitted clearly ahead of the others, and the weights can turn around "
                 "and favor the poisoned rows; train stage 1 longer, or set stage1_target"
             )
         if self.verdict == "overfit":
             return (
-                f"{told} overfits: more than half of all rows are fitted, most of them clean; they lose weight, which costs "
+                f"{text} overfits: more than half of all rows are fitted, most of them clean; they lose weight, which costs "
                 "accuracy; train stage 1 for fewer steps, or set stage1_target"
             )
         if self.verdict == "unclear":
             return (
-                f"{told} is unclear: no group of rows is fitted clearly ahead of the others; it may have learnt a trigger "
+                f"{text} is unclear: no group of rows is fitted clearly ahead of the others; it may have learnt a trigger "
                 "first, or easy clean rows, and then the weights favor the poisoned rows"
             )
         return ""

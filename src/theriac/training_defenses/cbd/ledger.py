@@ -29,10 +29,10 @@ def pair(build: Buildable, split: Split, run: Run, *, normalize: bool) -> tuple[
     card = split.card
     if not normalize and card.kind == "image":
         card = card.replace(mean=(0.0,) * card.channels, std=(1.0,) * card.channels)
-    given = split.replace(card=card)
+    rows = split.replace(card=card)
     streams = {**run.streams, "init": run.stream_seed("init", "cbd", "f_B")}
-    f_b = make(build, given, Run(seed=run.seed, streams=streams, device=run.device, quiet=True))
-    return f_b, make(build, given, run)
+    f_b = make(build, rows, Run(seed=run.seed, streams=streams, device=run.device, quiet=True))
+    return f_b, make(build, rows, run)
 
 
 def first_rows(split: Split, run: Run) -> torch.Tensor:
@@ -132,10 +132,10 @@ class Ledger:
     def report(self, threshold: float) -> dict[str, float]:
         """What the epoch just done saw: quantiles of CE_B, share of rows under the threshold, the label of the least weight."""
         q = self.ce_b.quantile(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], device=self.ce_b.device)).tolist()
-        told = dict(zip(("ce_b_q05", "ce_b_q25", "ce_b_q50", "ce_b_q75", "ce_b_q95"), q, strict=True))
+        figures = dict(zip(("ce_b_q05", "ce_b_q25", "ce_b_q50", "ce_b_q75", "ce_b_q95"), q, strict=True))
         label, weight = self.lightest()
         share = float((self.ce_b < threshold).float().mean())
-        return {**told, "share_low": share, "lightest_label": label, "lightest_weight": weight}
+        return {**figures, "share_low": share, "lightest_label": label, "lightest_weight": weight}
 
     def lightest(self) -> tuple[int, float]:
         """The label whose rows have the least mean raw weight, and that weight."""

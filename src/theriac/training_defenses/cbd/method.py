@@ -214,15 +214,15 @@ class CBD(TrainingDefense):
                 weight = self.weights(ce_b, ce_c)
             ledger.weigh(batch, weight)
             total = self.loss(weight, ce_c)
-            told = {"accuracy": (logits.argmax(1) == batch.y).float().mean(), "weight": weight.mean()}
+            figures = {"accuracy": (logits.argmax(1) == batch.y).float().mean(), "weight": weight.mean()}
             if self.beta:
                 total = total + self.norm_penalty(z)
             if adversary is not None:
                 if self.alternate == "step":
                     adversary.ascend(r, z, batch.epoch, batch.step)
                 e = adversary.penalty(r, z, batch.step)
-                total, told["critic"] = total + e, e / self.mi
-            return total, told
+                total, figures["critic"] = total + e, e / self.mi
+            return total, figures
 
         f_c = loop(
             f_c,

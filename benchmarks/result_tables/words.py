@@ -1,8 +1,7 @@
-"""The committed results as tables: what ``make_tables.py`` and ``docs/build.py`` share.
+"""Words and numbers of the tables: configurations, recipes, rates with intervals, and families of runs.
 
 A *family* of runs differs in seeds only (of the victim, of the repair, of its clean rows); it becomes one row with mean,
-standard deviation and range. Tuning runs choose settings, so the method cards leave them out: plans called tuning, victims
-whose role is ``tuning``, and CBD's runs with seeds from 100 up.
+standard deviation and range.
 """
 
 from __future__ import annotations
@@ -12,63 +11,17 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
-from table import RESULTS, Record, Table, tables
+from table import Record
 
+from result_tables.reading import jobs
 from theriac.core.errors import InputError
 from theriac.core.method import KINDS, Method, methods
 from theriac.metrics import Rate
 from theriac.metrics.intervals import over_seeds
 
-ROOT = Path(__file__).resolve().parent
-PLANS = ROOT / "plans"
-TUNING = re.compile(r"(.+_)?tuning|cbd_stage1")
-FIRST_TUNING_SEED = 100
 RATES = ("acc", "asr", "ra")
-
-
-# reading
-
-
-def repair_plans(results: Path = RESULTS, *, tuning: bool = False) -> dict[str, list[Record]]:
-    """Records of ``repairs.py`` by plan, in the order of the plan."""
-    found = {}
-    for plan, table in sorted(tables(results).items(), key=lambda item: (item[0] != "foundation", item[0])):
-        if TUNING.fullmatch(plan) and not tuning:
-            continue
-        records = [r for r in table if {"before", "name", "victim", "repair"} <= r.keys()]
-        if records:
-            jobs = list(_jobs(plan))
-            found[plan] = sorted(records, key=lambda r: jobs.index(r["name"]) if r["name"] in jobs else len(jobs))
-    return found
-
-
-def cbd_records(results: Path = RESULTS) -> list[Record]:
-    """Records of ``cbd.py`` that are reported."""
-    return [r for r in Table.of("cbd", results) if "arm" in r and r["seed"] < FIRST_TUNING_SEED]
-
-
-def age_records(results: Path = RESULTS) -> dict[str, list[Record]]:
-    """Records of ``age.py`` by plan, without the tuning victims."""
-    found: dict[str, list[Record]] = {}
-    for plan, table in tables(results).items():
-        records = [r for r in table if "cells" in r and r["victim"].get("role") != "tuning"]
-        if records:
-            found[plan] = records
-    return found
-
-
-@cache
-def _jobs(plan: str) -> dict[str, Record]:
-    path = PLANS / f"{plan}.yaml"
-    return {job["name"]: job for job in yaml.safe_load(path.read_text("utf-8")).get("jobs", ())} if path.exists() else {}
-
-
-# words
 
 
 def attack_words(attack: Record | None) -> str:
@@ -91,7 +44,7 @@ def network_words(model: Record) -> str:
 
 def judge_words(record: Record, plan: str) -> str:
     """What a record's stamped rows were stamped with: the victim's attack, or the one that its job names."""
-    own = record["victim"].get("attack") or record.get("judge") or _jobs(plan).get(record["name"], {}).get("judge")
+    own = record["victim"].get("attack") or record.get("judge") or jobs(plan).get(record["name"], {}).get("judge")
     return attack_words(own) if own else str(record["before"].get("attack", ""))
 
 
@@ -141,9 +94,6 @@ def precision_words(record: Record) -> str:
     return own if own != "run" else str(record.get("precision", "")).partition(":")[0]
 
 
-# numbers
-
-
 def rate(part: Record | None) -> str:
     """A share in percent with its 95 % Wilson interval."""
     if part is None:
@@ -181,9 +131,6 @@ def seeds_words(numbers: Iterable[int]) -> str:
     return ", ".join(str(n) for n in sorted(set(numbers)))
 
 
-# families
-
-
 def families(records: Sequence[Record], key: Callable[[Record], Any]) -> list[list[Record]]:
     """Records that are alike but for their seeds, in order of appearance."""
     groups: dict[str, list[Record]] = defaultdict(list)
@@ -212,3 +159,10 @@ def repair_family(record: Record, plan: str) -> list[Any]:
 def plain_name(record: Record) -> str:
     """A job's name without the victim's key and without seeds."""
     return re.sub(r"-seed\d+$", "", record["name"].removeprefix(record["victim"]["key"] + "-"))
+
+
+def plain_training(record: Record) -> list[Any]:
+    """What a run of ``cbd.py`` shares with the plain training beside it."""
+    shared = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "cutout", "input_norm")
+    recipe = [record["method"].get(k) for k in shared]
+    return [record["data"]["name"], record["data"]["rows"], record["attack"], record["model"], recipe, record["arm"]]

@@ -1,16 +1,30 @@
-"""The committed results of ``attacks.py`` as tables: one page a plan, and an attack's own part of its method card."""
+"""Results of ``attacks.py``: one page a plan, all attacks in short, and an attack's own part of its method card."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from measured import PLANS, RATES, counted, families, seeds_words, settings_words, victim_words
-from table import RESULTS, Record, Table, tables
+from table import RESULTS, Record, Table
 
+from result_tables.reading import attack_plans, cbd_records, job_name, repair_plans
+from result_tables.words import (
+    RATES,
+    attack_words,
+    config_words,
+    counted,
+    families,
+    judge_words,
+    network_words,
+    plain_training,
+    seeds_words,
+    settings_words,
+    victim_family,
+    victim_words,
+)
 from theriac.core.method import Method
 from theriac.report.cards import grid
 
@@ -26,22 +40,11 @@ rows, because the attack stamps while it trains; nothing fitted, so that the tri
 """
 
 
-def attack_plans(results: Path = RESULTS) -> dict[str, list[Record]]:
-    """Records of ``attacks.py`` by plan, in the order of the plan, without the runs of tuning seeds."""
-    found: dict[str, list[Record]] = {}
-    for plan, table in tables(results).items():
-        records = [r for r in table if {"attack", "victim", "benign", "planted"} <= r.keys()]
-        if records:
-            order = _order(plan)
-            found[plan] = sorted(records, key=lambda r: (order.get(_job(r), len(order)), r["seed"]))
-    return found
-
-
 def page(plan: str, records: Sequence[Record]) -> str:
     """One plan's page: what was planted and how well, what resists, and the hashes by which other results name a victim."""
     rows, more, victims = [], [], []
     for members in families(list(records), _alike):
-        job = _job(members[0])
+        job = job_name(members[0])
         rows.append([job, *_row(members)])
         more += [[job, *told] for told in _more(members)]
         victims += [[m["name"], *(f"`{made[:12]}`" if made else "-" for made in _hashes(m))] for m in members]
@@ -75,7 +78,7 @@ def overview(results: Path = RESULTS) -> str:
         for members in families(records, _alike):
             acc, asr, other = (_short([m[who][k]["value"] for m in members]) for who, k in SHORT)
             told = [
-                f"[{_job(members[0])}](methods/{members[0]['attack']['method']}.md)",
+                f"[{job_name(members[0])}](methods/{members[0]['attack']['method']}.md)",
                 members[0]["recipe"],
                 _planted(members[0]),
             ]
@@ -113,20 +116,10 @@ def _lost(members: Sequence[Record]) -> str:
     return f"{sum(lost) / len(lost):+z.1f}"
 
 
-def _order(plan: str) -> dict[str, int]:
-    path = PLANS / f"{plan}.yaml"
-    jobs = yaml.safe_load(path.read_text("utf-8")).get("jobs", ()) if path.exists() else ()
-    return {job["name"]: i for i, job in enumerate(jobs)}
-
-
-def _job(record: Record) -> str:
-    return re.sub(rf"-{record['seed']}$", "", record["name"])
-
-
 def _alike(record: Record) -> Any:
     shared = ("data", "model", "options", "recipe", "subset")
     config = {k: v for k, v in record["attack"].items() if k != "seed"}
-    return [_job(record), config, {k: record.get(k) for k in shared}]
+    return [job_name(record), config, {k: record.get(k) for k in shared}]
 
 
 def _recipe(record: Record) -> str:
@@ -173,3 +166,41 @@ def _more(members: Sequence[Record]) -> list[list[str]]:
                 for name, rate in value.items():
                     found.setdefault(f"{words} {name}", []).append(rate)
     return [[words, counted(rates), _seeds(members)] for words, rates in found.items()]
+
+
+def for_victims(cls: type[Method], results: Path = RESULTS) -> list[str]:
+    """Victims as trained, beside benign models that were trained the same way and judged by the same trigger."""
+    rows: list[list[Any]] = []
+    plans = repair_plans(results)
+    benign = {
+        json.dumps([_trained_alike(r["victim"]), judge_words(r, plan)]): r["before"]
+        for plan, records in plans.items()
+        for r in records
+        if not r["victim"].get("attack") and r["before"].get("asr")
+    }
+    own = [r for records in plans.values() for r in records if (r["victim"].get("attack") or {}).get("name") == cls.name]
+    one_each = {json.dumps(r["victim"], sort_keys=True): r for r in own}  # the same victim serves several repairs and plans
+    for members in families(list(one_each.values()), lambda r: victim_family(r["victim"])):
+        victim = members[0]["victim"]
+        judged = attack_words(victim["attack"])
+        control = benign.get(json.dumps([_trained_alike(victim), judged]))
+        row = [f"{victim['data']}: {judged}", victim_words(victim)]
+        row += [counted([m["before"][k] for m in members]) for k in RATES]
+        row += [counted([control[k]]) if control else "" for k in ("asr", "ra")]
+        rows.append([*row, seeds_words(m["victim"].get("seed", 0) for m in members)])
+    for members in families([r for r in cbd_records(results) if r["arm"] == "plain"], plain_training):
+        first = members[0]
+        if first["attack"]["method"] != cls.name or not first["poisoned_rows"]:
+            continue
+        net = f"{network_words(first['model'])}, {first['method']['epochs']} epochs, {first['data']['rows']} rows"
+        what = f"{first['data']['name']}: {config_words(first['attack'])}"
+        row = [what, net, *[counted([m["evaluation"][k] for m in members]) for k in RATES]]
+        rows.append([*row, "", "", seeds_words(m["seed"] for m in members)])
+    if not rows:
+        return []
+    head = ["data: attack", "network, recipe", "ACC %", "ASR %", "RA %", "benign model: ASR %", "RA %", "seeds"]
+    return [f"Victims as trained, without any defense.\n\n{grid(head, rows)}"]
+
+
+def _trained_alike(victim: Record) -> str:
+    return json.dumps({k: v for k, v in victim_family(victim).items() if k not in ("attack", "stamp")}, sort_keys=True)

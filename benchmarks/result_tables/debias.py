@@ -1,4 +1,4 @@
-"""The committed debiasing results as tables: one a task, mean and standard deviation over seeds."""
+"""Results of ``debias.py``: one table a task, mean and standard deviation over seeds."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-from measured import PLANS, network_words, seeds_words
-from table import RESULTS, Record, Table
+from table import RESULTS, Record
 
+from result_tables.reading import debias_records
+from result_tables.words import network_words, seeds_words
 from theriac.core.method import Method
 from theriac.report.cards import grid
 
@@ -26,23 +26,7 @@ NOTES = (
     "odds difference ('Bias'). DP gap: demographic parity difference. worst: lowest accuracy of a cell, of a group. *: must\n"
     "be told the group at inference.\n"
 )
-TOLD = ("teacher", "logit-adjust")  # of the plan's methods, those that need the group at inference
-
-
-def debias_records(results: Path = RESULTS) -> dict[str, list[Record]]:
-    """Records of ``debias.py`` by task, tasks and methods in the order of the plan."""
-    plan = yaml.safe_load((PLANS / "debias.yaml").read_text("utf-8"))
-    found: dict[str, list[Record]] = {}
-    for record in Table.of("debias", results):
-        if record["method"] not in plan["methods"] and record["method"] not in plan["tasks"][record["task"]].get("methods", {}):
-            continue  # of an older plan
-        found.setdefault(record["task"], []).append(record)
-    ordered: dict[str, list[Record]] = {}
-    for task, about in plan["tasks"].items():
-        names = [*plan["methods"], *about.get("methods", {})]
-        if task in found:
-            ordered[task] = sorted(found[task], key=lambda r: (names.index(r["method"]), r["seed"]))
-    return ordered
+NEEDS_GROUP = ("teacher", "logit-adjust")  # of the plan's methods, those that need the group at inference
 
 
 def page(results: Path = RESULTS) -> str:
@@ -50,13 +34,13 @@ def page(results: Path = RESULTS) -> str:
     made = "Made by `python benchmarks/debias.py benchmarks/plans/debias.yaml --data NAME=<folder> ...`."
     parts = [f"# debias\n\n{made}\n", NOTES]
     for task, records in debias_records(results).items():
-        parts.append(f"## {task}\n\n{setting(records[0])}\n\n{table(records)}\n")
+        parts.append(f"## {task}\n\n{_setting(records[0])}\n\n{_table(records)}\n")
         queries = [r for r in records if "queries" in r]
         if queries:
-            parts.append(f"The same teachers, asked otherwise:\n\n{asked(queries)}\n")
+            parts.append(f"The same teachers, asked otherwise:\n\n{_by_query(queries)}\n")
         flips = [r for r in records if "flips" in r]
         if flips:
-            parts.append(f"Predictions that a trigger changes, % of the test rows:\n\n{flipped(flips)}\n")
+            parts.append(f"Predictions that a trigger changes, % of the test rows:\n\n{_flipped(flips)}\n")
     return "\n".join(parts)
 
 
@@ -67,13 +51,13 @@ def for_method(cls: type[Method], results: Path) -> list[str]:
         mine = [r for r in records if r["config"] and r["config"]["method"] == cls.name]
         if mine:
             plain = [r for r in records if not r["config"]]
-            blocks.append(f"{task}: {setting(mine[0])}\n\n{table(plain + mine)}")
+            blocks.append(f"{task}: {_setting(mine[0])}\n\n{_table(plain + mine)}")
     if blocks:
         blocks.insert(0, f"All methods side by side: [debias](../../benchmarks/results/debias.md). {' '.join(NOTES.split())}")
     return blocks
 
 
-def setting(record: Record) -> str:
+def _setting(record: Record) -> str:
     rows, recipe = record["rows"], ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in record["recipe"].items())
     groups = " and ".join(record["data"]["groups"])
     cells = "; ".join(", ".join(map(str, row)) for row in rows["cells"])
@@ -82,49 +66,49 @@ def setting(record: Record) -> str:
     return f"{trained}, groups {groups}; {rows['test']} test rows; {network}, {recipe}."
 
 
-def table(records: Sequence[Record]) -> str:
+def _table(records: Sequence[Record]) -> str:
     rows = []
-    for name, members in by_method(records).items():
+    for name, members in _by_method(records).items():
         rows.append([
-            told(name),
-            *[spread([value(m["fairness"][key]) for m in members]) for key in NUMBERS],
+            _named(name),
+            *[_spread([_value(m["fairness"][key]) for m in members]) for key in NUMBERS],
             seeds_words(m["seed"] for m in members),
         ])  # fmt: skip
     return grid(["method", *NUMBERS.values(), "seeds"], rows)
 
 
-def asked(records: Sequence[Record]) -> str:
+def _by_query(records: Sequence[Record]) -> str:
     rows = []
-    for name, members in by_method(records).items():
+    for name, members in _by_method(records).items():
         for query in ("reverse", "none", "aligned"):
             seen = [m["fairness"] if query == "reverse" else m["queries"][query] for m in members]
-            rows.append([name, query, *[spread([value(f[key]) for f in seen]) for key in NUMBERS]])
+            rows.append([name, query, *[_spread([_value(f[key]) for f in seen]) for key in NUMBERS]])
     return grid(["method", "query", *NUMBERS.values()], rows)
 
 
-def flipped(records: Sequence[Record]) -> str:
+def _flipped(records: Sequence[Record]) -> str:
     rows = []
-    for name, members in by_method(records).items():
+    for name, members in _by_method(records).items():
         each = zip(*[[f["value"] for f in m["flips"]] for m in members], strict=True)
-        rows.append([told(name), *[spread(list(values)) for values in each]])
+        rows.append([_named(name), *[_spread(list(values)) for values in each]])
     return grid(["method", "first trigger", "second"], rows)
 
 
-def told(name: str) -> str:
-    return f"{name}*" if name.endswith(TOLD) else name
+def _named(name: str) -> str:
+    return f"{name}*" if name.endswith(NEEDS_GROUP) else name
 
 
-def by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
+def _by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
     found: dict[str, list[Record]] = {}
     for record in records:
         found.setdefault(record["method"], []).append(record)
     return found
 
 
-def value(part: object) -> float:
+def _value(part: object) -> float:
     return float(part["value"] if isinstance(part, dict) else part)  # type: ignore[arg-type]
 
 
-def spread(values: Sequence[float]) -> str:
+def _spread(values: Sequence[float]) -> str:
     mean = 100 * statistics.fmean(values)
     return f"{mean:.1f} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"

@@ -1,0 +1,115 @@
+"""What happens to a model after it was repaired: rounding, pruning, more training, distillation, an attacker's re-tuning.
+
+Each function returns a changed copy and leaves the given model as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from theriac.auditing.options import Options
+from theriac.core.errors import InputError
+from theriac.core.run import Run
+from theriac.core.split import Split
+from theriac.models import run_over
+from theriac.models.editing import Weight, duplicate, editable
+from theriac.training import Batch, Recipe, StepResult, loop
+
+
+def pruned(model: nn.Module, share: float) -> nn.Module:
+    """The smallest weights of each linear layer and convolution set to zero: ``floor(share x count)`` of them."""
+
+    def thinned(weight: torch.Tensor) -> torch.Tensor:
+        least = weight.abs().flatten().argsort(stable=True)[: math.floor(share * weight.numel())]
+        return weight.flatten().index_fill(0, least, 0.0).view_as(weight)
+
+    return _rewritten(model, (nn.Linear, nn.Conv2d), thinned)
+
+
+def channel_pruned(model: nn.Module, share: float) -> nn.Module:
+    """The output channels of least norm of each convolution set to zero: ``floor(share x count)`` of them."""
+
+    def thinned(weight: torch.Tensor) -> torch.Tensor:
+        least = weight.flatten(1).norm(dim=1).argsort(stable=True)[: math.floor(share * len(weight))]
+        return weight.index_fill(0, least, 0.0)
+
+    return _rewritten(model, (nn.Conv2d,), thinned)
+
+
+def tuned(model: nn.Module, rows: Split, run: Run, options: Options) -> nn.Module:
+    """Fine-tuned on clean rows, as somebody who knows nothing would do it."""
+    recipe = _recipe(len(rows), options.tune_steps, options.tune_lr, options)
+    return loop(duplicate(model), rows, run, recipe, label="audit-tune")
+
+
+def retuned(model: nn.Module, rows: Split, run: Run, options: Options) -> nn.Module:
+    """Re-tuned by an attacker, on few rows of which some are poisoned; BatchNorm keeps its statistics."""
+    recipe = _recipe(len(rows), options.retune_steps, options.retune_lr, options).replace(norm="eval", augment="none")
+    return _steps(duplicate(model), rows, run, recipe, options.retune_steps, "audit-retune")
+
+
+def distilled(model: nn.Module, rows: Split, run: Run, options: Options) -> nn.Module:
+    """A fresh network of the same kind that learns the model's answers for clean rows.
+
+    Raises:
+        InputError: If a layer with weights has no ``reset_parameters``, so that no fresh network can be made of it.
+    """
+    student = fresh(model, run)
+    answers = run_over(model, rows, run=run).softmax(1).to(run.device)
+
+    def step(net: nn.Module, batch: Batch) -> StepResult:
+        return F.kl_div(F.log_softmax(net(batch.x), 1), answers[batch.position], reduction="batchmean"), {}
+
+    recipe = _recipe(len(rows), options.distill_steps, options.distill_lr, options).replace(
+        schedule="one_cycle", augment="none"
+    )
+    return loop(student, rows, run, recipe, step=step, label="audit-distill")
+
+
+def fresh(model: nn.Module, run: Run) -> nn.Module:
+    """A copy whose layers draw their weights anew, from the run's ``init`` stream.
+
+    Raises:
+        InputError: Naming the first layer that holds weights and can't draw them.
+    """
+    student = duplicate(model)
+    with run.init_scope("audit"):
+        for name, module in student.named_modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+            elif next(module.parameters(recurse=False), None) is not None:
+                kind = type(module).__name__
+                raise InputError(f"layer {name!r} ({kind}) can't draw its weights anew (it has no reset_parameters)")
+    return student
+
+
+def _rewritten(
+    model: nn.Module, kinds: tuple[type[nn.Module], ...], change: Callable[[torch.Tensor], torch.Tensor]
+) -> nn.Module:
+    """A copy with the weights of some layers replaced, each write verified."""
+    copy = duplicate(model)
+    names = [name for name, module in copy.named_modules() if isinstance(module, kinds)]
+    if not names:
+        raise InputError(f"the model has no {' or '.join(k.__name__ for k in kinds)} layer")
+    for name in names:
+        weight: Weight = editable(copy, name)
+        weight.write(change(weight.value.detach()))
+    return copy.eval()
+
+
+def _recipe(rows: int, steps: int, lr: float, options: Options) -> Recipe:
+    batch_size = min(options.batch_size, rows)
+    epochs = max(1, math.ceil(steps / max(1, rows // batch_size)))
+    return Recipe(
+        name="audit", epochs=epochs, batch_size=batch_size, lr=lr, momentum=0.9, weight_decay=5e-4, schedule="constant"
+    )
+
+
+def _steps(model: nn.Module, rows: Split, run: Run, recipe: Recipe, steps: int, label: str) -> nn.Module:
+    """Exactly so many updates."""
+    return loop(model, rows, run, recipe, after_step=lambda n: n + 1 >= steps, label=label)

@@ -1,0 +1,381 @@
+"""The course of an audit: one look after the other, each at all models, each with the benign model as control."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from theriac.auditing import changes, existence
+from theriac.auditing.options import Options
+from theriac.auditing.result import BENIGN, CLASS, SUBJECT, VICTIM, Audit, Coefficient, Line
+from theriac.core.errors import InputError, TheriacError
+from theriac.core.planted import planted_on
+from theriac.core.poisoned import as_clean
+from theriac.core.run import Run, as_run
+from theriac.core.split import Data, Split
+from theriac.data.alignment import align_to
+from theriac.metrics import Evaluation, Rate, attack_labels, evaluate, universal
+from theriac.metrics._degenerate import degenerate, fallen, percent, short
+from theriac.models import run_over, to_input
+from theriac.models.outputs import module_of
+from theriac.models.rounding import quantized
+
+_UNKNOWN = "without the attack: ASR as it is and after changes, re-tuning, re-activation, features (attack= names it)"
+_NO_ROWS = "re-tuning, perturbations, further fine-tuning, distillation: these need training rows (hand in a Data)"
+
+
+def audit(
+    model: Any,
+    data: Data | Split,
+    attack: Any = None,
+    *,
+    victim: Any = None,
+    benign: Any = None,
+    run: Run | None = None,
+    options: Options | None = None,
+) -> Audit:
+    """Look for what a repair may have left: after further changes to the model, under attack, and in its features.
+
+    Args:
+        model: The repaired model: a module from inputs to logits, or a Victim.
+        data: Clean rows. Rates are counted on the test rows; attackers and tuners work with the training rows. A Split is test
+            rows alone, and what needs training rows is left out.
+        attack: What the victim was poisoned with: an attack with nothing to fit, a Planted, a Victim, a Poisoned or a trigger.
+            Taken from ``victim`` if that knows it. None: only what needs no trigger is looked at.
+        victim: The model before its repair.
+        benign: A model trained without poison, best in the same way: the control of every line. Without it, lines say so, and
+            those that every model can be forced to are not judged.
+        run: Device, precision, seeds.
+        options: How hard the audit tries.
+
+    Returns:
+        Lines of figures with counts and intervals, alarms, and what could not be looked at.
+
+    Raises:
+        InputError: On something else than models and clean rows, an attack that does not fit them, or a model without test rows
+            that it knows.
+
+    Example:
+        >>> import theriac as th
+        >>> data, run = th.load("digits"), th.Run(quiet=True)
+        >>> poisoned = th.attacks.BadNets().poison(data.train)
+        >>> victim = th.train("preact_resnet18", poisoned, recipe="fast_2", run=run)
+        >>> seen = th.audit(victim, data.test, poisoned, run=run)
+        >>> seen.get("as it is", "ACC").control
+        'no control'
+    """
+    run, options = as_run(run), Options() if options is None else options
+    if not isinstance(options, Options):
+        raise InputError(f"options is a {type(options).__name__}; expected theriac.auditing.Options")
+    train, test = (data.train, data.test) if isinstance(data, Data) else (None, as_clean(data, "data"))
+    came = {SUBJECT: model, VICTIM: victim, BENIGN: benign}
+    nets = {name: module_of(m) for name, m in came.items() if m is not None}
+    if attack is None:
+        attack = next((m.planted for m in (victim, model) if hasattr(m, "planted")), None)
+    planted = planted_on(attack, test if train is None else train)
+    inner = Run(seed=run.seed, streams=run.streams, device=run.device, precision=_named(run), quiet=True)
+    course = _Course(nets, train, test, planted, inner, options)
+    looks: list[Callable[[], None]] = [course.as_it_is, course.rounded_and_pruned]
+    if train is not None:
+        looks += [course.trained_on, course.distilled]
+    if planted is None:
+        course.unseen.append(_UNKNOWN)
+    else:
+        looks += [course.features]
+    if train is None:
+        course.unseen.append(_NO_ROWS)
+    elif planted is None:
+        looks += [course.any_class]
+    else:
+        looks += [course.retuned, course.reactivated]
+    for look in run.each("audit", looks, len(looks)):
+        look()
+    return Audit(
+        lines=tuple(course.lines),
+        data=f"{test.card.name}, {len(test)} rows",
+        attack="" if planted is None else planted.name,
+        degenerate=tuple(course.degenerate),
+        unseen=tuple(dict.fromkeys(course.unseen)),
+        options=dataclasses.asdict(options),
+    )
+
+
+def _named(run: Run) -> str:
+    return "bf16" if run.dtype == torch.bfloat16 else "fp32"
+
+
+@dataclass
+class _Course:
+    """The models with the rows, and the lines so far."""
+
+    nets: Mapping[str, nn.Module]
+    train: Split | None
+    test: Split
+    planted: Any
+    run: Run
+    options: Options
+    lines: list[Line] = field(default_factory=list)
+    degenerate: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+    first: dict[str, Evaluation] = field(default_factory=dict)  # each model as it is
+
+    # looks that need no trigger
+
+    def as_it_is(self) -> None:
+        """ACC, accuracy by class, and ASR and RA where the trigger is known."""
+        self.first = {name: evaluate(net, self.test, self.planted, run=self.run) for name, net in self.nets.items()}
+        self.put("as it is", "clean and stamped test rows", self.first, figures=("ACC", "ASR", "RA"))
+        self.by_class()
+        for name, seen in self.first.items():
+            before = self.first.get(VICTIM) if name == SUBJECT else None
+            self.degenerate += [f"{name}: {text}" for text in degenerate(seen, before)]
+
+    def by_class(self) -> None:
+        """The class in which the audited model is worst, in all models; falls against the controls."""
+        own = self.first[SUBJECT].classes
+        for count in own:
+            if count.rows:
+                cells = {n: c.rate for n, e in self.first.items() for c in e.classes if c.name == count.name and c.rate}
+                self.lines.append(
+                    Line(look=f"{CLASS}{short(count.name)}", figure="ACC", meaning="clean test rows of the class", cells=cells)
+                )
+        for name in (VICTIM, BENIGN):
+            if name in self.first:
+                for old, new in fallen(self.first[name].classes, own):
+                    moved = f"{percent(new.hits, new.rows)}; the {name} model {percent(old.hits, old.rows)}"
+                    self.degenerate.append(f"{SUBJECT}: class {short(new.name)} is recognized in {moved}.")
+
+    def rounded_and_pruned(self) -> None:
+        """After what is done to a model before it is deployed."""
+        o = self.options
+        self.changed(
+            f"{o.bits}-bit weights",
+            "simulated: weights of linear layers and convolutions rounded by output channel; activations as they are",
+            lambda net: quantized(net, o.bits),
+        )
+        self.changed(
+            f"{100 * o.prune_weights:g} % weights pruned",
+            "the smallest weights of each linear layer and convolution set to zero",
+            lambda net: changes.pruned(net, o.prune_weights),
+        )
+        self.changed(
+            f"{100 * o.prune_channels:g} % channels pruned",
+            "the output channels of least norm of each convolution set to zero",
+            lambda net: changes.channel_pruned(net, o.prune_channels),
+        )
+
+    def trained_on(self) -> None:
+        """After further fine-tuning on clean rows."""
+        rows, o = self.clean(), self.options
+        self.changed(
+            "fine-tuned",
+            f"{o.tune_steps} updates on {len(rows)} clean training rows, learning rate {o.tune_lr:g}",
+            lambda net: changes.tuned(net, align_to(rows, net), self.run, o),
+        )
+
+    def distilled(self) -> None:
+        """After distillation into a fresh network."""
+        rows, o = self.clean(), self.options
+        self.changed(
+            "distilled",
+            f"a fresh network of its kind, {o.distill_steps} updates on its answers for {len(rows)} clean training rows",
+            lambda net: changes.distilled(net, align_to(rows, net), self.run, o),
+        )
+
+    def any_class(self) -> None:
+        """Without a trigger: the class that one small perturbation reaches most easily, beside a benign model's."""
+        if self.test.is_table:
+            self.unseen.append("universal perturbations: a table's columns have no common scale")
+            return
+        cells: dict[str, Rate] = {}
+        for name, net in self.nets.items():
+            rows, test = (self.few(self.train), self.test)
+            rows, test = (align_to(s, net).to(self.run.device) for s in (rows, test))
+            x, y = to_input(rows.rows(torch.arange(len(rows)))), rows.y
+            wanted = torch.arange(test.num_classes, device=y.device)[:, None].expand(-1, len(y))
+            delta = self.trial("universal perturbations", name, lambda: self.search(net, x, wanted))  # noqa: B023
+            if delta is None:
+                continue
+            hits = universal.reached(net, x, wanted, delta, self.run) & (wanted != y).cpu()
+            counted = (wanted != y).sum(1).cpu().clamp_min(1)
+            best = int((hits.sum(1) / counted).argmax())  # chosen on training rows, counted on test rows
+            others = test.where(test.y != best)
+            xt = to_input(others.rows(torch.arange(len(others))))
+            aim_at = torch.full((1, len(others)), best, device=xt.device)
+            done = universal.reached(net, xt, aim_at, delta[best : best + 1], self.run)
+            cells[name] = Rate(int(done.sum()), len(others), f"test rows of other classes than {test.card.classes[best]!r}")
+        told = f"one change for all rows, each pixel by at most {self.options.radius:.3f}, to the class that it reaches best"
+        self.add("universal perturbation", "success", told, cells, forced=True)
+
+    # looks that need the trigger
+
+    def retuned(self) -> None:
+        """After an attacker's re-tuning with a few poisoned rows."""
+        assert self.train is not None
+        o, train = self.options, self.train
+        wanted, counted = attack_labels(self.planted, train.y, train.index)
+        order = torch.randperm(len(train), generator=self.run.generator("poison", "audit"))
+        poison, clean = order[counted.cpu()[order]][: o.retune_rows], order[-3 * o.retune_rows :]
+        clean = clean[~torch.isin(clean, poison)]
+        bad = train.take(poison)
+        x = self.planted.stamp(bad.x, bad.y, bad.index, "train")
+        good = train.take(clean)
+        mixed = Split(torch.cat([x, good.x]), torch.cat([wanted[poison.to(wanted.device)], good.y]), card=train.card)
+        self.changed(
+            "re-tuned",
+            f"{o.retune_steps} updates on {len(poison)} poisoned and {len(good)} clean rows, learning rate {o.retune_lr:g}",
+            lambda net: changes.retuned(net, align_to(mixed, net), self.run, o),
+            forced=True,
+        )
+
+    def reactivated(self) -> None:
+        """A universal perturbation on stamped rows, and the same on rows without the trigger."""
+        if self.test.is_table:
+            self.unseen.append("re-activation: a table's columns have no common scale for a perturbation")
+            return
+        o = self.options
+        within = f"one change for all rows, each pixel by at most {o.radius:.3f}"
+        ways = (
+            ("re-activated", f"{within}, searched with gradients on stamped training rows", True, True),
+            ("re-activated by queries", f"{within}, searched in {o.queries} queries, without gradients", True, False),
+            ("perturbed, no trigger", f"{within}, searched with gradients on rows without the trigger", False, True),
+        )
+        for look, told, stamped, gradients in ways:
+            cells: dict[str, Rate] = {}
+            for name, net in self.nets.items():
+                rate = self.trial(look, name, lambda: self.reactivation(net, stamped, gradients))  # noqa: B023
+                if rate is not None:
+                    cells[name] = rate
+            self.add(look, "ASR", told, cells, forced=True)
+
+    def reactivation(self, net: nn.Module, stamped: bool, gradients: bool) -> Rate:
+        """Attack success on test rows with the perturbation that training rows gave."""
+        assert self.train is not None
+        (x, wanted), (xt, wanted_t) = (self.aimed(split, net, stamped) for split in (self.train, self.test))
+        x, wanted = x[: self.options.search_rows], wanted[: self.options.search_rows]
+        if gradients:
+            delta = self.search(net, x, wanted[None])
+        else:
+            draw, o = self.run.generator("method", "audit-queries"), self.options
+            delta = universal.by_queries(net, x, wanted[None], o.radius, o.queries, self.run, draw)
+        hits = universal.reached(net, xt, wanted_t[None], delta, self.run)
+        return Rate(int(hits.sum()), len(xt), f"{'stamped ' if stamped else ''}test rows, perturbed")
+
+    def features(self) -> None:
+        """What the features say, whatever the answers are."""
+        seen: dict[str, torch.Tensor] = {}
+        cells: dict[str, Rate] = {}
+        for name, net in self.nets.items():
+            told = self.trial("features", name, lambda: self.embedded(net))  # noqa: B023
+            if told is not None:
+                seen[name], cells[name] = told
+        self.add(
+            "features",
+            "near the target",
+            "stamped test rows whose features lie nearest to the clean rows of the attack's class",
+            cells,
+        )
+        if len(seen) < 3:
+            self.unseen.append("the existence coefficient: it needs victim and benign model for its scale")
+            return
+        found = {name: existence.coefficient(seen[name], seen[VICTIM], seen[BENIGN]) for name in seen}
+        known: dict[str, Coefficient] = {name: c for name, c in found.items() if c is not None}
+        if not known:
+            self.unseen.append("the existence coefficient: the victim's features can't be told from the benign model's")
+            return
+        self.lines.append(
+            Line(
+                look="features",
+                figure="existence",
+                meaning="CKA with the victim's features on stamped rows, less the benign model's, over 1 less that "
+                "(reconstruction of the backdoor existence coefficient's idea, penultimate layer)",
+                cells=known,
+                bad=True,
+            )
+        )
+
+    def embedded(self, net: nn.Module) -> tuple[torch.Tensor, Rate]:
+        """Features of the stamped test rows that count, and how many of them lie nearest to the target's center."""
+        test = align_to(self.test, net)
+        planted = planted_on(self.planted, test)
+        wanted, counted = attack_labels(planted, test.y, test.index)
+        at = counted.nonzero().flatten()
+        rows = test.take(at)
+        stamped = Split(planted.stamp(rows.x, rows.y, rows.index, "test"), rows.y, index=rows.index, card=rows.card)
+        seen = run_over(net, stamped, "features", run=self.run)
+        middle = existence.centers(run_over(net, test, "features", run=self.run), test.y, test.num_classes)
+        hits = existence.nearest(seen, middle) == wanted[at].cpu()
+        return seen, Rate(int(hits.sum()), len(hits), "stamped test rows")
+
+    # what they share
+
+    def changed(self, look: str, told: str, change: Callable[[nn.Module], nn.Module], *, forced: bool = False) -> None:
+        """ACC and ASR of each model after a change."""
+        after: dict[str, Evaluation] = {}
+        for name, net in self.nets.items():
+            new = self.trial(look, name, lambda: change(net))  # noqa: B023
+            if new is not None:
+                after[name] = evaluate(new, self.test, self.planted, run=self.run)
+                self.degenerate += [f"{look}, {name}: {text}" for text in degenerate(after[name])]
+        self.put(look, told, after, forced=forced)
+
+    def put(
+        self,
+        look: str,
+        told: str,
+        seen: Mapping[str, Evaluation],
+        *,
+        figures: tuple[str, ...] = ("ACC", "ASR"),
+        forced: bool = False,
+    ) -> None:
+        """Lines of evaluations."""
+        for figure in figures:
+            rates = {name: getattr(e, figure.lower()) for name, e in seen.items()}
+            cells = {name: rate for name, rate in rates.items() if rate is not None}
+            self.add(look, figure, told, cells, bad=figure == "ASR", forced=forced)
+
+    def add(
+        self, look: str, figure: str, told: str, cells: Mapping[str, Rate], *, bad: bool = True, forced: bool = False
+    ) -> None:
+        """A line, if there is anything in it."""
+        if SUBJECT in cells:
+            self.lines.append(Line(look=look, figure=figure, meaning=told, cells=cells, bad=bad, forced=forced))
+
+    def trial(self, look: str, name: str, work: Callable[[], Any]) -> Any:
+        """What the work returns; None, with a note, where the model does not take it."""
+        try:
+            return work()
+        except TheriacError as error:
+            self.unseen.append(f"{look} of the {name} model: {error}")
+            return None
+
+    def search(self, net: nn.Module, x: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        o = self.options
+        return universal.by_gradient(net, x, wanted, o.radius, o.search_steps, self.run)
+
+    def aimed(self, split: Split, net: nn.Module, stamped: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs of the rows that count, stamped or not, with the classes that the attack wants."""
+        here = align_to(split, net).to(self.run.device)
+        planted = planted_on(self.planted, here)
+        wanted, counted = attack_labels(planted, here.y, here.index)
+        at = counted.nonzero().flatten()
+        if split is self.train:
+            order = torch.randperm(len(at), generator=self.run.generator("method", "audit-rows"))
+            at = at[order[: self.options.search_rows].to(at.device)]
+        rows = here.take(at)
+        x = planted.stamp(rows.x, rows.y, rows.index, "test") if stamped else rows.x
+        return to_input(x), wanted[at]
+
+    def clean(self) -> Split:
+        """The clean rows of tuners."""
+        assert self.train is not None
+        return self.train.sample(min(len(self.train), self.options.clean_rows), seed=self.run.stream_seed("data", "audit"))
+
+    def few(self, split: Split | None) -> Split:
+        assert split is not None
+        return split.sample(min(len(split), self.options.search_rows), seed=self.run.stream_seed("data", "audit-rows"))

@@ -1,0 +1,28 @@
+"""Sweeps: a spec, its plan, its store, who does the work, and what is shown of it."""
+
+from theriac.bench.plans import Plan, make_plan
+from theriac.bench.specs import Spec, read_spec
+from theriac.bench.statistics import Pair, compare, ranks, scores_of
+from theriac.bench.store import Store
+from theriac.bench.sweep import Forecast, Sweep, forecast, run
+from theriac.bench.tables import Group, export, grouped, rows
+
+__all__ = [
+    "Forecast",
+    "Group",
+    "Pair",
+    "Plan",
+    "Spec",
+    "Store",
+    "Sweep",
+    "compare",
+    "export",
+    "forecast",
+    "grouped",
+    "make_plan",
+    "ranks",
+    "read_spec",
+    "rows",
+    "run",
+    "scores_of",
+]

@@ -1,0 +1,397 @@
+"""A spec: what a sweep trains, attacks, repairs and debiases, read from YAML or Python and checked before any work."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import Field
+
+from theriac.attacks import Attack
+from theriac.bench._yaml import Marked, Where, read
+from theriac.core.errors import InputError, shortened, unknown
+from theriac.core.method import Method, create, methods
+from theriac.core.paths import as_path
+from theriac.core.ranges import Seed, check_fields
+from theriac.data import load
+from theriac.models import Builder, architectures
+from theriac.runs import Clean, Source
+from theriac.runs.job import method_facts, model_facts
+from theriac.training import Recipe, recipe
+
+T = TypeVar("T")
+
+PARTS = ("data", "models", "recipes", "attacks", "defenses")
+KEYS = ("name", "defaults", *PARTS, "clean", "seeds", "defense_seeds", "controls", "precision", "limits", "keep", "positive")
+DEFENSES = ("repair", "training", "debiasing")  # kinds of methods that may stand under "defenses"
+_LOADS = tuple(k for k in inspect.signature(load).parameters if k not in ("source", "augment"))
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """One item of a spec, and how tables call it.
+
+    Args:
+        label: Its name in tables.
+        value: The thing itself.
+        clean: Of a defense: budgets of clean rows of its own; empty takes those of the spec.
+    """
+
+    label: str
+    value: T
+    clean: tuple[Entry[Clean], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one job may take; a job that takes more is stopped and counts as failed.
+
+    Args:
+        seconds: Wall-clock time; 0 = no limit.
+        memory_mb: Memory of the process in 10^6 bytes; 0 = no limit.
+    """
+
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    memory_mb: Annotated[float, Field(ge=0)] = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __bool__(self) -> bool:
+        return bool(self.seconds or self.memory_mb)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """A sweep as data. Every combination of its parts that fits together is one cell for each seed.
+
+    Args:
+        name: What the sweep is called in the store.
+        data: Data sets.
+        models: Architectures; the value None takes the usual one for the data.
+        recipes: Training recipes; the value None takes the usual one.
+        attacks: Attacks, one for each rate and strength.
+        defenses: Repairs, training-time defenses and debiasing methods.
+        clean: Budgets of clean rows for repairs.
+        seeds: Seeds of training.
+        defense_seeds: Seeds of repairs; empty: a repair takes its victim's seed.
+        controls: Whether benign models are trained, repaired and judged with each attack's trigger, too.
+        precision: "auto", "fp32" or "bf16".
+        limits: What one job may take.
+        keep: "all", or "victims": weights of repaired models are dropped once nothing needs them.
+        positive: In debiasing: the class that counts as positive.
+    """
+
+    name: str
+    data: tuple[Entry[Source], ...]
+    models: tuple[Entry[Builder | None], ...]
+    recipes: tuple[Entry[Recipe | None], ...]
+    attacks: tuple[Entry[Attack], ...]
+    defenses: tuple[Entry[Method], ...]
+    clean: tuple[Entry[Clean], ...]
+    seeds: tuple[int, ...]
+    defense_seeds: tuple[int, ...]
+    controls: bool
+    precision: Literal["auto", "fp32", "bf16"]
+    limits: Limits
+    keep: Literal["all", "victims"]
+    positive: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the store."""
+        facts: dict[str, Callable[[Any], Any]] = {
+            "data": lambda s: {"name": s.name, "options": s.options, "augment": s.augment, "rows": s.rows},
+            "models": lambda m: None if m is None else model_facts(m),
+            "recipes": lambda r: None if r is None else r.name,
+            "attacks": method_facts,
+            "defenses": method_facts,
+            "clean": lambda c: {"amount": c.amount, "source": c.source},
+        }
+        parts = {name: {e.label: make(e.value) for e in getattr(self, name)} for name, make in facts.items()}
+        rest = ("seeds", "defense_seeds", "controls", "precision", "keep", "positive")
+        plain = {"name": self.name, **parts, **{name: getattr(self, name) for name in rest}}
+        return dict(json.loads(json.dumps(plain, default=str)))
+
+
+def read_spec(spec: Spec | Mapping[str, Any] | str | Path) -> Spec:
+    """Read and check a spec.
+
+    Args:
+        spec: A YAML file, or the same as a mapping, in which methods may stand as objects.
+
+    Raises:
+        InputError: Naming the file, the line and the entry at fault, and the nearest known names.
+
+    Example:
+        >>> made = read_spec({"data": "digits", "attacks": ["badnets"], "defenses": ["ft", "clp:tiny"], "seeds": [0, 1]})
+        >>> [entry.label for entry in made.defenses]
+        ['FT', 'CLP tiny']
+    """
+    if isinstance(spec, Spec):
+        return spec
+    if isinstance(spec, Mapping):
+        return _Reader(Marked(dict(spec)), None).spec("sweep")
+    path = as_path("spec", spec)
+    marked = read(path)
+    if not isinstance(marked.data, dict):
+        raise InputError(f"{path}, line 1: the spec is {shortened(marked.data)}; expected NAME: VALUE, such as data: digits")
+    return _Reader(marked, path.parent).spec(path.stem)
+
+
+class _Reader:
+    """Reads one spec; keeps the place of what it reads for messages."""
+
+    def __init__(self, marked: Marked, home: Path | None) -> None:
+        self.marked, self.home = marked, home
+        self.used: set[tuple[str, str]] = set()  # defaults that some entry has taken
+
+    def spec(self, name: str) -> Spec:
+        top = self.marked.data
+        for key in top:
+            if key not in KEYS:
+                with self.marked.at(key):
+                    raise unknown("part of a spec", key, KEYS)
+        self.defaults = self._mapping(top.get("defaults"), ("defaults",))
+        for part in self.defaults:
+            with self.marked.at("defaults", part):
+                if part not in PARTS:
+                    raise unknown("part in defaults", part, PARTS)
+        if "data" not in top:
+            with self.marked.at():
+                raise InputError("data is missing; expected a name, such as data: digits")
+        made = Spec(
+            name=self._text(top.get("name", name), ("name",)),
+            data=self._part("data", self._data),
+            models=self._part("models", self._model, [None]),
+            recipes=self._part("recipes", self._recipe, [None]),
+            attacks=self._part("attacks", self._attack, []),
+            defenses=self._part("defenses", self._defense, []),
+            clean=self._budgets(top.get("clean", 0.05), ("clean",)),
+            seeds=self._seeds("seeds", [0]),
+            defense_seeds=self._seeds("defense_seeds", []),
+            controls=self._choice("controls", True, (True, False)),
+            precision=self._choice("precision", "auto", ("auto", "fp32", "bf16")),
+            limits=self._limits(),
+            keep=self._choice("keep", "all", ("all", "victims")),
+            positive=None if top.get("positive") is None else str(top["positive"]),
+        )
+        for part, options in self.defaults.items():
+            for option in options:
+                if (part, option) not in self.used:
+                    with self.marked.at("defaults", part, option):
+                        raise InputError(f"no entry of {part} has an option {option!r}")
+        return made
+
+    def _part(self, part: str, one: Callable[[Any, Where], list[Entry[T]]], default: Any = None) -> tuple[Entry[T], ...]:
+        """The entries of one part, each with a label of its own."""
+        value = self.marked.data.get(part)
+        value = default if value is None else value
+        items = value if isinstance(value, (list, tuple)) else [value]
+        if part in self.defaults:
+            self._mapping(self.defaults[part], ("defaults", part))
+        made: list[Entry[T]] = []
+        for i, item in enumerate(items):
+            where: Where = (part, i) if isinstance(value, (list, tuple)) else (part,)
+            with self.marked.at(*where):
+                for entry in one(item, where):
+                    if any(entry.label == other.label for other in made):
+                        raise InputError(
+                            f"a second entry is called {entry.label!r}; say another name for one of them (as: NAME)"
+                        )
+                    made.append(entry)
+        return tuple(made)
+
+    def _options(
+        self, part: str, item: Any, known: Callable[[str], bool], what: str
+    ) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """Name, own options, and own options after defaults, of an entry that is a name or a mapping with one."""
+        if isinstance(item, str):
+            name, own = item, {}
+        elif isinstance(item, Mapping):
+            own = dict(item)
+            name = own.pop("name", None)
+            if not isinstance(name, str):
+                raise InputError(f"name is {shortened(name)}; expected the name of {what}")
+        else:
+            raise InputError(f"{shortened(item)} came; expected the name of {what}, or a mapping with its name")
+        taken = {k: v for k, v in self.defaults.get(part, {}).items() if known(k)}
+        self.used |= {(part, k) for k in taken}
+        return name, own, {**taken, **own}
+
+    def _data(self, item: Any, where: Where) -> list[Entry[Source]]:
+        if isinstance(item, Source):
+            return [Entry(Path(item.name).name, item)]
+        known = (*_LOADS, "augment", "rows", "as")
+        name, _, options = self._options("data", item, known.__contains__, "data")
+        for key in options:
+            if key not in known:
+                raise unknown("data option", key, known)
+        label = options.pop("as", None) or Path(name).name
+        if self.home is not None and len(Path(name).parts) > 1 and (self.home / name).exists():
+            name = str(self.home / name)
+        more = {k: options.pop(k) for k in ("augment", "rows") if k in options}
+        return [Entry(self._text(label, (*where, "as")), Source.of(name, options, **more))]
+
+    def _model(self, item: Any, where: Where) -> list[Entry[Builder | None]]:
+        if item is None or isinstance(item, Builder):
+            return [Entry("usual model" if item is None else item.name, item)]
+        name, own, options = self._options("models", item, lambda k: True, "an architecture")
+        if name.lower() not in architectures():
+            raise unknown("architecture", name, architectures())
+        label = options.pop("as", None) or _worded(name.lower(), {k: v for k, v in own.items() if k != "as"})
+        return [Entry(self._text(label, (*where, "as")), Builder(name.lower(), options))]
+
+    def _recipe(self, item: Any, where: Where) -> list[Entry[Recipe | None]]:
+        if item is None or isinstance(item, Recipe):
+            return [Entry("usual recipe" if item is None else item.name, item)]
+        known = set(inspect.signature(Recipe).parameters)
+        name, own, options = self._options("recipes", item, known.__contains__, "a recipe")
+        label = options.pop("as", None) or _worded(name, {k: v for k, v in own.items() if k != "as"})
+        for key in options:
+            if key not in known:
+                raise unknown("option of a recipe", key, known)
+        made = recipe(name)
+        return [Entry(self._text(label, (*where, "as")), made.replace(**options) if options else made)]
+
+    def _attack(self, item: Any, where: Where) -> list[Entry[Attack]]:
+        if isinstance(item, Attack):
+            return [Entry(item.label, item)]
+        name = item if isinstance(item, str) else item.get("name") if isinstance(item, Mapping) else None
+        fields = _fields("attack", name)
+        known = {*fields, "rates", "strengths"}
+        name, own, options = self._options("attacks", item, known.__contains__, "an attack")
+        label, preset = options.pop("as", None), options.pop("preset", None)
+        rates, strengths = options.pop("rates", None), options.pop("strengths", None)
+        base: Attack = create("attack", name, preset, **options)
+        knob = base.inner.knob
+        swept: list[tuple[str, dict[str, Any]]] = [("", {})]
+        for key, field, values in (("rates", "poison_rate", rates), ("strengths", knob if knob in fields else "", strengths)):
+            if values is None:
+                continue
+            if not field or not isinstance(values, (list, tuple)) or not values:
+                raise InputError(
+                    f"{key} is {shortened(values)}; expected a list of numbers" if field else f"{name} has no strength to sweep"
+                )
+            swept = [
+                (f"{text} {_share(v) if key == 'rates' else f'{field} {v}'}", {**o, field: v})
+                for text, o in swept
+                for v in values
+            ]
+        words = {k: v for k, v in own.items() if k not in ("as", "preset", "rates", "strengths")}
+        start = label or _worded(_titled(base, name, preset), words)
+        return [Entry(self._text(f"{start}{text}", where), create("attack", name, preset, **options, **o)) for text, o in swept]
+
+    def _defense(self, item: Any, where: Where) -> list[Entry[Method]]:
+        if isinstance(item, Method):
+            return [Entry(item.title or item.name, item)]
+        name = item if isinstance(item, str) else item.get("name") if isinstance(item, Mapping) else None
+        bare = str(name).partition(":")[0].lower()
+        if bare == "none":
+            return []  # the row without a defense is always there
+        kind = next((k for k in DEFENSES if bare in methods(k)), None)
+        if isinstance(name, str) and kind is None:
+            raise unknown("defense", name, ["none", *(n for k in DEFENSES for n in methods(k))])
+        known = {*_fields(kind or "repair", name), "clean"}
+        name, own, options = self._options("defenses", item, known.__contains__, "a defense")
+        label, preset, budgets = options.pop("as", None), options.pop("preset", None), options.pop("clean", None)
+        made: Method = create(str(kind), name, preset, **options)
+        words = {k: v for k, v in own.items() if k not in ("as", "preset", "clean")}
+        label = label or _worded(_titled(made, name, preset), words)
+        own_clean = () if budgets is None else self._budgets(budgets, (*where, "clean"))
+        return [Entry(self._text(label, (*where, "as")), made, own_clean)]
+
+    def _budgets(self, value: Any, where: Where) -> tuple[Entry[Clean], ...]:
+        made: list[Entry[Clean]] = []
+        items = value if isinstance(value, (list, tuple)) else [value]
+        for i, item in enumerate(items):
+            with self.marked.at(*where, *([i] if isinstance(value, (list, tuple)) else [])):
+                options = dict(item) if isinstance(item, Mapping) else {"amount": item}
+                for key in options:
+                    if key not in ("amount", "source"):
+                        raise unknown("option of clean rows", key, ("amount", "source"))
+                budget = item if isinstance(item, Clean) else Clean(**options)
+                amount = f"{budget.amount:,} rows" if isinstance(budget.amount, int) else _share(budget.amount)
+                label = amount if budget.source == "train" else f"{amount} of {Path(budget.source).name}"
+                if any(label == other.label for other in made):
+                    raise InputError(f"{label!r} comes twice")
+                made.append(Entry(label, budget))
+        if not made:
+            with self.marked.at(*where):
+                raise InputError("clean is empty; expected a share, such as 0.05, or a number of rows")
+        return tuple(made)
+
+    def _seeds(self, key: str, default: Sequence[int]) -> tuple[int, ...]:
+        value = self.marked.data.get(key, default)
+        with self.marked.at(key):
+            if isinstance(value, int) and not isinstance(value, bool):
+                value = [value]
+            if not isinstance(value, (list, tuple)) or (not value and default):
+                raise InputError(f"{key} is {shortened(value)}; expected a list of whole numbers, such as [0, 1, 2]")
+            for seed in value:
+                _Seeded(seed=seed)
+            if len(set(value)) < len(value):
+                raise InputError(f"{key} is {shortened(value)}; a seed comes twice")
+        return tuple(value)
+
+    def _limits(self) -> Limits:
+        value = self._mapping(self.marked.data.get("limits"), ("limits",))
+        with self.marked.at("limits"):
+            for key in value:
+                if key not in ("seconds", "memory_mb"):
+                    raise unknown("limit", key, ("seconds", "memory_mb"))
+            return Limits(**value)
+
+    def _choice(self, key: str, default: Any, choices: Sequence[Any]) -> Any:
+        value = self.marked.data.get(key, default)
+        if not any(value is c or (isinstance(value, str) and value == c) for c in choices):
+            with self.marked.at(key):
+                raise InputError(f"{key} is {shortened(value)}; expected {' or '.join(str(c).lower() for c in choices)}")
+        return value
+
+    def _mapping(self, value: Any, where: Where) -> dict[str, Any]:
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            with self.marked.at(*where):
+                raise InputError(f"{where[-1]} is {shortened(value)}; expected NAME: VALUE")
+        return dict(value)
+
+    def _text(self, value: Any, where: Where) -> str:
+        if not isinstance(value, str) or not value.strip() or len(value) > 80 or not value.isprintable():
+            with self.marked.at(*where):
+                raise InputError(f"the name is {shortened(value)}; expected a text of at most 80 letters on one line")
+        return value.strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seeded:
+    seed: Seed
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def _fields(kind: str, name: Any) -> set[str]:
+    cls = methods(kind).get(str(name).partition(":")[0].lower())
+    return set() if cls is None else set(inspect.signature(cls).parameters)
+
+
+def _titled(made: Method, name: str, preset: str | None) -> str:
+    chosen = preset or name.partition(":")[2]
+    title = made.title or made.name
+    return f"{title} {chosen}" if chosen else title
+
+
+def _worded(name: str, options: Mapping[str, Any]) -> str:
+    """A name and the options that an entry sets, as a label."""
+    words = [name, *(_share(v) if key == "poison_rate" else f"{key} {v}" for key, v in options.items())]
+    text = " ".join(" ".join(words).split())
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _share(value: Any) -> str:
+    return f"{100 * value:g} %" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,303 @@
+"""Results as rows: one for each cell and seed, cells over their seeds, and the files that they are exported to."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from theriac.bench.store import Store
+from theriac.core.errors import InputError, unknown
+from theriac.core.files import write_atomically
+from theriac.core.paths import as_path, writing
+from theriac.metrics import Spread, der, over_seeds, wilson
+
+RATES = ("acc", "asr", "ra", "target_acc")
+LABELS = ("data", "model", "recipe", "attack", "defense", "clean")
+COLUMNS = (
+    "sweep",
+    *LABELS,
+    "role",
+    "seed",
+    "defense_seed",
+    "status",
+    *(f"{name}{end}" for name in RATES for end in ("", "_hits", "_total")),
+    "acc_before",
+    "asr_before",
+    "ra_before",
+    "der",
+    "outcome",
+    "degenerate",
+    "seconds",
+    "cpu_seconds",
+    "peak_mb",
+    "machine",
+    "device",
+    "precision",
+    "versions",
+    "warnings",
+    "error",
+    "key",
+)
+
+Row = dict[str, Any]
+
+
+def rows(store: Store, sweep: str | None = None, **wanted: str) -> list[Row]:
+    """One row for each cell and seed, in the order of the plan.
+
+    Args:
+        store: The store.
+        sweep: Name of one sweep; left out: all of them.
+        **wanted: Only rows with this label, such as ``attack="BadNets"``.
+
+    Returns:
+        Plain values under the names in ``COLUMNS``; None where there is no such number.
+
+    Raises:
+        InputError: On a sweep or a label that there is not.
+    """
+    if sweep is not None and sweep not in store.sweeps():
+        raise unknown("sweep", sweep, store.sweeps())
+    scores: dict[str, dict[tuple[str, str], tuple[int, int]]] = {}
+    for key, stage, name, hits, total in store.db.execute("SELECT key, stage, name, hits, total FROM scores"):
+        scores.setdefault(key, {})[stage, name] = (hits, total)
+    names = ("sweep", *LABELS, "role", "seed", "defense_seed", "key", "status", "result")
+    facts = ("seconds", "cpu_seconds", "peak_mb", "machine", "device", "precision", "versions", "error")
+    select = ", ".join([*(f"cells.{n}" for n in names[:10]), *(f"jobs.{n}" for n in (*names[10:], *facts))])
+    query = f"SELECT {select} FROM cells JOIN jobs USING (key) JOIN sweeps ON sweeps.name = sweep"
+    query = query.replace("jobs.key", "cells.key") + " WHERE ? IS NULL OR sweep = ? ORDER BY sweeps.started, sweep, place"
+    found = [
+        _row(dict(zip((*names, *facts), values, strict=True)), scores) for values in store.db.execute(query, (sweep, sweep))
+    ]
+    for label, value in wanted.items():
+        known = {row[label] for row in found}
+        if value not in known:
+            raise unknown(label, value, known)
+        found = [row for row in found if row[label] == value]
+    return found
+
+
+def _row(row: Row, scores: Mapping[str, Mapping[tuple[str, str], tuple[int, int]]]) -> Row:
+    result = json.loads(row.pop("result") or "{}")
+    counted = scores.get(row["key"], {})
+    for name in RATES:
+        after = counted.get(("after", name))
+        hits, total = after or (None, None)
+        row |= {name: None if after is None else after[0] / after[1], f"{name}_hits": hits, f"{name}_total": total}
+        if name != "target_acc":
+            before = counted.get(("before", name))
+            row[f"{name}_before"] = None if before is None else before[0] / before[1]
+    outcome = result.get("outcome") or {}
+    row |= {
+        "der": result.get("der"),
+        "outcome": outcome.get("status"),
+        "degenerate": "; ".join(result.get("degenerate") or ()),
+        "warnings": "; ".join(result.get("notes") or ()),
+        "fairness": result.get("fairness"),
+    }
+    return row
+
+
+@dataclass(frozen=True)
+class Mean:
+    """One number over seeds.
+
+    Args:
+        values: One for each seed.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return sum(self.values) / len(self.values)
+
+    @property
+    def spread(self) -> Spread | None:
+        """With a 95 % t interval; None for one seed."""
+        return over_seeds(list(self.values)) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Group:
+    """A cell of the matrix over its seeds.
+
+    Args:
+        labels: Data, model, recipe, attack, defense and clean rows, as the spec calls them.
+        role: As in :class:`theriac.bench.plans.Cell`.
+        rows: One for each seed.
+    """
+
+    labels: tuple[str, ...]
+    role: str
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def attack(self) -> str:
+        """Label of the attack."""
+        return self.labels[3]
+
+    @property
+    def defense(self) -> str:
+        """Label of the defense."""
+        return self.labels[4]
+
+    @property
+    def done(self) -> list[Row]:
+        """Rows that have a result."""
+        return [row for row in self.rows if row["status"] == "done"]
+
+    def over(self, name: str) -> Mean | None:
+        """A number over seeds; None if no row has it."""
+        values = tuple(float(row[name]) for row in self.done if row.get(name) is not None)
+        return Mean(values) if values else None
+
+
+def grouped(found: Sequence[Row]) -> list[Group]:
+    """Cells over their seeds, in the order of the rows.
+
+    DER of a model that a training-time defense made is counted against the plain victim of the same seed.
+    """
+    victims = {(*_place(row)[:2], row["attack"], row["seed"]): row for row in found if row["role"] == "victim"}
+    groups: dict[tuple[Any, ...], Group] = {}
+    for row in found:
+        victim = victims.get((*_place(row)[:2], row["attack"], row["seed"]))
+        if row["role"] == "defended" and row["der"] is None and victim is not None and None not in (row["asr"], victim["asr"]):
+            row["der"] = der(victim["acc"], row["acc"], victim["asr"], row["asr"])
+        labels = tuple(row[name] for name in LABELS)
+        groups.setdefault((labels, row["role"]), Group(labels, row["role"])).rows.append(row)
+    return list(groups.values())
+
+
+def _place(row: Row) -> tuple[str, ...]:
+    return row["data"], row["model"], row["recipe"]
+
+
+def interval(group: Group, name: str) -> tuple[float, float, float] | None:
+    """Mean of a share and its 95 % interval: t over seeds, Wilson for one seed that was counted; None without a number."""
+    value = group.over(name)
+    if value is None:
+        return None
+    if value.spread is not None:
+        return value.mean, max(0.0, value.spread.low), min(1.0, value.spread.high)
+    (row,) = (row for row in group.done if row.get(name) is not None)
+    if row.get(f"{name}_total"):
+        return value.mean, *wilson(row[f"{name}_hits"], row[f"{name}_total"])
+    return value.mean, value.mean, value.mean
+
+
+SHOWN = ("data", "model", "attack", "defense", "clean", "role", "seeds", "ACC %", "ASR %", "RA %", "DER", "seconds")
+
+
+def summary(groups: Sequence[Group]) -> list[list[str]]:
+    """Cells over their seeds as texts, under the names in ``SHOWN``."""
+    told = []
+    for group in groups:
+        data, model, _, attack, defense, clean = group.labels
+        figures = [in_words(group.over(name), 100) for name in ("acc", "asr", "ra")]
+        time = group.over("seconds")
+        last = [in_words(group.over("der"), 1, 3), "" if time is None else f"{time.mean:.1f}"]
+        seeds = f"{len(group.done)}" if len(group.done) == len(group.rows) else f"{len(group.done)} of {len(group.rows)}"
+        told.append([data, model, attack, defense, clean, group.role, seeds, *figures, *last])
+    return told
+
+
+def in_words(value: Mean | None, times: float, digits: int = 1) -> str:
+    """The mean of shares with its t interval over seeds, which ends where shares end."""
+    if value is None:
+        return ""
+    spread, text = value.spread, f"{times * value.mean:.{digits}f}"
+    if spread is None:
+        return text
+    low, high = max(0.0, spread.low), min(1.0, spread.high)
+    return f"{text} ({times * low:.{digits}f} to {times * high:.{digits}f})"
+
+
+# files
+
+
+def export(found: Sequence[Row], path: str | Path) -> Path:
+    """Write rows to a file, in the format that its ending names.
+
+    Args:
+        found: What :func:`rows` gave.
+        path: ``.csv``, ``.parquet`` and ``.jsonl`` hold one row for each seed; ``.md`` and ``.tex`` cells over their seeds.
+
+    Raises:
+        InputError: On another ending, or a path that can't be written.
+    """
+    path = as_path("--out", path)
+    if path.suffix not in FORMATS:
+        raise unknown("ending of --out", path.suffix or str(path), FORMATS)
+    if not found:
+        raise InputError("there is no row to write")
+    plain = [{name: row.get(name) for name in COLUMNS} for row in found]
+    with writing("--out", path):
+        return write_atomically(path, lambda temporary: temporary.write_bytes(FORMATS[path.suffix](plain)))
+
+
+def _csv(plain: Sequence[Row]) -> bytes:
+    sink = io.StringIO()
+    writer = csv.DictWriter(sink, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(plain)
+    return sink.getvalue().encode()
+
+
+def _jsonl(plain: Sequence[Row]) -> bytes:
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in plain).encode()
+
+
+def _parquet(plain: Sequence[Row]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    whole = ("seed", "defense_seed")
+    texts = {*LABELS, "sweep", "role", "status", "outcome", "degenerate", "warnings", "error"}
+    texts |= {"machine", "device", "precision", "versions", "key"}
+
+    def kind(name: str) -> Any:
+        if name in texts:
+            return pa.string()
+        return pa.int64() if name in whole or name.endswith(("_hits", "_total")) else pa.float64()
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(list(plain), schema=pa.schema([(name, kind(name)) for name in COLUMNS])), sink)
+    return bytes(sink.getvalue())
+
+
+def _markdown(plain: Sequence[Row]) -> bytes:
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    lines = [line(SHOWN), line(["---"] * len(SHOWN)), *(line(cells) for cells in summary(grouped(plain)))]
+    return ("\n".join(lines) + "\n").encode()
+
+
+_TEX = str.maketrans(
+    {c: f"\\{c}" for c in "%&_#${}"} | {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "·": r"$\cdot$"}
+)
+
+
+def _latex(plain: Sequence[Row]) -> bytes:
+    def line(cells: Sequence[str]) -> str:
+        return f"{' & '.join(cell.translate(_TEX) for cell in cells)} \\\\"
+
+    body = [line(cells) for cells in summary(grouped(plain))]
+    head = [rf"\begin{{tabular}}{{llllllr{'r' * (len(SHOWN) - 7)}}}", r"\hline", line(SHOWN), r"\hline"]
+    return ("\n".join([*head, *body, r"\hline", r"\end{tabular}"]) + "\n").encode()
+
+
+FORMATS: dict[str, Callable[[Sequence[Row]], bytes]] = {
+    ".csv": _csv,
+    ".parquet": _parquet,
+    ".jsonl": _jsonl,
+    ".md": _markdown,
+    ".tex": _latex,
+}

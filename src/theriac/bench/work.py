@@ -1,0 +1,244 @@
+"""One piece of a plan's work, in whatever process: do it, measure what it takes, and write its result to the store."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from theriac.attacks import Planted
+from theriac.attacks.store import load_planted
+from theriac.bench.plans import Loader, Node
+from theriac.bench.store import Store
+from theriac.core.errors import BusyError, NothingToDoError, StoppedError
+from theriac.core.paths import DiskFullError
+from theriac.core.run import Run
+from theriac.core.split import Data, Split
+from theriac.metrics import evaluate
+from theriac.models import load_model
+from theriac.models.store import digest
+from theriac.runs import Opened, Source, execute
+from theriac.runs.folder import RECORD, read, section
+from theriac.runs.provenance import hardware, versions
+
+LEAST = 64  # pixels of a picture's side in the gallery
+TIMES = 10  # the difference is shown so many times enlarged
+
+# what of a record is the result of the job, beside its scores
+_RESULT = (
+    "evaluation",
+    "before",
+    "der",
+    "der_interval",
+    "degenerate",
+    "outcome",
+    "notes",
+    "poison",
+    "clean",
+    "verdict",
+    "fairness",
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a piece of work.
+
+    Args:
+        key: Its key.
+        status: "done"; "failed"; "busy" if another process is at it; "full" if the disk is; "stopped" by hand; "died" with its
+            process.
+        error: What went wrong, in a sentence.
+    """
+
+    key: str
+    status: Literal["done", "failed", "busy", "full", "stopped", "died"]
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How work is done, the same for all of it.
+
+    Args:
+        store: The store's folder.
+        device: "auto", or a torch device.
+        quiet: No progress of single jobs.
+        command: What was typed, for the records.
+    """
+
+    store: str
+    device: str = "auto"
+    quiet: bool = True
+    command: str = ""
+
+
+class Worker:
+    """Does work; keeps the data and the connection between pieces of it.
+
+    Args:
+        settings: How.
+        load: Gives the rows of a source; left out: it is loaded once.
+    """
+
+    def __init__(self, settings: Settings, load: Callable[[Source], Data] | None = None) -> None:
+        self.settings, self.load = settings, load or Loader()
+        self.store = Store(settings.store, make=False)
+
+    def do(self, node: Node, *, again: bool = False) -> Answer:
+        """Do a piece of work, unless its result is there.
+
+        Args:
+            node: The work, whose needs are done.
+            again: Make its model again although the result is there.
+        """
+        if self.store.status(node.key) == "done" and not again:
+            return Answer(node.key, "done")
+        cost = _Cost(self.settings.device)
+        try:
+            with _silent():
+                result, picture = self._judged(node) if node.kind == "judge" else self._executed(node)
+            home = self.store.home(node.key)
+            files = self.store.keep(home) if node.kind != "judge" else []
+            self.store.done(node.key, result, facts=cost.facts(self._run(node), result), files=files, picture=picture)
+        except (BusyError, DiskFullError, StoppedError, KeyboardInterrupt) as error:
+            full = isinstance(error, DiskFullError) or "disk is full" in str(error)
+            return Answer(node.key, "busy" if isinstance(error, BusyError) else "full" if full else "stopped", str(error))
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            self.store.failed(node.key, told, traceback.format_exc(), cost.facts(self._run(node), {}))
+            return Answer(node.key, "failed", told)
+        return Answer(node.key, "done")
+
+    def _run(self, node: Node) -> Run:
+        return Run(device=self.settings.device, precision=node.job.precision, seed=node.job.seed, quiet=True)
+
+    def _executed(self, node: Node) -> tuple[dict[str, Any], bytes | None]:
+        job, home, data = node.job, self.store.home(node.key), self.load(node.job.data)
+        if node.kind == "repair":
+            job = replace(job, victim=self._opened(node, data), judge=None)
+        planted = None
+        try:
+            made = execute(
+                job, home, device=self.settings.device, quiet=self.settings.quiet, command=self.settings.command, data=data
+            )
+            assert made is not None  # in the only process
+            record, planted = made.data, made.planted
+        except NothingToDoError:  # its process was killed before the result was in the database
+            record = read(home)
+            if (home / "planted.json").is_file():
+                planted = load_planted(home)
+        result = {name: record[name] for name in _RESULT if record.get(name) is not None}
+        if isinstance(result.get("clean"), dict):
+            result["clean"] = {k: v for k, v in result["clean"].items() if k != "index"}
+        result["seconds"] = section(record, "provenance").get("seconds")
+        own = node.kind == "train" and planted is not None and job.defense is None
+        return result, gallery(planted, data.test) if own and planted is not None else None
+
+    def _opened(self, node: Node, data: Data) -> Opened:
+        """The model that a repair is given, with the trigger that counts."""
+        home = self.store.home(node.needs[0])
+        whose = self.store.home(node.needs[-1])
+        planted = load_planted(whose) if (whose / "planted.json").is_file() else None
+        weights = digest(home / "model.safetensors")
+        parts: dict[str, Any] = {
+            "record": read(home),
+            "folder": home,
+            "weights": weights,
+            "data": data,
+            "source": node.job.data,
+            "path": home,
+        }
+        return Opened(model=load_model(home), name=home.name[:12], planted=planted, **parts)
+
+    def _judged(self, node: Node) -> tuple[dict[str, Any], None]:
+        """Clean and stamped predictions of a model that is there, under the trigger of another's attack."""
+        model, trigger = (self.store.home(key) for key in node.needs)
+        rows = self.load(node.job.data).test
+        scores = evaluate(load_model(model), rows, load_planted(trigger), run=self._run(node))
+        return {"evaluation": scores.to_dict(), "degenerate": scores.degenerate}, None
+
+
+def complete(home: Path) -> bool:
+    """Whether a run folder holds a finished job with its model."""
+    return (home / RECORD).is_file() and (home / "model.safetensors").is_file()
+
+
+def gallery(planted: Planted, rows: Split) -> bytes | None:
+    """A test row clean, stamped, and ten times the difference, side by side as a PNG; None for tables."""
+    if rows.is_table:
+        return None
+    counted = planted.population(rows.y, rows.index).nonzero().flatten()[:1]
+    if not len(counted):
+        return None
+    x = rows.rows(counted)
+    stamped = planted.stamp(x, rows.y[counted], rows.index[counted], "test")
+    change = (TIMES * (stamped.int() - x.int()).abs()).clamp(0, 255).to(torch.uint8)
+    strip = torch.cat([x, stamped, change], dim=3)[0].cpu()
+    pixels = np.ascontiguousarray(strip.permute(1, 2, 0).numpy())
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels[:, :, :3])
+    times = max(1, -(-LEAST // min(x.shape[2:])))
+    picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+    sink = io.BytesIO()
+    picture.save(sink, "PNG", optimize=True)
+    return sink.getvalue()
+
+
+class _Cost:
+    """Time and memory from here on."""
+
+    def __init__(self, device: str) -> None:
+        self.wall, self.cpu = time.monotonic(), time.process_time()
+        with contextlib.suppress(OSError):  # Linux: the peak counts from here
+            Path("/proc/self/clear_refs").write_text("5")
+        self.cuda = torch.cuda.is_available() and device != "cpu"
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+
+    def facts(self, run: Run, result: dict[str, Any]) -> dict[str, Any]:
+        """Columns of the job's row; a run that was interrupted counts all of its epochs."""
+        seconds = max(time.monotonic() - self.wall, result.pop("seconds", None) or 0.0)
+        peak = torch.cuda.max_memory_allocated() if self.cuda else _peak()
+        return {
+            "seconds": round(seconds, 3),
+            "cpu_seconds": round(time.process_time() - self.cpu, 3),
+            "peak_mb": None if peak is None else round(peak / 1e6, 1),
+            "machine": hardware(run.device),
+            "device": str(run.device),
+            "precision": run.precision_reason.partition(":")[0],
+            "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        }
+
+
+def _peak() -> float | None:
+    """Most memory that this process had at once, in bytes; None where the system does not say."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024.0 * int(line.split()[1])
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:  # pragma: no cover - not on this system
+        return None
+    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Warnings go into the records and nowhere else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda *_, **__: None
+        yield

@@ -1,0 +1,77 @@
+"""``theriac audit``: look for what a repair may have left."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from theriac.cli import _options as opt
+
+_PANEL = "Beside it"
+
+
+def audit(
+    ctx: typer.Context,
+    path: Annotated[str, typer.Argument(metavar="RUN_FOLDER", help="The folder of a repaired, or any other, model.")],
+    victim: Annotated[
+        str | None,
+        typer.Option(help="Run folder of the model before its repair. Left out: the one on record.", rich_help_panel=_PANEL),
+    ] = None,
+    benign: Annotated[
+        str | None,
+        typer.Option(
+            help="Run folder of a model trained without poison, the control of every figure.",
+            rich_help_panel=_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    data: opt.OptionalData = None,
+    attack: opt.KnownAttack = None,
+    attack_option: opt.AttackOption = None,
+    target: opt.Target = None,
+    device: opt.Device = "auto",
+    precision: opt.Precision = "auto",
+    seed: opt.Seed = 0,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", help="Folder for audit.json and audit.html.", show_default="RUN_FOLDER"),
+    ] = None,
+    quiet: opt.Quiet = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Look for what a repair left: under attack, after changes to the model, in its features; each beside a benign model.
+
+    Writes audit.json and the page audit.html. Exit code 1 if there are alarms. Without a known attack it looks at what needs
+    none, and says what it could not look at.
+    """
+    opt.set_quiet(quiet)
+    import theriac as th
+    from theriac.cli import _inputs, _show
+    from theriac.core.errors import InputError
+    from theriac.core.files import write_json
+    from theriac.core.paths import as_path, make_folder, writing
+    from theriac.report import audits
+    from theriac.runs import opening
+
+    run = th.Run(seed=seed, device=device, precision=opening.precision(path, precision), quiet=quiet or None)
+    opened = opening.open_model(path, _inputs.wanted(ctx.params), run)
+    planted = opening.known_attack(opened, _inputs.attack(ctx.params, opened.data.card), named=attack is not None)
+    before = opening.before_repair(opened) if victim is None else opening.beside(victim, opened, "--victim")
+    control = None if benign is None else opening.beside(benign, opened, "--benign")
+    home = as_path("--out", out) if out is not None else opened.folder
+    if home is None:
+        raise InputError(f"{path} is a file of weights; --out names a folder for audit.json and audit.html")
+    make_folder("--out", home)
+    seen = th.audit(opened.model, opened.data, planted, victim=before, benign=control, run=run)
+    result = {"status": "done", "model": path, "findings": list(seen.alarms), **seen.to_dict(), "warnings": opt.notes()}
+    with writing("--out", home):
+        write_json(home / "audit.json", result)
+        page = audits.write(seen, home / "audit.html", opened.name)
+    if as_json:
+        _show.as_json(result)
+    else:
+        _show.audit(f"{opened.name} on {seen.data}, {seen.attack or 'attack unknown'}", seen)
+        _show.saved(page)
+    if seen.alarms:
+        raise typer.Exit(1)

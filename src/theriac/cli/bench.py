@@ -1,0 +1,64 @@
+"""``theriac bench``: a sweep of attacks and defenses from a spec, which can be stopped, killed and resumed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from theriac.cli import _options as opt
+
+_SWEEP = "Sweep"
+
+
+def bench(
+    ctx: typer.Context,
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="A YAML file; see docs/how-to/bench.md.")],
+    store: Annotated[
+        str | None, typer.Option("--store", help="Folder of results.", show_default="runs/<name>", rich_help_panel=_SWEEP)
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show what would be done, and start nothing.", rich_help_panel=_SWEEP)
+    ] = False,
+    workers: Annotated[int, typer.Option("--workers", "-w", help="Jobs at a time.", rich_help_panel=_SWEEP)] = 1,
+    engine: Annotated[str, typer.Option("--engine", help="auto, process, workers or ray.", rich_help_panel=_SWEEP)] = "auto",
+    address: Annotated[
+        str | None, typer.Option("--address", help="Of a Ray cluster; left out: this machine.", rich_help_panel=_SWEEP)
+    ] = None,
+    threads: Annotated[
+        int, typer.Option("--threads", help="Threads of torch in each worker; 0 divides the cores.", rich_help_panel=_SWEEP)
+    ] = 0,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Do jobs again that failed.", rich_help_panel=_SWEEP)
+    ] = False,
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda; several with commas, which workers take in turn.")
+    ] = "auto",
+    quiet: opt.Quiet = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Run every combination of a spec's data, models, attacks, defenses and seeds, each piece of work once.
+
+    Results are in the store as soon as they are there. After Ctrl-C, a kill or a full disk the same command goes on.
+    """
+    opt.set_quiet(quiet)
+    from theriac import bench as benches
+    from theriac.cli import _sweeps
+
+    if plan:
+        _sweeps.show_plan(benches.forecast(spec, store, device=device), workers, as_json=as_json)
+        return
+    sweep = benches.run(
+        spec,
+        store,
+        engine=engine,
+        workers=workers,
+        threads=threads,
+        address=address,
+        device=device,
+        retry_failed=retry_failed,
+        quiet=quiet,
+        command=_sweeps.typed(ctx),
+        say=_sweeps.warn,
+    )
+    _sweeps.show(sweep, as_json=as_json)

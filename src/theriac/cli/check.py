@@ -1,0 +1,52 @@
+"""``theriac check``: how a network from outside wants its pictures."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from theriac.cli import _options as opt
+
+
+def check(
+    ctx: typer.Context,
+    path: opt.ModelPath = None,
+    data: opt.OptionalData = None,
+    size: opt.Size = None,
+    data_option: opt.DataOption = None,
+    rows: Annotated[int, typer.Option("--rows", help="Labeled test rows to try it on.", rich_help_panel="Data")] = 400,
+    model: opt.Architecture = None,
+    model_option: opt.ModelOption = None,
+    weights_key: opt.WeightsKey = None,
+    tensors_only: opt.TensorsOnly = False,
+    weights: opt.Weights = None,
+    wrap: opt.Wrap = None,
+    device: opt.Device = "auto",
+    quiet: opt.Quiet = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Try the usual scalings, channel orders, normalizations and class orders on labeled rows, and say which options fit.
+
+    Exit code 1 says that the model fits in another way than it was opened in, or in none.
+    """
+    opt.set_quiet(quiet)
+    from theriac.cli import _inputs, _show
+    from theriac.core.run import Run
+    from theriac.metrics import check_wrapping
+    from theriac.runs import opening
+
+    net, sets, name = opening.open_outside(path, _inputs.wanted({**ctx.params, "rows": None}))
+    result = check_wrapping(net, sets.test, most=rows, run=Run(device=device, quiet=quiet or None))
+    best = result.best
+    if as_json:
+        _show.as_json({"status": "done", "warnings": opt.notes(), "fits": result.as_given, **result.to_dict()})
+    else:
+        seen = [way for way in result.ways if way.rate is not None][:8]
+        body = [[way.name, str(way.rate), " ".join(way.words()) or "(no --wrap)"] for way in seen]
+        _show.rows(f"{name} on {result.rows} rows of {sets.card.name}", ("pictures", "accuracy", "options"), body)
+        _show.tell(str(result))
+        if best is not None and not result.as_given:
+            _show.tell(f"use: {' '.join(best.words()) or 'no --wrap at all'}")
+    if not result.as_given:
+        raise typer.Exit(1)

@@ -1,0 +1,52 @@
+"""``theriac results``: what the store of sweeps holds, as a table or a file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from theriac.cli import _options as opt
+
+_ONLY = "Only these"
+
+
+def results(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="The folder that theriac bench wrote.")],
+    sweep: Annotated[str | None, typer.Option("--sweep", help="Name of the sweep.", rich_help_panel=_ONLY)] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Label of the data.", rich_help_panel=_ONLY)] = None,
+    attack: Annotated[str | None, typer.Option("--attack", help="Label of the attack.", rich_help_panel=_ONLY)] = None,
+    defense: Annotated[str | None, typer.Option("--defense", help="Label of the defense.", rich_help_panel=_ONLY)] = None,
+    status: Annotated[str | None, typer.Option("--status", help="done, failed or planned.", rich_help_panel=_ONLY)] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="File to write: .csv, .parquet, .jsonl (rows), .md, .tex (over seeds).")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option("--compare", help="Compare defenses over attacks by this number: acc, asr, ra or der.")
+    ] = None,
+    page: Annotated[str | None, typer.Option("--page", help="HTML file to write: matrices, triggers and every cell.")] = None,
+    collect: Annotated[bool, typer.Option("--gc", help="Delete what no sweep of the store needs any more.")] = False,
+    quiet: opt.Quiet = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Show or export the results of sweeps, or clean their store up."""
+    opt.set_quiet(quiet)
+    from theriac import bench as benches
+    from theriac.cli import _sweeps
+
+    wanted = {"data": data, "attack": attack, "defense": defense, "status": status}
+    with benches.Store(store, make=False) as opened:
+        if collect:
+            _sweeps.show_collected(opened.collect(), as_json=as_json)
+            return
+        rows = benches.rows(opened, sweep, **{name: value for name, value in wanted.items() if value is not None})
+        if page is not None:
+            _sweeps.tell_written(_sweeps.write_page(opened, rows, page))
+            return
+    if compare is not None:
+        _sweeps.show_comparison(rows, compare, as_json=as_json)
+        return
+    if out is not None:
+        _sweeps.tell_written(benches.export(rows, out))
+        return
+    _sweeps.show_rows(rows, as_json=as_json)

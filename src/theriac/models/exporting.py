@@ -1,0 +1,247 @@
+"""A model's weights and function in the forms that others read: state dicts, programs, ONNX, folders of ``transformers``.
+
+What is written is read back, or run, and compared before it counts as done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from theriac.core.errors import InputError
+from theriac.core.files import load_tensors_safely, read_safetensors, shown, write_atomically, write_json
+from theriac.core.paths import as_path, writing
+from theriac.core.text import shorten
+from theriac.models import _hf
+from theriac.models._still import still
+from theriac.models.adapter import Adapted, ImagePrep
+from theriac.models.editing import duplicate
+from theriac.models.network import Classifier, Normalize
+from theriac.models.weights import chosen_state, fit_names
+
+FORMATS = ("safetensors", "torch", "pt2", "onnx", "transformers")
+FILES = {"safetensors": "model.safetensors", "torch": "model.pt", "pt2": "model.pt2", "onnx": "model.onnx", "transformers": ""}
+_TOLERANCE = 1e-3  # of logits, relative to the largest
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def write_state(state: Mapping[str, torch.Tensor], path: str | Path, to: str, like: str | Path | None = None) -> Path:
+    """Write a network's state dict.
+
+    Args:
+        state: Its tensors by name.
+        path: The file.
+        to: "safetensors" or "torch" (a file that holds tensors only, which ``torch.load`` opens with ``weights_only``).
+        like: A file that the user's own code reads: names, prefixes, nesting and number types are taken over from it, and so
+            are plain numbers and texts beside the state dict. Other things beside it, such as an optimizer's state, belong to
+            the old weights and are left out.
+
+    Raises:
+        InputError: If the file to be like does not hold weights of this network; names the first keys at fault.
+    """
+    path = as_path("path", path)
+    whole: Any = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    if like is not None:
+        whole = _shaped(whole, as_path("like", like), to)
+    with writing("path", path):
+        if to == "safetensors":
+            tensors = {k: v.clone() for k, v in whole.items()}  # safetensors refuses shared memory
+            write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+            again: Any = read_safetensors(path)
+        else:
+            write_atomically(path, lambda temporary: torch.save(whole, temporary))
+            again = load_tensors_safely(path)
+    if not _same(whole, again):
+        raise InputError(f"{shown(path)} does not hold what was written; is the disk damaged?")
+    return path
+
+
+def _shaped(state: dict[str, torch.Tensor], like: Path, to: str) -> Any:
+    """The state in the names, nesting and number types of another file."""
+    old = read_safetensors(like) if like.suffix == ".safetensors" else load_tensors_safely(like, tensors_only=True)
+    where, theirs = chosen_state(old, shown(like))
+    if to == "safetensors" and where:
+        raise InputError(f"{shown(like)} holds its state dict under {where!r}, which safetensors has no place for; take torch")
+    names = fit_names({name: name for name in theirs}, state)  # the network's name -> the file's
+    lacking, other = sorted(state.keys() - names.keys()), sorted(names.keys() - state.keys())
+    lacking = [name for name in lacking if not name.endswith("num_batches_tracked")]
+    shapes = [name for name in names if name in state and theirs[names[name]].shape != state[name].shape]
+    for what, at_fault in (("lacks", lacking), ("has other names, such as", other), ("has other shapes of", shapes)):
+        if at_fault:
+            raise InputError(f"{shown(like)} is no file of this network: it {what} {', '.join(at_fault[:3])}")
+    made: dict[str, torch.Tensor] = {}
+    for name, own in names.items():
+        value, kind = state[name], theirs[own].dtype
+        made[own] = value.to(kind) if value.is_floating_point() and theirs[own].is_floating_point() else value
+    return _nested(old, where.split(".") if where else [], made)
+
+
+def _nested(old: Any, way: list[str], state: dict[str, torch.Tensor]) -> Any:
+    if not way:
+        return state
+    key = next(k for k in range(len(way), 0, -1) if ".".join(way[:k]) in old)
+    name = ".".join(way[:key])
+    return {str(k): _nested(v, way[key:], state) if k == name else v for k, v in old.items() if k == name or _is_plain(v)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return len(value) < 10_000 and all(isinstance(v, _PLAIN) for v in value)
+    return isinstance(value, _PLAIN)
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, Mapping):
+        return (
+            isinstance(second, Mapping) and first.keys() == second.keys() and all(_same(v, second[k]) for k, v in first.items())
+        )
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and first.dtype == second.dtype and torch.equal(first, second)
+    return bool(first == second or first != first)
+
+
+def write_program(model: nn.Module, path: str | Path, rows: torch.Tensor) -> Path:
+    """Write a program of ``torch.export`` that maps pixels in [0, 1] to logits, for any number of rows.
+
+    Args:
+        model: From pixels to logits; its normalization becomes part of the program.
+        path: The file, which ends in ``.pt2``.
+        rows: Two or more rows, on which the program is compared with the model.
+
+    Raises:
+        InputError: If torch can't export the model, or the program gives other logits.
+    """
+    path = as_path("path", path)
+    plain = _ready(model)
+    with still(plain), torch.no_grad():
+        program = _exported(plain, rows)
+        for node in program.graph.nodes:  # where in the user's files a layer stands is nobody's business
+            node.meta.pop("stack_trace", None)
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        with writing("path", path):
+            write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
+        from theriac.models.programs import open_program
+
+        _compare(open_program(path)(rows), plain(rows), path)
+    return path
+
+
+def write_onnx(model: nn.Module, path: str | Path, rows: torch.Tensor) -> Path:
+    """Write an ONNX file that maps pixels in [0, 1] (input ``pixels``) to logits (output ``logits``), for any number of rows.
+
+    Its logits are compared with those of the model where ``onnxruntime`` is installed; else a warning says that they were not.
+
+    Args:
+        model: From pixels to logits; its normalization becomes part of the file.
+        path: The file.
+        rows: Two or more rows to compare on.
+
+    Raises:
+        InputError: If the extra ``onnx`` is not installed, torch can't export the model, or logits differ.
+    """
+    path = as_path("path", path)
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise InputError("ONNX needs two packages: pip install 'theriac[onnx]'") from None
+    plain = _ready(model)
+    with still(plain), torch.no_grad(), _quiet():
+        program = _exported(plain, rows)
+        try:
+            made = torch.onnx.export(program, input_names=["pixels"], output_names=["logits"], dynamo=True, verbose=False)
+        except Exception as error:
+            raise InputError(f"the model can't be written as ONNX: {_first_line(error)}") from None
+        assert made is not None
+        with writing("path", path):
+            write_atomically(path, lambda temporary: temporary.write_bytes(made.model_proto.SerializeToString()))
+        want = plain(rows)
+    try:
+        import onnxruntime
+    except ImportError:
+        warnings.warn(f"onnxruntime is not installed, so the logits of {path.name} were not compared", stacklevel=3)
+        return path
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (out,) = session.run(None, {session.get_inputs()[0].name: rows.numpy()})
+    _compare(torch.from_numpy(out), want, path)
+    return path
+
+
+def write_transformers(model: nn.Module, folder: str | Path) -> Path:
+    """Write a ``transformers`` model as its library does, with how it takes pictures beside it (``preprocessor_config.json``).
+
+    Raises:
+        InputError: If the network inside is none of that library.
+    """
+    net = model.net if isinstance(model, Classifier) else model
+    if not _hf.is_transformers(net) or not hasattr(net, "save_pretrained"):
+        raise InputError(f"the network is a {type(net).__name__}, and none of transformers; take safetensors or torch")
+    folder = as_path("path", folder)
+    if isinstance(model, Adapted) and set(model.card.classes) != {str(k) for k in range(model.card.num_classes)}:
+        net = duplicate(net)
+        net.config.id2label = dict(enumerate(model.card.classes))  # type: ignore[union-attr]
+        net.config.label2id = {name: k for k, name in enumerate(model.card.classes)}  # type: ignore[union-attr]
+    with writing("path", folder), _quiet():
+        net.save_pretrained(folder)  # type: ignore[operator]
+        prepare = getattr(model, "prepare", None)
+        if isinstance(prepare, ImagePrep):
+            write_json(folder / "preprocessor_config.json", _processor(prepare))
+    return folder
+
+
+def _processor(prepare: ImagePrep) -> dict[str, Any]:
+    norm = prepare.normalize
+    told: dict[str, Any] = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": norm is not None}
+    if isinstance(norm, Normalize):
+        told |= {"image_mean": norm.mean.flatten().tolist(), "image_std": norm.std.flatten().tolist()}
+    if prepare.size is not None:
+        told |= {"do_resize": True, "size": {"height": prepare.size[0], "width": prepare.size[1]}}
+    return told
+
+
+def _ready(model: nn.Module) -> nn.Module:
+    """A copy on the CPU, in eval mode and contiguous memory, as exporters expect."""
+    copied = duplicate(model).cpu().eval()
+    return copied.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload,no-any-return]
+
+
+def _exported(model: nn.Module, rows: torch.Tensor) -> torch.export.ExportedProgram:
+    sizes = ({0: torch.export.Dim("rows", min=1)},)
+    try:
+        with _quiet():
+            return torch.export.export(model, (rows,), dynamic_shapes=sizes)
+    except Exception as error:  # whatever a network does that can't be traced
+        raise InputError(f"torch can't export the model: {_first_line(error)}") from None
+
+
+def _compare(found: torch.Tensor, want: torch.Tensor, path: Path) -> None:
+    gap = float((found - want).abs().max() / want.abs().max().clamp_min(1e-6))
+    if not gap <= _TOLERANCE:
+        raise InputError(f"{shown(path)} gives other logits than the model (by {100 * gap:.2g} % of the largest)")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what exporters say about themselves."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _first_line(error: Exception) -> str:
+    return shorten((str(error).strip() or type(error).__name__).splitlines()[0], 200)

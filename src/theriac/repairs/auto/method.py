@@ -1,0 +1,267 @@
+"""Auto (ours): which repair to take, judged by backdoors that the defender plants into copies of the model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from theriac.core.errors import InputError, unknown
+from theriac.core.method import Needs, create, preset, register
+from theriac.core.outcome import Outcome
+from theriac.core.ranges import Count, Fraction, Share
+from theriac.core.run import Run
+from theriac.core.split import Split
+from theriac.metrics import ClassCount, Difference, Rate
+from theriac.metrics._degenerate import fallen
+from theriac.models import run_over
+from theriac.repairs.auto.proxies import KINDS, Proxy, draw_proxies, plant, success
+from theriac.repairs.base import Repair
+
+LEAST_HELD = 20  # held-back rows below which a rate says nothing
+LEAST_HARD = 2  # kinds of proxies that must withstand fine-tuning
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one candidate did.
+
+    Args:
+        name: The candidate.
+        model: The repaired model.
+        proxies: Success of each hardened kind of proxy after the same repair of the copy that holds them.
+        base: Success of the same triggers on the model in which they were never planted: a warp also misleads by itself.
+        accuracy: Of the repaired model, on held-back clean rows.
+        fell: Names of classes that are recognized less often than before, beyond chance.
+        outcome: What the candidate said of itself.
+    """
+
+    name: str
+    model: nn.Module
+    proxies: Mapping[str, Rate]
+    accuracy: Rate
+    fell: tuple[str, ...] = ()
+    outcome: str = "repaired"
+    base: Mapping[str, Rate] = field(default_factory=dict)
+
+    @property
+    def worst(self) -> Rate:
+        """The proxy with the most success beyond that without planting."""
+        return max(self.proxies.items(), key=lambda entry: self._beyond(*entry))[1]
+
+    @property
+    def excess(self) -> float:
+        """Success of the worst proxy beyond that without planting."""
+        return max(self._beyond(kind, rate) for kind, rate in self.proxies.items())
+
+    def _beyond(self, kind: str, rate: Rate) -> float:
+        return rate.value - (self.base[kind].value if kind in self.base else 0.0)
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Auto(Repair):
+    """Tries several repairs, takes the one that withstands a trial by backdoors of its own, and abstains if none does.
+
+    Source: Ours, not published. It makes its evidence itself: random triggers of several kinds are planted into a copy of the
+    model with the clean rows alone, and planted again until fine-tuning leaves them in place. Each candidate then repairs that
+    copy and the model. What it leaves of the worst of these proxies says what it may leave of the attacker's backdoor.
+
+    Threat model: clean rows with labels; knows neither trigger nor target. A quarter of the rows is held back to judge.
+
+    How it chooses: candidates that lose more than ``cost`` of accuracy on the held-back rows and more than chance explains,
+    or single classes, are out. Of the others, the one with the least success of its worst proxy, beyond what that trigger
+    does unplanted; where intervals overlap, the more accurate one. If that success is above ``accept``, it abstains and the
+    model stays as it is. ``run.outcome.figures`` holds all trials.
+
+    Known limits: a trial by proxies can't show what is unlike all proxies. Antidote doses patches, blends, waves and warps, so
+    of the kinds here only "generator" and "tone" are strangers to it. On five tuning victims (digits, seeds 11 and 12, six
+    repairs each) the worst proxy's success went with attack success at a rank correlation of 0.83, that of universal
+    perturbations at 0.36; of 13 repairs that left at most 10 % of the worst proxy, one left 11 % of the attack. For tables it
+    abstains.
+
+    Cost: each candidate twice, and planting.
+
+    Example:
+        >>> import theriac as th
+        >>> data, run = th.load("digits"), th.Run(quiet=True)
+        >>> model = th.train("preact_resnet18", data.train, recipe="fast_2")
+        >>> method = Auto(candidates=("ft:strong",), plant_steps=10, rounds=1)
+        >>> fixed = method.repair(model, data.train.sample(0.2), run)
+        >>> run.outcome.status
+        'abstained'
+    """
+
+    name: ClassVar[str] = "auto"
+    title: ClassVar[str] = "Auto"
+    needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
+
+    candidates: tuple[str, ...] = ("antidote", "antidote:long", "ft_sam")  # NAME or NAME:PRESET of repairs; ours
+    kinds: tuple[str, ...] = KINDS  # kinds of proxies; ours
+    held_back: Share = 0.25  # share of the clean rows that judge; ours
+    plant_steps: Count = 150  # updates that plant the proxies, a round; ours, checked on tuning victims
+    rounds: Count = 3  # most rounds of planting; ours, likewise
+    hardened: Fraction = 0.9  # planting ends when fine-tuning leaves this much of every kind; ours, from the pilot
+    hard: Fraction = 0.5  # a kind of which fine-tuning leaves less is not counted; ours
+    accept: Fraction = 0.1  # most success of the worst proxy, beyond that unplanted, of a model that is called repaired; ours
+    cost: Fraction = 0.05  # most accuracy that may be lost on the held-back rows, chance aside; ours
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise unknown("kind of proxy", kind, KINDS)
+        for name, values in (("candidates", self.candidates), ("kinds", self.kinds)):
+            if not values or len(set(values)) < len(values):
+                raise InputError(f"{name} is {values}; expected at least one name, each once")
+        for candidate in self.candidates:
+            if candidate.partition(":")[0] == self.name:
+                raise InputError("candidates names auto itself; expected other repairs")
+            needs = create("repair", candidate).needs
+            if needs.trigger or needs.target:
+                raise InputError(f"candidates names {candidate}, which must be told the trigger or its class")
+
+    @classmethod
+    @preset
+    def fast(cls) -> Auto:
+        """Ours: two candidates."""
+        return cls(candidates=("antidote", "ft:strong"))
+
+    def inside(self) -> tuple[Repair, ...]:
+        """The candidates, whose versions are part of every key."""
+        return tuple(create("repair", candidate) for candidate in self.candidates)
+
+    def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
+        if clean.is_table:
+            return self._abstain(model, run, "its proxies are triggers for images, and these are rows of a table")
+        count = round(self.held_back * len(clean))
+        if count < LEAST_HELD or len(clean) - count < LEAST_HELD:
+            least = round(LEAST_HELD / min(self.held_back, 1 - self.held_back + 1e-9))
+            return self._abstain(model, run, f"{len(clean)} clean rows are too few to judge by; it needs {least}")
+        held, fit = clean.cut(self.held_back, seed=run.stream_seed("method", "auto-held"), stratified=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of repairs of copies; what matters is in the figures
+            hard, proxied, left = self._planted(model, fit, held, run)
+            if len(hard) < min(LEAST_HARD, len(self.kinds)):
+                rates = {kind: rate.to_dict() for kind, rate in left.items()}
+                undone = f"{len(self.kinds) - len(hard)} of {len(self.kinds)} kinds of its proxies"
+                reason = f"plain fine-tuning undoes {undone}, so they prove nothing; more clean rows would help"
+                return self._abstain(model, run, reason, {"proxies_after_fine_tuning": rates})
+            before, base = _counts(model, held, run), success(model, hard, held, run)
+            trials = [self._trial(name, model, proxied, hard, fit, held, before, base, run) for name in self.candidates]
+        trial, reason = choose(trials, _rate(before), accept=self.accept, cost=self.cost)
+        figures = {
+            "held_back_rows": len(held),
+            "held_back_accuracy_before": _rate(before).to_dict(),
+            "proxies_after_fine_tuning": {kind: rate.to_dict() for kind, rate in left.items()},
+            "trials": {t.name: _facts(t) for t in trials},
+        }
+        if trial is None:
+            return self._abstain(model, run, reason, figures)
+        run.outcome = Outcome(status="repaired", figures={"chosen": trial.name, "summary": reason, **figures})
+        run.event("auto", chosen=trial.name, summary=reason)
+        return trial.model
+
+    def _planted(self, model: nn.Module, fit: Split, held: Split, run: Run) -> tuple[list[Proxy], nn.Module, dict[str, Rate]]:
+        """The proxies that fine-tuning does not undo, a copy that obeys them, and what fine-tuning leaves of each kind."""
+        proxies, copy, left = draw_proxies(self.kinds, fit, run), model, {}
+        tuning = create("repair", "ft", epochs=10, batch_size=32)
+        for number in run.each("planting proxies", range(self.rounds), self.rounds):
+            copy = plant(copy, proxies, fit, run, self.plant_steps, 64, f"auto-plant-{number}")
+            left = success(tuning.repair(copy, fit, _apart(run, "tuned", number)), proxies, held, run)
+            if min(rate.value for rate in left.values()) >= self.hardened:
+                break
+        return [proxy for proxy in proxies if left[proxy.kind].value >= self.hard], copy, left
+
+    def _trial(
+        self,
+        name: str,
+        model: nn.Module,
+        proxied: nn.Module,
+        proxies: list[Proxy],
+        fit: Split,
+        held: Split,
+        before: Sequence[ClassCount],
+        base: Mapping[str, Rate],
+        run: Run,
+    ) -> Trial:
+        candidate, own = create("repair", name), _apart(run, "repair", name)
+        rows = fit if candidate.needs.takes("clean_rows") else None
+        fixed = candidate.repair(model, rows, own)
+        trial = candidate.repair(proxied, rows, _apart(run, "proxied", name))
+        after = _counts(fixed, held, run)
+        fell = tuple(old.name for old, _ in fallen(before, after))
+        outcome = "repaired" if own.outcome is None else own.outcome.status
+        return Trial(name, fixed, success(trial, proxies, held, run), _rate(after), fell, outcome, base)
+
+    def _abstain(self, model: nn.Module, run: Run, reason: str, figures: Mapping[str, Any] | None = None) -> nn.Module:
+        warnings.warn(f"Auto leaves the model as it is: {reason}", stacklevel=3)
+        run.outcome = Outcome(status="abstained", reason=reason, figures=dict(figures or {}))
+        return model
+
+
+def choose(trials: Sequence[Trial], before: Rate, *, accept: float, cost: float) -> tuple[Trial | None, str]:
+    """The trial to take and how sure that is, in a sentence; None and why if none will do.
+
+    Args:
+        trials: One for each candidate.
+        before: Accuracy of the model on the held-back rows.
+        accept: Most success of the worst proxy.
+        cost: Most accuracy that may be lost.
+    """
+    allowed = [t for t in trials if t.outcome == "repaired" and not t.fell and not _dear(Difference(before, t.accuracy), cost)]
+    if not allowed:
+        return None, (
+            f"all of {len(trials)} candidates lose more than {100 * cost:.0f} points of accuracy or a class on held-back clean "
+            "rows, or change nothing; more clean rows or other candidates would be needed"
+        )
+    best = min(allowed, key=lambda t: t.excess)
+    alike = [t for t in allowed if t.excess <= accept and t.worst.interval[0] <= best.worst.interval[1]]
+    if best.excess > accept:
+        return None, (
+            f"the best candidate, {best.name}, leaves {best.worst} of its worst proxy, {100 * best.excess:.0f} points beyond "
+            f"what that trigger does unplanted, and at most {100 * accept:.0f} are accepted; more clean rows or stronger "
+            "candidates would be needed"
+        )
+    trial = max(alike, key=lambda t: (t.accuracy.value, -t.excess))
+    high = 100 * trial.worst.interval[1]
+    return trial, (
+        f"took {trial.name}: of {len(trial.proxies)} kinds of hardened proxies the worst works on {trial.worst.hits} of "
+        f"{trial.worst.total} rows afterwards (at most {high:.0f} %); triggers unlike all of them are not covered"
+    )
+
+
+def _dear(change: Difference, cost: float) -> bool:
+    """Whether accuracy fell by more than ``cost`` and by more than chance explains."""
+    return change.value < -cost and change.interval[1] < 0
+
+
+def _facts(trial: Trial) -> dict[str, Any]:
+    return {
+        "proxies": {kind: rate.to_dict() for kind, rate in trial.proxies.items()},
+        "unplanted": {kind: rate.to_dict() for kind, rate in trial.base.items()},
+        "accuracy": trial.accuracy.to_dict(),
+        "fell": list(trial.fell),
+        "outcome": trial.outcome,
+    }
+
+
+def _apart(run: Run, *salt: object) -> Run:
+    """A quiet run with a seed of its own, on the same device in the same precision."""
+    precision = "bf16" if run.dtype == torch.bfloat16 else "fp32"
+    return Run(seed=run.stream_seed("method", "auto", *salt), device=run.device, precision=precision, quiet=True)
+
+
+def _counts(model: nn.Module, rows: Split, run: Run) -> tuple[ClassCount, ...]:
+    answers, y = run_over(model, rows, run=run).argmax(1).cpu(), rows.y.cpu()
+    size = rows.num_classes
+    hits, total, taken = (torch.bincount(v, minlength=size).tolist() for v in (y[answers == y], y, answers))
+    return tuple(ClassCount(*facts) for facts in zip(rows.card.classes, hits, total, taken, strict=True))
+
+
+def _rate(counts: Sequence[ClassCount]) -> Rate:
+    return Rate(sum(c.hits for c in counts), sum(c.rows for c in counts), "held-back clean rows")

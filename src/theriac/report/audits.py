@@ -1,0 +1,51 @@
+"""One self-contained page about an audit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from markupsafe import Markup
+
+from theriac.auditing import Audit, Coefficient
+from theriac.auditing.result import MODELS, NO_CONTROL
+from theriac.core.files import write_atomically
+from theriac.core.paths import as_path
+from theriac.core.ranges import typed
+from theriac.metrics import Rate
+from theriac.report.page import environment, style
+
+
+@typed("path")
+def write(audit: Audit, path: str | Path, name: str = "model") -> Path:
+    """Write the page of an audit.
+
+    Args:
+        audit: What ``theriac.audit`` returned.
+        path: The HTML file.
+        name: What the audited model is called.
+
+    Returns:
+        Where the page is.
+    """
+    rows = [
+        {
+            "name": line.name,
+            "meaning": line.meaning,
+            "cells": [_cell(line.cells.get(model), model) for model in MODELS],
+            "alarm": bool(line.alarm),
+        }
+        for line in audit.lines
+    ]
+    values = {"css": Markup(style()), "audit": audit, "rows": rows, "models": MODELS, "name": name}
+    text = environment().get_template("audit.html.j2").render(values)
+    return write_atomically(as_path("path", path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _cell(cell: Rate | Coefficient | None, model: str) -> tuple[str, str]:
+    """Value, and what stands under it."""
+    if cell is None:
+        return "", NO_CONTROL if model == "benign" else "none"
+    low, high = cell.interval
+    if isinstance(cell, Rate):
+        return f"{100 * cell.value:.1f} %", f"{cell.hits}/{cell.total}, {100 * low:.1f} to {100 * high:.1f}"
+    return f"{cell.value:.2f}", f"{cell.numerator:.3f}/{cell.denominator:.3f}, {low:.2f} to {high:.2f}"

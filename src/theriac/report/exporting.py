@@ -1,0 +1,125 @@
+"""A repaired model back into the forms that others read, with its card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from theriac.core.errors import InputError
+from theriac.core.files import write_atomically
+from theriac.core.paths import as_path, make_folder, writing
+from theriac.core.ranges import typed
+from theriac.models import Classifier, load_model
+from theriac.models.adapter import foreign
+from theriac.models.exporting import FILES, write_onnx, write_program, write_state, write_transformers
+from theriac.models.store import read_tensors
+from theriac.report.model_card import CARD, model_card
+from theriac.runs.folder import read, section
+
+Format = Literal["safetensors", "torch", "pt2", "onnx", "transformers"]
+
+
+@typed("model", "folder", "like", "into")
+def export(
+    model: nn.Module | str | Path,
+    folder: str | Path,
+    to: Format = "safetensors",
+    *,
+    like: str | Path | None = None,
+    into: nn.Module | None = None,
+) -> Path:
+    """Write a model for use elsewhere, and the model card of its run beside it.
+
+    * ``safetensors`` and ``torch`` hold the weights of the network under its own names, for the user's own class. Its
+      normalization is not among them.
+    * ``pt2`` (``torch.export``) and ``onnx`` hold the function from pixels in [0, 1] to logits, normalization included, for any
+      number of rows.
+    * ``transformers`` is a folder as ``save_pretrained`` writes it.
+
+    What is written is read back, or run, and compared with the model.
+
+    Args:
+        model: A wrapped model, or the run folder of one.
+        folder: Where to write to; made if missing. It gets ``model.safetensors``, ``model.pt``, ``model.pt2``, ``model.onnx``
+            or the files of ``transformers``, or a file of the name of ``like``; and ``MODEL_CARD.md`` where a run folder was
+            given.
+        to: The format.
+        like: For weights: a file that your own code reads. Names, prefixes (``module.``), nesting and number types follow it.
+        into: For a run folder of a class of your own, and ``pt2`` or ``onnx``: a fresh network of that class.
+
+    Returns:
+        The file (or for ``transformers`` the folder) that was written.
+
+    Raises:
+        InputError: If the model can't be written in that format, or does not fit ``like``; says why.
+
+    Example:
+        >>> import tempfile
+        >>> import theriac as th
+        >>> model = th.models.Builder("preact_resnet18", {"width": 4})(th.load("digits").train)
+        >>> th.export(model, tempfile.mkdtemp()).name
+        'model.safetensors'
+    """
+    home = as_path("folder", folder)
+    run = None if isinstance(model, nn.Module) else as_path("model", model)
+    if like is not None and to not in ("safetensors", "torch"):
+        raise InputError(f"like is for weights (safetensors or torch), and to is {to!r}")
+    if run is not None and home.exists() and run.resolve() == home.resolve():
+        raise InputError(f"folder is {str(home)!r}, which is the run folder itself; take another one")
+    record = None if run is None else read(run)
+    wrapped = model if isinstance(model, nn.Module) else None
+    if (
+        run is not None
+        and record is not None
+        and (to in ("pt2", "onnx", "transformers") or section(record, "weights").get("extra_state"))
+    ):
+        own = foreign(section(record, "model"))
+        if own and into is None:
+            raise InputError(
+                f"{run} holds a class of your own ({own}), which {to} needs: give a fresh network of it with into= "
+                f"(--model file.py:{own.rpartition('.')[2]})"
+            )
+        wrapped = load_model(run, into=into)
+    name = FILES[to] if like is None else as_path("like", like).name
+    written = home / name if name else home
+    if like is not None and written.exists() and written.resolve() == as_path("like", like).resolve():
+        raise InputError(f"folder is {str(home)!r}, where the file to be like lies; take another one")
+    make_folder("folder", home)
+    if to in ("safetensors", "torch"):
+        write_state(_state(wrapped, run), written, to, like)
+    elif to == "transformers":
+        assert wrapped is not None
+        write_transformers(wrapped, home)
+    else:
+        assert wrapped is not None
+        (write_program if to == "pt2" else write_onnx)(wrapped, written, _some_rows(wrapped))
+    if run is not None:
+        text = model_card(run, name or "the files of save_pretrained")
+        with writing("folder", home):
+            write_atomically(home / CARD, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return written
+
+
+def _state(model: nn.Module | None, run: Path | None) -> dict[str, torch.Tensor]:
+    """The network's own tensors, without what prepares its pictures."""
+    if model is not None:
+        net = model.net if isinstance(model, Classifier) else model
+        state = net.state_dict()
+        odd = [k for k, v in state.items() if not isinstance(v, torch.Tensor)]
+        if odd:
+            raise InputError(f"{odd[0]} in the network's state is no tensor; only tensors are exported")
+        return dict(state)
+    assert run is not None
+    tensors = read_tensors(run / "model.safetensors")
+    return {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
+
+
+def _some_rows(model: nn.Module) -> torch.Tensor:
+    if not isinstance(model, Classifier):
+        raise InputError(f"model is a {type(model).__name__}; wrap it with theriac.adapt, which knows the shape of its rows")
+    if not all(model.card.shape):
+        raise InputError("the model's card names no size of its rows; give adapt a card, or size= and channels=")
+    return torch.rand((3, *model.card.shape), generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,162 @@
+"""A model card in Markdown, from the record of a run: what was done, what was measured, and what nobody guarantees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from theriac.core.text import line, shorten
+from theriac.core.version import VERSION
+from theriac.runs.folder import read, section
+
+CARD = "MODEL_CARD.md"
+_FIGURES = (
+    ("acc", "clean accuracy"),
+    ("asr", "attack success (stamped rows classified as the attack's label)"),
+    ("ra", "recovered accuracy (stamped rows classified as their true label)"),
+    ("target_acc", "accuracy on clean rows of the attack's class"),
+)
+
+
+def model_card(folder: str | Path, form: str = "") -> str:
+    """The card of a run's model.
+
+    Args:
+        folder: A run folder.
+        form: What the card lies beside, in words, such as "model.onnx".
+
+    Raises:
+        InputError: If it is no run folder.
+    """
+    record = read(Path(folder))
+    lines = [f"# {_text(record.get('name')) or 'A model'}", "", *_about(record, form), *_done(record), *_measured(record)]
+    return "\n".join([*lines, *_limits(record), *_made(record)]).rstrip() + "\n"
+
+
+def _about(record: Mapping[str, Any], form: str) -> Iterator[str]:
+    card, model = section(record, "card"), section(record, "model")
+    options = model.get("options")
+    network = model.get("architecture")
+    if network == "adapted" and isinstance(options, Mapping):
+        network = options.get("network")
+    shape = f"{card.get('channels')} x {' x '.join(map(str, card.get('size') or ()))}" if card.get("kind") == "image" else ""
+    yield f"- Network: {_text(network) or 'unknown'}"
+    names = card.get("classes") or ()
+    yield f"- Data: {_text(card.get('name')) or 'unknown'}, {len(names)} classes ({_names(names)})"
+    if shape:
+        yield f"- Input: pixels in [0, 1], {shape}, before normalization"
+    parent = section(record, "parent")
+    if parent:
+        yield f"- Made from: {_text(parent.get('name'))}, weights sha256 {_text(parent.get('weights'))[:16]}"
+    yield f"- Weights of this run: sha256 {_text(section(record, 'weights').get('sha256'))[:16]}"
+    if form:
+        yield f"- In this folder: {form}"
+    yield ""
+
+
+def _done(record: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("## What was done", "")
+    method = section(record, "method") or section(record, "defense")
+    kind = record.get("kind")
+    if kind == "repair" and method:
+        outcome = section(record, "outcome")
+        status = {"repaired": "was repaired by", "unchanged": "was left unchanged by", "abstained": "was not repaired by"}
+        yield f"The model {status.get(str(outcome.get('status')), 'was given to')} **{_method(method)}**."
+        if outcome.get("reason"):
+            yield f"Reason: {_text(outcome['reason'])}."
+        clean = section(record, "clean")
+        if clean:
+            yield f"It was given {_text(clean.get('rows'))} clean rows from {_text(clean.get('from')) or 'rows of the user'}."
+        else:
+            yield "It was given no clean rows."
+    elif method:
+        yield f"The model was trained by **{_method(method)}**."
+    elif kind == "train":
+        yield f"The model was trained with the recipe {_text(section(record, 'recipe').get('name')) or 'unknown'}."
+    else:
+        yield "It is not known how the model was made."
+    options = {k: v for k, v in method.items() if k not in ("method",)}
+    if options:
+        yield from ("", f"Options: {', '.join(f'`{_text(k)}` {_text(v)}' for k, v in options.items())}.")
+    yield ""
+
+
+def _measured(record: Mapping[str, Any]) -> Iterator[str]:
+    before, after = section(record, "before"), section(record, "evaluation")
+    yield from ("## What was measured", "")
+    if not after:
+        yield from ("Nothing.", "")
+        return
+    attack = section(record, "attack")
+    rows = section(section(record, "data"), "rows").get("test")
+    source = _text(section(record, "data").get("name")) or "unknown data"
+    yield f"On {_text(rows) or 'the'} test rows of {source}; 95 % intervals."
+    yield f"Trigger: {_text(attack.get('method'))}." if attack else "No trigger was known, so only clean accuracy was measured."
+    head = ("figure", "before", "after") if before else ("figure", "value")
+    yield from ("", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}")
+    for key, name in _FIGURES:
+        cells = [_rate(scores.get(key)) for scores in ([before, after] if before else [after])]
+        if any(cells):
+            yield f"| {name} | {' | '.join(c or '–' for c in cells)} |"
+    yield ""
+    warnings = record.get("degenerate")
+    for text in warnings if isinstance(warnings, list) else ():
+        yield f"- **{_text(text)}**"
+    if warnings:
+        yield ""
+
+
+def _limits(record: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("## What is not guaranteed", "")
+    if record.get("kind") == "repair":
+        yield "- A repair reduces what a backdoor does; it is no proof that none is left."
+        if section(record, "attack"):
+            yield "- Only the trigger above was measured. Another trigger may still work."
+        else:
+            yield "- No trigger was measured: whether a backdoor was there, and whether it was reduced, is unknown."
+    else:
+        yield "- Accuracy on clean rows says nothing about a backdoor."
+    data = section(record, "data")
+    if data.get("known") is not True:
+        yield "- The data come from a source whose past is unknown; poisoned rows among them would not show in these figures."
+    if data.get("held_out"):
+        yield "- The test rows were held out from the same source as the training rows."
+    yield "- The figures are for rows like the test rows, and one seed."
+    notes = record.get("notes")
+    for text in notes if isinstance(notes, list) else ():
+        yield f"- Note of the run: {_text(text)}"
+    yield ""
+
+
+def _made(record: Mapping[str, Any]) -> Iterator[str]:
+    seeds, about = section(record, "seeds"), section(record, "provenance")
+    parts = [f"seed {_text(seeds.get('seed'))}"] if "seed" in seeds else []
+    precision = section(record, "identity").get("precision")
+    parts += [f"precision {_text(precision).removeprefix('torch.')}"] if precision else []
+    parts += [_text(about[key]) for key in ("command",) if about.get(key)]
+    yield f"Written by Theriac {VERSION} from the run's record{'; ' if parts else ''}{'; '.join(parts)}."
+
+
+def _method(method: Mapping[str, Any]) -> str:
+    return _text(method.get("method")) or "an unknown method"
+
+
+def _rate(rate: Any) -> str:
+    if not isinstance(rate, Mapping) or not isinstance(rate.get("value"), (int, float)):
+        return ""
+    low, high = rate.get("interval") or (0, 0)
+    return f"{100 * rate['value']:.1f} % ({rate.get('hits')}/{rate.get('total')}, {100 * low:.1f} to {100 * high:.1f})"
+
+
+def _names(names: Any) -> str:
+    shown = [_text(n) for n in list(names or ())[:12]]
+    return ", ".join([*shown, *(["..."] if len(names or ()) > 12 else [])])
+
+
+def _text(value: Any) -> str:
+    """A value of a record as text of one line in which Markdown and HTML mean nothing."""
+    if value is None:
+        return ""
+    text = shorten(line(str(value)), 400)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("`", "'")

@@ -1,0 +1,375 @@
+"""``scan_data``: which rows of a data set are suspicious, by several detectors together."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from theriac.core.errors import InputError, unknown
+from theriac.core.files import write_atomically
+from theriac.core.method import create
+from theriac.core.outcome import Finding, Verdict
+from theriac.core.paths import as_path, make_folder, writing
+from theriac.core.poisoned import Poisoned
+from theriac.core.ranges import Count, typed
+from theriac.core.run import Run, as_run
+from theriac.core.split import Data, Split
+from theriac.data import load, picture_files
+from theriac.detectors import Detector
+from theriac.models import Builder
+from theriac.scanning._rows_page import page
+from theriac.training import train
+
+DETECTORS = (
+    "strip",
+    "scan",
+    "spectral",
+    "activation_clustering",
+)  # ours: by a look at one seed of digits; others take part if named
+PICTURES_ONLY = ("strip", "scale_up")  # these change pixels
+EXIT = {"clean": 0, "suspicious": 1, "backdoored": 1, "abstains": 3}
+DRAWS = 200  # of the bootstrap
+CONTRADICTION = 0.9  # ours: share of a class beyond which detectors that suspect it contradict each other
+OVERLAYS = 25  # of STRIP; the paper's 100 cost four times as much
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataScan:
+    """What a scan of rows says.
+
+    Args:
+        verdict: "clean" where nothing stands out, "suspicious", or "abstains" where no detector could judge.
+        reason: One sentence.
+        scores: Combined rank of each row, float64 (N,) in [0, 1], higher is more suspicious. Ranks are no chances.
+        flagged: Places of the suspected rows, strongest first.
+        classes: Names of the classes whose rows are suspected.
+        share: Suspected share of all rows; None where nothing stands out.
+        interval: Of that share, 95 %; see :func:`share_interval` for what it covers and what it does not.
+        findings: What each detector said, by name.
+        skipped: Why a detector did not run, by name.
+        rows: The rows that were scanned.
+        files: Path of each row's file, where the data came from a folder of pictures; else empty.
+    """
+
+    verdict: Verdict
+    reason: str
+    scores: torch.Tensor
+    flagged: tuple[int, ...]
+    classes: tuple[str, ...]
+    share: float | None
+    interval: tuple[float, float] | None
+    findings: Mapping[str, Finding]
+    skipped: Mapping[str, str]
+    rows: Split = field(repr=False)
+    files: tuple[Path, ...] = field(default=(), repr=False)
+
+    @property
+    def exit_code(self) -> int:
+        """0 clean, 1 suspicious, 3 abstains."""
+        return EXIT[self.verdict]
+
+    def suspects(self) -> Split:
+        """The suspected rows, strongest first.
+
+        Raises:
+            InputError: If there are none.
+        """
+        return self.rows.take(torch.tensor(self.flagged, dtype=torch.int64))
+
+    def cleaned_rows(self) -> Split:
+        """The other rows, in their order."""
+        keep = torch.ones(len(self.rows), dtype=torch.bool)
+        keep[list(self.flagged)] = False
+        return self.rows.where(keep.to(self.rows.device))
+
+    def listed(self, places: Sequence[int]) -> list[dict[str, Any]]:
+        """Index, label, score and file of rows, as plain data."""
+        y, index = self.rows.y.cpu(), self.rows.index.cpu()
+        return [
+            {
+                "index": int(index[at]),
+                "label": self.rows.card.classes[int(y[at])],
+                "score": round(float(self.scores[at]), 6),
+                "file": str(self.files[at]) if self.files else None,
+            }
+            for at in places
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a record."""
+        return {
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "rows": len(self.rows),
+            "classes": list(self.classes),
+            "share": self.share,
+            "interval": None if self.interval is None else list(self.interval),
+            "suspects": self.listed(self.flagged),
+            "detectors": {
+                name: {"verdict": f.verdict, "reason": f.reason, "flagged": len(f.flagged)} for name, f in self.findings.items()
+            },
+            "skipped": dict(self.skipped),
+        }
+
+    def write_drop_list(self, path: str | Path) -> Path:
+        """Write the suspected rows to a file: ``.json``, or else CSV with the columns index, label, score and file."""
+        path = as_path("--drop-list", path)
+        records = self.listed(self.flagged)
+        if path.suffix.lower() == ".json":
+            text = json.dumps(records, indent=1, allow_nan=False) + "\n"
+        else:
+            sink = io.StringIO()
+            table = csv.DictWriter(sink, ["index", "label", "score", "file"], lineterminator="\n")
+            table.writeheader()
+            # a spreadsheet runs a cell that begins like a formula
+            table.writerows(
+                {k: f"'{v}" if isinstance(v, str) and v[:1] in "=+-@\t" else v for k, v in r.items()} for r in records
+            )
+            text = sink.getvalue()
+        with writing("--drop-list", path):
+            return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+    def write_cleaned(self, folder: str | Path) -> Path:
+        """Copy the files of all rows that are not suspected, one folder a class.
+
+        Raises:
+            InputError: If the rows are no files, or the folder exists and holds something.
+        """
+        folder = as_path("--cleaned", folder)
+        _refuse_cleaned(folder, bool(self.files))
+        dropped, y = set(self.flagged), self.rows.y.tolist()
+        with writing("--cleaned", folder):
+            for at, source in enumerate(self.files):
+                if at not in dropped:
+                    target = folder / self.rows.card.classes[y[at]]
+                    target.mkdir(parents=True, exist_ok=True)
+                    place = target / source.name
+                    if place.exists():  # the same name in two folders below a class
+                        place = target / f"{int(self.rows.index[at])}_{source.name}"
+                    shutil.copyfile(source, place)
+        return folder
+
+    def write_page(self, path: str | Path, most: int = 60) -> Path:
+        """Write one self-contained HTML page with the most suspicious rows as pictures."""
+        path = as_path("--page", path)
+        text = page(self, most)
+        with writing("--page", path):
+            return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+@typed("data", "model", "clean", "run", "detectors")
+def scan_data(
+    data: Any,
+    model: Any = None,
+    clean: Split | None = None,
+    run: Run | None = None,
+    *,
+    detectors: Sequence[str | Detector] | None = None,
+    recipe: str = "fast_15",
+    width: Count = 8,
+    drop_list: str | Path | None = None,
+    cleaned: str | Path | None = None,
+    page: str | Path | None = None,
+    **options: Any,
+) -> DataScan:
+    """Look for poisoned rows with several detectors, each of which can say that nothing stands out.
+
+    Rows are suspected if at least half of the detectors that suspect anything suspect them. Where that is nearly all of a
+    class, the detectors contradict each other about which part of it is poisoned, and the smallest part is taken. The
+    combined rank is the mean, over those detectors (over all if none suspects anything), of a row's place among all rows. A
+    set without a test part of its own is looked through as a whole.
+
+    Args:
+        data: A Split, a Data, or whatever :func:`theriac.load` takes, such as a folder of pictures.
+        model: A model trained on these rows; left out, a small one is trained.
+        clean: A few rows that no attack has touched, if there are some.
+        run: Device, precision, seeds.
+        detectors: Names of detectors of rows, or detectors; left out, all that fit.
+        recipe: Of the small model.
+        width: Of the small model, for pictures.
+        drop_list: File for the suspected rows, JSON or CSV.
+        cleaned: New folder for a copy of the other rows' files.
+        page: File for one HTML page with the most suspicious rows.
+        **options: Of :func:`theriac.load`, where ``data`` is a name, a path or arrays.
+
+    Raises:
+        InputError: On data that can't be read, an unknown detector, or an output that can't be written.
+
+    Example:
+        >>> import theriac as th
+        >>> rows = th.attacks.BadNets(poison_rate=0.1).poison(th.load("digits").train).split
+        >>> result = scan_data(rows, detectors=["scan"], recipe="fast_2")
+        >>> len(result.scores) == len(rows)
+        True
+    """
+    run = as_run(run)
+    chosen = [_detector(d) for d in (DETECTORS if detectors is None else detectors)]
+    if not chosen:
+        raise InputError("detectors is empty; expected at least one name")
+    rows, files = _rows_of(data, options)
+    for name, target in (("--drop-list", drop_list), ("--page", page)):
+        if target is not None:
+            make_folder(name, as_path(name, target).parent)
+    if cleaned is not None:
+        _refuse_cleaned(as_path("--cleaned", cleaned), bool(files))
+    skipped = {
+        d.name: "it looks at pictures, and these are rows of a table"
+        for d in chosen
+        if rows.is_table and d.name in PICTURES_ONLY
+    }
+    for detector in chosen:
+        if detector.needs.clean_rows and clean is None:
+            skipped[detector.name] = "it needs clean rows, and there are none"
+    used = [d for d in chosen if d.name not in skipped]
+    if not used:
+        raise InputError(f"none of the detectors fits: {'; '.join(f'{n}: {w}' for n, w in skipped.items())}")
+    if int((rows.count() > 0).sum()) < 2:
+        raise InputError(f"the {len(rows)} rows hold one class only; a scan compares classes")
+    if model is None and any(d.needs.model for d in used):
+        build = Builder("mlp", {}) if rows.is_table else Builder("preact_resnet18", {"width": width})
+        model = train(build, rows, recipe="adam_30" if rows.is_table else recipe, run=run)
+    findings = {
+        d.name: d.detect(model if d.needs.model else None, rows, clean if d.needs.takes("clean_rows") else None, run)
+        for d in run.each("detectors", used, len(used))
+    }
+    result = combine(rows, findings, skipped, files, seed=run.stream_seed("method", "scan_data"))
+    if drop_list is not None:
+        result.write_drop_list(drop_list)
+    if cleaned is not None:
+        result.write_cleaned(cleaned)
+    if page is not None:
+        result.write_page(page)
+    return result
+
+
+def combine(
+    rows: Split, findings: Mapping[str, Finding], skipped: Mapping[str, str], files: tuple[Path, ...] = (), *, seed: int = 0
+) -> DataScan:
+    """One answer from those of several detectors of rows."""
+    voters = {n: f for n, f in findings.items() if f.flagged}
+    ranked = {n: places(f.rows) for n, f in (voters or findings).items() if f.rows is not None and not f.abstains}
+    scores = torch.stack(list(ranked.values())).mean(0) if ranked else torch.zeros(len(rows), dtype=torch.float64)
+    y = rows.y.cpu()
+    common: dict[str, Any] = {"scores": scores, "findings": findings, "skipped": skipped, "rows": rows, "files": files}
+    empty: dict[str, Any] = {"flagged": (), "classes": (), "share": None, "interval": None}
+    if not voters:
+        answered = [n for n, f in findings.items() if not f.abstains]
+        if not answered:
+            return DataScan(verdict="abstains", reason="no detector could judge these rows", **common, **empty)
+        reason = f"nothing stands out: {len(answered)} of {len(findings)} detectors judged the rows, and none suspects a group"
+        return DataScan(verdict="clean", reason=reason, **common, **empty)
+    votes = torch.zeros(len(rows), dtype=torch.int64)
+    for finding in voters.values():
+        votes[list(finding.flagged)] += 1
+    chosen = 2 * votes >= len(voters)
+    for k in y[chosen].unique().tolist():
+        inside = y == k
+        if float(chosen[inside].double().mean()) > CONTRADICTION:  # they suspect both halves of it
+            groups = [torch.isin(torch.arange(len(y)), torch.tensor(f.flagged)) & inside for f in voters.values()]
+            chosen[inside] = min((group for group in groups if bool(group.any())), key=lambda group: int(group.sum()))[inside]
+    order = scores.argsort(descending=True, stable=True)
+    flagged = order[chosen[order]]
+    classes = [rows.card.classes[k] for k in y[flagged].unique().tolist()]
+    share = len(flagged) / len(rows)
+    strongest = next(f for f in voters.values() if f.rows is not None)
+    assert strongest.rows is not None
+    inside = torch.isin(y, y[flagged].unique())
+    interval = share_interval(strongest.rows[inside], len(rows), share, seed=seed)
+    names = ", ".join(voters)
+    reason = (
+        f"{len(flagged)} rows labeled {', '.join(classes)} stand apart (suspected by {names}; {len(findings)} detectors looked)"
+    )
+    return DataScan(
+        verdict="suspicious",
+        reason=reason,
+        flagged=tuple(flagged.tolist()),
+        classes=tuple(classes),
+        share=share,
+        interval=interval,
+        **common,
+    )
+
+
+def places(scores: torch.Tensor) -> torch.Tensor:
+    """Where each score lies among all, in (0, 1]: the mean place of those that are equal, over N."""
+    _, group, sizes = scores.unique(return_inverse=True, return_counts=True)
+    last = sizes.cumsum(0).double()
+    middle: torch.Tensor = (last - (sizes.double() - 1) / 2) / len(scores)
+    return middle[group]
+
+
+def share_interval(scores: torch.Tensor, total: int, share: float, *, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the suspected share: rows are drawn anew, divided anew, and the upper groups counted.
+
+    It tells how far the share moves with the draw of the rows and the place of the cut. A simulation in the tests counts its
+    coverage where the scores are two normals that lie six deviations apart. It does not cover poisoned rows that score as clean
+    ones do, so it is an interval of the *suspected* share.
+
+    Args:
+        scores: Of the rows of the suspected classes, (M,).
+        total: Number of all rows.
+        share: The estimate, which the interval always holds.
+        seed: Of the draws.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    drawn = scores.double()[torch.randint(len(scores), (DRAWS, len(scores)), generator=draw)].sort(dim=1).values
+    centered = drawn - drawn.mean(1, keepdim=True)
+    count = scores.numel()
+    left = torch.arange(1, count, dtype=torch.float64)
+    explained = centered.cumsum(1)[:, :-1] ** 2 * (1 / left + 1 / (count - left))
+    upper = (count - 1 - explained.argmax(1)).double() / total
+    low, high = upper.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return min(low, share), max(high, share)
+
+
+def _detector(what: object) -> Detector:
+    found = create("detector", what) if isinstance(what, str) else what
+    if not isinstance(found, Detector) or not found.needs.rows:
+        raise unknown("detector of rows", getattr(found, "name", what), DETECTORS)
+    return found.replace(overlays=OVERLAYS) if what == "strip" else found
+
+
+def _rows_of(data: Any, options: Mapping[str, Any]) -> tuple[Split, tuple[Path, ...]]:
+    if isinstance(data, Poisoned):
+        raise InputError("data is a Poisoned set, which knows which rows are poisoned; hand in poisoned.split")
+    if isinstance(data, (Split, Data)) and options:
+        raise InputError(f"{next(iter(options))} is an option of loading, and data is loaded already")
+    if isinstance(data, Split):
+        return data, ()
+    loaded = data if isinstance(data, Data) else load(data, **options)
+    parts = [loaded.train, *([loaded.val] if loaded.val is not None and loaded.held_out else [])]
+    parts += [loaded.test] if loaded.held_out else []
+    rows = parts[0] if len(parts) == 1 else _joined(parts)
+    files: tuple[Path, ...] = ()
+    if isinstance(data, (str, Path)) and not rows.is_table:
+        every = picture_files(data)
+        if every and int(rows.index.max()) < len(every):
+            files = tuple(every[i] for i in rows.index.tolist())
+    return rows, files
+
+
+def _joined(parts: Sequence[Split]) -> Split:
+    """Parts that were drawn from one source, in its order."""
+    index = torch.cat([part.index for part in parts])
+    order = index.argsort()
+    x, y = (torch.cat([getattr(part, name) for part in parts])[order] for name in ("x", "y"))
+    return Split(x, y, index=index[order], card=parts[0].card)
+
+
+def _quoted(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t" else value
+
+
+def _refuse_cleaned(folder: Path, files: bool) -> None:
+    if not files:
+        raise InputError("--cleaned copies picture files, and these rows are none; take --drop-list")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"--cleaned is {str(folder)!r}, which exists; expected a new or empty folder")

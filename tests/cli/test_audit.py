@@ -1,0 +1,71 @@
+"""``theriac audit``: the table, the files, exit codes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import theriac as th
+from theriac.auditing import Options
+from theriac.cli.main import app
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Path:
+    """A victim and a benign model of digits; quick, as the figures do not matter here."""
+    home = tmp_path_factory.mktemp("audits")
+    data = th.load("digits")
+    for name, attack in (("victim", th.attacks.BadNets(target=0)), ("benign", None)):
+        run = th.Run(precision="fp32", device="cpu", quiet=True)
+        rows = data.train if attack is None else attack.poison(data.train, run)
+        build = th.Builder("preact_resnet18", {"width": 4})
+        model = th.train(build, rows, recipe="fast_2", run=run)
+        planted = "none" if attack is None else rows
+        th.record(home / name, model, run=run, attack=planted, data=data, source="digits", recipe="fast_2")
+    return home
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """An audit that takes a second."""
+    few = {"search_rows": 8, "search_steps": 1, "queries": 2, "tune_steps": 1, "distill_steps": 1, "retune_steps": 1}
+    for name, value in {**few, "clean_rows": 64}.items():
+        monkeypatch.setitem(Options.__init__.__kwdefaults__, name, value)
+
+
+def test_it_prints_a_table_and_writes_both_files(folders):
+    done = runner.invoke(app, ["audit", str(folders / "victim"), "--benign", str(folders / "benign"), "--precision", "fp32"])
+    told = json.loads((folders / "victim" / "audit.json").read_text())
+    assert done.exit_code == (1 if told["alarms"] else 0)
+    assert "re-activated by queries: ASR" in done.output
+    assert told["headline"] in " ".join(done.output.split())
+    assert {line["control"] for line in told["lines"]} == {"benign"}
+    page = (folders / "victim" / "audit.html").read_text()
+    assert "re-tuned: ASR" in page
+    assert "<script" not in page
+
+
+def test_json_without_attack_or_control_says_both(folders, tmp_path):
+    wanted = ["audit", str(folders / "victim"), "--attack", "none", "--json", "-q", "--out", str(tmp_path / "new")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        done = runner.invoke(app, wanted)
+    told = json.loads(done.stdout)
+    assert told["status"] == "done"
+    assert any("without the attack" in text for text in told["unseen"])
+    assert {line["control"] for line in told["lines"]} == {"no control"}
+    assert (tmp_path / "new" / "audit.html").exists()
+
+
+@pytest.mark.parametrize("words", [("nothing",), ("{}", "--benign", "nothing"), ("{}", "--attack", "nonsense")])
+def test_bad_input_ends_with_two_and_writes_nothing(folders, tmp_path, words):
+    filled = [word.format(folders / "benign") for word in words]
+    done = runner.invoke(app, ["audit", *filled, "--out", str(tmp_path / "new")])
+    assert done.exit_code == 2
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,88 @@
+"""A stranger's model of its own class, by command line alone: checked, repaired, exported, and back in its own code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import theriac as th
+from theriac.models import make_own
+
+CODE = """
+from torch import nn
+
+class SmallNet(nn.Module):
+    def __init__(self, classes=10):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+        self.head = nn.Linear(256, classes)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+"""
+WRAP = ("--wrap", "mean=[0.5]", "--wrap", "std=[0.5]")
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A class without BatchNorm, trained by plain code on digits of which a tenth carry a patch."""
+    folder = tmp_path_factory.mktemp("their files")
+    (folder / "their_net.py").write_text(CODE)
+    name = f"{folder / 'their_net.py'}:SmallNet"
+    net = make_own(name)
+    poisoned = th.attacks.BadNets(target=3, poison_rate=0.1).poison(th.load("digits").train).split
+    x, y = (poisoned.x.float() / 255 - 0.5) / 0.5, poisoned.y
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(12):
+        for rows in torch.randperm(len(x), generator=draw).split(64):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
+            optimizer.step()
+    state = {f"module.{k}": v for k, v in net.state_dict().items()}
+    torch.save({"epoch": 12, "state_dict": state}, folder / "w.pt")
+    return name, folder / "w.pt"
+
+
+def test_the_whole_way(theriac, stranger: tuple[str, Path], tmp_path: Path) -> None:
+    name, weights = stranger
+    own = ("--model", name, "--weights", weights, "--data", "digits")
+    checked = theriac("check", *own, "--json")
+    assert checked.code == 1  # not as it was opened: the network wants pixels from -1 to 1
+    assert checked.json["best"]["options"]["mean"] == pytest.approx([0.5], abs=0.25)
+    attack = ("--attack", "badnets", "--target", "3", "--precision", "fp32")
+    before = theriac("eval", *own, *WRAP, *attack, "--json")
+    assert before.code == 0, before.err
+    assert before.json["evaluation"]["asr"]["value"] > 0.8
+    run = tmp_path / "fixed"
+    options = ("--method", "antidote", "--option", "epochs=4", "--clean", "0.2", "--out", run)
+    repaired = theriac("repair", *own, *WRAP, *attack, *options, "--json")
+    assert repaired.code == 0, repaired.err
+    written = theriac("export", run, "--like", weights, "--out", tmp_path / "out", "--json")
+    assert written.code == 0, written.err
+    exported = torch.load(written.json["written"], weights_only=True)
+    assert exported["epoch"] == 12
+    net = make_own(name)
+    net.load_state_dict({k.removeprefix("module."): v for k, v in exported["state_dict"].items()})
+    x = torch.rand(4, 1, 8, 8)
+    fixed = th.load_model(run, into=make_own(name))
+    torch.testing.assert_close(net.eval()((x - 0.5) / 0.5), fixed(x))  # the same but for the memory format
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    assert "repaired by **antidote**" in card
+    assert "What is not guaranteed" in card
+    after = theriac("eval", run, "--model", name, "--json")
+    assert after.code == 0, after.err
+    assert after.json["evaluation"] == json.loads((run / "run.json").read_text())["evaluation"]
+
+
+def test_refusals(theriac, stranger: tuple[str, Path], tmp_path: Path) -> None:
+    name, weights = stranger
+    both = theriac("eval", weights, "--model", name, "--weights", weights, "--data", "digits")
+    assert (both.code, "one of them names the weights" in both.err) == (2, True)
+    none = theriac("eval", "--data", "digits")
+    assert (none.code, "MODEL is missing" in none.err) == (2, True)
+    assert theriac("eval", "--model", f"{name}x", "--data", "digits").code == 2
+    assert theriac("export", tmp_path / "no", "--to", "nonsense").code == 2

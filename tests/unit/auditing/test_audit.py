@@ -1,0 +1,193 @@
+"""Audits of hand-made models, whose figures can be counted on paper, and of small networks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import theriac as th
+from theriac.attacks import BadNets
+from theriac.auditing import Audit, Coefficient, Line, Options, centered_alignment, changes
+from theriac.core.card import Card
+from theriac.core.errors import InputError
+from theriac.core.split import Data, Split
+from theriac.metrics import Rate, universal
+from theriac.models.rounding import quantized
+from theriac.training import Recipe, train
+
+SMALL = Options(search_rows=16, search_steps=4, queries=10, tune_steps=4, distill_steps=8, retune_rows=4, retune_steps=2)
+
+
+class Corner(nn.Module):
+    """Class 1 where the first of 4 pixels is bright; the last one, the trigger, speaks for class 1 too."""
+
+    def __init__(self, trigger: float, weak: float = 0.0) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.tensor([[0.0, 0.0, 0.0, 0.0], [2.0, weak, 0.0, trigger]]))
+            self.head.bias.copy_(torch.tensor([0.0, -1.0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(x.flatten(1))
+        return out
+
+
+def corner_rows(count: int) -> Split:
+    """Of every four rows one is bright and of class 1; the trigger's pixel is dark in all."""
+    y = (torch.arange(count) % 4 == 0).long()
+    x = torch.zeros(count, 1, 2, 2, dtype=torch.uint8)
+    x[:, 0, 0, 0] = torch.where(y == 1, 255, 0).to(torch.uint8)
+    card = Card(name="corners", classes=("dark", "bright"), size=(2, 2), channels=1, mean=(0.0,), std=(1.0,))
+    return Split(x, y, card=card)
+
+
+def trigger() -> th.trigger:
+    def light(x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        x[:, :, 1, 1] = 255
+        return x
+
+    return th.trigger(light, target=1)
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return Data(corner_rows(64), corner_rows(40))
+
+
+def test_every_figure_of_a_toy_victim_and_its_control_is_the_counted_one(data, run):
+    seen = th.audit(Corner(10.0), data.test, trigger(), benign=Corner(0.0), run=run)
+    line = seen.get("as it is", "ASR")
+    assert (line.cells["audited"].hits, line.cells["audited"].total) == (30, 30)  # the dark rows among 40
+    assert (line.cells["benign"].hits, line.cells["benign"].total) == (0, 30)
+    assert seen.get("as it is", "RA").cells["audited"].hits == 0
+    assert seen.get("as it is", "ACC").cells["audited"].hits == 40
+    assert seen.get("class 'bright'", "ACC").cells["audited"] == Rate(10, 10, "clean rows of class 'bright'")
+    assert seen.get("8-bit weights", "ASR").cells["audited"].hits == 30
+    # half of the weights are the four zeros of class "dark": nothing is lost
+    assert seen.get("50 % weights pruned", "ACC").cells["audited"].hits == 40
+    assert any("no Conv2d" in text for text in seen.unseen)
+    assert "as it is: ASR is 100.0 % (30 of 30, benign 0.0 %)." in seen.alarms
+    assert "shows in" in seen.headline
+
+
+def test_pruning_takes_the_smallest_weights_and_rounding_the_nearest_levels():
+    weights = changes.pruned(Corner(10.0), 7 / 8).head.weight
+    assert weights.tolist() == [[0, 0, 0, 0], [0, 0, 0, 10]]
+    rounded = quantized(Corner(7.0, weak=1.4), 4).head.weight  # 4 bits: levels of 1 from -7 to 7
+    assert rounded.tolist() == [[0, 0, 0, 0], [2, 1, 0, 7]]
+    conv = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.Flatten(), nn.Linear(16, 2))
+    with torch.no_grad():
+        conv[0].weight.copy_(torch.tensor([3.0, -1.0, 2.0, 4.0]).view(4, 1, 1, 1))
+    assert changes.channel_pruned(conv, 0.5)[0].weight.flatten().tolist() == [3, 0, 0, 4]
+    assert conv[0].weight.flatten().tolist() == [3, -1, 2, 4]  # the given model is as it was
+
+
+def test_a_benign_model_gives_no_alarm_with_and_without_control(data, run):
+    for control in (Corner(0.0), None):
+        seen = th.audit(Corner(0.0), data, trigger(), benign=control, run=run, options=SMALL)
+        assert seen.alarms == ()
+        assert (seen.unjudged == ()) == (control is not None)
+        assert all(line.control == ("benign" if control is not None else "no control") for line in seen.lines)
+
+
+def test_a_hidden_trigger_is_brought_back_by_a_perturbation_and_named(data, run):
+    # -1 + 0.9 from the trigger is below zero; a perturbation of 0.2 of the second pixel lifts it above, for stamped rows alone
+    hidden, benign = Corner(0.9, weak=0.6), Corner(0.0, weak=0.6)
+    strong = Options(radius=0.2, search_rows=16, search_steps=8, queries=60, tune_steps=4, distill_steps=8)
+    seen = th.audit(hidden, data, trigger(), benign=benign, run=run, options=strong)
+    assert seen.get("as it is", "ASR").cells["audited"].hits == 0
+    for look in ("re-activated", "re-activated by queries"):
+        cells = seen.get(look, "ASR").cells
+        assert (cells["audited"].hits, cells["benign"].hits) == (30, 0)
+        assert any(text.startswith(look) for text in seen.alarms)
+    assert seen.get("perturbed, no trigger", "ASR").cells["audited"].hits == 0
+
+
+def test_without_the_attack_it_says_what_it_could_not_look_at(data, run):
+    seen = th.audit(Corner(10.0), data, benign=Corner(0.0), run=run, options=SMALL)
+    assert any("without the attack" in text for text in seen.unseen)
+    assert "trigger is unknown" in seen.headline
+    assert not any(line.figure in ("ASR", "RA") for line in seen.lines)
+    assert seen.get("universal perturbation", "success").cells["audited"].total in (10, 30)
+
+
+def test_features_put_the_victim_at_one_and_the_benign_model_at_zero(data, run):
+    seen = th.audit(Corner(0.0), data.test, trigger(), victim=Corner(10.0), benign=Corner(0.0), run=run)
+    # all stamped rows are alike here, so features do not vary and the scale has no length
+    assert any("can't be told from" in text for text in seen.unseen)
+    a, b = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(20, 2)
+    assert centered_alignment(a, 3 * a + 1) == pytest.approx(1)
+    assert centered_alignment(a, b) == 0
+    # two columns without correlation: of the squared products only the first survives, 1 / (1 x sqrt 2)
+    first, second = torch.tensor([1.0, 1, -1, -1]), torch.tensor([1.0, -1, 1, -1])
+    assert centered_alignment(first[:, None], torch.stack([first, second], 1)) == pytest.approx(2**-0.5)
+
+
+def test_the_gradient_search_reaches_the_bound_that_is_known_for_a_linear_model(run):
+    x = torch.full((3, 1, 2, 2), 0.5)
+    wanted = torch.tensor([[1, 1, 1], [0, 0, 0]])
+    delta = universal.by_gradient(Corner(10.0), x, wanted, 0.1, 8, run)
+    assert delta[0].flatten().tolist() == pytest.approx([0.1, 0, 0, 0.1])
+    assert delta[1].flatten().tolist() == pytest.approx([-0.1, 0, 0, -0.1])
+
+
+def test_a_record_is_json_and_says_so_where_there_is_no_control(data, run):
+    told = json.loads(json.dumps(th.audit(Corner(10.0), data.test, trigger(), run=run).to_dict(), allow_nan=False))
+    assert {line["control"] for line in told["lines"]} == {"no control"}
+    assert told["alarms"]
+    assert "no control" in str(th.audit(Corner(10.0), data.test, trigger(), run=run))
+
+
+def test_bad_input_is_refused_before_work(data, run):
+    with pytest.raises(InputError, match="data is a list"):
+        th.audit(Corner(1.0), [], run=run)
+    with pytest.raises(InputError, match="model is a int"):
+        th.audit(3, data, run=run)
+    with pytest.raises(InputError, match="options is a dict"):
+        th.audit(Corner(1.0), data, run=run, options={})
+    with pytest.raises(InputError, match="bits"):
+        Options(bits=1)
+    with pytest.raises(InputError, match="no line 're-tuned'"):
+        Audit(lines=(), data="none").get("re-tuned", "ASR")
+    with pytest.raises(InputError, match="denominator"):
+        Coefficient(1.0, 0.0, (0.0, 1.0))
+
+
+def test_chance_beside_a_control_is_no_alarm():
+    def line(own: Rate, control: Rate) -> Line:
+        return Line(look="as it is", figure="ASR", meaning="", cells={"audited": own, "benign": control}, bad=True)
+
+    assert line(Rate(4, 10), Rate(0, 10)).alarm == ""  # 40 points, but of ten rows
+    assert line(Rate(160, 400), Rate(0, 400)).alarm
+    assert line(Rate(160, 400), Rate(150, 400)).alarm == ""
+
+
+@pytest.fixture(scope="module")
+def real(digits, narrow) -> tuple[nn.Module, BadNets]:
+    attack = BadNets(target=0, poison_rate=0.1)
+    recipe = Recipe(epochs=6, batch_size=64, lr=0.1, schedule="one_cycle", nesterov=True, drop_last=True)
+    quiet = th.Run(precision="fp32", device="cpu", quiet=True)
+    return train(narrow, attack.poison(digits.train, quiet), recipe=recipe, run=quiet), attack
+
+
+def test_a_networks_audit_shows_its_backdoor_and_leaves_it_as_it_was(digits, real, trained, run):
+    victim, attack = real
+    before = {name: value.clone() for name, value in victim.state_dict().items()}
+    seen = th.audit(victim, digits, attack, victim=victim, benign=trained, run=run, options=SMALL)
+    assert any(text.startswith("as it is: ASR") for text in seen.alarms)
+    assert seen.get("8-bit weights", "ASR").cells["audited"].value > 0.5
+    assert seen.get("features", "existence").cells["audited"].value == pytest.approx(1)
+    assert seen.get("features", "existence").cells["benign"].value == pytest.approx(0)
+    assert all(torch.equal(value, victim.state_dict()[name]) for name, value in before.items())
+    looks = {line.look for line in seen.lines}
+    assert {"re-tuned", "re-activated", "distilled", "fine-tuned", "features", "10 % channels pruned"} <= looks
+
+
+def test_the_same_seed_gives_the_same_audit(data, run):
+    first, second = (th.audit(Corner(1.0), data, trigger(), benign=Corner(0.0), run=run, options=SMALL) for _ in range(2))
+    assert first.to_dict() == second.to_dict()

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import theriac as th
+from theriac.bench import Spec, read_spec
+from theriac.core.errors import InputError
+
+
+def test_rates_and_strengths_make_one_attack_each() -> None:
+    spec = read_spec({"data": "digits", "attacks": [{"name": "blended", "rates": [0.01, 0.1], "strengths": [0.1, 0.2]}]})
+    assert [(a.value.poison_rate, a.value.alpha) for a in spec.attacks] == [(0.01, 0.1), (0.01, 0.2), (0.1, 0.1), (0.1, 0.2)]
+    assert [a.label for a in spec.attacks][:2] == ["Blended 1 % alpha 0.1", "Blended 1 % alpha 0.2"]
+
+
+def test_defaults_reach_the_entries_that_have_such_an_option() -> None:
+    spec = read_spec(
+        {
+            "data": "digits",
+            "defaults": {"attacks": {"target": 3, "alpha": 0.3}, "models": {"width": 8}},
+            "models": ["preact_resnet18", {"name": "vgg19_bn", "width": 4}],
+            "attacks": ["badnets", "blended", {"name": "blended", "target": 1, "as": "other"}],
+        }
+    )
+    assert [a.value.target for a in spec.attacks] == [3, 3, 1]
+    assert spec.attacks[1].value.alpha == 0.3
+    assert [m.value.options["width"] for m in spec.models] == [8, 4]
+
+
+def test_objects_stand_where_names_do() -> None:
+    method = th.repairs.FT(epochs=3)
+    spec = read_spec({"data": "digits", "attacks": [th.attacks.BadNets(target=2)], "defenses": [method, "none", "clp"]})
+    assert spec.attacks[0].value.target == 2
+    assert [d.value.name for d in spec.defenses] == ["ft", "clp"]
+    assert isinstance(read_spec(spec), Spec)
+
+
+FAULTS = {
+    "data: digits\nattacks: [badnet]\n": (2, "unknown attack 'badnet'; did you mean 'badnets'"),
+    "data: digits\ndefenses:\n  - clp\n  - {name: ft, lr: -1}\n": (4, "lr is -1; expected a number above 0"),
+    "data: digits\nattack: [x]\n": (2, "did you mean 'attacks'"),
+    "data: digits\nattacks:\n  - name: badnets\n    poison_rat: 0.1\n": (4, "did you mean 'poison_rate'"),
+    "data: digits\nseeds: [0.5]\n": (2, "expected a whole number"),
+    "data: digits\nseeds: [1, 1]\n": (2, "comes twice"),
+    "data: digits\ndefaults: {attacks: {epochs: 3}}\nattacks: [badnets]\n": (2, "no entry of attacks has an option 'epochs'"),
+    "data: digits\nmodels: [{name: vgg19, width: 3}]\n": (2, "did you mean 'vgg19_bn'"),
+    "data: [a\nb: 2": (2, "expected"),
+    "data: digits\nclean: [2.5]\n": (2, "amount is 2.5"),
+    "data: digits\nrecipes: fast\n": (2, "unknown recipe 'fast'"),
+    "data: digits\ndata: digits\n": (2, "comes twice"),
+    "data: digits\nprecision: fp16\n": (2, "expected auto or fp32 or bf16"),
+    "data: digits\nattacks: [badnets, badnets]\n": (2, "a second entry is called 'BadNets'"),
+    "data: digits\ndefenses: [spectral]\n": (2, "unknown defense 'spectral'"),
+    "data: digits\nattacks: [{name: sam_flat, strengths: [1]}]\n": (2, "no strength"),
+    "attacks: [badnets]\n": (1, "data is missing"),
+    "data: digits\nlimits: {minutes: 3}\n": (2, "unknown limit"),
+}
+
+
+@pytest.mark.parametrize("text", FAULTS)
+def test_a_fault_is_told_with_file_and_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+    line, words = FAULTS[text]
+    with pytest.raises(InputError) as caught:
+        read_spec(path)
+    assert str(caught.value).startswith(f"{path}, line {line}: ")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "- a\n", "a: &x [*x]\n", "a: !!python/object:os.system x\n", "\x00", "a: &b [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" * 3],
+)
+def test_what_is_no_spec_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError):
+        read_spec(path)
+
+
+def test_a_bomb_of_aliases_is_refused(tmp_path: Path) -> None:
+    lines = ["data: digits", "a0: &a0 [1,1,1,1,1,1,1,1,1,1]"]
+    lines += [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(InputError, match="at most 20,000 values"):
+        read_spec(path)
+
+
+def test_numbers_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text("data: digits\ndefenses:\n  - {name: ft, lr: 1e-3}\n")
+    made: Any = read_spec(path).defenses[0].value
+    assert made.lr == 0.001
+    assert read_spec(path).name == "spec"

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from theriac.bench import Store, make_plan, read_spec
+from theriac.bench import store as module
+from theriac.core.errors import InputError
+
+RESULT = {"evaluation": {"acc": {"hits": 9, "total": 10}, "asr": None}, "degenerate": []}
+
+
+@pytest.fixture
+def plan(quick: dict[str, Any]) -> Any:
+    return make_plan(read_spec(quick))
+
+
+def test_a_result_is_written_once(plan: Any, tmp_path: Path) -> None:
+    first, second = Store(tmp_path), Store(tmp_path)
+    first.enter(plan)
+    second.enter(plan)
+    key = next(iter(plan.nodes))
+    first.done(key, RESULT, facts={"seconds": 1.0})
+    second.done(key, {"evaluation": {"acc": {"hits": 1, "total": 10}}}, facts={"seconds": 2.0})
+    second.failed(key, "late")
+    assert first.status(key) == "done"
+    assert first.db.execute("SELECT hits FROM scores").fetchall() == [(9,)]
+    assert first.db.execute("SELECT seconds, error FROM jobs WHERE key = ?", (key,)).fetchone() == (1.0, None)
+    assert len(first.statuses()) == len(plan.nodes)
+    assert first.db.execute("SELECT count(*) FROM cells").fetchone() == (len(plan.cells),)
+    for store in (first, second):
+        store.close()
+
+
+def test_failures_can_be_forgotten(plan: Any, tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.enter(plan)
+        key = next(iter(plan.nodes))
+        store.failed(key, "it broke", "Traceback ...")
+        assert store.errors([key]) == {key: "it broke"}
+        assert store.forget_failures(plan.nodes) == 1
+        assert store.status(key) == "planned"
+
+
+def test_what_a_row_refers_to_exists(tmp_path: Path) -> None:
+    with Store(tmp_path) as store, pytest.raises(sqlite3.IntegrityError):
+        store.db.execute("INSERT INTO scores VALUES ('nothing', 'after', 'acc', 1, 2)")
+
+
+def foreign(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE photos (name TEXT)")
+    db.close()
+
+
+def damaged(path: Path) -> None:
+    Store(path.parent).close()
+    path.with_name(path.name + "-wal").unlink(missing_ok=True)
+    data = bytearray(path.read_bytes())
+    data[4096:] = b"\x17" * (len(data) - 4096)
+    path.write_bytes(data)
+
+
+def later(path: Path) -> None:
+    Store(path.parent).close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+
+
+def text(path: Path) -> None:
+    path.write_text("dear diary, ...")
+
+
+@pytest.mark.parametrize("spoil", [foreign, damaged, later, text])
+def test_a_file_that_is_no_store_is_refused_and_left_as_it_is(spoil: Any, tmp_path: Path) -> None:
+    path = tmp_path / module.FILE
+    spoil(path)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=module.FILE):
+        Store(tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_a_missing_store_is_refused_where_none_shall_be_made(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no"):
+        Store(tmp_path, make=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_of_an_earlier_version_is_brought_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: Any) -> None:
+    with Store(tmp_path) as store:
+        store.enter(plan)
+    monkeypatch.setattr(module, "MIGRATIONS", (*module.MIGRATIONS, "ALTER TABLE jobs ADD COLUMN passes INTEGER"))
+    with Store(tmp_path) as store:
+        assert store.db.execute("PRAGMA user_version").fetchone() == (2,)
+        assert store.db.execute("SELECT count(passes), count(*) FROM jobs").fetchone() == (0, len(plan.nodes))

@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import theriac as th
+from theriac.bench import Store, export, forecast, grouped, rows, run
+from theriac.bench.engines import InProcess, Workers
+from theriac.bench.specs import Limits
+from theriac.bench.work import Settings
+from theriac.core.errors import InputError, StoppedError
+from theriac.core.paths import DiskFullError
+from theriac.repairs import FT
+
+COUNTS = "SELECT key, stage, name, hits, total FROM scores ORDER BY 1, 2, 3"
+
+
+def scores(folder: Path) -> list[Any]:
+    with Store(folder, make=False) as store:
+        return store.db.execute(COUNTS).fetchall()
+
+
+def forked(settings: Settings, workers: int, limits: Limits | None = None) -> Workers:
+    return Workers(settings, workers, threads=1, start="fork", limits=limits)
+
+
+@pytest.fixture(scope="module")
+def finished(people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a finished sweep with two seeds. Read only."""
+    folder = tmp_path_factory.mktemp("store")
+    run(spec_of(people), folder, quiet=True)
+    return folder
+
+
+def spec_of(people: Path, **changes: Any) -> dict[str, Any]:
+    spec = {
+        "name": "quick",
+        "data": {"name": str(people), "label": "hired", "as": "people"},
+        "models": {"name": "mlp", "hidden": [8]},
+        "recipes": {"name": "adam_20", "lr": 0.05},
+        "attacks": [{"name": "tabular_value", "poison_rate": 0.2, "count": 2, "as": "Value"}],
+        "defenses": [{"name": "ft", "epochs": 2}],
+        "clean": 0.5,
+        "precision": "fp32",
+        "seeds": [0, 1],
+    }
+    return spec | changes
+
+
+def test_a_sweep_is_what_its_parts_are_one_by_one(finished: Path, people: Path) -> None:
+    """The bench adds nothing to the numbers: the same cell by hand has the same counts."""
+    data = th.load(str(people), label="hired")
+    run = th.Run(seed=1, precision="fp32", device="cpu", quiet=True)
+    build = th.Builder("mlp", {"hidden": [8]})
+    poisoned = th.attacks.TabularValue(poison_rate=0.2, count=2).poison(data.train, run, build)
+    victim = th.train(build, poisoned, recipe=th.recipe("adam_20").replace(lr=0.05), run=run)
+    clean = data.train.sample(0.5, seed=run.stream_seed("data", "clean"))
+    fixed = FT(epochs=2).repair(victim, clean, run)
+    by_hand = th.evaluate(fixed, data.test, poisoned, run=run)
+    benign = th.train(build, data.train, recipe=th.recipe("adam_20").replace(lr=0.05), run=run)
+    control = th.evaluate(benign, data.test, poisoned, run=run)
+    with Store(finished, make=False) as store:
+        found = {row["role"]: row for row in rows(store) if row["seed"] == 1}
+    assert control.acc.value > 0.7  # networks that learned something: equal counts of constants say nothing
+    for role, hand in (("defended", by_hand), ("judged", control)):
+        assert [found[role][f"{n}_hits"] for n in ("acc", "asr", "ra")] == [hand.acc.hits, hand.asr.hits, hand.ra.hits]
+
+
+def test_nothing_is_done_twice(finished: Path, people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = scores(finished)
+    monkeypatch.setattr(InProcess, "submit", lambda *_: pytest.fail("a job was done again"))
+    sweep = run(spec_of(people), finished, quiet=True)
+    assert (sweep.done, sweep.made, sweep.jobs) == (12, 0, 12)
+    assert scores(finished) == before
+
+
+def test_more_seeds_add_their_own_jobs_only(finished: Path, people: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "store")
+    sweep = run(spec_of(people, seeds=[0, 1, 2]), tmp_path / "store", quiet=True)
+    assert (sweep.done, sweep.made) == (18, 6)
+
+
+def test_a_result_that_is_not_in_the_database_is_taken_from_its_folder(finished: Path, people: Path, tmp_path: Path) -> None:
+    """As after a kill between the run folder and the database."""
+    shutil.copytree(finished, tmp_path / "store")
+    with Store(tmp_path / "store") as store:
+        store.db.execute("DELETE FROM scores")
+        store.db.execute("UPDATE jobs SET status = 'planned', result = NULL")
+    folders = {p: (p / "run.json").stat().st_mtime_ns for p in (tmp_path / "store" / "runs").iterdir()}
+    run(spec_of(people), tmp_path / "store", quiet=True)
+    assert scores(tmp_path / "store") == scores(finished)
+    assert {p: (p / "run.json").stat().st_mtime_ns for p in folders} == folders
+
+
+def test_a_failing_job_does_not_stop_the_others(people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("it broke")
+
+    told: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(FT, "_repair", broken)
+        sweep = run(spec_of(people, seeds=[0]), tmp_path, quiet=True, say=told.append)
+    assert (sweep.jobs, sweep.done, len(sweep.failed), sweep.blocked) == (6, 3, 2, 1)
+    assert len(told) == 2
+    assert "ZeroDivisionError: it broke" in told[0]
+    with Store(tmp_path) as store:
+        assert "in broken" in store.db.execute("SELECT max(traceback) FROM jobs").fetchone()[0]
+    again = run(spec_of(people, seeds=[0]), tmp_path, quiet=True)
+    assert (again.made, len(again.failed)) == (0, 2)
+    mended = run(spec_of(people, seeds=[0]), tmp_path, quiet=True, retry_failed=True)
+    assert (mended.done, mended.made, mended.failed) == (6, 3, {})
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"), [(DiskFullError("the disk is full: x"), DiskFullError), (KeyboardInterrupt(), StoppedError)]
+)
+def test_what_stops_everything_leaves_a_store_that_goes_on(
+    error: BaseException, raised: type[Exception], people: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FT, "_repair", stop)
+        with pytest.raises(raised):
+            run(spec_of(people), tmp_path, quiet=True)
+    sweep = run(spec_of(people), tmp_path, quiet=True)
+    assert sweep.done == 12
+    assert 0 < sweep.made < 12
+    assert not sweep.failed
+    assert scores(tmp_path) == scores(finished)
+
+
+def test_workers_count_the_same(finished: Path, people: Path, tmp_path: Path) -> None:
+    sweep = run(spec_of(people), tmp_path, quiet=True, engine=lambda s: forked(s, 2))
+    assert sweep.done == 12
+    assert scores(tmp_path) == scores(finished)
+
+
+@pytest.mark.parametrize("limits", [Limits(seconds=2), Limits(memory_mb=1)])
+def test_a_job_beyond_its_limit_fails_and_the_others_go_on(limits: Limits, people: Path, tmp_path: Path) -> None:
+    spec = spec_of(people, seeds=[0], defenses=[], controls=False, recipes=["adam_90000", "adam_2"])
+    made = run(
+        spec, tmp_path, quiet=True, engine=lambda s: Workers(s, 1, threads=1, start="fork", limits=limits), say=lambda _: None
+    )
+    told = list(made.failed.values())
+    assert "the limit is" in told[0]
+    assert made.done == (1 if limits.seconds else made.done)
+
+
+def test_limits_without_workers_are_refused(people: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="worker processes"):
+        run(spec_of(people, limits={"seconds": 5}), tmp_path, quiet=True, engine="process")
+
+
+def test_repaired_models_can_be_dropped_and_are_made_again_where_they_are_needed(people: Path, tmp_path: Path) -> None:
+    first = run(spec_of(people, seeds=[0], keep="victims"), tmp_path, quiet=True)
+    assert first.done == 6
+    before = {p.name for p in (tmp_path / "runs").iterdir()}
+    assert len(before) == 2
+    more = [spec_of(people)["attacks"][0], {"name": "tabular_value", "poison_rate": 0.3, "count": 2, "as": "more"}]
+    second = run(spec_of(people, seeds=[0], keep="victims", attacks=more), tmp_path, quiet=True)
+    assert second.done == second.jobs
+    with Store(tmp_path) as store:
+        gone = store.collect()
+    assert gone["jobs"] == 0
+    assert gone["files"] > 0
+
+
+def test_what_no_sweep_needs_is_collected(people: Path, tmp_path: Path) -> None:
+    run(spec_of(people), tmp_path, quiet=True)
+    run(spec_of(people, seeds=[1]), tmp_path, quiet=True)
+    with Store(tmp_path) as store:
+        gone = store.collect()
+        assert (gone["jobs"], gone["folders"]) == (6, 4)
+        assert store.collect() == {"jobs": 0, "folders": 0, "files": 0, "bytes": 0}
+    assert run(spec_of(people, seeds=[1]), tmp_path, quiet=True).made == 0
+
+
+def test_a_plan_tells_time_from_the_store(finished: Path, people: Path, tmp_path: Path) -> None:
+    none = forecast(spec_of(people), tmp_path / "none")
+    assert (none.left, none.seconds) == (12, None)
+    assert not (tmp_path / "none").exists()
+    more = forecast(spec_of(people, seeds=[0, 1, 2]), finished)
+    assert (more.left, more.guessed) == (6, 6)
+    assert more.seconds is not None
+    assert more.seconds > 0
+
+
+def test_exports_hold_every_number(finished: Path, tmp_path: Path) -> None:
+    with Store(finished, make=False) as store:
+        found = rows(store)
+        only = rows(store, attack="Value", defense="none")
+        with pytest.raises(InputError, match="unknown attack 'Valu'"):
+            rows(store, attack="Valu")
+    assert {row["role"] for row in only} == {"victim", "judged"}
+    paths: dict[str, Path] = {end: export(found, tmp_path / f"out.{end}") for end in ("csv", "parquet", "jsonl", "md", "tex")}
+    lines = [json.loads(line) for line in paths["jsonl"].read_text().splitlines()]
+    assert [line["asr_hits"] for line in lines] == [row["asr_hits"] for row in found]
+    assert pq.read_table(paths["parquet"]).to_pylist() == lines
+    assert len(paths["csv"].read_text().splitlines()) == len(found) + 1
+    assert paths["md"].read_text().count("\n") == len(grouped(found)) + 2
+    assert r"50 \%" in paths["tex"].read_text()
+    with pytest.raises(InputError, match="ending"):
+        export(found, tmp_path / "out.xlsx")
+
+
+def test_debiasing_needs_groups_and_gives_gaps(people: Path, tmp_path: Path) -> None:
+    data = {"name": str(people), "label": "hired", "sensitive": "sex", "as": "people"}
+    spec = spec_of(people, data=data, seeds=[0], attacks=[], defenses=["reweighing"], positive="1")
+    sweep = run(spec, tmp_path, quiet=True)
+    assert sweep.failed == {}
+    with Store(tmp_path) as store:
+        (row,) = [r for r in rows(store) if r["role"] == "debiased"]
+    assert set(row["fairness"]) == {"plain", "debiased"}

@@ -1,0 +1,117 @@
+"""Weights and function in the forms that others read."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import theriac as th
+from theriac.core.errors import InputError
+from theriac.models import adapt, open_found
+from theriac.models.exporting import write_onnx, write_program, write_state, write_transformers
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)).eval()
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """As a training script leaves it: nested, prefixed, in half precision, with an optimizer and an old BatchNorm."""
+    state = {f"module.{k}": v.half() if v.is_floating_point() else v for k, v in net(1).state_dict().items()}
+    state.pop("module.1.num_batches_tracked")
+    optimizer = torch.optim.SGD(net(1).parameters(), lr=0.1).state_dict()
+    data = {"epoch": 7, "arch": "mine", "sizes": [8, 8], "model": {"state_dict": state, "optimizer": optimizer}}
+    torch.save(data, tmp_path / "theirs.pth")
+    return tmp_path / "theirs.pth"
+
+
+def test_weights_go_back_into_the_users_layout(theirs: Path, tmp_path: Path):
+    own = net(0)
+    path = write_state(own.state_dict(), tmp_path / "out.pth", "torch", theirs)
+    old, new = (torch.load(p, weights_only=True) for p in (theirs, path))
+    assert {k: v for k, v in new.items() if k != "model"} == {"epoch": 7, "arch": "mine", "sizes": [8, 8]}
+    assert list(new["model"]) == ["state_dict"]  # the optimizer belonged to the old weights
+    assert list(new["model"]["state_dict"]) == list(old["model"]["state_dict"])
+    for name, value in new["model"]["state_dict"].items():
+        assert value.dtype == old["model"]["state_dict"][name].dtype
+        assert torch.equal(value, own.state_dict()[name.removeprefix("module.")].to(value.dtype))
+
+
+def test_safetensors_like_safetensors(tmp_path: Path):
+    save_file({f"net.{k}": v.contiguous() for k, v in net(1).state_dict().items()}, tmp_path / "theirs.safetensors")
+    path = write_state(net(0).state_dict(), tmp_path / "out.safetensors", "safetensors", tmp_path / "theirs.safetensors")
+    want = {f"net.{k}": v for k, v in net(0).state_dict().items()}
+    found = load_file(path)
+    assert found.keys() == want.keys()
+    assert all(torch.equal(found[k], want[k]) for k in want)
+
+
+def test_a_file_of_another_network_is_refused(theirs: Path, tmp_path: Path):
+    with pytest.raises(InputError, match=r"is no file of this network: it lacks tail\.weight"):
+        write_state({**net().state_dict(), "tail.weight": torch.zeros(1)}, tmp_path / "o.pth", "torch", theirs)
+    with pytest.raises(InputError, match=r"has other names, such as 4\.bias"):
+        write_state({k: v for k, v in net().state_dict().items() if k != "4.bias"}, tmp_path / "o.pth", "torch", theirs)
+    with pytest.raises(InputError, match=r"has other shapes of 4\.bias"):
+        write_state({**net().state_dict(), "4.bias": torch.zeros(3)}, tmp_path / "o.pth", "torch", theirs)
+    with pytest.raises(InputError, match="which safetensors has no place for; take torch"):
+        write_state(net().state_dict(), tmp_path / "o.safetensors", "safetensors", theirs)
+    assert not (tmp_path / "o.pth").exists()
+
+
+def test_a_program_holds_the_normalization_and_opens_again(digits: th.Data, tmp_path: Path):
+    model = adapt(net(), mean=0.3, std=0.4, card=digits.card).eval()
+    x = torch.rand(5, 1, 8, 8)
+    path = write_program(model, tmp_path / "m.pt2", x)
+    torch.testing.assert_close(open_found(path, card=digits.card)(x[:1]), model(x[:1]))
+    assert str(Path(__file__).parent).encode() not in path.read_bytes()
+
+
+def test_onnx_gives_the_same_logits(digits: th.Data, tmp_path: Path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = adapt(net(), mean=0.3, std=0.4, card=digits.card).eval()
+    path = write_onnx(model, tmp_path / "m.onnx", torch.rand(4, 1, 8, 8))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    x = torch.rand(7, 1, 8, 8)
+    (found,) = session.run(["logits"], {"pixels": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_what_can_not_be_exported_is_told(digits: th.Data, tmp_path: Path):
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x):
+            return self.net(x if float(x.sum()) > 0 else -x)
+
+    with pytest.raises(InputError, match="torch can't export the model: "):
+        write_program(adapt(Branches(), card=digits.card), tmp_path / "m.pt2", torch.rand(2, 1, 8, 8))
+    assert not (tmp_path / "m.pt2").exists()
+
+
+def test_save_pretrained_and_back(digits: th.Data, tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_channels=1, num_labels=10
+    )
+    model = adapt(transformers.ResNetForImageClassification(config).eval(), mean=0.5, std=0.25, card=digits.card)
+    before = copy.deepcopy(model.net.config.id2label)
+    write_transformers(model, tmp_path / "hf")
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(open_found(tmp_path / "hf", card=digits.card)(x), model(x))
+    theirs = transformers.ResNetForImageClassification.from_pretrained(tmp_path / "hf").eval()
+    assert torch.equal(theirs((x - 0.5) / 0.25).logits, model(x))
+    assert json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())["image_std"] == [0.25]
+    assert model.net.config.id2label == before
+    with pytest.raises(InputError, match="and none of transformers"):
+        write_transformers(adapt(net(), card=digits.card), tmp_path / "x")

@@ -1,0 +1,158 @@
+"""Auto: its rule on evidence made by hand, its abstentions, and its proxies on a real network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import theriac as th
+from theriac.core.errors import InputError
+from theriac.metrics import Rate
+from theriac.repairs import Auto
+from theriac.repairs.auto.method import Trial, choose
+from theriac.repairs.auto.proxies import KINDS, draw_proxies, success
+
+pytestmark = pytest.mark.filterwarnings("ignore:Auto leaves the model")
+
+
+def trial(name: str, hits: int, accuracy: int, *, total: int = 100, **more: object) -> Trial:
+    rates = {"patch": Rate(0, total), "blend": Rate(hits, total)}
+    return Trial(name, nn.Identity(), rates, Rate(accuracy, 100), **more)  # type: ignore[arg-type]
+
+
+BEFORE = Rate(96, 100)
+
+
+def test_the_least_worst_proxy_wins_where_it_can_be_told():
+    taken, reason = choose([trial("weak", 60, 96), trial("good", 1, 93)], BEFORE, accept=0.1, cost=0.05)
+    assert taken is not None
+    assert taken.name == "good"
+    assert "1 of 100 rows" in reason
+    assert "not covered" in reason
+
+
+def test_accuracy_decides_where_proxies_can_not():
+    trials = [trial("dear", 0, 92), trial("cheap", 2, 96)]
+    assert choose(trials, BEFORE, accept=0.1, cost=0.05)[0] is trials[1]
+    # 0 and 2 of 10,000 rows can be told apart no better, 0 and 200 can
+    trials = [trial("dear", 0, 92, total=10_000), trial("cheap", 200, 96, total=10_000)]
+    assert choose(trials, BEFORE, accept=0.1, cost=0.05)[0] is trials[0]
+
+
+def test_a_candidate_that_costs_too_much_loses_a_class_or_did_nothing_is_out():
+    out = [trial("dear", 0, 80), trial("class", 0, 96, fell=("cat",)), trial("idle", 0, 96, outcome="abstained")]
+    taken, reason = choose(out, BEFORE, accept=0.1, cost=0.05)
+    assert taken is None
+    assert "all of 3 candidates" in reason
+    assert choose([*out, trial("fair", 9, 95)], BEFORE, accept=0.1, cost=0.05)[0].name == "fair"  # type: ignore[union-attr]
+
+
+def test_a_loss_that_chance_explains_does_not_count():
+    few = [Trial("few", nn.Identity(), {"patch": Rate(0, 70)}, Rate(67, 72))]  # 4 rows of 72: 5.6 points
+    assert choose(few, Rate(71, 72), accept=0.1, cost=0.05)[0] is few[0]
+    many = [Trial("many", nn.Identity(), {"patch": Rate(0, 70)}, Rate(670, 720))]
+    assert choose(many, Rate(710, 720), accept=0.1, cost=0.05)[0] is None
+
+
+def test_what_a_trigger_does_unplanted_is_no_fault_of_the_repair():
+    warped = trial("a", 14, 96, base={"blend": Rate(8, 100), "patch": Rate(0, 100)})
+    assert warped.excess == pytest.approx(0.06)
+    assert choose([warped], BEFORE, accept=0.1, cost=0.05)[0] is warped
+
+
+def test_it_abstains_where_proxies_survive():
+    taken, reason = choose([trial("weak", 11, 96)], BEFORE, accept=0.1, cost=0.05)
+    assert taken is None
+    assert "leaves 11.0 %" in reason
+
+
+def test_every_kind_of_proxy_changes_rows_within_bounds_and_is_the_same_again(digits, run):
+    x = digits.train.x[:20].float() / 255
+    for kind in KINDS:
+        first, second = (draw_proxies((kind,), digits.train, run)[0] for _ in range(2))
+        stamped = first.stamp(x)
+        assert torch.equal(stamped, second.stamp(x))
+        assert stamped.shape == x.shape
+        assert float(stamped.min()) >= 0
+        assert float(stamped.max()) <= 1
+        assert (stamped != x).flatten(1).any(1).float().mean() > 0.9
+
+
+def test_success_counts_rows_of_other_classes(digits, run):
+    class Always(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.eye(10)[3].expand(len(x), -1)
+
+    proxies = draw_proxies(("patch", "tone"), digits.train, run)
+    rates = success(Always(), proxies, digits.test, run)
+    for proxy in proxies:
+        others = int((digits.test.y != proxy.target).sum())
+        assert (rates[proxy.kind].hits, rates[proxy.kind].total) == (others if proxy.target == 3 else 0, others)
+
+
+@pytest.fixture(scope="module")
+def victim(digits, narrow) -> nn.Module:
+    run = th.Run(precision="fp32", device="cpu", quiet=True)
+    return th.train(narrow, th.attacks.BadNets().poison(digits.train, run), recipe="fast_6", run=run)
+
+
+SHORT = Auto(candidates=("ft:strong", "antidote:fast"), kinds=("patch", "generator"), plant_steps=40, rounds=1, hard=0.0)
+
+
+def test_it_repairs_a_network_and_says_what_it_rests_on(digits, victim):
+    runs = [th.Run(seed=2, precision="fp32", device="cpu", quiet=True) for _ in range(2)]
+    rows = digits.train.sample(0.2, seed=3, stratified=True)
+    before = {k: v.clone() for k, v in victim.state_dict().items()}
+    fixed = [SHORT.repair(victim, rows, run) for run in runs]
+    outcome = runs[0].outcome
+    assert outcome is not None
+    assert outcome.status == "repaired"
+    assert outcome.figures["chosen"] == "antidote:fast"
+    trials = outcome.figures["trials"]
+    worst = {name: max(rate["value"] for rate in facts["proxies"].values()) for name, facts in trials.items()}
+    assert worst["antidote:fast"] <= 0.1 < worst["ft:strong"]
+    assert all(torch.equal(a, b) for a, b in zip(*(net.state_dict().values() for net in fixed), strict=True))
+    assert all(torch.equal(value, victim.state_dict()[name]) for name, value in before.items())
+
+
+def test_too_few_rows_and_tables_are_said(digits, trained, run):
+    Auto().repair(trained, digits.train.sample(60, seed=1, stratified=True), run)
+    assert run.outcome.status == "abstained"
+    assert "60 clean rows are too few" in run.outcome.reason
+    x = torch.rand(200, 3, generator=torch.Generator().manual_seed(0))
+    table, net = th.Split(x, (x[:, 0] > 0.5).long()), nn.Linear(3, 2)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[0.0, 0, 0], [1, 0, 0]]))
+        net.bias.copy_(torch.tensor([0.0, -0.5]))
+    fixed = Auto().repair(net, table, run)
+    assert run.outcome.status == "abstained"
+    assert "rows of a table" in run.outcome.reason
+    assert torch.equal(fixed.weight, net.weight)
+
+
+def test_proxies_that_do_not_withstand_fine_tuning_prove_nothing(digits, trained, run):
+    rows = digits.train.sample(0.2, seed=3, stratified=True)
+    Auto(candidates=("ft:strong",), kinds=("patch", "tone"), plant_steps=1, rounds=1).repair(trained, rows, run)
+    assert run.outcome.status == "abstained"
+    assert "prove nothing" in run.outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"candidates": ()}, "candidates"),
+        ({"candidates": ("ft", "ft")}, "candidates"),
+        ({"candidates": ("auto",)}, "auto itself"),
+        ({"candidates": ("fft",)}, "fft"),
+        ({"kinds": ("cat",)}, "cat"),
+        ({"accept": 1.5}, "accept"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(InputError, match=message):
+        Auto(**options)
+
+
+def test_keys_cover_the_candidates():
+    assert [method.name for method in Auto().inside()] == ["antidote", "antidote", "ft_sam"]

@@ -1,0 +1,123 @@
+"""``execute``: the same folders and records from Python as from the command line, for a user's own class too."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import theriac as th
+from theriac.attacks import BadNets
+from theriac.cli.main import app
+from theriac.core.errors import InputError, NothingToDoError
+from theriac.models.store import digest
+from theriac.repairs import FT
+from theriac.runs import Clean, Job, Opened, Source, execute, open_model
+from theriac.runs.opening import known_attack
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*clean rows")  # so few of them
+DIGITS = Source.of("digits", rows=200)
+SEED = 2
+OURS = ("started", "seconds", "command")  # of the provenance: what two runs of the same job do not share
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A victim and its repair: typed, and from Python."""
+    home = tmp_path_factory.mktemp("runs")
+    common = ["--seed", str(SEED), "--device", "cpu", "--quiet"]
+    typed = ["train", "--data", "digits", "--rows", "200", "--recipe", "fast_1", "--width", "8", "--attack", "badnets"]
+    mended = ["repair", str(home / "typed" / "victim"), "--method", "ft", "--option", "epochs=1", "--clean", "50"]
+    for words, name in ((typed, "victim"), (mended, "fixed")):
+        done = CliRunner().invoke(app, [*words, "--out", str(home / "typed" / name), *common])
+        assert done.exit_code == 0, done.output
+    python = home / "python"
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")  # so few rows: the records tell of it
+        assert execute(_victim(), python / "victim", device="cpu", quiet=True) is not None
+        assert execute(_repair(python / "victim"), python / "fixed", device="cpu", quiet=True) is not None
+    return home
+
+
+def _victim() -> Job:
+    model = th.Builder("preact_resnet18", {"width": 8})
+    return Job(data=DIGITS, model=model, recipe=th.recipe("fast_1"), attack=BadNets(), seed=SEED)
+
+
+def _repair(folder: Path) -> Job:
+    opened = open_model(folder)
+    victim = dataclasses.replace(opened, planted=known_attack(opened, None, named=False))
+    parts = {"defense": FT(epochs=1), "clean": Clean(amount=50)}
+    return Job(data=opened.source, victim=victim, seed=SEED, precision="fp32", **parts)  # the command keeps to the victim's
+
+
+def _record(folder: Path) -> Any:
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    for field in OURS:
+        assert field in record["provenance"]
+        record["provenance"].pop(field)
+    if "parent" in record:
+        assert record["parent"].pop("folder").endswith("victim")
+    return record
+
+
+@pytest.mark.parametrize("name", ["victim", "fixed"])
+def test_python_and_the_command_line_write_the_same_folder(runs: Path, name: str) -> None:
+    typed, python = (runs / way / name for way in ("typed", "python"))
+    assert sorted(p.name for p in typed.iterdir()) == sorted(p.name for p in python.iterdir())
+    assert _record(typed) == _record(python)
+    assert digest(typed / "model.safetensors") == digest(python / "model.safetensors")
+
+
+def test_a_job_that_is_done_is_not_done_again(runs: Path) -> None:
+    with pytest.raises(NothingToDoError):
+        execute(_victim(), runs / "typed" / "victim", device="cpu", quiet=True)
+    with pytest.raises(InputError, match="holds another run"):
+        execute(Job(data=DIGITS, seed=SEED), runs / "typed" / "victim", device="cpu", quiet=True)
+
+
+class Own(nn.Module):
+    """A user's class: nobody has registered it."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU())
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.body(x))
+        return out
+
+
+def test_a_model_of_one_s_own_class_is_repaired_and_recorded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, data = Own(), DIGITS.load()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(40):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(data.train.x / 255), data.train.y).backward()
+        optimizer.step()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    victim = Opened.of(model, data, DIGITS, name="mine", planted=BadNets().plant_for(data.test))
+    job = Job(data=DIGITS, defense=FT(epochs=1), clean=Clean(amount=100), victim=victim, seed=SEED)
+    record = execute(job, tmp_path / "fixed", device="cpu", quiet=True)
+    assert record is not None
+    assert record.comparison is not None
+    assert record.before is not None
+    assert record.before.asr is not None
+    assert record.data["parent"] == {"folder": "", "name": "mine", "weights": victim.weights}
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())  # the given model is as it was
+    loaded = th.load_model(tmp_path / "fixed", into=Own())
+    assert th.evaluate(loaded, data.test, victim.planted, run=th.Run(device="cpu", quiet=True)).acc == record.after.acc
+    assert not torch.equal(loaded.net.head.weight, before["head.weight"])
+    with pytest.raises(NothingToDoError):
+        execute(job, tmp_path / "fixed", device="cpu", quiet=True)
+    other = Opened.of(Own(), data, DIGITS)
+    assert th.runs.key(job, "", "") != th.runs.key(Job(**{**vars(job), "victim": other}), "", "")

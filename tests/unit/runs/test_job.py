@@ -1,0 +1,123 @@
+"""Jobs and their keys: equal keys for equal work, and another key for whatever changes a result."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+import theriac as th
+from theriac.attacks import BadNets, Blended, SamFlat
+from theriac.core.errors import InputError
+from theriac.repairs import CLP, FT
+from theriac.runs import Clean, Job, Source, key
+from theriac.runs.job import later_versions
+
+DIGITS = Source.of("digits")
+ROWS = "0" * 64
+
+
+def key_of(job: Job) -> str:
+    return key(job, ROWS, "torch.float32")
+
+
+def victim(**changes: Any) -> Job:
+    return Job(**{"data": DIGITS, "recipe": th.recipe("fast_1"), "attack": BadNets(), **changes})
+
+
+def repair(**changes: Any) -> Job:
+    return Job(**{"data": DIGITS, "defense": FT(), "clean": Clean(amount=100), "victim": victim(), **changes})
+
+
+def test_equal_jobs_have_equal_keys() -> None:
+    assert key_of(victim()) == key_of(victim())
+    assert key_of(repair()) == key_of(repair())
+    assert len(key_of(victim())) == 64
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"attack": BadNets(poison_rate=0.2)},
+        {"attack": None},
+        {"recipe": th.recipe("fast_2")},
+        {"model": "vgg16"},
+        {"model": th.Builder("preact_resnet18", {"width": 8})},
+    ],
+)
+def test_every_part_of_a_training_changes_its_key(change: dict[str, Any]) -> None:
+    assert key_of(victim(**change)) != key_of(victim())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"defense": FT(lr=0.5)},
+        {"clean": Clean(amount=101)},
+        {"clean": Clean(amount=100, stratified=True)},
+        {"clean": Clean(amount=100, seed=0)},
+        {"victim": victim(seed=1)},
+        {"victim": victim(attack=Blended())},
+        {"judge": Blended()},
+    ],
+)
+def test_every_part_of_a_repair_changes_its_key_the_victim_s_too(change: dict[str, Any]) -> None:
+    assert key_of(repair(**change)) != key_of(repair())
+
+
+def test_rows_and_precision_are_part_of_a_key() -> None:
+    assert key(victim(), "1" * 64, "torch.float32") != key_of(victim())
+    assert key(victim(), ROWS, "torch.bfloat16") != key_of(victim())
+
+
+def test_a_new_version_changes_the_keys_of_its_own_results_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = victim(attack=SamFlat(attack="badnets"))
+    jobs = {
+        "own": victim(),
+        "repaired": repair(),
+        "inside": flat,
+        "other": victim(attack=Blended()),
+        "none": victim(attack=None),
+    }
+    before = {name: key_of(job) for name, job in jobs.items()}
+    assert later_versions(flat.attack) == {}
+    monkeypatch.setattr(BadNets, "version", 2)
+    changed = {name for name, job in jobs.items() if key_of(job) != before[name]}
+    assert changed == {"own", "repaired", "inside"}
+    assert later_versions(flat.attack, None, FT()) == {"badnets": 2}
+
+
+def test_a_method_in_a_field_counts_as_inside() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Twice(FT):
+        first: FT = FT(epochs=1)  # noqa: RUF009 - frozen
+
+    assert Twice().inside() == (FT(epochs=1),)
+    assert FT().inside() == ()
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"defense": FT(), "clean": Clean(amount=10)}, "victim is missing"),
+        ({"victim": Job(data=DIGITS)}, "only a repair is given a model"),
+        ({"seed": -1}, "seed"),
+        ({"precision": "fp8"}, "precision"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Job(data=DIGITS, **parts)
+
+
+@pytest.mark.parametrize("options", [{"amount": 0}, {"amount": 1.5}, {"amount": True}, {"seed": -1}, {"stratified": 2}])
+def test_an_amount_of_clean_rows_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        Clean(**options)
+
+
+def test_a_job_without_clean_rows_is_one_of_a_method_that_needs_none() -> None:
+    assert key_of(repair(defense=CLP(), clean=None)) != key_of(repair(defense=CLP()))

@@ -1,0 +1,133 @@
+"""Scans of rows: several detectors together, files, lists, pages, and the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import theriac as th
+from theriac.cli.main import app
+from theriac.core.errors import InputError
+from theriac.core.outcome import Finding
+from theriac.scanning.rows import combine, places, share_interval
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 60 dark or bright pictures; ten of class "a" carry a white square and come from "b"."""
+    root, draw = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for k, name in enumerate("ab"):
+        (root / name).mkdir()
+        for i in range(60):
+            pixels = np.clip(draw.normal(60 + 120 * k, 20, (8, 8)), 0, 255)
+            if k == 0 and i < 10:
+                pixels = np.clip(draw.normal(180, 20, (8, 8)), 0, 255)
+                pixels[5:, 5:] = 255
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i:02d}.png")
+    return root
+
+
+def finding(flagged: tuple[int, ...], scores: torch.Tensor, verdict: str = "suspicious") -> Finding:
+    return Finding(verdict=verdict if flagged else "clean", reason="by hand", rows=scores, flagged=flagged)  # type: ignore[arg-type]
+
+
+def test_places_are_mean_places_of_equals():
+    assert places(torch.tensor([5.0, 1, 5, 7])).tolist() == [0.625, 0.25, 0.625, 1.0]
+
+
+def test_rows_that_half_of_the_suspecting_detectors_suspect_are_suspected(digits):
+    rows = digits.train.take(torch.arange(100))
+    scores = torch.arange(100).double()
+    three = {
+        "a": finding((99, 98), scores),
+        "b": finding((99, 97), scores),
+        "c": finding((99, 96), scores),
+        "d": finding((), scores),
+    }
+    scan = combine(rows, three, {})
+    assert scan.flagged == (99,)  # two of three suspect it, and all of the others only one does
+    assert scan.share == 0.01
+    assert scan.interval[0] <= 0.01 <= scan.interval[1]
+    assert scan.exit_code == 1
+    assert len(scan.cleaned_rows()) == 99
+    none = combine(rows, {"d": finding((), scores)}, {})
+    assert (none.verdict, none.share, none.exit_code) == ("clean", None, 0)
+    silent = Finding(verdict="abstains", reason="too few rows")
+    assert combine(rows, {"e": silent}, {}).exit_code == 3
+
+
+def test_of_both_halves_of_a_class_the_smaller_is_suspected(digits):
+    rows = digits.train.where(digits.train.y < 2).take(torch.arange(200))
+    zeros = (rows.y == 0).nonzero().flatten().tolist()
+    scores = torch.rand(200, generator=torch.Generator().manual_seed(0)).double()
+    scan = combine(rows, {"a": finding(tuple(zeros[:20]), scores), "b": finding(tuple(zeros[20:]), scores)}, {})
+    assert sorted(scan.flagged) == zeros[:20]
+
+
+def test_the_interval_of_the_share_holds_the_true_share_as_often_as_it_says():
+    """Rows are drawn anew; a twentieth is poisoned on average, six deviations away."""
+    hits, draw = 0, torch.Generator().manual_seed(3)
+    for trial in range(200):
+        poison = torch.rand(400, generator=draw) < 0.05
+        scores = torch.randn(400, generator=draw).double() + 6 * poison
+        low, high = share_interval(scores, 400, float((scores > 3).double().mean()), seed=trial)
+        hits += low <= 0.05 <= high
+    assert hits >= 180  # 95 % of 200, less three deviations of chance
+
+
+def test_a_folder_gives_file_names_lists_copies_and_a_page(folder, tmp_path, run):
+    scan = th.scan_data(
+        folder,
+        run=run,
+        detectors=["strip", "scan"],
+        recipe="fast_4",
+        width=4,
+        drop_list=tmp_path / "drop.csv",
+        cleaned=tmp_path / "cleaned",
+        page=tmp_path / "page.html",
+    )
+    assert len(scan.scores) == 120
+    assert len(scan.files) == 120
+    listed = list(csv.DictReader((tmp_path / "drop.csv").read_text().splitlines()))
+    assert [int(row["index"]) for row in listed] == scan.rows.index[list(scan.flagged)].tolist()
+    for row in listed:
+        assert Path(row["file"]).parent.name == row["label"]
+    assert len(list((tmp_path / "cleaned").rglob("*.png"))) == 120 - len(scan.flagged)
+    text = (tmp_path / "page.html").read_text()
+    assert text.count("data:image/png;base64,") == 60
+    assert "<script" not in text
+    scan.write_drop_list(tmp_path / "drop.json")
+    assert len(json.loads((tmp_path / "drop.json").read_text())) == len(scan.flagged)
+    with pytest.raises(InputError, match="exists"):
+        scan.write_cleaned(tmp_path / "cleaned")
+
+
+def test_bad_input_is_refused_before_work(folder, digits, tmp_path, run):
+    poisoned = th.attacks.BadNets().poison(digits.train, run)
+    for words, options, message in (
+        (poisoned, {}, "poisoned.split"),
+        (folder, {"detectors": ["neural_cleanse"]}, "detector of rows"),
+        (folder, {"detectors": []}, "detectors is empty"),
+        (digits.train, {"cleaned": tmp_path / "x"}, "--drop-list"),
+        (digits.train, {"size": 8}, "loaded already"),
+        (digits.train.where(digits.train.y == 1), {}, "one class"),
+    ):
+        with pytest.raises(InputError, match=message):
+            th.scan_data(words, run=run, **options)
+
+
+def test_the_command_says_it_and_ends_with_its_code(folder, tmp_path):
+    words = ["scan-data", str(folder), "--detector", "scan", "--device", "cpu", "--json", "--quiet"]
+    done = CliRunner().invoke(app, words)
+    result = json.loads(done.stdout)
+    assert done.exit_code == {"clean": 0, "suspicious": 1, "abstains": 3}[result["verdict"]]
+    assert result["rows"] == 120
+    assert set(result["detectors"]) == {"scan"}
+    assert CliRunner().invoke(app, ["scan-data", str(tmp_path / "nowhere")]).exit_code == 2
