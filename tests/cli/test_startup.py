@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shlex
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from theriac.cli import listing
 
 HEAVY = ("torch", "numpy", "sklearn", "matplotlib", "pyarrow")
 
@@ -33,6 +36,25 @@ for words in (["--help"], [], ["--version"], *([c, "--help"] for c in ("demo", "
 print(sorted(set({HEAVY!r}) & set(sys.modules)))
 """
     assert _python(code).strip() == "[]"
+
+
+@pytest.mark.parametrize("words", [[], ["repairs"], ["sau"], ["vit", "--json"], ["no_such_thing"]], ids=" ".join)
+def test_list_imports_nothing_heavy_and_says_what_the_registry_says(words: list[str]) -> None:
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from theriac.cli.main import app
+quick = CliRunner().invoke(app, ["list", *{words!r}])
+print(sorted(set({HEAVY!r}) & set(sys.modules)))
+import torch  # from here on the registry answers
+slow = CliRunner().invoke(app, ["list", *{words!r}])
+print(quick.stdout == slow.stdout, quick.exit_code == slow.exit_code, type(quick.exception) is type(slow.exception))
+"""
+    assert _python(code).split("\n")[:2] == ["[]", "True True True"]
+
+
+def test_the_written_index_is_that_of_the_registry() -> None:
+    assert json.loads(listing.INDEX.read_text(encoding="utf-8")) == listing.index(), "run: python docs/build.py"
 
 
 def test_help_is_quick() -> None:

@@ -1,13 +1,22 @@
-"""``theriac list``: what there is, by name, from the registry."""
+"""``theriac list``: what there is, by name, from the registry or a written copy of it.
+
+Reading the registry imports torch, which takes ten times as long as everything else here. So the package holds a copy,
+``index.json``, which ``python docs/build.py`` writes; where torch is loaded already, the registry itself answers.
+"""
 
 from __future__ import annotations
 
+import functools
+import json
 import re
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from theriac.cli import _options as opt
+from theriac.cli import _print
 from theriac.core.errors import unknown
 
 if TYPE_CHECKING:
@@ -15,6 +24,7 @@ if TYPE_CHECKING:
 
 _KINDS = {"attacks": "attack", "training": "training", "repairs": "repair", "detectors": "detector", "debiasing": "debiasing"}
 TOPICS = (*_KINDS, "models", "data", "recipes")
+INDEX = Path(__file__).with_name("index.json")
 
 
 def list_names(
@@ -29,28 +39,69 @@ def list_names(
     as_json: opt.Json = False,
 ) -> None:
     """List attacks, repairs, models, data sets and recipes; with the name of one method or model, its options."""
-    from theriac.cli import _show
-
     if what is None:
-        listed = {topic: entries for topic in TOPICS if (entries := _entries(topic))}
+        listed = {topic: entries for topic in TOPICS if (entries := _listed(topic))}
     elif what.lower() in TOPICS:
-        listed = {what.lower(): _entries(what.lower())}
+        listed = {what.lower(): _listed(what.lower())}
     else:
-        listed = {what.lower(): [_detail(what.lower())]}
+        listed = {what.lower(): [_described(what.lower())]}
     if as_json:
-        _show.as_json(listed)
+        _print.as_json(listed)
         return
     for topic, entries in listed.items():
         if topic in TOPICS:
             if not entries:
-                _show.tell(f"no {topic} yet")
+                _print.tell(f"no {topic} yet")
                 continue
             head = [key for key in entries[0] if key not in ("title", "source")]
-            _show.rows(topic, head, [[_text(entry[key]) for key in head] for entry in entries])
+            _print.rows(topic, head, [[_text(entry[key]) for key in head] for entry in entries])
         elif entries[0]["kind"] == "model":
             _show_model(entries[0])
         else:
             _show_detail(entries[0])
+
+
+def index() -> dict[str, Any]:
+    """Everything that can be listed, from the registry: entries by topic, and the details of each method and model."""
+    from theriac.core.method import methods
+    from theriac.models import architectures
+
+    names = [*(name for kind in _KINDS.values() for name in methods(kind)), *architectures()]
+    made = {"topics": {topic: _entries(topic) for topic in TOPICS}, "details": {name: _detail(name) for name in names}}
+    plain: dict[str, Any] = json.loads(json.dumps(made))
+    return plain
+
+
+@functools.cache
+def _written() -> dict[str, Any]:
+    """The copy of :func:`index` in the package."""
+    copy: dict[str, Any] = json.loads(INDEX.read_text(encoding="utf-8"))
+    return copy
+
+
+def _loaded() -> bool:
+    """Whether the registry costs nothing now; it may then hold methods of a user's own, too."""
+    return "torch" in sys.modules or not INDEX.exists()
+
+
+def _listed(topic: str) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = _entries(topic) if _loaded() else _written()["topics"][topic]
+    return entries
+
+
+def _described(name: str) -> dict[str, Any]:
+    """One method's card or one architecture's options, as plain data.
+
+    Raises:
+        InputError: If there is neither of this name.
+    """
+    if _loaded():
+        return _detail(name)
+    details = _written()["details"]
+    if name not in details:
+        raise unknown("topic, method or model", name, [*TOPICS, *details])
+    entry: dict[str, Any] = details[name]
+    return entry
 
 
 def _entries(topic: str) -> list[dict[str, Any]]:
@@ -92,11 +143,7 @@ def _method(cls: type[Method]) -> dict[str, Any]:
 
 
 def _detail(name: str) -> dict[str, Any]:
-    """One method's card or one architecture's options, as plain data.
-
-    Raises:
-        InputError: If there is neither of this name.
-    """
+    """As :func:`_described`, from the registry."""
     import dataclasses
 
     from theriac.core.method import methods
@@ -114,8 +161,6 @@ def _detail(name: str) -> dict[str, Any]:
 
 
 def _show_detail(entry: dict[str, Any]) -> None:
-    from theriac.cli import _show
-
     facts = {
         "kind": entry["kind"],
         "idea": entry["idea"],
@@ -128,23 +173,21 @@ def _show_detail(entry: dict[str, Any]) -> None:
         "cost": entry["cost"],
         "known limits": " ".join(entry["limits"]),
     }
-    _show.rows(entry["title"], ("", ""), [[key, _words(_text(value))] for key, value in facts.items() if value])
+    _print.rows(entry["title"], ("", ""), [[key, _words(_text(value))] for key, value in facts.items() if value])
     presets = [
         [p["name"], _words(p["what"]), ", ".join(f"{k}={v}" for k, v in p["changes"].items()) or "nothing"]
         for p in entry["presets"]
     ]
     if presets:
-        _show.rows("presets", ("preset", "what it is", "differs from the defaults in"), presets)
+        _print.rows("presets", ("preset", "what it is", "differs from the defaults in"), presets)
     table = [[o["option"], _text(o["default"]), o["type"], o["source"]] for o in entry["options"]]
-    _show.rows("options", ("option", "default", "type or choices", "where the default comes from"), table)
+    _print.rows("options", ("option", "default", "type or choices", "where the default comes from"), table)
 
 
 def _show_model(entry: dict[str, Any]) -> None:
-    from theriac.cli import _show
-
-    _show.rows(entry["name"], ("", ""), [["what", entry["what"]], ["for", f"{entry['rows']} rows"]])
+    _print.rows(entry["name"], ("", ""), [["what", entry["what"]], ["for", f"{entry['rows']} rows"]])
     table = [[o["name"], o["default"], o["type"], o["meaning"]] for o in entry["options"]]
-    _show.rows("options (--model-option KEY=VALUE)", ("option", "default", "type", "what it is"), table)
+    _print.rows("options (--model-option KEY=VALUE)", ("option", "default", "type", "what it is"), table)
 
 
 def _recipe(recipe: Any) -> dict[str, Any]:
