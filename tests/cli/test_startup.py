@@ -111,6 +111,15 @@ def test_what_completion_offers(line: str, word: int, offered: set[str]) -> None
     assert found.stderr.strip() == "[]"
 
 
+def test_attacks_and_repairs_load_torch_and_little_else() -> None:
+    code = """
+import sys, theriac
+theriac.attacks, theriac.repairs, theriac.detectors, theriac.training_defenses
+print(sorted({"sklearn", "scipy", "pandas", "pyarrow", "matplotlib", "jinja2", "torch._dynamo"} & set(sys.modules)))
+"""
+    assert _python(code).strip() == "[]"
+
+
 def test_importing_the_package_costs_nothing_and_gives_everything() -> None:
     code = f"""
 import sys, theriac
