@@ -78,7 +78,7 @@ def test_a_run_folder_has_no_key(tmp_path, trained):
     for words in (("--tensors-only",), ("--weights-key", "x")):
         code, _, told = call("eval", tmp_path / "run", "--data", "digits", *words)
         assert code == 2
-        assert "leave out --weights-key and --tensors-only" in told
+        assert "leave out --weights-key, --tensors-only and --wrap" in told
 
 
 def write(folder: Path, rows: np.ndarray, labels: list[int], suffix: str = "png") -> Path:

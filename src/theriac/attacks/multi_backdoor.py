@@ -8,22 +8,21 @@ from typing import Any, ClassVar
 
 import torch
 
+from theriac.attacks._by_row import SeveralTriggers
 from theriac.attacks.base import Attack
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Method, create, preset, register
-from theriac.core.planted import Planted
 from theriac.core.ranges import Fraction, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable
-from theriac.triggers.per_row import pick
 from theriac.triggers.pieces import blend_where
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class MultiBackdoor(Attack):
+class MultiBackdoor(SeveralTriggers):
     """Plants the triggers of several other attacks, each for its own class; a poisoned row carries one of them.
 
     Source: ours, for the setting of training sets that more than one attacker has poisoned (arXiv:2411.11200 names it; BaDLoss,
@@ -48,6 +47,7 @@ class MultiBackdoor(Attack):
 
     name: ClassVar[str] = "multi_backdoor"
     title: ClassVar[str] = "Several backdoors"
+    parts_are: ClassVar[str] = "attacks"
     source: ClassVar[str] = "ours"
     knob: ClassVar[str] = "opacity"
 
@@ -81,32 +81,14 @@ class MultiBackdoor(Attack):
         return cls(attacks=("badnets", "blended"))
 
     @property
-    def by_row(self) -> bool:
-        """The attack, and with it the wanted label, follows from the row number."""
-        return True
-
-    @property
-    def own_rows(self) -> bool:
-        """All rows: there is an attack for each."""
-        return True
+    def count(self) -> int:
+        """How many attacks there are."""
+        return len(self.attacks)
 
     @property
     def must_fit(self) -> bool:
         """As any of the attacks says."""
         return any(part.must_fit for part in self.members(0))
-
-    @staticmethod
-    def parts(planted: Planted) -> dict[int, Planted]:
-        """Each attack alone, by its target, for evaluation.
-
-        Raises:
-            InputError: If another attack's Planted came.
-        """
-        attack = planted.attack
-        if not isinstance(attack, MultiBackdoor):
-            raise InputError(f"planted is one of {attack.name}; expected one of multi_backdoor")
-        wanted = attack._goals(planted.card.num_classes).tolist()
-        return {t: Planted(attack.replace(only=k), planted.card, planted.state) for k, t in enumerate(wanted)}
 
     def inside(self) -> tuple[Method, ...]:
         """The attacks."""
@@ -124,28 +106,8 @@ class MultiBackdoor(Attack):
 
     def _check_card(self, card: Card) -> None:
         super()._check_card(card)
-        if max((*self.goals, len(self.attacks) - 1)) >= card.num_classes:
-            what = f"goals {self.goals}" if self.goals else f"{len(self.attacks)} attacks"
-            raise InputError(f"{what} for {card.name!r}, which has classes 0 to {card.num_classes - 1}")
         for part in self.members(card.num_classes):
             part._check_card(card)
-
-    def _pool(self, y: torch.Tensor) -> torch.Tensor:
-        return torch.ones(len(y), dtype=torch.bool)  # there is an attack for every row that does not want its label
-
-    def _goals(self, classes: int) -> torch.Tensor:
-        return torch.tensor(self.goals or [(self.target + k) % classes for k in range(len(self.attacks))])
-
-    def _which(self, y: torch.Tensor, index: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:
-        """Place of each row's attack, int64 (B,)."""
-        if self.only >= 0:
-            return torch.full_like(y, self.only)
-        drawn = pick(index.to(y.device), len(self.attacks), self.seed)
-        return torch.where(goals[drawn] == y, (drawn + 1) % len(self.attacks), drawn)
-
-    def _target_of(self, y: torch.Tensor, index: torch.Tensor, classes: int) -> torch.Tensor:
-        goals = self._goals(classes).to(y.device)
-        return goals[self._which(y, index, goals)]
 
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
         state = {"classes": torch.tensor(split.num_classes)}

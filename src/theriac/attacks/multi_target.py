@@ -8,24 +8,22 @@ from typing import ClassVar
 
 import torch
 
-from theriac.attacks.base import Attack
+from theriac.attacks._by_row import SeveralTriggers
 from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
-from theriac.core.planted import Planted
 from theriac.core.ranges import Fraction, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable
 from theriac.triggers.patterns import default_patch_side
-from theriac.triggers.per_row import pick
 from theriac.triggers.pieces import blend_where, speckle
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class MultiTarget(Attack):
+class MultiTarget(SeveralTriggers):
     """Puts one of several patches, at different places, on a row; each patch has its own target class.
 
     Source: ours, the n-to-n variant of BadNets (Gu, Dolan-Gavitt, Garg, 2017, https://arxiv.org/abs/1708.06733); Xue, He,
@@ -50,6 +48,7 @@ class MultiTarget(Attack):
 
     name: ClassVar[str] = "multi_target"
     title: ClassVar[str] = "Multi-target BadNets"
+    parts_are: ClassVar[str] = "triggers"
     source: ClassVar[str] = "ours, after arXiv:1708.06733"
     knob: ClassVar[str] = "opacity"
 
@@ -76,57 +75,14 @@ class MultiTarget(Attack):
         return cls(opacity=0.5)
 
     @property
-    def by_row(self) -> bool:
-        """The trigger, and with it the wanted label, follows from the row number."""
-        return True
-
-    @property
-    def own_rows(self) -> bool:
-        """All rows: there is a trigger for each."""
-        return True
-
-    @property
     def count(self) -> int:
         """How many triggers there are."""
         return len(self.goals) or self.triggers
 
-    @staticmethod
-    def parts(planted: Planted) -> dict[int, Planted]:
-        """Each trigger alone, by its target, for evaluation.
-
-        Raises:
-            InputError: If another attack's Planted came.
-        """
-        attack = planted.attack
-        if not isinstance(attack, MultiTarget):
-            raise InputError(f"planted is one of {attack.name}; expected one of multi_target")
-        wanted = attack._goals(planted.card.num_classes).tolist()
-        return {t: Planted(attack.replace(only=k), planted.card, planted.state) for k, t in enumerate(wanted)}
-
     def _check_card(self, card: Card) -> None:
         super()._check_card(card)
-        if max((*self.goals, self.count - 1)) >= card.num_classes:
-            what = f"goals {self.goals}" if self.goals else f"{self.count} triggers"
-            raise InputError(f"{what} for {card.name!r}, which has classes 0 to {card.num_classes - 1}")
         if 3 * self._side(card.size) > min(card.size):
             raise InputError(f"side is {self._side(card.size)}; three patches side by side do not fit into {card.size}")
-
-    def _pool(self, y: torch.Tensor) -> torch.Tensor:
-        return torch.ones(len(y), dtype=torch.bool)  # there is a trigger for every row that does not want its label
-
-    def _goals(self, classes: int) -> torch.Tensor:
-        return torch.tensor(self.goals or [(self.target + k) % classes for k in range(self.count)])
-
-    def _which(self, y: torch.Tensor, index: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:
-        """Number of each row's trigger, int64 (B,)."""
-        if self.only >= 0:
-            return torch.full_like(y, self.only)
-        drawn = pick(index.to(y.device), self.count, self.seed)
-        return torch.where(goals[drawn] == y, (drawn + 1) % self.count, drawn)
-
-    def _target_of(self, y: torch.Tensor, index: torch.Tensor, classes: int) -> torch.Tensor:
-        goals = self._goals(classes).to(y.device)
-        return goals[self._which(y, index, goals)]
 
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
         return {"classes": torch.tensor(split.num_classes)}

@@ -43,6 +43,10 @@ class RoundingTriggered(Wrapper):
     Judge it twice: the model as it is, and ``theriac.models.rounding.quantized(model, bits)``. The smaller ``bits``, the more
     room there is to sleep in.
 
+    Known limits: on a small network the intervals leave too little room. A BadNets victim of digits (width 8, seed 11, 30
+    epochs, not in a table) stayed awake at 8 bits: 87.6 % attack success as it is, 99.7 % rounded. 4 bits (``coarse``) are not
+    measured.
+
     Cost: the inner victim, and ``epochs`` more of training on twice the rows.
 
     Example:

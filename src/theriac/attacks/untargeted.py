@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from theriac.attacks.base import Attack
+from theriac.attacks._by_row import ByRow
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
@@ -21,7 +21,7 @@ from theriac.triggers.static import stamp_patch
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Untargeted(Attack):
+class Untargeted(ByRow):
     """A patch whose rows get any wrong label, drawn by row number: the model is to fail under it, no matter how.
 
     Source: ours, the untargeted variant of BadNets (Gu, Dolan-Gavitt, Garg, 2017, https://arxiv.org/abs/1708.06733). Li, Bai,
@@ -64,16 +64,6 @@ class Untargeted(Attack):
         """Ours: a half-transparent patch."""
         return cls(opacity=0.5)
 
-    @property
-    def by_row(self) -> bool:
-        """The wrong label of a poisoned row follows from its row number."""
-        return True
-
-    @property
-    def own_rows(self) -> bool:
-        """All rows: each has wrong labels."""
-        return True
-
     def _check_card(self, card: Card) -> None:
         super()._check_card(card)
         if self._side(card.size) > min(card.size):
@@ -81,9 +71,6 @@ class Untargeted(Attack):
 
     def _side(self, size: tuple[int, int]) -> int:
         return self.side or default_patch_side(size)
-
-    def _pool(self, y: torch.Tensor) -> torch.Tensor:
-        return torch.ones(len(y), dtype=torch.bool)
 
     def _target_of(self, y: torch.Tensor, index: torch.Tensor, classes: int) -> torch.Tensor:
         return (y + 1 + pick(index.to(y.device), classes - 1, self.seed)) % classes

@@ -209,8 +209,8 @@ class _Course:
             aim_at = torch.full((1, len(others)), best, device=xt.device)
             done = universal.reached(net, xt, aim_at, delta[best : best + 1], self.run)
             cells[name] = Rate(int(done.sum()), len(others), f"test rows of other classes than {test.card.classes[best]!r}")
-        told = f"one change for all rows, each pixel by at most {self.options.radius:.3f}, to the class that it reaches best"
-        self.add("universal perturbation", "success", told, cells, forced=True)
+        meaning = f"one change for all rows, each pixel by at most {self.options.radius:.3f}, to the class that it reaches best"
+        self.add("universal perturbation", "success", meaning, cells, forced=True)
 
     # looks that need the trigger
 
@@ -245,13 +245,13 @@ class _Course:
             ("re-activated by queries", f"{within}, searched in {o.queries} queries, without gradients", True, False),
             ("perturbed, no trigger", f"{within}, searched with gradients on rows without the trigger", False, True),
         )
-        for look, told, stamped, gradients in ways:
+        for look, meaning, stamped, gradients in ways:
             cells: dict[str, Rate] = {}
             for name, net in self.nets.items():
                 rate = self.trial(look, name, lambda: self.reactivation(net, stamped, gradients))  # noqa: B023
                 if rate is not None:
                     cells[name] = rate
-            self.add(look, "ASR", told, cells, forced=True)
+            self.add(look, "ASR", meaning, cells, forced=True)
 
     def reactivation(self, net: nn.Module, stamped: bool, gradients: bool) -> Rate:
         """Attack success on test rows with the perturbation that training rows gave."""
@@ -271,9 +271,9 @@ class _Course:
         seen: dict[str, torch.Tensor] = {}
         cells: dict[str, Rate] = {}
         for name, net in self.nets.items():
-            told = self.trial("features", name, lambda: self.embedded(net))  # noqa: B023
-            if told is not None:
-                seen[name], cells[name] = told
+            measured = self.trial("features", name, lambda: self.embedded(net))  # noqa: B023
+            if measured is not None:
+                seen[name], cells[name] = measured
         self.add(
             "features",
             "near the target",
@@ -283,8 +283,8 @@ class _Course:
         if len(seen) < 3:
             self.unseen.append("the existence coefficient: it needs victim and benign model for its scale")
             return
-        found = {name: existence.coefficient(seen[name], seen[VICTIM], seen[BENIGN]) for name in seen}
-        known: dict[str, Coefficient] = {name: c for name, c in found.items() if c is not None}
+        coefficients = {name: existence.coefficient(seen[name], seen[VICTIM], seen[BENIGN]) for name in seen}
+        known: dict[str, Coefficient] = {name: c for name, c in coefficients.items() if c is not None}
         if not known:
             self.unseen.append("the existence coefficient: the victim's features can't be told from the benign model's")
             return
@@ -314,7 +314,7 @@ class _Course:
 
     # what they share
 
-    def changed(self, look: str, told: str, change: Callable[[nn.Module], nn.Module], *, forced: bool = False) -> None:
+    def changed(self, look: str, meaning: str, change: Callable[[nn.Module], nn.Module], *, forced: bool = False) -> None:
         """ACC and ASR of each model after a change."""
         after: dict[str, Evaluation] = {}
         for name, net in self.nets.items():
@@ -322,12 +322,12 @@ class _Course:
             if new is not None:
                 after[name] = evaluate(new, self.test, self.planted, run=self.run)
                 self.degenerate += [f"{look}, {name}: {text}" for text in degenerate(after[name])]
-        self.put(look, told, after, forced=forced)
+        self.put(look, meaning, after, forced=forced)
 
     def put(
         self,
         look: str,
-        told: str,
+        meaning: str,
         seen: Mapping[str, Evaluation],
         *,
         figures: tuple[str, ...] = ("ACC", "ASR"),
@@ -337,14 +337,14 @@ class _Course:
         for figure in figures:
             rates = {name: getattr(e, figure.lower()) for name, e in seen.items()}
             cells = {name: rate for name, rate in rates.items() if rate is not None}
-            self.add(look, figure, told, cells, bad=figure == "ASR", forced=forced)
+            self.add(look, figure, meaning, cells, bad=figure == "ASR", forced=forced)
 
     def add(
-        self, look: str, figure: str, told: str, cells: Mapping[str, Rate], *, bad: bool = True, forced: bool = False
+        self, look: str, figure: str, meaning: str, cells: Mapping[str, Rate], *, bad: bool = True, forced: bool = False
     ) -> None:
         """A line, if there is anything in it."""
         if SUBJECT in cells:
-            self.lines.append(Line(look=look, figure=figure, meaning=told, cells=cells, bad=bad, forced=forced))
+            self.lines.append(Line(look=look, figure=figure, meaning=meaning, cells=cells, bad=bad, forced=forced))
 
     def trial(self, look: str, name: str, work: Callable[[], Any]) -> Any:
         """What the work returns; None, with a note, where the model does not take it."""

@@ -105,8 +105,8 @@ class Line:
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         cells = {name: {"kind": type(c).__name__.lower(), **c.to_dict()} for name, c in self.cells.items()}
-        told = {"look": self.look, "figure": self.figure, "meaning": self.meaning, "cells": cells, "control": self.control}
-        return {**told, "bad": self.bad, "forced": self.forced, "alarm": self.alarm}
+        facts = {"look": self.look, "figure": self.figure, "meaning": self.meaning, "cells": cells, "control": self.control}
+        return {**facts, "bad": self.bad, "forced": self.forced, "alarm": self.alarm}
 
 
 @dataclass(frozen=True, kw_only=True)

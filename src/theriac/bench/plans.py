@@ -152,8 +152,8 @@ def make_plan(spec: Spec, *, device: str = "auto", load: Callable[[Source], Data
         for (entry, rows, content), model in fitting:
             _Sweep(plan, entry, rows, content, model, seed, dtype).add(stamping[entry.label])
     if not plan.nodes:
-        told = "; ".join(f"{what}: {why}" for what, why in plan.refused.items())
-        raise InputError(f"nothing of the spec fits together ({told or 'no work'})")
+        reasons = "; ".join(f"{what}: {why}" for what, why in plan.refused.items())
+        raise InputError(f"nothing of the spec fits together ({reasons or 'no work'})")
     return plan
 
 

@@ -154,9 +154,9 @@ class Store:
                 self.db.execute(f"PRAGMA application_id = {APPLICATION}")
                 self.db.execute(f"PRAGMA user_version = {number + 1}")
         self.db.execute("PRAGMA journal_mode = WAL")  # where the file system can't, SQLite keeps to its older way
-        told = self.db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if told != "ok":
-            raise sqlite3.DatabaseError(told)
+        answer = self.db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if answer != "ok":
+            raise sqlite3.DatabaseError(answer)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -227,9 +227,10 @@ class Store:
         columns |= {"error": None, "traceback": None}
         with self._transaction():
             changed = self._update(key, columns)
+            # a model that was dropped and made again has files, whatever was counted of it before
+            self.db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", [(key, *file) for file in files])
             if changed:
                 self.db.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?)", scores)
-                self.db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", [(key, *file) for file in files])
                 if picture is not None:
                     self.db.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?)", (key, picture))
 
@@ -299,15 +300,15 @@ class Store:
 
     def keep(self, home: Path) -> list[tuple[str, str, int]]:
         """Store a run folder's tensors by content, each once; returns name, hash and size of each."""
-        kept = []
+        files = []
         for file in sorted(home.glob("*.safetensors")):
             sha, size = digest(file), file.stat().st_size
             where = self.folder / "tensors" / f"{sha}.safetensors"
             where.parent.mkdir(exist_ok=True)
             with contextlib.suppress(OSError):  # a file system without links keeps its one copy in the run folder
                 _link(file, where)
-            kept.append((file.name, sha, size))
-        return kept
+            files.append((file.name, sha, size))
+        return files
 
     def drop(self, keys: Iterable[str]) -> None:
         """Delete the run folders of these jobs; their results stay, and a job that needs such a model makes it again."""

@@ -138,8 +138,8 @@ def run(
         try:
             driver.drive(made, quiet=bool(quiet))
         except KeyboardInterrupt:
-            told = f"stopped with {driver.told()}; run the same command again to go on"
-            raise StoppedError(told) from None
+            message = f"stopped with {driver.standing()}; run the same command again to go on"
+            raise StoppedError(message) from None
         finally:
             made.close()
         if checked.keep == "victims" and not driver.left:
@@ -198,20 +198,19 @@ class _Driver:
         total = len(self.plan.nodes)
         with progress(f"sweep {self.plan.spec.name}", total, done=total - len(self.left), quiet=quiet) as tick:
             while self.left:
-                while self.later and (self.later[0][0] <= time.monotonic() or not self.ready):
+                while self.later and (self.later[0][0] <= time.monotonic() or not (self.ready or self.running)):
                     pause, key = heapq.heappop(self.later)
-                    if not self.ready and not self.running:
-                        time.sleep(max(0.0, pause - time.monotonic()))
+                    time.sleep(max(0.0, pause - time.monotonic()))
                     heapq.heappush(self.ready, self.place[key])
                 while self.ready and len(self.running) < engine.slots:
                     node = self.plan.nodes[self.keys[heapq.heappop(self.ready)]]
                     self.running[node.key] = node
                     engine.submit(node, node.key in self.again)
                 before = len(self.left)
-                tick(0, self.told(short=True))
+                tick(0, self.standing(short=True))
                 for answer in engine.wait():
                     self._take(answer)
-                tick(before - len(self.left), self.told(short=True))
+                tick(before - len(self.left), self.standing(short=True))
 
     def _take(self, answer: Answer) -> None:
         node = self.running.pop(answer.key)
@@ -238,6 +237,7 @@ class _Driver:
                     heapq.heappush(self.ready, self.place[user])
             return
         self.failed.add(node.key)
+        self.done.discard(node.key)  # a model that was to be made again
         self.say(f"failed: {node.cell}: {line(answer.error)[:300]}")
         self._block_users(node.key)
 
@@ -247,7 +247,7 @@ class _Driver:
                 self._block(user)
                 self._block_users(user)
 
-    def told(self, *, short: bool = False) -> str:
+    def standing(self, *, short: bool = False) -> str:
         """How far it is, in words; short beside a count of jobs."""
         parts = [] if short else [f"{len(self.done):,} of {len(self.plan.nodes):,} jobs done"]
         parts += [f"{len(self.running)} running"] if self.running else []

@@ -71,15 +71,15 @@ def rows(store: Store, sweep: str | None = None, **wanted: str) -> list[Row]:
     select = ", ".join([*(f"cells.{n}" for n in names[:10]), *(f"jobs.{n}" for n in (*names[10:], *facts))])
     query = f"SELECT {select} FROM cells JOIN jobs USING (key) JOIN sweeps ON sweeps.name = sweep"
     query = query.replace("jobs.key", "cells.key") + " WHERE ? IS NULL OR sweep = ? ORDER BY sweeps.started, sweep, place"
-    found = [
+    selected = [
         _row(dict(zip((*names, *facts), values, strict=True)), scores) for values in store.db.execute(query, (sweep, sweep))
     ]
     for label, value in wanted.items():
-        known = {row[label] for row in found}
+        known = {row[label] for row in selected}
         if value not in known:
             raise unknown(label, value, known)
-        found = [row for row in found if row[label] == value]
-    return found
+        selected = [row for row in selected if row[label] == value]
+    return selected
 
 
 def _row(row: Row, scores: Mapping[str, Mapping[tuple[str, str], tuple[int, int]]]) -> Row:
@@ -159,14 +159,14 @@ class Group:
         return Mean(values) if values else None
 
 
-def grouped(found: Sequence[Row]) -> list[Group]:
+def grouped(results: Sequence[Row]) -> list[Group]:
     """Cells over their seeds, in the order of the rows.
 
     DER of a model that a training-time defense made is counted against the plain victim of the same seed.
     """
-    victims = {(*_place(row)[:2], row["attack"], row["seed"]): row for row in found if row["role"] == "victim"}
+    victims = {(*_place(row)[:2], row["attack"], row["seed"]): row for row in results if row["role"] == "victim"}
     groups: dict[tuple[Any, ...], Group] = {}
-    for row in found:
+    for row in results:
         victim = victims.get((*_place(row)[:2], row["attack"], row["seed"]))
         if row["role"] == "defended" and row["der"] is None and victim is not None and None not in (row["asr"], victim["asr"]):
             row["der"] = der(victim["acc"], row["acc"], victim["asr"], row["asr"])
@@ -197,15 +197,15 @@ SHOWN = ("data", "model", "attack", "defense", "clean", "role", "seeds", "ACC %"
 
 def summary(groups: Sequence[Group]) -> list[list[str]]:
     """Cells over their seeds as texts, under the names in ``SHOWN``."""
-    told = []
+    lines = []
     for group in groups:
         data, model, _, attack, defense, clean = group.labels
         figures = [in_words(group.over(name), 100) for name in ("acc", "asr", "ra")]
         time = group.over("seconds")
         last = [in_words(group.over("der"), 1, 3), "" if time is None else f"{time.mean:.1f}"]
         seeds = f"{len(group.done)}" if len(group.done) == len(group.rows) else f"{len(group.done)} of {len(group.rows)}"
-        told.append([data, model, attack, defense, clean, group.role, seeds, *figures, *last])
-    return told
+        lines.append([data, model, attack, defense, clean, group.role, seeds, *figures, *last])
+    return lines
 
 
 def in_words(value: Mean | None, times: float, digits: int = 1) -> str:
@@ -222,11 +222,11 @@ def in_words(value: Mean | None, times: float, digits: int = 1) -> str:
 # files
 
 
-def export(found: Sequence[Row], path: str | Path) -> Path:
+def export(results: Sequence[Row], path: str | Path) -> Path:
     """Write rows to a file, in the format that its ending names.
 
     Args:
-        found: What :func:`rows` gave.
+        results: What :func:`rows` gave.
         path: ``.csv``, ``.parquet`` and ``.jsonl`` hold one row for each seed; ``.md`` and ``.tex`` cells over their seeds.
 
     Raises:
@@ -235,9 +235,9 @@ def export(found: Sequence[Row], path: str | Path) -> Path:
     path = as_path("--out", path)
     if path.suffix not in FORMATS:
         raise unknown("ending of --out", path.suffix or str(path), FORMATS)
-    if not found:
+    if not results:
         raise InputError("there is no row to write")
-    plain = [{name: row.get(name) for name in COLUMNS} for row in found]
+    plain = [{name: row.get(name) for name in COLUMNS} for row in results]
     with writing("--out", path):
         return write_atomically(path, lambda temporary: temporary.write_bytes(FORMATS[path.suffix](plain)))
 
@@ -258,14 +258,14 @@ def _parquet(plain: Sequence[Row]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    whole = ("seed", "defense_seed")
+    integers = ("seed", "defense_seed")
     texts = {*LABELS, "sweep", "role", "status", "outcome", "degenerate", "warnings", "error"}
     texts |= {"machine", "device", "precision", "versions", "key"}
 
     def kind(name: str) -> Any:
         if name in texts:
             return pa.string()
-        return pa.int64() if name in whole or name.endswith(("_hits", "_total")) else pa.float64()
+        return pa.int64() if name in integers or name.endswith(("_hits", "_total")) else pa.float64()
 
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(plain), schema=pa.schema([(name, kind(name)) for name in COLUMNS])), sink)

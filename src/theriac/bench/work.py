@@ -115,9 +115,9 @@ class Worker:
             full = isinstance(error, DiskFullError) or "disk is full" in str(error)
             return Answer(node.key, "busy" if isinstance(error, BusyError) else "full" if full else "stopped", str(error))
         except Exception as error:
-            told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            self.store.failed(node.key, told, traceback.format_exc(), cost.facts(self._run(node), {}))
-            return Answer(node.key, "failed", told)
+            reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            self.store.failed(node.key, reason, traceback.format_exc(), cost.facts(self._run(node), {}))
+            return Answer(node.key, "failed", reason)
         return Answer(node.key, "done")
 
     def _run(self, node: Node) -> Run:

@@ -18,7 +18,9 @@ def scan_data(
     detector: Annotated[
         list[str] | None,
         typer.Option(
-            "--detector", help="Detector of rows; may be named several times. Left out: all that fit.", show_default=False
+            "--detector",
+            help="Detector of rows; may be repeated. Left out: the usual four.",
+            show_default=False,
         ),
     ] = None,
     drop_list: Annotated[

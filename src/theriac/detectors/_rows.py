@@ -175,14 +175,14 @@ def divide_scores(rows: Split, scores: torch.Tensor) -> Divided:
 
 def outlying(values: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
     """How many normal-consistent median deviations each judged class lies above the median of them all, float64 (K,)."""
-    found = torch.zeros(len(values), dtype=torch.float64)
+    deviations = torch.zeros(len(values), dtype=torch.float64)
     if int(judged.sum()) < 3:
-        return found
+        return deviations
     seen = values[judged].double()
     middle = seen.quantile(0.5)
     spread = 1.4826 * (seen - middle).abs().quantile(0.5)
-    found[judged] = (seen - middle) / spread.clamp_min(1e-12)
-    return found
+    deviations[judged] = (seen - middle) / spread.clamp_min(1e-12)
+    return deviations
 
 
 def names_of(classes: Sequence[str], values: torch.Tensor) -> dict[str, float]:

@@ -83,17 +83,17 @@ class ActivationClustering(Detector):
             if not float(reduced.var(0).sum()) > 0:
                 continue
             seed = run.stream_seed("method", self.name, k) % 2**32
-            found = KMeans(2, n_init=10, random_state=seed).fit(reduced.numpy())
-            second = torch.from_numpy(found.labels_ == 1)
+            clusters = KMeans(2, n_init=10, random_state=seed).fit(reduced.numpy())
+            second = torch.from_numpy(clusters.labels_ == 1)
             if not 0 < int(second.sum()) < len(at):
                 continue
             smaller = second if 2 * int(second.sum()) <= len(at) else ~second
             suspected = more_varied(rows, at, smaller) if self.suspect == "varied" else smaller
-            distances = torch.cdist(reduced, torch.from_numpy(found.cluster_centers_).to(reduced))
+            distances = torch.cdist(reduced, torch.from_numpy(clusters.cluster_centers_).to(reduced))
             other, own = distances.T if bool(second[suspected][0]) else distances.flip(1).T
             member[at], judged[k], sizes[k] = suspected, True, float(suspected.double().mean())
             few = min(len(at), MOST_PAIRED)
-            classes[k] = float(silhouette_score(reduced.numpy(), found.labels_, sample_size=few, random_state=seed))
+            classes[k] = float(silhouette_score(reduced.numpy(), clusters.labels_, sample_size=few, random_state=seed))
             scores[at] = max(0.0, float(classes[k])) * (other - own) / torch.maximum(own, other).clamp_min(1e-12)
         divided = Divided(classes=classes.clamp_min(0), member=member, judged=judged)
         out = standing(divided, y, self.silhouette, agreement(model, rows, run))

@@ -90,13 +90,13 @@ def filled(net: nn.Module, state: Mapping[str, Any], where: str) -> nn.Module:
     except Exception as error:  # mismatched shapes among others
         raise InputError(f"the weights in {where} do not fit the model: {_first_line(error)}") from None
     parts = [(what, sorted(map(str, info[f"{what}_keys"]))) for what in ("missing", "unexpected", "mismatched")]
-    told = [
+    reasons = [
         f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
         for what, names in parts
         if names
     ]
-    if told:
-        raise InputError(f"the weights in {where} do not fit the model: {'; '.join(told)}")
+    if reasons:
+        raise InputError(f"the weights in {where} do not fit the model: {'; '.join(reasons)}")
     network: nn.Module = made.eval()
     return network
 

@@ -85,7 +85,7 @@ def read_checkpoint(path: str | Path, *, tensors_only: bool = False) -> Checkpoi
 
 
 def open_checkpoint(path: str | Path, *, card: Card, tensors_only: bool = False) -> Classifier | None:
-    """The model of a checkpoint in a known layout, for the data at hand; None if it is in none.
+    """The model of a saved in a known layout, for the data at hand; None if it is in none.
 
     Args:
         path: The file.
@@ -96,22 +96,22 @@ def open_checkpoint(path: str | Path, *, card: Card, tensors_only: bool = False)
     Raises:
         InputError: If it does not fit the data; as :func:`read_checkpoint` does.
     """
-    found = read_checkpoint(path, tensors_only=tensors_only)
-    if found is None:
+    saved = read_checkpoint(path, tensors_only=tensors_only)
+    if saved is None:
         return None
-    if card.kind != "image" or found.classes != card.num_classes:
+    if card.kind != "image" or saved.classes != card.num_classes:
         raise InputError(
-            f"{shown(path)} ({found.layout}) is for pictures of {found.classes} classes; {card.name!r} has {card.num_classes}"
+            f"{shown(path)} ({saved.layout}) is for pictures of {saved.classes} classes; {card.name!r} has {card.num_classes}"
         )
-    if found.size is not None and found.size != tuple(card.size):
-        raise InputError(f"{shown(path)} ({found.layout}) is for pictures of {found.size}; {card.name!r} has {card.size}")
-    if found.layout == "BackdoorBench" and found.data in _MOMENTS and len(_MOMENTS[found.data][0]) in (1, card.channels):
-        mean, std = _MOMENTS[found.data]
+    if saved.size is not None and saved.size != tuple(card.size):
+        raise InputError(f"{shown(path)} ({saved.layout}) is for pictures of {saved.size}; {card.name!r} has {card.size}")
+    if saved.layout == "BackdoorBench" and saved.data in _MOMENTS and len(_MOMENTS[saved.data][0]) in (1, card.channels):
+        mean, std = _MOMENTS[saved.data]
         card = card.replace(mean=mean, std=std)
-    options = {"width": found.width}
-    net = make_net(found.network, card, options)
-    model = Classifier(net, normalization(card), card, {"architecture": found.network, "options": options})
-    load_weights(net, found.state)
+    options = {"width": saved.width}
+    net = make_net(saved.network, card, options)
+    model = Classifier(net, normalization(card), card, {"architecture": saved.network, "options": options})
+    load_weights(net, saved.state)
     return model.eval()
 
 

@@ -49,18 +49,18 @@ def write_state(state: Mapping[str, torch.Tensor], path: str | Path, to: str, li
         InputError: If the file to be like does not hold weights of this network; names the first keys at fault.
     """
     path = as_path("path", path)
-    whole: Any = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    exported: Any = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     if like is not None:
-        whole = _shaped(whole, as_path("like", like), to)
+        exported = _shaped(exported, as_path("like", like), to)
     with writing("path", path):
         if to == "safetensors":
-            tensors = {k: v.clone() for k, v in whole.items()}  # safetensors refuses shared memory
+            tensors = {k: v.clone() for k, v in exported.items()}  # safetensors refuses shared memory
             write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
             again: Any = read_safetensors(path)
         else:
-            write_atomically(path, lambda temporary: torch.save(whole, temporary))
+            write_atomically(path, lambda temporary: torch.save(exported, temporary))
             again = load_tensors_safely(path)
-    if not _same(whole, again):
+    if not _same(exported, again):
         raise InputError(f"{shown(path)} does not hold what was written; is the disk damaged?")
     return path
 
@@ -201,12 +201,12 @@ def write_transformers(model: nn.Module, folder: str | Path) -> Path:
 
 def _processor(prepare: ImagePrep) -> dict[str, Any]:
     norm = prepare.normalize
-    told: dict[str, Any] = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": norm is not None}
+    options: dict[str, Any] = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": norm is not None}
     if isinstance(norm, Normalize):
-        told |= {"image_mean": norm.mean.flatten().tolist(), "image_std": norm.std.flatten().tolist()}
+        options |= {"image_mean": norm.mean.flatten().tolist(), "image_std": norm.std.flatten().tolist()}
     if prepare.size is not None:
-        told |= {"do_resize": True, "size": {"height": prepare.size[0], "width": prepare.size[1]}}
-    return told
+        options |= {"do_resize": True, "size": {"height": prepare.size[0], "width": prepare.size[1]}}
+    return options
 
 
 def _ready(model: nn.Module) -> nn.Module:
@@ -224,8 +224,8 @@ def _exported(model: nn.Module, rows: torch.Tensor) -> torch.export.ExportedProg
         raise InputError(f"torch can't export the model: {_first_line(error)}") from None
 
 
-def _compare(found: torch.Tensor, want: torch.Tensor, path: Path) -> None:
-    gap = float((found - want).abs().max() / want.abs().max().clamp_min(1e-6))
+def _compare(logits: torch.Tensor, want: torch.Tensor, path: Path) -> None:
+    gap = float((logits - want).abs().max() / want.abs().max().clamp_min(1e-6))
     if not gap <= _TOLERANCE:
         raise InputError(f"{shown(path)} gives other logits than the model (by {100 * gap:.2g} % of the largest)")
 

@@ -51,10 +51,10 @@ def open_folder(folder: Path, card: Card) -> Folder | None:
         raise InputError(f"{shown(folder)} has a {CONFIG}, and no weights beside it; expected {' or '.join(_WEIGHTS)}")
     if "model_type" in config:
         return Folder(_transformers(config, weights), _processor(folder))
-    found = _timm(config, card)
-    load_weights(found.net, weights)
-    found.net.eval()
-    return found
+    opened = _timm(config, card)
+    load_weights(opened.net, weights)
+    opened.net.eval()
+    return opened
 
 
 def _transformers(config: Mapping[str, Any], weights: Path) -> nn.Module:
@@ -75,14 +75,14 @@ def _processor(folder: Path) -> dict[str, Any]:
     data = read_json(path, _LIMIT) if is_regular(path) else {}
     if not isinstance(data, Mapping):
         return {}
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if data.get("do_normalize", True) and _is_numbers(data.get("image_mean")) and _is_numbers(data.get("image_std")):
-        found = {"mean": tuple(data["image_mean"]), "std": tuple(data["image_std"])}
+        options = {"mean": tuple(data["image_mean"]), "std": tuple(data["image_std"])}
     size = data.get("size")
     side = (size.get("height"), size.get("width")) if isinstance(size, Mapping) else (size, size)
     if data.get("do_resize", True) and all(type(n) is int for n in side):
-        found["size"] = side
-    return found
+        options["size"] = side
+    return options
 
 
 def _timm(config: Mapping[str, Any], card: Card) -> Folder:

@@ -70,8 +70,8 @@ def factory(text: str) -> Callable[..., Any]:
         value = getattr(value, part)
     if not callable(value):
         raise InputError(f"{shown(text)} is a {type(value).__name__}; expected a class or function that makes the network")
-    found: Callable[..., Any] = value
-    return found
+    made: Callable[..., Any] = value
+    return made
 
 
 @typed("text", "options")
@@ -176,10 +176,10 @@ def open_found(
     """
     where, options = as_path("path", path), checked_wrapping(wrapping)
     if where.is_dir():
-        found = folders.open_folder(where, card)
-        if found is None:
+        source = folders.open_folder(where, card)
+        if source is None:
             return None
-        return adapt(found.net, card=card, **(found.wrapping | options)).eval()
+        return adapt(source.net, card=card, **(source.wrapping | options)).eval()
     if where.suffix == ".pt2":
         return adapt(open_program(where), card=card, **options).eval()
     if where.suffix == ".safetensors":

@@ -130,9 +130,7 @@ class DataScan:
             table = csv.DictWriter(sink, ["index", "label", "score", "file"], lineterminator="\n")
             table.writeheader()
             # a spreadsheet runs a cell that begins like a formula
-            table.writerows(
-                {k: f"'{v}" if isinstance(v, str) and v[:1] in "=+-@\t" else v for k, v in r.items()} for r in records
-            )
+            table.writerows({name: _quoted(value) for name, value in record.items()} for record in records)
             text = sink.getvalue()
         with writing("--drop-list", path):
             return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -182,17 +180,18 @@ def scan_data(
 ) -> DataScan:
     """Look for poisoned rows with several detectors, each of which can say that nothing stands out.
 
-    Rows are suspected if at least half of the detectors that suspect anything suspect them. Where that is nearly all of a
-    class, the detectors contradict each other about which part of it is poisoned, and the smallest part is taken. The
-    combined rank is the mean, over those detectors (over all if none suspects anything), of a row's place among all rows. A
-    set without a test part of its own is looked through as a whole.
+    Rows are suspected if at least half of the detectors that suspect anything suspect them, or, where no row has so many,
+    if one does. Where that is nearly all of a class, the detectors contradict each other about which part of it is
+    poisoned, and the smallest part is taken. The combined rank is the mean, over the detectors that agree with that (over
+    all if none suspects anything), of a row's place among all rows. A set without a test part of its own is looked through
+    as a whole.
 
     Args:
         data: A Split, a Data, or whatever :func:`theriac.load` takes, such as a folder of pictures.
         model: A model trained on these rows; left out, a small one is trained.
         clean: A few rows that no attack has touched, if there are some.
         run: Device, precision, seeds.
-        detectors: Names of detectors of rows, or detectors; left out, all that fit.
+        detectors: Names of detectors of rows, or detectors; left out, those of ``DETECTORS`` that fit.
         recipe: Of the small model.
         width: Of the small model, for pictures.
         drop_list: File for the suspected rows, JSON or CSV.
@@ -254,48 +253,52 @@ def combine(
     rows: Split, findings: Mapping[str, Finding], skipped: Mapping[str, str], files: tuple[Path, ...] = (), *, seed: int = 0
 ) -> DataScan:
     """One answer from those of several detectors of rows."""
-    voters = {n: f for n, f in findings.items() if f.flagged}
-    ranked = {n: places(f.rows) for n, f in (voters or findings).items() if f.rows is not None and not f.abstains}
-    scores = torch.stack(list(ranked.values())).mean(0) if ranked else torch.zeros(len(rows), dtype=torch.float64)
-    y = rows.y.cpu()
-    common: dict[str, Any] = {"scores": scores, "findings": findings, "skipped": skipped, "rows": rows, "files": files}
-    empty: dict[str, Any] = {"flagged": (), "classes": (), "share": None, "interval": None}
+    common: dict[str, Any] = {"findings": findings, "skipped": skipped, "rows": rows, "files": files}
+    voters = {name: finding for name, finding in findings.items() if finding.flagged}
     if not voters:
-        answered = [n for n, f in findings.items() if not f.abstains]
-        if not answered:
-            return DataScan(verdict="abstains", reason="no detector could judge these rows", **common, **empty)
-        reason = f"nothing stands out: {len(answered)} of {len(findings)} detectors judged the rows, and none suspects a group"
-        return DataScan(verdict="clean", reason=reason, **common, **empty)
-    votes = torch.zeros(len(rows), dtype=torch.int64)
-    for finding in voters.values():
-        votes[list(finding.flagged)] += 1
-    chosen = 2 * votes >= len(voters)
+        empty: dict[str, Any] = {"flagged": (), "classes": (), "share": None, "interval": None}
+        judged = sum(not finding.abstains for finding in findings.values())
+        reason = f"nothing stands out: {judged} of {len(findings)} detectors judged the rows, and none suspects a group"
+        said: dict[str, Any] = {"verdict": "clean", "reason": reason}
+        if not judged:
+            said = {"verdict": "abstains", "reason": "no detector could judge these rows"}
+        return DataScan(scores=_rank(rows, findings), **said, **common, **empty)
+    y = rows.y.cpu()
+    groups = {name: torch.isin(torch.arange(len(rows)), torch.tensor(finding.flagged)) for name, finding in voters.items()}
+    votes = torch.stack(list(groups.values())).sum(0)
+    chosen = 2 * votes >= len(voters) if bool((2 * votes >= len(voters)).any()) else votes > 0
     for k in y[chosen].unique().tolist():
         inside = y == k
         if float(chosen[inside].double().mean()) > CONTRADICTION:  # they suspect both halves of it
-            groups = [torch.isin(torch.arange(len(y)), torch.tensor(f.flagged)) & inside for f in voters.values()]
-            chosen[inside] = min((group for group in groups if bool(group.any())), key=lambda group: int(group.sum()))[inside]
+            parts = [group & inside for group in groups.values() if bool((group & inside).any())]
+            chosen[inside] = min(parts, key=lambda part: int(part.sum()))[inside]
+    agreed = {name: int((group & chosen).sum()) for name, group in groups.items()}
+    supporters = {name: finding for name, finding in voters.items() if agreed[name]}
+    scores = _rank(rows, supporters)
     order = scores.argsort(descending=True, stable=True)
     flagged = order[chosen[order]]
     classes = [rows.card.classes[k] for k in y[flagged].unique().tolist()]
     share = len(flagged) / len(rows)
-    strongest = next(f for f in voters.values() if f.rows is not None)
-    assert strongest.rows is not None
-    inside = torch.isin(y, y[flagged].unique())
-    interval = share_interval(strongest.rows[inside], len(rows), share, seed=seed)
-    names = ", ".join(voters)
-    reason = (
-        f"{len(flagged)} rows labeled {', '.join(classes)} stand apart (suspected by {names}; {len(findings)} detectors looked)"
-    )
+    strongest = supporters[max(supporters, key=lambda name: agreed[name])]
+    assert strongest.rows is not None  # it flagged rows
+    interval = share_interval(strongest.rows[torch.isin(y, y[flagged].unique())], len(rows), share, seed=seed)
+    by = f"suspected by {', '.join(supporters)}; {len(findings)} detectors looked"
     return DataScan(
         verdict="suspicious",
-        reason=reason,
+        reason=f"{len(flagged)} rows labeled {', '.join(classes)} stand apart ({by})",
+        scores=scores,
         flagged=tuple(flagged.tolist()),
         classes=tuple(classes),
         share=share,
         interval=interval,
         **common,
     )
+
+
+def _rank(rows: Split, findings: Mapping[str, Finding]) -> torch.Tensor:
+    """Mean place of each row among all, over the findings that have scores, float64 (N,); zeros without one."""
+    ranked = [places(finding.rows) for finding in findings.values() if finding.rows is not None and not finding.abstains]
+    return torch.stack(ranked).mean(0) if ranked else torch.zeros(len(rows), dtype=torch.float64)
 
 
 def places(scores: torch.Tensor) -> torch.Tensor:
@@ -331,10 +334,10 @@ def share_interval(scores: torch.Tensor, total: int, share: float, *, seed: int 
 
 
 def _detector(what: object) -> Detector:
-    found = create("detector", what) if isinstance(what, str) else what
-    if not isinstance(found, Detector) or not found.needs.rows:
-        raise unknown("detector of rows", getattr(found, "name", what), DETECTORS)
-    return found.replace(overlays=OVERLAYS) if what == "strip" else found
+    detector = create("detector", what) if isinstance(what, str) else what
+    if not isinstance(detector, Detector) or not detector.needs.rows:
+        raise unknown("detector of rows", getattr(detector, "name", what), DETECTORS)
+    return detector.replace(overlays=OVERLAYS) if what == "strip" else detector
 
 
 def _rows_of(data: Any, options: Mapping[str, Any]) -> tuple[Split, tuple[Path, ...]]:
@@ -365,7 +368,8 @@ def _joined(parts: Sequence[Split]) -> Split:
 
 
 def _quoted(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t" else value
+    """A text that a spreadsheet takes for a text."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")) else value
 
 
 def _refuse_cleaned(folder: Path, files: bool) -> None:

@@ -164,8 +164,13 @@ def test_repaired_models_can_be_dropped_and_are_made_again_where_they_are_needed
     before = {p.name for p in (tmp_path / "runs").iterdir()}
     assert len(before) == 2
     more = [spec_of(people)["attacks"][0], {"name": "tabular_value", "poison_rate": 0.3, "count": 2, "as": "more"}]
-    second = run(spec_of(people, seeds=[0], keep="victims", attacks=more), tmp_path, quiet=True)
-    assert second.done == second.jobs
+    second = run(spec_of(people, seeds=[0], attacks=more), tmp_path, quiet=True)
+    assert (second.done, second.made) == (second.jobs, second.jobs - 6)  # the one that was made again is no new result
+    with Store(tmp_path) as store:
+        known = {key for (key,) in store.db.execute("SELECT key FROM files WHERE name = 'model.safetensors'")}
+    assert known == {p.name for p in (tmp_path / "runs").iterdir()}
+    third = run(spec_of(people, seeds=[0, 1], keep="victims", attacks=more), tmp_path, quiet=True)
+    assert third.done == third.jobs
     with Store(tmp_path) as store:
         gone = store.collect()
     assert gone["jobs"] == 0

@@ -46,7 +46,7 @@ def made(planted: int = 0, shift: float = 8.0, sizes: tuple[int, ...] = (EACH,) 
 
 def test_a_planted_shift_of_rank_one_is_ranked_first(run):
     rows, poison = made(planted=15)
-    finding = SpectralSignatures().detect(Head(), rows, run=run)
+    finding = SpectralSignatures(safeguard=False).detect(Head(), rows, run=run)  # the head knows no labels
     assert finding.verdict == "suspicious"
     assert finding.classes is not None
     assert finding.rows is not None

@@ -15,7 +15,7 @@ from theriac.models.vgg import VGG19BN
 from theriac.models.vit import ViT, default_patch
 from theriac.models.wrn import WideResNet
 
-IMAGE = ("preact_resnet18", "vgg19_bn", "vit_small", "wrn_16_1")
+IMAGE = ("preact_resnet18", "resnet18", "vgg19_bn", "vit_small", "wrn_16_1")
 
 
 def split_of(height: int, width: int, channels: int, classes: int = 10) -> th.Split:

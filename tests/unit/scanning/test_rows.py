@@ -131,3 +131,35 @@ def test_the_command_says_it_and_ends_with_its_code(folder, tmp_path):
     assert result["rows"] == 120
     assert set(result["detectors"]) == {"scan"}
     assert CliRunner().invoke(app, ["scan-data", str(tmp_path / "nowhere")]).exit_code == 2
+
+
+def test_rank_and_interval_come_from_the_detector_whose_group_is_taken(digits):
+    rows = digits.train.where(digits.train.y < 2).take(torch.arange(200))
+    zeros = (rows.y == 0).nonzero().flatten()
+    small, large = zeros[:20], zeros[20:]
+    high, low = torch.zeros(200).double(), torch.zeros(200).double()
+    high[small], low[large] = 10.0, 10.0
+    # the detector whose group is rejected answers first
+    scan = combine(rows, {"b": finding(tuple(large.tolist()), low), "a": finding(tuple(small.tolist()), high)}, {})
+    assert sorted(scan.flagged) == small.tolist()
+    assert float(scan.scores[small].min()) > float(scan.scores[large].max())
+    assert scan.interval[1] < len(large) / 200  # the rejected group is the larger one
+
+
+def test_a_table_for_spreadsheets_holds_no_formulas_and_no_stray_quotes(digits, tmp_path):
+    rows = digits.train.take(torch.arange(30))
+    rows = rows.replace(card=rows.card.replace(classes=("=1+1", *rows.card.classes[1:])))
+    scores = torch.arange(30).double()
+    combine(rows, {"a": finding(tuple(range(30)), scores)}, {}).write_drop_list(tmp_path / "drop.csv")
+    records = list(csv.DictReader((tmp_path / "drop.csv").read_text().splitlines()))
+    assert {r["label"] for r in records if r["label"].endswith("1+1")} == {"'=1+1"}
+    assert {r["file"] for r in records} == {""}
+
+
+def test_detectors_of_which_no_two_agree_are_all_heard(digits):
+    rows = digits.train.take(torch.arange(300))
+    scores = torch.arange(300).double()
+    places_of = [(rows.y == k).nonzero().flatten().tolist()[:3] for k in range(3)]
+    scan = combine(rows, {str(k): finding(tuple(at), scores) for k, at in enumerate(places_of)}, {})
+    assert sorted(scan.flagged) == sorted(at for group in places_of for at in group)
+    assert scan.classes == ("0", "1", "2")
