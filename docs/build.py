@@ -11,7 +11,6 @@ A method without a page gets one; a page without one of the parts that it must h
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from functools import partial
@@ -64,7 +63,7 @@ def pages(docs: Path = DOCS) -> dict[Path, str]:
     for path, parts in (*whole_pages, (docs / "reference" / "cli.md", {"commands": commands()})):
         found[path] = fill(path.read_text(encoding="utf-8"), parts, tuple(parts), path)
     if docs == DOCS:
-        found[listing.INDEX] = json.dumps(listing.index(), indent=1) + "\n"
+        found[listing.INDEX] = listing.index()
     return found
 
 

@@ -1,12 +1,14 @@
 """``theriac list``: what there is, by name, from the registry or a written copy of it.
 
-Reading the registry imports torch, which takes ten times as long as everything else here. So the package holds a copy,
-``index.json``, which ``python docs/build.py`` writes; where torch is loaded already, the registry itself answers.
+Reading the registry imports torch, which takes ten times as long as everything else here. So the package holds a copy of what
+the topics list, ``index.json``, which ``python docs/build.py`` writes. The registry answers instead where torch is loaded
+already (it may then hold methods of a user's own), and where the package's files are not those of the copy (a method is new).
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import re
 import sys
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 _KINDS = {"attacks": "attack", "training": "training", "repairs": "repair", "detectors": "detector", "debiasing": "debiasing"}
 TOPICS = (*_KINDS, "models", "data", "recipes")
 INDEX = Path(__file__).with_name("index.json")
+PACKAGE = Path(__file__).parents[1]
+_FOLDERS = ("attacks", "training_defenses", "repairs", "detectors", "debias", "models", "data", "training")
 
 
 def list_names(
@@ -44,7 +48,7 @@ def list_names(
     elif what.lower() in TOPICS:
         listed = {what.lower(): _listed(what.lower())}
     else:
-        listed = {what.lower(): [_described(what.lower())]}
+        listed = {what.lower(): [_detail(what.lower())]}
     if as_json:
         _print.as_json(listed)
         return
@@ -61,47 +65,34 @@ def list_names(
             _show_detail(entries[0])
 
 
-def index() -> dict[str, Any]:
-    """Everything that can be listed, from the registry: entries by topic, and the details of each method and model."""
-    from theriac.core.method import methods
-    from theriac.models import architectures
+def index() -> str:
+    """The text of the written copy: what each topic lists, one entry a line, and which files it was read from."""
+    topics = []
+    for topic in TOPICS:
+        entries = ",\n".join(json.dumps(entry) for entry in _entries(topic))
+        topics.append(f"{json.dumps(topic)}: [\n{entries}\n]")
+    return f'{{"files": {json.dumps(_files())}, "topics": {{\n{",".join(topics)}\n}}}}\n'
 
-    names = [*(name for kind in _KINDS.values() for name in methods(kind)), *architectures()]
-    made = {"topics": {topic: _entries(topic) for topic in TOPICS}, "details": {name: _detail(name) for name in names}}
-    plain: dict[str, Any] = json.loads(json.dumps(made))
-    return plain
+
+def _files(package: Path = PACKAGE) -> str:
+    """A short hash of the names of the package's files that can hold what is listed."""
+    names = sorted(path.relative_to(package).as_posix() for folder in _FOLDERS for path in (package / folder).rglob("*.py"))
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 @functools.cache
-def _written() -> dict[str, Any]:
-    """The copy of :func:`index` in the package."""
-    copy: dict[str, Any] = json.loads(INDEX.read_text(encoding="utf-8"))
-    return copy
-
-
-def _loaded() -> bool:
-    """Whether the registry costs nothing now; it may then hold methods of a user's own, too."""
-    return "torch" in sys.modules or not INDEX.exists()
+def _written() -> dict[str, list[dict[str, Any]]] | None:
+    """What the topics list, by the written copy; None if there is none or it is of other files."""
+    if not INDEX.is_file():
+        return None
+    copy = json.loads(INDEX.read_text(encoding="utf-8"))
+    topics: dict[str, list[dict[str, Any]]] | None = copy["topics"] if copy["files"] == _files() else None
+    return topics
 
 
 def _listed(topic: str) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = _entries(topic) if _loaded() else _written()["topics"][topic]
-    return entries
-
-
-def _described(name: str) -> dict[str, Any]:
-    """One method's card or one architecture's options, as plain data.
-
-    Raises:
-        InputError: If there is neither of this name.
-    """
-    if _loaded():
-        return _detail(name)
-    details = _written()["details"]
-    if name not in details:
-        raise unknown("topic, method or model", name, [*TOPICS, *details])
-    entry: dict[str, Any] = details[name]
-    return entry
+    written = None if "torch" in sys.modules else _written()
+    return _entries(topic) if written is None else written[topic]
 
 
 def _entries(topic: str) -> list[dict[str, Any]]:
@@ -143,7 +134,11 @@ def _method(cls: type[Method]) -> dict[str, Any]:
 
 
 def _detail(name: str) -> dict[str, Any]:
-    """As :func:`_described`, from the registry."""
+    """One method's card or one architecture's options, as plain data.
+
+    Raises:
+        InputError: If there is neither of this name.
+    """
     import dataclasses
 
     from theriac.core.method import methods

@@ -27,6 +27,7 @@ from theriac.data.alignment import align_to
 from theriac.metrics._degenerate import ClassCount
 from theriac.metrics.evaluation import Comparison, Evaluation, pair
 from theriac.metrics.intervals import Rate
+from theriac.models.layout import arranged
 from theriac.models.network import to_input
 from theriac.models.outputs import batch_rows, run_over
 
@@ -88,7 +89,7 @@ def evaluate(
     right = torch.zeros(classes, dtype=torch.int64, device=run.device)  # clean hits by class
     answers = torch.zeros_like(right)  # clean predictions by class
     targets = torch.zeros(classes, dtype=torch.bool, device=run.device)
-    with _eval_mode(net), torch.inference_mode(), run.autocast():
+    with _eval_mode(net), arranged(net, run.device), torch.inference_mode(), run.autocast():
         for positions in run.each("evaluation", here.batches(size), math.ceil(len(here) / size)):
             x, y = here.rows(positions), here.y[positions]
             clean = _predict(net, x, classes)
