@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,16 @@ _MEANING = {
     "target": "accuracy on clean rows of the attack's class",
     "DER": "defense effectiveness, 0.5 = no effect, 1 = best",
 }
+
+
+@contextlib.contextmanager
+def left_by_its_reader() -> Iterator[None]:
+    """Let whoever reads the output stop early (``| head -1``) without a change of the exit code."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def evaluation(title: str, scores: Evaluation) -> None:

@@ -127,7 +127,7 @@ class Split:
 
     def batches(self, size: int) -> Iterator[torch.Tensor]:
         """Positions of all rows in order, ``size`` at a time."""
-        check.whole("size", size, 1, 2**62)
+        check.integer("size", size, 1, 2**62)
         yield from torch.arange(len(self), device=self.device).split(size)
 
     def count(self) -> torch.Tensor:

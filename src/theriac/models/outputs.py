@@ -46,7 +46,7 @@ def run_over(
             something else than one logit a class, or NaN.
     """
     if batch_size is not None:
-        check.whole("batch_size", batch_size, 1)
+        check.integer("batch_size", batch_size, 1)
     if not isinstance(split, Split):
         raise InputError(f"split is a {type(split).__name__}; expected a Split (theriac.Split(x, y) makes one)")
     net, run = module_of(model), run or Run()

@@ -19,7 +19,7 @@ from theriac.core.split import Split
 from theriac.models.editing import duplicate
 from theriac.models.network import to_input
 from theriac.models.outputs import batch_rows
-from theriac.repairs._shared_perturbation import search, sizes, whole
+from theriac.repairs._shared_perturbation import bucketed, search, sizes
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
 
@@ -155,7 +155,7 @@ class SAU(Repair):
             wrong = found.frozen_class
             active = (wrong != y) & (wrong != frozen_clean_class)
             if clean_logits is not None:  # eval mode treats rows one by one, so only active rows need the second pass
-                first = torch.argsort(active, descending=True, stable=True)[: whole(int(active.sum()), rows)]
+                first = torch.argsort(active, descending=True, stable=True)[: bucketed(int(active.sum()), rows)]
                 adv_logits = net(x[first] + found.delta[first])[active[first]] if len(first) else clean_logits[:0]
                 passes = 3 * rows + found.passes + 3 * len(first)
             else:
