@@ -40,6 +40,8 @@ QUICK: dict[str, dict[str, object]] = {
         "accept": 1,
         "cost": 1,
     },
+    "btidbf": {"rounds": 1, "mask_epochs": 1, "generator_epochs": 1, "epochs": 1, "width": 2},
+    "npd": {"warm_epochs": 0, "epochs": 1},
     "sau": {"rounds": 1, "steps": 1},
     "fp": {"epochs": 1, "share": 0.2},
     "ibau": {"rounds": 1},
