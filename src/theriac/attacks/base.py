@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, final
 
 import torch
 
-from theriac.attacks._fitted import kept, key_of
+from theriac.attacks._fitted import cached, key_of
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Method
@@ -261,7 +261,7 @@ class Attack(Method):
         if not self.keeps_fit or any(getattr(self, name) for name in self.outside):
             return self._fit(split, build, run)
         options = {k: v for k, v in self.config().items() if k not in self.not_fitted}
-        return kept(key_of(self.name, options, split, build, run), run, lambda: self._fit(split, build, run))
+        return cached(key_of(self.name, options, split, build, run), run, lambda: self._fit(split, build, run))
 
     @abstractmethod
     def _stamp(

@@ -15,7 +15,7 @@ from theriac.core.split import Split
 from theriac.data import align_to
 from theriac.metrics.backdoor import attack_labels
 from theriac.metrics.intervals import Rate
-from theriac.models import to_input
+from theriac.models import batch_rows, to_input
 
 
 @typed("split")
@@ -102,7 +102,7 @@ def leakage(model: Any, split: Split, attack: Any, *, run: Run | None = None) ->
     return {k: Rate(int(hits[k]), int(totals[k]), of) for k in range(split.num_classes) if totals[k]}
 
 
-def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batch_size: int = 512) -> Rate:
+def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batch_size: int | None = None) -> Rate:
     """Share of test rows that keep their true label under a spoiled trigger (WaNet, BppAttack) or a foreign one.
 
     A backdoor that answers to any warping, or to any row's trigger, has a high attack success and a low cross accuracy.
@@ -119,7 +119,7 @@ def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batc
         raise InputError(f"no row of {split.card.name!r} should resist {planted.name}; there is nothing to count")
     hits = torch.zeros((), dtype=torch.int64, device=run.device)
     with torch.inference_mode(), run.autocast():
-        for positions in here.batches(batch_size):
+        for positions in here.batches(batch_size or batch_rows(here)):
             positions = positions[planted.cross_population(here.y[positions], here.index[positions])]
             if not len(positions):
                 continue
@@ -138,7 +138,7 @@ def _stamped(model: Any, split: Split, planted: Any, at: torch.Tensor, run: Run 
     net, here = net.to(run.device).eval(), split.to(run.device)
     found = [torch.zeros(0, dtype=torch.int64)]
     with torch.inference_mode(), run.autocast():
-        for part in at.to(run.device).split(512):
+        for part in at.to(run.device).split(batch_rows(here)):
             stamped = planted.stamp(here.rows(part), here.y[part], here.index[part], "test")
             found.append(net(to_input(stamped)).argmax(1).cpu())
     return torch.cat(found)

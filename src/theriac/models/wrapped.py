@@ -175,15 +175,15 @@ def rewrap(spec: Mapping[str, Any], build: Callable[[Mapping[str, Any]], Classif
         raise InputError(f"the record's options of a {name} model are not those that Theriac writes")
     model = rewrap(inside, build, depth + 1)
     if name == COUNTERSIGNED:
-        check.whole("side", options["side"], 1, _SIDE)
-        check.whole("by", options["by"], 1, model.card.num_classes - 1)
+        check.integer("side", options["side"], 1, _SIDE)
+        check.integer("by", options["by"], 1, model.card.num_classes - 1)
         value = options["value"]
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= _VALUE:
             raise InputError(f"value in the record is {str(value)[:80]!r}; expected a number")
         made = countersign(model, options["side"], float(value), options["by"])
         assert isinstance(made, Classifier)  # as what is inside
         return made
-    check.whole("channels", options["channels"], 1, 1 << 16)
+    check.integer("channels", options["channels"], 1, 1 << 16)
     if not isinstance(options["maps"], bool):
         raise InputError(f"maps in the record is {str(options['maps'])[:80]!r}; expected true or false")
     polarize(model, str(options["layer"])[:200], options["channels"], options["maps"])
