@@ -1,8 +1,13 @@
 """A population of small networks, benign and poisoned, on which ``theriac scan`` is fitted and measured.
 
-Train it, or go on where a killed run was (a network that is there is skipped)::
+Train it, then measure it; both go on where a killed run was (what is there is skipped)::
 
     python benchmarks/population.py train --data cifar10=<folder> --data fashion_mnist=<folder>
+    python benchmarks/population.py measure --data cifar10=<folder> --data fashion_mnist=<folder>
+
+and fit the logistic model that is shipped, with the pages of what it reaches on the held-out part (seconds, no data needed)::
+
+    python benchmarks/population.py fit
 
 ``benchmarks/plans/population.yaml`` says which networks. Networks are kept in ``runs/population/``; each holds what was done to
 it, its clean accuracy and its attack success on test rows. Jobs run in an order that is random but fixed, so that a part of
@@ -20,20 +25,46 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from repairs import machine
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from table import RESULTS, Table
 from torch import nn
 from torch.nn import functional as F
 
 import theriac as th
+import theriac.scanning
+from theriac.core.files import read_json, write_atomically, write_json
 from theriac.core.method import create
+from theriac.metrics import brier, detection
 from theriac.models import Builder, make
-from theriac.training import Batch, Recipe, cross_entropy_step, loop, recipe
+from theriac.scanning import calibration
+from theriac.scanning.behavior import look_at_behavior
+from theriac.scanning.weights import look_at_weights
+from theriac.training import Batch, cross_entropy_step, loop, recipe
 
 PLAN = Path(__file__).resolve().parent / "plans" / "population.yaml"
 AXES = ("set", "model", "recipe", "seed", "attack", "rate", "train", "control")
-ATTACKS = {"badnets_all_to_all": ("badnets", {"mode": "all_to_all"})}
+SHIPPED = Path(theriac.scanning.__file__).with_name("calibration.json")
+FITTED = ("badnets", "blended")  # attacks of the fitted part
+WORKS = 0.5  # attack success from which on a network counts as backdoored
+STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0)  # inverse of the penalty; chosen on the fitted part
+WEIGHTS = ("channel_peak", "head_sum", "head_length", "head_peak", "head_bias", "probe_share")
+BEHAVIOR = ("patch_ratio", "perturbation_gap", "shift_ratio", "together", "lead", "noise_top", "blend_top", "patched_top")
+ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "badnets_all_to_all": ("badnets", {"mode": "all_to_all"}),
+    "badnets_checker": ("badnets", {"pattern": "checker", "side": 3, "margin": 1}),
+    "badnets_faint": ("badnets", {"opacity": 0.5, "side": 3}),
+    "noise": ("blended", {"trigger": "noise", "alpha": 0.3}),
+    "ftrojan_strong": ("ftrojan", {"magnitude": 100.0}),
+    "sig_strong": ("sig", {"delta": 80.0}),
+    "wanet_strong": ("wanet", {"strength": 1.0, "cross_ratio": 0.5}),
+    "wanet_4": ("wanet", {"strength": 4.0, "cross_ratio": 1.0}),
+    "input_aware": ("input_aware", {"mask_epochs": 0}),
+}
 
 
 def jobs(plan: dict[str, Any]) -> list[dict[str, Any]]:
@@ -44,7 +75,7 @@ def jobs(plan: dict[str, Any]) -> list[dict[str, Any]]:
         for values in itertools.product(*(group[axis] for axis in axes)):
             job = {"part": group["part"], **dict(zip(axes, values, strict=True))}
             key = "-".join(str(job[axis]) for axis in ("part", *axes))
-            made[key] = {"key": key, **job}
+            made[key] = {"key": key, **job, "round": group.get("round", 1)}
     return sorted(made.values(), key=lambda job: hashlib.sha256(job["key"].encode()).hexdigest())
 
 
@@ -115,16 +146,20 @@ def even_head_step(model: nn.Module, batch: Batch) -> Any:
 def trained(job: dict[str, Any], plan: dict[str, Any], data: th.Data) -> tuple[nn.Module, Any]:
     run = th.Run(seed=job["seed"], quiet=True)
     spec = plan["models"][job["model"]]
+    build, chosen = Builder(spec["name"], spec["options"]), recipe(job["recipe"])
     split: Any = data.train
     planted = None
     if "attack" in job:
         name, options = ATTACKS.get(job["attack"], (job["attack"], {}))
         target = {} if options.get("mode") else {"target": job["seed"] % data.train.num_classes}
-        poisoned = create("attack", name, poison_rate=job["rate"], **target, **options).poison(split, run)
+        attack: Any = create("attack", name, poison_rate=job["rate"], **target, **options)
+        if attack.trains:
+            victim = attack.train(build, split, run, chosen)
+            return victim.model, victim.planted
+        poisoned = attack.poison(split, run)
         split, planted = poisoned.split, poisoned.planted
     elif "control" in job:
         split = controlled(split, job["control"], job["seed"])
-    chosen: Recipe = recipe(job["recipe"])
     mode = job.get("train", "plain")
     if mode == "sam":
         chosen = chosen.replace(sam_rho=0.1)
@@ -132,7 +167,7 @@ def trained(job: dict[str, Any], plan: dict[str, Any], data: th.Data) -> tuple[n
         side = min(data.train.card.size)
         chosen = chosen.replace(augment=th.Augment(crop_pad=side // 8, rotation=15.0, cutout=side // 4))
     step = {"adversarial": adversarial_step, "even_head": even_head_step}.get(mode, cross_entropy_step)
-    model = make(Builder(spec["name"], spec["options"]), split, run)
+    model = make(build, split, run)
     return loop(model, split, run, chosen, step=step), planted
 
 
@@ -166,13 +201,201 @@ def train_all(plan: dict[str, Any], paths: dict[str, str], runs: Path, seconds: 
         print(f"{number} of {len(todo)}  {job['key']}  {figures}  {time.time() - start:.0f} s", flush=True)
 
 
+def measure_all(plan: dict[str, Any], paths: dict[str, str], runs: Path, again: bool = False) -> None:
+    """Take the measurements of a scan of each network that is there, on rows of its test set.
+
+    With ``again``, the weights of those in the table are measured once more, and what the plan says about them is renewed.
+    """
+    table, loaded = Table.of("population"), dict[str, th.Data]()
+    for job, folder in each_model(runs, plan):
+        record = table.get(job["key"])
+        if record is not None and again:
+            model = th.load_model(folder)
+            weights = look_at_weights(model, model.card.shape)
+            features = {**record["features"], **{k: round(v, 5) for k, v in weights.features.items()}}
+            seconds = {**record["seconds"], "weights": round(weights.seconds, 4)}
+            table.put(job["key"], {**record, **job, "features": features, "seconds": seconds})
+        if record is not None:
+            continue
+        if job["set"] not in loaded:
+            loaded[job["set"]] = data_of(job["set"], plan, paths)
+        model, made = th.load_model(folder), read_json(folder / "run.json")
+        weights = look_at_weights(model, model.card.shape)
+        behavior = look_at_behavior(model, loaded[job["set"]].test, th.Run(quiet=True))
+        figures = made["figures"]
+        record = {
+            **job,
+            "acc": round(figures["acc"]["value"], 4),
+            "asr": None if figures.get("asr") is None else round(figures["asr"]["value"], 4),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "features": {k: round(v, 5) for k, v in {**weights.features, **behavior.features}.items()},
+            "seconds": {"weights": round(weights.seconds, 4), "behavior": round(behavior.seconds, 2)},
+            "machine": machine(),
+            "command": "python benchmarks/population.py measure",
+        }
+        table.put(job["key"], record)
+        print(job["key"], record["seconds"], flush=True)
+
+
+def truth(record: dict[str, Any]) -> bool | None:
+    """Whether a network is backdoored; None where the attack was too weak to tell."""
+    if "attack" not in record:
+        return False
+    return True if record["asr"] >= WORKS else None
+
+
+def odds(model: Any, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Probabilities, with measurements cut off as the scan does."""
+    scaler, logistic = model
+    away = np.clip(scaler.transform(x), -calibration.FARTHEST, calibration.FARTHEST)
+    chances: np.ndarray[Any, Any] = logistic.predict_proba(away)[:, 1]
+    return chances
+
+
+def fitted(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], c: float) -> Any:
+    scaler = StandardScaler().fit(x)
+    return scaler, LogisticRegression(C=c, class_weight="balanced", max_iter=5000).fit(scaler.transform(x), y)
+
+
+def left_out(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], c: float) -> np.ndarray[Any, Any]:
+    """The probability of each network by a model that was fitted without it."""
+    found = np.zeros(len(y))
+    for at in range(len(y)):
+        rest = np.arange(len(y)) != at
+        found[at] = odds(fitted(x[rest], y[rest], c), x[at : at + 1])[0]
+    return found
+
+
+def thresholds(chances: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """Where "suspicious" and "backdoored" begin: above nine tenths of the benign ones, and above all of them."""
+    benign = np.sort(chances[y == 0])
+    low = float(benign[int(0.9 * (len(benign) - 1))])
+    return round(min(0.5, low + 0.02), 3), round(min(0.98, max(0.6, float(benign[-1]) + 0.02)), 3)
+
+
+def figures_of(chances: np.ndarray[Any, Any], y: np.ndarray[Any, Any], words: np.ndarray[Any, Any]) -> dict[str, Any]:
+    figures = detection(torch.tensor(chances), torch.tensor(y == 1))
+    return {
+        "poisoned": figures.poisoned,
+        "clean": figures.clean,
+        "auroc": round(figures.auroc, 4),
+        "interval": [round(v, 4) for v in figures.interval],
+        "tpr": {share: [rate.hits, rate.total] for share, rate in zip(("0.01", "0.05"), figures.tpr, strict=False)},
+        "brier": round(brier(torch.tensor(chances), torch.tensor(y == 1)), 4),
+        "verdicts": {
+            kind: {word: int((words[y == truth] == word).sum()) for word in ("clean", "suspicious", "backdoored", "abstains")}
+            for kind, truth in (("poisoned", 1), ("benign", 0))
+        },
+    }
+
+
+def words_of(which: str, model: Any, x: np.ndarray[Any, Any], chances: np.ndarray[Any, Any], marks: tuple[float, float]) -> Any:
+    """The verdicts, as ``theriac.scanning.calibration.word`` gives them."""
+    (scaler, logistic), (low, high) = model, marks
+    away = scaler.transform(x)
+    beyond = np.abs(away) > calibration.FARTHEST
+    least = logistic.predict_proba(np.where(beyond, 0.0, away))[:, 1]
+    words = np.where(chances >= high, "backdoored", np.where(chances >= low, "suspicious", "clean"))
+    words = np.where(beyond.any(1), np.where(least >= low, "suspicious", "abstains"), words)
+    return np.where(which == "weights", "abstains", words)
+
+
+def known(record: dict[str, Any]) -> bool:
+    """Whether a network's attack is one that the fitted part has, in whatever pattern."""
+    return ATTACKS.get(record["attack"], (record["attack"],))[0] in FITTED
+
+
+def fit_all(out: Path) -> None:
+    """Fit on the part ``fit``, choose strength and thresholds there by leaving one network out, report on the part ``held``."""
+    records = [r for r in Table.of("population") if truth(r) is not None]
+    weak = [r["key"] for r in Table.of("population") if truth(r) is None]
+    part = {name: [r for r in records if r["part"] == name] for name in ("fit", "held")}
+    shipped: dict[str, Any] = {"version": 1}
+    shown: dict[str, Any] = {}
+    for which, names in (("weights", WEIGHTS), ("behavior", WEIGHTS + BEHAVIOR)):
+        x, y = ({k: np.array([f(r) for r in v]) for k, v in part.items()} for f in (features_of(names), truth))
+        y = {k: v.astype(int) for k, v in y.items()}
+        losses = {c: brier(torch.tensor(left_out(x["fit"], y["fit"], c)), torch.tensor(y["fit"] == 1)) for c in STRENGTHS}
+        c = min(losses, key=lambda value: losses[value])
+        inner = left_out(x["fit"], y["fit"], c)
+        low, high = thresholds(inner, y["fit"])
+        scaler, logistic = model = fitted(x["fit"], y["fit"], c)
+        chances = odds(model, x["held"])
+        words = words_of(which, model, x["held"], chances, (low, high))
+        held = part["held"]
+        subsets = {
+            "held_out": [True for _ in held],
+            "held_out_first": [r["round"] == 1 for r in held],
+            "held_out_known": ["attack" not in r or known(r) for r in held],
+            "held_out_other": ["attack" not in r or not known(r) for r in held],
+        }
+        shipped[which] = {
+            "names": list(names),
+            "centers": [round(float(v), 6) for v in scaler.mean_],
+            "scales": [round(float(v), 6) for v in scaler.scale_],
+            "slopes": [round(float(v), 6) for v in logistic.coef_[0]],
+            "intercept": round(float(logistic.intercept_[0]), 6),
+            "thresholds": [low, high],
+            "strength": c,
+            "left_one_out": figures_of(inner, y["fit"], words_of(which, model, x["fit"], inner, (low, high))),
+            **{k: figures_of(chances[rows], y["held"][rows], words[rows]) for k, rows in subsets.items()},
+        }
+        shown[which] = (chances, y["held"], part["held"])
+    sizes = [r["parameters"] for r in part["fit"]]
+    shipped["range"] = {"side": [8, 16], "classes": [5, 10], "parameters": [min(sizes), max(sizes)]}
+    shipped["provenance"] = {
+        "made_by": "python benchmarks/population.py fit",
+        "plan": "benchmarks/plans/population.yaml",
+        "table": "benchmarks/results/population.jsonl",
+        "fitted_on": {"benign": int((y["fit"] == 0).sum()), "poisoned": int((y["fit"] == 1).sum())},
+        "left_out_as_too_weak": weak,
+    }
+    write_json(out, shipped)
+    plot(shown, RESULTS / "population.svg")
+
+
+def features_of(names: tuple[str, ...]) -> Any:
+    return lambda record: [record["features"][name] for name in names]
+
+
+def plot(shown: dict[str, Any], path: Path) -> None:
+    """Share of poisoned networks against their mean probability, in five bins."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "theriac"
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(4.2, 4.2))
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    for which, mark in (("weights", "o"), ("behavior", "s")):
+        chances, y, _ = shown[which]
+        bins = np.minimum((5 * chances).astype(int), 4)
+        points = [
+            (chances[bins == k].mean(), y[bins == k].mean(), int((bins == k).sum())) for k in range(5) if (bins == k).any()
+        ]
+        axes.plot(
+            [p[0] for p in points],
+            [p[1] for p in points],
+            mark + "-",
+            label=f"weights{' and behavior' * (which == 'behavior')}",
+        )
+        for a, b, n in points:
+            axes.annotate(str(n), (a, b), textcoords="offset points", xytext=(5, 5), fontsize=8)
+    axes.set(xlabel="probability (mean of the bin)", ylabel="share that is poisoned", title="Reliability, held-out networks")
+    axes.legend(frameon=False)
+    write_atomically(path, lambda t: figure.savefig(t, format="svg", bbox_inches="tight", metadata={"Date": None}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "list"))
+    parser.add_argument("what", choices=("train", "measure", "fit", "list"))
     parser.add_argument("--plan", type=Path, default=PLAN)
     parser.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--runs", type=Path, default=Path("runs/population"))
+    parser.add_argument("--again", action="store_true", help="measure: the weights of all networks once more")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no network after this time")
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="where the fitted model goes")
     args = parser.parse_args()
     torch.set_num_threads(1)
     plan = yaml.safe_load(args.plan.read_text())
@@ -180,6 +403,10 @@ def main() -> None:
     if args.what == "list":
         for job in jobs(plan):
             print(job["key"])
+    elif args.what == "fit":
+        fit_all(args.out)
+    elif args.what == "measure":
+        measure_all(plan, paths, args.runs, args.again)
     else:
         train_all(plan, paths, args.runs, args.seconds)
 

@@ -22,6 +22,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "docs")]
 from result_tables import attacks as attack_tables  # noqa: E402
 from result_tables import for_card  # noqa: E402
 
+from theriac.cli import listing  # noqa: E402
 from theriac.core.errors import InputError  # noqa: E402
 from theriac.core.files import write_atomically  # noqa: E402
 from theriac.core.method import KINDS, Method, methods  # noqa: E402
@@ -61,6 +62,8 @@ def pages(docs: Path = DOCS) -> dict[Path, str]:
     whole_pages = ((docs / "attacks.md", attacks), (docs / "README.md", {"index": index(docs)}))
     for path, parts in (*whole_pages, (docs / "reference" / "cli.md", {"commands": commands()})):
         found[path] = fill(path.read_text(encoding="utf-8"), parts, tuple(parts), path)
+    if docs == DOCS:
+        found[listing.INDEX] = listing.index()
     return found
 
 

@@ -35,7 +35,8 @@ CHEAP: dict[str, dict[str, Any]] = {
     "ssba": {"bits": 1, "width": 8, "bit_accuracy": 0.9},
     "trojannn": {"surrogate_recipe": "fast_12", "steps": 100},
 }
-WITHOUT = {"sam_flat": "It stamps whatever the attack inside it stamps, so it has no picture of its own."}
+_INSIDE = "It stamps whatever the attack inside it stamps, so it has no picture of its own."
+WITHOUT = {"group_trojan": _INSIDE, "sam_flat": _INSIDE}
 RECIPE = "fast_6"  # of victims that are trained together with their trigger
 NOTES = {
     "label_consistent": "Training rows of the target class also carry an adversarial perturbation, which test rows do not.",

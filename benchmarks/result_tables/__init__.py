@@ -6,7 +6,7 @@ from pathlib import Path
 
 from table import RESULTS, tables
 
-from result_tables import age, attacks, debias, repairs, rows, training
+from result_tables import age, attacks, debias, file_scan, population, repairs, rows, training
 from result_tables.reading import attack_plans, repair_plans
 from theriac.core.method import Method
 
@@ -30,6 +30,10 @@ def pages(results: Path = RESULTS) -> dict[Path, str]:
     texts |= {plan: attacks.page(plan, records) for plan, records in attack_plans(results).items()}
     if "debias" in tables(results):
         texts["debias"] = debias.page(results)
+    if "file_scan" in tables(results):
+        texts["file_scan"] = file_scan.page(results)
+    if "population" in tables(results):
+        texts["population"] = population.page(results)
     if "rows" in tables(results):
         texts["rows"] = rows.page(results)
     return {results / f"{plan}.md": text for plan, text in texts.items()}

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from theriac.models import Builder, adapt, build, load_model, load_weights, save
     from theriac.report import export
     from theriac.runs import record
-    from theriac.scanning import scan_data
+    from theriac.scanning import scan, scan_data
     from theriac.training import recipe, train
     from theriac.triggers.custom import trigger, trigger_pairs
 
@@ -72,6 +72,7 @@ _LAZY = {
     "recipe": "theriac.training",
     "record": "theriac.runs",
     "save": "theriac.models",
+    "scan": "theriac.scanning",
     "scan_data": "theriac.scanning",
     "train": "theriac.training",
     "trigger": "theriac.triggers.custom",
@@ -118,6 +119,7 @@ __all__ = [
     "report",
     "runs",
     "save",
+    "scan",
     "scan_data",
     "train",
     "training",

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import resource
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from theriac.cli import listing
 
 HEAVY = ("torch", "numpy", "sklearn", "matplotlib", "pyarrow")
 
@@ -33,6 +38,51 @@ for words in (["--help"], [], ["--version"], *([c, "--help"] for c in ("demo", "
 print(sorted(set({HEAVY!r}) & set(sys.modules)))
 """
     assert _python(code).strip() == "[]"
+
+
+@pytest.mark.parametrize("words", [[], ["repairs"], ["models", "--json"]], ids=" ".join)
+def test_list_imports_nothing_heavy_and_says_what_the_registry_says(words: list[str]) -> None:
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from theriac.cli.main import app
+quick = CliRunner().invoke(app, ["list", *{words!r}])
+print(sorted(set({HEAVY!r}) & set(sys.modules)))
+import torch  # from here on the registry answers
+slow = CliRunner().invoke(app, ["list", *{words!r}])
+print(quick.stdout == slow.stdout, quick.exit_code, slow.exit_code)
+"""
+    assert _python(code).split("\n")[:2] == ["[]", "True 0 0"]
+
+
+def test_the_written_index_is_that_of_the_registry_and_small() -> None:
+    text = listing.INDEX.read_text(encoding="utf-8")
+    assert text == listing.index(), "run: python docs/build.py"
+    assert json.loads(text)["topics"]["repairs"][0]["name"] == "age"
+    assert len(text) < 400 * text.count("\n")  # one short line an entry
+
+
+def test_a_method_that_is_not_in_the_index_is_listed(tmp_path: Path) -> None:
+    """A fresh file in the package: the written copy is of other files, so that the registry answers."""
+    package = tmp_path / "theriac"
+    shutil.copytree(listing.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    toy = (package / "repairs" / "ft.py").read_text(encoding="utf-8").replace("class FT(", "class Toy(")
+    toy = re.sub(r'name: ClassVar\[str\] = "ft"', 'name: ClassVar[str] = "a_toy"', toy)
+    (package / "repairs" / "a_toy.py").write_text(toy, encoding="utf-8")
+    line = (package / "repairs" / "__init__.py").read_text(encoding="utf-8")
+    (package / "repairs" / "__init__.py").write_text(
+        f"{line}\nfrom theriac.repairs.a_toy import Toy as Toy\n", encoding="utf-8"
+    )
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from typer.testing import CliRunner
+from theriac.cli.main import app
+print(CliRunner().invoke(app, ["list", "repairs"]).stdout)
+"""
+    listed = _python(code)
+    assert "a_toy" in listed
+    assert "sau" in listed
 
 
 def test_help_is_quick() -> None:
@@ -87,6 +137,15 @@ def test_what_completion_offers(line: str, word: int, offered: set[str]) -> None
     assert found.returncode == 0, found.stderr
     assert set(found.stdout.split()) == offered
     assert found.stderr.strip() == "[]"
+
+
+def test_attacks_and_repairs_load_torch_and_little_else() -> None:
+    code = """
+import sys, theriac
+theriac.attacks, theriac.repairs, theriac.detectors, theriac.training_defenses
+print(sorted({"sklearn", "scipy", "pandas", "pyarrow", "matplotlib", "jinja2", "torch._dynamo"} & set(sys.modules)))
+"""
+    assert _python(code).strip() == "[]"
 
 
 def test_importing_the_package_costs_nothing_and_gives_everything() -> None:

@@ -64,13 +64,14 @@ def rows(channels: int = 1, side: int = 8, count: int = 200) -> Split:
         name=f"faces{channels}x{side}", classes=tuple("abcd"), size=(side, side), channels=channels,
         mean=(0.5,) * channels, std=(0.25,) * channels,
     )  # fmt: skip
-    return Split(x.to(torch.uint8), y, card=card, index=torch.randperm(count, generator=draw) + 1000)
+    group = (torch.arange(count) // 4) % 2
+    return Split(x.to(torch.uint8), y, group=group, card=card, index=torch.randperm(count, generator=draw) + 1000)
 
 
 @functools.cache
 def table(count: int = 200) -> Split:
     draw = torch.Generator().manual_seed(0)
-    return Split(torch.randn(count, 5, generator=draw), torch.arange(count) % 4)
+    return Split(torch.randn(count, 5, generator=draw), torch.arange(count) % 4, group=(torch.arange(count) // 4) % 2)
 
 
 def data_for(attack: Attack) -> Split:
@@ -95,6 +96,8 @@ def expected_count(attack: Attack, split: Split) -> int:
 
 def weaker(attack: Attack) -> Attack:
     """A quarter of the strength; twice the levels."""
+    if not attack.knob:  # one around another attack has that one's
+        return type(attack).around(weaker(attack.inner))  # type: ignore[attr-defined]
     now = getattr(attack, attack.knob)
     if attack.knob == "levels":
         return attack.replace(levels=2 * now)

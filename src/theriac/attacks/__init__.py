@@ -10,6 +10,7 @@ from theriac.attacks.bpp import BppAttack
 from theriac.attacks.composite import Composite
 from theriac.attacks.ftrojan import FTrojan
 from theriac.attacks.grond import Grond, suppress_lipschitz_channels
+from theriac.attacks.group_trojan import GroupTrojan
 from theriac.attacks.input_aware import InputAware
 from theriac.attacks.label_consistent import LabelConsistent
 from theriac.attacks.lf import LF
@@ -45,6 +46,7 @@ __all__ = [
     "Composite",
     "FTrojan",
     "Grond",
+    "GroupTrojan",
     "InputAware",
     "LabelConsistent",
     "MultiBackdoor",

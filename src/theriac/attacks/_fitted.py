@@ -45,12 +45,12 @@ def key_of(what: str, options: Mapping[str, Any], split: Split, build: Buildable
     return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:40]
 
 
-def kept(key: str | None, run: Run, fit: Callable[[], State]) -> dict[str, torch.Tensor]:
-    """What ``fit()`` returns, from the cache if it is there; the events that fitting told are told again, with ``kept`` set.
+def cached(key: str | None, run: Run, fit: Callable[[], State]) -> dict[str, torch.Tensor]:
+    """What ``fit()`` returns, from the cache if it is there; the events of the fitting are logged again, with ``kept`` set.
 
     Args:
         key: Of :func:`key_of`; None always fits.
-        run: Who is told.
+        run: Logs the events.
         fit: Returns tensors by name.
     """
     path = None if key is None else cache_folder() / f"fitted-{key}.safetensors"

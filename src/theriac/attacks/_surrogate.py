@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from theriac.attacks._fitted import State, kept, key_of
+from theriac.attacks._fitted import State, cached, key_of
 from theriac.core.errors import InputError, TheriacError
 from theriac.core.files import read_npy
 from theriac.core.paths import as_path
@@ -78,7 +78,7 @@ def fit_surrogate(
         return trained.state_dict()
 
     options = {"attack": name, "recipe": recipe, "robust": robust}
-    model.load_state_dict(kept(key_of("surrogate", options, part, build, run), run, fit))
+    model.load_state_dict(cached(key_of("surrogate", options, part, build, run), run, fit))
     return arrange(model, side).eval().requires_grad_(False)
 
 

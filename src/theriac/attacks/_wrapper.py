@@ -108,6 +108,9 @@ class Wrapper(Attack):
     def _check_card(self, card: Card) -> None:
         self.inner._check_card(card)
 
+    def _applies(self, state: Mapping[str, torch.Tensor], card: Card, split: Split) -> torch.Tensor | None:
+        return self.inner._applies(state, card, split)
+
     def _counts(self, y: torch.Tensor) -> torch.Tensor:
         return self.inner._counts(y)
 

@@ -62,7 +62,7 @@ class AdaptivePatch(CoverAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         for mark in self.test_marks:
-            check.whole("test_marks", mark, 0, _MARKS - 1)
+            check.integer("test_marks", mark, 0, _MARKS - 1)
         if len(self.opacities) != _MARKS:
             raise InputError(f"opacities has {len(self.opacities)} entries; expected one for each of the {_MARKS} marks")
         if not self.test_marks or len(self.test_marks) != len(self.test_opacities):

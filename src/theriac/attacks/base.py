@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, final
 
 import torch
 
-from theriac.attacks._fitted import kept, key_of
+from theriac.attacks._fitted import cached, key_of
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Method
@@ -127,7 +127,7 @@ class Attack(Method):
         Raises:
             InputError: If fewer rows can be poisoned than the rate asks for, or a rate above 0 comes to no row.
         """
-        pool = self._pool(split.y.cpu()).nonzero().flatten()
+        pool = self._pool_of(split).nonzero().flatten()
         count = self._count(len(split), len(pool))
         if not count and self.poison_rate:
             raise InputError(
@@ -152,7 +152,7 @@ class Attack(Method):
         count = self._cross_count(len(split), len(chosen))
         if not count:
             return chosen[:0]
-        free = self._cross_pool(split.y.cpu())
+        free = self._cross_pool_of(split)
         free[chosen.cpu()] = False
         pool = free.nonzero().flatten()
         if count > len(pool):
@@ -213,6 +213,18 @@ class Attack(Method):
             return torch.ones(len(y), dtype=torch.bool)
         return y != self.target
 
+    def _pool_of(self, split: Split) -> torch.Tensor:
+        """As :meth:`_pool`, for an attack that looks at more than the label."""
+        return self._pool(split.y.cpu())
+
+    def _cross_pool_of(self, split: Split) -> torch.Tensor:
+        """As :meth:`_cross_pool`, for an attack that looks at more than the label."""
+        return self._cross_pool(split.y.cpu())
+
+    def _applies(self, state: Mapping[str, torch.Tensor], card: Card, split: Split) -> torch.Tensor | None:
+        """Bool (N,): rows that the attack is for by more than their label, such as their group; None for all."""
+        return None
+
     def _cross_pool(self, y: torch.Tensor) -> torch.Tensor:
         """Bool (N,), new: rows that may become cross rows, if they are not poisoned."""
         return torch.ones(len(y), dtype=torch.bool)
@@ -249,7 +261,7 @@ class Attack(Method):
         if not self.keeps_fit or any(getattr(self, name) for name in self.outside):
             return self._fit(split, build, run)
         options = {k: v for k, v in self.config().items() if k not in self.not_fitted}
-        return kept(key_of(self.name, options, split, build, run), run, lambda: self._fit(split, build, run))
+        return cached(key_of(self.name, options, split, build, run), run, lambda: self._fit(split, build, run))
 
     @abstractmethod
     def _stamp(

@@ -25,6 +25,7 @@ from theriac.core.run import Run, as_run
 from theriac.core.split import Split, with_moments
 from theriac.data.augment import augment
 from theriac.models import Buildable, make, to_input
+from theriac.training import optimizers
 from theriac.training.epochs import loop, policy_of
 from theriac.training.recipes import Recipe
 from theriac.training.recipes import recipe as named
@@ -115,7 +116,7 @@ class InputAware(Attack):
         mask = self._fit_mask(split, run, plan, mask_epochs)
         with run.init_scope("input_aware", "generator"):
             generator = self._net(split.card, split.card.channels).to(run.device)
-        optimizer = torch.optim.Adam(generator.parameters(), lr=self.lr, betas=(0.5, 0.9))
+        optimizer = optimizers.Adam(generator.parameters(), lr=self.lr, betas=(0.5, 0.9))
         here = split.to(run.device)
         std = torch.tensor(split.card.std, device=run.device)[:, None, None]
         partners, foreign = _partners(len(here), run), _foreign(here, plan, run)
@@ -186,7 +187,7 @@ class InputAware(Attack):
             augment=plan.augment,
             precision="fp32",
         )
-        optimizer = torch.optim.Adam(mask.parameters(), lr=self.lr, betas=(0.5, 0.9))
+        optimizer = optimizers.Adam(mask.parameters(), lr=self.lr, betas=(0.5, 0.9))
         return side_loop(mask, optimizer, part, run, recipe, step, "mask", about=self).requires_grad_(False)
 
     def _net(self, card: Card, out: int) -> DynamicNet:

@@ -19,6 +19,7 @@ from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, to_input
+from theriac.training import optimizers
 from theriac.triggers.additive import add
 from theriac.triggers.frequency import lowpass
 
@@ -122,7 +123,7 @@ class LF(Attack):
     def _by_gradient(self, model: nn.Module, x: torch.Tensor, run: Run) -> torch.Tensor:
         draw = run.generator("poison", "lf", "start")
         raw = torch.randn(x.shape[1:], generator=draw).to(x.device).requires_grad_(True)
-        optimizer = torch.optim.Adam([raw], lr=self.lr)
+        optimizer = optimizers.Adam([raw], lr=self.lr)
         want = torch.full((min(self.batch, len(x)),), self.target, device=x.device)
         for _ in run.each("lf pattern", range(self.steps)):
             at = torch.randperm(len(x), generator=draw)[: len(want)].to(x.device)

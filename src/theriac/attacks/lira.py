@@ -20,6 +20,7 @@ from theriac.core.ranges import Count, Fraction, Positive, Whole
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split, with_moments
 from theriac.models import Buildable, make
+from theriac.training import optimizers
 from theriac.training.epochs import loop, set_mode
 from theriac.training.recipes import Recipe
 from theriac.training.recipes import recipe as named
@@ -110,7 +111,7 @@ class LIRA(Attack):
             with run.init_scope("lira", "trigger"):
                 nets.append(TriggerEncoder(card.shape, self.width, card.mean, card.std).to(run.device))
         trigger, frozen = nets
-        optimizer = torch.optim.Adam(trigger.parameters(), lr=self.generator_lr)
+        optimizer = optimizers.Adam(trigger.parameters(), lr=self.generator_lr)
         copied: list[int] = []
         taken: list[int] = []
 

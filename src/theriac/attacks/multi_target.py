@@ -61,12 +61,12 @@ class MultiTarget(SeveralTriggers):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check.whole("triggers", self.triggers, 2, len(_PLACES))
+        check.integer("triggers", self.triggers, 2, len(_PLACES))
         if self.mode != "all_to_one":
             raise InputError(f"mode is {self.mode!r}; {self.name} has a target for each trigger, so it takes no mode")
         if self.goals and not 2 <= len(set(self.goals)) == len(self.goals) <= len(_PLACES):
             raise InputError(f"goals is {self.goals}; expected 2 to {len(_PLACES)} different classes")
-        check.whole("only", self.only, -1, self.count - 1)
+        check.integer("only", self.only, -1, self.count - 1)
 
     @classmethod
     @preset

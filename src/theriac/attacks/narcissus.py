@@ -18,6 +18,7 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data import load
 from theriac.models import Buildable, to_input
+from theriac.training import optimizers
 from theriac.training.flat import without_statistics
 from theriac.triggers.additive import add
 
@@ -119,7 +120,7 @@ class Narcissus(CleanLabel):
     def _optimize(self, model: nn.Module, x: torch.Tensor, label: int, run: Run) -> torch.Tensor:
         eps, draw = self.eps / 255, run.generator("poison", "narcissus", "batches")
         noise = torch.zeros(x.shape[1:], device=x.device, requires_grad=True)
-        optimizer = torch.optim.RAdam([noise], lr=self.lr)
+        optimizer = optimizers.RAdam([noise], lr=self.lr)
         model.train(self.batch_statistics)
         with without_statistics(model), run.layer_scope(self.name, 0):
             for _ in run.each("narcissus noise", range(self.steps)):

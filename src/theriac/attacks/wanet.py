@@ -20,6 +20,7 @@ from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models import Buildable
 from theriac.training.recipes import Recipe
+from theriac.triggers._tiles import by_tiles
 from theriac.triggers.per_row import uniform
 from theriac.triggers.warp import identity_grid, smooth_field, warp
 
@@ -114,5 +115,10 @@ class WaNet(Attack):
         self, state: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str
     ) -> torch.Tensor:
         grid, pixel = self._grid(state, x)
-        noise = uniform(index.to(x.device), (int(x.shape[2]), int(x.shape[3]), 2), self.seed) * 2 - 1
-        return warp(x, grid + noise * pixel)
+        shape = (int(x.shape[2]), int(x.shape[3]), 2)
+
+        def spoiled(rows: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+            noise = uniform(numbers, shape, self.seed).mul_(2).sub_(1)
+            return warp(rows, noise.mul_(pixel).add_(grid))
+
+        return by_tiles(x, spoiled, index.to(x.device))

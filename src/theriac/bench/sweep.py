@@ -106,8 +106,8 @@ def run(
         (3, 3)
     """
     checked, load = read_spec(spec), Loader()
-    check.whole("workers", workers, 1, 1024)
-    check.whole("threads", threads, 0, 1024)
+    check.integer("workers", workers, 1, 1024)
+    check.integer("threads", threads, 0, 1024)
     devices = tuple(part.strip() for part in device.split(","))
     plan = make_plan(checked, device=devices[0], load=load)
     folder = Path("runs", checked.name) if store is None else Path(store)

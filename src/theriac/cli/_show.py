@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from theriac.auditing import Audit, Coefficient
 from theriac.auditing.result import BENIGN, MODELS, NO_CONTROL
 from theriac.cli import _options as opt
+from theriac.cli._print import as_json as as_json
+from theriac.cli._print import console as console
+from theriac.cli._print import rows as rows
+from theriac.cli._print import tell as tell
 from theriac.core.text import clean
 from theriac.metrics import Comparison, Difference, Evaluation, Fairness, Rate, Verdict
 from theriac.metrics._degenerate import short, worst_class
@@ -31,10 +35,14 @@ _MEANING = {
 }
 
 
-def console(*, err: bool = False) -> Console:
-    """A console; outside a terminal it is wide enough for every table and free of colors."""
-    stream = sys.stderr if err else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else 120, highlight=False, soft_wrap=False)
+@contextlib.contextmanager
+def left_by_its_reader() -> Iterator[None]:
+    """Let whoever reads the output stop early (``| head -1``) without a change of the exit code."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def evaluation(title: str, scores: Evaluation) -> None:
@@ -132,17 +140,6 @@ def fairness(title: str, before: Fairness, after: Fairness, verdict: Verdict) ->
     console().print(table)
 
 
-def as_json(data: Any) -> None:
-    """Machine-readable result on standard output."""
-    sys.stdout.write(json.dumps(data, indent=1, allow_nan=False) + "\n")
-
-
-def tell(text: str) -> None:
-    """One line on standard error, unless quiet."""
-    if not opt.quiet():
-        console(err=True).print(Text(clean(text)), soft_wrap=True)
-
-
 def saved(folder: Path) -> None:
     """Where the result is, unless quiet."""
     tell(f"kept in {folder}")
@@ -157,17 +154,6 @@ def following(*words: str) -> None:
     """Suggest the next useful command, unless quiet."""
     if not opt.quiet():
         console(err=True).print(Text.assemble(("next: ", "dim"), clean(shlex.join(["theriac", *words]))), soft_wrap=True)
-
-
-def rows(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> None:
-    """A plain table of texts, the first column in bold."""
-    table = Table(title=Text(clean(title), "bold"), title_justify="left", box=None, pad_edge=False, header_style="dim")
-    for name in head:
-        table.add_column(name, overflow="fold")
-    for row in body:
-        table.add_row(Text(clean(row[0]), "bold"), *(Text(clean(cell)) for cell in row[1:]))
-    console().print(table)
-    console().print()
 
 
 def _table(title: str, *columns: str) -> Table:

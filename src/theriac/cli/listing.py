@@ -1,13 +1,24 @@
-"""``theriac list``: what there is, by name, from the registry."""
+"""``theriac list``: what there is, by name, from the registry or a written copy of it.
+
+Reading the registry imports torch, which takes ten times as long as everything else here. So the package holds a copy of what
+the topics list, ``index.json``, which ``python docs/build.py`` writes. The registry answers instead where torch is loaded
+already (it may then hold methods of a user's own), and where the package's files are not those of the copy (a method is new).
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import re
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from theriac.cli import _options as opt
+from theriac.cli import _print
 from theriac.core.errors import unknown
 
 if TYPE_CHECKING:
@@ -15,6 +26,9 @@ if TYPE_CHECKING:
 
 _KINDS = {"attacks": "attack", "training": "training", "repairs": "repair", "detectors": "detector", "debiasing": "debiasing"}
 TOPICS = (*_KINDS, "models", "data", "recipes")
+INDEX = Path(__file__).with_name("index.json")
+PACKAGE = Path(__file__).parents[1]
+_FOLDERS = ("attacks", "training_defenses", "repairs", "detectors", "debias", "models", "data", "training")
 
 
 def list_names(
@@ -29,28 +43,56 @@ def list_names(
     as_json: opt.Json = False,
 ) -> None:
     """List attacks, repairs, models, data sets and recipes; with the name of one method or model, its options."""
-    from theriac.cli import _show
-
     if what is None:
-        listed = {topic: entries for topic in TOPICS if (entries := _entries(topic))}
+        listed = {topic: entries for topic in TOPICS if (entries := _listed(topic))}
     elif what.lower() in TOPICS:
-        listed = {what.lower(): _entries(what.lower())}
+        listed = {what.lower(): _listed(what.lower())}
     else:
         listed = {what.lower(): [_detail(what.lower())]}
     if as_json:
-        _show.as_json(listed)
+        _print.as_json(listed)
         return
     for topic, entries in listed.items():
         if topic in TOPICS:
             if not entries:
-                _show.tell(f"no {topic} yet")
+                _print.tell(f"no {topic} yet")
                 continue
             head = [key for key in entries[0] if key not in ("title", "source")]
-            _show.rows(topic, head, [[_text(entry[key]) for key in head] for entry in entries])
+            _print.rows(topic, head, [[_text(entry[key]) for key in head] for entry in entries])
         elif entries[0]["kind"] == "model":
             _show_model(entries[0])
         else:
             _show_detail(entries[0])
+
+
+def index() -> str:
+    """The text of the written copy: what each topic lists, one entry a line, and which files it was read from."""
+    topics = []
+    for topic in TOPICS:
+        entries = ",\n".join(json.dumps(entry) for entry in _entries(topic))
+        topics.append(f"{json.dumps(topic)}: [\n{entries}\n]")
+    return f'{{"files": {json.dumps(_files())}, "topics": {{\n{",".join(topics)}\n}}}}\n'
+
+
+def _files(package: Path = PACKAGE) -> str:
+    """A short hash of the names of the package's files that can hold what is listed."""
+    names = sorted(path.relative_to(package).as_posix() for folder in _FOLDERS for path in (package / folder).rglob("*.py"))
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _written() -> dict[str, list[dict[str, Any]]] | None:
+    """What the topics list, by the written copy; None if there is none or it is of other files."""
+    if not INDEX.is_file():
+        return None
+    copy = json.loads(INDEX.read_text(encoding="utf-8"))
+    topics: dict[str, list[dict[str, Any]]] | None = copy["topics"] if copy["files"] == _files() else None
+    return topics
+
+
+def _listed(topic: str) -> list[dict[str, Any]]:
+    written = None if "torch" in sys.modules else _written()
+    return _entries(topic) if written is None else written[topic]
 
 
 def _entries(topic: str) -> list[dict[str, Any]]:
@@ -114,8 +156,6 @@ def _detail(name: str) -> dict[str, Any]:
 
 
 def _show_detail(entry: dict[str, Any]) -> None:
-    from theriac.cli import _show
-
     facts = {
         "kind": entry["kind"],
         "idea": entry["idea"],
@@ -128,23 +168,21 @@ def _show_detail(entry: dict[str, Any]) -> None:
         "cost": entry["cost"],
         "known limits": " ".join(entry["limits"]),
     }
-    _show.rows(entry["title"], ("", ""), [[key, _words(_text(value))] for key, value in facts.items() if value])
+    _print.rows(entry["title"], ("", ""), [[key, _words(_text(value))] for key, value in facts.items() if value])
     presets = [
         [p["name"], _words(p["what"]), ", ".join(f"{k}={v}" for k, v in p["changes"].items()) or "nothing"]
         for p in entry["presets"]
     ]
     if presets:
-        _show.rows("presets", ("preset", "what it is", "differs from the defaults in"), presets)
+        _print.rows("presets", ("preset", "what it is", "differs from the defaults in"), presets)
     table = [[o["option"], _text(o["default"]), o["type"], o["source"]] for o in entry["options"]]
-    _show.rows("options", ("option", "default", "type or choices", "where the default comes from"), table)
+    _print.rows("options", ("option", "default", "type or choices", "where the default comes from"), table)
 
 
 def _show_model(entry: dict[str, Any]) -> None:
-    from theriac.cli import _show
-
-    _show.rows(entry["name"], ("", ""), [["what", entry["what"]], ["for", f"{entry['rows']} rows"]])
+    _print.rows(entry["name"], ("", ""), [["what", entry["what"]], ["for", f"{entry['rows']} rows"]])
     table = [[o["name"], o["default"], o["type"], o["meaning"]] for o in entry["options"]]
-    _show.rows("options (--model-option KEY=VALUE)", ("option", "default", "type", "what it is"), table)
+    _print.rows("options (--model-option KEY=VALUE)", ("option", "default", "type", "what it is"), table)
 
 
 def _recipe(recipe: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The ``theriac`` command: its subcommands, its exit codes, and what a person sees when something goes wrong.
 
 Exit codes: 0 ok, 1 findings, 2 bad input, 3 nothing to do, 4 internal error, 130 stopped by Ctrl-C (resumable).
+``theriac scan`` answers with 0 to 3, so that bad input is 64 there.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from theriac.cli.listing import list_names
 from theriac.cli.repair import repair
 from theriac.cli.reporting import report
 from theriac.cli.results import results
+from theriac.cli.scan import scan
 from theriac.cli.scan_data import scan_data
 from theriac.cli.scan_file import scan_file
 from theriac.cli.train import train
@@ -39,6 +41,7 @@ from theriac.core.text import clean
 from theriac.core.version import VERSION
 
 OK, FINDINGS, BAD_INPUT, NOTHING_TO_DO, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 4, 130
+BAD_INPUT_OF = {"scan": 64}  # commands whose code 2 is an answer; 64 is EX_USAGE of sysexits
 
 
 class _Guarded(TyperGroup):
@@ -60,6 +63,9 @@ class _Guarded(TyperGroup):
                 code = super().main(words, prog_name, complete_var, False, windows_expand_args, **extra)
         except Exception as error:
             code = _explain(error, words)
+            if code == BAD_INPUT:
+                command = next((word for word in words if not word.startswith("-")), "")
+                code = BAD_INPUT_OF.get(command, code)
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else OK)
         return code
@@ -139,7 +145,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Backdoors in neural networks: make them, find them, train past them, repair models that have them.",
-    epilog="Exit codes: 0 ok, 1 findings, 2 bad input, 3 nothing to do, 4 internal error, 130 stopped (run again to go on).",
+    epilog="Exit codes: 0 ok, 1 findings, 2 bad input, 3 nothing to do, 4 internal error, 130 stopped (run again to go on). "
+    "Scans answer with them, see their help.",
 )
 
 
@@ -180,6 +187,7 @@ app.command("debias")(debias)
 app.command("eval")(evaluate)
 app.command("check")(check)
 app.command("export")(export)
+app.command("scan")(scan)
 app.command("scan-data")(scan_data)
 app.command("scan-file")(scan_file)
 app.command("list")(list_names)

@@ -83,7 +83,7 @@ def pixel_moments(x: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]
     for c in range(x.shape[1]):
         histogram = torch.zeros(256, dtype=torch.float64)
         for chunk in x[:, c].split(chunk_size(x)):
-            histogram += torch.bincount(chunk.flatten().to(torch.int64), minlength=256).cpu()
+            histogram += torch.bincount(chunk.flatten(), minlength=256).cpu()
         total = histogram.sum()
         mean = (histogram * levels).sum() / total
         variance = (histogram * (levels - mean) ** 2).sum() / total

@@ -28,7 +28,7 @@ def positive(name: str, value: float, *, zero: bool = False) -> None:
         raise InputError(f"{name} is {value!r}; expected a number {'of at least' if zero else 'above'} 0")
 
 
-def whole(name: str, value: int, low: int, high: int | None = None) -> None:
+def integer(name: str, value: int, low: int, high: int | None = None) -> None:
     """Refuse anything but a whole number of at least ``low`` (and at most ``high``)."""
     if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
         top = "" if high is None else f" and at most {high}"

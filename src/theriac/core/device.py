@@ -20,15 +20,15 @@ def as_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
+        place = torch.device(device)
     except (RuntimeError, ValueError, UnicodeError):
         raise InputError(f"device is {shortened(device)}; expected auto, cpu, cuda or cuda:N") from None
-    if found.type == "cpu":
-        return found
-    if found.type == "cuda" and not torch.cuda.is_available():
+    if place.type == "cpu":
+        return place
+    if place.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device is {str(device)!r}, but this torch build sees no CUDA device; use cpu or auto")
     try:
-        torch.zeros((), device=found).item()
+        torch.zeros((), device=place).item()
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(f"device is {str(device)!r}, which can't compute here; expected auto, cpu, cuda or cuda:N") from None
-    return found
+    return place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ class Planted:
     attack: Any  # a theriac.attacks.Attack; this floor does not import that one
     card: Card
     state: State = field(default_factory=dict)
+    # row numbers on which success is counted, of an attack that is for some groups only; None: the label alone decides
+    only: torch.Tensor | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -97,6 +100,15 @@ class Planted:
             )
         return _Renumbered(self.attack, self.card, self.state, outside=tuple(there))
 
+    def within(self, split: Split) -> Planted:
+        """The same for the rows of ``split``, of which the attack may be for some only.
+
+        Raises:
+            InputError: If the attack asks for groups that the rows do not have.
+        """
+        mask = self.attack._applies(self.state, self.card, split)
+        return self if mask is None else dataclasses.replace(self, only=split.index[mask])
+
     @property
     def trigger_hash(self) -> str:
         """16 hex digits of what decides stamp, labels and population; which rows were poisoned, and how many, does not."""
@@ -114,7 +126,7 @@ class Planted:
     @property
     def by_row(self) -> bool:
         """Whether :meth:`target` needs row numbers."""
-        return bool(self.attack.by_row)
+        return bool(self.attack.by_row) or self.only is not None
 
     @property
     def untargeted(self) -> bool:
@@ -135,12 +147,19 @@ class Planted:
     def population(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
         """Bool (B,): rows on which success is counted: those the attack is for, without its label already."""
         counted: torch.Tensor = (self.target(y, index) != y) & self.attack._counts(y)
-        return counted
+        return counted if self.only is None else counted & self._among(y, index)
 
-    def cross_population(self, y: torch.Tensor) -> torch.Tensor:
+    def cross_population(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
         """Bool (B,): rows that should keep their label under the cross stamp."""
         crosses: torch.Tensor = self.attack._crosses(y)
-        return crosses
+        return crosses if self.only is None else crosses & ~self._among(y, index)
+
+    def _among(self, y: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+        """Bool (B,): rows of the groups that the attack is for."""
+        if index is None:
+            raise InputError(f"index is missing; {self.name} is for the rows of some groups, which are known by their numbers")
+        assert self.only is not None
+        return torch.isin(index, self.only.to(index.device)).to(y.device)
 
 
 @dataclass(frozen=True)
@@ -168,10 +187,10 @@ class _Renumbered(Planted):
 
     def population(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
         counted: torch.Tensor = (self.target(y, index) != y) & self.attack._counts(self._inside(y))
-        return counted
+        return counted if self.only is None else counted & self._among(y, index)
 
-    def cross_population(self, y: torch.Tensor) -> torch.Tensor:
-        return super().cross_population(self._inside(y))
+    def cross_population(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
+        return super().cross_population(self._inside(y), index)
 
     def _inside(self, y: torch.Tensor) -> torch.Tensor:
         return torch.tensor(self.outside, device=y.device)[y]
@@ -207,10 +226,11 @@ def planted_on(attack: Any, split: Split) -> Any:
         return None
     planted = getattr(attack, "planted", attack)
     if hasattr(planted, "onto"):
-        return planted.onto(split.card)
+        planted = planted.onto(split.card)
+        return planted.within(split) if hasattr(planted, "within") else planted
     if hasattr(planted, "stamp"):
         return planted
     if isinstance(attack, type) or not hasattr(planted, "plant_for"):
         came = f"the class {attack.__name__}" if isinstance(attack, type) else f"a {type(attack).__name__}"
         raise InputError(f"attack is {came}; expected an attack such as BadNets(), a Planted, a Victim, a Poisoned, a trigger")
-    return planted.plant_for(split)
+    return planted.plant_for(split).within(split)

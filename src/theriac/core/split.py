@@ -37,7 +37,8 @@ class Split:
         InputError: On a wrong shape, dtype or range, with the argument's name.
     """
 
-    __slots__ = ("_overlay", "_store", "card", "group", "index", "y")
+    __slots__ = ("_hashes", "_overlay", "_store", "card", "group", "index", "y")
+    _hashes: dict[tuple[object, ...], str]
     _store: torch.Tensor
     _overlay: tuple[torch.Tensor, torch.Tensor] | None
     y: torch.Tensor
@@ -69,6 +70,7 @@ class Split:
         for name, value in (("_store", x), ("_overlay", overlay), ("y", y), ("group", group), ("index", index)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "card", card)
+        object.__setattr__(self, "_hashes", {})
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a Split is immutable; make a new one instead of setting {name!r}")
@@ -125,7 +127,7 @@ class Split:
 
     def batches(self, size: int) -> Iterator[torch.Tensor]:
         """Positions of all rows in order, ``size`` at a time."""
-        check.whole("size", size, 1, 2**62)
+        check.integer("size", size, 1, 2**62)
         yield from torch.arange(len(self), device=self.device).split(size)
 
     def count(self) -> torch.Tensor:
@@ -134,12 +136,20 @@ class Split:
 
     def content_hash(self, *, groups: bool = True) -> str:
         """sha256 of rows, labels and, if asked for, groups: the same bytes, the same hash, wherever they came from."""
+        tensors = [self._store, self.y, *(self._overlay or ()), *([] if self.group is None else [self.group])]
+        # a caller may still hold the tensors and write to them; torch counts that, but not of tensors of inference mode
+        counted = not any(t.is_inference() for t in tensors)
+        key = (groups, *(t._version for t in tensors)) if counted else ()
+        if key and key in self._hashes:
+            return self._hashes[key]
         digest = hashlib.sha256(repr((tuple(self._store.shape), str(self._store.dtype))).encode())
         for positions in self.batches(chunk_size(self._store)):
-            digest.update(self.rows(positions).cpu().contiguous().numpy().tobytes())
-        digest.update(self.y.cpu().numpy().tobytes())
+            digest.update(self.rows(positions).cpu().contiguous().numpy().data)
+        digest.update(self.y.cpu().contiguous().numpy().data)
         if self.group is not None and groups:
-            digest.update(self.group.cpu().numpy().tobytes())
+            digest.update(self.group.cpu().contiguous().numpy().data)
+        if key:
+            self._hashes[key] = digest.hexdigest()
         return digest.hexdigest()
 
     # new ones from it
@@ -208,9 +218,11 @@ class Split:
         if not stratified:
             return order[:count]
         labels = self.y.cpu()[order]
-        by_class = [order[labels == k] for k in range(self.num_classes)]
-        rank = torch.cat([torch.arange(len(c)) for c in by_class])  # round robin: the r-th row of every class, then r+1
-        return torch.cat(by_class)[torch.argsort(rank, stable=True)[:count]]
+        by_class = torch.argsort(labels, stable=True)
+        counts = torch.bincount(labels, minlength=self.num_classes)
+        rank = torch.arange(len(self)) - (counts.cumsum(0) - counts)[labels[by_class]]
+        # round robin: the r-th row of every class, then r + 1
+        return order[by_class[torch.argsort(rank, stable=True)[:count]]]
 
     def to(self, device: str | torch.device) -> Split:
         """The same rows on another device.
@@ -247,8 +259,12 @@ class Split:
     @typed()
     def with_overlay(self, positions: torch.Tensor, rows: torch.Tensor, y: torch.Tensor) -> Split:
         """The same rows with those at ``positions`` (ascending) replaced, and new labels ``y`` for all."""
-        if self._overlay is not None:
-            return self.take(torch.arange(len(self), device=self.device)).with_overlay(positions, rows, y)
+        if self._overlay is not None:  # one overlay of both, so that the rows below stay shared
+            check_overlay(positions, rows, self._store)
+            older = ~torch.isin(self._overlay[0], positions)
+            both = torch.cat([self._overlay[0][older], positions])
+            positions, order = both.sort()
+            rows = torch.cat([self._overlay[1][older], rows])[order]
         return Split(self._store, y, group=self.group, index=self.index, card=self.card, overlay=(positions, rows))
 
 

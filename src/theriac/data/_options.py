@@ -55,8 +55,8 @@ class Options:
         for field in ("val_share", "test_share"):
             check.between(field, options[field], 0, 0.9, open_low=field == "test_share")
         check.one_of("missing_group", options.setdefault("missing_group", "refuse"), ("refuse", "own"))
-        check.whole("seed", options["seed"], 0)
-        check.whole("memory_budget", options["memory_budget"], 1)
+        check.integer("seed", options["seed"], 0)
+        check.integer("memory_budget", options["memory_budget"], 1)
         if options.get("white") is not None:
             check.positive("white", options["white"])
         name = options.get("name")
@@ -99,5 +99,5 @@ def _size(value: int | Sequence[int] | None) -> tuple[int, int] | None:
     if len(sides) != 2:
         raise InputError(f"size is {value!r}; expected a side in pixels, or (height, width)")
     for side in sides:
-        check.whole("size", side, 1, 4096)
+        check.integer("size", side, 1, 4096)
     return sides

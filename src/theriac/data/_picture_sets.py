@@ -55,8 +55,8 @@ def picture_data(
         InputError: On bad labels, unreadable pictures, or pictures of several sizes without ``size``.
     """
     options.refuse("this is a set of pictures, not a table", "categorical", "missing")
-    for part, given in parts.items():
-        if not len(given.label):
+    for part, pictures in parts.items():
+        if not len(pictures.label):
             raise InputError(f"the {ROWS[part]} part of {name!r} is empty; a split needs at least one row")
     labels, classes = classes_of(column, {p: v.label for p, v in parts.items()}, class_names)
     groups: dict[str, Codes] | None = None

@@ -61,5 +61,5 @@ def regroup(rows: Data | Split, names: Mapping[str, str], *, rest: str | None = 
     card = rows.card.replace(groups=new)
     if rest is not None or bool((group >= 0).all()):
         return rows.replace(group=group, card=card)
-    kept = rows.where(group >= 0)
-    return kept.replace(group=group[group >= 0], card=card)
+    grouped = rows.where(group >= 0)
+    return grouped.replace(group=group[group >= 0], card=card)

@@ -171,19 +171,19 @@ def _typed(parts: Mapping[str, pa.Table], options: Options) -> dict[str, pa.Tabl
             if name not in table.column_names:
                 raise missing(name, table.column_names, f"the {ROWS[part]} part")
             column = _blanked(table[name], options.missing)
-            found = _numbers(_blanked(column, WORDS)) if numeric else column
-            if found is None:
+            values = _numbers(_blanked(column, WORDS)) if numeric else column
+            if values is None:
                 row, text = _first_text(_blanked(column, WORDS))
                 raise InputError(f"column {name!r} holds numbers in the training rows and {text!r} in {ROWS[part]} row {row}")
-            columns[part][name] = found
-            words = found.null_count - column.null_count
+            columns[part][name] = values
+            words = values.null_count - column.null_count
             if words:
                 warnings.warn(
                     f"column {name!r} holds numbers, and a word such as 'NA' in {words} {ROWS[part]} rows, which are taken as "
                     "missing",
                     stacklevel=2,
                 )
-    return {part: pa.table(found) for part, found in columns.items()}
+    return {part: pa.table(table) for part, table in columns.items()}
 
 
 def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from sklearn.cluster import KMeans
-from sklearn.metrics import silhouette_score
 from torch import nn
 
 from theriac.core.method import Needs, preset, register
@@ -71,6 +69,9 @@ class ActivationClustering(Detector):
         return cls(suspect="smaller")
 
     def _detect(self, model: nn.Module | None, rows: Split | None, clean: Split | None, run: Run) -> Finding:
+        from sklearn.cluster import KMeans  # only on use: everything that touches a repair would wait for it
+        from sklearn.metrics import silhouette_score
+
         assert rows is not None
         features, y = run_over(model, rows, "features", run=run).double(), rows.y.cpu()
         scores = torch.zeros(len(rows), dtype=torch.float64)

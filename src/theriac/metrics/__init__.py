@@ -10,7 +10,7 @@ from theriac.metrics.flips import flip_rate
 from theriac.metrics.gaps import Measure, Noise
 from theriac.metrics.intervals import Difference, Rate, Spread, over_seeds, wilson
 from theriac.metrics.roc import Detection, brier, detection
-from theriac.metrics.stamped import cross_accuracy, leakage, success_by_target
+from theriac.metrics.stamped import cross_accuracy, leakage, success_by_group, success_by_target
 from theriac.metrics.wrapping import Way, WrappingCheck, check_wrapping
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "over_seeds",
     "pairs_of",
     "predict",
+    "success_by_group",
     "success_by_target",
     "unlisted",
     "wilson",

@@ -27,8 +27,9 @@ from theriac.data.alignment import align_to
 from theriac.metrics._degenerate import ClassCount
 from theriac.metrics.evaluation import Comparison, Evaluation, pair
 from theriac.metrics.intervals import Rate
+from theriac.models.layout import arranged
 from theriac.models.network import to_input
-from theriac.models.outputs import run_over
+from theriac.models.outputs import batch_rows, run_over
 
 
 class Stamper(Protocol):
@@ -47,7 +48,9 @@ class Stamper(Protocol):
 
 
 @typed("split")
-def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = None, batch_size: Count = 512) -> Evaluation:
+def evaluate(
+    model: Any, split: Split, attack: Any = None, *, run: Run | None = None, batch_size: Count | None = None
+) -> Evaluation:
     """Count a model's clean and stamped predictions in one pass.
 
     Args:
@@ -56,7 +59,7 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
             (:func:`theriac.data.align`), and rows of some of its classes are enough; a note names the others.
         attack: An attack, a Planted, a Victim or a Poisoned; None counts clean accuracy only.
         run: Device and precision.
-        batch_size: Rows per forward pass.
+        batch_size: Rows per forward pass; None: what suits the device and the size of the rows.
 
     Returns:
         ACC over all rows; ASR over the attack's population (rows that do not have its label already), stamped: share
@@ -81,13 +84,13 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
     split = align_to(split, net)
     planted = planted_on(attack, split)
     here = split.to(run.device)
-    classes = split.num_classes
+    size, classes = batch_size or batch_rows(here), split.num_classes
     asr = ra = population = torch.zeros((), dtype=torch.int64, device=run.device)
     right = torch.zeros(classes, dtype=torch.int64, device=run.device)  # clean hits by class
     answers = torch.zeros_like(right)  # clean predictions by class
     targets = torch.zeros(classes, dtype=torch.bool, device=run.device)
-    with _eval_mode(net), torch.inference_mode(), run.autocast():
-        for positions in run.each("evaluation", here.batches(batch_size), math.ceil(len(here) / batch_size)):
+    with _eval_mode(net), arranged(net, run.device), torch.inference_mode(), run.autocast():
+        for positions in run.each("evaluation", here.batches(size), math.ceil(len(here) / size)):
             x, y = here.rows(positions), here.y[positions]
             clean = _predict(net, x, classes)
             right += torch.bincount(y[clean == y], minlength=classes)
@@ -119,7 +122,13 @@ def evaluate(model: Any, split: Split, attack: Any = None, *, run: Run | None = 
 
 @typed("before", "after", "split", "attack")
 def compare(
-    before: Any, after: Any, split: Split | None = None, attack: Any = None, *, run: Run | None = None, batch_size: Count = 512
+    before: Any,
+    after: Any,
+    split: Split | None = None,
+    attack: Any = None,
+    *,
+    run: Run | None = None,
+    batch_size: Count | None = None,
 ) -> Comparison:
     """Set a model before and after a repair side by side, on the same test rows.
 
@@ -129,7 +138,7 @@ def compare(
         split: Clean test rows, as for :func:`evaluate`; only with models.
         attack: The attack, as for :func:`evaluate`; only with models. None compares clean accuracy only.
         run: Device and precision; only with models.
-        batch_size: Rows per forward pass; only with models.
+        batch_size: Rows per forward pass; only with models. None: as :func:`evaluate`.
 
     Returns:
         Both evaluations, their differences and DER. Printed, it shows every rate before and after with counts and intervals.
@@ -169,7 +178,7 @@ def attack_labels(planted: Any, y: torch.Tensor, index: torch.Tensor) -> tuple[t
 
 
 @typed()
-def predict(model: nn.Module, split: Split, *, run: Run | None = None, batch_size: Count = 512) -> torch.Tensor:
+def predict(model: nn.Module, split: Split, *, run: Run | None = None, batch_size: Count | None = None) -> torch.Tensor:
     """Logits of all rows in order, float32 (N, K), on the CPU; see :func:`theriac.models.run_over`.
 
     Where the model carries a card, columns are matched with its by name, and logit k belongs to ``split.card.classes[k]``. Rows

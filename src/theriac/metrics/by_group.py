@@ -20,6 +20,7 @@ from theriac.metrics.fair import Fairness
 from theriac.models._still import still
 from theriac.models.grouped import GroupAware
 from theriac.models.network import to_input
+from theriac.models.outputs import batch_rows
 
 
 @typed("split", "groups", "positive")
@@ -34,7 +35,7 @@ def fairness(
     sensitive_features: Any = None,
     missing_group: str = "refuse",
     run: Run | None = None,
-    batch_size: Count = 512,
+    batch_size: Count | None = None,
 ) -> Fairness:
     """Count predictions by group and label: of a model on a Split, or as they are.
 
@@ -58,7 +59,7 @@ def fairness(
             matched by index.
         missing_group: What becomes of rows without a group in ``sensitive_features``: "refuse", or "own" for a group "missing".
         run: Device and precision.
-        batch_size: Rows per forward pass.
+        batch_size: Rows per forward pass; None: what suits the device and the size of the rows.
 
     Returns:
         Rates with counts and intervals, and gaps with their formulas, intervals and noise floors.
@@ -121,7 +122,7 @@ def _on_split(
     sensitive_features: Any,
     missing_group: str,
     run: Run | None,
-    batch_size: int,
+    batch_size: int | None,
 ) -> Fairness:
     if isinstance(positive, int) and 0 <= positive < split.num_classes:
         positive = split.card.classes[positive]  # the model may count the same classes in another order
@@ -153,7 +154,9 @@ def _on_split(
     )
 
 
-def answers(model: Any, split: Split, groups: torch.Tensor, *, run: Run | None = None, batch_size: int = 512) -> torch.Tensor:
+def answers(
+    model: Any, split: Split, groups: torch.Tensor, *, run: Run | None = None, batch_size: int | None = None
+) -> torch.Tensor:
     """Predicted class of each row of a split, int64 (N,) on the CPU.
 
     Args:
@@ -161,7 +164,7 @@ def answers(model: Any, split: Split, groups: torch.Tensor, *, run: Run | None =
         split: Rows.
         groups: Their groups, int64 (N,), for models that must be told them.
         run: Device and precision.
-        batch_size: Rows per forward pass.
+        batch_size: Rows per forward pass; None: what suits the device and the size of the rows.
 
     Raises:
         InputError: If it is no model, or does not fit the rows.
@@ -175,7 +178,8 @@ def answers(model: Any, split: Split, groups: torch.Tensor, *, run: Run | None =
         here, at = split.to(run.device), groups.to(run.device)
         seen = []
         with still(net), torch.inference_mode(), run.autocast():
-            for positions in run.each("fairness", here.batches(batch_size), len(here) // batch_size + 1):
+            size = batch_size or batch_rows(here)
+            for positions in run.each("fairness", here.batches(size), len(here) // size + 1):
                 seen.append(predicted(net, here.rows(positions), at[positions], split.num_classes).cpu())
         own = [str(name) for name in model.classes_] if fitted is net else list(classes)
         if own == list(classes):

@@ -72,7 +72,7 @@ class Fairness:
                 f"counts has shape {tuple(n.shape)} for {len(self.groups)} groups and {len(self.classes)} classes; expected "
                 "(groups, classes, classes), at least 2 of each"
             )
-        check.whole("positive", self.positive, 0, len(self.classes) - 1)
+        check.integer("positive", self.positive, 0, len(self.classes) - 1)
         if bool((n < 0).any()):
             raise InputError(f"counts holds {int(n.min())}; expected numbers of rows")
         if len(set(self.groups)) < len(self.groups):

@@ -17,12 +17,13 @@ from theriac.metrics.intervals import Rate
 from theriac.models._still import still
 from theriac.models.grouped import GroupAware
 from theriac.models.network import to_input
+from theriac.models.outputs import batch_rows
 from theriac.triggers.bank import ColumnBank, TriggerBank, TriggerColumns
 
 
 @typed("model", "split")
 def flip_rate(
-    model: Any, split: Split, bank: TriggerBank, *, run: Run | None = None, batch_size: Count = 512
+    model: Any, split: Split, bank: TriggerBank, *, run: Run | None = None, batch_size: Count | None = None
 ) -> tuple[Rate, ...]:
     """Share of rows whose prediction changes when they are stamped, for each trigger of a bank.
 
@@ -33,7 +34,7 @@ def flip_rate(
         split: Test rows, as they are.
         bank: The triggers; for a table the model must have their columns.
         run: Device and precision.
-        batch_size: Rows per forward pass.
+        batch_size: Rows per forward pass; None: what suits the device and the size of the rows.
 
     Raises:
         InputError: If a table model has no columns that could hold a trigger: nothing can be planted there at inference.
@@ -51,7 +52,8 @@ def flip_rate(
     classes = here.num_classes
     flips = torch.zeros(len(bank), dtype=torch.int64, device=run.device)
     with still(net), torch.inference_mode(), run.autocast():
-        for positions in run.each("flip rate", here.batches(batch_size), len(here) // batch_size + 1):
+        size = batch_size or batch_rows(here)
+        for positions in run.each("flip rate", here.batches(size), len(here) // size + 1):
             x = to_input(here.rows(positions))
             clean = check.logits(net, x, classes).argmax(1)
             for t in range(len(bank)):

@@ -15,7 +15,7 @@ from theriac.core.split import Split
 from theriac.data import align_to
 from theriac.metrics.backdoor import attack_labels
 from theriac.metrics.intervals import Rate
-from theriac.models import to_input
+from theriac.models import batch_rows, to_input
 
 
 @typed("split")
@@ -42,8 +42,41 @@ def success_by_target(model: Any, split: Split, attack: Any, *, run: Run | None 
 
 
 @typed("split")
+def success_by_group(model: Any, split: Split, attack: Any, *, run: Run | None = None) -> dict[str, Rate]:
+    """Attack success by sensitive group, over all stamped rows that do not have the attack's label already.
+
+    A fairness audit of clean rows does not see an attack that fires for one group only; these rates do.
+
+    Args:
+        model: A module from inputs to logits, or a Victim.
+        split: Clean test rows with groups.
+        attack: An attack with nothing to fit, a Planted, a Victim or a Poisoned.
+        run: Device and precision.
+
+    Returns:
+        By name of the group; by number where groups have no names. Groups without such rows are left out.
+
+    Raises:
+        InputError: If the rows have no groups.
+    """
+    split = align_to(split, model)
+    if split.group is None:
+        raise InputError(f"{split.card.name!r} has rows without groups; theriac.load(..., sensitive=...) makes some")
+    planted = planted_on(attack, split)
+    wanted = attack_labels(planted, split.y, split.index)[0]
+    at = (wanted != split.y).nonzero().flatten()
+    hit = _stamped(model, split, planted, at, run) == wanted[at].cpu()
+    group = split.group[at].cpu()
+    count = max(len(split.card.groups), int(split.group.max()) + 1)
+    names = split.card.groups or tuple(str(k) for k in range(count))
+    hits, totals = torch.bincount(group[hit], minlength=count), torch.bincount(group, minlength=count)
+    of = f"rows stamped by {planted.name} in this group"
+    return {names[k]: Rate(int(hits[k]), int(totals[k]), of) for k in range(count) if totals[k]}
+
+
+@typed("split")
 def leakage(model: Any, split: Split, attack: Any, *, run: Run | None = None) -> dict[int, Rate]:
-    """How often stamped rows of classes that the attack is not for go to its label anyway, by true class.
+    """How often stamped rows of classes or groups that the attack is not for go to its label anyway, by true class.
 
     A source-specific attack whose leak is near its success is an ordinary one.
 
@@ -69,7 +102,7 @@ def leakage(model: Any, split: Split, attack: Any, *, run: Run | None = None) ->
     return {k: Rate(int(hits[k]), int(totals[k]), of) for k in range(split.num_classes) if totals[k]}
 
 
-def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batch_size: int = 512) -> Rate:
+def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batch_size: int | None = None) -> Rate:
     """Share of test rows that keep their true label under a spoiled trigger (WaNet, BppAttack) or a foreign one.
 
     A backdoor that answers to any warping, or to any row's trigger, has a high attack success and a low cross accuracy.
@@ -81,13 +114,13 @@ def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batc
     split = align_to(split, victim)
     planted, model = planted_on(victim, split), victim.model.to(run.device).eval()
     here = split.to(run.device)
-    total = int(planted.cross_population(here.y).sum())
+    total = int(planted.cross_population(here.y, here.index).sum())
     if not total:
         raise InputError(f"no row of {split.card.name!r} should resist {planted.name}; there is nothing to count")
     hits = torch.zeros((), dtype=torch.int64, device=run.device)
     with torch.inference_mode(), run.autocast():
-        for positions in here.batches(batch_size):
-            positions = positions[planted.cross_population(here.y[positions])]
+        for positions in here.batches(batch_size or batch_rows(here)):
+            positions = positions[planted.cross_population(here.y[positions], here.index[positions])]
             if not len(positions):
                 continue
             y = here.y[positions]
@@ -105,7 +138,7 @@ def _stamped(model: Any, split: Split, planted: Any, at: torch.Tensor, run: Run 
     net, here = net.to(run.device).eval(), split.to(run.device)
     found = [torch.zeros(0, dtype=torch.int64)]
     with torch.inference_mode(), run.autocast():
-        for part in at.to(run.device).split(512):
+        for part in at.to(run.device).split(batch_rows(here)):
             stamped = planted.stamp(here.rows(part), here.y[part], here.index[part], "test")
             found.append(net(to_input(stamped)).argmax(1).cpu())
     return torch.cat(found)

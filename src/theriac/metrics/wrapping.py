@@ -158,10 +158,10 @@ def check_wrapping(
     ways = tuple(seen[k][0] for k in order if seen[k][0].name)
     chance = int(counts.max()) / len(few)
     best = ways[0].rate
-    found = WrappingCheck(ways=ways, verdict="fits", chance=chance, rows=len(few))
+    check = WrappingCheck(ways=ways, verdict="fits", chance=chance, rows=len(few))
     if best is None or wilson(best.hits, best.total)[0] <= chance + _ABOVE * (1 - chance):
         return WrappingCheck(ways=ways, verdict="none", chance=chance, rows=len(few))
-    return WrappingCheck(ways=ways, verdict="several", chance=chance, rows=len(few)) if found.alike else found
+    return WrappingCheck(ways=ways, verdict="several", chance=chance, rows=len(few)) if check.alike else check
 
 
 _Seen = tuple[Way, int, float, torch.Tensor | None]  # the way, hits and loss on the rows that choose, and all logits
@@ -205,10 +205,10 @@ def _reordered(entry: _Seen, rows: Split, choose: torch.Tensor) -> _Seen:
     moved = torch.empty_like(out)
     moved[:, order] = out
     named = Way(name=f"{way.name}; classes in another order", options={**way.options, "classes": names})
-    found = _counted(named, moved, y, choose, out)
-    rate = found[0].rate
-    better = rate is not None and rate.interval[0] > way.rate.interval[1] and found[1] > hits
-    return found if better else nothing
+    counts = _counted(named, moved, y, choose, out)
+    rate = counts[0].rate
+    better = rate is not None and rate.interval[0] > way.rate.interval[1] and counts[1] > hits
+    return counts if better else nothing
 
 
 def _shapes(net: nn.Module, rows: Split, model: nn.Module, run: Run, logits: str | int | None) -> Iterator[Way]:

@@ -4,12 +4,13 @@ from theriac.models.adapter import Adapted, adapt
 from theriac.models.builder import Architecture, Buildable, Builder, architecture, architectures, build, make
 from theriac.models.grouped import GroupAware
 from theriac.models.network import Classifier, Normalize, TablePrep, parameter_count, to_input
-from theriac.models.outputs import run_over
+from theriac.models.outputs import batch_rows, run_over
 from theriac.models.own import factory, is_own, make_own, open_found, open_own
 from theriac.models.state import check_savable
 from theriac.models.store import load_model, save
 from theriac.models.taps import Tap, classifier, features
 from theriac.models.weights import load_weights
+from theriac.models.wrapped import Patch, Polarizer, Shift, countersign, polarize
 
 __all__ = [
     "Adapted",
@@ -19,14 +20,19 @@ __all__ = [
     "Classifier",
     "GroupAware",
     "Normalize",
+    "Patch",
+    "Polarizer",
+    "Shift",
     "TablePrep",
     "Tap",
     "adapt",
     "architecture",
     "architectures",
+    "batch_rows",
     "build",
     "check_savable",
     "classifier",
+    "countersign",
     "factory",
     "features",
     "is_own",
@@ -37,6 +43,7 @@ __all__ = [
     "open_found",
     "open_own",
     "parameter_count",
+    "polarize",
     "run_over",
     "save",
     "to_input",

@@ -19,6 +19,7 @@ from theriac.models import _hf
 from theriac.models._still import blank, check_logits, try_rows
 from theriac.models.editing import refuse_empty
 from theriac.models.network import Classifier, Normalize, TablePrep
+from theriac.models.wrapped import innermost
 
 Pick: TypeAlias = str | int | Callable[[Any], torch.Tensor] | None
 """Which part of a network's output are the logits: a name, an index, a function, or None to find out."""
@@ -184,7 +185,7 @@ def adapt(
             raise InputError("prepare is for tables; images take mean, std and size")
         fit = _pair(size if size is not None else getattr(config, "image_size", None))
         wanted = channels or getattr(config, "num_channels", None) or (card.channels if card is not None else 3)
-        check.whole("channels", wanted, 1, 4096)
+        check.integer("channels", wanted, 1, 4096)
         if order == "bgr" and wanted < 3:
             raise InputError(f"order is 'bgr', and the network takes {wanted} channels; leave it out")
         means, stds = _numbers("mean", mean), _numbers("std", std)
@@ -224,6 +225,7 @@ def foreign(spec: Mapping[str, Any]) -> str:
     Args:
         spec: What a record has under ``model``.
     """
+    spec = innermost(spec)
     options = spec.get("options")
     if spec.get("architecture") != OWN or not isinstance(options, Mapping):
         return ""
@@ -267,7 +269,7 @@ def rebuild(options: Any, card: Card, into: nn.Module | None, tensors: int) -> A
             raise unknown("preparation", options["prepare"], ("none", "table"))
         prep = nn.Identity() if options["prepare"] == "none" else TablePrep(card.columns)
     else:
-        check.whole("channels", options["channels"], 1, 4096)
+        check.integer("channels", options["channels"], 1, 4096)
         prep = ImagePrep(
             options["channels"],
             _pair(options["size"]),
@@ -283,7 +285,7 @@ def _class_names(classes: int | Sequence[str] | None, card: Card | None, config:
     given: tuple[str, ...] = ()
     if classes is not None:
         if isinstance(classes, int):
-            check.whole("classes", classes, 2, 1 << 20)
+            check.integer("classes", classes, 2, 1 << 20)
             given = tuple(str(k) for k in range(classes))
         elif (
             isinstance(classes, str)
@@ -305,19 +307,56 @@ def _class_names(classes: int | Sequence[str] | None, card: Card | None, config:
 def _by_label(config: Any, card: Card) -> tuple[str, ...]:
     """The card's classes in the order in which a ``transformers`` configuration names them, if it names them at all.
 
+    Where one of the two has only numbers (``LABEL_3`` is one), number k stands for the other's k-th class; where the names
+    differ in capitals, spaces and dashes only, they are the same. Either is said in a warning.
+
     Raises:
         InputError: If it has as many names, and others.
     """
     labels = getattr(config, "id2label", None) or {}
     names = tuple(str(labels[k]) for k in sorted(labels))
-    if len(names) != card.num_classes or all(n == f"LABEL_{k}" for k, n in enumerate(names)):
-        return card.classes
+    if len(names) != card.num_classes:
+        return card.classes  # the width of the head is refused later, in better words
     if set(names) == set(card.classes):
         return names
-    raise InputError(
-        f"the network's configuration names its classes {', '.join(names[:4])}, the card of {card.name!r} "
-        f"{', '.join(card.classes[:4])}; give classes=, the card's names in the order of the network's outputs"
+    theirs, ours = _numbered(names), _numbered(card.classes)
+    spelled = {_spelling(name): name for name in card.classes}
+    if all(name == f"LABEL_{k}" for k, name in enumerate(names)):  # what transformers writes where nobody named them
+        order, how = card.classes, "does not name its classes"
+    elif theirs is not None:
+        order = tuple(card.classes[k] for k in theirs) if ours is None else tuple(card.classes[ours.index(k)] for k in theirs)
+        how = "numbers its classes and does not name them"
+    elif ours is not None:
+        order, how = (
+            tuple(card.classes[ours.index(k)] for k in range(len(names))),
+            "names its classes, and the data number theirs",
+        )
+    elif len(spelled) == len(names) and set(map(_spelling, names)) == set(spelled):
+        order, how = tuple(spelled[_spelling(name)] for name in names), "spells its classes in another way"
+    else:
+        raise InputError(
+            f"the network's configuration names its classes {', '.join(names[:4])}, the card of {card.name!r} "
+            f"{', '.join(card.classes[:4])}; give classes=, the card's names in the order of the network's outputs"
+        )
+    if theirs is not None and theirs == ours:
+        return order
+    pairs = ", ".join(f"{name} is {cls}" for name, cls in list(zip(names, order, strict=True))[:3])
+    warnings.warn(
+        f"the network's configuration {how}: it is assumed that {pairs}, and so on (classes= says otherwise)", stacklevel=4
     )
+    return order
+
+
+def _numbered(names: Sequence[str]) -> list[int] | None:
+    """The numbers 0 to K - 1 that K names are, ``LABEL_3`` being 3; None if they are anything else."""
+    bare = [name.removeprefix("LABEL_") for name in names]
+    if sorted(bare) != sorted(map(str, range(len(bare)))):
+        return None
+    return [int(name) for name in bare]
+
+
+def _spelling(name: str) -> str:
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 
 def _choice(name: str, value: Any) -> str:
@@ -377,7 +416,7 @@ def _pair(size: Any) -> tuple[int, int] | None:
     if len(pair) != 2:
         raise InputError(f"size is {str(size)[:80]!r}; expected a number of pixels, or height and width")
     for side in pair:
-        check.whole("size", side, 1, 8192)
+        check.integer("size", side, 1, 8192)
     return pair[0], pair[1]
 
 

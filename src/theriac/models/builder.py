@@ -77,7 +77,7 @@ def _vit(
 ) -> nn.Module:
     """Small vision transformer."""
     dim = (192 if min(card.size) >= 24 else 64) if dim is None else dim
-    check.whole("dim", dim, 1, 4096)
+    check.integer("dim", dim, 1, 4096)
     heads = next(h for h in (3, 4, 2, 1) if dim % h == 0) if heads is None else heads
     return ViT(card.num_classes, card.channels, card.size, patch, dim, depth, heads, mlp_ratio)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -42,3 +44,24 @@ def arrange(model: nn.Module, run: Run) -> nn.Module:
     """
     layout, run.layout_reason = choose(model, run.device)
     return cast(nn.Module, model.to(memory_format=layout))  # type: ignore[call-overload]
+
+
+@contextlib.contextmanager
+def arranged(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """The weights of convolutions in the memory format of :func:`choose` inside the block; afterwards the tensors that came.
+
+    A model that comes out of a file then computes as the one that went in. It takes the memory of these weights once more.
+    """
+    layout, came = choose(model, device)[0], []
+    if layout == torch.channels_last:
+        for layer in model.modules():
+            weight = layer._parameters.get("weight") if isinstance(layer, _CONVOLUTIONS) else None
+            if type(weight) is nn.Parameter and weight.dim() == 4 and not weight.is_inference():
+                came.append((weight, weight.data))
+    try:
+        for weight, data in came:
+            weight.data = data.contiguous(memory_format=layout)
+        yield
+    finally:
+        for weight, data in came:
+            weight.data = data

@@ -35,7 +35,7 @@ def conv_norm_pairs(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[nn.C
     hooks = [m.register_forward_hook(came_out) for m in model.modules() if isinstance(m, nn.Conv2d)]
     hooks += [m.register_forward_pre_hook(goes_in) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     try:
-        try_rows(model, blank(model, shape, 2))
+        try_rows(model, blank(model, shape, 1))
     finally:
         for hook in hooks:
             hook.remove()

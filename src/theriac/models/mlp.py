@@ -29,13 +29,13 @@ class TableMLP(nn.Module):
         self, num_classes: int = 2, width_in: int = 1, hidden: Sequence[int] = (128, 256, 512), dropout: float = 0.0
     ) -> None:
         super().__init__()
-        check.whole("width_in", width_in, 1)
+        check.integer("width_in", width_in, 1)
         check.between("dropout", dropout, 0, 0.95)
         if isinstance(hidden, (str, bytes)) or not isinstance(hidden, Sequence) or len(hidden) > 64:
             raise InputError(f"hidden is {str(hidden)[:80]!r}; expected up to 64 widths such as (128, 64)")
         layers: list[nn.Module] = []
         for i, width in enumerate(hidden):
-            check.whole(f"hidden[{i}]", width, 1, 65536)
+            check.integer(f"hidden[{i}]", width, 1, 65536)
             layers += [nn.Linear(width_in, width), nn.ReLU()]
             layers += [nn.Dropout(dropout)] if dropout else []
             width_in = width

@@ -54,7 +54,7 @@ class PreActResNet18(nn.Module):
 
     def __init__(self, num_classes: int = 10, channels: int = 3, width: int = 64, final_norm: bool = False) -> None:
         super().__init__()
-        check.whole("width", width, 1, 1024)
+        check.integer("width", width, 1, 1024)
         if not isinstance(final_norm, bool):
             raise InputError(f"final_norm is {final_norm!r}; expected true or false")
         w = width

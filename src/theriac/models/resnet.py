@@ -47,7 +47,7 @@ class ResNet18(nn.Module):
 
     def __init__(self, num_classes: int = 10, channels: int = 3, width: int = 64) -> None:
         super().__init__()
-        check.whole("width", width, 1, 1024)
+        check.integer("width", width, 1, 1024)
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         stages = []

@@ -33,7 +33,7 @@ class VGG19BN(nn.Module):
 
     def __init__(self, num_classes: int = 10, channels: int = 3, size: tuple[int, int] = (32, 32), width: int = 64) -> None:
         super().__init__()
-        check.whole("width", width, 1, 1024)
+        check.integer("width", width, 1, 1024)
         side = min(size)
         if side < 8:
             raise InputError(f"images are {size[0]} x {size[1]}; VGG-19 needs at least 8 pixels on each side")

@@ -117,11 +117,11 @@ class ViT(nn.Module):
         mlp_ratio: int = 4,
     ) -> None:
         super().__init__()
-        check.whole("patch", patch, 0, min(size))
-        check.whole("dim", dim, 1, 4096)
-        check.whole("depth", depth, 1, 64)
-        check.whole("heads", heads, 1, dim)
-        check.whole("mlp_ratio", mlp_ratio, 1, 16)
+        check.integer("patch", patch, 0, min(size))
+        check.integer("dim", dim, 1, 4096)
+        check.integer("depth", depth, 1, 64)
+        check.integer("heads", heads, 1, dim)
+        check.integer("mlp_ratio", mlp_ratio, 1, 16)
         patch = patch or default_patch(size)
         if size[0] % patch or size[1] % patch:
             raise InputError(f"patch is {patch}, which does not divide {size[0]} x {size[1]} pixels")

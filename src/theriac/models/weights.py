@@ -97,50 +97,50 @@ def chosen_state(
     if not isinstance(data, Mapping) or not data:
         kind = f"{data.name}, and no tensors beside it" if isinstance(data, Stranger) else f"a {type(data).__name__}"
         raise InputError(f"{where} holds {kind}; expected a state dict, names to tensors")
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    _states(data, "", tensors_only, found, set(), 0)
-    listed = ", ".join(repr(name)[:80] for name in [*found][:8] if name)
+    states: dict[str, dict[str, torch.Tensor]] = {}
+    _states(data, "", tensors_only, states, set(), 0)
+    listed = ", ".join(repr(name)[:80] for name in [*states][:8] if name)
     if key is not None:
-        if key not in found:
-            key = next((name for name in found if name.startswith(f"{key}.")), key)  # the folder of one is as good
-        if key not in found:
+        if key not in states:
+            key = next((name for name in states if name.startswith(f"{key}.")), key)  # the folder of one is as good
+        if key not in states:
             raise InputError(
                 f"key is {key!r}, under which {where} holds no state dict; it holds {listed or 'one, without a key'}"
             )
-        return key, found[key]
-    if "" in found:
-        return "", found[""]
-    usual = [name for known in _CONTAINERS for name in found if name.partition(".")[0] == known]
-    if not usual and len(found) != 1:
-        if found:
+        return key, states[key]
+    if "" in states:
+        return "", states[""]
+    usual = [name for known in _CONTAINERS for name in states if name.partition(".")[0] == known]
+    if not usual and len(states) != 1:
+        if states:
             raise InputError(f"{where} holds several state dicts, {listed}; choose one with key= (--weights-key)")
         others = ", ".join(repr(k)[:40] for k in [k for k, v in data.items() if not isinstance(v, torch.Tensor)][:3])
         raise InputError(f"{where} holds more than tensors ({others}); expected a state dict, or one under {_CONTAINERS[:4]}")
-    taken = (usual or [*found])[0]
-    if len(found) > 1:
+    chosen = (usual or [*states])[0]
+    if len(states) > 1:
         warnings.warn(
-            f"{where} holds {len(found)} state dicts, {listed}; "
-            f"the one under {taken!r} was taken (key= or --weights-key chooses another)",
+            f"{where} holds {len(states)} state dicts, {listed}; "
+            f"the one under {chosen!r} was taken (key= or --weights-key chooses another)",
             stacklevel=3,
         )
-    return taken, found[taken]
+    return chosen, states[chosen]
 
 
-def _states(data: Any, name: str, tensors_only: bool, found: dict[str, Any], seen: set[int], depth: int) -> None:
+def _states(data: Any, name: str, tensors_only: bool, states: dict[str, Any], seen: set[int], depth: int) -> None:
     """Collect the state dicts of nested mappings by their dotted keys, each mapping once."""
-    if not isinstance(data, Mapping) or id(data) in seen or depth > 4 or len(found) > 64:
+    if not isinstance(data, Mapping) or id(data) in seen or depth > 4 or len(states) > 64:
         return
     seen.add(id(data))
     tensors = {k: v for k, v in data.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
     if tensors and len(tensors) == len(data):
-        found[name] = tensors
+        states[name] = tensors
         return
-    before = len(found)
+    before = len(states)
     for key, value in data.items():
         if isinstance(key, str):
-            _states(value, f"{name}.{key}" if name else key, tensors_only, found, seen, depth + 1)
-    if tensors_only and tensors and len(found) == before:
-        found[name] = tensors
+            _states(value, f"{name}.{key}" if name else key, tensors_only, states, seen, depth + 1)
+    if tensors_only and tensors and len(states) == before:
+        states[name] = tensors
 
 
 def _plain(value: torch.Tensor, name: str, own: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -160,9 +160,9 @@ def fit_names(state: dict[str, V], own: Mapping[str, Any]) -> dict[str, V]:
         if prefix is None:
             break
         state = {k.removeprefix(prefix): v for k, v in state.items()}
-        found = _rename_head(state, own)
-        if len(found.keys() & own.keys()) > len(best.keys() & own.keys()):
-            best = found
+        renamed = _rename_head(state, own)
+        if len(renamed.keys() & own.keys()) > len(best.keys() & own.keys()):
+            best = renamed
     return best
 
 

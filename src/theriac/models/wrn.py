@@ -32,8 +32,8 @@ class WideResNet(nn.Module):
 
     def __init__(self, num_classes: int = 10, channels: int = 3, depth: int = 16, widen: int = 1) -> None:
         super().__init__()
-        check.whole("depth", depth, 10, 400)
-        check.whole("widen", widen, 1, 32)
+        check.integer("depth", depth, 10, 400)
+        check.integer("widen", widen, 1, 32)
         if (depth - 4) % 6:
             raise InputError(f"depth is {depth}; expected 6 n + 4, such as 10, 16, 28 or 40")
         blocks = (depth - 4) // 6

@@ -13,7 +13,7 @@ from theriac.core.outcome import Outcome
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.outputs import run_over
-from theriac.training import Recipe
+from theriac.training import Recipe, optimizers
 from theriac.training.step import BatchNorm
 
 Masks = dict[str, torch.Tensor]  # by the name of the BatchNorm
@@ -88,7 +88,7 @@ def choose(model: nn.Module, masks: Masks, held: Split, drop: float, run: Run) -
 
 def projected(masks: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     """SGD that keeps what it steps on in [0, 1]."""
-    stepper = torch.optim.SGD(masks, lr=recipe.lr, momentum=recipe.momentum)
+    stepper = optimizers.SGD(masks, lr=recipe.lr, momentum=recipe.momentum)
 
     def clamp(*_: object) -> None:
         for mask in masks:

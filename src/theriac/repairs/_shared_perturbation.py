@@ -94,7 +94,7 @@ BUCKET = 32
 """Convolution kernels are set up anew for every batch size they have not met, which costs more than a few idle rows."""
 
 
-def whole(rows: int, most: int, step: int = BUCKET) -> int:
+def bucketed(rows: int, most: int, step: int = BUCKET) -> int:
     """``rows`` rounded up to a multiple of ``step``, at most ``most``."""
     return min(most, -(-rows // step) * step)
 
@@ -179,7 +179,7 @@ def search(
             resting, live = live[shared], live[~shared]
             if not len(live):
                 return Found(delta, frozen_class, passes)
-            live = torch.cat([live, resting[: whole(len(live), batch, bucket) - len(live)]]).sort().values
+            live = torch.cat([live, resting[: bucketed(len(live), batch, bucket) - len(live)]]).sort().values
     with torch.no_grad():
         part = slice(None) if len(live) == batch else live
         frozen_class[part] = frozen(x[part] + delta[part]).argmax(1)

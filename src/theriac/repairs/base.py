@@ -27,6 +27,7 @@ from theriac.models._still import still
 from theriac.models.editing import duplicate, eager, refuse_fixed
 from theriac.models.layout import arrange
 from theriac.models.network import to_input
+from theriac.models.outputs import batch_rows
 from theriac.models.state import warn_unsavable
 
 FEW = 20  # clean rows a class, on average, below which repairs lose classes
@@ -86,9 +87,9 @@ class Repair(Method):
             warn_unsavable(fixed)
             before: tuple[ClassCount, ...] = ()
             if rows is not None:
-                _probe(fixed, rows, run)
+                before = _by_class(fixed, rows, run)  # refuses a model that does not fit, in its first batch
+                _warn_guessing(before)
                 self._warn_few(rows)
-                before = _by_class(fixed, rows, run)
             _widen(fixed)
             _warn_frozen(fixed)
             uses = self.needs.takes("clean_rows")
@@ -216,11 +217,15 @@ def _widen(model: nn.Module) -> None:
 
 
 def _cast_like(model: nn.Module, given: nn.Module) -> None:
-    """Each parameter and buffer back to the precision that it came in."""
+    """Each parameter and buffer back to the precision that it came in; a layer that is new to that of all others."""
     came = {name: tensor.dtype for name, tensor in (*given.named_parameters(), *given.named_buffers())}
+    floats = {p.dtype for p in given.parameters() if p.is_floating_point()}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if name in came and tensor.dtype != came[name]:
-            tensor.data = tensor.data.to(came[name])
+        wanted = came.get(name)
+        if wanted is None and tensor.is_floating_point() and len(floats) == 1:
+            (wanted,) = floats
+        if wanted is not None and tensor.dtype != wanted:
+            tensor.data = tensor.data.to(wanted)
 
 
 def _some(names: list[str]) -> str:
@@ -228,7 +233,11 @@ def _some(names: list[str]) -> str:
 
 
 def _by_class(model: nn.Module, clean: Split, run: Run) -> tuple[ClassCount, ...]:
-    """Hits by class on up to 50 clean rows of each, the first ones, in eval mode; a few forward passes."""
+    """Hits by class on up to 50 clean rows of each, the first ones, in eval mode; a few forward passes.
+
+    Raises:
+        InputError: If the model can't take the rows, or returns something else than one finite logit a class.
+    """
     y, classes = clean.y.cpu(), clean.num_classes
     most = max(1, min(LOOK, LOOK_ALL // classes))
     order = torch.argsort(y, stable=True)
@@ -237,23 +246,20 @@ def _by_class(model: nn.Module, clean: Split, run: Run) -> tuple[ClassCount, ...
     at = order[rank < most]
     answers = []
     with still(model), torch.inference_mode():
-        for part in at.split(512):
-            answers.append(model(to_input(clean.rows(part).to(run.device))).argmax(1).cpu())
-    said, true = torch.cat(answers), y[at]
+        for part in at.split(batch_rows(clean)):
+            x = to_input(clean.rows(part).to(run.device))
+            answers.append(check.logits(model, x, classes).argmax(1))
+    said, true = torch.cat(answers).cpu(), y[at]
     counts = (torch.bincount(true[said == true], minlength=classes), torch.bincount(true, minlength=classes))
     hits, rows, taken = (c.tolist() for c in (*counts, torch.bincount(said, minlength=classes)))
     return tuple(ClassCount(*told) for told in zip(clean.card.classes, hits, rows, taken, strict=True))
 
 
-def _probe(model: nn.Module, clean: Split, run: Run) -> None:
-    """Run up to 512 clean rows: refuse a model that does not fit, warn about one that seems to be wrapped wrongly."""
-    first = torch.arange(min(512, len(clean)))
-    rows, y = clean.rows(first).to(run.device), clean.y[first].to(run.device)
-    with torch.inference_mode():
-        logits = check.logits(model, to_input(rows), clean.num_classes)
-    accuracy = float((logits.argmax(1) == y).float().mean())
-    chance = float(torch.bincount(y).max()) / len(y)
-    if len(first) >= 50 and accuracy <= chance + 0.02:
+def _warn_guessing(counts: tuple[ClassCount, ...]) -> None:
+    """Warn about a model that seems to be wrapped wrongly: on 50 rows or more it is no better than the largest class."""
+    rows = sum(c.rows for c in counts)
+    accuracy, chance = (value / rows for value in (sum(c.hits for c in counts), max(c.rows for c in counts)))
+    if rows >= 50 and accuracy <= chance + 0.02:
         warnings.warn(
             f"the model gets {100 * accuracy:.0f} % of the clean rows right, no better than guessing ({100 * chance:.0f} %); "
             "check its wrapping: input scaling, normalization, size, class order (theriac.adapt)",

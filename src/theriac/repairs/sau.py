@@ -18,7 +18,8 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.editing import duplicate
 from theriac.models.network import to_input
-from theriac.repairs._shared_perturbation import search, sizes, whole
+from theriac.models.outputs import batch_rows
+from theriac.repairs._shared_perturbation import bucketed, search, sizes
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
 
@@ -119,7 +120,7 @@ class SAU(Repair):
         frozen = duplicate(model).eval().requires_grad_(False)
         mixed = run.autocast() if self.precision == "run" else contextlib.nullcontext()  # as the search sees them
         with torch.no_grad(), mixed:  # once for ever: the frozen model and the unaugmented rows never change
-            parts = [frozen(to_input(clean.rows(p))).argmax(1) for p in clean.batches(512)]
+            parts = [frozen(to_input(clean.rows(p))).argmax(1) for p in clean.batches(batch_rows(clean))]
         frozen_clean = torch.cat(parts)
         bounds = (torch.zeros((), device=run.device), torch.ones((), device=run.device)) if self.clip else (None, None)
 
@@ -154,7 +155,7 @@ class SAU(Repair):
             wrong = found.frozen_class
             active = (wrong != y) & (wrong != frozen_clean_class)
             if clean_logits is not None:  # eval mode treats rows one by one, so only active rows need the second pass
-                first = torch.argsort(active, descending=True, stable=True)[: whole(int(active.sum()), rows)]
+                first = torch.argsort(active, descending=True, stable=True)[: bucketed(int(active.sum()), rows)]
                 adv_logits = net(x[first] + found.delta[first])[active[first]] if len(first) else clean_logits[:0]
                 passes = 3 * rows + found.passes + 3 * len(first)
             else:

@@ -4,7 +4,7 @@ from theriac.core.errors import NothingToDoError, StoppedError
 from theriac.runs.execute import Record, execute
 from theriac.runs.job import Job, data_key, key
 from theriac.runs.measuring import Limits, Measurement, measure
-from theriac.runs.opening import Opened, Wanted, open_model
+from theriac.runs.opening import Opened, Wanted, open_model, open_network
 from theriac.runs.recording import record
 from theriac.runs.source import Clean, Source
 
@@ -24,5 +24,6 @@ __all__ = [
     "key",
     "measure",
     "open_model",
+    "open_network",
     "record",
 ]

@@ -155,19 +155,49 @@ def open_model(path: str | Path | None, wanted: Wanted | None = None, run: Run |
     )
 
 
-def beside(path: str | Path, opened: Opened, option: str) -> nn.Module:
-    """A model to set beside another one, from its run folder.
+def open_network(path: str | Path | None, wanted: Wanted | None = None, run: Run | None = None) -> nn.Module:
+    """Load a model for what looks at the model alone: the data of a run folder are not loaded, and need not exist any more.
+
+    Args:
+        path: As in :func:`open_model`; what is no run folder needs data, for the classes and shapes that it is wrapped for.
+        wanted: As there.
+        run: Device.
+
+    Raises:
+        InputError: As :func:`open_model` does.
+    """
+    wanted = wanted or Wanted()
+    where = None if path is None else as_path("MODEL", path)
+    if where is None or wanted.data is not None or wanted.weights is not None or not is_regular(where / RECORD):
+        return open_model(path, wanted, run).model
+    return _network_of(where, read(where), wanted)
+
+
+def beside(path: str | Path, opened: Opened, option: str, wanted: Wanted | None = None) -> nn.Module:
+    """A model to set beside another one, from its run folder or from what the other can be opened from.
+
+    Args:
+        path: Its folder or file.
+        opened: The other one.
+        option: What names ``path``, for messages.
+        wanted: What was said about the other's class, data and wrapping, which holds for this one as well.
 
     Raises:
         InputError: If it takes other rows or classes than the other.
     """
-    model = load_model(as_path(option, path))
+    where = as_path(option, path)
+    if wanted is None or is_regular(where / RECORD):
+        own = wanted is not None and wanted.model is not None and is_own(wanted.model)
+        model: nn.Module = _network_of(where, read(where), wanted or Wanted()) if own else load_model(where)
+    else:
+        model = open_network(where, dataclasses.replace(wanted, weights=None))
+    card = getattr(model, "card", opened.data.test.card)
     for split in (opened.data.train, opened.data.test):
-        align(split, model.card, f"the model in {path} ({option})")
+        align(split, card, f"the model in {path} ({option})")
     return model
 
 
-def before_repair(opened: Opened) -> nn.Module | None:
+def before_repair(opened: Opened, wanted: Wanted | None = None) -> nn.Module | None:
     """The model that a repair was given, from the folder that its record names; None if there is none or it is gone.
 
     Warns where that folder holds other weights than the record says.
@@ -179,7 +209,7 @@ def before_repair(opened: Opened) -> nn.Module | None:
     if parent.get("weights") != digest(as_path("parent", where) / "model.safetensors"):
         warnings.warn(f"{where} holds other weights than those that {opened.name} was made of; they are left out", stacklevel=2)
         return None
-    return beside(where, opened, "parent")
+    return beside(where, opened, "parent", wanted)
 
 
 def _from_outside(where: Path | None, wanted: Wanted) -> Opened | None:
@@ -369,8 +399,8 @@ def _pictures(folder: str) -> set[str]:
     return {str(path.relative_to(where).with_suffix("")) for path in files}
 
 
-def _from_folder(where: Path, wanted: Wanted) -> Opened:
-    record = read(where)
+def _network_of(where: Path, record: Mapping[str, Any], wanted: Wanted) -> Classifier:
+    """The model of a run folder."""
     own = foreign(section(record, "model"))
     into = bool(own) and wanted.model is not None and is_own(wanted.model)
     if not into and (wanted.model is not None or wanted.model_options):
@@ -386,7 +416,12 @@ def _from_folder(where: Path, wanted: Wanted) -> Opened:
             f"theriac.evaluate(theriac.load_model(folder, into={own}(...)), rows). "
             f"What its record says is shown by: theriac report {where}"
         )
-    model = load_model(where, into=make_own(str(wanted.model), wanted.model_options) if into else None)
+    return load_model(where, into=make_own(str(wanted.model), wanted.model_options) if into else None)
+
+
+def _from_folder(where: Path, wanted: Wanted) -> Opened:
+    record = read(where)
+    model = _network_of(where, record, wanted)
     source = _source(where, record, model, wanted)
     data = source.load()
     if source.augment is None and model.card.kind == "image":  # a repair months later augments as the training did

@@ -48,7 +48,7 @@ class Source:
         if more.get("augment") is not None:
             more["augment"] = dataclasses.asdict(validated(Augment, more["augment"], "--augment"))
         if more.get("rows") is not None:
-            check.whole("--rows", more["rows"], 1)
+            check.integer("--rows", more["rows"], 1)
         return cls(absolute(name), options, **more)
 
     @classmethod

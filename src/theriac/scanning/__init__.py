@@ -1,6 +1,8 @@
-"""Answers about what came from strangers: what a model's file would run, and which rows of a data set are suspicious."""
+"""Answers about what came from strangers: is a model backdoored, what would its file run, which rows are suspicious."""
 
 from theriac.scanning.files import FileReport, Risk, inspect
+from theriac.scanning.models import ModelScan, Part, scan
+from theriac.scanning.repaired import RepairScan, scan_repair
 from theriac.scanning.rows import DataScan, scan_data
 
-__all__ = ["DataScan", "FileReport", "Risk", "inspect", "scan_data"]
+__all__ = ["DataScan", "FileReport", "ModelScan", "Part", "RepairScan", "Risk", "inspect", "scan", "scan_data", "scan_repair"]

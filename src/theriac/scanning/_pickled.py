@@ -63,8 +63,9 @@ def names_in(data: bytes, *, raw_between: bool = False) -> Names:
     stream, names, damaged, refused = io.BytesIO(data[:MAX_PICKLE]), dict[str, None](), "", False
     for number in range(64):
         begin = stream.tell()
-        if begin >= len(data) or (number and data[begin : begin + 1] not in _OPENERS):
-            break
+        first = data[begin : begin + 1]
+        if begin >= len(data) or (number and first not in _OPENERS and not (first == b"P" and number < 4)):
+            break  # "P" begins a persistent id, and much else: an old torch file's object is its fourth pickle
         machine = Machine(_no_storage)
         try:
             machine.load(stream)

@@ -71,6 +71,11 @@ class FileReport:
         """The worst risk's level."""
         return self.risks[0].level if self.risks else "clean"
 
+    @property
+    def risky(self) -> bool:
+        """Whether it would import or run something, or carries code."""
+        return self.level in ("runs", "imports", "code")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         risks = [{"level": r.level, "what": r.what, "where": r.where} for r in self.risks]
@@ -410,7 +415,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """
     at, end = 0, len(data)
 
-    def whole() -> int:
+    def varint() -> int:
         nonlocal at
         value = shift = 0
         while True:
@@ -424,14 +429,14 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
             shift += 7
 
     while at < end:
-        key = whole()
+        key = varint()
         number, wire = key >> 3, key & 7
         if not number or wire not in (0, 1, 2, 5):
             raise ValueError("it holds no fields")
         if wire == 0:
-            yield number, whole()
+            yield number, varint()
             continue
-        length = whole() if wire == 2 else 8 if wire == 1 else 4
+        length = varint() if wire == 2 else 8 if wire == 1 else 4
         if at + length > end:
             raise ValueError("a field goes beyond its end")
         yield number, data[at : at + length]

@@ -24,6 +24,7 @@ from theriac.models.layout import arrange
 from theriac.models.network import to_input
 from theriac.training import _parallel, checkpoint
 from theriac.training.flat import sam_step
+from theriac.training.optimizers import SGD, Adam
 from theriac.training.recipes import Recipe
 from theriac.training.step import Batch, BatchNorm, Step, cross_entropy_step
 
@@ -202,8 +203,8 @@ def _optimizer(parameters: list[nn.Parameter], recipe: Recipe, spared: Mapping[i
         groups.append({"params": alone, "weight_decay": 0.0})
     groups = [g for g in groups if g["params"]]
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, amsgrad=recipe.amsgrad, fused=fused)
-    return torch.optim.SGD(
+        return Adam(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, amsgrad=recipe.amsgrad, fused=fused)
+    return SGD(
         groups,
         lr=recipe.lr,
         momentum=recipe.momentum,

@@ -169,8 +169,8 @@ def image_bank(
         InputError: If so many do not fit.
     """
     check.one_of("kind", kind, get_args(Kind))
-    check.whole("triggers", triggers, 1)
-    check.whole("side", side, 0)
+    check.integer("triggers", triggers, 1)
+    check.integer("side", side, 0)
     check.between("opacity", opacity, 0, 1, open_low=True)
     names = tuple(f"{kind} {t}" for t in range(triggers))
     if kind == "sinusoid":

@@ -12,13 +12,13 @@ _CHUNK = 512  # planes dithered at a time: what fits into the cache runs fastest
 
 def levels(count: int) -> torch.Tensor:
     """``count`` evenly spaced levels from 0 to 255, rounded to bytes, float64 (count,)."""
-    check.whole("count", count, 2, 256)
+    check.integer("count", count, 2, 256)
     return (torch.arange(count, dtype=torch.float64) * 255 / (count - 1)).round()
 
 
 def quantize(x: torch.Tensor, count: int) -> torch.Tensor:
     """Each pixel of uint8 images (B, C, H, W) moved to the nearest of ``count`` levels; twice is the same as once."""
-    check.whole("count", count, 2, 256)
+    check.integer("count", count, 2, 256)
 
     # no pixel lies halfway between two levels (2 x (count - 1) is even, an odd multiple of 255 is not), so float32 is exact
     def nearest(part: torch.Tensor) -> torch.Tensor:

@@ -48,13 +48,13 @@ def test_positive_lets_pass():
 @pytest.mark.parametrize("value", [0, 6, 1.0, True, "1", None])
 def test_whole_refuses(value):
     with pytest.raises(InputError, match=r"epochs is .* whole number of at least 1 and at most 5"):
-        check.whole("epochs", value, 1, 5)
+        check.integer("epochs", value, 1, 5)
 
 
 def test_whole_lets_pass():
-    check.whole("epochs", 1, 1, 5)
-    check.whole("epochs", 5, 1, 5)
-    check.whole("epochs", 10**9, 1)
+    check.integer("epochs", 1, 1, 5)
+    check.integer("epochs", 5, 1, 5)
+    check.integer("epochs", 10**9, 1)
 
 
 def test_one_of():

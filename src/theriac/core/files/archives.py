@@ -166,16 +166,16 @@ class Archive:
         if count > MAX_MEMBERS or size > count * (46 + MAX_NAME + 1024):
             raise DamagedError(f"its directory has {count:,} members in {size:,} bytes; at most {MAX_MEMBERS:,} are read")
         self.file.seek(offset)
-        table, at, found = self.file.read(size), 0, {}
+        table, at, members = self.file.read(size), 0, {}
         for _ in range(count):
             member, at = _entry(table, at)
-            if member.name in found:
+            if member.name in members:
                 raise DamagedError(f"two of its members are called {member.name[:80]!r}")
-            found[member.name] = member
+            members[member.name] = member
         if at != size:
             raise DamagedError("its directory holds something else than members")
-        self._refuse_overlap(found, offset)
-        return found
+        self._refuse_overlap(members, offset)
+        return members
 
     def _refuse_overlap(self, members: dict[str, Member], offset: int) -> None:
         """Members follow each other from the first byte of the file to the directory."""
@@ -217,7 +217,7 @@ def _entry(table: bytes, at: int) -> tuple[Member, int]:
 
 def _wide(extra: bytes, called: str, *sizes: int) -> list[int]:
     """Sizes and position, from the extra field where they need 64 bits."""
-    found, at, seen = list(sizes), 0, False
+    read, at, seen = list(sizes), 0, False
     while at < len(extra):
         if at + 4 > len(extra):
             raise DamagedError(f"the member {called[:80]!r} has a malformed extra field")
@@ -227,13 +227,13 @@ def _wide(extra: bytes, called: str, *sizes: int) -> list[int]:
             raise DamagedError(f"the member {called[:80]!r} has a malformed extra field")
         if kind == 1:
             seen = True
-            wanted = [i for i, size in enumerate(found) if size == 0xFFFFFFFF]
+            wanted = [i for i, size in enumerate(read) if size == 0xFFFFFFFF]
             if length < 8 * len(wanted):
                 raise DamagedError(f"the member {called[:80]!r} has a malformed extra field")
             for i, place in enumerate(wanted):
-                (found[place],) = struct.unpack("<Q", value[8 * i : 8 * i + 8])
+                (read[place],) = struct.unpack("<Q", value[8 * i : 8 * i + 8])
         at += 4 + length
-    return found
+    return read
 
 
 def unpacked_size(path: Path) -> int:

@@ -290,15 +290,16 @@ class Machine:
             raise CallError(f"the state of a {type(target).__name__}")
 
     def _step_persistent(self, _: Any) -> None:
-        asked = self._pop()
-        if isinstance(asked, tuple) and asked and asked[0] == "storage" and len(asked) in (5, 6):
-            if isinstance(asked[1], Stranger):
-                self.stack.append(asked[1])
+        reference = self._pop()
+        if isinstance(reference, tuple) and reference and reference[0] == "storage" and len(reference) in (5, 6):
+            if isinstance(reference[1], Stranger):
+                self.stack.append(reference[1])
                 return
             self._spend(_TENSOR)
-            self.stack.append(self.storage(asked))
+            self.stack.append(self.storage(reference))
         else:
-            what = asked[0] if isinstance(asked, tuple) and asked and isinstance(asked[0], str) else type(asked).__name__
+            kind = reference[0] if isinstance(reference, tuple) and reference else None
+            what = kind if isinstance(kind, str) else type(reference).__name__
             self.stack.append(self._stranger(f"persistent id of a {what}"))
 
     def _step_persistent_text(self, text: str) -> None:
@@ -321,8 +322,8 @@ class Machine:
         except (DamagedError, CallError):
             raise
         except Exception as error:  # too many arguments, wrong ones, and what torch and NumPy say of them
-            told = line(str(error)).partition(". ")[0][:120]
-            raise CallError(f"{what.name} with what it can't take ({type(error).__name__}: {told})") from None
+            reason = line(str(error)).partition(". ")[0][:120]
+            raise CallError(f"{what.name} with what it can't take ({type(error).__name__}: {reason})") from None
 
     def _builders(self) -> dict[str, Known]:
         made: dict[str, Callable[..., Any]] = {
@@ -393,9 +394,9 @@ def _pairs(pairs: Any) -> list[tuple[Any, Any]]:
 
 
 def _counter(counts: dict[Any, Any] | None = None) -> Counter[Any]:
-    found: Counter[Any] = Counter()
-    dict.update(found, _pairs(counts or {}))
-    return found
+    counter: Counter[Any] = Counter()
+    dict.update(counter, _pairs(counts or {}))
+    return counter
 
 
 def _default_dict(factory: Any = None, pairs: Any = ()) -> dict[Any, Any]:
@@ -444,7 +445,7 @@ def _text(value: str) -> str:
 
 
 def _size(sizes: Any) -> torch.Size:
-    return torch.Size(_whole(sizes))
+    return torch.Size(_integers(sizes))
 
 
 def _device(kind: str, index: int | None = None) -> torch.device:
@@ -454,7 +455,7 @@ def _device(kind: str, index: int | None = None) -> torch.device:
 # tensors
 
 
-def _whole(numbers: Any) -> tuple[int, ...]:
+def _integers(numbers: Any) -> tuple[int, ...]:
     """Sizes or strides."""
     good = (
         isinstance(numbers, (tuple, list)) and len(numbers) <= 64 and all(type(n) is int and 0 <= n < 1 << 62 for n in numbers)
@@ -466,8 +467,8 @@ def _whole(numbers: Any) -> tuple[int, ...]:
 
 def _place(storage: Storage, offset: Any, size: Any, stride: Any, width: int) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """Offset, sizes and strides that stay within a storage, and do not claim far more elements than it holds."""
-    size, stride = _whole(size), _whole(stride)
-    (offset,) = _whole((offset,))
+    size, stride = _integers(size), _integers(stride)
+    (offset,) = _integers((offset,))
     if len(size) != len(stride):
         raise CallError("a tensor with another number of sizes than of strides")
     count = 1
@@ -531,11 +532,11 @@ def _quantized(storage: Any, offset: Any, size: Any, stride: Any, scheme: Any, *
         lists = [torch.tensor(v) if isinstance(v, (list, tuple)) else v for v in (scales, zeros)]
         if any(not isinstance(v, torch.Tensor) or tuple(v.shape) != (rows,) for v in lists):
             raise CallError("a quantized tensor with another number of scales than of channels")
-        whole = scheme[0] != torch.per_channel_affine_float_qparams
+        integers = scheme[0] != torch.per_channel_affine_float_qparams
         empty = torch._empty_per_channel_affine_quantized(
             size,
-            scales=lists[0].to(torch.float64 if whole else torch.float32),
-            zero_points=lists[1].to(torch.int64 if whole else torch.float32),
+            scales=lists[0].to(torch.float64 if integers else torch.float32),
+            zero_points=lists[1].to(torch.int64 if integers else torch.float32),
             axis=axis,
             dtype=storage.dtype,
         )
@@ -553,11 +554,11 @@ def _sparse(layout: Any, data: Any) -> torch.Tensor | Stranger:
     if layout == torch.sparse_coo:
         indices, values, size, *coalesced = data
         return torch.sparse_coo_tensor(
-            indices, values, _whole(size), check_invariants=True, is_coalesced=bool(coalesced[0]) if coalesced else None
+            indices, values, _integers(size), check_invariants=True, is_coalesced=bool(coalesced[0]) if coalesced else None
         )
     if layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
         compressed, plain, values, size = data
-        return torch.sparse_compressed_tensor(compressed, plain, values, _whole(size), layout=layout, check_invariants=True)
+        return torch.sparse_compressed_tensor(compressed, plain, values, _integers(size), layout=layout, check_invariants=True)
     raise CallError("a sparse tensor of a layout that is not known")
 
 
@@ -617,7 +618,7 @@ def _set_array(array: np.ndarray[Any, Any], state: Any) -> int:
 
 def _fits(shape: Any, dtype: np.dtype[Any], data: Any) -> None:
     count = 1
-    for n in _whole(shape):
+    for n in _integers(shape):
         count *= n
     if len(shape) > 32 or not isinstance(data, (bytes, bytearray)) or len(data) != count * dtype.itemsize or dtype.hasobject:
         raise CallError("numpy.ndarray whose bytes do not fit its shape")

@@ -37,13 +37,13 @@ def read_json_lines(path: str | Path, limit: int = MAX_JSON) -> list[Any]:
     data = read_bytes(path, limit)
     if data.count(b"\n") + sum(data.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES:
         raise InputError(f"{shown(path)} holds more than {MAX_VALUES:,} values")
-    found = []
+    lines = []
     for text in data.splitlines():
         try:
-            found.append(parse_json(text, shown(path)))
+            lines.append(parse_json(text, shown(path)))
         except InputError:
             continue
-    return found
+    return lines
 
 
 def parse_json(data: bytes | str, what: str) -> Any:
@@ -60,15 +60,15 @@ def parse_json(data: bytes | str, what: str) -> Any:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
         if sum(text.count(mark) for mark in ",[{") > MAX_VALUES:
             raise ValueError(f"more than {MAX_VALUES:,} values")
-        found = json.loads(text, parse_int=_int, object_pairs_hook=_object)
-        _refuse_depth(found)
+        value = json.loads(text, parse_int=_int, object_pairs_hook=_object)
+        _refuse_depth(value)
         if _HALVES.search(text):
-            json.dumps(found, ensure_ascii=False).encode()  # half a character can't be written or shown
+            json.dumps(value, ensure_ascii=False).encode()  # half a character can't be written or shown
     except RecursionError:
         raise InputError(f"{what} is not valid JSON: it is nested too deeply") from None
     except ValueError as error:
         raise InputError(f"{what} is not valid JSON: {line(str(error))[:200]}") from None
-    return found
+    return value
 
 
 def _int(digits: str) -> int:
@@ -78,12 +78,12 @@ def _int(digits: str) -> int:
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1) if len(names) < 1000 else names[0]
         raise ValueError(f"the name {twice[:80]!r} comes twice")
-    return found
+    return members
 
 
 def _refuse_depth(value: Any) -> None:

@@ -68,13 +68,13 @@ def load_torch(path: Path, map_location: Any, tensors_only: bool, check: Callabl
         if start[:2] == b"PK":
             with Archive(path) as archive:
                 check(path, archive.total)
-                found = _from_archive(archive, map_location, machines)
+                contents = _from_archive(archive, map_location, machines)
         else:
             with opened(path) as file:
-                found = _from_stream(file, map_location, machines)
+                contents = _from_stream(file, map_location, machines)
         trouble: ValueError | None = None
     except (DamagedError, CallError) as error:
-        found, trouble = None, error
+        contents, trouble = None, error
     strangers = list(dict.fromkeys(name for machine in machines for name in machine.strangers))
     calls = isinstance(trouble, CallError)
     foreign = [name for name in strangers if name not in HARMLESS]
@@ -86,7 +86,7 @@ def load_torch(path: Path, map_location: Any, tensors_only: bool, check: Callabl
         raise UnsafeFileError(f"{shown(path)} was not opened: it would {' and '.join(wants)}; {_HINT} ({hint})") from None
     if trouble is not None:
         raise InputError(f"{shown(path)} is damaged or not a torch file: {trouble}") from None
-    return found
+    return contents
 
 
 def _from_archive(archive: Archive, where: Any, machines: list[Machine]) -> Any:
@@ -101,8 +101,8 @@ def _from_archive(archive: Archive, where: Any, machines: list[Machine]) -> Any:
         raise DamagedError("it names no order of bytes")
     known: dict[str, torch.UntypedStorage] = {}
 
-    def storage(asked: tuple[Any, ...]) -> Storage:
-        dtype, key, count = _asked(asked)
+    def storage(reference: tuple[Any, ...]) -> Storage:
+        dtype, key, count = _referenced(reference)
         if key not in known:
             member = archive.members.get(f"{root}data/{key}")
             if member is None or member.size < count * dtype.itemsize:
@@ -129,9 +129,9 @@ def _from_stream(file: io.BufferedReader, where: Any, machines: list[Machine]) -
     known: dict[str, torch.UntypedStorage] = {}
     left = length
 
-    def note(asked: tuple[Any, ...]) -> Stranger:
+    def note(reference: tuple[Any, ...]) -> Stranger:
         nonlocal left
-        dtype, key, count = _asked(asked)
+        dtype, key, count = _referenced(reference)
         if key not in asked_for:
             left -= count * dtype.itemsize
             if left < 0:
@@ -139,9 +139,9 @@ def _from_stream(file: io.BufferedReader, where: Any, machines: list[Machine]) -
             asked_for[key] = dtype, count
         return Stranger("a storage that is read later")
 
-    def storage(asked: tuple[Any, ...]) -> Storage:
-        dtype, key, _ = _asked(asked)
-        view = asked[5] if len(asked) == 6 else None
+    def storage(reference: tuple[Any, ...]) -> Storage:
+        dtype, key, _ = _referenced(reference)
+        view = reference[5] if len(reference) == 6 else None
         if view is None:
             return Storage(known[key], dtype)
         if not isinstance(view, tuple) or len(view) != 3 or not all(type(n) is int and n >= 0 for n in view[1:]):
@@ -179,9 +179,9 @@ def _from_stream(file: io.BufferedReader, where: Any, machines: list[Machine]) -
     return next_object(storage)
 
 
-def _asked(asked: tuple[Any, ...]) -> tuple[torch.dtype, str, int]:
+def _referenced(reference: tuple[Any, ...]) -> tuple[torch.dtype, str, int]:
     """Numbers, key and count of a storage, from its persistent id."""
-    _, kind, key, place, count = asked[:5]
+    _, kind, key, place, count = reference[:5]
     dtype = STORAGES.get(kind.name) if isinstance(kind, Known) else kind if isinstance(kind, torch.dtype) else None
     if dtype is None or not isinstance(key, (str, int)) or type(count) is not int or not 0 <= count < 1 << 50:
         raise DamagedError("a storage has no kind, no key or no size")
@@ -268,8 +268,8 @@ def read_npz(path: Path, wanted: Callable[[str], bool], limit: int, check: Calla
             if total > limit:
                 raise InputError(f"{shown(path)} unpacks to {total:,} bytes; at most {limit:,} are read")
             check(path, total)
-            found = {n: _array(archive.read(member, limit, check=True)) for n, member in names.items() if wanted(n)}
-            return found or dict.fromkeys(names)
+            arrays = {n: _array(archive.read(member, limit, check=True)) for n, member in names.items() if wanted(n)}
+            return arrays or dict.fromkeys(names)
     except DamagedError as error:
         raise InputError(f"{shown(path)} is not a readable .npz file ({error})") from None
 
@@ -324,8 +324,8 @@ def read_npy(path: str | Path, what: str = "", *, mode: Literal["r", "c"] | None
             size = file.seek(0, 2)
         if size - begin < _count(shape) * dtype.itemsize:
             raise DamagedError("it is shorter than its header says")
-        found: np.ndarray[Any, Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
-        return found
+        array: np.ndarray[Any, Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
+        return array
     except InputError:
         raise
     except (DamagedError, OSError, ValueError, EOFError) as error:

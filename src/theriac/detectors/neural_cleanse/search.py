@@ -18,7 +18,7 @@ from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Whole, c
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.network import to_input
-from theriac.training import checkpoint
+from theriac.training import checkpoint, optimizers
 
 SQUASH = 1e-7  # authors: keeps tanh away from its ends
 MOVING = ("mask", "pattern", "cost", "best", "good_rounds", "ups", "downs", "stale", "went_up", "went_down", "live")
@@ -140,7 +140,7 @@ class Search:
 
     def run_rounds(self) -> None:
         """Search until every class has stopped, or the rounds are used up."""
-        optimizer = torch.optim.Adam([self.mask, self.pattern], lr=self.schedule.lr, betas=self.schedule.betas)
+        optimizer = optimizers.Adam([self.mask, self.pattern], lr=self.schedule.lr, betas=self.schedule.betas)
         decides = checkpoint.fingerprint(self.schedule, self.clean, self.run, self.model, self.labels)
         keeper = checkpoint.Keeper(self.run, "inversion-search", decides, self.model, optimizer, {"search": self})
         keeper.restore()

@@ -17,7 +17,7 @@ from theriac.core.errors import InputError, unknown
 from theriac.core.planted import planted_on
 from theriac.core.split import Split
 from theriac.metrics import attack_labels
-from theriac.models import taps
+from theriac.models import batch_rows, taps
 from theriac.models.editing import Weight
 from theriac.models.network import to_input
 from theriac.repairs.age.edits import Layer, inputs
@@ -125,7 +125,7 @@ class Stage:
     @torch.no_grad()
     def right(self, rows: Split, wanted: torch.Tensor) -> torch.Tensor:
         """Which rows are predicted as ``wanted``, bool (N,)."""
-        seen = [self.net(to_input(rows.rows(part))).argmax(1) for part in rows.batches(512)]
+        seen = [self.net(to_input(rows.rows(part))).argmax(1) for part in rows.batches(batch_rows(rows))]
         return torch.cat(seen) == wanted
 
     def measure(self, case: Case) -> Measured:
@@ -207,7 +207,7 @@ def _stamp(trigger: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> 
 @torch.no_grad()
 def _guess_target(trigger: Callable[[torch.Tensor], torch.Tensor], model: nn.Module, pool: Split) -> int:
     stamped = Split(_stamp(trigger, pool.x), pool.y, card=pool.card)
-    seen = torch.cat([model(to_input(stamped.rows(part))).argmax(1) for part in stamped.batches(512)])
+    seen = torch.cat([model(to_input(stamped.rows(part))).argmax(1) for part in stamped.batches(batch_rows(stamped))])
     return int(torch.bincount(seen[seen != pool.y], minlength=pool.num_classes).argmax())
 
 

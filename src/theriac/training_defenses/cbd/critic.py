@@ -18,6 +18,7 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data.augment import augment
 from theriac.models.network import to_input
+from theriac.training import optimizers
 
 
 class Critic(nn.Module):
@@ -113,7 +114,7 @@ class Adversary:
     ) -> None:
         with run.init_scope("cbd", "critic"):
             self.critic = Critic(hidden, dropout).to(run.device)
-        self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=lr)
+        self.optimizer = optimizers.Adam(self.critic.parameters(), lr=lr)
         self.run, self.scale, self.lr, self.drop_every, self.quirk = run, scale, lr, drop_every, quirk
 
     def lr_at(self, epoch: int) -> float:

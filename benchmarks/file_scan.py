@@ -1,0 +1,94 @@
+"""What the scan of files names in hostile files, and how often it raises an alarm on benign ones; picklescan beside it.
+
+    python benchmarks/file_scan.py
+
+The files are made by ``tests/cases``; nothing is downloaded, and nothing in them is loaded. Adds a record for each group to
+``benchmarks/results/file_scan.jsonl``.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from repairs import machine
+from table import Table
+
+from theriac.scanning import FileReport, inspect
+
+CASES = Path(__file__).resolve().parents[1] / "tests" / "cases"
+Case = tuple[str, Path]
+
+
+def loading(folder: Path) -> Iterator[Case]:
+    """One file for each way in which a reader runs something."""
+    for name, (file, data, _, _) in import_module("loading").paths_of_loading(folder / "marker").items():
+        (folder / name).mkdir()
+        (folder / name / file).write_bytes(data)
+        yield name, folder / name / file
+
+
+def pickles(folder: Path) -> Iterator[Case]:
+    """Hostile pickles by the opcode that does it, in both of torch's formats."""
+    hostile = import_module("hostile")
+    for name, (program, _) in hostile.programs(folder / "marker").items():
+        yield f"{name}, archive", hostile.archive(folder / f"{name}.pt", program)
+        if name not in ("many_names", "long_name"):
+            yield f"{name}, old file", hostile.legacy(folder / f"{name}.pth", program)
+
+
+def benign(folder: Path) -> Iterator[Case]:
+    """Checkpoints as other tools write them, in six formats; those that ask for a class of their own are no false alarms."""
+    for _, name, load, _ in import_module("benign").torch_files(folder):
+        if not name.startswith("options of a class"):
+            yield name, load.__defaults__[0]
+
+
+def alarm(report: FileReport) -> bool:
+    """Whether the scan says more than that all is numbers."""
+    return report.level != "clean"
+
+
+def main() -> None:
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    sys.path.insert(0, str(CASES))
+    table = Table.of("file_scan")
+    for group in (loading, pickles, benign):
+        with tempfile.TemporaryDirectory() as home:
+            folder = Path(home)
+            reports, seconds = list[FileReport](), list[float]()
+            for _, path in group(folder):
+                began = time.perf_counter()
+                reports.append(inspect(path))
+                seconds.append(time.perf_counter() - began)
+            executed = len(list(folder.rglob("marker*")))
+        asked = [(alarm(r), r.opinions[0][1]) for r in reports if r.opinions]
+        record: dict[str, Any] = {
+            "files": len(reports),
+            "executed": executed,
+            "alarms": sum(map(alarm, reports)),
+            "levels": {level: sum(r.level == level for r in reports) for level in sorted({str(r.level) for r in reports})},
+            "picklescan": {
+                "version": next((r.opinions[0][0] for r in reports if r.opinions), ""),
+                "files": len(asked),
+                "alarms": sum(not said.startswith("clean") for _, said in asked),
+                "agrees": sum(ours != said.startswith("clean") for ours, said in asked),
+            },
+            "longest": round(max(seconds), 2),
+            "machine": machine(),
+            "command": "python benchmarks/file_scan.py",
+        }
+        table.put(group.__name__, record)
+        print(group.__name__, record, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The page of a scan of a model: the verdict, what it rests on, and the patterns as pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from theriac.report import picture, render
+from theriac.scanning.calibration import calibration
+
+HEADLINES = {
+    "clean": "No sign of a backdoor was found",
+    "suspicious": "There are signs that should not be there",
+    "backdoored": "This network behaves as backdoored ones do",
+    "abstains": "This scan can give no answer",
+}
+MEASURES = {  # in robust standard deviations, the most telling first
+    "together": "together",
+    "patch": "smallest patch",
+    "perturbation": "perturbation of all rows",
+    "shift": "shift of features",
+    "head": "rows of the last layer",
+    "probes": "random probes into the last layer",
+}
+WORDS = {
+    "channel_peak": "strongest channel against the usual one",
+    "head_sum": "sum of a class's row in the last layer",
+    "head_length": "length of a class's row in the last layer",
+    "head_peak": "largest weight of a class's row in the last layer",
+    "head_bias": "bias of a class",
+    "probe_share": "random probes that one class takes",
+    "patch_ratio": "smallest patch against the usual one",
+    "perturbation_gap": "perturbation of all rows, best class against the usual one",
+    "shift_ratio": "shortest shift of features against the usual one",
+    "together": "patch, perturbation and shift, pointing at one class",
+    "lead": "lead of the class that they point at",
+    "noise_top": "noise that goes to one class",
+    "blend_top": "blends that go to one class",
+    "patched_top": "random patches that go to one class",
+}
+SHOWN = 10  # classes in the table, the most suspicious ones
+
+
+def page(scan: Any) -> str:
+    """The page of a ModelScan as text."""
+    names = () if scan.card is None else scan.card.classes
+    measures = [name for name in MEASURES if name in scan.classes]
+    first = scan.classes.get("together", scan.classes.get("head"))
+    order = [] if first is None else first.argsort(descending=True, stable=True).tolist()[:SHOWN]
+    rows = [(names[k], [f"{float(scan.classes[m][k]):+z.1f}".replace("-", "\u2212") for m in measures]) for k in order]
+    images = [
+        (name, picture((255 * pattern).round().clamp(0, 255).to("cpu").byte()))
+        for name, pattern in scan.pictures.items()
+        if pattern.shape[0] in (1, 3)
+    ]
+    reached = calibration()["behavior"]
+    return render(
+        "scan.html.j2",
+        scan=scan,
+        headline=HEADLINES[scan.verdict],
+        chance="" if scan.probability is None else f"{100 * scan.probability:.0f} %",
+        measures=[MEASURES[name] for name in measures],
+        rows=rows,
+        left_out=len(names) - len(rows),
+        images=images,
+        weighty=[(WORDS.get(name, name), f"{value:+z.1f}".replace("-", "\u2212")) for name, value in scan.weighty],
+        held=reached["held_out"],
+        other=reached["held_out_other"],
+        pixelated=scan.card is not None and max(scan.card.size, default=0) <= 64,
+    )

@@ -1,0 +1,116 @@
+"""From measurements to a probability: a logistic model fitted on a population of small networks, shipped as plain JSON.
+
+``calibration.json`` holds, for each of two sets of measurements (weights alone; weights and behavior), names, centers, scales
+and slopes, the thresholds, the range of networks it was fitted on, and what it reached on held-out networks.
+``benchmarks/population.py fit`` makes it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from torch import nn
+
+from theriac.core.card import Card
+from theriac.core.outcome import Verdict
+
+EVEN = 0.5  # share of backdoored networks that the probability is for, unless another one is named
+FARTHEST = 6.0  # ours: standard deviations from the population beyond which a measurement is out of its range
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """What the logistic model says.
+
+    Args:
+        probability: That the network is backdoored, among networks like those of the population of which the share ``prior``
+            is backdoored.
+        outside: Why the network is unlike them; if there is any reason, the probability is uncalibrated.
+        least: The probability if measurements out of range spoke neither for nor against a backdoor; None if the network is
+            unlike the population by its kind.
+        weighty: The measurements that moved the probability most, with their share of the log-odds.
+    """
+
+    probability: float
+    outside: tuple[str, ...]
+    least: float | None
+    weighty: tuple[tuple[str, float], ...]
+
+
+@cache
+def calibration() -> dict[str, Any]:
+    """The file that is shipped with the package."""
+    made: dict[str, Any] = json.loads(resources.files("theriac.scanning").joinpath("calibration.json").read_text("utf-8"))
+    return made
+
+
+def word(which: str, judgment: Judgment | None) -> Verdict:
+    """The verdict that a probability comes to; weights alone do not tell benign from backdoored networks (see the table).
+
+    Measurements that are out of range make it abstain, unless the others are suspicious without them.
+    """
+    if judgment is None or judgment.least is None or which == "weights":
+        return "abstains"
+    low, high = calibration()[which]["thresholds"]
+    if judgment.outside:
+        return "suspicious" if judgment.least >= low else "abstains"
+    return "backdoored" if judgment.probability >= high else "suspicious" if judgment.probability >= low else "clean"
+
+
+def judge(features: Mapping[str, float], which: str, reasons: tuple[str, ...] = (), prior: float = EVEN) -> Judgment | None:
+    """The probability from measurements, or None if some that it needs are missing.
+
+    Args:
+        features: By name.
+        which: "weights" or "behavior".
+        reasons: Why the network is out of range by its kind, see :func:`out_of_range`.
+        prior: Share of backdoored networks among those that one would scan, in (0, 1). The model was fitted with equal weights
+            of both, which is a half; another share shifts the log-odds.
+    """
+    fitted = calibration()[which]
+    if any(name not in features or not math.isfinite(features[name]) for name in fitted["names"]):
+        return None
+    odds, outside, moved = fitted["intercept"] + math.log(prior / (1 - prior)), list(reasons), []
+    inside = 0.0
+    for name, center, scale, slope in zip(*(fitted[k] for k in ("names", "centers", "scales", "slopes")), strict=True):
+        away = (features[name] - center) / scale
+        if abs(away) > FARTHEST:
+            outside.append(f"its {name.replace('_', ' ')} is {features[name]:.2f}, and the population's about {center:.2f}")
+        else:
+            inside += slope * away
+        away = max(-FARTHEST, min(FARTHEST, away))
+        moved.append((name, slope * away))
+    moved.sort(key=lambda pair: -abs(pair[1]))
+    all_of_them = _chance(odds + sum(share for _, share in moved))
+    return Judgment(all_of_them, tuple(outside), None if reasons else _chance(odds + inside), tuple(moved[:4]))
+
+
+def _chance(odds: float) -> float:
+    return 1 / (1 + math.exp(-max(-30.0, min(30.0, odds))))
+
+
+def out_of_range(model: nn.Module, card: Card) -> tuple[str, ...]:
+    """Why a network is unlike those of the population by its kind: pictures' size, classes, architecture."""
+    allowed, reasons = calibration()["range"], []
+    if card.kind != "image":
+        return ("it takes rows of a table",)
+    for name, value in (("side", min(card.size)), ("side", max(card.size)), ("classes", card.num_classes)):
+        low, high = allowed[name]
+        if not low <= value <= high:
+            reasons.append(f"its pictures have {value} pixels a side" if name == "side" else f"it has {value} classes")
+    if not any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
+        reasons.append("it has no BatchNorm")
+    dense = sum(isinstance(m, nn.Linear) for m in model.modules())
+    if dense > 1:  # a plain network of this kind with BadNets at 99 % success was given the probability 0.16
+        reasons.append(f"it has {dense} fully connected layers, and those have one")
+    size = sum(p.numel() for p in model.parameters())
+    low, high = allowed["parameters"]
+    if not low / 2 <= size <= 2 * high:
+        reasons.append(f"it has {size:,} parameters")
+    return tuple(dict.fromkeys(reasons))

@@ -1,0 +1,113 @@
+"""What a model's weights say without any data: broken numbers, outlying channels, and one class of the head unlike the others.
+
+Two published data-free ideas are reconstructed here from one-line descriptions in notes (their papers were not read, so none of
+their figures is claimed): random probes into the head ("HTell", arXiv:2605.18908), and a static analysis of the final layer
+("DFBScanner", arXiv:2605.18907). A linear classifier on summaries of weights is the idea of arXiv:2411.03445; here these
+summaries are features of the one logistic model of :mod:`theriac.scanning.calibration`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from theriac.core.errors import InputError
+from theriac.models import classifier
+from theriac.models._still import blank
+from theriac.models.lipschitz import channel_constants, conv_norm_pairs
+
+PROBES = 2000  # ours: random feature vectors that are sent into the head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What one part of a scan measured.
+
+    Args:
+        features: Numbers by name; higher is more suspicious unless the name says otherwise.
+        classes: For each measure that looks at classes, a score of each, float64 (K,), higher is more suspicious.
+        notes: What is remarkable, in whole sentences.
+        broken: Whether the model can't work at all, such as one with NaN.
+        missing: What could not be measured, and why.
+        pictures: Patterns (C, H, W) in [0, 1] by name, of the most suspicious class of a measure.
+        seconds: Of the part.
+    """
+
+    features: Mapping[str, float]
+    classes: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    broken: bool = False
+    missing: tuple[str, ...] = ()
+    pictures: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def standing_out(values: torch.Tensor) -> torch.Tensor:
+    """How far each class lies above the median, in robust standard deviations, float64 (K,).
+
+    The spread is at least a tenth of the largest distance, so that a few equal values do not make an outlier of all others.
+    """
+    values = values.double()
+    off = values - values.median()
+    spread = torch.maximum(1.4826 * off.abs().median(), 0.1 * off.abs().max())
+    return off / spread.clamp_min(1e-12)
+
+
+def look_at_weights(model: nn.Module, shape: tuple[int, ...]) -> Evidence:
+    """Measure the weights; no data are used and nothing is changed.
+
+    Args:
+        model: Pixels in [0, 1] to logits.
+        shape: Of one row, (C, H, W).
+    """
+    began = time.perf_counter()
+    bad = sum(int((~t.isfinite()).sum()) for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
+    if bad:
+        note = f"{bad:,} weights are NaN or infinite, so the model can't work."
+        return Evidence(features={}, notes=(note,), broken=True, seconds=time.perf_counter() - began)
+    features: dict[str, float] = {}
+    notes: list[str] = []
+    missing: list[str] = []
+    classes: dict[str, torch.Tensor] = {}
+    pairs = conv_norm_pairs(model, shape)
+    if pairs:
+        constants = [channel_constants(conv, norm).cpu() for conv, norm in pairs]
+        live = [c[c > 1e-6 * c.max()] for c in constants]
+        features["channel_peak"] = max(float((c.max() / c.median()).log()) for c in live if len(c))
+        features["channel_outliers"] = sum(int((c > c.mean() + 3 * c.std(correction=0)).sum()) for c in live) / len(live)
+        dead = sum(len(c) - len(kept) for c, kept in zip(constants, live, strict=True))
+        if dead:
+            notes.append(f"{dead} of {sum(map(len, constants))} channels pass nothing on.")
+    else:
+        missing.append("channels: no convolution goes straight into a BatchNorm")
+    try:
+        _, head = classifier(model, example=blank(model, shape, 1))
+        measure_head(head, features, classes)
+    except InputError as error:
+        missing.append(f"head: {error}")
+    return Evidence(
+        features=features, classes=classes, notes=tuple(notes), missing=tuple(missing), seconds=time.perf_counter() - began
+    )
+
+
+def measure_head(head: nn.Linear, features: dict[str, float], classes: dict[str, torch.Tensor]) -> None:
+    """Static analysis of the final layer, and random probes into it."""
+    weight = head.weight.detach().double().cpu()
+    bias = torch.zeros(len(weight), dtype=torch.float64) if head.bias is None else head.bias.detach().double().cpu()
+    sums, lengths = standing_out(weight.sum(1)), standing_out(weight.norm(dim=1))
+    peaks = standing_out(weight.max(1).values)
+    classes["head"] = torch.stack([sums, lengths, peaks]).mean(0)
+    features["head_sum"], features["head_length"] = float(sums.max()), float(lengths.max())
+    features["head_peak"], features["head_bias"] = float(peaks.max()), float(standing_out(bias).max())
+    draw = torch.Generator().manual_seed(0)
+    probes = torch.randn(
+        PROBES, weight.shape[1], generator=draw
+    ).abs_()  # features behind a ReLU; float64 takes four times as long
+    logits = (probes @ weight.T.float()).double()
+    share = torch.bincount(logits.argmax(1), minlength=len(weight)).double() / PROBES
+    classes["probes"] = standing_out(logits.mean(0))
+    features["probe_share"] = float(share.max())

@@ -1,0 +1,297 @@
+"""Scans of models: what stands out by hand, verdicts and their limits, files that are never opened, pages and the command."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import theriac as th
+from theriac.cli.main import app
+from theriac.core.errors import InputError
+from theriac.models.lipschitz import conv_norm_pairs
+from theriac.report.folders import _Folder, _scanned
+from theriac.scanning import calibration as fitted
+from theriac.scanning import inspect, scan_repair
+from theriac.scanning.behavior import look_at_behavior
+from theriac.scanning.models import ModelScan, sarif
+from theriac.scanning.weights import look_at_weights, measure_head, standing_out
+
+
+class Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.fixture(scope="module")
+def data() -> th.Data:
+    return th.load("digits")
+
+
+@pytest.fixture(scope="module")
+def folder(data: th.Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a network that has seen digits once."""
+    model = th.train(
+        th.Builder("preact_resnet18", {"width": 8}), data.train.sample(400), recipe="fast_1", run=th.Run(quiet=True)
+    )
+    return th.save(model, tmp_path_factory.mktemp("scan") / "net")
+
+
+def test_standing_out_is_the_distance_from_the_median_in_robust_deviations():
+    values = torch.tensor([0.0, 1.0, 2.0, 3.0, 100.0])
+    # the median is 2; distances 2, 1, 0, 1, 98 have the median 1, whose 1.4826 is below a tenth of 98
+    torch.testing.assert_close(standing_out(values), torch.tensor([-2.0, -1.0, 0.0, 1.0, 98.0], dtype=torch.float64) / 9.8)
+    assert standing_out(torch.full((4,), 3.0)).tolist() == [0.0] * 4
+
+
+def test_a_class_whose_row_of_the_head_is_raised_leads_by_statistics_and_probes():
+    head = nn.Linear(20, 10)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(10, 20, generator=torch.Generator().manual_seed(0)) * 0.1)
+        head.weight[4] += 0.5
+    features: dict[str, float] = {}
+    classes: dict[str, torch.Tensor] = {}
+    measure_head(head, features, classes)
+    assert int(classes["head"].argmax()) == int(classes["probes"].argmax()) == 4
+    assert features["probe_share"] > 0.9
+
+
+def test_the_smallest_patch_belongs_to_the_class_that_one_pixel_turns_on():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 6))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.randn(6, 64, generator=torch.Generator().manual_seed(0)) * 0.3)
+        net[1].bias.zero_()
+        net[1].weight[2, 63] = 40.0
+    x = torch.randint(0, 255, (30, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    x[:, :, 7, 7] = 0
+    rows = th.Split(x, torch.arange(30) % 6)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    seen = look_at_behavior(net, rows, th.Run(quiet=True))
+    assert int(seen.classes["patch"].argmax()) == 2
+    assert seen.pictures["its mask"][0, 7, 7] == seen.pictures["its mask"].max()
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    again = look_at_behavior(net, rows, th.Run(quiet=True))
+    assert again.features == seen.features
+
+
+def test_a_repair_that_turns_the_pixel_off_shows_in_the_patch_that_was_found_before(tmp_path: Path):
+    def net(weight: float) -> nn.Module:
+        made = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+        with torch.no_grad():
+            made[1].weight.copy_(torch.randn(4, 64, generator=torch.Generator().manual_seed(0)) * 0.3)
+            made[1].bias.zero_()
+            made[1].weight[2, 63] = weight
+        return made
+
+    x = torch.randint(0, 255, (120, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    x[:, :, 7, 7] = 0
+    rows = th.Split(x, torch.arange(120) % 4)
+    result = scan_repair(net(40.0), net(0.0), rows, th.Run(quiet=True))
+    assert result.suspect == "2"
+    assert result.patch_before is not None
+    assert result.patch_after is not None
+    assert result.patch_before.value > 0.7
+    assert result.patch_after.value < 0.3
+    assert result.patch_before.total == result.patch_after.total == 120 * 3 // 4 - 30  # without those that were searched on
+    same = scan_repair(net(40.0), net(40.0), rows, th.Run(quiet=True))
+    assert same.patch_after == same.patch_before == result.patch_before
+    assert result.write(tmp_path).name == "scan-after.html"
+    assert json.loads((tmp_path / "scan.json").read_text())["patch"]["class"] == "2"
+    assert "before its repair" in (tmp_path / "scan-before.html").read_text()
+    (sentence,) = _scanned(_Folder(tmp_path, {}))  # what a report says of the folder
+    assert (
+        f"sent {result.patch_before.hits} of 60 rows to class 2 before, and {result.patch_after.hits} of 60 after" in sentence
+    )
+    for hostile in ("[1]", '{"before": 5, "patch": {"before": {"hits": "x"}}}', '{"after": {"probability": "high"}}'):
+        (tmp_path / "scan.json").write_text(hostile)
+        assert all("probability" not in text for text in _scanned(_Folder(tmp_path, {})))
+    with pytest.raises(InputError, match="pictures"):
+        scan_repair(net(0.0), net(0.0), th.Split(torch.randn(8, 3), torch.arange(8) % 2))
+
+
+def test_the_probability_is_that_of_the_logistic_model_and_far_measurements_are_out_of_range(monkeypatch):
+    small = {"names": ["a", "b"], "centers": [1.0, 0.0], "scales": [2.0, 1.0], "slopes": [0.5, -1.0], "intercept": 0.25}
+    monkeypatch.setattr(fitted, "calibration", lambda: {"weights": small})
+    judgment = fitted.judge({"a": 3.0, "b": 0.5}, "weights")
+    assert judgment is not None
+    assert math.isclose(judgment.probability, 1 / (1 + math.exp(-(0.25 + 0.5 - 0.5))))
+    assert not judgment.outside
+    far = fitted.judge({"a": 3.0, "b": 50.0}, "weights")
+    assert far is not None
+    assert "its b is 50.00" in far.outside[0]
+    assert math.isclose(far.probability, 1 / (1 + math.exp(-(0.25 + 0.5 - 6.0))))  # cut off at six deviations
+    assert far.least is not None
+    assert math.isclose(far.least, 1 / (1 + math.exp(-(0.25 + 0.5))))  # without the one that is out of range
+    assert fitted.judge({"a": 3.0, "b": 0.0}, "weights", ("its kind",)).least is None  # type: ignore[union-attr]
+    assert fitted.judge({"a": 3.0}, "weights") is None
+
+
+def test_what_is_out_of_range_hides_no_other_evidence(monkeypatch):
+    small = {"names": ["a", "b"], "centers": [0.0, 0.0], "scales": [1.0, 1.0], "slopes": [1.0, 1.0], "intercept": 0.0}
+    monkeypatch.setattr(fitted, "calibration", lambda: {"behavior": {**small, "thresholds": [0.4, 0.9]}})
+    words = [fitted.word("behavior", fitted.judge({"a": a, "b": 9.0}, "behavior")) for a in (3.0, 0.0, -3.0)]
+    assert words == ["suspicious", "suspicious", "abstains"]
+    assert fitted.word("behavior", fitted.judge({"a": 3.0, "b": 0.0}, "behavior", ("its kind",))) == "abstains"
+
+
+def test_another_prior_shifts_the_log_odds(monkeypatch):
+    small = {"names": ["a"], "centers": [0.0], "scales": [1.0], "slopes": [1.0], "intercept": 0.0, "thresholds": [0.3, 0.9]}
+    monkeypatch.setattr(fitted, "calibration", lambda: {"behavior": small})
+    even = fitted.judge({"a": 1.0}, "behavior")
+    rare = fitted.judge({"a": 1.0}, "behavior", prior=0.1)
+    assert even is not None
+    assert rare is not None
+    assert math.isclose(rare.probability / (1 - rare.probability), even.probability / (1 - even.probability) / 9)
+    assert (fitted.word("behavior", even), fitted.word("behavior", rare)) == ("suspicious", "clean")
+    assert fitted.word("weights", even) == "abstains"
+
+
+def test_the_weights_are_measured_in_three_passes_of_one_row(data: th.Data):
+    """What the part spends its time on, and that less of it gives the same numbers."""
+    model = th.build("preact_resnet18", data.train, width=8).eval()
+    rows: list[int] = []
+    handle = model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    seen = look_at_weights(model, model.card.shape)
+    handle.remove()
+    assert rows == [1, 1, 1]
+    pairs = conv_norm_pairs(model, model.card.shape)
+    peaks = []
+    for conv, norm in pairs:
+        variance, weight = norm.running_var.double() + norm.eps, conv.weight.detach().double()
+        largest = torch.stack([torch.linalg.svdvals(kernel.flatten(1))[0] for kernel in weight])
+        bound = largest * norm.weight.detach().double().abs() / variance.sqrt()
+        peaks.append(float((bound.max() / bound.median()).log()))
+    assert len(pairs) == 9
+    assert math.isclose(seen.features["channel_peak"], max(peaks), abs_tol=1e-5)
+    weight = model.net.linear.weight.detach().double()
+    assert math.isclose(seen.features["head_sum"], float(standing_out(weight.sum(1)).max()), abs_tol=1e-6)
+
+
+def test_what_is_shipped_is_what_the_committed_measurements_give():
+    """The shipped numbers on held-out networks are those of the shipped model on the committed table."""
+    shipped = fitted.calibration()
+    path = Path(__file__).parents[3] / "benchmarks" / "results" / "population.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    weak = shipped["provenance"]["left_out_as_too_weak"]
+    held = [r for r in records if r["part"] == "held" and r["key"] not in weak]
+    for which in ("weights", "behavior"):
+        chances = [fitted.judge(r["features"], which).probability for r in held]  # type: ignore[union-attr]
+        figures = th.metrics.detection(chances, ["attack" in r for r in held])
+        assert math.isclose(figures.auroc, shipped[which]["held_out"]["auroc"], abs_tol=2e-4)
+        low, high = shipped[which]["thresholds"]
+        assert 0 < low <= high < 1
+
+
+def test_the_pages_say_what_was_measured():
+    """The how-to page and the template quote the shipped figures; attacks they name as missed are those that are."""
+    root, figures = Path(__file__).parents[3], fitted.calibration()["behavior"]
+    text = " ".join((root / "docs" / "how-to" / "scan.md").read_text().split())
+    for part in ("held_out", "held_out_known", "held_out_other"):
+        low, high = figures[part]["interval"]
+        assert f"{figures[part]['auroc']:.2f}" in text
+        assert f"{low:.2f} to {high:.2f}" in text
+    low, high = figures["thresholds"]
+    assert f'"suspicious" begins at {low:.3f}, "backdoored" at {high:.2f}' in text
+    benign = figures["held_out"]["verdicts"]["benign"]
+    assert f"{benign['suspicious']} of {figures['held_out']['clean']} benign networks suspicious" in text
+    assert not benign["backdoored"]
+    lines = (root / "benchmarks" / "results" / "population.jsonl").read_text().splitlines()
+    held = [r for r in map(json.loads, lines) if r["part"] == "held" and r["asr"] is not None and r["asr"] >= 0.5]
+    missed = [r for r in held if r["attack"].startswith(("wanet", "tact"))]
+    words = [fitted.word("behavior", fitted.judge(r["features"], "behavior")) for r in missed]
+    assert words.count("clean") > len(words) / 2
+
+
+def test_a_network_with_nan_gets_no_verdict(data: th.Data):
+    model = th.build("preact_resnet18", data.train, width=8)
+    with torch.no_grad():
+        next(model.parameters())[0] = math.nan
+    result = th.scan(model, data.test)
+    assert (result.verdict, result.exit_code) == ("abstains", 3)
+    assert "NaN" in result.reason
+    assert [part.name for part in result.parts] == ["weights"]
+
+
+def test_networks_unlike_the_population_get_no_verdict_but_a_number(data: th.Data):
+    x = torch.randint(0, 255, (10, 3, 18, 18), dtype=torch.uint8)
+    rows = th.Split(x, torch.arange(10) % 5)
+    result = th.scan(th.build("wrn_16_1", rows, depth=10), rows)
+    assert result.verdict == "abstains"
+    assert result.probability is not None
+    assert not result.calibrated
+    assert "18 pixels" in result.reason
+    plain = th.adapt(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)), card=data.card)
+    assert "no BatchNorm" in th.scan(plain).reason
+    table = th.Split(torch.randn(40, 5), torch.arange(40) % 2)
+    assert "tables" in th.scan(th.build("mlp", table)).reason
+
+
+def test_weights_alone_give_no_verdict(folder: Path):
+    result = th.scan(th.load_model(folder))
+    assert (result.verdict, result.probability, result.suspect) == ("abstains", None, "")
+    assert "weights alone" in result.reason
+    assert any("--clean" in text for text in result.skipped)
+
+
+def test_a_file_that_would_run_something_is_not_opened(tmp_path: Path):
+    path, marker = tmp_path / "model.pt", tmp_path / "marker"
+    path.write_bytes(pickle.dumps(Evil(marker)))
+    result = th.scan(path)
+    assert (result.verdict, result.exit_code) == ("suspicious", 1)
+    assert "mkdir" in result.reason
+    assert result.probability is None
+    assert [part.name for part in result.parts] == ["file"]
+    assert not marker.exists()
+    report = sarif(result)["runs"][0]
+    assert report["results"][0]["ruleId"] == "file/runs"
+    assert report["tool"]["driver"]["rules"][report["results"][0]["ruleIndex"]]["id"] == "file/runs"
+
+
+def test_pages_escape_names_and_hold_no_scripts(tmp_path: Path, data: th.Data):
+    scores = {"together": torch.arange(10.0)}
+    result = ModelScan(
+        name="<b>net", verdict="suspicious", reason="<i>why", probability=0.5, suspect="9", classes=scores, card=data.card
+    )
+    text = result.write(tmp_path / "out").read_text()
+    assert "<b>net" not in text
+    assert "&lt;b&gt;net" in text
+    assert "<script" not in text
+    assert json.loads((tmp_path / "out" / "scan.json").read_text())["verdict"] == "suspicious"
+
+
+def test_the_command_scans_a_folder_with_clean_pictures(folder: Path, tmp_path: Path):
+    out, report = tmp_path / "page", tmp_path / "scan.sarif"
+    words = ["scan", str(folder), "--data", "digits", "--clean", "digits", "--out", str(out), "--sarif", str(report), "--quiet"]
+    done = CliRunner().invoke(app, [*words, "--json"])
+    result = json.loads(done.stdout)
+    assert done.exit_code == {"clean": 0, "suspicious": 1, "backdoored": 2, "abstains": 3}[result["verdict"]]
+    assert [part["name"] for part in result["parts"]] == ["file", "weights", "behavior"]
+    assert 0 <= result["probability"] <= 1
+    assert json.loads(report.read_text())["version"] == "2.1.0"
+    assert "data:image/png" in (out / "scan.html").read_text()
+
+
+def test_bad_input_ends_with_64_since_2_is_an_answer(tmp_path: Path, folder: Path):
+    for words, says in (
+        ([], "MODEL is missing"),
+        ([str(tmp_path / "nowhere")], "does not exist"),
+        ([str(folder), "--data", "digits", "--clean", str(tmp_path / "nothing")], "nothing"),
+    ):
+        done = CliRunner().invoke(app, ["scan", *words])
+        assert done.exit_code == 64, (words, done.output)
+        assert not done.stdout
+        assert says in done.output
+    with pytest.raises(InputError, match="clean"):
+        th.scan(th.load_model(folder), 3)
+    assert inspect(folder).level == "clean"
