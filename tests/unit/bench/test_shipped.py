@@ -8,7 +8,7 @@ import torch
 
 import theriac as th
 from theriac.bench import forecast, make_plan, read_spec
-from theriac.core.method import create
+from theriac.core.method import create, methods
 from theriac.core.split import Data
 from theriac.runs import Source
 
@@ -55,3 +55,11 @@ def test_stability_is_counted_around_the_defaults_as_they_are() -> None:
     for name, configs in around.items():
         assert create("repair", name).config() in configs
         assert len(configs) == 3
+
+
+def test_the_digits_matrix_has_every_repair_and_every_attack_on_pictures() -> None:
+    spec = read_spec(SPECS / "digits.yaml")
+    assert {entry.value.name for entry in spec.defenses} == set(methods("repair"))
+    stamping = {name for name in methods("attack") if not name.startswith("tabular_")}
+    # needs groups; puts a backdoor to sleep that its owner has to wake by rounding
+    assert {entry.value.name for entry in spec.attacks} == stamping - {"group_trojan", "rounding_triggered"}
