@@ -29,7 +29,16 @@ QUICK: dict[str, dict[str, object]] = {
     "ft": {"epochs": 1},
     "antidote": {"epochs": 2, "steps": 2},
     # one candidate, judged by one kind of proxy, whatever that says
-    "auto": {"candidates": ["ft:strong"], "kinds": ["patch"], "plant_steps": 4, "rounds": 1, "hard": 0, "accept": 1, "cost": 1},
+    "auto": {
+        "candidates": ["ft:strong"],
+        "kinds": ["patch"],
+        "plant_steps": 4,
+        "rounds": 1,
+        "hard": 0,
+        "planted": 0,
+        "accept": 1,
+        "cost": 1,
+    },
     "d3": {"epochs": 1},
     "fst": {"epochs": 1},
     "sau": {"rounds": 1},
@@ -37,6 +46,8 @@ QUICK: dict[str, dict[str, object]] = {
     "anp": {"iterations": 20, "threshold": 0.99},  # so few leave masks near one; this way something is pruned
     "fp": {"epochs": 1, "share": 0.2},
     "nad": {"teacher_epochs": 1, "epochs": 1},
+    "btidbf": {"rounds": 1, "mask_epochs": 1, "generator_epochs": 1, "epochs": 1, "width": 2, "batch_size": 60},
+    "npd": {"warm_epochs": 0, "epochs": 1, "batch_size": 60},
     "rnp": {"unlearn_epochs": 1, "recover_epochs": 4, "batch_size": 30, "threshold": 0.99},
     "ibau": {"rounds": 1, "batch_size": 60},
     "clp": {"u": 1.0},  # the fixture's layers are too narrow for the default to find an outlier

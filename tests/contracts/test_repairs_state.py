@@ -30,7 +30,18 @@ LEARNS = ("ft", "ft_sam", "fp", "fst", "d3", "ibau", "nad", "sau", "age")  # the
 # as little work as possible; by default AGE abstains on a benign model
 QUICK: dict[str, dict[str, object]] = {
     "ft": {"epochs": 1},
-    "auto": {"candidates": ["ft:strong"], "kinds": ["patch"], "plant_steps": 4, "rounds": 1, "hard": 0, "accept": 1, "cost": 1},
+    "auto": {
+        "candidates": ["ft:strong"],
+        "kinds": ["patch"],
+        "plant_steps": 4,
+        "rounds": 1,
+        "hard": 0,
+        "planted": 0,
+        "accept": 1,
+        "cost": 1,
+    },
+    "btidbf": {"rounds": 1, "mask_epochs": 1, "generator_epochs": 1, "epochs": 1, "width": 2},
+    "npd": {"warm_epochs": 0, "epochs": 1},
     "sau": {"rounds": 1, "steps": 1},
     "fp": {"epochs": 1, "share": 0.2},
     "ibau": {"rounds": 1},

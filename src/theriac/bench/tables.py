@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from theriac.bench.store import Store
 from theriac.core.errors import InputError, unknown
@@ -17,6 +17,7 @@ from theriac.core.paths import as_path, writing
 from theriac.metrics import Spread, der, over_seeds, wilson
 
 RATES = ("acc", "asr", "ra", "target_acc")
+GAPS = ("bacc", "dp_gap", "opportunity_gap", "odds_gap")  # of debiased models
 LABELS = ("data", "model", "recipe", "attack", "defense", "clean")
 COLUMNS = (
     "sweep",
@@ -30,6 +31,7 @@ COLUMNS = (
     "asr_before",
     "ra_before",
     "der",
+    *(f"{name}{end}" for name in GAPS for end in ("", "_before")),
     "outcome",
     "degenerate",
     "seconds",
@@ -98,8 +100,13 @@ def _row(row: Row, scores: Mapping[str, Mapping[tuple[str, str], tuple[int, int]
         "outcome": outcome.get("status"),
         "degenerate": "; ".join(result.get("degenerate") or ()),
         "warnings": "; ".join(result.get("notes") or ()),
-        "fairness": result.get("fairness"),
     }
+    fairness = result.get("fairness") or {}
+    for end, which in (("", "debiased"), ("_before", "plain")):
+        figures = fairness.get(which) or {}
+        row |= {f"{name}{end}": (figures.get(name) or {}).get("value") for name in GAPS}
+        if end and figures:
+            row["acc_before"] = (figures.get("acc") or {}).get("value")
     return row
 
 
@@ -179,17 +186,25 @@ def _place(row: Row) -> tuple[str, ...]:
     return row["data"], row["model"], row["recipe"]
 
 
-def interval(group: Group, name: str) -> tuple[float, float, float] | None:
-    """Mean of a share and its 95 % interval: t over seeds, Wilson for one seed that was counted; None without a number."""
+Basis = Literal["seeds", "rows", ""]
+
+
+def interval(group: Group, name: str) -> tuple[float, float | None, float | None, Basis] | None:
+    """Mean of a number, its 95 % interval and what that is over; None without a number.
+
+    Over several seeds it is a t interval. Of one seed, a share that was counted has Wilson's over its test rows; other numbers
+    have none.
+    """
     value = group.over(name)
     if value is None:
         return None
     if value.spread is not None:
-        return value.mean, max(0.0, value.spread.low), min(1.0, value.spread.high)
+        low, high = max(0.0, value.spread.low), value.spread.high
+        return value.mean, low, min(1.0, high) if name in (*RATES, *GAPS, "der") else high, "seeds"
     (row,) = (row for row in group.done if row.get(name) is not None)
     if row.get(f"{name}_total"):
-        return value.mean, *wilson(row[f"{name}_hits"], row[f"{name}_total"])
-    return value.mean, value.mean, value.mean
+        return value.mean, *wilson(row[f"{name}_hits"], row[f"{name}_total"]), "rows"
+    return value.mean, None, None, ""
 
 
 SHOWN = ("data", "model", "attack", "defense", "clean", "role", "seeds", "ACC %", "ASR %", "RA %", "DER", "seconds")

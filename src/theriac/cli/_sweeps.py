@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,13 @@ import typer
 
 from theriac.bench import Forecast, Sweep, compare, grouped, ranks, scores_of
 from theriac.bench.store import Store
-from theriac.bench.tables import SHOWN, Row, interval, rows, summary
+from theriac.bench.tables import SHOWN, Group, Row, in_words, interval, rows, summary
 from theriac.cli import _options as opt
 from theriac.cli import _show
 from theriac.core.errors import InputError, unknown
 from theriac.core.text import seconds
-from theriac.report.sweeps import SweepCell, write_sweep
+from theriac.report.figures import write_figure
+from theriac.report.sweeps import Comparison, Number, SweepCell, write_sweep
 
 _MATRIX = (
     "victim",
@@ -85,8 +87,13 @@ def show(sweep: Sweep, *, as_json: bool) -> None:
     """What became of a sweep, and its table."""
     with Store(sweep.store, make=False) as store:
         results = rows(store, sweep.name)
+        page = write_page(store, results, sweep.store / f"{_file_name(sweep.name)}.html", "--store")
     if as_json:
-        facts = dataclasses.asdict(sweep) | {"store": str(sweep.store), "seconds": round(sweep.seconds, 1)}
+        facts = dataclasses.asdict(sweep) | {
+            "store": str(sweep.store),
+            "page": str(page),
+            "seconds": round(sweep.seconds, 1),
+        }
         _show.as_json(facts)
     else:
         show_rows(results, as_json=False)
@@ -95,8 +102,14 @@ def show(sweep: Sweep, *, as_json: bool) -> None:
     parts += [f"{sweep.blocked:,} could not be done, because what they need failed"] if sweep.blocked else []
     _show.tell("; ".join(parts))
     _show.saved(sweep.store)
+    tell_written(page)
     if not as_json:
         _show.following("results", str(sweep.store), "--out", "results.csv")
+
+
+def _file_name(name: str) -> str:
+    """A sweep's name as that of a file."""
+    return re.sub(r"[^\w.-]+", "_", name).strip(".") or "sweep"
 
 
 def show_rows(results: Sequence[Row], *, as_json: bool) -> None:
@@ -112,34 +125,88 @@ def show_rows(results: Sequence[Row], *, as_json: bool) -> None:
     _show.rows(title, [SHOWN[i] for i in used], [[line[i] for i in used] for line in body])
 
 
-def write_page(store: Store, results: Sequence[Row], path: str) -> Path:
+def write_page(store: Store, results: Sequence[Row], path: str | Path, option: str = "--page") -> Path:
     """The page of results of a store."""
-    cells = []
-    for group in grouped(results):
-        data, model, recipe, attack, defense, clean = group.labels
-        numbers = {name: value for name in _COMPARED if (value := interval(group, name)) is not None}
-        time = group.over("seconds")
-        facts = dict.fromkeys(f"{row[n]}" for row in group.done for n in ("machine", "device", "precision", "versions"))
-        keys = " ".join(row["key"][:12] for row in group.rows)
-        cell = SweepCell(
-            setting=", ".join(part for part in (data, model, recipe) if part),
-            attack=attack,
-            defense=" ".join(part for part in (defense, clean) if part),
-            role=group.role,
-            seeds=(len(group.done), len(group.rows)),
-            numbers=numbers,
-            seconds=None if time is None else time.mean,
-            provenance="; ".join([*facts, keys]),
-        )
-        cells.append(cell)
-    attacks = {row["key"]: row["attack"] for row in results}
-    pictures = {attacks[key]: png for key, png in store.pictures(attacks).items()}
-    sweeps = list(dict.fromkeys(row["sweep"] for row in results))
+    groups, sweeps = grouped(results), list(dict.fromkeys(row["sweep"] for row in results))
+    pictures: dict[str, bytes] = {}
+    several = len({row["data"] for row in results}) > 1
+    named = {row["key"]: row for row in results if row["role"] == "victim"}
+    images = store.pictures(named)
+    for key, row in named.items():  # in the order of the plan; the first seed of each attack is shown
+        if key in images:
+            pictures.setdefault(f"{row['data']}: {row['attack']}" if several else row["attack"], images[key])
     troubles = [
         (f"{r['attack']}, {r['defense']}, seed {r['seed']}", str(r["error"])) for r in results if r["status"] == "failed"
     ]
     troubles += [pair for name in sweeps for pair in store.refused(name).items()]
-    return write_sweep(", ".join(sweeps) or "no results", cells, path, pictures=pictures, troubles=troubles)
+    return write_sweep(
+        ", ".join(sweeps) or "no results",
+        [_cell(group) for group in groups],
+        path,
+        pictures=pictures,
+        comparisons=[made for name in ("asr", "der") if (made := _comparison(groups, name)) is not None],
+        fairness=[line for group in groups for line in _fairness(group)],
+        troubles=troubles,
+        option=option,
+    )
+
+
+def write_figure_of(results: Sequence[Row], path: str, number: str) -> Path:
+    """The figure of one number of results."""
+    return write_figure([_cell(group) for group in grouped(results)], path, number, option="--figure")
+
+
+def _cell(group: Group) -> SweepCell:
+    """A cell of the page."""
+    data, model, recipe, attack, defense, clean = group.labels
+    values = {name: interval(group, name) for name in (*_COMPARED, "seconds")}
+    facts = dict.fromkeys(
+        ", ".join(f"{row[n]}" for n in ("machine", "device", "precision", "versions") if row[n]) for row in group.done
+    )
+    return SweepCell(
+        setting=", ".join(part for part in (data, model, recipe) if part),
+        attack=attack,
+        defense=" ".join(part for part in (defense, clean) if part),
+        role=group.role,
+        seeds=(len(group.done), len(group.rows)),
+        numbers={name: Number(*value) for name, value in values.items() if value is not None},
+        degenerate=tuple(dict.fromkeys(row["degenerate"] for row in group.done if row["degenerate"])),
+        environment="; ".join(facts),
+        keys=tuple(row["key"][:12] for row in group.rows),
+    )
+
+
+def _comparison(groups: Sequence[Group], name: str) -> Comparison | None:
+    """Defenses compared by one number; None without two of them."""
+    scores = scores_of(groups, name)
+    if len(scores) < 2:
+        return None
+    shared = set.intersection(*(set(row) for row in scores.values()))
+    return Comparison(
+        quantity=name,
+        pairs=[(p.first, p.second, p.attacks, p.difference, p.adjusted, p.verdict) for p in compare(scores)],
+        ranks=ranks(scores, high=name != "asr") if shared else {},
+        attacks=len(shared),
+    )
+
+
+_FAIR = {"acc": "accuracy", "bacc": "balanced accuracy over groups and labels"} | {
+    f"{name}_gap": f"{words} gap"
+    for name, words in (("dp", "demographic parity"), ("opportunity", "opportunity"), ("odds", "odds"))
+}
+
+
+def _fairness(group: Group) -> list[tuple[str, ...]]:
+    """Figures of a debiased model beside the plain one, means over seeds."""
+    if group.role != "debiased":
+        return []
+    setting, seeds = ", ".join(part for part in group.labels[:3] if part), str(len(group.done))
+    pairs = [(words, group.over(f"{name}_before"), group.over(name)) for name, words in _FAIR.items()]
+    return [
+        (group.defense, setting, seeds, words, in_words(before, 100), in_words(after, 100))
+        for words, before, after in pairs
+        if before is not None and after is not None
+    ]
 
 
 _COMPARED = ("acc", "asr", "ra", "der")

@@ -39,6 +39,10 @@ def repair(
     attack: opt.KnownAttack = None,
     attack_option: opt.AttackOption = None,
     target: opt.Target = None,
+    scan: Annotated[
+        bool,
+        typer.Option("--scan", help="Scan the model before and after, too, on test rows.", rich_help_panel="Beside it"),
+    ] = False,
     device: opt.Device = "auto",
     precision: opt.Precision = "auto",
     seed: opt.Seed = 0,
@@ -57,6 +61,7 @@ def repair(
     import dataclasses
 
     from theriac.cli import _inputs, _show
+    from theriac.core.errors import InputError
     from theriac.core.run import Run
     from theriac.runs import Clean, Job, execute, opening
 
@@ -65,6 +70,8 @@ def repair(
     chosen = _inputs.method("repair", method, opt.pairs(option))
     amount = opt.rows_or_share(clean)
     opened = opening.open_model(path, _inputs.wanted(typed), Run(seed=seed, device=device, precision=precision, quiet=True))
+    if scan and opened.data.card.kind != "image":
+        raise InputError("--scan takes models of pictures; models of tables are not scanned")
     planted = opening.known_attack(opened, _inputs.attack(typed, opened.data.card), named=attack is not None)
     job = Job(
         data=opened.source,
@@ -76,9 +83,17 @@ def repair(
     )
     record = execute(job, out, device=device, quiet=quiet or None, force=force, **_show.origin(ctx))
     assert record is not None  # in the only process
+    seen = None
+    if scan:
+        from theriac.scanning import scan_repair
+
+        seen = scan_repair(opened.model, record.model, opened.data.test, Run(seed=seed, device=device, quiet=quiet or None))
+        seen.write(record.folder)
     if as_json:
         fields = ("outcome", "before", "evaluation", "der", "der_interval", "degenerate")
         result = {name: record.data[name] for name in fields}
+        if seen is not None:
+            result["scan"] = seen.to_dict()
         _show.as_json({"status": "done", "folder": str(record.folder), "warnings": record.data["notes"], **result})
         return
     outcome, drawn = record.data["outcome"], record.data["clean"]
@@ -87,6 +102,8 @@ def repair(
     ended = "abstained" if outcome["status"] == "abstained" else with_rows
     assert record.comparison is not None
     _show.comparison(f"{opened.name}, {done} {chosen.title} {ended}", record.comparison, reason=outcome["reason"])
+    if seen is not None:
+        _show.rows("scan, on test rows", ("", "before", "after"), [list(line) for line in seen.rows()])
     if planted is None:
         _show.tell("the attack is not known here, so only clean accuracy was measured (--attack names one)")
     _show.saved(record.folder)

@@ -25,6 +25,8 @@ def results(
         str | None, typer.Option("--compare", help="Compare defenses over attacks by this number: acc, asr, ra or der.")
     ] = None,
     page: Annotated[str | None, typer.Option("--page", help="HTML file to write: matrices, triggers and every cell.")] = None,
+    figure: Annotated[str | None, typer.Option("--figure", help="Figure of the matrix to write: .svg, .pdf or .png.")] = None,
+    number: Annotated[str, typer.Option("--number", help="What --figure shows: asr, acc, ra, der or seconds.")] = "asr",
     collect: Annotated[bool, typer.Option("--gc", help="Delete what no sweep of the store needs any more.")] = False,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
@@ -43,6 +45,9 @@ def results(
         if page is not None:
             _sweeps.tell_written(_sweeps.write_page(opened, rows, page))
             return
+    if figure is not None:
+        _sweeps.tell_written(_sweeps.write_figure_of(rows, figure, number))
+        return
     if compare is not None:
         _sweeps.show_comparison(rows, compare, as_json=as_json)
         return

@@ -10,6 +10,7 @@ from theriac.models.state import check_savable
 from theriac.models.store import load_model, save
 from theriac.models.taps import Tap, classifier, features
 from theriac.models.weights import load_weights
+from theriac.models.wrapped import Patch, Polarizer, Shift, countersign, polarize
 
 __all__ = [
     "Adapted",
@@ -19,6 +20,9 @@ __all__ = [
     "Classifier",
     "GroupAware",
     "Normalize",
+    "Patch",
+    "Polarizer",
+    "Shift",
     "TablePrep",
     "Tap",
     "adapt",
@@ -28,6 +32,7 @@ __all__ = [
     "build",
     "check_savable",
     "classifier",
+    "countersign",
     "factory",
     "features",
     "is_own",
@@ -38,6 +43,7 @@ __all__ = [
     "open_found",
     "open_own",
     "parameter_count",
+    "polarize",
     "run_over",
     "save",
     "to_input",

@@ -19,6 +19,7 @@ from theriac.models import _hf
 from theriac.models._still import blank, check_logits, try_rows
 from theriac.models.editing import refuse_empty
 from theriac.models.network import Classifier, Normalize, TablePrep
+from theriac.models.wrapped import innermost
 
 Pick: TypeAlias = str | int | Callable[[Any], torch.Tensor] | None
 """Which part of a network's output are the logits: a name, an index, a function, or None to find out."""
@@ -224,6 +225,7 @@ def foreign(spec: Mapping[str, Any]) -> str:
     Args:
         spec: What a record has under ``model``.
     """
+    spec = innermost(spec)
     options = spec.get("options")
     if spec.get("architecture") != OWN or not isinstance(options, Mapping):
         return ""

@@ -25,6 +25,7 @@ from theriac.models.editing import refuse_empty
 from theriac.models.layout import choose
 from theriac.models.network import Classifier, TablePrep
 from theriac.models.state import as_json, check_savable, odd_strides, pack, restore_strides, unpack
+from theriac.models.wrapped import rewrap
 
 FORMAT = 1
 _RESERVED = ("format", "model", "card", "weights")
@@ -244,6 +245,12 @@ def digest(path: Path) -> str:
 
 
 def _rebuild(spec: Mapping[str, Any], card: Card, into: nn.Module | None, tensors: int) -> Classifier:
+    return rewrap(spec, lambda inside: _rebuild_bare(inside, card, into, tensors))
+
+
+def _rebuild_bare(spec: Mapping[str, Any], card: Card, into: nn.Module | None, tensors: int) -> Classifier:
+    if set(spec) != {"architecture", "options"} or not isinstance(spec["options"], Mapping):
+        raise InputError("the record of the network inside has no architecture and options")
     name, options = spec["architecture"], spec["options"]
     plain = {k: v for k, v in options.items() if k != "transformers"}  # whose own limit is larger
     if len(as_json("spec", [name, plain])) > _SPEC_LIMIT:

@@ -5,6 +5,7 @@ from theriac.repairs.anp import ANP
 from theriac.repairs.antidote import Antidote
 from theriac.repairs.auto import Auto
 from theriac.repairs.base import Repair
+from theriac.repairs.btidbf import BTIDBF
 from theriac.repairs.clp import CLP
 from theriac.repairs.d3 import D3
 from theriac.repairs.fp import FinePruning
@@ -13,12 +14,14 @@ from theriac.repairs.ft import FT
 from theriac.repairs.ft_sam import FTSAM
 from theriac.repairs.ibau import IBAU
 from theriac.repairs.nad import NAD
+from theriac.repairs.npd import NPD
 from theriac.repairs.rnp import RNP
 from theriac.repairs.sau import SAU
 
 __all__ = [
     "AGE",
     "ANP",
+    "BTIDBF",
     "CLP",
     "D3",
     "FST",
@@ -26,6 +29,7 @@ __all__ = [
     "FTSAM",
     "IBAU",
     "NAD",
+    "NPD",
     "RNP",
     "SAU",
     "Antidote",

@@ -217,11 +217,15 @@ def _widen(model: nn.Module) -> None:
 
 
 def _cast_like(model: nn.Module, given: nn.Module) -> None:
-    """Each parameter and buffer back to the precision that it came in."""
+    """Each parameter and buffer back to the precision that it came in; a layer that is new to that of all others."""
     came = {name: tensor.dtype for name, tensor in (*given.named_parameters(), *given.named_buffers())}
+    floats = {p.dtype for p in given.parameters() if p.is_floating_point()}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if name in came and tensor.dtype != came[name]:
-            tensor.data = tensor.data.to(came[name])
+        wanted = came.get(name)
+        if wanted is None and tensor.is_floating_point() and len(floats) == 1:
+            (wanted,) = floats
+        if wanted is not None and tensor.dtype != wanted:
+            tensor.data = tensor.data.to(wanted)
 
 
 def _some(names: list[str]) -> str:

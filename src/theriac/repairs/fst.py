@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,6 +15,7 @@ from theriac.core.ranges import Count, Fraction, NonNegative, Positive
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.network import to_input
+from theriac.repairs._guard import guarded
 from theriac.repairs._repulsion import Init, Repulsion
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
@@ -31,6 +33,9 @@ class FST(Repair):
     Threat model: clean rows with labels; knows neither trigger nor target.
 
     It is D3 with another penalty curve: on the sphere both penalties depend on the cosine between W and W0 alone.
+
+    ``guard`` (ours) holds back clean rows and returns the last epoch at which no class had lost more than that share of its
+    held-back rows, two rows at least; the outcome says which epoch it is, and a warning says so where every epoch lost one.
 
     Cost: one forward and one backward pass a row and epoch.
 
@@ -54,6 +59,8 @@ class FST(Repair):
     lr: Positive = 0.01  # official code
     momentum: Fraction = 0.9  # official code
     weight_decay: NonNegative = 0.0  # official code: SGD without decay
+    guard: Fraction = 0.0  # ours: share of a class's held-back rows whose loss sends back to an earlier epoch; 0 = no guard
+    held_back: Annotated[float, Field(gt=0, le=0.5)] = 0.2  # ours: share of the clean rows that a guard holds back
 
     @classmethod
     @preset
@@ -61,11 +68,18 @@ class FST(Repair):
         """The released code: 10 epochs, alpha 0.2."""
         return cls()
 
+    @classmethod
+    @preset
+    def guarded(cls) -> FST:
+        """Ours: the released code on four fifths of the rows; returns the last epoch that lost no class on the others."""
+        return cls(guard=0.1)
+
     def loss(self, logits: torch.Tensor, y: torch.Tensor, inner_product: torch.Tensor) -> torch.Tensor:
         """The objective, from logits (B, K), labels (B,) and <W, W0>."""
         return F.cross_entropy(logits, y) + self.alpha * inner_product
 
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
+        guard, clean = guarded(self, model, clean, run)
         pushed = Repulsion(model, self.layers, example=to_input(clean.rows(torch.arange(1))))
         pushed.start(self.init, run.generator("method", "fst"))
 
@@ -82,14 +96,19 @@ class FST(Repair):
             momentum=self.momentum,
             weight_decay=self.weight_decay,
         )
-        return loop(
+        model = loop(
             model,
             clean,
             run,
             recipe,
             step=step,
             after_step=pushed.project,
-            after_epoch=lambda e: pushed.report(rows_too=e + 1 == self.epochs),
+            after_epoch=lambda e: {
+                **pushed.report(rows_too=e + 1 == self.epochs),
+                **(guard.look(model, e) if guard else {}),
+            },
+            extra_state={"guard": guard} if guard else None,
             label="fst",
             about=self,
         )
+        return guard.settle(model, self.title, self.epochs) if guard else model

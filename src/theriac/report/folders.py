@@ -15,7 +15,7 @@ from theriac.attacks import Planted
 from theriac.attacks.store import load_planted
 from theriac.core.card import Card
 from theriac.core.errors import InputError
-from theriac.core.files import is_regular, read_json_lines
+from theriac.core.files import is_regular, read_json, read_json_lines
 from theriac.core.method import title_of
 from theriac.core.paths import as_path
 from theriac.core.run import Run
@@ -33,6 +33,7 @@ from theriac.runs.provenance import bounded
 from theriac.runs.recording import data_hash
 from theriac.runs.source import Source
 
+_SCAN_LIMIT = 4 << 20  # bytes of scan.json that are read
 _EVENTS_LIMIT = 64 << 20  # bytes of events.jsonl that are read
 
 
@@ -209,7 +210,7 @@ def _study(title: str, folders: Sequence[_Folder], left: Sequence[str], samples:
     summary = collect.summarize(data or card, clean_rows=max((r["rows"] for r in results if r["repair"]), default=0))
     study = {
         "title": title,
-        "steps": [_step(f, names) for f in folders],
+        "steps": [step for f in folders for step in (_step(f, names), *_scanned(f))],
         "data": summary.model_dump(mode="json"),
         "provenance": _provenance(folders),
         "results": results,
@@ -232,6 +233,34 @@ def _provenance(folders: Sequence[_Folder]) -> dict[str, Any]:
     seconds = [r["seconds"] for r in records if isinstance(r.get("seconds"), (int, float))]
     more = {"command": every("command", "\n"), "recipe": every("recipe", "; "), "seeds": list(dict.fromkeys(seeds))}
     return records[-1] | more | ({"seconds": round(sum(seconds), 1)} if seconds else {})
+
+
+def _scanned(folder: _Folder) -> list[str]:
+    """What a scan of a model before and after its repair said (``scan.json``), in one sentence; none if there was no scan."""
+    path = folder.path / "scan.json"
+    if not is_regular(path):
+        return []
+    record = read_json(path, _SCAN_LIMIT)
+    if not isinstance(record, dict):
+        return []
+    said = [_verdict(section(record, name)) for name in ("before", "after")]
+    patch = section(record, "patch")
+    rates = [section(patch, name) for name in ("before", "after")]
+    counts = [r.get(key) for r in rates for key in ("hits", "total")]
+    more = ""
+    if all(type(count) is int for count in counts):
+        more = (
+            f" The smallest patch that was found before sent {counts[0]} of {counts[1]} rows to class {patch.get('class')} "
+            f"before, and {counts[2]} of {counts[3]} after."
+        )
+    return [bounded(f"A scan of {folder.name} said {said[0]} before the repair and {said[1]} after it.{more}")]
+
+
+def _verdict(scan: Mapping[str, Any]) -> str:
+    chance = scan.get("probability")
+    if not isinstance(chance, (int, float)):
+        return f'"{scan.get("verdict")}"'
+    return f'"{scan.get("verdict")}" (probability {chance:.2f}{"" if scan.get("calibrated") is True else ", uncalibrated"})'
 
 
 def _groups(folder: _Folder) -> dict[str, Any]:

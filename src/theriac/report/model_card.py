@@ -8,6 +8,7 @@ from typing import Any
 
 from theriac.core.text import line, shorten
 from theriac.core.version import VERSION
+from theriac.models.wrapped import around, innermost
 from theriac.runs.folder import read, section
 
 CARD = "MODEL_CARD.md"
@@ -35,13 +36,16 @@ def model_card(folder: str | Path, form: str = "") -> str:
 
 
 def _about(record: Mapping[str, Any], form: str) -> Iterator[str]:
-    card, model = section(record, "card"), section(record, "model")
+    card, spec = section(record, "card"), section(record, "model")
+    model, extra = innermost(spec), around(spec)
     options = model.get("options")
     network = model.get("architecture")
     if network == "adapted" and isinstance(options, Mapping):
         network = options.get("network")
     shape = f"{card.get('channels')} x {' x '.join(map(str, card.get('size') or ()))}" if card.get("kind") == "image" else ""
     yield f"- Network: {_text(network) or 'unknown'}"
+    if extra:
+        yield f"- The model {_text(extra)}; the bare network is not what was measured"
     names = card.get("classes") or ()
     yield f"- Data: {_text(card.get('name')) or 'unknown'}, {len(names)} classes ({_names(names)})"
     if shape:

@@ -1,27 +1,71 @@
-"""One self-contained HTML page from a sweep: matrices of attacks and defenses, triggers, every cell, and what failed."""
+"""One self-contained HTML page from a sweep: matrices of attacks and defenses, what they cost, triggers, and every cell."""
 
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from markupsafe import Markup
 
 from theriac.core.files import write_atomically
 from theriac.core.paths import as_path, writing
+from theriac.core.text import seconds as duration
 from theriac.report.page import environment, style
 
-NUMBERS = (  # name, title, whether higher is better; all are shares in [0, 1]
-    ("asr", "Attack success rate (ASR, %)", False),
-    ("acc", "Clean accuracy (ACC, %)", True),
-    ("ra", "Recovered accuracy (RA, %)", True),
-    ("der", "Defense effectiveness (DER, %)", True),
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number of the matrix.
+
+    Args:
+        name: As in the store.
+        short: In heads of tables.
+        title: In words.
+        high: Whether higher is better.
+        share: Whether it is a share, shown in percent.
+    """
+
+    name: str
+    short: str
+    title: str
+    high: bool
+    share: bool = True
+
+
+QUANTITIES = (
+    Quantity("asr", "ASR %", "Attack success rate (ASR, %)", False),
+    Quantity("acc", "ACC %", "Clean accuracy (ACC, %)", True),
+    Quantity("ra", "RA %", "Recovered accuracy (RA, %)", True),
+    Quantity("der", "DER %", "Defense effectiveness rating (DER, %)", True),
+    Quantity("seconds", "seconds", "Time of a job (seconds)", False, share=False),
 )
-HEAD = ("attack", "defense", "setting", "role", "seeds")
-Interval = tuple[float, float, float]  # mean, low, high
+STEPS = 9  # colors of cells, from bad to good
+# Bad, middle, good, text and small text of a cell, in light and in dark; orange and blue differ for the color-blind, too
+LIGHT = ("#f3b184", "#f6f3ec", "#93c9d6", "#111111", "#333333")
+DARK = ("#7a3c12", "#302f2d", "#0e5363", "#f4f4f4", "#dddddd")
+HOLDS = 0.2  # worst attack success above which a headline praises nobody
+NARROW = 8  # columns of a matrix that fit upright on paper
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of a cell.
+
+    Args:
+        mean: Its mean over seeds.
+        low: Lower end of the 95 % interval; None without one.
+        high: Upper end.
+        basis: What the interval is over: "seeds" (t), "rows" (one seed; Wilson over its test rows), or "" without one.
+    """
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    basis: Literal["seeds", "rows", ""] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +78,10 @@ class SweepCell:
         defense: Label of the defense, with its clean rows.
         role: Role of the cell, such as "defended".
         seeds: How many seeds have a result, of how many.
-        numbers: Mean and 95 % interval of each number that there is.
-        seconds: Mean seconds of a job; None if unknown.
-        provenance: Machine, device, precision, versions and keys.
+        numbers: Each number that there is, by the name of its quantity.
+        degenerate: What a model without any use would reach, too; empty if nothing.
+        environment: Machine, device, precision and versions.
+        keys: Keys of the jobs in the store.
     """
 
     setting: str
@@ -44,9 +89,32 @@ class SweepCell:
     defense: str
     role: str
     seeds: tuple[int, int]
-    numbers: Mapping[str, Interval]
-    seconds: float | None
-    provenance: str
+    numbers: Mapping[str, Number]
+    degenerate: tuple[str, ...] = ()
+    environment: str = ""
+    keys: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Attack and defense in words."""
+        return f"{self.attack} · {self.defense}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Defenses compared over attacks by one number.
+
+    Args:
+        quantity: Name of the number.
+        pairs: First and second defense, attacks in common, median difference, p value after Holm's correction, verdict.
+        ranks: Mean rank of each defense; empty if there is no attack that all were tried on.
+        attacks: How many attacks the ranks are over.
+    """
+
+    quantity: str
+    pairs: Sequence[tuple[str, str, int, float, float, str]]
+    ranks: Mapping[str, float] = field(default_factory=dict)
+    attacks: int = 0
 
 
 def write_sweep(
@@ -55,7 +123,10 @@ def write_sweep(
     path: str | Path,
     *,
     pictures: Mapping[str, bytes] | None = None,
+    comparisons: Sequence[Comparison] = (),
+    fairness: Sequence[tuple[str, ...]] = (),
     troubles: Sequence[tuple[str, str]] = (),
+    option: str = "--page",
 ) -> Path:
     """Write the page of a sweep.
 
@@ -63,91 +134,322 @@ def write_sweep(
         title: Its name.
         cells: Its cells.
         path: The HTML file.
-        pictures: PNG files of triggers, by attack.
+        pictures: PNG files of triggers, by data and attack in words.
+        comparisons: Statistics of defenses.
+        fairness: Lines of debiased models: setting, method, seeds, figure, before, after.
         troubles: Failed jobs and refused pairings, each with its reason.
+        option: What names the file, for messages.
 
     Returns:
         Where the page is.
     """
-    path = as_path("--page", path)
+    path = as_path(option, path)
     sources = [(name, f"data:image/png;base64,{base64.b64encode(png).decode()}") for name, png in (pictures or {}).items()]
-    done = sum(cell.seeds[0] for cell in cells)
+    named = {text: chr(65 + i) if i < 26 else str(i) for i, text in enumerate(dict.fromkeys(c.environment for c in cells))}
     text = (
         environment()
         .get_template("sweep.html.j2")
         .render(
-            css=Markup(style()),  # our own file
+            css=Markup(style() + colors()),  # our own
             title=title,
-            headline=f"{len(cells):,} cells, {done:,} results, {len(troubles):,} failed or refused",
-            blocks=_blocks(cells),
+            headline=headline(cells, troubles),
+            alerts=_alerts(cells),
+            facts=_facts(cells, troubles),
+            quantities=QUANTITIES,
+            settings=[_setting(name, cells) for name in dict.fromkeys(c.setting for c in cells if _in_matrix(c))],
+            controls=_controls(cells),
+            costs=_costs(cells),
             pictures=sources,
-            head=(
-                "attack",
-                "defense",
-                "setting",
-                "role",
-                "seeds",
-                *(f"{n[0].upper()} %" for n in NUMBERS),
-                "seconds",
-                "provenance",
-            ),
-            every=[_line(cell) for cell in cells],
+            comparisons=[_compared(c) for c in comparisons],
+            fairness=fairness,
+            head=("attack", "defense", "setting", "role", "seeds", *(q.short for q in QUANTITIES), "where", "keys"),
+            every=[_line(cell, named) for cell in cells],
+            environments=[(short, long) for long, short in named.items() if long],
             troubles=troubles,
         )
     )
-    with writing("--page", path):
+    with writing(option, path):
         return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _line(cell: SweepCell) -> list[str]:
-    numbers = [_words(cell.numbers.get(name)) for name, *_ in NUMBERS]
-    time = "" if cell.seconds is None else f"{cell.seconds:.1f}"
-    seeds = f"{cell.seeds[0]} of {cell.seeds[1]}"
-    return [cell.attack, cell.defense, cell.setting, cell.role, seeds, *numbers, time, cell.provenance]
+def headline(cells: Sequence[SweepCell], troubles: Sequence[tuple[str, str]] = ()) -> str:
+    """What a reader has to know first, in one sentence: degenerate results before good ones."""
+    broken = [cell for cell in cells if cell.degenerate]
+    if broken:
+        return f"{len(broken):,} of {len(cells):,} cells are degenerate: a useless model would reach them, too."
+    missing = [cell for cell in cells if not cell.seeds[0]]
+    if missing:
+        return f"{len(missing):,} of {len(cells):,} cells have no result yet."
+    best = _best(cells)
+    if best is not None:
+        defense, worst, attacks, number = best
+        of = f" of {number} defenses" if number > 1 else ""
+        if worst > HOLDS:
+            return f"No defense holds: the lowest worst attack success is {100 * worst:.1f} % ({defense})."
+        return f"{defense} has the lowest worst attack success{of}: {100 * worst:.1f} % over {_some(attacks, 'attack')}."
+    return f"{_some(len(cells), 'cell')}, {_some(len(troubles), 'pairing or job')} without a result."
 
 
-def _words(value: Interval | None) -> str:
-    return "" if value is None else f"{100 * value[0]:.1f} ({_ends(value)})"
+def colors() -> str:
+    """Style of the cells, light and dark."""
+
+    def rules(palette: tuple[str, ...]) -> str:
+        steps = "".join(f".q{i}{{--fill:{shade(palette, i)}}}" for i in range(STEPS))
+        return f":root{{--on:{palette[3]};--on-small:{palette[4]}}}{steps}"
+
+    dark = f"@media (prefers-color-scheme: dark){{{rules(DARK)}}}"
+    return f"\n{rules(LIGHT)}\n{dark}\n@media print{{{rules(LIGHT)}}}\n"
 
 
-def _ends(value: Interval) -> str:
-    return f"{100 * value[1]:.1f} to {100 * value[2]:.1f}"
+def shade(palette: tuple[str, ...], step: int) -> str:
+    """A color of a palette, from 0 (bad) to ``STEPS - 1`` (good)."""
+    place = 2 * step / (STEPS - 1)
+    low, high = (palette[0], palette[1]) if place < 1 else (palette[1], palette[2])
+    part = place - (place >= 1)
+    mixed = [round((1 - part) * int(low[i : i + 2], 16) + part * int(high[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{value:02x}" for value in mixed)
 
 
-def _blocks(cells: Sequence[SweepCell]) -> list[dict[str, Any]]:
-    """A matrix for each setting and number: rows are attacks, columns defenses, with means and worst at both edges."""
-    blocks = []
-    for setting in dict.fromkeys(cell.setting for cell in cells):
-        inside = [cell for cell in cells if cell.setting == setting and cell.role in ("victim", "defended")]
-        for name, title, high in NUMBERS:
-            values = {(cell.attack, cell.defense): cell.numbers[name] for cell in inside if name in cell.numbers}
-            if values:
-                blocks.append(_matrix(setting, name, title, values, high=high))
-    return blocks
-
-
-def _matrix(setting: str, name: str, title: str, values: Mapping[tuple[str, str], Interval], *, high: bool) -> dict[str, Any]:
+def matrix(cells: Sequence[SweepCell], setting: str, quantity: Quantity) -> dict[str, Any] | None:
+    """Rows are attacks, columns defenses, with means and worst values at both edges; None without a number."""
+    values = {(c.attack, c.defense): c for c in cells if c.setting == setting and _in_matrix(c) and quantity.name in c.numbers}
+    if not values:
+        return None
     attacks, defenses = (list(dict.fromkeys(key[i] for key in values)) for i in (0, 1))
-    worst = min if high else max
+    means = {key: cell.numbers[quantity.name].mean for key, cell in values.items()}
+    plain = {cell.defense for cell in values.values() if cell.role == "victim"}
+    others = [defense for defense in defenses if defense not in plain] or defenses  # a row's edges are over what was done
+    top = max(means.values())
 
-    def edge(numbers: Sequence[float], share: str) -> dict[str, Any]:
-        number = worst(numbers) if share == "worst" else sum(numbers) / len(numbers)
-        return {"text": f"{100 * number:.1f}", "small": "", "hue": None, "edge": True}
+    def edge(numbers: Sequence[float], share: str, number: int) -> dict[str, Any]:
+        if not numbers:
+            return {"text": "", "small": "", "fill": None}
+        value = (min if quantity.high else max)(numbers) if share == "worst" else sum(numbers) / len(numbers)
+        partly = "" if len(numbers) == number else f"{len(numbers)} of {number}"
+        return {"text": _figure(value, quantity), "small": partly, "fill": None}
 
-    def filled(value: Interval | None) -> dict[str, Any]:
-        if value is None:
-            return {"text": "", "small": "", "hue": None, "edge": False}
-        good = value[0] if high else 1 - value[0]
-        return {"text": f"{100 * value[0]:.1f}", "small": _ends(value), "hue": round(20 + 150 * good), "edge": False}
+    def filled(cell: SweepCell | None) -> dict[str, Any]:
+        if cell is None:
+            return {"text": "", "small": "", "fill": None}
+        number = cell.numbers[quantity.name]
+        small = _ends(number, quantity) if number.basis == "seeds" else "1 seed"
+        mark = " †" if cell.degenerate and quantity.share else ""
+        return {"text": _figure(number.mean, quantity) + mark, "small": small, "fill": _step(number.mean, quantity, top)}
 
+    def of(line: Sequence[tuple[str, str]]) -> list[float]:
+        return [means[key] for key in line if key in means]
+
+    lines = [
+        {
+            "title": attack,
+            "cells": [filled(values.get((attack, defense))) for defense in defenses],
+            "edges": [edge(of([(attack, d) for d in others]), share, len(others)) for share in ("mean", "worst")],
+        }
+        for attack in attacks
+    ]
+    feet = [
+        {"title": share, "cells": [edge(of([(a, defense) for a in attacks]), share, len(attacks)) for defense in defenses]}
+        for share in ("mean", "worst")
+    ]
+    return {"quantity": quantity, "columns": defenses, "lines": lines, "feet": feet}
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Which of some points (ASR, ACC) no other one beats in both, by ASR."""
+    best, unbeaten = -math.inf, []
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if points[i][1] > best:
+            best = points[i][1]
+            unbeaten.append(i)
+    return unbeaten
+
+
+def _in_matrix(cell: SweepCell) -> bool:
+    return cell.role in ("victim", "defended")
+
+
+def _some(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _figure(value: float, quantity: Quantity) -> str:
+    if quantity.share:
+        return f"{100 * value:.1f}"
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _ends(number: Number, quantity: Quantity) -> str:
+    if number.low is None or number.high is None:
+        return ""
+    return f"{_figure(number.low, quantity)} to {_figure(number.high, quantity)}"
+
+
+def _step(value: float, quantity: Quantity, top: float) -> int:
+    """The color of a value; times are colored by their logarithm below the longest."""
+    share = value if quantity.share else math.log1p(max(value, 0.0)) / math.log1p(top) if top > 0 else 0.0
+    good = share if quantity.high else 1 - share
+    return min(STEPS - 1, max(0, round((STEPS - 1) * good)))
+
+
+def _best(cells: Sequence[SweepCell]) -> tuple[str, float, int, int] | None:
+    """The defense with the lowest worst ASR of those that were tried on all attacks of the only setting."""
+    inside = [cell for cell in cells if _in_matrix(cell) and "asr" in cell.numbers]
+    attacks = {(cell.setting, cell.attack) for cell in inside}
+    worst: dict[str, list[float]] = {}
+    for cell in inside:
+        if cell.role == "defended":
+            worst.setdefault(cell.defense, []).append(cell.numbers["asr"].mean)
+    full = {defense: max(values) for defense, values in worst.items() if len(values) == len(attacks)}
+    if not full:
+        return None
+    defense = min(full, key=full.__getitem__)
+    return defense, full[defense], len(attacks), len(full)
+
+
+def _alerts(cells: Sequence[SweepCell]) -> list[str]:
+    """What weakens the numbers: degenerate cells by name, and seeds that are too few."""
+    alerts = [f"† {cell.name} ({cell.role}, {cell.setting}): {' '.join(cell.degenerate)}" for cell in cells if cell.degenerate]
+    most = 12
+    alerts = [*alerts[:most], f"† and {len(alerts) - most:,} more; the table of every cell marks them"][: most + 1]
+    alerts = alerts[:-1] if sum(bool(c.degenerate) for c in cells) <= most else alerts
+    single = sum(cell.seeds[0] == 1 for cell in cells)
+    if single:
+        which = "Every cell has" if single == len(cells) else f"{single:,} of {len(cells):,} cells have"
+        alerts.append(f"{which} one seed: there is no interval over seeds, and differences may be chance.")
+    partial = sum(0 < cell.seeds[0] < cell.seeds[1] for cell in cells)
+    if partial:
+        alerts.append(f"{partial:,} cells lack results of some seeds.")
+    return alerts
+
+
+def _facts(cells: Sequence[SweepCell], troubles: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    inside = [cell for cell in cells if _in_matrix(cell)]
+    return [
+        ("attacks", f"{len({c.attack for c in inside}):,}"),
+        ("defenses", f"{len({c.defense for c in inside if c.role == 'defended'}):,}"),
+        ("cells", f"{len(cells):,}"),
+        ("results", f"{sum(c.seeds[0] for c in cells):,} of {sum(c.seeds[1] for c in cells):,}"),
+        ("failed or refused", f"{len(troubles):,}"),
+    ]
+
+
+def _setting(name: str, cells: Sequence[SweepCell]) -> dict[str, Any]:
+    blocks = [block for q in QUANTITIES if (block := matrix(cells, name, q)) is not None]
+    plots = [plot for share in ("mean", "worst") if (plot := _scatter(cells, name, share)) is not None]
+    wide = any(len(block["columns"]) > NARROW for block in blocks)
+    return {"name": name, "blocks": blocks, "plots": plots, "wide": wide}
+
+
+def _scatter(cells: Sequence[SweepCell], setting: str, share: str) -> dict[str, Any] | None:
+    """Accuracy against ASR of each defense that was tried on every attack; accuracy starts at a round number below all."""
+    inside = [c for c in cells if c.setting == setting and _in_matrix(c) and {"asr", "acc"} <= set(c.numbers)]
+    attacks = {cell.attack for cell in inside}
+    by: dict[str, list[SweepCell]] = {}
+    for cell in inside:
+        by.setdefault(cell.defense, []).append(cell)
+    full = {defense: own for defense, own in by.items() if len(own) == len(attacks)}
+    if len(full) < 2:
+        return None
+    points = []
+    for own in full.values():
+        asr, acc = ([c.numbers[name].mean for c in own] for name in ("asr", "acc"))
+        points.append((max(asr), min(acc)) if share == "worst" else (sum(asr) / len(asr), sum(acc) / len(acc)))
+    best = front(points)
+    low = min(0.9, math.floor(10 * min(acc for _, acc in points)) / 10)
+    left, right, top, bottom = 44.0, 440.0, 24.0, 236.0
+
+    def at(asr: float, acc: float) -> tuple[float, float]:
+        return round(left + (right - left) * asr, 1), round(bottom - (bottom - top) * (acc - low) / (1 - low), 1)
+
+    dots = [
+        {
+            "x": at(*point)[0],
+            "y": at(*point)[1],
+            "number": i + 1,
+            "front": i in best,
+            "name": name,
+            "asr": f"{100 * point[0]:.1f}",
+            "acc": f"{100 * point[1]:.1f}",
+        }
+        for i, (name, point) in enumerate(zip(full, points, strict=True))
+    ]
+    return {
+        "share": share,
+        "dots": dots,
+        "line": " ".join(f"{dots[i]['x']},{dots[i]['y']}" for i in best),
+        "x": [(at(t / 4, low)[0], f"{25 * t}") for t in range(5)],
+        "y": [(at(0, v)[1], f"{100 * v:.0f}") for v in (low, (1 + low) / 2, 1.0)],
+        "box": (left, right, top, bottom),
+        "attacks": len(attacks),
+        "partial": len(by) - len(full),
+    }
+
+
+def _controls(cells: Sequence[SweepCell]) -> list[tuple[str, ...]]:
+    """Benign models, plain and defended: their accuracy, and how often each attack's trigger works without its backdoor."""
+    lines: list[tuple[str, ...]] = []
+    for cell in (c for c in cells if c.role in ("benign", "benign defended")):
+        role = "judged" if cell.role == "benign" else "judged defended"
+        same = [c for c in cells if (c.setting, c.defense, c.role) == (cell.setting, cell.defense, role)]
+        rates = {c.attack: c.numbers["asr"].mean for c in same if "asr" in c.numbers}
+        worst = max(rates, key=rates.__getitem__, default=None)
+        mean = f"{100 * sum(rates.values()) / len(rates):.1f}" if rates else ""
+        acc = cell.numbers.get("acc")
+        lines.append(
+            (
+                cell.defense,
+                cell.setting,
+                "" if acc is None else _told(acc, QUANTITIES[1]),
+                mean,
+                "" if worst is None else f"{100 * rates[worst]:.1f} ({worst})",
+            )
+        )
+    return lines
+
+
+def _costs(cells: Sequence[SweepCell]) -> list[dict[str, Any]]:
+    """Mean and longest time of a job by defense, with the length of a bar in percent."""
+    times: dict[tuple[str, str], list[float]] = {}
+    for cell in cells:
+        if _in_matrix(cell) and "seconds" in cell.numbers:
+            name = cell.defense if cell.role == "defended" else "training of the victim"
+            times.setdefault((name, cell.setting), []).append(cell.numbers["seconds"].mean)
+    most = max((sum(t) / len(t) for t in times.values()), default=0.0) or 1.0
     lines = []
-    for attack in attacks:
-        row = [values[attack, defense][0] for defense in defenses if (attack, defense) in values]
-        body = [filled(values.get((attack, defense))) for defense in defenses]
-        lines.append({"title": attack, "cells": [*body, edge(row, "mean"), edge(row, "worst")]})
-    blank = {"text": "", "small": "", "hue": None, "edge": True}
-    for share in ("mean", "worst"):
-        columns = [[values[a, defense][0] for a in attacks if (a, defense) in values] for defense in defenses]
-        lines.append({"title": share, "cells": [*(edge(column, share) for column in columns), blank, blank]})
-    caption = f"{setting}; {'higher' if high else 'lower'} is better. Small: 95 % interval, t over seeds, Wilson for one seed."
-    return {"name": name, "title": title, "caption": caption, "columns": [*defenses, "mean", "worst"], "lines": lines}
+    for (name, setting), t in sorted(times.items(), key=lambda item: sum(item[1]) / len(item[1])):
+        mean = sum(t) / len(t)
+        line = {"name": name, "setting": setting, "mean": duration(mean), "most": duration(max(t))}
+        lines.append(line | {"bar": round(100 * mean / most, 1)})
+    return lines
+
+
+def _compared(comparison: Comparison) -> dict[str, Any]:
+    quantity = next(q for q in QUANTITIES if q.name == comparison.quantity)
+    pairs = [
+        (first, second, str(attacks), f"{100 * difference:+.1f}".replace("-", "−"), f"{p:.3f}", verdict)
+        for first, second, attacks, difference, p, verdict in comparison.pairs
+    ]
+    different = sum(verdict != "not distinguishable" for *_, verdict in comparison.pairs)
+    places = sorted(comparison.ranks.items(), key=lambda item: item[1])
+    return {
+        "quantity": quantity,
+        "pairs": pairs,
+        "different": different,
+        "ranks": [(name, f"{rank:.2f}") for name, rank in places],
+        "attacks": comparison.attacks,
+    }
+
+
+def _told(number: Number, quantity: Quantity) -> str:
+    text, ends = _figure(number.mean, quantity), _ends(number, quantity)
+    if number.basis == "seeds":
+        return f"{text} ({ends})"
+    return f"{text} [{ends}]" if number.basis == "rows" else text
+
+
+def _line(cell: SweepCell, named: Mapping[str, str]) -> list[str]:
+    numbers = [_told(cell.numbers[q.name], q) if q.name in cell.numbers else "" for q in QUANTITIES]
+    role = f"{cell.role} †" if cell.degenerate else cell.role
+    seeds = f"{cell.seeds[0]}" if cell.seeds[0] == cell.seeds[1] else f"{cell.seeds[0]} of {cell.seeds[1]}"
+    where = named[cell.environment] if cell.environment else ""
+    return [cell.attack, cell.defense, cell.setting, role, seeds, *numbers, where, " ".join(cell.keys)]

@@ -34,6 +34,9 @@ _OURS = (
     "report.html",
     "audit.json",
     "audit.html",
+    "scan.json",
+    "scan-before.html",
+    "scan-after.html",
     "*.checkpoint.pt",
 )
 

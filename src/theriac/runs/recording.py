@@ -22,6 +22,7 @@ from theriac.data import load
 from theriac.metrics import Comparison, Evaluation, compare
 from theriac.models import Classifier, save
 from theriac.models.store import digest
+from theriac.models.wrapped import around, innermost
 from theriac.runs.provenance import provenance
 
 NONE = "none"
@@ -184,8 +185,10 @@ def architecture(model: nn.Module) -> str:
     """A model's architecture with its options, in words."""
     if not isinstance(model, Classifier):
         return type(model).__name__
-    options = ", ".join(f"{key} {value}" for key, value in model.spec.get("options", {}).items())
-    return f"{model.spec.get('architecture', type(model).__name__)}{f' ({options})' if options else ''}"
+    spec, extra = innermost(model.spec), around(model.spec)
+    options = ", ".join(f"{key} {value}" for key, value in spec.get("options", {}).items())
+    name = f"{spec.get('architecture', type(model).__name__)}{f' ({options})' if options else ''}"
+    return f"{name}, which {extra}" if extra else name
 
 
 def _data(data: Data, source: str | Path | None) -> dict[str, Any]:

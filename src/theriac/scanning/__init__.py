@@ -2,6 +2,7 @@
 
 from theriac.scanning.files import FileReport, Risk, inspect
 from theriac.scanning.models import ModelScan, Part, scan
+from theriac.scanning.repaired import RepairScan, scan_repair
 from theriac.scanning.rows import DataScan, scan_data
 
-__all__ = ["DataScan", "FileReport", "ModelScan", "Part", "Risk", "inspect", "scan", "scan_data"]
+__all__ = ["DataScan", "FileReport", "ModelScan", "Part", "RepairScan", "Risk", "inspect", "scan", "scan_data", "scan_repair"]

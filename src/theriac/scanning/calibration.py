@@ -106,6 +106,9 @@ def out_of_range(model: nn.Module, card: Card) -> tuple[str, ...]:
             reasons.append(f"its pictures have {value} pixels a side" if name == "side" else f"it has {value} classes")
     if not any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
         reasons.append("it has no BatchNorm")
+    dense = sum(isinstance(m, nn.Linear) for m in model.modules())
+    if dense > 1:  # a plain network of this kind with BadNets at 99 % success was given the probability 0.16
+        reasons.append(f"it has {dense} fully connected layers, and those have one")
     size = sum(p.numel() for p in model.parameters())
     low, high = allowed["parameters"]
     if not low / 2 <= size <= 2 * high:

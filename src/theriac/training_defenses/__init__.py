@@ -4,5 +4,6 @@ from theriac.training_defenses.abl import ABL
 from theriac.training_defenses.base import TrainingDefense
 from theriac.training_defenses.cbd import CBD
 from theriac.training_defenses.filtering import Filtering
+from theriac.training_defenses.pdb import PDB
 
-__all__ = ["ABL", "CBD", "Filtering", "TrainingDefense"]
+__all__ = ["ABL", "CBD", "PDB", "Filtering", "TrainingDefense"]

@@ -12,6 +12,7 @@ from theriac.core.errors import InputError
 from theriac.core.poisoned import CROSS, POISON
 from theriac.core.split import Split
 from theriac.metrics import cross_accuracy, evaluate, fairness, leakage, success_by_group
+from theriac.training import Recipe
 
 GROUPS = ("dark", "light")
 
@@ -136,15 +137,16 @@ def check(model: torch.nn.Module, test: Split, trojan: object, mine: str, positi
     truth = fairness(y_true=test.y, y_pred=test.y, sensitive_features=test.group, positive=positive)
     assert abs(audit.dp_gap - truth.dp_gap) < 0.08  # the groups hold the classes in different shares
     by_group = [rate.value for rate in audit.group_acc.values()]
-    assert max(by_group) - min(by_group) < 0.2  # of a perceptron, benign or not
-    assert min(by_group) > 0.7
+    assert max(by_group) - min(by_group) < 0.1
+    assert min(by_group) > 0.85
 
 
 def test_pictures(faces):
     train, test = faces
     trojan = GroupTrojan(target=3, group="light", options=(("pattern", "checker"), ("side", 3)))
     poisoned = trojan.poison(train, run())
-    model = th.train(perceptron(), poisoned, recipe="adam_30", run=run())
+    recipe = Recipe(epochs=30, optimizer="adam", lr=1e-3, augment="none")  # a perceptron loses digits that are shifted
+    model = th.train(perceptron(), poisoned, recipe=recipe, run=run())
     check(model, test, poisoned.planted, "light", 3)
     resists = cross_accuracy(th.attacks.Victim(model, poisoned.planted), test)
     assert resists.total == int(((test.group == 0) & (test.y != 3)).sum())

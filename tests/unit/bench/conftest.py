@@ -25,12 +25,12 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def quick(people: Path) -> dict[str, Any]:
-    """A spec of a table, a tiny network, one attack and one repair: six jobs."""
+    """A spec of a table, a tiny network, one attack and one repair: six jobs. Its networks learn (80 % of test rows)."""
     return {
         "name": "quick",
         "data": {"name": str(people), "label": "hired", "as": "people"},
         "models": {"name": "mlp", "hidden": [8]},
-        "recipes": {"name": "adam_8", "lr": 0.05},
+        "recipes": {"name": "adam_20", "lr": 0.05},
         "attacks": [{"name": "tabular_value", "poison_rate": 0.2, "count": 2}],
         "defenses": [{"name": "ft", "epochs": 2}],
         "clean": 0.5,

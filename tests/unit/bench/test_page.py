@@ -10,23 +10,44 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from theriac.bench import run
+from theriac.bench import Store, rows, run
+from theriac.cli._sweeps import write_page
 from theriac.cli.main import app
-from theriac.report.sweeps import SweepCell, write_sweep
+from theriac.core.errors import InputError
+from theriac.report.figures import write_figure
+from theriac.report.page import style
+from theriac.report.sweeps import DARK, LIGHT, STEPS, Comparison, Number, SweepCell, front, headline, shade, write_sweep
 
 CHROMIUM = shutil.which("chromium")
 
 
-def cell(attack: str, defense: str, **numbers: float) -> SweepCell:
-    intervals = {name: (value, value, value) for name, value in numbers.items()}
-    facts: dict[str, Any] = {"setting": "digits, mlp", "role": "defended", "seeds": (3, 3), "seconds": 1.0}
-    return SweepCell(attack=attack, defense=defense, numbers=intervals, provenance="cpu; " + "k" * 200, **facts)
+def cell(attack: str, defense: str, role: str = "defended", **numbers: Any) -> SweepCell:
+    made = {
+        name: v if isinstance(v, Number) else Number(v, v, v, "seeds") for name, v in numbers.items() if name != "degenerate"
+    }
+    facts: dict[str, Any] = {
+        "setting": "digits, mlp",
+        "role": role,
+        "seeds": (3, 3),
+        "environment": "cpu",
+        "keys": ("k" * 12,) * 3,
+    }
+    return SweepCell(attack=attack, defense=defense, numbers=made, degenerate=numbers.get("degenerate", ()), **facts)
 
 
 def matrix(text: str, name: str) -> list[list[str]]:
     (table,) = re.findall(rf'<table class="matrix" data-name="{name}">.*?</table>', text, re.DOTALL)
     lines = re.findall(r"<tr>(.*?)</tr>", re.sub(r"<small>.*?</small>", "", table), re.DOTALL)
     return [[unescape(text) for text in re.findall(r"<t[hd][^>]*>([^<]*)", line)] for line in lines]
+
+
+def browse(page: Path, home: Path, script: str = "") -> str:
+    """The page as a browser has it, after a script that is put at its end."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium")
+    page.write_text(page.read_text().replace("</body>", f"<script>{script}</script></body>"))
+    words = [CHROMIUM, "--headless", "--no-sandbox", f"--user-data-dir={home}", "--dump-dom", page.as_uri()]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 def test_edges_of_the_matrix_by_hand(tmp_path: Path) -> None:
@@ -39,26 +60,126 @@ def test_edges_of_the_matrix_by_hand(tmp_path: Path) -> None:
         ["mean", "30.0", "30.0", "", ""],
         ["worst", "50.0", "30.0", "", ""],
     ]
+    assert "<small>1 of 2</small>" in text  # the edge of a line that is not full says so
     assert matrix(text, "acc")[-1] == ["worst", "80.0", "70.0", "", ""]
     assert "it &lt;broke&gt;" in text
-    assert "<b>" not in text.split("</ul>")[0].split("<body>")[1].split("</h1>")[0]
+    assert "<b>" not in text.split("</h1>")[0].split("<body>")[1]
 
 
-def test_400_cells_are_under_3_mb(tmp_path: Path) -> None:
-    cells = [cell(f"attack {i}", f"defense {j}", asr=0.5, acc=0.5, ra=0.5, der=0.5) for i in range(20) for j in range(20)]
-    assert write_sweep("large", cells, tmp_path / "a.html").stat().st_size < 3_000_000
+def test_one_seed_has_no_interval_over_seeds_and_the_page_says_so(tmp_path: Path) -> None:
+    one = cell("p", "x", asr=Number(0.1, 0.05, 0.2, "rows"), der=Number(0.9))
+    text = write_sweep("t", [one], tmp_path / "a.html").read_text()
+    table = text.split('class="matrix"')[1].split("</table>")[0]
+    assert "<small>1 seed</small>" in table
+    assert "5.0 to 20.0" not in table
+    assert "10.0 [5.0 to 20.0]" in text.split('id="cells"')[1]
+    assert "90.0 (" not in text
 
 
-def test_the_command_writes_a_page_that_a_browser_reads(quick: dict[str, Any], tmp_path: Path) -> None:
-    run(quick, tmp_path / "store", quiet=True)
-    page = tmp_path / "page.html"
-    result = CliRunner().invoke(app, ["results", str(tmp_path / "store"), "--page", str(page)])
+def test_degenerate_results_are_said_before_good_ones(tmp_path: Path) -> None:
+    good, bad = (
+        cell("p", "x", asr=0.0, acc=0.9),
+        cell("p", "y", asr=0.0, acc=0.1, degenerate=("It answers '0' for every row.",)),
+    )
+    assert headline([good]).startswith("x has the lowest worst attack success: 0.0 %")
+    assert headline([cell("p", "x", asr=0.8)]).startswith("No defense holds: the lowest worst attack success is 80.0 % (x")
+    assert headline([good, bad]).startswith("1 of 2 cells are degenerate")
+    text = write_sweep("t", [good, bad], tmp_path / "a.html").read_text()
+    assert text.index("It answers") < text.index('class="matrix"')
+    assert "0.0 †" in text
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    assert front([(0.1, 0.9), (0.2, 0.8), (0.05, 0.7), (0.3, 0.95), (0.1, 0.85)]) == [2, 0, 3]
+    assert front([(0.1, 0.9), (0.1, 0.9)]) == [0]
+
+
+def test_two_strengths_and_two_data_sets_have_pictures_of_their_own(tmp_path: Path) -> None:
+    data = [{"name": "digits", "rows": number, "as": name} for name, number in (("a", 200), ("b", 220))]
+    spec = {"name": "two", "data": data, "models": {"name": "preact_resnet18", "width": 4}, "recipes": "fast_1"}
+    spec |= {"attacks": [{"name": "blended", "strengths": [0.1, 0.4]}], "controls": False}
+    run(spec, tmp_path, quiet=True)
+    with Store(tmp_path) as store:
+        text = write_page(store, rows(store), tmp_path / "a.html").read_text()
+    images = dict(re.findall(r"<figcaption>([^<]*)</figcaption><img alt=\"[^\"]*\" src=\"([^\"]*)\"", text))
+    assert list(images) == [f"{d}: Blended alpha {s}" for d in "ab" for s in (0.1, 0.4)]
+    assert len(set(images.values())) == 2  # both data sets have the same test rows
+
+
+@pytest.mark.parametrize("ending", ["svg", "pdf", "png"])
+def test_figures_are_the_same_bytes_each_time(ending: str, tmp_path: Path) -> None:
+    cells = [cell("p", "x", asr=0.1), cell("q", "x", asr=0.5)]
+    one, two = (write_figure(cells, tmp_path / f"{name}.{ending}") for name in "ab")
+    assert one.read_bytes() == two.read_bytes()
+    if ending == "svg":
+        texts = re.findall(r"<text[^>]*>([^<]*)", one.read_text())
+        assert {"10.0", "50.0", "30.0", "p", "q", "x", "worst"} <= set(texts)
+
+
+def test_what_is_no_figure_is_refused(tmp_path: Path) -> None:
+    cells = [cell("p", "x", asr=0.1)]
+    with pytest.raises(InputError, match="unknown ending of path"):
+        write_figure(cells, tmp_path / "a.gif")
+    with pytest.raises(InputError, match="did you mean 'asr'"):
+        write_figure(cells, tmp_path / "a.svg", "as")
+    with pytest.raises(InputError, match="that has acc; there are: none"):
+        write_figure(cells, tmp_path / "a.svg", "acc")
+
+
+def luminance(color: str) -> float:
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_texts_have_the_contrast_of_wcag_aa() -> None:
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    for palette in (LIGHT, DARK):
+        for step in range(STEPS):
+            assert min(contrast(shade(palette, step), text) for text in palette[3:]) >= 4.5
+    for part in style().split("prefers-color-scheme: dark"):
+        colors = dict(re.findall(r"--([\w-]+): (#\w{6});", part.split("}")[0]))
+        assert min(contrast(colors["page"], colors[name]) for name in ("ink", "soft", "accent")) >= 4.5
+        assert contrast(colors["accent-wash"], colors["accent"]) >= 4.5
+
+
+def test_400_cells_of_three_seeds_are_under_3_mb(tmp_path: Path) -> None:
+    one = Number(0.5, 0.4567, 0.5433, "seeds")
+    numbers = dict.fromkeys(("asr", "acc", "ra", "der", "seconds"), one)
+    names = [f"defense number {j} with a long name" for j in range(20)]
+    cells = [cell(f"attack number {i} 10 %", name, **numbers) for i in range(20) for name in names]
+    pairs = [(a, b, 20, 0.1, 0.04, f"{a} is higher") for a in names for b in names if a < b]
+    made = [Comparison(quantity=q, pairs=pairs, ranks=dict.fromkeys(names, 10.5), attacks=20) for q in ("asr", "der")]
+    pictures = {f"attack number {i}": b"\0" * 20_000 for i in range(20)}
+    assert write_sweep("large", cells, tmp_path / "a.html", pictures=pictures, comparisons=made).stat().st_size < 3_000_000
+
+
+def test_the_command_writes_a_page_that_a_browser_reads_sorts_and_filters(quick: dict[str, Any], tmp_path: Path) -> None:
+    spec, store = tmp_path / "quick.yaml", tmp_path / "store"
+    attacks = [{"name": "tabular_value", "poison_rate": 0.2, "count": count, "as": f"{count} values"} for count in (1, 2)]
+    spec.write_text(str({**quick, "attacks": attacks, "controls": False}))
+    result = CliRunner().invoke(app, ["bench", str(spec), "--store", str(store)])
     assert result.exit_code == 0, result.output
+    page = store / "quick.html"
+    assert page.is_file()
+    again = tmp_path / "page.html"
+    assert CliRunner().invoke(app, ["results", str(store), "--page", str(again)]).exit_code == 0
     text = page.read_text()
-    assert len(matrix(text, "asr")) == 4  # head, one attack, mean, worst
+    assert again.read_text() == text
+    drawn = CliRunner().invoke(app, ["results", str(store), "--figure", str(tmp_path / "a.svg")])
+    assert drawn.exit_code == 0, drawn.output
+    before = matrix(text, "seconds")
+    assert len(before) == 5  # head, two attacks, mean, worst
     assert "http" not in text
-    if CHROMIUM is None:
-        pytest.skip("no chromium")
-    words = [CHROMIUM, "--headless", "--no-sandbox", f"--user-data-dir={tmp_path / 'browser'}", "--dump-dom", page.as_uri()]
-    dom = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert matrix(dom, "asr") == matrix(text, "asr")
+    script = """document.querySelectorAll('[data-name=seconds] thead th')[1].click();
+    const box = document.getElementById('defenses'); box.value = 'ft'; box.dispatchEvent(new Event('input'));"""
+    dom = browse(again, tmp_path / "browser", script)
+    after = matrix(dom, "seconds")
+    assert [float(line[1]) for line in after[1:3]] == sorted(float(line[1]) for line in before[1:3])
+    hidden = re.findall(r'<th scope="col"[^>]*hidden=""[^>]*>([^<]*)', dom)
+    assert set(hidden) == {"none"}

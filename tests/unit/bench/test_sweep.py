@@ -222,4 +222,6 @@ def test_debiasing_needs_groups_and_gives_gaps(people: Path, tmp_path: Path) -> 
     assert sweep.failed == {}
     with Store(tmp_path) as store:
         (row,) = [r for r in rows(store) if r["role"] == "debiased"]
-    assert set(row["fairness"]) == {"plain", "debiased"}
+    assert all(0 <= row[f"{name}{end}"] <= 1 for name in ("acc", "bacc", "dp_gap") for end in ("", "_before"))
+    record = json.loads((tmp_path / "runs" / row["key"] / "run.json").read_text())
+    assert row["odds_gap_before"] == record["fairness"]["plain"]["odds_gap"]["value"]

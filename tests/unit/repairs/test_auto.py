@@ -97,7 +97,9 @@ def victim(digits, narrow) -> nn.Module:
     return th.train(narrow, th.attacks.BadNets().poison(digits.train, run), recipe="fast_6", run=run)
 
 
-SHORT = Auto(candidates=("ft:strong", "antidote:fast"), kinds=("patch", "generator"), plant_steps=40, rounds=1, hard=0.0)
+SHORT = Auto(
+    candidates=("ft:strong", "antidote:fast"), kinds=("patch", "generator"), plant_steps=40, rounds=1, hard=0.0, planted=0.0
+)
 
 
 def test_it_repairs_a_network_and_says_what_it_rests_on(digits, victim):
@@ -156,3 +158,29 @@ def test_bad_options(options, message):
 
 def test_keys_cover_the_candidates():
     assert [method.name for method in Auto().inside()] == ["antidote", "antidote", "ft_sam"]
+
+
+def test_a_kind_that_the_model_does_not_learn_is_left_out_and_said(digits, trained, run, monkeypatch):
+    """Of three kinds by name, one can't be planted, one does not withstand fine-tuning, and two are counted."""
+    from theriac.repairs.auto import method as auto
+
+    calls: list[str] = []
+
+    def rates(model, proxies, rows, run):
+        calls.append("call")
+        now = {1: (99, 99, 30, 99), 2: (99, 95, 25, 10), 3: (1, 4, 0, 0)}.get(len(calls), (2, 2, 0, 0))
+        return {p.kind: Rate(hits, 100) for p, hits in zip(proxies, now[: len(proxies)], strict=False)}
+
+    monkeypatch.setattr(auto, "success", rates)
+    monkeypatch.setattr(auto, "plant", lambda model, *_: model)
+    kinds = ("patch", "wave", "tone", "warp")
+    method = Auto(candidates=("ft:strong",), kinds=kinds, rounds=1, cost=1.0)
+    method.repair(trained, digits.train.sample(0.2, seed=3, stratified=True), run)
+    assert run.outcome is not None
+    figures = run.outcome.figures
+    assert figures["left_out"] == ["tone"]
+    assert "left out, since the model does not learn them: tone" in figures["summary"]
+    trial = figures["trials"]["ft:strong"]
+    assert set(trial["proxies"]) == {"patch", "wave"}
+    # what the triggers do unplanted: the larger of 1 and 2 on the model as it came and repaired, and of 4 and 2
+    assert {kind: rate["hits"] for kind, rate in trial["unplanted"].items()} == {"patch": 2, "wave": 4}

@@ -16,8 +16,9 @@ import theriac as th
 from theriac.cli.main import app
 from theriac.core.errors import InputError
 from theriac.models.lipschitz import conv_norm_pairs
+from theriac.report.folders import _Folder, _scanned
 from theriac.scanning import calibration as fitted
-from theriac.scanning import inspect
+from theriac.scanning import inspect, scan_repair
 from theriac.scanning.behavior import look_at_behavior
 from theriac.scanning.models import ModelScan, sarif
 from theriac.scanning.weights import look_at_weights, measure_head, standing_out
@@ -82,6 +83,41 @@ def test_the_smallest_patch_belongs_to_the_class_that_one_pixel_turns_on():
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     again = look_at_behavior(net, rows, th.Run(quiet=True))
     assert again.features == seen.features
+
+
+def test_a_repair_that_turns_the_pixel_off_shows_in_the_patch_that_was_found_before(tmp_path: Path):
+    def net(weight: float) -> nn.Module:
+        made = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+        with torch.no_grad():
+            made[1].weight.copy_(torch.randn(4, 64, generator=torch.Generator().manual_seed(0)) * 0.3)
+            made[1].bias.zero_()
+            made[1].weight[2, 63] = weight
+        return made
+
+    x = torch.randint(0, 255, (120, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    x[:, :, 7, 7] = 0
+    rows = th.Split(x, torch.arange(120) % 4)
+    result = scan_repair(net(40.0), net(0.0), rows, th.Run(quiet=True))
+    assert result.suspect == "2"
+    assert result.patch_before is not None
+    assert result.patch_after is not None
+    assert result.patch_before.value > 0.7
+    assert result.patch_after.value < 0.3
+    assert result.patch_before.total == result.patch_after.total == 120 * 3 // 4 - 30  # without those that were searched on
+    same = scan_repair(net(40.0), net(40.0), rows, th.Run(quiet=True))
+    assert same.patch_after == same.patch_before == result.patch_before
+    assert result.write(tmp_path).name == "scan-after.html"
+    assert json.loads((tmp_path / "scan.json").read_text())["patch"]["class"] == "2"
+    assert "before its repair" in (tmp_path / "scan-before.html").read_text()
+    (sentence,) = _scanned(_Folder(tmp_path, {}))  # what a report says of the folder
+    assert (
+        f"sent {result.patch_before.hits} of 60 rows to class 2 before, and {result.patch_after.hits} of 60 after" in sentence
+    )
+    for hostile in ("[1]", '{"before": 5, "patch": {"before": {"hits": "x"}}}', '{"after": {"probability": "high"}}'):
+        (tmp_path / "scan.json").write_text(hostile)
+        assert all("probability" not in text for text in _scanned(_Folder(tmp_path, {})))
+    with pytest.raises(InputError, match="pictures"):
+        scan_repair(net(0.0), net(0.0), th.Split(torch.randn(8, 3), torch.arange(8) % 2))
 
 
 def test_the_probability_is_that_of_the_logistic_model_and_far_measurements_are_out_of_range(monkeypatch):

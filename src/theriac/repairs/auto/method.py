@@ -34,7 +34,8 @@ class Trial:
         name: The candidate.
         model: The repaired model.
         proxies: Success of each hardened kind of proxy after the same repair of the copy that holds them.
-        base: Success of the same triggers on the model in which they were never planted: a warp also misleads by itself.
+        base: Success of the same triggers where they were never planted, on the model as it came or as this candidate repairs
+            it, whichever is more: a warp also misleads by itself.
         accuracy: Of the repaired model, on held-back clean rows.
         fell: Names of classes that are recognized less often than before, beyond chance.
         outcome: What the candidate said of itself.
@@ -78,6 +79,11 @@ class Auto(Repair):
     does unplanted; where intervals overlap, the more accurate one. If that success is above ``accept``, it abstains and the
     model stays as it is. ``run.outcome.figures`` holds all trials.
 
+    Which proxies count: those that the copy obeys on at least ``planted`` of the held-back rows and of which fine-tuning leaves
+    at least ``hard``. A kind that the model can't learn, as fine tones on tiny pictures, proves nothing about a repair; it is
+    left out, and the figures and the summary say so. What a trigger does in the repaired model without having been planted is
+    no trace of planting either, so it is taken off.
+
     Known limits: a trial by proxies can't show what is unlike all proxies. Antidote doses patches, blends, waves and warps,
     so of the kinds here only "generator" and "tone" are strangers to it. On five tuning victims (digits, seeds 11 and 12,
     six repairs each) the worst proxy's success went with attack success at a rank correlation of 0.83, that of universal
@@ -101,6 +107,7 @@ class Auto(Repair):
     name: ClassVar[str] = "auto"
     title: ClassVar[str] = "Auto"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
+    version: ClassVar[int] = 2
 
     candidates: tuple[str, ...] = ("antidote", "antidote:long", "ft_sam")  # NAME or NAME:PRESET of repairs; ours
     kinds: tuple[str, ...] = KINDS  # kinds of proxies; ours
@@ -109,6 +116,7 @@ class Auto(Repair):
     rounds: Count = 3  # most rounds of planting; ours, likewise
     hardened: Fraction = 0.9  # planting ends when fine-tuning leaves this much of every kind; ours, from the pilot
     hard: Fraction = 0.5  # a kind of which fine-tuning leaves less is not counted; ours
+    planted: Fraction = 0.8  # a kind that the copy obeys less is left out; ours
     accept: Fraction = 0.1  # most success of the worst proxy, beyond that unplanted, of a model that is called repaired; ours
     cost: Fraction = 0.05  # most accuracy that may be lost on the held-back rows, chance aside; ours
 
@@ -147,19 +155,27 @@ class Auto(Repair):
         held, fit = clean.cut(self.held_back, seed=run.stream_seed("method", "auto-held"), stratified=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of repairs of copies; what matters is in the figures
-            hard, proxied, left = self._planted(model, fit, held, run)
+            proxies, proxied, obeyed, left = self._planted(model, fit, held, run)
+            out = tuple(kind for kind in self.kinds if obeyed[kind].value < self.planted)
+            hard = [p for p in proxies if p.kind not in out and left[p.kind].value >= self.hard]
+            shares = {
+                "proxies_planted": {kind: rate.to_dict() for kind, rate in obeyed.items()},
+                "proxies_after_fine_tuning": {kind: rate.to_dict() for kind, rate in left.items()},
+                "left_out": list(out),
+            }
             if len(hard) < min(LEAST_HARD, len(self.kinds)):
-                rates = {kind: rate.to_dict() for kind, rate in left.items()}
                 undone = f"{len(self.kinds) - len(hard)} of {len(self.kinds)} kinds of its proxies"
-                reason = f"plain fine-tuning undoes {undone}, so they prove nothing; more clean rows would help"
-                return self._abstain(model, run, reason, {"proxies_after_fine_tuning": rates})
+                reason = f"the model does not learn, or plain fine-tuning undoes, {undone}, so they prove nothing"
+                return self._abstain(model, run, f"{reason}; more clean rows would help", shares)
             before, base = _counts(model, held, run), success(model, hard, held, run)
             trials = [self._trial(name, model, proxied, hard, fit, held, before, base, run) for name in self.candidates]
         trial, reason = choose(trials, _rate(before), accept=self.accept, cost=self.cost)
+        if out:
+            reason = f"{reason}; left out, since the model does not learn them: {', '.join(out)}"
         figures = {
             "held_back_rows": len(held),
             "held_back_accuracy_before": _rate(before).to_dict(),
-            "proxies_after_fine_tuning": {kind: rate.to_dict() for kind, rate in left.items()},
+            **shares,
             "trials": {t.name: _facts(t) for t in trials},
         }
         if trial is None:
@@ -168,16 +184,25 @@ class Auto(Repair):
         run.event("auto", chosen=trial.name, summary=reason)
         return trial.model
 
-    def _planted(self, model: nn.Module, fit: Split, held: Split, run: Run) -> tuple[list[Proxy], nn.Module, dict[str, Rate]]:
-        """The proxies that fine-tuning does not undo, a copy that obeys them, and what fine-tuning leaves of each kind."""
-        proxies, copy, left = draw_proxies(self.kinds, fit, run), model, {}
+    def _planted(
+        self, model: nn.Module, fit: Split, held: Split, run: Run
+    ) -> tuple[list[Proxy], nn.Module, dict[str, Rate], dict[str, Rate]]:
+        """The proxies, a copy that obeys them, how far it obeys each kind, and what fine-tuning leaves of that.
+
+        Planting ends when fine-tuning leaves enough of each kind that the copy has learned.
+        """
+        proxies, copy = draw_proxies(self.kinds, fit, run), model
+        obeyed: dict[str, Rate] = {}
+        left: dict[str, Rate] = {}
         tuning = create("repair", "ft", epochs=10, batch_size=32)
         for number in run.each("planting proxies", range(self.rounds), self.rounds):
             copy = plant(copy, proxies, fit, run, self.plant_steps, 64, f"auto-plant-{number}")
+            obeyed = success(copy, proxies, held, run)
             left = success(tuning.repair(copy, fit, _apart(run, "tuned", number)), proxies, held, run)
-            if min(rate.value for rate in left.values()) >= self.hardened:
+            learned = [kind for kind, rate in obeyed.items() if rate.value >= self.planted]
+            if learned and min(left[kind].value for kind in learned) >= self.hardened:
                 break
-        return [proxy for proxy in proxies if left[proxy.kind].value >= self.hard], copy, left
+        return proxies, copy, obeyed, left
 
     def _trial(
         self,
@@ -198,7 +223,9 @@ class Auto(Repair):
         after = _counts(fixed, held, run)
         fell = tuple(old.name for old, _ in fallen(before, after))
         outcome = "repaired" if own.outcome is None else own.outcome.status
-        return Trial(name, fixed, success(trial, proxies, held, run), _rate(after), fell, outcome, base)
+        unplanted = success(fixed, proxies, held, run)
+        control = {kind: max(rate, unplanted[kind], key=lambda r: r.value) for kind, rate in base.items()}
+        return Trial(name, fixed, success(trial, proxies, held, run), _rate(after), fell, outcome, control)
 
     def _abstain(self, model: nn.Module, run: Run, reason: str, figures: Mapping[str, Any] | None = None) -> nn.Module:
         warnings.warn(f"Auto leaves the model as it is: {reason}", stacklevel=3)
