@@ -1,5 +1,6 @@
 # Two commands: `make demo` runs the main job, `make test` runs everything CI runs. Both make their environment first.
-# Beside them: `make docs` builds the documentation site, `make dist` builds and tries the packages in a fresh environment,
+# Beside them: `make bench` measures speed (PART="poison train" a part of it), `make docs` builds the documentation site,
+# `make dist` builds and tries the packages in a fresh environment,
 # `make test-oldest` tries the oldest versions of everything (TORCH=2.13.0 takes another torch; OLDEST is the environment). WORKERS is the number of processes that run tests.
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ TORCH ?= 2.6
 WORKERS ?= 2
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test docs dist test-oldest clean
+.PHONY: demo test bench docs dist test-oldest clean
 
 demo: $(VENV)/.core
 	$(BIN)/theriac demo --out runs/demo
@@ -20,6 +21,9 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/speed.py $(PART)
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

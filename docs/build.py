@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "docs")]
 
 from result_tables import attacks as attack_tables  # noqa: E402
 from result_tables import for_card  # noqa: E402
+from result_tables import speed as speed_tables  # noqa: E402
 
 from theriac.cli import listing  # noqa: E402
 from theriac.core.errors import InputError  # noqa: E402
@@ -58,8 +59,12 @@ def pages(docs: Path = DOCS) -> dict[Path, str]:
             if path in found:
                 raise InputError(f"two methods are called {name!r}; their pages would be one")
             found[path] = method_page(cls, docs)
-    attacks = {"measured": attack_tables.overview(), "speed": attack_tables.speed(), "gallery": gallery(docs)}
-    whole_pages = ((docs / "attacks.md", attacks), (docs / "README.md", {"index": index(docs)}))
+    attacks = {"measured": attack_tables.overview(), "gallery": gallery(docs)}
+    whole_pages = (
+        (docs / "attacks.md", attacks),
+        (docs / "README.md", {"index": index(docs)}),
+        (docs / "explanation" / "speed.md", speed_tables.parts()),
+    )
     for path, parts in (*whole_pages, (docs / "reference" / "cli.md", {"commands": commands()})):
         found[path] = fill(path.read_text(encoding="utf-8"), parts, tuple(parts), path)
     if docs == DOCS:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from table import RESULTS, Record, Table
+from table import RESULTS, Record
 
 from result_tables.reading import attack_plans, cbd_records, job_name, repair_plans
 from result_tables.words import (
@@ -86,24 +86,6 @@ def overview(results: Path = RESULTS) -> str:
         link = f"[{plan}](../benchmarks/results/{plan}.md)"
         blocks.append(f"{link}: `{records[0]['data']}`, {_recipe(records[0]).rsplit(',', 1)[0]}.\n\n{grid(head, rows)}")
     return "\n\n".join(blocks)
-
-
-def speed(results: Path = RESULTS) -> str:
-    """How fast static triggers are put on, beside loops over single images."""
-    (told,) = Table.of("triggers", results)
-    head = ["trigger", "images/s", "of copying the rows", "bare loop", "items", "files", "loop images/s", "items/s", "files/s"]
-    rows = [
-        [
-            r["trigger"],
-            f"{r['images_per_s']:,}",
-            f"{r['times_copy']:.1f} x the time",
-            *(f"{r[f'times_{k}']:.3g} x" for k in ("loop", "items", "files")),
-            *(f"{r[f'{k}_images_per_s']:,}" for k in ("loop", "items", "files")),
-        ]
-        for r in told["results"]
-    ]
-    size = f"{told['rows']:,} images of {told['shape'][1]} x {told['shape'][2]}, {told['machine']['threads']} thread"
-    return f"{size}, {told['clock']} clock; median of {len(told['results'][0]['batch_seconds'])}.\n\n{grid(head, rows)}"
 
 
 def _short(values: Sequence[float]) -> str:

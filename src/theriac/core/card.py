@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from theriac.core.errors import InputError, unknown
 from theriac.core.ranges import Whole, check_fields, hints_of, refusal
@@ -131,6 +131,8 @@ def validated(cls: type[Any], data: Mapping[str, Any], what: str) -> Any:
     Raises:
         InputError: Naming the first field at fault.
     """
+    from pydantic import TypeAdapter  # loads pydantic's machinery, which importing a method does not need
+
     if not isinstance(data, Mapping):
         raise InputError(f"{what} is a {type(data).__name__}; expected a mapping of field names to values")
     names = {f.name for f in dataclasses.fields(cls) if f.init}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, InstanceOf, ValidationError
 from pydantic_core import SchemaValidator
 from typing_extensions import TypedDict
 
@@ -144,6 +144,8 @@ def _validator(cls: type[Any]) -> tuple[SchemaValidator, dict[str, Any]]:
 
 
 def _fields(hints: Mapping[str, Any]) -> SchemaValidator:
+    from pydantic import TypeAdapter  # loads pydantic's machinery, which importing a method does not need
+
     fields = TypedDict("fields", {name: _as_it_is(hint) for name, hint in hints.items()}, total=False)  # type: ignore[misc]  # of names known at run time
     config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     fields.__pydantic_config__ = config  # type: ignore[attr-defined]

@@ -80,7 +80,7 @@ def evaluate(
     if not isinstance(net, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
     net = net.to(run.device)
-    rows, data = _identity(split), f"{split.card.name}, {len(split)} rows"
+    rows, data = _identity(split), described_rows(split)
     split = align_to(split, net)
     planted = planted_on(attack, split)
     here = split.to(run.device)
@@ -207,6 +207,25 @@ def _identity(split: Split) -> str:
         rank = torch.tensor(order, device=split.device).argsort()
         split = split.replace(y=rank[split.y])
     return split.content_hash(groups=False)[:16]
+
+
+def described_rows(split: Split) -> str:
+    """Test rows in words, as an evaluation names them."""
+    return f"{split.card.name}, {len(split)} rows"
+
+
+def is_of(evaluation: Evaluation, split: Split, planted: Any = None) -> bool:
+    """Whether an evaluation from a record is of these rows, in this order of classes, and of this trigger.
+
+    Args:
+        evaluation: From a record.
+        split: Test rows.
+        planted: The trigger; None: the evaluation must be of clean rows alone.
+    """
+    trigger = "" if planted is None else getattr(planted, "trigger_hash", "")
+    under = evaluation.asr is None if planted is None else bool(trigger) and evaluation.attack == planted.name
+    classes = tuple(count.name for count in evaluation.classes)
+    return under and evaluation.trigger == trigger and classes == split.card.classes and evaluation.rows == _identity(split)
 
 
 def _notes(split: Split) -> tuple[str, ...]:

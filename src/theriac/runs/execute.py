@@ -20,12 +20,14 @@ from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.debias import Debiasing
 from theriac.metrics import Comparison, Evaluation, Fairness, Verdict, compare, evaluate, judge, listed, pairs_of
+from theriac.metrics.backdoor import described_rows, is_of
 from theriac.models import Buildable, Builder, check_savable, make
 from theriac.repairs import Repair
 from theriac.runs import folder as folders
 from theriac.runs import ranks, recording
 from theriac.runs.job import Job, later_versions, model_facts
 from theriac.runs.opening import Opened, Wanted, named_builder, open_model, plant_for, try_builder
+from theriac.runs.provenance import provenance
 from theriac.runs.source import clean_rows
 from theriac.training import Recipe, recipe, train
 from theriac.training._parallel import world
@@ -298,7 +300,8 @@ class _Repairing(_Work):
 
     def do(self) -> _Result:
         run, victim, test, drawn, job = self.run, self.victim, self.data.test, self.clean, self.job
-        before = evaluate(victim.model, test, self.planted, run=run)
+        recorded = _recorded(victim, test, self.planted, run)
+        before = recorded or evaluate(victim.model, test, self.planted, run=run)
         fixed = self.method.repair(victim.model, drawn, run, trigger=self.trigger)
         after = evaluate(fixed, test, self.planted, run=run)
         pair = compare(before, after)
@@ -316,6 +319,7 @@ class _Repairing(_Work):
                 "folder": "" if victim.path is None else str(victim.path.resolve()),
                 "name": victim.name,
                 "weights": victim.weights,
+                "scores": "measured" if recorded is None else "of its record",
             },
         }
         return _Result(model=fixed, before=before, after=after, facts=facts, degenerate=pair.degenerate, planted=self.planted)
@@ -412,6 +416,28 @@ def _judge(job: Job, data: Data, run: Run) -> Planted | None:
             raise InputError("judge is a job that plants no trigger; expected the job of a victim")
         return planted
     return plant_for(job.judge, data.test)
+
+
+def _recorded(victim: Opened, test: Split, planted: Planted | None, run: Run) -> Evaluation | None:
+    """The scores that a model's own run folder holds, where measuring would count the same.
+
+    Weights, rows, trigger, precision, device, processor and versions must be those of the record; None otherwise.
+    """
+    scores, made = victim.record.get("evaluation"), victim.record.get("provenance")
+    if victim.folder is None or not isinstance(scores, dict) or not isinstance(made, dict):
+        return None
+    now = provenance(run)
+    same = all(made.get(name) == now[name] for name in ("versions", "hardware", "device"))
+    if not same or str(made.get("precision")).split(":")[0] != now["precision"].split(":")[0]:
+        return None
+    weights = victim.record.get("weights")
+    if not isinstance(weights, dict) or weights.get("sha256") != victim.weights:
+        return None
+    try:
+        earlier = Evaluation.from_dict(scores)
+    except (InputError, KeyError, TypeError, ValueError):  # of another version, or written by hand
+        return None
+    return dataclasses.replace(earlier, data=described_rows(test)) if is_of(earlier, test, planted) else None
 
 
 def _trained(job: Job, run: Run) -> Opened:

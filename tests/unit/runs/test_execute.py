@@ -112,7 +112,7 @@ def test_a_model_of_one_s_own_class_is_repaired_and_recorded(tmp_path: Path) -> 
     assert record.comparison is not None
     assert record.before is not None
     assert record.before.asr is not None
-    assert record.data["parent"] == {"folder": "", "name": "mine", "weights": victim.weights}
+    assert record.data["parent"] == {"folder": "", "name": "mine", "weights": victim.weights, "scores": "measured"}
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())  # the given model is as it was
     loaded = th.load_model(tmp_path / "fixed", into=Own())
     assert th.evaluate(loaded, data.test, victim.planted, run=th.Run(device="cpu", quiet=True)).acc == record.after.acc
@@ -121,3 +121,38 @@ def test_a_model_of_one_s_own_class_is_repaired_and_recorded(tmp_path: Path) -> 
         execute(job, tmp_path / "fixed", device="cpu", quiet=True)
     other = Opened.of(Own(), data, DIGITS)
     assert th.runs.key(job, "", "") != th.runs.key(Job(**{**vars(job), "victim": other}), "", "")
+
+
+@pytest.mark.parametrize("change", ["nothing", "weights", "rows", "precision", "trigger", "versions"])
+def test_recorded_scores_are_those_before_a_repair_where_measuring_counts_the_same(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Each of what determines the scores, changed in the record alone: then they are measured."""
+    opened = open_model(runs / "python" / "victim")
+    opened = dataclasses.replace(opened, planted=known_attack(opened, None, named=False))
+    record = json.loads(json.dumps(opened.record))
+    record["evaluation"]["acc"]["hits"] += 1  # so that it shows which are taken
+    places = {
+        "weights": ("weights", "sha256"),
+        "precision": ("provenance", "precision"),
+        "versions": ("provenance", "versions"),
+    }
+    section, name = places.get(change, ("evaluation", change))
+    if change != "nothing":
+        record[section][name] = "bf16" if change == "precision" else "another"
+    job = Job(
+        data=opened.source,
+        victim=dataclasses.replace(opened, record=record),
+        seed=SEED,
+        precision="fp32",
+        defense=FT(epochs=1),
+        clean=Clean(amount=50),
+    )
+    done = execute(job, runs / f"with-{change}", device="cpu", quiet=True)
+    assert done is not None
+    assert done.before is not None
+    measured = th.evaluate(opened.model, opened.data.test, opened.planted, run=th.Run(precision="fp32", device="cpu"))
+    assert done.before.acc.hits - measured.acc.hits == (change == "nothing")
+    assert done.data["parent"]["scores"] == ("of its record" if change == "nothing" else "measured")
+    if change != "nothing":
+        assert done.before == measured
