@@ -237,3 +237,12 @@ def test_a_table_is_refused(run):
     rows = Split(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2)
     with pytest.raises(InputError, match=r"is a table; SAU's perturbations are of pixels"):
         SAU(rounds=1).repair(nn.Linear(3, 2), rows, run)
+
+
+@pytest.mark.parametrize(
+    ("updates", "rows", "batch", "rounds"),
+    [(0, 250, 256, 7), (1000, 2500, 256, 100), (1000, 250, 256, 1000), (1000, 250, 32, 125), (1, 250, 32, 1), (9, 250, 32, 2)],
+)
+def test_updates_count_steps_whatever_the_rows_are(updates, rows, batch, rounds):
+    assert SAU(rounds=7, updates=updates, batch_size=batch).lasts(rows) == rounds
+    assert SAU.official().updates == 0 < SAU.corrected().updates
