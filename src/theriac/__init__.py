@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         triggers,
     )
     from theriac.auditing import audit
+    from theriac.bench import zoo
     from theriac.core.card import Augment, Card, Column
     from theriac.core.errors import InputError, TheriacError, UnsafeFileError
     from theriac.core.method import Needs
@@ -76,6 +77,7 @@ _LAZY = {
     "train": "theriac.training",
     "trigger": "theriac.triggers.custom",
     "trigger_pairs": "theriac.triggers.custom",
+    "zoo": "theriac.bench",
 }
 
 __all__ = [
@@ -125,6 +127,7 @@ __all__ = [
     "trigger",
     "trigger_pairs",
     "triggers",
+    "zoo",
 ]
 
 

@@ -7,11 +7,13 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import theriac as th
 from theriac.auditing import Options
 from theriac.cli.main import app
+from theriac.models import make_own
 
 runner = CliRunner()
 
@@ -69,3 +71,36 @@ def test_bad_input_ends_with_two_and_writes_nothing(folders, tmp_path, words):
     done = runner.invoke(app, ["audit", *filled, "--out", str(tmp_path / "new")])
     assert done.exit_code == 2
     assert not (tmp_path / "new").exists()
+
+
+CODE = """
+from torch import nn
+
+class SmallNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten())
+        self.head = nn.Linear(256, 10)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+"""
+
+
+def test_models_of_a_class_of_ones_own_are_audited_from_their_files(tmp_path):
+    (tmp_path / "net.py").write_text(CODE)
+    name = f"{tmp_path / 'net.py'}:SmallNet"
+    for seed, file in enumerate(("w.pt", "before.pt", "benign.pt")):
+        torch.manual_seed(seed)
+        torch.save(make_own(name).state_dict(), tmp_path / file)
+    own = ["--model", name, "--data", "digits", "--wrap", "mean=[0.5]", "--wrap", "std=[0.5]"]
+    beside = ["--victim", str(tmp_path / "before.pt"), "--benign", str(tmp_path / "benign.pt"), "--attack", "badnets"]
+    words = ["audit", "--weights", str(tmp_path / "w.pt"), *own, *beside, "--json", "-q"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        done = runner.invoke(app, [*words, "--out", str(tmp_path / "seen")])
+    assert done.exit_code in (0, 1), done.output
+    told = json.loads((tmp_path / "seen" / "audit.json").read_text())
+    assert {line["control"] for line in told["lines"]} == {"benign"}
+    assert told["model"] == str(tmp_path / "w.pt")
+    assert runner.invoke(app, words).exit_code == 2  # nowhere to write to

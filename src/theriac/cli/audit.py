@@ -13,20 +13,34 @@ _PANEL = "Beside it"
 
 def audit(
     ctx: typer.Context,
-    path: Annotated[str, typer.Argument(metavar="RUN_FOLDER", help="The folder of a repaired, or any other, model.")],
+    path: opt.ModelPath = None,
     victim: Annotated[
         str | None,
-        typer.Option(help="Run folder of the model before its repair. Left out: the one on record.", rich_help_panel=_PANEL),
+        typer.Option(
+            help="Run folder, or file, of the model before its repair. Left out: the one on record.",
+            rich_help_panel=_PANEL,
+            show_default=False,
+        ),
     ] = None,
     benign: Annotated[
         str | None,
         typer.Option(
-            help="Run folder of a model trained without poison, the control of every figure.",
+            help="Run folder, or file, of a model trained without poison, the control of every figure.",
             rich_help_panel=_PANEL,
             show_default=False,
         ),
     ] = None,
     data: opt.OptionalData = None,
+    size: opt.Size = None,
+    data_option: opt.DataOption = None,
+    rows: opt.Rows = None,
+    model: opt.Architecture = None,
+    width: opt.Width = None,
+    model_option: opt.ModelOption = None,
+    weights_key: opt.WeightsKey = None,
+    tensors_only: opt.TensorsOnly = False,
+    weights: opt.Weights = None,
+    wrap: opt.Wrap = None,
     attack: opt.KnownAttack = None,
     attack_option: opt.AttackOption = None,
     target: opt.Target = None,
@@ -55,16 +69,23 @@ def audit(
     from theriac.runs import opening
 
     run = th.Run(seed=seed, device=device, precision=opening.precision(path, precision), quiet=quiet or None)
-    opened = opening.open_model(path, _inputs.wanted(ctx.params), run)
+    wanted = _inputs.wanted(ctx.params)
+    opened = opening.open_model(path, wanted, run)
     planted = opening.known_attack(opened, _inputs.attack(ctx.params, opened.data.card), named=attack is not None)
-    before = opening.before_repair(opened) if victim is None else opening.beside(victim, opened, "--victim")
-    control = None if benign is None else opening.beside(benign, opened, "--benign")
+    before = opening.before_repair(opened, wanted) if victim is None else opening.beside(victim, opened, "--victim", wanted)
+    control = None if benign is None else opening.beside(benign, opened, "--benign", wanted)
     home = as_path("--out", out) if out is not None else opened.folder
     if home is None:
-        raise InputError(f"{path} is a file of weights; --out names a folder for audit.json and audit.html")
+        raise InputError(f"{opened.name} is in no run folder; --out names a folder for audit.json and audit.html")
     make_folder("--out", home)
     seen = th.audit(opened.model, opened.data, planted, victim=before, benign=control, run=run)
-    result = {"status": "done", "model": path, "findings": list(seen.alarms), **seen.to_dict(), "warnings": opt.notes()}
+    result = {
+        "status": "done",
+        "model": path or str(weights or model),
+        "findings": list(seen.alarms),
+        **seen.to_dict(),
+        "warnings": opt.notes(),
+    }
     with writing("--out", home):
         write_json(home / "audit.json", result)
         page = audits.write(seen, home / "audit.html", opened.name)

@@ -34,6 +34,7 @@ from theriac.cli.scan import scan
 from theriac.cli.scan_data import scan_data
 from theriac.cli.scan_file import scan_file
 from theriac.cli.train import train
+from theriac.cli.zoo import app as zoo
 from theriac.core.errors import InputError, NothingToDoError, StoppedError, TheriacError
 from theriac.core.paths import DiskFullError, as_path
 from theriac.core.text import clean
@@ -193,6 +194,7 @@ app.command("list")(list_names)
 app.command("report")(report)
 app.command("bench")(bench)
 app.command("results")(results)
+app.add_typer(zoo, name="zoo")
 
 
 def run() -> None:

@@ -173,19 +173,31 @@ def open_network(path: str | Path | None, wanted: Wanted | None = None, run: Run
     return _network_of(where, read(where), wanted)
 
 
-def beside(path: str | Path, opened: Opened, option: str) -> nn.Module:
-    """A model to set beside another one, from its run folder.
+def beside(path: str | Path, opened: Opened, option: str, wanted: Wanted | None = None) -> nn.Module:
+    """A model to set beside another one, from its run folder or from what the other can be opened from.
+
+    Args:
+        path: Its folder or file.
+        opened: The other one.
+        option: What names ``path``, for messages.
+        wanted: What was said about the other's class, data and wrapping, which holds for this one as well.
 
     Raises:
         InputError: If it takes other rows or classes than the other.
     """
-    model = load_model(as_path(option, path))
+    where = as_path(option, path)
+    if wanted is None or is_regular(where / RECORD):
+        own = wanted is not None and wanted.model is not None and is_own(wanted.model)
+        model: nn.Module = _network_of(where, read(where), wanted or Wanted()) if own else load_model(where)
+    else:
+        model = open_network(where, dataclasses.replace(wanted, weights=None))
+    card = getattr(model, "card", opened.data.test.card)
     for split in (opened.data.train, opened.data.test):
-        align(split, model.card, f"the model in {path} ({option})")
+        align(split, card, f"the model in {path} ({option})")
     return model
 
 
-def before_repair(opened: Opened) -> nn.Module | None:
+def before_repair(opened: Opened, wanted: Wanted | None = None) -> nn.Module | None:
     """The model that a repair was given, from the folder that its record names; None if there is none or it is gone.
 
     Warns where that folder holds other weights than the record says.
@@ -197,7 +209,7 @@ def before_repair(opened: Opened) -> nn.Module | None:
     if parent.get("weights") != digest(as_path("parent", where) / "model.safetensors"):
         warnings.warn(f"{where} holds other weights than those that {opened.name} was made of; they are left out", stacklevel=2)
         return None
-    return beside(where, opened, "parent")
+    return beside(where, opened, "parent", wanted)
 
 
 def _from_outside(where: Path | None, wanted: Wanted) -> Opened | None:

@@ -2,12 +2,56 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from theriac.bench import forecast
+import numpy as np
+import pytest
+import torch
+
+import theriac as th
+from theriac.bench import forecast, make_plan, read_spec
+from theriac.core.method import create
+from theriac.core.split import Data
+from theriac.runs import Source
 
 SPECS = Path(__file__).parents[3] / "benchmarks" / "specs"
+ROWS = 2_000
+
+
+def stand_in(source: Source) -> Data:
+    """A few random rows in the shape of data that are not shipped, enough to plan with."""
+    if source.name == "digits":
+        return source.load()
+    draw = np.random.default_rng(0)
+    if source.name == "adult":
+        x = torch.from_numpy(draw.normal(size=(ROWS, 14)).astype("float32"))
+        data = th.data.from_tensors(x, torch.arange(ROWS) % 2, name="adult")
+        if "sensitive" in source.options:
+            data = th.data.from_tensors(x, torch.arange(ROWS) % 2, group=torch.arange(ROWS) // 2 % 2, name="adult")
+        return data
+    x = torch.from_numpy(draw.integers(0, 256, (ROWS, 3, 32, 32)).astype("uint8"))
+    return th.data.from_tensors(x, torch.arange(ROWS) % (43 if source.name == "gtsrb" else 10), name=source.name)
 
 
 def test_the_smoke_spec_is_planned(tmp_path: Path) -> None:
     plan = forecast(SPECS / "smoke.yaml", tmp_path / "none").plan
     assert plan.kinds == {"train": 3, "judge": 6, "repair": 6}
     assert not plan.refused
+
+
+@pytest.mark.parametrize("path", sorted(SPECS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_spec_is_valid_and_all_of_it_fits(path: Path) -> None:
+    spec = read_spec(path)
+    assert spec.name == path.stem
+    plan = make_plan(spec, device="cpu", load=stand_in)
+    assert not plan.refused
+    shown = {cell.defense for cell, _ in plan.cells}
+    assert {entry.label for entry in spec.defenses} <= shown
+    assert {entry.label for entry in spec.attacks} <= {cell.attack for cell, _ in plan.cells}
+
+
+def test_stability_is_counted_around_the_defaults_as_they_are() -> None:
+    around: dict[str, list[dict[str, object]]] = {}
+    for entry in read_spec(SPECS / "stability.yaml").defenses:
+        around.setdefault(entry.value.name, []).append(entry.value.config())
+    for name, configs in around.items():
+        assert create("repair", name).config() in configs
+        assert len(configs) == 3
