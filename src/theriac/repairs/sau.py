@@ -44,8 +44,8 @@ class SAU(Repair):
     pass covers only rows that enter the loss. With ``norm="train"`` a last batch of a single row is left out; the released code
     steps on it.
 
-    ``updates`` (ours) counts steps instead of rounds: on few rows a round is few steps, and 100 rounds are then too short. Under
-    ``corrected`` it takes 200 steps of 32 rows.
+    ``updates`` (ours) counts steps instead of rounds: on few rows a round is few steps. Under ``corrected`` it takes 200 steps
+    of 32 rows at a larger step size, whatever the rows are.
 
     Cost: at most about 28 row passes a clean row and round (the released code: about 48), fewer as rows become shared;
     plain fine-tuning takes 3. The counted passes are in the events.

@@ -15,6 +15,7 @@ from theriac.core.errors import InputError
 from theriac.core.split import Split
 from theriac.repairs import SAU
 from theriac.repairs._shared_perturbation import search
+from theriac.training import epochs
 
 
 class Wavy(nn.Module):
@@ -219,13 +220,13 @@ def test_bad_options_are_refused(options, name):
 
 def test_its_optimizer_is_the_official_one(split, run, monkeypatch):
     made = []
-    adam = torch.optim.Adam
+    adam = epochs.Adam
 
     def spy(parameters, **options):
         made.append(options)
         return adam(parameters, **options)
 
-    monkeypatch.setattr(torch.optim, "Adam", spy)
+    monkeypatch.setattr(epochs, "Adam", spy)
     SAU(rounds=2).repair(Labelled(), split, run)
     (options,) = made
     assert (options["lr"], options["amsgrad"], options["weight_decay"]) == (1e-4, True, 0.0)
