@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
-from theriac.core.ranges import Count, NonNegative, Positive
+from theriac.core.ranges import Count, NonNegative, Positive, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.editing import duplicate
@@ -43,6 +44,9 @@ class SAU(Repair):
     pass covers only rows that enter the loss. With ``norm="train"`` a last batch of a single row is left out; the released code
     steps on it.
 
+    ``updates`` (ours) counts steps instead of rounds: on few rows a round is few steps. Under ``corrected`` it takes 200 steps
+    of 32 rows at a larger step size, whatever the rows are.
+
     Cost: at most about 28 row passes a clean row and round (the released code: about 48), fewer as rows become shared;
     plain fine-tuning takes 3. The counted passes are in the events.
 
@@ -64,6 +68,7 @@ class SAU(Repair):
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
 
     rounds: Count = 100  # official configs of CIFAR-10, CIFAR-100 and GTSRB; 20 for Tiny-ImageNet
+    updates: Whole = 0  # ours: steps of the optimizer to take at least, by as many rounds as that needs; 0 = ``rounds`` count
     batch_size: Count = 256  # official config
     lr: Positive = 1e-4  # official config; constant, its scheduler never steps
     radius: Positive = 0.2  # official config (trigger_norm), pixels in [0, 1]
@@ -85,6 +90,12 @@ class SAU(Repair):
     def official(cls) -> SAU:
         """The released code and config."""
         return cls()
+
+    @classmethod
+    @preset
+    def corrected(cls) -> SAU:
+        """Ours, for a few hundred rows: steps are what counts, 200 of 32 rows at 1e-3, however many rounds that takes."""
+        return cls(updates=200, batch_size=32, lr=1e-3)
 
     @classmethod
     @preset
@@ -176,7 +187,7 @@ class SAU(Repair):
 
         recipe = Recipe(
             name="sau",
-            epochs=self.rounds,
+            epochs=self.lasts(len(clean)),
             batch_size=self.batch_size,
             optimizer="adam",
             amsgrad=True,
@@ -187,12 +198,19 @@ class SAU(Repair):
             precision=self.precision,
         )
         model = loop(model, clean, run, recipe, step=step, label="sau", about=self)
-        self._look_back(run)
+        self._look_back(run, recipe.epochs)
         return model
 
-    def _look_back(self, run: Run) -> None:
+    def lasts(self, rows: int) -> int:
+        """How many rounds there are on so many clean rows."""
+        if not self.updates:
+            return self.rounds
+        size = min(self.batch_size, rows)
+        return math.ceil(self.updates / math.ceil(rows / size))
+
+    def _look_back(self, run: Run, lasted: int) -> None:
         """Warn of rounds without active rows, and of perturbations that the ball did not hold."""
-        rounds = run.history("sau")[-self.rounds :]
+        rounds = run.history("sau")[-lasted:]
         empty = [e for e in rounds if e["active"] < EMPTY]
         if empty:
             share, first = 100 * empty[0]["active"], empty[0]["epoch"]

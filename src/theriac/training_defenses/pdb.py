@@ -45,7 +45,8 @@ class PDB(TrainingDefense):
 
     Cost: one training on 1 + ``share`` x ``repeats`` times as many rows.
 
-    Known limits: on digits, three variants of one seed left 93 to 98 % of BadNets without clean rows, and 0 to 60 % with them.
+    Known limits: on digits (one seed, float32), three variants left 85 to 99 % of BadNets without clean rows, and five left 0
+    to 60 % with them; ``fast`` left 85 % and 8 %. With them, 41 % of stamped rows get their true label back (Blended: 76 %).
     Where an attacker's trigger covers or outshines the patch, his backdoor answers. Pictures only.
 
     Example:

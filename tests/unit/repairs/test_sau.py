@@ -15,6 +15,7 @@ from theriac.core.errors import InputError
 from theriac.core.split import Split
 from theriac.repairs import SAU
 from theriac.repairs._shared_perturbation import search
+from theriac.training import epochs
 
 
 class Wavy(nn.Module):
@@ -219,13 +220,13 @@ def test_bad_options_are_refused(options, name):
 
 def test_its_optimizer_is_the_official_one(split, run, monkeypatch):
     made = []
-    adam = torch.optim.Adam
+    adam = epochs.Adam
 
     def spy(parameters, **options):
         made.append(options)
         return adam(parameters, **options)
 
-    monkeypatch.setattr(torch.optim, "Adam", spy)
+    monkeypatch.setattr(epochs, "Adam", spy)
     SAU(rounds=2).repair(Labelled(), split, run)
     (options,) = made
     assert (options["lr"], options["amsgrad"], options["weight_decay"]) == (1e-4, True, 0.0)
@@ -237,3 +238,12 @@ def test_a_table_is_refused(run):
     rows = Split(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 2)
     with pytest.raises(InputError, match=r"is a table; SAU's perturbations are of pixels"):
         SAU(rounds=1).repair(nn.Linear(3, 2), rows, run)
+
+
+@pytest.mark.parametrize(
+    ("updates", "rows", "batch", "rounds"),
+    [(0, 250, 256, 7), (1000, 2500, 256, 100), (1000, 250, 256, 1000), (1000, 250, 32, 125), (1, 250, 32, 1), (9, 250, 32, 2)],
+)
+def test_updates_count_steps_whatever_the_rows_are(updates, rows, batch, rounds):
+    assert SAU(rounds=7, updates=updates, batch_size=batch).lasts(rows) == rounds
+    assert SAU.official().updates == 0 < SAU.corrected().updates
