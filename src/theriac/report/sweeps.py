@@ -48,6 +48,7 @@ STEPS = 9  # colors of cells, from bad to good
 LIGHT = ("#f3b184", "#f6f3ec", "#93c9d6", "#111111", "#333333")
 DARK = ("#7a3c12", "#302f2d", "#0e5363", "#f4f4f4", "#dddddd")
 HOLDS = 0.2  # worst attack success above which a headline praises nobody
+SHOWN = 4  # warnings of cells above the matrices; the others unfold
 NARROW = 8  # columns of a matrix that fit upright on paper
 
 
@@ -153,6 +154,8 @@ def write_sweep(
             css=Markup(style() + colors()),  # our own
             title=title,
             headline=headline(cells, troubles),
+            warnings=_warnings(cells),
+            shown=SHOWN,
             alerts=_alerts(cells),
             facts=_facts(cells, troubles),
             quantities=QUANTITIES,
@@ -173,10 +176,14 @@ def write_sweep(
 
 
 def headline(cells: Sequence[SweepCell], troubles: Sequence[tuple[str, str]] = ()) -> str:
-    """What a reader has to know first, in one sentence: degenerate results before good ones."""
-    broken = [cell for cell in cells if cell.degenerate]
+    """What a reader has to know first, in one sentence: what is wrong with results before the best of them."""
+    broken = sum(bool(cell.degenerate) for cell in cells)
     if broken:
-        return f"{len(broken):,} of {len(cells):,} cells are degenerate: a useless model would reach them, too."
+        warning = f"{broken:,} of {len(cells):,} cells carry a warning (†)"
+        top = _best(cells)
+        if top is None or any(cell.degenerate for cell in cells if cell.defense == top[0]):
+            return f"{warning}."  # a useless model may have the lowest attack success of all
+        return f"{warning}; lowest worst attack success: {100 * top[1]:.1f} % ({top[0]})."
     missing = [cell for cell in cells if not cell.seeds[0]]
     if missing:
         return f"{len(missing):,} of {len(cells):,} cells have no result yet."
@@ -306,12 +313,14 @@ def _best(cells: Sequence[SweepCell]) -> tuple[str, float, int, int] | None:
     return defense, full[defense], len(attacks), len(full)
 
 
+def _warnings(cells: Sequence[SweepCell]) -> list[str]:
+    """Cells whose numbers mislead alone, such as those of a model that has lost a class, by name."""
+    return [f"† {cell.name} ({cell.role}, {cell.setting}): {' '.join(cell.degenerate)}" for cell in cells if cell.degenerate]
+
+
 def _alerts(cells: Sequence[SweepCell]) -> list[str]:
-    """What weakens the numbers: degenerate cells by name, and seeds that are too few."""
-    alerts = [f"† {cell.name} ({cell.role}, {cell.setting}): {' '.join(cell.degenerate)}" for cell in cells if cell.degenerate]
-    most = 12
-    alerts = [*alerts[:most], f"† and {len(alerts) - most:,} more; the table of every cell marks them"][: most + 1]
-    alerts = alerts[:-1] if sum(bool(c.degenerate) for c in cells) <= most else alerts
+    """Seeds that are too few."""
+    alerts = []
     single = sum(cell.seeds[0] == 1 for cell in cells)
     if single:
         which = "Every cell has" if single == len(cells) else f"{single:,} of {len(cells):,} cells have"

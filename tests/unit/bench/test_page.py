@@ -83,7 +83,9 @@ def test_degenerate_results_are_said_before_good_ones(tmp_path: Path) -> None:
     )
     assert headline([good]).startswith("x has the lowest worst attack success: 0.0 %")
     assert headline([cell("p", "x", asr=0.8)]).startswith("No defense holds: the lowest worst attack success is 80.0 % (x")
-    assert headline([good, bad]).startswith("1 of 2 cells are degenerate")
+    assert headline([good, bad]) == "1 of 2 cells carry a warning (†); lowest worst attack success: 0.0 % (x)."
+    worse = cell("p", "x", asr=0.1, acc=0.9)
+    assert headline([worse, bad]) == "1 of 2 cells carry a warning (†)."  # the lowest is that of a useless model
     text = write_sweep("t", [good, bad], tmp_path / "a.html").read_text()
     assert text.index("It answers") < text.index('class="matrix"')
     assert "0.0 †" in text
