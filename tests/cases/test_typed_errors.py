@@ -8,7 +8,6 @@ import json
 import math
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -310,10 +309,12 @@ def test_an_option_that_says_nothing_is_no_missing_option(words, told, saved):
 def test_a_device_is_written_to_and_never_replaced(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with ThreadPoolExecutor(1) as pool:
-        read = pool.submit(pipe.read_text)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # a reader before there is a writer
+    try:
         write_json(pipe, {"acc": 1})
-        assert json.loads(read.result(10)) == {"acc": 1}
+        assert json.loads(os.read(reader, 1000)) == {"acc": 1}
+    finally:
+        os.close(reader)
     assert pipe.is_fifo()
     assert list(tmp_path.iterdir()) == [pipe]
 

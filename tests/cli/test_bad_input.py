@@ -108,7 +108,7 @@ def parquet(tmp_path: Path) -> Callable[..., Path]:
         (["--data", "no/such/file.parquet"], "does not exist"),
         (["--size", "0"], "size"),
         (["--nonsense", "1"], "--nonsense"),
-        (["--defense", "cdb"], "unknown training defense 'cdb'; did you mean 'cbd'"),
+        (["--defense", "cdb"], "unknown training defense 'cdb'; did you mean 'pdb' or 'cbd'"),
         (["--defense", "sau"], "unknown training defense 'sau'"),
         (["--defense", "cbd:papr"], "'paper'"),
         (["--defense", "cbd", "--defense-option", "epoch=3"], "'epochs'"),

@@ -233,4 +233,5 @@ def planted_on(attack: Any, split: Split) -> Any:
     if isinstance(attack, type) or not hasattr(planted, "plant_for"):
         came = f"the class {attack.__name__}" if isinstance(attack, type) else f"a {type(attack).__name__}"
         raise InputError(f"attack is {came}; expected an attack such as BadNets(), a Planted, a Victim, a Poisoned, a trigger")
-    return planted.plant_for(split).within(split)
+    made = planted.plant_for(split)
+    return made.within(split) if hasattr(made, "within") else made

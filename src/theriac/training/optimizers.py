@@ -21,7 +21,9 @@ def _bare(kind: type[T]) -> type[T]:
     """The class without the compiler's marks; ``step`` runs without gradients, as torch's wrapper makes it run."""
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in _MARKED}
     step = torch.no_grad()(inspect.unwrap(kind.step))
-    made = type(kind.__name__, (kind,), {**methods, "step": step, "__module__": __name__, "__doc__": kind.__doc__})
+    made = type(
+        kind.__name__, (kind,), {**methods, "step": step, "__module__": __name__, "__doc__": f"As torch.optim.{kind.__name__}."}
+    )
     return cast(type[T], made)
 
 

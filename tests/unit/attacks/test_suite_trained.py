@@ -190,7 +190,7 @@ def test_input_aware_zeroes_the_generators_gradients_unless_as_released(digits, 
             victim_forward.pop()()
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(input_aware.torch.optim, "Adam", Spy)
+    monkeypatch.setattr(input_aware.optimizers, "Adam", Spy)
     monkeypatch.setattr(input_aware.F, "cross_entropy", watched)
     rows = digits.train.sample(40)
     found = []
