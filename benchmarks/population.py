@@ -259,11 +259,11 @@ def fitted(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], c: float) -> Any:
 
 def left_out(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], c: float) -> np.ndarray[Any, Any]:
     """The probability of each network by a model that was fitted without it."""
-    found = np.zeros(len(y))
+    chances = np.zeros(len(y))
     for at in range(len(y)):
         rest = np.arange(len(y)) != at
-        found[at] = odds(fitted(x[rest], y[rest], c), x[at : at + 1])[0]
-    return found
+        chances[at] = odds(fitted(x[rest], y[rest], c), x[at : at + 1])[0]
+    return chances
 
 
 def thresholds(chances: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> tuple[float, float]:

@@ -71,11 +71,23 @@ def test_an_exponent_is_the_slope_in_logarithms():
         speed.check({**curve, **ABOUT, "key": "growth-a", "exponent": 1.0})
 
 
-@pytest.mark.parametrize("group", ["core", "evaluate", "train", "repair"])
-def test_both_ways_of_every_quick_pair_run(group: str):
+def test_both_ways_of_a_quick_pair_do_the_same_work():
+    ways = {pair.name: (pair.ours(), pair.reference()) for group in ("core", "evaluate") for pair in GROUPS[group](QUICK)}
+    drawn, masked = ways["core-draw"]
+    assert len(drawn) == len(masked)
+    assert torch.equal(*ways["core-hash"])
+    counted, alone = ways["evaluate-items"]
+    assert (counted.acc.hits, counted.asr.hits) == tuple(alone)
+    counted, larger = ways["evaluate-batch"]
+    assert (counted.acc.hits, counted.asr.hits) == (larger.acc.hits, larger.asr.hits)
+
+
+@pytest.mark.parametrize("group", ["train", "repair"])
+def test_both_ways_of_training_run_and_ours_is_a_model(group: str):
     for pair in GROUPS[group](QUICK):
-        pair.ours()
+        trained = pair.ours()
         pair.reference()
+        assert all(bool(weight.isfinite().all()) for weight in trained.parameters()), pair.name
 
 
 def test_the_two_ways_of_poisoning_give_the_same_pictures():

@@ -374,13 +374,13 @@ def sarif(result: ModelScan) -> dict[str, Any]:
         "network/backdoor": "The network behaves as backdoored ones do",
     }
     levels = {"runs": "error", "imports": "warning", "code": "warning", "unread": "note"}
-    found = [
+    findings = [
         (f"file/{risk.level}", levels[risk.level], f"{risk.what} ({risk.where})")
         for risk in (() if result.file is None else result.file.risks)
     ]
     if result.verdict in ("suspicious", "backdoored") and result.probability is not None:
         level = "error" if result.verdict == "backdoored" else "warning"
-        found.append(("network/backdoor", level, f"{result.reason} (probability {result.probability:.2f})"))
+        findings.append(("network/backdoor", level, f"{result.reason} (probability {result.probability:.2f})"))
     ids = list(rules)
     results = [
         {
@@ -390,7 +390,7 @@ def sarif(result: ModelScan) -> dict[str, Any]:
             "message": {"text": text},
             "locations": [{"physicalLocation": {"artifactLocation": {"uri": Path(place).as_posix()}}}],
         }
-        for rule, level, text in found
+        for rule, level, text in findings
     ]
     driver = {
         "name": "theriac scan",
