@@ -236,7 +236,7 @@ class AGE(Repair):
             "forget_rows": len(case.forget),
             "target_rows": int((pool.y == case.target).sum()),
             "limit": limit,
-            **before.told("before"),
+            **before.figures("before"),
         }
         return self._walk(model, stage, case, limit, before, about, run)
 
@@ -256,14 +256,14 @@ class AGE(Repair):
                 share = f"{100 * before.proxy:.1f} % of the stamped rows go to class {case.target}"
                 return leave(model, run, "unneeded", f"it does not follow this trigger, {share}", about)
             edited = stage.measure(case)
-            step = {"strength": strength, "layers": layers, **edited.told("edit")}
+            step = {"strength": strength, "layers": layers, **edited.figures("edit")}
             if edited.proxy > limit and strength != grid[-1]:
                 run.event("age_step", **step, accepted=False)
                 continue
             if self.retrain != "none":
                 step["loss"] = round(self._retrain(stage, case, held, run), 6)
             after = stage.measure(case)
-            step |= after.told("repair")
+            step |= after.figures("repair")
             accepted = (after.proxy if case.paired else edited.proxy) <= limit
             run.event("age_step", **step, accepted=accepted)
             if best is None or accepted or after.proxy < best[0]:
