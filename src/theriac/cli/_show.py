@@ -65,15 +65,18 @@ def evaluation(title: str, scores: Evaluation) -> None:
         tell(f"note: {note}")
 
 
-def comparison(title: str, pair: Comparison, reason: str = "") -> None:
+def comparison(title: str, pair: Comparison, reason: str = "", basis: str = "") -> None:
     """Rates before and after a repair, their change, and DER, after what explains them.
 
     Args:
         title: Above the table.
         pair: The rates.
         reason: Why the model was not repaired, if it was not.
+        basis: What the method's own judgment rests on, if it judges.
     """
     alarm([*([reason] if reason else []), *pair.degenerate])
+    if basis:
+        console().print(Text(clean(basis), "bold"), soft_wrap=True)
     table = _table(title, "before", "after", "change in points")
     before, after = _rates(pair.before), _rates(pair.after)
     for name, old in before.items():
