@@ -230,9 +230,9 @@ def test_classes_of_a_second_search_begin_from_their_own_patches_and_one_cost():
         first.run_rounds()
         first.best_patches()
         second = Search(model, rows, quiet(), SHORT, (3, 1), 2048, first.patches_of((3, 1)))
-    masks, patterns = second.kept
-    torch.testing.assert_close(masks, first.kept[0][[3, 1]].clamp(0.01, 0.99))
-    torch.testing.assert_close(patterns, first.kept[1][[3, 1]].clamp(0.01, 0.99))
+    masks, patterns = second.smallest
+    torch.testing.assert_close(masks, first.smallest[0][[3, 1]].clamp(0.01, 0.99))
+    torch.testing.assert_close(patterns, first.smallest[1][[3, 1]].clamp(0.01, 0.99))
     assert second.cost.tolist() == [float(first.cost.median())] * 2
 
 
@@ -267,7 +267,7 @@ def test_hits_are_counted_so_that_a_bound_is_met_whatever_the_passes():
     model = Most()
     for per_pass in (2048, 64, 7):
         search = Search(model, rows, quiet(), Schedule.few_samples(), (1,), per_pass)
-        search.kept = (torch.zeros(1, 8, 8), torch.zeros(1, 1, 8, 8))
+        search.smallest = (torch.zeros(1, 8, 8), torch.zeros(1, 1, 8, 8))
         assert bool(search.best_patches()[3][0] >= 0.98)
 
 

@@ -175,7 +175,7 @@ class Search:
         else:
             masks, patterns = (_stretch(share.to(device, self.dtype).clamp(EDGE, 1 - EDGE)) for share in begin[:2])
         self.mask, self.pattern = masks.requires_grad_(True), patterns.requires_grad_(True)
-        self.kept = (_squash(self.mask.detach()), _squash(self.pattern.detach()))
+        self.smallest = (_squash(self.mask.detach()), _squash(self.pattern.detach()))
         self.cost = torch.full((count,), 0.0 if schedule.delayed else schedule.cost, device=device, dtype=self.dtype)
         if begin is not None:
             self.cost = begin[2].to(device, self.dtype).repeat(count)
@@ -222,9 +222,9 @@ class Search:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything that moves, for a checkpoint."""
-        told = {name: getattr(self, name).detach() for name in MOVING}
+        moving = {name: getattr(self, name).detach() for name in MOVING}
         counts = torch.tensor([self.rounds, self.row_passes])
-        return {**told, "kept_mask": self.kept[0], "kept_pattern": self.kept[1], "counts": counts}
+        return {**moving, "kept_mask": self.smallest[0], "kept_pattern": self.smallest[1], "counts": counts}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """The inverse of :meth:`state_dict`."""
@@ -234,7 +234,7 @@ class Search:
                     self.live = state[name]
                 else:
                     getattr(self, name).copy_(state[name])
-        self.kept = (state["kept_mask"], state["kept_pattern"])
+        self.smallest = (state["kept_mask"], state["kept_pattern"])
         self.rounds, self.row_passes = (int(v) for v in state["counts"])
 
     def _batches(self, number: int) -> list[torch.Tensor]:
@@ -283,8 +283,8 @@ class Search:
         better = good & (norm < before)
         best = torch.where(better, norm, before)
         take = better | best.isinf()  # nothing has worked yet: the last patch stands in
-        for kept, new in zip(self.kept, seen, strict=True):
-            kept[live[take]] = new[take]
+        for old, new in zip(self.smallest, seen, strict=True):
+            old[live[take]] = new[take]
         stale = torch.where(best >= s.stop_ratio * before, self.stale[live] + 1, 0) * best.isfinite()
         self.best[live], self.stale[live] = best, stale
         done = self.went_up[live] & self.went_down[live] & (stale >= s.stop_patience)
@@ -306,7 +306,7 @@ class Search:
 
     def best_patches(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Masks, patterns, mask sums and success on all rows, by class, on the CPU: the best of each class's restarts."""
-        mask, pattern = self.kept
+        mask, pattern = self.smallest
         success = torch.zeros(len(self.y), dtype=self.dtype, device=self.y.device)
         with torch.no_grad():
             for positions in self.clean.batches(max(1, self.rows_per_pass // len(self.y))):
@@ -325,4 +325,4 @@ class Search:
         that of a class whose patch never did has fallen so far that it would not come back in time.
         """
         at = self.chosen[[self.labels.index(label) for label in labels]]
-        return self.kept[0][at], self.kept[1][at], self.cost.median()
+        return self.smallest[0][at], self.smallest[1][at], self.cost.median()
