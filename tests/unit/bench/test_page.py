@@ -155,7 +155,7 @@ def test_400_cells_of_three_seeds_are_under_3_mb(tmp_path: Path) -> None:
     numbers = dict.fromkeys(("asr", "acc", "ra", "der", "seconds"), one)
     names = [f"defense number {j} with a long name" for j in range(20)]
     cells = [cell(f"attack number {i} 10 %", name, **numbers) for i in range(20) for name in names]
-    pairs = [(a, b, 20, 0.1, 0.04, f"{a} is higher") for a in names for b in names if a < b]
+    pairs = [(a, b, 20, 3, 0.1, 0.04, f"{a} is higher") for a in names for b in names if a < b]
     made = [Comparison(quantity=q, pairs=pairs, ranks=dict.fromkeys(names, 10.5), attacks=20) for q in ("asr", "der")]
     pictures = {f"attack number {i}": b"\0" * 20_000 for i in range(20)}
     assert write_sweep("large", cells, tmp_path / "a.html", pictures=pictures, comparisons=made).stat().st_size < 3_000_000
