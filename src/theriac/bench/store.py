@@ -22,7 +22,6 @@ from theriac.runs.job import method_facts, model_facts
 FILE = "store.sqlite"
 APPLICATION = 0x54485243  # "THRC", in the head of the file
 WAIT_S = 60.0  # for another writer
-_MAGIC = b"SQLite format 3\0"
 
 _CREATE = """
 CREATE TABLE jobs (
@@ -108,6 +107,8 @@ class Store:
             self.db.close()
             if is_full(error):
                 raise DiskFullError(f"the disk is full: nothing can be written to {self.path}") from None
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
+                raise InputError(f"{self.path} is not a database of SQLite; it is left as it is, take another folder") from None
             raise InputError(
                 f"{self.path} is damaged ({error}); it is left as it is: restore a copy, or take another folder"
             ) from None
@@ -126,15 +127,13 @@ class Store:
         self.db.close()
 
     def _check_file(self) -> None:
-        """Refuse what is no database before SQLite sees it."""
-        if not self.path.exists() and not self.path.is_symlink():
-            return
-        if not is_regular(self.path):
+        """Refuse what is no file; SQLite itself says what is no database.
+
+        The file is not opened here: closing it would drop the locks of every connection that this process has, and another
+        process could then take the log of writes away.
+        """
+        if (self.path.exists() or self.path.is_symlink()) and not is_regular(self.path):
             raise InputError(f"{self.path} is not a file")
-        with self.path.open("rb") as file:
-            head = file.read(len(_MAGIC))
-        if head and head != _MAGIC:
-            raise InputError(f"{self.path} is not a database of SQLite; it is left as it is, take another folder")
 
     def _open(self) -> None:
         for pragma in ("trusted_schema = OFF", "foreign_keys = ON", "synchronous = NORMAL"):

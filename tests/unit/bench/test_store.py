@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +100,18 @@ def test_a_store_of_an_earlier_version_is_brought_up(tmp_path: Path, monkeypatch
     with Store(tmp_path) as store:
         assert store.db.execute("PRAGMA user_version").fetchone() == (2,)
         assert store.db.execute("SELECT count(passes), count(*) FROM jobs").fetchone() == (0, len(plan.nodes))
+
+
+def test_opening_a_store_again_keeps_the_locks_of_those_who_have_it_open(plan: Any, tmp_path: Path) -> None:
+    """Another process that opens and closes the store must see that it is in use, and leave its log of writes alone.
+
+    A sweep's log was once taken away under it, and its database was damaged: closing any file handle of the database drops
+    every lock that the process has on it.
+    """
+    with Store(tmp_path) as first:
+        with Store(tmp_path) as second:
+            second.enter(plan)
+        look = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM jobs').fetchone(); c.close()"
+        subprocess.run([sys.executable, "-c", look, str(first.path)], check=True)
+        assert first.path.with_name(f"{first.path.name}-wal").exists()
+        assert first.db.execute("SELECT count(*) FROM jobs").fetchone()[0] == len(plan.nodes)
