@@ -184,7 +184,7 @@ def open_found(
         return adapt(open_program(where), card=card, **options).eval()
     if where.suffix == ".safetensors":
         return None
-    normalized = {k: options.pop(k) for k in ("mean", "std") if k in options}
+    normalized: dict[str, Any] = {k: options.pop(k) for k in ("mean", "std") if k in options}
     normalized = {k: v if isinstance(v, tuple) else (v,) for k, v in normalized.items()}
     model = open_checkpoint(where, card=card, normalized=normalized, tensors_only=tensors_only)
     if model is not None and options:
