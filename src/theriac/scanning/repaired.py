@@ -81,8 +81,8 @@ def scan_repair(before: nn.Module, after: nn.Module, rows: Split, run: Run | Non
     Args:
         before: The model that the repair was given.
         after: What it returned.
-        rows: Pictures that no attack has touched and the repair has not seen. A balanced half of them is scanned
-            with, and no more than a scan takes.
+        rows: Pictures that no attack has touched and the repair has not seen. As many as a scan takes are
+            scanned with, but of few rows only a half, so that others are left to count on.
         run: Device, precision, seeds.
 
     Raises:
@@ -98,7 +98,8 @@ def scan_repair(before: nn.Module, after: nn.Module, rows: Split, run: Run | Non
     run = as_run(run)
     if not isinstance(rows, Split) or rows.is_table:
         raise InputError("rows is no Split of pictures; models of tables are not scanned")
-    few = rows.sample(min(len(rows), max(len(rows) // 2, rows_for(rows.num_classes)), ROWS), seed=run.seed, stratified=True)
+    most = ROWS if len(rows) >= 1.5 * ROWS else max(len(rows) // 2, rows_for(rows.num_classes))
+    few = rows.sample(min(len(rows), most), seed=run.seed, stratified=True)
     first, second = (scan(model, few, run) for model in (before, after))
     if "patch" not in first.classes:
         return RepairScan(before=first, after=second)
