@@ -1,6 +1,6 @@
 """Sweeps: a spec, its plan, its store, who does the work, and what is shown of it."""
 
-from theriac.bench import zoo
+from theriac.bench import leaderboard, zoo
 from theriac.bench.plans import Plan, make_plan
 from theriac.bench.specs import Spec, read_spec
 from theriac.bench.statistics import Pair, compare, ranks, scores_of
@@ -20,6 +20,7 @@ __all__ = [
     "export",
     "forecast",
     "grouped",
+    "leaderboard",
     "make_plan",
     "ranks",
     "read_spec",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+
+import numpy as np
 
 from theriac.bench.tables import Group
 from theriac.core.errors import InputError
 
 LEVEL = 0.05
+
+Cell = str | tuple[str, str]  # an attack, or an attack and a repetition of it
+Scores = Mapping[str, Mapping[Cell, float | None]]  # by defense and cell; None where a cell has no result
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,7 @@ class Pair:
         difference: Median of first minus second.
         p: Two-sided p value of Wilcoxon's signed-rank test.
         adjusted: The same after Holm's correction for all pairs of the table.
+        left_out: How many cells were left out, because one of the two has no result there.
     """
 
     first: str
@@ -31,6 +37,7 @@ class Pair:
     difference: float
     p: float
     adjusted: float
+    left_out: int = 0
 
     @property
     def verdict(self) -> str:
@@ -54,32 +61,54 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def compare(scores: Mapping[str, Mapping[str, float]]) -> list[Pair]:
-    """Every pair of defenses over the attacks that both have a score for.
+def signed_ranks(changes: Sequence[float]) -> float:
+    """Exact two-sided p value of Wilcoxon's signed-rank test; zeros are dropped, equal sizes share their ranks.
+
+    All ways to give signs to the ranks are counted, from the smallest rank on, so ties need no approximation.
+
+    Example:
+        >>> signed_ranks([0.1, 0.2, 0.3, 0.4])
+        0.125
+    """
+    from scipy.stats import rankdata
+
+    moved = [change for change in changes if change]
+    if not moved:
+        return 1.0
+    ranks = [round(2 * rank) for rank in rankdata(np.abs(moved))]  # twice, so that shared ranks are whole numbers
+    chance = np.zeros(sum(ranks) + 1)
+    chance[0] = 1.0
+    for rank in ranks:
+        chance /= 2
+        chance[rank:] += chance[:-rank].copy()
+    positive = sum(rank for rank, change in zip(ranks, moved, strict=True) if change > 0)
+    return min(1.0, 2 * float(min(chance[: positive + 1].sum(), chance[positive:].sum())))
+
+
+def compare(scores: Scores) -> list[Pair]:
+    """Every pair of defenses over the cells that both have a score for; cells of one attack count once, by their mean.
 
     Args:
-        scores: For each defense, its mean over seeds for each attack.
+        scores: For each defense, its score in each cell.
 
     Returns:
-        Pairs in the order of ``scores``; pairs without an attack in common are left out.
+        Pairs in the order of ``scores``; pairs without a cell in common are left out.
     """
-    from scipy.stats import wilcoxon
-
     pairs = []
     for first, second in combinations(scores, 2):
-        shared = [attack for attack in scores[first] if attack in scores[second]]
+        mine, other = scores[first], scores[second]
+        shared = [cell for cell in mine if mine[cell] is not None and other.get(cell) is not None]
         if not shared:
             continue
-        changes = sorted(scores[first][attack] - scores[second][attack] for attack in shared)
-        moved = [change for change in changes if change]
-        p = float(wilcoxon(moved).pvalue) if moved else 1.0
+        one, two = _by_attack(mine, shared), _by_attack(other, shared)
+        changes = sorted(one[attack] - two[attack] for attack in one)
         median = (changes[(len(changes) - 1) // 2] + changes[len(changes) // 2]) / 2
-        pairs.append((first, second, len(shared), median, p))
-    adjusted = holm([pair[-1] for pair in pairs])
-    return [Pair(*pair, value) for pair, value in zip(pairs, adjusted, strict=True)]
+        pairs.append((first, second, len(changes), median, signed_ranks(changes), len({*mine, *other}) - len(shared)))
+    adjusted = holm([p for *_, p, _ in pairs])
+    return [Pair(*pair[:-1], value, pair[-1]) for pair, value in zip(pairs, adjusted, strict=True)]
 
 
-def ranks(scores: Mapping[str, Mapping[str, float]], *, high: bool = True) -> dict[str, float]:
+def ranks(scores: Scores, *, high: bool = True) -> dict[str, float]:
     """Mean rank of each defense over the attacks that all of them have a score for; 1 is best, ties share their ranks.
 
     Raises:
@@ -87,20 +116,48 @@ def ranks(scores: Mapping[str, Mapping[str, float]], *, high: bool = True) -> di
     """
     from scipy.stats import rankdata
 
-    shared = [attack for attack in next(iter(scores.values()), {}) if all(attack in row for row in scores.values())]
+    shared = common_cells(scores)
     if not shared:
         raise InputError("there is no attack that all defenses have a score for; ranks need at least one")
     sign = -1 if high else 1
-    table = [rankdata([sign * row[attack] for row in scores.values()]) for attack in shared]
+    means = [_by_attack(cells, shared) for cells in scores.values()]
+    table = [rankdata([sign * mean[attack] for mean in means]) for attack in means[0]]
     return {name: float(sum(line[i] for line in table) / len(table)) for i, name in enumerate(scores)}
 
 
-def scores_of(groups: Sequence[Group], name: str) -> dict[str, dict[str, float]]:
-    """Means over seeds of one number, for each defense and setting of attack (data, model, recipe and attack)."""
-    scores: dict[str, dict[str, float]] = {}
+def common_cells(scores: Scores) -> list[Cell]:
+    """Cells that all defenses have a score for."""
+    first = next(iter(scores.values()), {})
+    return [cell for cell in first if all(cells.get(cell) is not None for cells in scores.values())]
+
+
+def attacks_of(cells: Iterable[Cell]) -> list[str]:
+    """The attacks of some cells, each once."""
+    return list(dict.fromkeys(cell if isinstance(cell, str) else cell[0] for cell in cells))
+
+
+def _by_attack(scores: Mapping[Cell, float | None], cells: Sequence[Cell]) -> dict[str, float]:
+    """Mean of each attack over some of its cells."""
+    values: dict[str, list[float]] = {}
+    for cell in cells:
+        score = scores[cell]
+        assert score is not None  # the caller takes cells that have one
+        values.setdefault(cell if isinstance(cell, str) else cell[0], []).append(score)
+    return {attack: sum(numbers) / len(numbers) for attack, numbers in values.items()}
+
+
+def scores_of(groups: Sequence[Group], name: str) -> dict[str, dict[Cell, float | None]]:
+    """One number of each defended cell: by defense, and by setting of attack (data, model, recipe and attack) and seed.
+
+    A defense without any such number is left out.
+    """
+    scores: dict[str, dict[Cell, float | None]] = {}
     for group in groups:
-        value = group.over(name)
-        if group.role == "defended" and value is not None:
-            defense = " ".join(part for part in (group.defense, group.labels[5]) if part)
-            scores.setdefault(defense, {})[" / ".join(group.labels[:4])] = value.mean
-    return scores
+        if group.role != "defended":
+            continue
+        defense = " ".join(part for part in (group.defense, group.labels[5]) if part)
+        for row in group.rows:
+            value = row.get(name) if row["status"] == "done" else None
+            cell = (" / ".join(group.labels[:4]), f"{row['seed']}/{row['defense_seed']}")
+            scores.setdefault(defense, {})[cell] = None if value is None else float(value)
+    return {defense: cells for defense, cells in scores.items() if any(v is not None for v in cells.values())}

@@ -43,10 +43,12 @@ COLUMNS = (
     "versions",
     "warnings",
     "error",
+    "options",
     "key",
 )
 
 Row = dict[str, Any]
+_VICTIM = "(SELECT v.options FROM needs JOIN jobs v ON v.key = other WHERE needs.key = cells.key AND needs.place = 0)"
 
 
 def rows(store: Store, sweep: str | None = None, **wanted: str) -> list[Row]:
@@ -68,13 +70,14 @@ def rows(store: Store, sweep: str | None = None, **wanted: str) -> list[Row]:
     scores: dict[str, dict[tuple[str, str], tuple[int, int]]] = {}
     for key, stage, name, hits, total in store.db.execute("SELECT key, stage, name, hits, total FROM scores"):
         scores.setdefault(key, {})[stage, name] = (hits, total)
-    names = ("sweep", *LABELS, "role", "seed", "defense_seed", "key", "status", "result")
+    names = ("sweep", *LABELS, "role", "seed", "defense_seed", "key", "status", "result", "options")
     facts = ("seconds", "cpu_seconds", "peak_mb", "machine", "device", "precision", "versions", "error")
-    select = ", ".join([*(f"cells.{n}" for n in names[:10]), *(f"jobs.{n}" for n in (*names[10:], *facts))])
+    select = ", ".join([*(f"cells.{n}" for n in names[:10]), *(f"jobs.{n}" for n in (*names[10:], *facts)), _VICTIM])
     query = f"SELECT {select} FROM cells JOIN jobs USING (key) JOIN sweeps ON sweeps.name = sweep"
     query = query.replace("jobs.key", "cells.key") + " WHERE ? IS NULL OR sweep = ? ORDER BY sweeps.started, sweep, place"
     selected = [
-        _row(dict(zip((*names, *facts), values, strict=True)), scores) for values in store.db.execute(query, (sweep, sweep))
+        _row(dict(zip((*names, *facts, "victim"), values, strict=True)), scores)
+        for values in store.db.execute(query, (sweep, sweep))
     ]
     for label, value in wanted.items():
         known = {row[label] for row in selected}
@@ -86,6 +89,8 @@ def rows(store: Store, sweep: str | None = None, **wanted: str) -> list[Row]:
 
 def _row(row: Row, scores: Mapping[str, Mapping[tuple[str, str], tuple[int, int]]]) -> Row:
     result = json.loads(row.pop("result") or "{}")
+    # a repair's own options do not say how its victim was made
+    row["options"] = json.dumps({**json.loads(row.pop("victim") or "{}"), **json.loads(row["options"])}, sort_keys=True)
     counted = scores.get(row["key"], {})
     for name in RATES:
         after = counted.get(("after", name))
@@ -98,7 +103,7 @@ def _row(row: Row, scores: Mapping[str, Mapping[tuple[str, str], tuple[int, int]
     row |= {
         "der": result.get("der"),
         "outcome": outcome.get("status"),
-        "degenerate": "; ".join(result.get("degenerate") or ()),
+        "degenerate": " ".join(result.get("degenerate") or ()),
         "warnings": "; ".join(result.get("notes") or ()),
     }
     fairness = result.get("fairness") or {}
@@ -275,7 +280,7 @@ def _parquet(plain: Sequence[Row]) -> bytes:
 
     integers = ("seed", "defense_seed")
     texts = {*LABELS, "sweep", "role", "status", "outcome", "degenerate", "warnings", "error"}
-    texts |= {"machine", "device", "precision", "versions", "key"}
+    texts |= {"machine", "device", "precision", "versions", "options", "key"}
 
     def kind(name: str) -> Any:
         if name in texts:

@@ -11,16 +11,19 @@ from typing import Any
 
 import typer
 
-from theriac.bench import Forecast, Sweep, compare, grouped, ranks, scores_of
+from theriac.bench import Forecast, Sweep, compare, grouped, leaderboard, ranks, scores_of
+from theriac.bench.statistics import attacks_of, common_cells
 from theriac.bench.store import Store
 from theriac.bench.tables import SHOWN, Group, Row, in_words, interval, rows, summary
 from theriac.cli import _options as opt
 from theriac.cli import _show
+from theriac.core import check
 from theriac.core.errors import InputError, unknown
 from theriac.core.text import seconds
 from theriac.report.figures import write_figure
-from theriac.report.sweeps import Comparison, Number, SweepCell, write_sweep
+from theriac.report.sweeps import Comparison, Number, Published, SweepCell, write_sweep
 
+_ALARMS = 4  # cells whose trouble is said before a table, as on the page
 _MATRIX = (
     "victim",
     "defended",
@@ -42,6 +45,7 @@ def warn(text: str) -> None:
 
 def show_plan(forecast: Forecast, workers: int, *, as_json: bool) -> None:
     """What a sweep would do."""
+    check.integer("workers", workers, 1, 1024)
     plan, left = forecast.plan, forecast.left
     facts: dict[str, Any] = {
         "sweep": plan.spec.name,
@@ -122,6 +126,10 @@ def show_rows(results: Sequence[Row], *, as_json: bool) -> None:
     used = [i for i, name in enumerate(SHOWN) if len({line[i] for line in body}) > 1 or name in ("attack", "defense", "ACC %")]
     used.sort(key=lambda i: SHOWN[i] not in ("attack", "defense"))
     title = ", ".join(dict.fromkeys(line[0] for line in body)) or "no results"
+    broken = [cell for cell in map(_cell, groups) if cell.degenerate]
+    _show.alarm([f"{cell.name} ({cell.role}): {' '.join(cell.degenerate)}" for cell in broken[:_ALARMS]])
+    if len(broken) > _ALARMS:
+        _show.alarm([f"{len(broken) - _ALARMS:,} more cells mislead as well; the page names them"])
     _show.rows(title, [SHOWN[i] for i in used], [[line[i] for i in used] for line in body])
 
 
@@ -146,6 +154,7 @@ def write_page(store: Store, results: Sequence[Row], path: str | Path, option: s
         pictures=pictures,
         comparisons=[made for name in ("asr", "der") if (made := _comparison(groups, name)) is not None],
         fairness=[line for group in groups for line in _fairness(group)],
+        published=_published(results),
         troubles=troubles,
         option=option,
     )
@@ -181,10 +190,10 @@ def _comparison(groups: Sequence[Group], name: str) -> Comparison | None:
     scores = scores_of(groups, name)
     if len(scores) < 2:
         return None
-    shared = set.intersection(*(set(row) for row in scores.values()))
+    shared = attacks_of(common_cells(scores))
     return Comparison(
         quantity=name,
-        pairs=[(p.first, p.second, p.attacks, p.difference, p.adjusted, p.verdict) for p in compare(scores)],
+        pairs=[(p.first, p.second, p.attacks, p.left_out, p.difference, p.adjusted, p.verdict) for p in compare(scores)],
         ranks=ranks(scores, high=name != "asr") if shared else {},
         attacks=len(shared),
     )
@@ -220,19 +229,46 @@ def show_comparison(results: Sequence[Row], name: str, *, as_json: bool) -> None
     if len(scores) < 2:
         raise InputError(f"{len(scores)} defense(s) have {name}; a comparison needs at least two")
     pairs = compare(scores)
-    shared = set.intersection(*(set(row) for row in scores.values()))
+    shared = attacks_of(common_cells(scores))
     places = ranks(scores, high=name != "asr") if shared else {}
     if as_json:
         lines = [dataclasses.asdict(pair) | {"verdict": pair.verdict} for pair in pairs]
         _show.as_json({"number": name, "pairs": lines, "ranks": places})
         return
-    body = [[p.first, p.second, f"{p.attacks}", f"{p.difference:+.3f}", f"{p.adjusted:.3f}", p.verdict] for p in pairs]
-    head = ["first", "second", "attacks", "median difference", "p (Holm)", "verdict"]
+    body = [
+        [p.first, p.second, f"{p.attacks}", f"{p.left_out}", f"{p.difference:+.3f}", f"{p.adjusted:.3f}", p.verdict]
+        for p in pairs
+    ]
+    head = ["first", "second", "attacks", "cells left out", "median difference", "p (Holm)", "verdict"]
     _show.rows(f"{name}: Wilcoxon's signed ranks over attacks", head, body)
+    if any(p.left_out for p in pairs):
+        _show.tell("a cell (attack and seed) is left out of a pair where one of the two has no result yet, or failed")
+    if len(pairs) < len(scores) * (len(scores) - 1) // 2:
+        _show.tell("pairs without a cell in common are not shown")
     if places:
         order = sorted(places, key=places.__getitem__)
         title = f"mean rank over {len(shared)} attacks, 1 is best"
         _show.rows(title, ["defense", "rank"], [[defense, f"{places[defense]:.2f}"] for defense in order])
+
+
+def show_leaderboard(results: Sequence[Row], out: str | None, *, as_json: bool) -> None:
+    """Published numbers beside measured ones, as a table, a file or JSON."""
+    lines = leaderboard.beside(leaderboard.trials_of(results))
+    if out is not None:
+        tell_written(leaderboard.write_leaderboard(lines, out))
+    elif as_json:
+        _show.as_json([leaderboard.line_facts(line) for line in lines])
+    else:
+        table = leaderboard.table(lines)
+        _show.rows("published numbers and those measured here", table.head, table.lines)
+        for text in table.notes:
+            _show.tell(text)
+
+
+def _published(results: Sequence[Row]) -> Published | None:
+    """The section of published numbers; None if no method with such numbers was measured."""
+    table = leaderboard.table(leaderboard.beside(leaderboard.trials_of(results)))
+    return Published(head=table.head, lines=table.lines, notes=table.notes) if table.lines else None
 
 
 def show_collected(gone: Mapping[str, int], *, as_json: bool) -> None:

@@ -24,6 +24,9 @@ def results(
     compare: Annotated[
         str | None, typer.Option("--compare", help="Compare defenses over attacks by this number: acc, asr, ra or der.")
     ] = None,
+    leaderboard: Annotated[
+        bool, typer.Option("--leaderboard", help="Published numbers beside these, with verdicts; --out: .md, .jsonl.")
+    ] = False,
     page: Annotated[str | None, typer.Option("--page", help="HTML file to write: matrices, triggers and every cell.")] = None,
     figure: Annotated[str | None, typer.Option("--figure", help="Figure of the matrix to write: .svg, .pdf or .png.")] = None,
     number: Annotated[str, typer.Option("--number", help="What --figure shows: asr, acc, ra, der or seconds.")] = "asr",
@@ -47,6 +50,9 @@ def results(
             return
     if figure is not None:
         _sweeps.tell_written(_sweeps.write_figure_of(rows, figure, number))
+        return
+    if leaderboard:
+        _sweeps.show_leaderboard(rows, out, as_json=as_json)
         return
     if compare is not None:
         _sweeps.show_comparison(rows, compare, as_json=as_json)

@@ -107,15 +107,31 @@ class Comparison:
 
     Args:
         quantity: Name of the number.
-        pairs: First and second defense, attacks in common, median difference, p value after Holm's correction, verdict.
+        pairs: First and second defense, attacks in common, cells left out because one of the two lacks a result, median
+            difference, p value after Holm's correction, verdict.
         ranks: Mean rank of each defense; empty if there is no attack that all were tried on.
         attacks: How many attacks the ranks are over.
     """
 
     quantity: str
-    pairs: Sequence[tuple[str, str, int, float, float, str]]
+    pairs: Sequence[tuple[str, str, int, int, float, float, str]]
     ranks: Mapping[str, float] = field(default_factory=dict)
     attacks: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A table of published numbers beside measured ones.
+
+    Args:
+        head: Names of its columns.
+        lines: Texts of its rows.
+        notes: What holds for all of them, and how verdicts are made.
+    """
+
+    head: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    notes: Sequence[str]
 
 
 def write_sweep(
@@ -126,6 +142,7 @@ def write_sweep(
     pictures: Mapping[str, bytes] | None = None,
     comparisons: Sequence[Comparison] = (),
     fairness: Sequence[tuple[str, ...]] = (),
+    published: Published | None = None,
     troubles: Sequence[tuple[str, str]] = (),
     option: str = "--page",
 ) -> Path:
@@ -138,6 +155,7 @@ def write_sweep(
         pictures: PNG files of triggers, by data and attack in words.
         comparisons: Statistics of defenses.
         fairness: Lines of debiased models: setting, method, seeds, figure, before, after.
+        published: What others published beside what is here; None without it.
         troubles: Failed jobs and refused pairings, each with its reason.
         option: What names the file, for messages.
 
@@ -165,6 +183,7 @@ def write_sweep(
             pictures=sources,
             comparisons=[_compared(c) for c in comparisons],
             fairness=fairness,
+            published=published,
             head=("attack", "defense", "setting", "role", "seeds", *(q.short for q in QUANTITIES), "where", "keys"),
             every=[_line(cell, named) for cell in cells],
             environments=[(short, long) for long, short in named.items() if long],
@@ -408,7 +427,7 @@ def _controls(cells: Sequence[SweepCell]) -> list[tuple[str, ...]]:
             (
                 cell.defense,
                 cell.setting,
-                "" if acc is None else _told(acc, QUANTITIES[1]),
+                "" if acc is None else _worded(acc, QUANTITIES[1]),
                 mean,
                 "" if worst is None else f"{100 * rates[worst]:.1f} ({worst})",
             )
@@ -435,8 +454,8 @@ def _costs(cells: Sequence[SweepCell]) -> list[dict[str, Any]]:
 def _compared(comparison: Comparison) -> dict[str, Any]:
     quantity = next(q for q in QUANTITIES if q.name == comparison.quantity)
     pairs = [
-        (first, second, str(attacks), f"{100 * difference:+.1f}".replace("-", "−"), f"{p:.3f}", verdict)
-        for first, second, attacks, difference, p, verdict in comparison.pairs
+        (first, second, str(attacks), str(left_out), f"{100 * difference:+.1f}".replace("-", "−"), f"{p:.3f}", verdict)
+        for first, second, attacks, left_out, difference, p, verdict in comparison.pairs
     ]
     different = sum(verdict != "not distinguishable" for *_, verdict in comparison.pairs)
     places = sorted(comparison.ranks.items(), key=lambda item: item[1])
@@ -449,7 +468,7 @@ def _compared(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _told(number: Number, quantity: Quantity) -> str:
+def _worded(number: Number, quantity: Quantity) -> str:
     text, ends = _figure(number.mean, quantity), _ends(number, quantity)
     if number.basis == "seeds":
         return f"{text} ({ends})"
@@ -457,7 +476,7 @@ def _told(number: Number, quantity: Quantity) -> str:
 
 
 def _line(cell: SweepCell, named: Mapping[str, str]) -> list[str]:
-    numbers = [_told(cell.numbers[q.name], q) if q.name in cell.numbers else "" for q in QUANTITIES]
+    numbers = [_worded(cell.numbers[q.name], q) if q.name in cell.numbers else "" for q in QUANTITIES]
     role = f"{cell.role} †" if cell.degenerate else cell.role
     seeds = f"{cell.seeds[0]}" if cell.seeds[0] == cell.seeds[1] else f"{cell.seeds[0]} of {cell.seeds[1]}"
     where = named[cell.environment] if cell.environment else ""

@@ -3,17 +3,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from theriac.bench import run
-from theriac.bench.statistics import compare, holm, ranks, scores_of
+from theriac.bench.statistics import Cell, compare, holm, ranks, scores_of, signed_ranks
 from theriac.bench.tables import Group
 from theriac.cli.main import app
 from theriac.core.errors import InputError
 
 
-def table(**rows: list[float]) -> dict[str, dict[str, float]]:
+def table(**rows: list[float]) -> dict[str, dict[Cell, float | None]]:
     return {name: {f"attack {i}": value for i, value in enumerate(values)} for name, values in rows.items()}
 
 
@@ -54,11 +55,40 @@ def test_ranks_by_hand() -> None:
         ranks({"a": {"x": 1.0}, "b": {"y": 1.0}})
 
 
-def test_scores_are_means_over_seeds() -> None:
-    done = [{"status": "done", "der": value} for value in (0.5, 0.7)]
+def test_scores_are_by_attack_and_seed() -> None:
+    made = [{"status": "done", "der": value, "seed": i, "defense_seed": None} for i, value in enumerate((0.5, 0.7))]
+    made.append({"status": "failed", "der": None, "seed": 2, "defense_seed": None})
     labels = ("digits", "mlp", "adam", "patch", "repair", "5 %")
-    groups = [Group(labels, "defended", done), Group(labels, "victim", done)]
-    assert scores_of(groups, "der") == {"repair 5 %": {"digits / mlp / adam / patch": pytest.approx(0.6)}}
+    groups = [
+        Group(labels, "defended", made),
+        Group(labels, "victim", made),
+        Group((*labels[:4], "other", ""), "defended", made[2:]),
+    ]
+    patch = "digits / mlp / adam / patch"
+    assert scores_of(groups, "der") == {"repair 5 %": {(patch, "0/None"): 0.5, (patch, "1/None"): 0.7, (patch, "2/None"): None}}
+
+
+def test_gaps_are_left_out_of_both_and_counted() -> None:
+    """On p only seed 0 is in both: 0.2 against 0.1. On q both seeds are: means 0.5 and 0.2. On r the second has nothing."""
+    first: dict[Cell, float | None] = {("p", "0"): 0.2, ("p", "1"): 0.9, ("q", "0"): 0.4, ("q", "1"): 0.6, ("r", "0"): 1.0}
+    second: dict[Cell, float | None] = {("p", "0"): 0.1, ("p", "1"): None, ("q", "0"): 0.1, ("q", "1"): 0.3}
+    (pair,) = compare({"a": first, "b": second})
+    assert (pair.attacks, pair.left_out) == (2, 2)
+    assert pair.difference == pytest.approx((0.1 + 0.3) / 2)
+    assert ranks({"a": first, "b": second}, high=False) == {"a": 2.0, "b": 1.0}
+    assert compare({"a": {("p", "0"): 0.1}, "b": {("p", "1"): 0.1}}) == []
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_signed_ranks_are_those_of_another_library(ties: bool) -> None:
+    from scipy.stats import wilcoxon
+
+    draw = np.random.default_rng(0)
+    for number in (2, 5, 9):
+        changes = draw.normal(size=number).round(1 if ties else 9)
+        assert signed_ranks(list(changes)) == pytest.approx(wilcoxon(changes[changes != 0]).pvalue)
+    assert signed_ranks([0.0, 0.0]) == 1.0
+    assert signed_ranks([1.0] * 60) == pytest.approx(2 / 2**60)  # as quick for many attacks
 
 
 def test_the_command_compares(people: Path, tmp_path: Path) -> None:
@@ -79,6 +109,10 @@ def test_the_command_compares(people: Path, tmp_path: Path) -> None:
     assert [pair["verdict"] for pair in report["pairs"]] == ["not distinguishable"]
     assert sum(report["ranks"].values()) == 3
     assert "longer" in CliRunner().invoke(app, ["results", str(tmp_path), "--compare", "der"]).output
+    assert report["pairs"][0]["left_out"] == 0
+    run({**spec, "seeds": [0, 1], "limits": {"seconds": 1e-9}}, tmp_path, quiet=True, say=lambda _: None)  # seed 1 fails
+    again = CliRunner().invoke(app, ["results", str(tmp_path), "--compare", "asr", "--json"])
+    assert [pair["left_out"] for pair in json.loads(again.stdout)["pairs"]] == [1]
     wrong = CliRunner().invoke(app, ["results", str(tmp_path), "--compare", "speed"])
     assert wrong.exit_code == 2
     assert "unknown --compare 'speed'" in wrong.output
