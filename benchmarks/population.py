@@ -40,20 +40,20 @@ import theriac.scanning
 from theriac.core.files import read_json, write_atomically, write_json
 from theriac.core.method import create
 from theriac.metrics import brier, detection
-from theriac.models import Builder, make
+from theriac.models import Builder, make, run_over
 from theriac.scanning import calibration
-from theriac.scanning.behavior import look_at_behavior
+from theriac.scanning.behavior import ROWS, look_at_behavior
 from theriac.scanning.weights import look_at_weights
 from theriac.training import Batch, cross_entropy_step, loop, recipe
 
 PLAN = Path(__file__).resolve().parent / "plans" / "population.yaml"
 AXES = ("set", "model", "recipe", "seed", "attack", "rate", "train", "control")
 SHIPPED = Path(theriac.scanning.__file__).with_name("calibration.json")
-FITTED = ("badnets", "blended")  # attacks of the fitted part
-WORKS = 0.5  # attack success from which on a network counts as backdoored
-STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0)  # inverse of the penalty; chosen on the fitted part
+FITTED = ("badnets", "blended", "tact", "wanet")  # attacks of the fitted part
+WORKS = 0.5  # attack success, less what goes to the target without the trigger, from which on a network counts as backdoored
+STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # inverse of the penalty; chosen on the fitted part
 WEIGHTS = ("channel_peak", "head_sum", "head_length", "head_peak", "head_bias", "probe_share")
-BEHAVIOR = ("patch_ratio", "perturbation_gap", "shift_ratio", "together", "lead", "noise_top", "blend_top", "patched_top")
+BEHAVIOR = ("excess", "patch_lead")
 ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "badnets_all_to_all": ("badnets", {"mode": "all_to_all"}),
     "badnets_checker": ("badnets", {"pattern": "checker", "side": 3, "margin": 1}),
@@ -63,6 +63,7 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "sig_strong": ("sig", {"delta": 80.0}),
     "wanet_strong": ("wanet", {"strength": 1.0, "cross_ratio": 0.5}),
     "wanet_4": ("wanet", {"strength": 4.0, "cross_ratio": 1.0}),
+    "tact_covered": ("tact", {"cover_rate": 0.05}),
     "input_aware": ("input_aware", {"mask_epochs": 0}),
 }
 
@@ -143,6 +144,26 @@ def even_head_step(model: nn.Module, batch: Batch) -> Any:
     return F.cross_entropy(model(batch.x), batch.y) + 1.0 * uneven
 
 
+def attack_of(job: dict[str, Any], classes: int) -> Any:
+    """The attack of a job, whose target is its seed modulo the number of classes."""
+    name, options = ATTACKS.get(job["attack"], (job["attack"], {}))
+    target = {} if options.get("mode") else {"target": job["seed"] % classes}
+    return create("attack", name, poison_rate=job["rate"], **target, **options)
+
+
+def without_trigger(job: dict[str, Any], model: nn.Module, test: th.Split) -> float | None:
+    """The share of the rows that attack success is counted on that go to the target without the trigger.
+
+    A network that lost the source class reaches full "success" with no trigger at all. None where there is no one target.
+    """
+    attack = attack_of(job, test.num_classes)
+    if not isinstance(getattr(attack, "target", None), int) or getattr(attack, "mode", "all_to_one") != "all_to_one":
+        return None
+    sources = torch.tensor(getattr(attack, "sources", range(test.num_classes)))
+    counted = torch.isin(test.y, sources) & (test.y != attack.target)
+    return float((run_over(model, test, run=th.Run(quiet=True)).argmax(1).cpu() == attack.target)[counted].float().mean())
+
+
 def trained(job: dict[str, Any], plan: dict[str, Any], data: th.Data) -> tuple[nn.Module, Any]:
     run = th.Run(seed=job["seed"], quiet=True)
     spec = plan["models"][job["model"]]
@@ -150,9 +171,7 @@ def trained(job: dict[str, Any], plan: dict[str, Any], data: th.Data) -> tuple[n
     split: Any = data.train
     planted = None
     if "attack" in job:
-        name, options = ATTACKS.get(job["attack"], (job["attack"], {}))
-        target = {} if options.get("mode") else {"target": job["seed"] % data.train.num_classes}
-        attack: Any = create("attack", name, poison_rate=job["rate"], **target, **options)
+        attack = attack_of(job, data.train.num_classes)
         if attack.trains:
             victim = attack.train(build, split, run, chosen)
             return victim.model, victim.planted
@@ -202,46 +221,49 @@ def train_all(plan: dict[str, Any], paths: dict[str, str], runs: Path, seconds: 
 
 
 def measure_all(plan: dict[str, Any], paths: dict[str, str], runs: Path, again: bool = False) -> None:
-    """Take the measurements of a scan of each network that is there, on rows of its test set.
+    """Take the measurements of a scan of each network that is there, on rows of its test set; ``again`` renews known ones.
 
-    With ``again``, the weights of those in the table are measured once more, and what the plan says about them is renewed.
+    Networks that are neither benign nor backdoored are recorded without measurements.
     """
     table, loaded = Table.of("population"), dict[str, th.Data]()
     for job, folder in each_model(runs, plan):
-        record = table.get(job["key"])
-        if record is not None and again:
-            model = th.load_model(folder)
-            weights = look_at_weights(model, model.card.shape)
-            features = {**record["features"], **{k: round(v, 5) for k, v in weights.features.items()}}
-            seconds = {**record["seconds"], "weights": round(weights.seconds, 4)}
-            table.put(job["key"], {**record, **job, "features": features, "seconds": seconds})
-        if record is not None:
+        if job["key"] in table and not again:
             continue
         if job["set"] not in loaded:
             loaded[job["set"]] = data_of(job["set"], plan, paths)
-        model, made = th.load_model(folder), read_json(folder / "run.json")
-        weights = look_at_weights(model, model.card.shape)
-        behavior = look_at_behavior(model, loaded[job["set"]].test, th.Run(quiet=True))
+        model, made, rows = th.load_model(folder), read_json(folder / "run.json"), loaded[job["set"]].test
         figures = made["figures"]
-        record = {
+        natural = without_trigger(job, model, rows) if "attack" in job else None
+        record: dict[str, Any] = {
             **job,
             "acc": round(figures["acc"]["value"], 4),
             "asr": None if figures.get("asr") is None else round(figures["asr"]["value"], 4),
+            "without_trigger": None if natural is None else round(natural, 4),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "features": {k: round(v, 5) for k, v in {**weights.features, **behavior.features}.items()},
-            "seconds": {"weights": round(weights.seconds, 4), "behavior": round(behavior.seconds, 2)},
             "machine": machine(),
             "command": "python benchmarks/population.py measure",
         }
+        if truth(record) is not None:
+            record |= measured(model, rows)
         table.put(job["key"], record)
-        print(job["key"], record["seconds"], flush=True)
+        print(job["key"], record.get("seconds"), flush=True)
+
+
+def measured(model: nn.Module, rows: th.Split) -> dict[str, Any]:
+    """What a scan measures of a model, and how long: seconds of the clock for weights, of the processor for behavior."""
+    weights, began = look_at_weights(model, rows.card.shape), time.process_time()
+    behavior = look_at_behavior(model, rows, th.Run(quiet=True, precision="fp32"))
+    return {
+        "features": {k: round(v, 5) for k, v in {**weights.features, **behavior.features}.items()},
+        "seconds": {"weights": round(weights.seconds, 4), "behavior": round(time.process_time() - began, 2)},
+    }
 
 
 def truth(record: dict[str, Any]) -> bool | None:
-    """Whether a network is backdoored; None where the attack was too weak to tell."""
+    """Whether a network is backdoored; None where the trigger adds too little to what happens without it."""
     if "attack" not in record:
         return False
-    return True if record["asr"] >= WORKS else None
+    return True if record["asr"] - (record["without_trigger"] or 0.0) >= WORKS else None
 
 
 def odds(model: Any, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -309,10 +331,10 @@ def fit_all(out: Path) -> None:
     """Fit on the part ``fit``, choose strength and thresholds there by leaving one network out, report on the part ``held``."""
     records = [r for r in Table.of("population") if truth(r) is not None]
     weak = [r["key"] for r in Table.of("population") if truth(r) is None]
-    part = {name: [r for r in records if r["part"] == name] for name in ("fit", "held")}
+    part = {name: [r for r in records if r["part"] == name] for name in ("fit", "held", "fresh")}
     shipped: dict[str, Any] = {"version": 1}
     shown: dict[str, Any] = {}
-    for which, names in (("weights", WEIGHTS), ("behavior", WEIGHTS + BEHAVIOR)):
+    for which, names in (("weights", WEIGHTS), ("behavior", BEHAVIOR)):
         x, y = ({k: np.array([f(r) for r in v]) for k, v in part.items()} for f in (features_of(names), truth))
         y = {k: v.astype(int) for k, v in y.items()}
         losses = {c: brier(torch.tensor(left_out(x["fit"], y["fit"], c)), torch.tensor(y["fit"] == 1)) for c in STRENGTHS}
@@ -320,12 +342,11 @@ def fit_all(out: Path) -> None:
         inner = left_out(x["fit"], y["fit"], c)
         low, high = thresholds(inner, y["fit"])
         scaler, logistic = model = fitted(x["fit"], y["fit"], c)
-        chances = odds(model, x["held"])
-        words = words_of(which, model, x["held"], chances, (low, high))
+        chances = {name: odds(model, x[name]) for name in ("held", "fresh")}
+        words = {name: words_of(which, model, x[name], chances[name], (low, high)) for name in chances}
         held = part["held"]
         subsets = {
             "held_out": [True for _ in held],
-            "held_out_first": [r["round"] == 1 for r in held],
             "held_out_known": ["attack" not in r or known(r) for r in held],
             "held_out_other": ["attack" not in r or not known(r) for r in held],
         }
@@ -338,17 +359,18 @@ def fit_all(out: Path) -> None:
             "thresholds": [low, high],
             "strength": c,
             "left_one_out": figures_of(inner, y["fit"], words_of(which, model, x["fit"], inner, (low, high))),
-            **{k: figures_of(chances[rows], y["held"][rows], words[rows]) for k, rows in subsets.items()},
+            **{k: figures_of(chances["held"][rows], y["held"][rows], words["held"][rows]) for k, rows in subsets.items()},
+            "fresh": figures_of(chances["fresh"], y["fresh"], words["fresh"]),
         }
-        shown[which] = (chances, y["held"], part["held"])
+        shown[which] = tuple(np.concatenate([values["held"], values["fresh"]]) for values in (chances, y))
     sizes = [r["parameters"] for r in part["fit"]]
-    shipped["range"] = {"side": [8, 16], "classes": [5, 10], "parameters": [min(sizes), max(sizes)]}
+    shipped["range"] = {"side": [8, 16], "classes": [5, 10], "parameters": [min(sizes), max(sizes)], "rows": ROWS}
     shipped["provenance"] = {
         "made_by": "python benchmarks/population.py fit",
         "plan": "benchmarks/plans/population.yaml",
         "table": "benchmarks/results/population.jsonl",
         "fitted_on": {"benign": int((y["fit"] == 0).sum()), "poisoned": int((y["fit"] == 1).sum())},
-        "left_out_as_too_weak": weak,
+        "left_out": weak,
     }
     write_json(out, shipped)
     plot(shown, RESULTS / "population.svg")
@@ -369,7 +391,7 @@ def plot(shown: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(4.2, 4.2))
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     for which, mark in (("weights", "o"), ("behavior", "s")):
-        chances, y, _ = shown[which]
+        chances, y = shown[which]
         bins = np.minimum((5 * chances).astype(int), 4)
         points = [
             (chances[bins == k].mean(), y[bins == k].mean(), int((bins == k).sum())) for k in range(5) if (bins == k).any()
@@ -378,11 +400,15 @@ def plot(shown: dict[str, Any], path: Path) -> None:
             [p[0] for p in points],
             [p[1] for p in points],
             mark + "-",
-            label=f"weights{' and behavior' * (which == 'behavior')}",
+            label=which,
         )
         for a, b, n in points:
             axes.annotate(str(n), (a, b), textcoords="offset points", xytext=(5, 5), fontsize=8)
-    axes.set(xlabel="probability (mean of the bin)", ylabel="share that is poisoned", title="Reliability, held-out networks")
+    axes.set(
+        xlabel="probability (mean of the bin)",
+        ylabel="share that is poisoned",
+        title="Reliability, held-out and fresh networks",
+    )
     axes.legend(frameon=False)
     write_atomically(path, lambda t: figure.savefig(t, format="svg", bbox_inches="tight", metadata={"Date": None}))
 
@@ -393,7 +419,7 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, default=PLAN)
     parser.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--runs", type=Path, default=Path("runs/population"))
-    parser.add_argument("--again", action="store_true", help="measure: the weights of all networks once more")
+    parser.add_argument("--again", action="store_true", help="measure: all networks once more")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no network after this time")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="where the fitted model goes")
     args = parser.parse_args()

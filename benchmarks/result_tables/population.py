@@ -12,65 +12,74 @@ from table import RESULTS, Record, Table
 from theriac.report.cards import grid
 from theriac.scanning.calibration import calibration, judge, word
 
-RESTS = {"weights": "weights", "behavior": "weights and behavior"}
+RESTS = {"weights": "weights", "behavior": "behavior"}
 PARTS = {
     "left_one_out": "fitted part, each network left out once",
+    "fresh": "fresh",
     "held_out": "held out, all",
-    "held_out_known": "held out, BadNets and Blended",
+    "held_out_known": "held out, attacks of the fitted part",
     "held_out_other": "held out, other attacks",
-    "held_out_first": "held out, round 1",
 }
 WORDS = ("clean", "suspicious", "backdoored", "abstains")
 GOAL = 0.95
 
 
 def page(results: Path = RESULTS) -> str:
-    """AUROC, caught ones, verdicts and times; then every held-out network."""
+    """AUROC, caught ones, verdicts and times; then every network that the scan was not fitted on."""
     records = list(Table.of("population", results))
     shipped = calibration()
-    weak = shipped["provenance"]["left_out_as_too_weak"]
-    held = [r for r in records if r["part"] == "held" and r["key"] not in weak]
+    weak = shipped["provenance"]["left_out"]
+    counted = [r for r in records if r["key"] not in weak]
+    held, fresh = ([r for r in counted if r["part"] == part] for part in ("held", "fresh"))
+    both = held + fresh
     fitted = shipped["provenance"]["fitted_on"]
-    seconds = {part: statistics.median(r["seconds"][part] for r in records) for part in RESTS}
+    seconds = {part: statistics.median(r["seconds"][part] for r in counted) for part in RESTS}
     head = ("rests on", "networks (benign + backdoored)", "AUROC (95 %)", "caught at 1 % FPR", "at 5 % FPR", "Brier")
     body = [_figures(RESTS[which], PARTS[part], shipped[which][part]) for which in RESTS for part in PARTS]
     verdicts = [_verdicts(PARTS[part], shipped["behavior"][part]) for part in PARTS]
-    kinds = sorted({_kind(r) for r in held})
-    by_kind = [_by_kind(kind, [r for r in held if _kind(r) == kind]) for kind in kinds]
+    kinds = sorted({_kind(r) for r in both})
+    by_kind = [_by_kind(kind, [r for r in both if _kind(r) == kind]) for kind in kinds]
     machine = records[0]["machine"]
-    all_held, other = shipped["behavior"]["held_out"], shipped["behavior"]["held_out_other"]
-    first = shipped["behavior"]["held_out_first"]
-    low, high = shipped["behavior"]["thresholds"]
-    missed = "is missed" if all_held["auroc"] < GOAL else "is reached"
-    attacks = sorted({r["attack"].replace("_", " ") for r in held if "attack" in r})
+    figures = shipped["behavior"]
+    low, high = figures["thresholds"]
+    missed = "is missed" if figures["fresh"]["auroc"] < GOAL else "is reached"
     return (
         "# Scan, on networks that it was not fitted on\n\n"
-        f"With clean pictures, the held-out AUROC is {_area(all_held)}: the goal of {GOAL} {missed}. On attacks that the "
-        f"fitted part does not have it is {_area(other)}. {_weakest(held)}\n\n"
-        f"Fitted on {fitted['benign']} benign and {fitted['poisoned']} backdoored networks (BadNets and Blended alone; digits, "
-        "and CIFAR-10's first five classes at 16 x 16 pixels); strength and thresholds were chosen there. Held out are "
-        f"{all_held['clean']} benign and {all_held['poisoned']} backdoored networks ({', '.join(attacks)}), among them "
-        "attackers who train flat (sam) or even out the head, a wider network, another set (Fashion-MNIST at 14 x 14 pixels) "
-        "and controls of benign training that the fitted part does not have ([plan](../plans/population.yaml)). The groups of "
-        f"rounds 2 and 3 were added after results were seen. Of the first round, all {first['poisoned']} held-out positives "
-        "that took are BadNets and Blended; fitted on the first round alone, it gave AUROC 0.947 (0.724 to 0.991), which said "
-        "nothing about other attacks.\n\n"
+        f"With clean pictures, the AUROC on fresh networks is {_area(figures['fresh'])}: the goal of {GOAL} {missed}. Fresh "
+        "ones were measured once, after everything was settled on the fitted part. On the older held-out part, whose networks "
+        f"were seen by earlier versions of the scan, it is {_area(figures['held_out'])}, and on those of its attacks that the "
+        f"fitted part does not have {_area(figures['held_out_other'])}. {_weakest(both)}\n\n"
+        f"Fitted on {fitted['benign']} benign and {fitted['poisoned']} backdoored networks (BadNets, Blended, WaNet and TaCT; "
+        "digits, and CIFAR-10's first five classes at 16 x 16 pixels); figures, strength and thresholds were chosen there. "
+        f"Held out are {figures['held_out']['clean']} benign and {figures['held_out']['poisoned']} backdoored networks "
+        f"({_attacks(held)}), among them attackers who train flat (sam) or even out the head, a wider network, another set "
+        "(Fashion-MNIST at 14 x 14 pixels) and controls of benign training that the fitted part does not have; fresh are "
+        f"{figures['fresh']['clean']} and {figures['fresh']['poisoned']} ({_attacks(fresh)}; "
+        "[plan](../plans/population.yaml)). Rounds 2 and 3 were added after earlier results were seen. "
+        "The version before this one, without a repaired twin, had a held-out AUROC of 0.817 (0.69 to 0.89) and caught 13 of "
+        "43 at 1 % FPR; two of the 43, with TaCT, are not counted any more: their networks had lost the source class, so that "
+        "all of its rows went to the target without a trigger.\n\n"
         "The probability is for as many backdoored as benign networks (`--prior` says another share). "
         f'"Suspicious" begins at {low:.3f} and "backdoored" at {high:.2f}; '
         "by weights alone the scan abstains.\n\n"
         "Made by `python benchmarks/make_tables.py` from `population.jsonl` (`python benchmarks/population.py`) with the "
-        f"logistic model that is shipped. One seed each, fp32, torch {machine['torch']}. {len(weak)} attacked networks with an "
-        "attack success below 50 % are left out, being neither benign nor backdoored.\n\n"
+        f"logistic model that is shipped. One seed each, fp32, torch {machine['torch']}, 200 clean rows. {len(weak)} attacked "
+        "networks whose trigger sends less than 50 % of the rows to its target beyond those that go there without it are left "
+        "out, being neither benign nor backdoored.\n\n"
         f"{grid(head, body)}\n\n"
         f"Verdicts with clean pictures ({' / '.join(WORDS)}); without them every scan abstains:\n\n"
         f"{grid(('networks', 'benign', 'backdoored'), verdicts)}\n\n"
-        f"Median time of a network: weights {1000 * seconds['weights']:.0f} ms, behavior {seconds['behavior']:.1f} s, on one "
-        "thread of a loaded machine. Reliability: [population.svg](population.svg).\n\n"
-        "## By kind, held out\n\n"
+        f"Median time of a network: weights {1000 * seconds['weights']:.0f} ms (on a loaded machine), behavior "
+        f"{seconds['behavior']:.1f} s of one processor. Reliability: [population.svg](population.svg).\n\n"
+        "## By kind, held out and fresh\n\n"
         f"{grid(('networks', 'count', 'verdicts', 'mean probability'), by_kind)}\n\n"
-        "## Each network, held out\n\n"
-        f"{grid(('network', 'round', 'accuracy', 'attack success', 'by weights', 'and behavior'), [_line(r) for r in held])}\n"
+        "## Each network, held out and fresh\n\n"
+        f"{grid(('network', 'round', 'accuracy', 'attack success', 'probability'), [_line(r) for r in both])}\n"
     )
+
+
+def _attacks(records: list[Record]) -> str:
+    return ", ".join(sorted({r["attack"].replace("_", " ") for r in records if "attack" in r}))
 
 
 def _area(figures: dict[str, Any]) -> str:
@@ -78,18 +87,20 @@ def _area(figures: dict[str, Any]) -> str:
     return f"{figures['auroc']:.3f} (95 % interval {low:.2f} to {high:.2f})"
 
 
-def _weakest(held: list[Record]) -> str:
+def _weakest(records: list[Record]) -> str:
     """Which backdoored networks are called clean, and which benign ones are not, by kind."""
     missed = collections.Counter(
-        _kind(r).replace("_", " ") for r in held if "attack" in r and _word(r) in ("clean", "abstains")
+        _kind(r).replace("_", " ") for r in records if "attack" in r and _word(r) in ("clean", "abstains")
     )
     alarms = collections.Counter(
-        _kind(r).replace("_", " ") for r in held if "attack" not in r and _word(r) not in ("clean", "abstains")
+        _kind(r).replace("_", " ") for r in records if "attack" not in r and _word(r) not in ("clean", "abstains")
     )
     parts = [
         "; ".join(f"{kind} ({count})" for kind, count in sorted(counted.items())) or "none" for counted in (missed, alarms)
     ]
-    return f"Backdoored networks that it misses: {parts[0]}. Benign networks that it calls suspicious: {parts[1]}."
+    return (
+        f"Backdoored networks that it misses: {parts[0]}. Benign networks that it calls suspicious or backdoored: {parts[1]}."
+    )
 
 
 def _word(record: Record) -> str:
@@ -131,10 +142,9 @@ def _line(r: Record) -> tuple[str, ...]:
     asr = "" if r["asr"] is None else f"{100 * r['asr']:.0f} %"
     acc = f"{100 * r['acc']:.0f} %"
     return (
-        r["key"].removeprefix("held-"),
+        r["key"],
         str(r["round"]),
         acc,
         asr,
-        f"{chance(r, 'weights'):.2f}",
         f"{chance(r, 'behavior'):.2f}",
     )

@@ -2,9 +2,12 @@
 
 * **BackdoorBench** (``attack_result.pt``, ``defense_result.pt``): a dict with ``model_name``, ``num_classes``, the state dict
   under ``model``, ``img_size``, ``clean_data`` (a name) and the poisoned sets. Read: an earlier version of its saving code.
-* **BackdoorBox** (``ckpt_epoch_N.pth``): a bare state dict. Read: its ResNet, whose names are those of common checkpoints.
+* **BackdoorBox** (``ckpt_epoch_N.pth``): a bare state dict. Read: its ResNet, whose names are those of common checkpoints, and
+  its example of BadNets, which feeds pixels in [0, 1] as they are; so that is what is assumed.
 * **TrojanZoo** (``NAME.pth``): a bare state dict whose names begin with ``features.`` and ``classifier.``, torchvision's names
-  inside. Read: its model and ResNet classes.
+  inside. Read: its model and ResNet classes, whose networks normalize by the data's mean and std.
+
+Neither of the last two files says how pictures were normalized, so ``mean`` and ``std`` of the wrapping go before that.
 
 Only networks that are built here are made: PreAct-ResNet-18 and ResNet-18 for small images. For others, name your own class.
 """
@@ -84,13 +87,16 @@ def read_checkpoint(path: str | Path, *, tensors_only: bool = False) -> Checkpoi
     return None
 
 
-def open_checkpoint(path: str | Path, *, card: Card, tensors_only: bool = False) -> Classifier | None:
-    """The model of a saved in a known layout, for the data at hand; None if it is in none.
+def open_checkpoint(
+    path: str | Path, *, card: Card, normalized: Mapping[str, Any] | None = None, tensors_only: bool = False
+) -> Classifier | None:
+    """The model of a checkpoint in a known layout, for the data at hand; None if it is in none.
 
     Args:
         path: The file.
         card: Of the data. Its mean and std are taken as the network's normalization, unless the file names data whose transform
-            in that library is known.
+            in that library is known, or the library's examples use none.
+        normalized: ``mean`` and ``std`` that the network was trained with, which go before those.
         tensors_only: Leave out other objects of the file.
 
     Raises:
@@ -108,6 +114,9 @@ def open_checkpoint(path: str | Path, *, card: Card, tensors_only: bool = False)
     if saved.layout == "BackdoorBench" and saved.data in _MOMENTS and len(_MOMENTS[saved.data][0]) in (1, card.channels):
         mean, std = _MOMENTS[saved.data]
         card = card.replace(mean=mean, std=std)
+    elif saved.layout == "BackdoorBox":
+        card = card.replace(mean=(0.0,), std=(1.0,))
+    card = card.replace(**(normalized or {}))
     options = {"width": saved.width}
     net = make_net(saved.network, card, options)
     model = Classifier(net, normalization(card), card, {"architecture": saved.network, "options": options})

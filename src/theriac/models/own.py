@@ -184,9 +184,11 @@ def open_found(
         return adapt(open_program(where), card=card, **options).eval()
     if where.suffix == ".safetensors":
         return None
-    model = open_checkpoint(where, card=card, tensors_only=tensors_only)
+    normalized: dict[str, Any] = {k: options.pop(k) for k in ("mean", "std") if k in options}
+    normalized = {k: v if isinstance(v, tuple) else (v,) for k, v in normalized.items()}
+    model = open_checkpoint(where, card=card, normalized=normalized, tensors_only=tensors_only)
     if model is not None and options:
-        raise InputError(f"{shown(where)} brings its own wrapping; leave out {', '.join(options)}")
+        raise InputError(f"{shown(where)} brings its own wrapping, but for mean and std; leave out {', '.join(options)}")
     return model
 
 

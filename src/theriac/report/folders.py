@@ -250,7 +250,7 @@ def _scanned(folder: _Folder) -> list[str]:
     more = ""
     if all(type(count) is int for count in counts):
         more = (
-            f" The smallest patch that was found before sent {counts[0]} of {counts[1]} rows to class {patch.get('class')} "
+            f" The patch that was found before sent {counts[0]} of {counts[1]} rows to class {patch.get('class')} "
             f"before, and {counts[2]} of {counts[3]} after."
         )
     return [bounded(f"A scan of {folder.name} said {said[0]} before the repair and {said[1]} after it.{more}")]

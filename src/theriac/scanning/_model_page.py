@@ -13,14 +13,15 @@ HEADLINES = {
     "backdoored": "This network behaves as backdoored ones do",
     "abstains": "This scan can give no answer",
 }
-MEASURES = {  # in robust standard deviations, the most telling first
-    "together": "together",
-    "patch": "smallest patch",
-    "perturbation": "perturbation of all rows",
-    "shift": "shift of features",
+MEASURES = {  # the most telling first
+    "excess": "largest",
+    "patch": "patch",
+    "perturbation": "perturbation",
+    "warp": "warp",
     "head": "rows of the last layer",
     "probes": "random probes into the last layer",
 }
+STANDING_OUT = ("head", "probes")  # in robust standard deviations; the others are shares of rows
 WORDS = {
     "channel_peak": "strongest channel against the usual one",
     "head_sum": "sum of a class's row in the last layer",
@@ -28,14 +29,8 @@ WORDS = {
     "head_peak": "largest weight of a class's row in the last layer",
     "head_bias": "bias of a class",
     "probe_share": "random probes that one class takes",
-    "patch_ratio": "smallest patch against the usual one",
-    "perturbation_gap": "perturbation of all rows, best class against the usual one",
-    "shift_ratio": "shortest shift of features against the usual one",
-    "together": "patch, perturbation and shift, pointing at one class",
-    "lead": "lead of the class that they point at",
-    "noise_top": "noise that goes to one class",
-    "blend_top": "blends that go to one class",
-    "patched_top": "random patches that go to one class",
+    "excess": "rows that a trigger sends to one class, beyond what happens in a repaired twin",
+    "patch_lead": "log-odds that a patch gives to one class and not in the twin, against the usual class",
 }
 SHOWN = 10  # classes in the table, the most suspicious ones
 
@@ -44,9 +39,9 @@ def page(scan: Any) -> str:
     """The page of a ModelScan as text."""
     names = () if scan.card is None else scan.card.classes
     measures = [name for name in MEASURES if name in scan.classes]
-    first = scan.classes.get("together", scan.classes.get("head"))
+    first = scan.classes.get("excess", scan.classes.get("head"))
     order = [] if first is None else first.argsort(descending=True, stable=True).tolist()[:SHOWN]
-    rows = [(names[k], [f"{float(scan.classes[m][k]):+z.1f}".replace("-", "\u2212") for m in measures]) for k in order]
+    rows = [(names[k], [_cell(m, float(scan.classes[m][k])) for m in measures]) for k in order]
     images = [
         (name, picture((255 * pattern).round().clamp(0, 255).to("cpu").byte()))
         for name, pattern in scan.pictures.items()
@@ -63,7 +58,12 @@ def page(scan: Any) -> str:
         left_out=len(names) - len(rows),
         images=images,
         weighty=[(WORDS.get(name, name), f"{value:+z.1f}".replace("-", "\u2212")) for name, value in scan.weighty],
-        held=reached["held_out"],
+        fresh=reached["fresh"],
         other=reached["held_out_other"],
         pixelated=scan.card is not None and max(scan.card.size, default=0) <= 64,
     )
+
+
+def _cell(measure: str, value: float) -> str:
+    text = f"{value:+z.1f}" if measure in STANDING_OUT else f"{100 * value:+z.0f} %"
+    return text.replace("-", "\u2212")

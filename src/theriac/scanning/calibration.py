@@ -95,8 +95,14 @@ def _chance(odds: float) -> float:
     return 1 / (1 + math.exp(-max(-30.0, min(30.0, odds))))
 
 
-def out_of_range(model: nn.Module, card: Card) -> tuple[str, ...]:
-    """Why a network is unlike those of the population by its kind: pictures' size, classes, architecture."""
+def out_of_range(model: nn.Module, card: Card, rows: int | None = None) -> tuple[str, ...]:
+    """Why a network is unlike those of the population by pictures' size, classes, architecture, or is scanned with fewer rows.
+
+    Args:
+        model: The network.
+        card: What its inputs and classes are.
+        rows: Number of clean rows at hand; None if there are none.
+    """
     allowed, reasons = calibration()["range"], []
     if card.kind != "image":
         return ("it takes rows of a table",)
@@ -113,4 +119,6 @@ def out_of_range(model: nn.Module, card: Card) -> tuple[str, ...]:
     low, high = allowed["parameters"]
     if not low / 2 <= size <= 2 * high:
         reasons.append(f"it has {size:,} parameters")
+    if rows is not None and rows < allowed["rows"]:
+        reasons.append(f"there are {rows} clean pictures, and those were scanned with {allowed['rows']}")
     return tuple(dict.fromkeys(reasons))

@@ -161,8 +161,8 @@ def scan(
         model: A module from pixels in [0, 1] to logits, a Victim, or the path of what ``theriac.runs.open_model`` opens: a
             run folder, a file of weights, a ``.pt2`` program, a folder of transformers or timm, another library's checkpoint.
             None takes the class that ``wanted.model`` names, with ``wanted.weights``.
-        clean: Pictures that no attack has touched, about four a class: a Split, or a name or path that :func:`theriac.load`
-            takes. Without them behavior is not looked at.
+        clean: Pictures that no attack has touched, with labels: a Split, or a name or path that :func:`theriac.load` takes. 200
+            are used; with fewer the probability is uncalibrated, and without any the behavior is not looked at.
         run: Device, precision, seeds.
         wanted: Data and architecture, where the path does not name them; ``clean`` by name serves as data where they are
             needed and no others are named.
@@ -230,7 +230,7 @@ def _scan(model: Any, clean: Split | Data | str | Path | None, run: Run, wanted:
         reason = "models of tables are not scanned: all measures are of pictures"
         return ModelScan(name=name, verdict="abstains", reason=reason, parts=tuple(parts), file=file, card=card)
     with run.listening(), run.progress("scan"):
-        reasons = out_of_range(net, card)
+        reasons = out_of_range(net, card, None if rows is None else len(rows))
         seen, judgment, skipped = _look(net, card, rows, run, parts, reasons, prior)
     return _decide(name, file, parts, skipped, seen, judgment, card, reasons, prior)
 
@@ -288,15 +288,18 @@ def _look(
     if not hasattr(net, "card") and rows.card.shape != card.shape:
         raise InputError(f"clean holds pictures of shape {rows.card.shape}; the model takes {card.shape}")
     more = look_at_behavior(net, rows, run)
-    together = Evidence(
+    combined = Evidence(
         features={**seen.features, **more.features}, classes={**seen.classes, **more.classes}, pictures=more.pictures
     )
-    judgment = judge(together.features, "behavior", reasons, prior)
-    best = int(more.classes["together"].argmax())
-    *others, last = (plural for name, plural in PATTERNS.items() if name in more.classes)
-    says = f"{', '.join(others)} and {last} together point most at {card.classes[best]}."
+    judgment = judge(combined.features, "behavior", reasons, prior)
+    best = int(more.classes["excess"].argmax())
+    *others, last = PATTERNS.values()
+    beyond = (
+        "" if "excess" not in more.features else f", {100 * more.features['excess']:.0f} % of other rows beyond a repaired twin"
+    )
+    says = f"of {', '.join(others)} and {last}, one sends most rows to {card.classes[best]}{beyond}."
     parts.append(Part(name="behavior", says=says, seconds=more.seconds))
-    return together, judgment, (*skipped, *more.missing)
+    return combined, judgment, (*skipped, *more.missing)
 
 
 def _decide(
@@ -310,8 +313,8 @@ def _decide(
     reasons: tuple[str, ...],
     prior: float,
 ) -> ModelScan:
-    which = "behavior" if "together" in seen.classes else "weights"
-    suspect = card.classes[int(seen.classes["together"].argmax())] if which == "behavior" else ""
+    which = "behavior" if "excess" in seen.classes else "weights"
+    suspect = card.classes[int(seen.classes["excess"].argmax())] if which == "behavior" else ""
     common: dict[str, Any] = {
         "name": name,
         "suspect": suspect,

@@ -20,7 +20,7 @@ from theriac.core.split import Split
 from theriac.metrics import Rate
 from theriac.models import run_over
 from theriac.scanning._model_page import page
-from theriac.scanning.behavior import rows_for
+from theriac.scanning.behavior import ROWS, rows_for
 from theriac.scanning.models import ModelScan, scan
 
 
@@ -31,7 +31,7 @@ class RepairScan:
     Args:
         before: Of the model that the repair was given.
         after: Of the repaired one.
-        suspect: The class that the smallest patch was for, before; empty where no patch was searched.
+        suspect: The class that the patch was for, before; empty where no patch was searched.
         patch_before: How many rows of other classes that patch sends there, before.
         patch_after: How many it sends there after the repair.
     """
@@ -75,13 +75,14 @@ class RepairScan:
 def scan_repair(before: nn.Module, after: nn.Module, rows: Split, run: Run | None = None) -> RepairScan:
     """Scan a model before and after its repair with the same clean rows.
 
-    The smallest patch that was found before is put on the other rows, and those that go to its class are counted for both
+    The patch that was found before is put on the other rows, and those that go to its class are counted for both
     models. A repair that was fitted to this very patch is flattered by that.
 
     Args:
         before: The model that the repair was given.
         after: What it returned.
-        rows: Pictures that no attack has touched and the repair has not seen. A balanced few of them are searched on.
+        rows: Pictures that no attack has touched and the repair has not seen. As many as a scan takes are
+            scanned with, but of few rows only a half, so that others are left to count on.
         run: Device, precision, seeds.
 
     Raises:
@@ -97,7 +98,8 @@ def scan_repair(before: nn.Module, after: nn.Module, rows: Split, run: Run | Non
     run = as_run(run)
     if not isinstance(rows, Split) or rows.is_table:
         raise InputError("rows is no Split of pictures; models of tables are not scanned")
-    few = rows.sample(min(len(rows), rows_for(rows.num_classes)), seed=run.seed, stratified=True)
+    most = ROWS if len(rows) >= 1.5 * ROWS else max(len(rows) // 2, rows_for(rows.num_classes))
+    few = rows.sample(min(len(rows), most), seed=run.seed, stratified=True)
     first, second = (scan(model, few, run) for model in (before, after))
     if "patch" not in first.classes:
         return RepairScan(before=first, after=second)
@@ -105,7 +107,7 @@ def scan_repair(before: nn.Module, after: nn.Module, rows: Split, run: Run | Non
     rest = rows.where(~torch.isin(rows.index, few.index) & (rows.y != place).cpu())
     if not len(rest):
         return RepairScan(before=first, after=second)
-    mask, pattern = first.pictures["its mask"], first.pictures["smallest patch"]
+    mask, pattern = first.pictures["its mask"], first.pictures["patch"]
     stamped = (rest.x.cpu().float() / 255 * (1 - mask) + pattern).mul(255).round().clamp(0, 255).to(torch.uint8)
     split = Split(stamped, rest.y.cpu(), card=rest.card)
     hits = [int((run_over(model, split, run=run).argmax(1) == place).sum()) for model in (before, after)]

@@ -190,7 +190,15 @@ def test_backdoorbox_and_trojanzoo(digits: th.Data, tmp_path: Path):
     for file, layout in (("box.pth", "BackdoorBox"), ("zoo.pth", "TrojanZoo")):
         assert read_checkpoint(tmp_path / file).layout == layout
         model = open_found(tmp_path / file, card=digits.card)
-        torch.testing.assert_close(model(x), net(model.prepare(x)))
+        torch.testing.assert_close(
+            model(x), net(x if layout == "BackdoorBox" else (x - digits.card.mean[0]) / digits.card.std[0])
+        )
+        model = open_found(tmp_path / file, card=digits.card, wrapping={"mean": 0.5, "std": [0.25]})
+        torch.testing.assert_close(model(x), net((x - 0.5) / 0.25))
+    with pytest.raises(InputError, match="brings its own wrapping, but for mean and std; leave out order"):
+        open_found(tmp_path / "zoo.pth", card=digits.card, wrapping={"order": "bgr"})
+    with pytest.raises(InputError, match="has 2 means for 1 channels"):
+        open_found(tmp_path / "box.pth", card=digits.card, wrapping={"mean": [0.5, 0.5]})
     deep = {**names, "features.layer1.2.conv1.weight": torch.zeros(1)}
     torch.save(deep, tmp_path / "deep.pth")
     with pytest.raises(InputError, match=r"\(in the layout of TrojanZoo\) holds a residual network of \[3, 2, 2, 2\] blocks"):

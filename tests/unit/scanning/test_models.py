@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,9 @@ from theriac.cli.main import app
 from theriac.core.errors import InputError
 from theriac.models.lipschitz import conv_norm_pairs
 from theriac.report.folders import _Folder, _scanned
+from theriac.scanning import behavior, inspect, scan_repair
 from theriac.scanning import calibration as fitted
-from theriac.scanning import inspect, scan_repair
+from theriac.scanning._searches import KINDS, arrivals, mask_and_pattern, search
 from theriac.scanning.behavior import look_at_behavior
 from theriac.scanning.models import ModelScan, sarif
 from theriac.scanning.weights import look_at_weights, measure_head, standing_out
@@ -67,15 +70,15 @@ def test_a_class_whose_row_of_the_head_is_raised_leads_by_statistics_and_probes(
     assert features["probe_share"] > 0.9
 
 
-def test_the_smallest_patch_belongs_to_the_class_that_one_pixel_turns_on():
+def test_the_patch_points_at_the_class_that_one_pixel_turns_on():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 6))
     with torch.no_grad():
         net[1].weight.copy_(torch.randn(6, 64, generator=torch.Generator().manual_seed(0)) * 0.3)
         net[1].bias.zero_()
-        net[1].weight[2, 63] = 40.0
-    x = torch.randint(0, 255, (30, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+        net[1].weight[2, 63] = 8.0
+    x = torch.randint(0, 255, (90, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     x[:, :, 7, 7] = 0
-    rows = th.Split(x, torch.arange(30) % 6)
+    rows = th.Split(x, net(x / 255).argmax(1))
     before = {name: value.clone() for name, value in net.state_dict().items()}
     seen = look_at_behavior(net, rows, th.Run(quiet=True))
     assert int(seen.classes["patch"].argmax()) == 2
@@ -83,6 +86,58 @@ def test_the_smallest_patch_belongs_to_the_class_that_one_pixel_turns_on():
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     again = look_at_behavior(net, rows, th.Run(quiet=True))
     assert again.features == seen.features
+
+
+def test_triggers_are_counted_on_rows_of_other_classes_alone():
+    class Bright(nn.Module):
+        """Class 1 where the mean is above a half, class 0 elsewhere."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            over = x.flatten(1).mean(1) - 0.5
+            return torch.stack([-over, over], 1) * 100
+
+    rows, labels = torch.tensor([0.4, 0.4, 0.45, 0.6]).view(4, 1, 1, 1).expand(4, 1, 4, 4), torch.tensor([0, 0, 1, 1])
+    lift = torch.full((2, 1, 4, 4), 0.0)
+    lift[1] = 9.0  # tanh of it is one, so pixels rise by the whole radius, 24 / 255 = 0.094
+    share, odds = arrivals(Bright(), KINDS["perturbation"], lift, rows, labels)
+    assert share.tolist() == [0.5, 0.0]  # of class 1's rows one is seen as 0 as it is; 0.4 + 0.094 is below a half
+    assert odds[0] == pytest.approx((10 - 10) / 2, abs=1e-4)  # log-odds of 2 x 100 x 0.05 and of -2 x 100 x 0.1, cut off at 10
+    lift[1, :, :2] = math.inf
+    share, _ = arrivals(Bright(), KINDS["perturbation"], 1.1 * lift, rows + 0.01, labels)
+    assert share.tolist() == [0.5, 1.0]
+
+
+def test_triggers_keep_within_their_strength():
+    rows, draw = torch.rand(3, 5, 2, 12, 12), torch.Generator().manual_seed(0)
+    for name, kind in KINDS.items():
+        numbers = 20 * torch.randn(kind.start(3, (2, 12, 12), draw).shape, generator=draw)
+        changed = kind.stamp(rows, numbers) - rows
+        if name == "patch":
+            mask, _ = mask_and_pattern(numbers)
+            assert (mask.sum((1, 2, 3)) <= 0.04 * 144 + 1e-4).all()
+            assert (changed.abs() <= mask[:, None] + 1e-6).all()
+        elif name == "perturbation":
+            assert changed.abs().max() <= 24 / 255 + 1e-6
+        else:  # a ramp shows how far a pixel's place moves
+            ramp = torch.linspace(0, 1, 12).expand(3, 1, 2, 12, 12)
+            assert (kind.stamp(ramp, numbers) - ramp).abs().max() <= 0.16  # a tenth, and bicubic curves overshoot
+            assert torch.allclose(kind.stamp(rows, 0 * numbers), rows, atol=1e-5)
+
+
+def test_a_search_finds_the_warp_that_a_network_waits_for():
+    class Waits(nn.Module):
+        """Class 1 where a picture's edge has moved to the left."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            light = x[:, 0, 4:12, 6:8].flatten(1).mean(1) - 0.6
+            return torch.stack([-20 * light, 20 * light], 1)
+
+    edge = (torch.arange(16) >= 8).float().expand(6, 1, 16, 16)
+    labels = torch.zeros(6, dtype=torch.long)
+    kind = KINDS["warp"]
+    assert Waits()(edge).argmax(1).tolist() == [0] * 6
+    share, _ = arrivals(Waits(), kind, search(Waits(), kind, edge, 2), edge, labels)
+    assert share[1] == 1.0
 
 
 def test_a_repair_that_turns_the_pixel_off_shows_in_the_patch_that_was_found_before(tmp_path: Path):
@@ -96,22 +151,22 @@ def test_a_repair_that_turns_the_pixel_off_shows_in_the_patch_that_was_found_bef
 
     x = torch.randint(0, 255, (120, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     x[:, :, 7, 7] = 0
-    rows = th.Split(x, torch.arange(120) % 4)
-    result = scan_repair(net(40.0), net(0.0), rows, th.Run(quiet=True))
+    rows = th.Split(x, net(0.0)(x / 255).argmax(1))
+    result = scan_repair(net(8.0), net(0.0), rows, th.Run(quiet=True))
     assert result.suspect == "2"
     assert result.patch_before is not None
     assert result.patch_after is not None
     assert result.patch_before.value > 0.7
     assert result.patch_after.value < 0.3
-    assert result.patch_before.total == result.patch_after.total == 120 * 3 // 4 - 30  # without those that were searched on
-    same = scan_repair(net(40.0), net(40.0), rows, th.Run(quiet=True))
-    assert same.patch_after == same.patch_before == result.patch_before
+    total = result.patch_before.total
+    assert 0 < total == result.patch_after.total <= 60  # without those that were searched on
     assert result.write(tmp_path).name == "scan-after.html"
     assert json.loads((tmp_path / "scan.json").read_text())["patch"]["class"] == "2"
     assert "before its repair" in (tmp_path / "scan-before.html").read_text()
     (sentence,) = _scanned(_Folder(tmp_path, {}))  # what a report says of the folder
     assert (
-        f"sent {result.patch_before.hits} of 60 rows to class 2 before, and {result.patch_after.hits} of 60 after" in sentence
+        f"sent {result.patch_before.hits} of {total} rows to class 2 before, and {result.patch_after.hits} of {total} after"
+        in sentence
     )
     for hostile in ("[1]", '{"before": 5, "patch": {"before": {"hits": "x"}}}', '{"after": {"probability": "high"}}'):
         (tmp_path / "scan.json").write_text(hostile)
@@ -183,34 +238,30 @@ def test_what_is_shipped_is_what_the_committed_measurements_give():
     shipped = fitted.calibration()
     path = Path(__file__).parents[3] / "benchmarks" / "results" / "population.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    weak = shipped["provenance"]["left_out_as_too_weak"]
-    held = [r for r in records if r["part"] == "held" and r["key"] not in weak]
-    for which in ("weights", "behavior"):
+    weak = shipped["provenance"]["left_out"]
+    for which, part in itertools.product(("weights", "behavior"), ("held", "fresh")):
+        held = [r for r in records if r["part"] == part and r["key"] not in weak]
         chances = [fitted.judge(r["features"], which).probability for r in held]  # type: ignore[union-attr]
         figures = th.metrics.detection(chances, ["attack" in r for r in held])
-        assert math.isclose(figures.auroc, shipped[which]["held_out"]["auroc"], abs_tol=2e-4)
+        assert math.isclose(figures.auroc, shipped[which]["held_out" if part == "held" else part]["auroc"], abs_tol=2e-4)
         low, high = shipped[which]["thresholds"]
         assert 0 < low <= high < 1
 
 
 def test_the_pages_say_what_was_measured():
-    """The how-to page and the template quote the shipped figures; attacks they name as missed are those that are."""
+    """The how-to page quotes the shipped figures."""
     root, figures = Path(__file__).parents[3], fitted.calibration()["behavior"]
     text = " ".join((root / "docs" / "how-to" / "scan.md").read_text().split())
-    for part in ("held_out", "held_out_known", "held_out_other"):
+    for part in ("fresh", "held_out", "held_out_other"):
         low, high = figures[part]["interval"]
-        assert f"{figures[part]['auroc']:.2f}" in text
-        assert f"{low:.2f} to {high:.2f}" in text
+        assert f"{figures[part]['auroc']:.2f} ({low:.2f} to {high:.2f})" in text.replace("95 % interval ", "")
     low, high = figures["thresholds"]
     assert f'"suspicious" begins at {low:.3f}, "backdoored" at {high:.2f}' in text
-    benign = figures["held_out"]["verdicts"]["benign"]
-    assert f"{benign['suspicious']} of {figures['held_out']['clean']} benign networks suspicious" in text
-    assert not benign["backdoored"]
-    lines = (root / "benchmarks" / "results" / "population.jsonl").read_text().splitlines()
-    held = [r for r in map(json.loads, lines) if r["part"] == "held" and r["asr"] is not None and r["asr"] >= 0.5]
-    missed = [r for r in held if r["attack"].startswith(("wanet", "tact"))]
-    words = [fitted.word("behavior", fitted.judge(r["features"], "behavior")) for r in missed]
-    assert words.count("clean") > len(words) / 2
+    for part, word in (("fresh", "fresh"), ("held_out", "older")):
+        alarms = figures[part]["verdicts"]["benign"]
+        hits, total = figures[part]["tpr"]["0.01"]
+        assert f"{alarms['suspicious'] + alarms['backdoored']} of {figures[part]['clean']} {word} benign networks" in text
+        assert f"{hits} of {total}" in text
 
 
 def test_a_network_with_nan_gets_no_verdict(data: th.Data):
@@ -259,7 +310,7 @@ def test_a_file_that_would_run_something_is_not_opened(tmp_path: Path):
 
 
 def test_pages_escape_names_and_hold_no_scripts(tmp_path: Path, data: th.Data):
-    scores = {"together": torch.arange(10.0)}
+    scores = {"excess": torch.arange(10.0) / 10, "head": torch.arange(10.0)}
     result = ModelScan(
         name="<b>net", verdict="suspicious", reason="<i>why", probability=0.5, suspect="9", classes=scores, card=data.card
     )
@@ -270,7 +321,9 @@ def test_pages_escape_names_and_hold_no_scripts(tmp_path: Path, data: th.Data):
     assert json.loads((tmp_path / "out" / "scan.json").read_text())["verdict"] == "suspicious"
 
 
-def test_the_command_scans_a_folder_with_clean_pictures(folder: Path, tmp_path: Path):
+def test_the_command_scans_a_folder_with_clean_pictures(folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(behavior, "TWIN", th.repairs.Antidote(epochs=1, steps=1))  # what it says matters not here
+    monkeypatch.setattr(behavior, "KINDS", {name: replace(kind, steps=1) for name, kind in KINDS.items()})
     out, report = tmp_path / "page", tmp_path / "scan.sarif"
     words = ["scan", str(folder), "--data", "digits", "--clean", "digits", "--out", str(out), "--sarif", str(report), "--quiet"]
     done = CliRunner().invoke(app, [*words, "--json"])
