@@ -26,6 +26,7 @@ from torch import nn
 import theriac as th
 from theriac.attacks import SIG, BadNets, Blended, BppAttack, FTrojan, WaNet
 from theriac.core.planted import Planted
+from theriac.detectors.neural_cleanse import Schedule, invert
 from theriac.models import to_input
 from theriac.training import Recipe, loop
 from theriac.triggers.per_row import uniform
@@ -239,6 +240,33 @@ def process_pairs(s: Setting) -> Iterator[Pair]:
     )  # fmt: skip
 
 
+def search_pairs(s: Setting) -> Iterator[Pair]:
+    """Neural Cleanse's search for the target class, as AGE makes it, in a network that obeys a bright corner."""
+    split, rounds = s.split(100), 1 if s.quick else 6
+    model, run = Obeys(s.network(split)).eval(), s.run()
+    short = Schedule.few_samples().replace(rounds=rounds)
+    screen = Schedule.screen().replace(rounds=2, confirm=2) if s.quick else Schedule.screen()
+    yield Pair(
+        "search-screen", "all 10 classes on 20 of 100 rows, the small ones again on all, beside four others (screen)",
+        f"300 rounds on 100 rows (few_samples), from {rounds} rounds",
+        lambda: invert(model, split, run, screen), lambda: invert(model, split, run, short), 300, rounds, once=True,
+    )  # fmt: skip
+
+
+class Obeys(nn.Module):
+    """A network of which a bright corner raises class 2, with logits so large that rows differ."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K)."""
+        logits: torch.Tensor = 10 * self.net(x)
+        corner = x[:, :, -2:, -2:].mean((1, 2, 3))
+        return logits + 40 * corner.pow(4)[:, None] * nn.functional.one_hot(torch.tensor(2), logits.shape[1]).to(x)
+
+
 def start_pairs(_: Setting) -> Iterator[Pair]:
     """Starts of processes."""
     yield Pair(
@@ -278,6 +306,7 @@ GROUPS: dict[str, Callable[[Setting], Iterator[Pair]]] = {
     "repair": repair_pairs,
     "evaluated": evaluated_pairs,
     "process": process_pairs,
+    "search": search_pairs,
     "start": start_pairs,
     "core": core_pairs,
 }

@@ -29,7 +29,7 @@ WORDS = {"model": "model", "rows": "rows", "clean_rows": "clean"}
 
 def quick(name: str) -> Detector:
     cls = DETECTORS[name]
-    counted = {f.name: 2 for f in dataclasses.fields(cls) if f.name.endswith(LONG) and f.type == "int"}
+    counted = {f.name: 2 for f in dataclasses.fields(cls) if f.name.endswith(LONG) and f.type in ("int", "Count", "Whole")}
     return cls.from_config(counted)
 
 

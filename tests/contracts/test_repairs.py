@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,22 +25,15 @@ from theriac.models import adapt, load_model, save
 from theriac.models.network import Classifier
 from theriac.repairs import Repair
 
+sys.path.insert(0, str(Path(__file__).parent))
+from short_repairs import AUTO
+
 REPAIRS = methods("repair")
 # as little work as possible; a new repair gets one round of whatever it counts
 QUICK: dict[str, dict[str, object]] = {
     "ft": {"epochs": 1},
     "antidote": {"epochs": 2, "steps": 2},
-    # one candidate, judged by one kind of proxy, whatever that says
-    "auto": {
-        "candidates": ["ft:strong"],
-        "kinds": ["patch"],
-        "plant_steps": 4,
-        "rounds": 1,
-        "hard": 0,
-        "planted": 0,
-        "accept": 1,
-        "cost": 1,
-    },
+    "auto": AUTO,
     "d3": {"epochs": 1},
     "fst": {"epochs": 1},
     "sau": {"rounds": 1},

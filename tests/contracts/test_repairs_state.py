@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,21 +27,15 @@ from theriac.core.split import Data, Split
 from theriac.models import to_input
 from theriac.repairs import Repair
 
+sys.path.insert(0, str(Path(__file__).parent))
+from short_repairs import AUTO
+
 REPAIRS = methods("repair")
 LEARNS = ("ft", "ft_sam", "fp", "fst", "d3", "ibau", "nad", "sau", "age")  # these change every model that they accept
 # as little work as possible; by default AGE abstains on a benign model
 QUICK: dict[str, dict[str, object]] = {
     "ft": {"epochs": 1},
-    "auto": {
-        "candidates": ["ft:strong"],
-        "kinds": ["patch"],
-        "plant_steps": 4,
-        "rounds": 1,
-        "hard": 0,
-        "planted": 0,
-        "accept": 1,
-        "cost": 1,
-    },
+    "auto": AUTO,
     "btidbf": {"rounds": 1, "mask_epochs": 1, "generator_epochs": 1, "epochs": 1, "width": 2},
     "npd": {"warm_epochs": 0, "epochs": 1},
     "sau": {"rounds": 1, "steps": 1},
