@@ -24,7 +24,7 @@ import theriac as th
 from theriac.core.method import create
 from theriac.models import Builder
 from theriac.training_defenses.cbd.biased import judge, outputs, train_biased
-from theriac.training_defenses.cbd.ledger import pair
+from theriac.training_defenses.cbd.stage2 import pair
 
 PROBE = 2048
 THRESHOLDS = (0.01, 0.03, 0.1, 0.3)

@@ -20,7 +20,7 @@ from theriac.repairs.age.stage import handful, sites
 from theriac.training import Recipe, train
 
 ATTACK = BadNets(target=0, poison_rate=0.1)
-FAST = AGE(per_class=4, search_rounds=120)
+FAST = AGE(per_class=4)
 
 
 def quiet(seed: int = 0) -> Run:

@@ -46,6 +46,17 @@ def test_piped_work_tells_share_and_time_left(clock, capsys):
     assert [line.split(" (")[1].split(" of")[0] for line in lines] == ["10", "40", "70", "100"]  # the first, then every 30 s
 
 
+def test_long_steps_that_are_alike_are_foretold_after_the_first(clock, capsys):
+    for seconds in (0.1, 1.0):
+        with Run(device="cpu").progress("search", 60, early=True) as tick:
+            for _ in range(60):
+                clock.now += seconds
+                tick()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "search  2 % (1 of 60)  1.0 s so far  about 59.0 s left"  # of the short one nothing
+    assert [line.split(" (")[1].split(" of")[0] for line in lines] == ["1", "31"]
+
+
 def test_steps_done_before_an_interruption_do_not_count_as_fast(clock, capsys):
     work(Run(device="cpu"), clock, 100, 5.0, done=90)
     assert "about 40.0 s left" in capsys.readouterr().err.splitlines()[0]  # 8 steps at 5 s each
@@ -117,7 +128,7 @@ def test_long_work_of_every_kind_lies_in_a_scope(what, clock, capsys, images, mo
         expected = {"badnets stamps"}
     elif what == "neural cleanse":
         th.detectors.neural_cleanse.invert(model, rows, run, th.detectors.neural_cleanse.Schedule(rounds=2))
-        expected = {"inversion"}
+        expected = {"patches for 3 classes"}
     elif what == "age":
         th.repairs.AGE(rule="project", epochs=1, per_class=2, knowledge="target", target=0, retrain="head").repair(
             model, rows, run

@@ -123,9 +123,16 @@ def test_train_refuses(refused: Callable[..., str], words: list[str], told: str)
 
 
 def test_unknown_command(theriac: Theriac) -> None:
-    found = theriac("trian")
-    assert found.code == 2
-    assert "'train'" in found.err
+    result = theriac("trian")
+    assert result.code == 2
+    assert "'train'" in result.err
+
+
+def test_commands_of_commands_alone_show_their_help(theriac: Theriac) -> None:
+    result = theriac("zoo")
+    assert result.code == 2
+    assert "fetch" in result.out + result.err
+    assert "error" not in result.err
 
 
 @pytest.mark.parametrize(

@@ -347,6 +347,7 @@ def test_the_search_finds_corner_and_class_by_itself(rows, run):
     assert float((predicted(fixed, stamped) == 2).float().mean()) < 0.2
 
 
+@pytest.mark.filterwarnings("ignore:AGE cost")  # so may a guess
 def test_without_a_finding_it_abstains_and_with_leave_it_guesses(rows):
     model = Planted()
     with torch.no_grad():

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.detectors.neural_cleanse.inversion import InvertedTrigger, Schedule, anomaly_index, invert, judge
+from theriac.detectors.neural_cleanse.inversion import InvertedTrigger, Schedule, anomaly_index, confirm, invert, judge
+from theriac.detectors.neural_cleanse.search import Search, frozen
 
 
 class Rows(nn.Module):
@@ -200,6 +201,76 @@ def test_it_finds_the_corner_and_says_nothing_without_it():
     assert float(benign.success.min()) >= 0.98  # not for want of working patches
 
 
+def test_a_screen_finds_the_corner_in_two_searches_and_says_what_the_second_saw():
+    run = quiet()
+    found = invert(Rows(30.0), bright_rows(60), run, Schedule.screen())
+    assert found.flagged == (2,)
+    (second,) = found.confirmed
+    assert (second.label, second.holds, set(second.controls)) == (2, True, {0, 1, 3, 4})
+    assert second.success >= 0.98
+    assert float(found.masks[2].sum()) == pytest.approx(second.norm)  # the patch is that of the second search
+    assert float(found.masks[2, 6:, 6:].sum() / second.norm) > 0.9
+    sizes = np.log([second.norm, *second.controls.values()])
+    off = np.abs(sizes - np.median(sizes))
+    assert second.index == pytest.approx(off[0] / (1.4826 * np.median(off)), rel=0.01)  # rounded sizes
+    assert float(found.index[2]) == second.index
+    (event,) = run.history("inversion")
+    assert event["confirmed"][0]["label"] == 2
+    assert event["row_passes"] <= 2 * (5 * 20 * 50 + 5 * 60 * 18)
+    benign = invert(Rows(0.0), bright_rows(60), quiet(), Schedule.screen())
+    assert benign.abstains
+    assert benign.reason
+    assert float(benign.success.min()) >= 0.98
+
+
+def test_classes_of_a_second_search_begin_from_their_own_patches_and_one_cost():
+    model, rows = Small().double(), bright_rows()
+    first = Search(model, rows, quiet(), SHORT, (0, 1, 2, 3, 4), 2048)
+    with frozen(model):
+        first.run_rounds()
+        first.best_patches()
+        second = Search(model, rows, quiet(), SHORT, (3, 1), 2048, first.patches_of((3, 1)))
+    masks, patterns = second.smallest
+    torch.testing.assert_close(masks, first.smallest[0][[3, 1]].clamp(0.01, 0.99))
+    torch.testing.assert_close(patterns, first.smallest[1][[3, 1]].clamp(0.01, 0.99))
+    assert second.cost.tolist() == [float(first.cost.median())] * 2
+
+
+def test_a_screen_of_too_few_classes_uses_the_rows_of_the_second_search_and_compares_nothing():
+    run = quiet()
+    found = invert(Rows(30.0), bright_rows(60), run, Schedule.screen().replace(rounds=2, confirm_rows=30), [2])
+    assert found.abstains
+    assert "an outlier among 1 classes" in found.reason
+    assert run.history("inversion")[0]["row_passes"] == 2 * 2 * 30
+
+
+def test_two_small_classes_of_five_are_judged_among_all_five():
+    model, rows = Rows(30.0), bright_rows()
+    first = Search(model, rows, quiet(), Schedule.screen().replace(confirm=1), (0, 1, 2, 3, 4), 2048)
+    blank = torch.full((5, 8, 8), 0.5), torch.full((5, 1, 8, 8), 0.5)
+    seen = judge((0, 1, 2, 3, 4), *blank, torch.tensor([20.0, 3.0, 4.0, 22.0, 21.0]), torch.ones(5), first.schedule)
+    with frozen(model):
+        again, second = confirm(first, seen, rows)
+    assert second is not None
+    assert [one.label for one in again.confirmed] == sorted((1, 2), key=lambda k: -float(again.index[k]))
+    assert "at least 5" not in again.reason
+
+
+def test_hits_are_counted_so_that_a_bound_is_met_whatever_the_passes():
+    class Most(nn.Module):  # 98 of 100 rows go to class 1
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([x[:, 0, 7, 7], torch.full_like(x[:, 0, 0, 0], 0.5)], 1)
+
+    x = torch.zeros(100, 1, 8, 8, dtype=torch.uint8)
+    x[:2, 0, 7, 7] = 255
+    rows = Split(x, torch.arange(100) % 2)
+    model = Most()
+    for per_pass in (2048, 64, 7):
+        search = Search(model, rows, quiet(), Schedule.few_samples(), (1,), per_pass)
+        search.smallest = (torch.zeros(1, 8, 8), torch.zeros(1, 1, 8, 8))
+        assert bool(search.best_patches()[3][0] >= 0.98)
+
+
 def test_the_model_is_left_as_it_was():
     model = Small().train()
     model.conv.weight.requires_grad_(False)
@@ -234,6 +305,18 @@ def judged(norms: list[float], success: list[float] | None = None, ratio: float 
     works = torch.ones(count) if success is None else torch.tensor(success)
     schedule = Schedule(threshold=0.98, ratio=ratio)
     return judge(tuple(range(count)), blank, blank[:, None], torch.tensor(norms), works, schedule)
+
+
+def test_an_index_of_factors_is_that_of_logarithms():
+    norms = torch.tensor([3.0, 8.0, 9.0, 17.0, 22.0, 32.0])
+    blank = torch.zeros(6, 1, 1)
+    schedule = Schedule(threshold=0.98, outlier=1.5, ratio=0.5)
+    found = [
+        judge(tuple(range(6)), blank, blank[:, None], norms, torch.ones(6), schedule.replace(factors=factors))
+        for factors in (False, True)
+    ]
+    assert [one.flagged for one in found] == [(), (0,)]  # large masks widen the spread of sizes, hardly that of factors
+    torch.testing.assert_close(found[1].index, anomaly_index(norms.log()))
 
 
 def test_who_is_flagged():

@@ -115,10 +115,10 @@ class LIRA(Attack):
         copied: list[int] = []
         taken: list[int] = []
 
-        def both(net: nn.Module, batch: Batch, source: TriggerEncoder, rows: torch.Tensor, whole: bool) -> StepResult:
+        def both(net: nn.Module, batch: Batch, source: TriggerEncoder, rows: torch.Tensor, as_bytes: bool) -> StepResult:
             want = self._target(batch.y[rows], split.num_classes)
             with torch.no_grad(), torch.autocast(run.device.type, enabled=False):
-                stamped = self._move(source.eval(), batch.x[rows], whole)
+                stamped = self._move(source.eval(), batch.x[rows], as_bytes)
             logits = net(torch.cat([batch.x, stamped]))
             clean, moved = logits[: len(batch.y)], logits[len(batch.y) :]
             loss = self.alpha * F.cross_entropy(clean, batch.y)
@@ -137,7 +137,7 @@ class LIRA(Attack):
                 want = self._target(batch.y[rows], split.num_classes)
                 net.eval()
                 with torch.autocast(run.device.type, enabled=False):
-                    loss = F.cross_entropy(net(self._move(trigger.train(), batch.x[rows], whole=False)), want)
+                    loss = F.cross_entropy(net(self._move(trigger.train(), batch.x[rows], as_bytes=False)), want)
                 optimizer.zero_grad(set_to_none=True)
                 if self.as_released:
                     loss.backward()  # also fills the victim's gradients
@@ -147,11 +147,11 @@ class LIRA(Attack):
                         parameter.grad = slope
                 optimizer.step()
                 set_mode(net, plan.norm)
-            return both(net, batch, frozen, rows, whole=False)
+            return both(net, batch, frozen, rows, as_bytes=False)
 
         def second(net: nn.Module, batch: Batch) -> StepResult:
             rows = (kind[batch.position] == POISON).nonzero().flatten()
-            return both(net, batch, trigger, rows, whole=True)
+            return both(net, batch, trigger, rows, as_bytes=True)
 
         epochs = self.first_epochs or plan.epochs
         start = plan.replace(epochs=epochs, optimizer="sgd", lr=self.first_lr, schedule="constant")
@@ -163,8 +163,8 @@ class LIRA(Attack):
         rows = {"rows.kind": kind.cpu(), "rows.index": split.index.cpu()}
         return Victim(model, Planted(self, card, {**pack(trigger, "trigger"), **rows}))
 
-    def _move(self, trigger: TriggerEncoder, x: torch.Tensor, whole: bool) -> torch.Tensor:
-        """Stamped pixels in [0, 1], rounded to bytes if ``whole`` and asked for."""
+    def _move(self, trigger: TriggerEncoder, x: torch.Tensor, as_bytes: bool) -> torch.Tensor:
+        """Stamped pixels in [0, 1], rounded to bytes if ``as_bytes``."""
         if not len(x):
             return x
         change = self.strength * trigger(x)
@@ -173,7 +173,7 @@ class LIRA(Attack):
             normal = torch.clamp((x - trigger.mean) / trigger.std + change, low, high)
             return torch.addcmul(trigger.mean, normal, trigger.std)
         moved = torch.clamp(x + change, 0, 1)
-        return (moved * 255).round() / 255 if whole and self.quantize else moved
+        return (moved * 255).round() / 255 if as_bytes and self.quantize else moved
 
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
         raise InputError(f"{self.name} trains its trigger together with the victim; use train(build, split)")
@@ -184,6 +184,6 @@ class LIRA(Attack):
         shape, unit = tuple(x.shape[1:]), (0.0,) * x.shape[1]  # mean and deviation are in the state
         trigger = unpack(lambda: TriggerEncoder(shape, self.width, unit, unit), state, "trigger", x.device)
         with torch.inference_mode():
-            parts = [self._move(trigger, part.float() / 255, whole=False) for part in x.split(256)]
+            parts = [self._move(trigger, part.float() / 255, as_bytes=False) for part in x.split(256)]
         moved = torch.cat(parts).clone()
         return (moved * 255).round().clamp(0, 255).to(torch.uint8) if self.quantize else moved

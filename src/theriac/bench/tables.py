@@ -103,7 +103,7 @@ def _row(row: Row, scores: Mapping[str, Mapping[tuple[str, str], tuple[int, int]
     row |= {
         "der": result.get("der"),
         "outcome": outcome.get("status"),
-        "degenerate": "; ".join(result.get("degenerate") or ()),
+        "degenerate": " ".join(result.get("degenerate") or ()),
         "warnings": "; ".join(result.get("notes") or ()),
     }
     fairness = result.get("fairness") or {}

@@ -13,7 +13,8 @@ from theriac.core.errors import InputError, shortened
 from theriac.core.progress import silence
 from theriac.core.text import shorten
 
-REPAIR, DEBIASING, EXAMPLE_ATTACK = "antidote", "dwb", "badnets"  # defaults, and the only methods that commands name
+# defaults, and the only methods that commands name; the second repairs where the first can't judge
+REPAIR, UNJUDGED, DEBIASING, EXAMPLE_ATTACK = "auto", "antidote", "dwb", "badnets"
 _DATA, _METHOD, _RUN = "Data", "Method", "Run"
 
 DataName = Annotated[

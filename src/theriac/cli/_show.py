@@ -47,7 +47,7 @@ def left_by_its_reader() -> Iterator[None]:
 
 def evaluation(title: str, scores: Evaluation) -> None:
     """One model's rates with counts and intervals, after what explains them."""
-    _alarm(scores.degenerate)
+    alarm(scores.degenerate)
     table = _table(title, "rate", "counts", "95 % interval", "meaning")
     for name, rate in _rates(scores).items():
         if rate is not None:
@@ -65,15 +65,18 @@ def evaluation(title: str, scores: Evaluation) -> None:
         tell(f"note: {note}")
 
 
-def comparison(title: str, pair: Comparison, reason: str = "") -> None:
+def comparison(title: str, pair: Comparison, reason: str = "", basis: str = "") -> None:
     """Rates before and after a repair, their change, and DER, after what explains them.
 
     Args:
         title: Above the table.
         pair: The rates.
         reason: Why the model was not repaired, if it was not.
+        basis: What the method's own judgment rests on, if it judges.
     """
-    _alarm([*([reason] if reason else []), *pair.degenerate])
+    alarm([*([reason] if reason else []), *pair.degenerate])
+    if basis:
+        console().print(Text(clean(basis), "bold"), soft_wrap=True)
     table = _table(title, "before", "after", "change in points")
     before, after = _rates(pair.before), _rates(pair.after)
     for name, old in before.items():
@@ -100,8 +103,8 @@ def _changed(table: Table, name: str, old: Rate, new: Rate) -> None:
     table.add_row(name, _rate(old), _rate(new), moved)
 
 
-def _alarm(sentences: Sequence[str]) -> None:
-    """What a reader must know before any number."""
+def alarm(sentences: Sequence[str]) -> None:
+    """Sentences before a table: what a reader must know before any number."""
     for text in sentences:
         console().print(Text(clean(text), "bold red"), soft_wrap=True)
 
@@ -109,7 +112,7 @@ def _alarm(sentences: Sequence[str]) -> None:
 def audit(title: str, seen: Audit) -> None:
     """An audit: headline and alarms, then a line a figure with all models side by side, then what was not looked at."""
     console().print(Text(clean(seen.headline), "bold"), soft_wrap=True)
-    _alarm([*seen.alarms, *seen.degenerate])
+    alarm([*seen.alarms, *seen.degenerate])
     table = _table(title, *MODELS)
     for line in seen.brief:
         cells = [line.cells.get(model) for model in MODELS]

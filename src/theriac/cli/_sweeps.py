@@ -17,11 +17,13 @@ from theriac.bench.store import Store
 from theriac.bench.tables import SHOWN, Group, Row, in_words, interval, rows, summary
 from theriac.cli import _options as opt
 from theriac.cli import _show
+from theriac.core import check
 from theriac.core.errors import InputError, unknown
 from theriac.core.text import seconds
 from theriac.report.figures import write_figure
 from theriac.report.sweeps import Comparison, Number, Published, SweepCell, write_sweep
 
+_ALARMS = 4  # cells whose trouble is said before a table, as on the page
 _MATRIX = (
     "victim",
     "defended",
@@ -43,6 +45,7 @@ def warn(text: str) -> None:
 
 def show_plan(forecast: Forecast, workers: int, *, as_json: bool) -> None:
     """What a sweep would do."""
+    check.integer("workers", workers, 1, 1024)
     plan, left = forecast.plan, forecast.left
     facts: dict[str, Any] = {
         "sweep": plan.spec.name,
@@ -123,6 +126,10 @@ def show_rows(results: Sequence[Row], *, as_json: bool) -> None:
     used = [i for i, name in enumerate(SHOWN) if len({line[i] for line in body}) > 1 or name in ("attack", "defense", "ACC %")]
     used.sort(key=lambda i: SHOWN[i] not in ("attack", "defense"))
     title = ", ".join(dict.fromkeys(line[0] for line in body)) or "no results"
+    broken = [cell for cell in map(_cell, groups) if cell.degenerate]
+    _show.alarm([f"{cell.name} ({cell.role}): {' '.join(cell.degenerate)}" for cell in broken[:_ALARMS]])
+    if len(broken) > _ALARMS:
+        _show.alarm([f"{len(broken) - _ALARMS:,} more cells mislead as well; the page names them"])
     _show.rows(title, [SHOWN[i] for i in used], [[line[i] for i in used] for line in body])
 
 

@@ -108,6 +108,6 @@ def _result(result: Measurement, path: str) -> None:
     if opened.folder is None:
         return
     if planted is not None and opened.record.get("kind") == "train":
-        _show.following("repair", path, "--method", opt.REPAIR)
+        _show.following("repair", path)
     else:
         _show.following("report", path)

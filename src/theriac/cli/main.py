@@ -107,7 +107,9 @@ def _explain(error: Exception, words: Sequence[str]) -> int:
         return INTERNAL
     usage = getattr(error, "format_message", None)  # typer's own errors: unknown command, missing value
     if usage is not None:
-        _say(f"{str(usage()).rstrip('.')}; see --help", "error")
+        text = str(usage()).rstrip(".")
+        if text:  # none for a group of commands alone, whose help has just been shown
+            _say(f"{text} (see --help)", "error")
         return BAD_INPUT
     message = str(error).splitlines()[0] if str(error) else "no message"
     _say(f"internal error: {type(error).__name__}: {message} (for the traceback: theriac --debug ...)", "error")

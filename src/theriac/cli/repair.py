@@ -54,8 +54,9 @@ def repair(
     """Repair a copy of a model with a few clean rows, and measure it before and after on the test rows.
 
     Methods that need no clean rows draw none. The model stays as it is. Without knowledge of the attack only clean accuracy is
-    measured. The default method is ours and was measured on digits only: "theriac list" with its name says what it does not
-    cover, and "theriac list repairs" names published ones.
+    measured. The default method tries several repairs, judges them by backdoors that it plants itself, and leaves the model as
+    it is where none will do; it was measured on digits only ("theriac list auto"). "theriac list repairs" names single ones,
+    which are several times faster and judge nothing.
     """
     opt.set_quiet(quiet)
     import dataclasses
@@ -101,10 +102,12 @@ def repair(
     with_rows = "without clean rows" if drawn is None else f"with {drawn['rows']} clean rows"
     ended = "abstained" if outcome["status"] == "abstained" else with_rows
     assert record.comparison is not None
-    _show.comparison(f"{opened.name}, {done} {chosen.title} {ended}", record.comparison, reason=outcome["reason"])
+    _show.comparison(f"{opened.name}, {done} {chosen.title} {ended}", record.comparison, outcome["reason"], outcome["basis"])
     if seen is not None:
         _show.rows("scan, on test rows", ("", "before", "after"), [list(line) for line in seen.rows()])
     if planted is None:
         _show.tell("the attack is not known here, so only clean accuracy was measured (--attack names one)")
+    if outcome["status"] == "abstained" and method == opt.REPAIR:
+        _show.tell(f"the same command with --method {opt.UNJUDGED} repairs it and judges nothing")
     _show.saved(record.folder)
     _show.following("report", str(record.folder))

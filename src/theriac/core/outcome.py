@@ -25,12 +25,14 @@ class Outcome:
     Args:
         status: "repaired"; "unchanged" where the method had nothing to change; "abstained" where it did not dare to.
         reason: Why the model is unchanged, or why the method abstained; one sentence. Empty for "repaired".
+        basis: Where a method judges its own repair, what that rests on and how sure it is; one sentence.
         warnings: What the method warned about, in order.
         figures: Figures that the method measured on its own rows (never on test rows), by name.
     """
 
     status: Status
     reason: str = ""
+    basis: str = ""
     warnings: tuple[str, ...] = ()
     figures: Mapping[str, Any] = field(default_factory=dict)
 
@@ -42,7 +44,8 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a record."""
-        return {"status": self.status, "reason": self.reason, "warnings": list(self.warnings), "figures": dict(self.figures)}
+        own = {"status": self.status, "reason": self.reason, "basis": self.basis}
+        return {**own, "warnings": list(self.warnings), "figures": dict(self.figures)}
 
 
 @dataclass(frozen=True, kw_only=True)

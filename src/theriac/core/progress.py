@@ -66,13 +66,16 @@ def _now() -> float:
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int | None = None, *, done: int = 0, quiet: bool = False) -> Iterator[Tick]:
+def progress(
+    label: str, total: int | None = None, *, done: int = 0, early: bool = False, quiet: bool = False
+) -> Iterator[Tick]:
     """A scope of work that may take long.
 
     Args:
         label: What is done.
         total: Number of steps; None if it is not known.
         done: Steps that an earlier start has done.
+        early: Say after the first step already how long it will take, if that is long; for steps that are much alike.
         quiet: Show nothing.
     """
     if quiet or _lines.silent:
@@ -82,7 +85,7 @@ def progress(label: str, total: int | None = None, *, done: int = 0, quiet: bool
     if not on_terminal:
         _lines.enter(label)
         try:
-            yield _line_tick(label, total, done)
+            yield _line_tick(label, total, done, early)
         finally:
             _lines.leave()
     elif total is None or _lines.bar:
@@ -116,13 +119,17 @@ def _silent(steps: int = 1, text: str = "") -> None:
     """Show nothing."""
 
 
-def _line_tick(label: str, total: int | None, before: int) -> Tick:
+def _line_tick(label: str, total: int | None, before: int, early: bool = False) -> Tick:
     began, done, shown = _now(), before, ""
 
     def tick(steps: int = 1, text: str = "") -> None:
-        nonlocal done, shown
+        nonlocal done, shown, early
         done, shown = done + steps, text or shown
         now = _now()
+        if early and total and done > before:
+            early = False
+            if (now - began) / (done - before) * (total - done) > FIRST_S:
+                _lines.due = now
         if now < _lines.due:
             return
         parts = [label]

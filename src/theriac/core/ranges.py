@@ -94,13 +94,13 @@ def _arguments(function: Callable[..., Any], own: tuple[str, ...]) -> tuple[insp
     return signature, _fields(hints), hints
 
 
-def refusal(error: ValidationError, hints: Mapping[str, Any], given: Mapping[str, Any], before: str = "") -> InputError:
+def refusal(error: ValidationError, hints: Mapping[str, Any], values: Mapping[str, Any], before: str = "") -> InputError:
     """The first fault that pydantic sees, in the words of this house.
 
     Args:
         error: What pydantic raised.
         hints: Annotations of the fields, by name.
-        given: The values that came, by name.
+        values: The values that came, by name.
         before: Words in front of the field's name.
     """
     first = error.errors(include_url=False, include_context=True)[0]
@@ -111,7 +111,7 @@ def refusal(error: ValidationError, hints: Mapping[str, Any], given: Mapping[str
     name, hint = str(top), hints.get(str(top), Any)
     if first["type"] == "missing":  # of a list that is too short
         inside = inside[:-1]
-    came = first["input"] if inside and not _is_union(hint) else given.get(name, first["input"])
+    came = first["input"] if inside and not _is_union(hint) else values.get(name, first["input"])
     for part in inside:
         if _is_union(hint):
             break

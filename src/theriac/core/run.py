@@ -170,15 +170,18 @@ class Run:
         """The recorded events of one name, in order."""
         return [e for e in self.events if e["event"] == name]
 
-    def progress(self, label: str, total: int | None = None, *, done: int = 0) -> AbstractContextManager[Tick]:
+    def progress(
+        self, label: str, total: int | None = None, *, done: int = 0, early: bool = False
+    ) -> AbstractContextManager[Tick]:
         """A scope of long work with progress and time left, silent when quiet; call what it yields with (steps, text).
 
         Args:
             label: What is done.
             total: Number of steps; None if it is not known.
             done: Steps that an earlier start has done.
+            early: Say after the first step already how long it will take, if that is long.
         """
-        return progress(label, total, done=done, quiet=self.quiet)
+        return progress(label, total, done=done, early=early, quiet=self.quiet)
 
     def each(self, label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
         """The items one by one, each a step of such a scope."""

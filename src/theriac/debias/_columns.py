@@ -8,7 +8,7 @@ from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, Classifier, TablePrep, make
-from theriac.models._still import still
+from theriac.models._undisturbed import undisturbed
 from theriac.triggers.bank import TriggerColumns
 
 
@@ -36,7 +36,7 @@ def without_columns(model: TriggerColumns, build: Buildable, split: Split, run: 
                 state[name] = state[name].index_select(dim, keep.to(state[name].device))
     narrow.load_state_dict(state)
     rows = split.rows(torch.arange(min(64, len(split)))).to(run.device)
-    with still(model.to(run.device)), still(narrow):
+    with undisturbed(model.to(run.device)), undisturbed(narrow):
         same = torch.allclose(model(rows), narrow(rows), atol=1e-4, rtol=1e-4)
     if not same:
         raise InputError("the network answers differently without its trigger columns; save its .model instead")

@@ -19,7 +19,7 @@ from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.data._given import aligned, cells_given
+from theriac.data._fairness_input import aligned, as_cells
 from theriac.debias._frame import as_table, columns_of, matrix
 from theriac.debias.dwb import DwB
 from theriac.models import Builder
@@ -124,7 +124,7 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise InputError(f"y holds one class only, {self.classes_.tolist()[0]!r}; a classifier needs at least two")
         if sensitive_features is None:
             raise InputError("sensitive_features is missing; it gives the sensitive group of each row of X")
-        groups, levels = cells_given(
+        groups, levels = as_cells(
             aligned(sensitive_features, X, "sensitive_features", "X"), "sensitive_features", self.missing_group
         )
         check_consistent_length(x, groups)

@@ -115,14 +115,16 @@ class SpectralSignatures(Detector):
         if not judged:
             return {"verdict": "abstains", "reason": f"no class has {FEWEST_ROWS} rows whose features differ"}
         most = int(classes.argmax())
-        told = f"the most divided class is {rows.card.classes[most]} at {float(classes[most]):.2f}, against {self.outlying:g}"
+        evidence = (
+            f"the most divided class is {rows.card.classes[most]} at {float(classes[most]):.2f}, against {self.outlying:g}"
+        )
         if bool(standing.any()):
             names = ", ".join(name for name, out in zip(rows.card.classes, standing.tolist(), strict=True) if out)
-            return {"verdict": "suspicious", "reason": f"the features of {names} fall into two groups ({told})"}
+            return {"verdict": "suspicious", "reason": f"the features of {names} fall into two groups ({evidence})"}
         if self.flag == "every_class":
             share = f"{100 * self.share:g} % of every class are flagged, as the paper does whatever they look like"
-            return {"verdict": "suspicious", "reason": f"{share}; nothing stands out: {told}"}
-        return {"verdict": "abstains", "reason": f"nothing stands out: {told}"}
+            return {"verdict": "suspicious", "reason": f"{share}; nothing stands out: {evidence}"}
+        return {"verdict": "abstains", "reason": f"nothing stands out: {evidence}"}
 
 
 def along_the_main_direction(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -97,18 +97,18 @@ def evaluate(
             answers += torch.bincount(clean, minlength=classes)
             if planted is None:
                 continue
-            wanted, counted = attack_labels(planted, y, here.index[positions])
-            targets[wanted[counted]] = True
+            labels, counted = attack_labels(planted, y, here.index[positions])
+            targets[labels[counted]] = True
             population = population + counted.sum()
             if bool(counted.any()):
                 stamped = planted.stamp(x[counted], y[counted], here.index[positions][counted], "test")
-                seen = _predict(net, stamped, classes)
-                hit = seen != y[counted] if getattr(planted, "untargeted", False) else seen == wanted[counted]
+                predictions = _predict(net, stamped, classes)
+                hit = predictions != y[counted] if getattr(planted, "untargeted", False) else predictions == labels[counted]
                 asr = asr + hit.sum()
-                ra = ra + (seen == y[counted]).sum()
+                ra = ra + (predictions == y[counted]).sum()
     acc, notes = Rate(int(right.sum()), len(split), "clean rows"), _notes(split)
     counts = (right.tolist(), here.count().tolist(), answers.tolist())
-    by_class = tuple(ClassCount(*told) for told in zip(split.card.classes, *counts, strict=True))
+    by_class = tuple(ClassCount(*values) for values in zip(split.card.classes, *counts, strict=True))
     if planted is None:
         return Evaluation(acc, data=data, rows=rows, classes=by_class, notes=notes)
     of = f"rows stamped by {planted.name} whose label is not the attack's label already"
@@ -173,8 +173,8 @@ def attack_labels(planted: Any, y: torch.Tensor, index: torch.Tensor) -> tuple[t
     """
     if not hasattr(planted, "target") or not hasattr(planted, "population"):
         raise InputError(f"planted is {shortened(planted)}; expected a Planted")
-    given = (y, index) if getattr(planted, "by_row", False) else (y,)
-    return planted.target(*given), planted.population(*given)
+    facts = (y, index) if getattr(planted, "by_row", False) else (y,)
+    return planted.target(*facts), planted.population(*facts)
 
 
 @typed()

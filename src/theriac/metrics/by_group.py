@@ -14,10 +14,10 @@ from theriac.core.poisoned import Poisoned
 from theriac.core.ranges import Count, typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
-from theriac.data._given import aligned, cells_given, labels_given, predictions_given
+from theriac.data._fairness_input import aligned, as_cells, as_labels, as_predictions
 from theriac.data.alignment import align_to
 from theriac.metrics.fair import Fairness
-from theriac.models._still import still
+from theriac.models._undisturbed import undisturbed
 from theriac.models.grouped import GroupAware
 from theriac.models.network import to_input
 from theriac.models.outputs import batch_rows
@@ -97,12 +97,12 @@ def fairness(
             raise InputError(f"{name} is missing; expected the {'labels' if name == 'y_true' else 'predictions'} of all rows")
     y_pred = aligned(y_pred, y_true, "y_pred", "y_true")
     sensitive_features = aligned(sensitive_features, y_true, "sensitive_features", "y_true")
-    codes, classes = labels_given({"y_true": y_true, "y_pred": y_pred})
-    cells, names = cells_given(sensitive_features, "sensitive_features", missing_group)
+    codes, classes = as_labels({"y_true": y_true, "y_pred": y_pred})
+    cells, names = as_cells(sensitive_features, "sensitive_features", missing_group)
     sizes = {"y_true": len(codes["y_true"]), "y_pred": len(codes["y_pred"]), "sensitive_features": len(cells)}
     if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{name} {n:,}" for name, n in sizes.items())
-        raise InputError(f"y_true, y_pred and sensitive_features have different numbers of rows: {told}")
+        listed = ", ".join(f"{name} {n:,}" for name, n in sizes.items())
+        raise InputError(f"y_true, y_pred and sensitive_features have different numbers of rows: {listed}")
     return Fairness.count(
         torch.from_numpy(codes["y_pred"]),
         torch.from_numpy(codes["y_true"]),
@@ -131,7 +131,7 @@ def _on_split(
     if sensitive_features is not None:
         if groups is not None:
             raise InputError("groups and sensitive_features are both given; one of them says which groups to compare")
-        cells, levels = cells_given(sensitive_features, "sensitive_features", missing_group)
+        cells, levels = as_cells(sensitive_features, "sensitive_features", missing_group)
         groups, names = check_labels("sensitive_features", torch.from_numpy(cells), len(split), None), tuple(map(str, levels))
     elif groups is None:
         if split.group is None:
@@ -142,9 +142,9 @@ def _on_split(
             raise InputError(f"the model must be told one of the groups {', '.join(known)}; the rows have {', '.join(names)}")
     else:
         groups, names = check_labels("groups", groups, len(split), None), ()
-    seen = answers(model, split, groups, run=run, batch_size=batch_size)
+    predictions = answers(model, split, groups, run=run, batch_size=batch_size)
     return Fairness.count(
-        seen,
+        predictions,
         split.y.cpu(),
         groups.cpu(),
         groups=names,
@@ -176,25 +176,25 @@ def answers(
         run = as_run(run)
         net = net.to(run.device)
         here, at = split.to(run.device), groups.to(run.device)
-        seen = []
-        with still(net), torch.inference_mode(), run.autocast():
+        parts = []
+        with undisturbed(net), torch.inference_mode(), run.autocast():
             size = batch_size or batch_rows(here)
             for positions in run.each("fairness", here.batches(size), len(here) // size + 1):
-                seen.append(predicted(net, here.rows(positions), at[positions], split.num_classes).cpu())
+                parts.append(predicted(net, here.rows(positions), at[positions], split.num_classes).cpu())
         own = [str(name) for name in model.classes_] if fitted is net else list(classes)
         if own == list(classes):
-            return torch.cat(seen)
+            return torch.cat(parts)
         if set(own) != set(classes):
             raise InputError(f"the classifier knows the classes {own}; these rows have {list(classes)}")
-        return torch.tensor([classes.index(name) for name in own])[torch.cat(seen)]
+        return torch.tensor([classes.index(name) for name in own])[torch.cat(parts)]
     if hasattr(model, "predict"):
         model = model.predict(split.x.cpu().numpy())
     elif isinstance(model, str) or not hasattr(model, "__len__"):
         raise InputError(f"model is a {type(model).__name__}; expected an nn.Module, a fitted classifier or predictions")
-    found = torch.from_numpy(predictions_given(model, classes))
-    if len(found) != len(split):
-        raise InputError(f"there are {len(found):,} predictions for {len(split):,} rows")
-    return found
+    predictions = torch.from_numpy(as_predictions(model, classes))
+    if len(predictions) != len(split):
+        raise InputError(f"there are {len(predictions):,} predictions for {len(split):,} rows")
+    return predictions
 
 
 def predicted(net: nn.Module, rows: torch.Tensor, group: torch.Tensor, classes: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.data.alignment import align_to
 from theriac.metrics.intervals import Rate
-from theriac.models._still import still
+from theriac.models._undisturbed import undisturbed
 from theriac.models.grouped import GroupAware
 from theriac.models.network import to_input
 from theriac.models.outputs import batch_rows
@@ -51,7 +51,7 @@ def flip_rate(
     net, here = net.to(run.device), align_to(split, net).to(run.device)
     classes = here.num_classes
     flips = torch.zeros(len(bank), dtype=torch.int64, device=run.device)
-    with still(net), torch.inference_mode(), run.autocast():
+    with undisturbed(net), torch.inference_mode(), run.autocast():
         size = batch_size or batch_rows(here)
         for positions in run.each("flip rate", here.batches(size), len(here) // size + 1):
             x = to_input(here.rows(positions))

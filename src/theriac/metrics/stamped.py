@@ -136,9 +136,9 @@ def _stamped(model: Any, split: Split, planted: Any, at: torch.Tensor, run: Run 
     if not isinstance(net, nn.Module):
         raise InputError(f"model is {shortened(model)}; expected an nn.Module or a Victim")
     net, here = net.to(run.device).eval(), split.to(run.device)
-    found = [torch.zeros(0, dtype=torch.int64)]
+    predictions = [torch.zeros(0, dtype=torch.int64)]
     with torch.inference_mode(), run.autocast():
         for part in at.to(run.device).split(batch_rows(here)):
             stamped = planted.stamp(here.rows(part), here.y[part], here.index[part], "test")
-            found.append(net(to_input(stamped)).argmax(1).cpu())
-    return torch.cat(found)
+            predictions.append(net(to_input(stamped)).argmax(1).cpu())
+    return torch.cat(predictions)

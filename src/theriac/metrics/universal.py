@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from theriac.core.run import Run
-from theriac.models._still import still
+from theriac.models._undisturbed import undisturbed
 from theriac.models.outputs import evaluating
 
 AT_ONCE = 512  # rows a forward pass
@@ -31,7 +31,7 @@ def by_gradient(model: nn.Module, x: torch.Tensor, wanted: torch.Tensor, radius:
         Perturbations (D, C, H, W).
     """
     delta = torch.zeros((len(wanted), *x.shape[1:]), device=x.device)
-    with still(model), run.autocast():  # no inference mode: the perturbation has a gradient
+    with undisturbed(model), run.autocast():  # no inference mode: the perturbation has a gradient
         for _ in range(steps):
             slope = torch.zeros_like(delta)
             for lines, rows in _parts(wanted, len(x)):

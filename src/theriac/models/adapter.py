@@ -16,7 +16,7 @@ from theriac.core.card import Card
 from theriac.core.errors import InputError, shortened, unknown
 from theriac.core.ranges import typed
 from theriac.models import _hf
-from theriac.models._still import blank, check_logits, try_rows
+from theriac.models._undisturbed import blank, check_logits, try_rows
 from theriac.models.editing import refuse_empty
 from theriac.models.network import Classifier, Normalize, TablePrep
 from theriac.models.wrapped import innermost
@@ -83,20 +83,20 @@ class Picker:
         Raises:
             InputError: If they are not where ``choice`` says, or could not be found.
         """
-        choice, found = self.choice, None
+        choice, logits = self.choice, None
         if callable(choice):
-            found = choice(out)
+            logits = choice(out)
         elif isinstance(choice, int):
-            found = out[choice] if isinstance(out, (tuple, list)) and -len(out) <= choice < len(out) else None
+            logits = out[choice] if isinstance(out, (tuple, list)) and -len(out) <= choice < len(out) else None
         elif isinstance(out, torch.Tensor):
-            found = out if choice is None else None
+            logits = out if choice is None else None
         else:
             key = "logits" if choice is None else choice
-            found = out.get(key) if isinstance(out, Mapping) else getattr(out, key, None)
-        if not isinstance(found, torch.Tensor):
+            logits = out.get(key) if isinstance(out, Mapping) else getattr(out, key, None)
+        if not isinstance(logits, torch.Tensor):
             said = "no logits were found there" if choice is None else f"logits={choice!r} leads to no tensor there"
             raise InputError(f"the network returns {_outline(out)}, and {said}; give logits= a name, an index or a function")
-        return found
+        return logits
 
 
 class Adapted(Classifier):
@@ -282,11 +282,11 @@ def rebuild(options: Any, card: Card, into: nn.Module | None, tensors: int) -> A
 
 def _class_names(classes: int | Sequence[str] | None, card: Card | None, config: Any) -> tuple[str, ...]:
     """Names of the classes, from whoever knows them; empty if nobody does."""
-    given: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     if classes is not None:
         if isinstance(classes, int):
             check.integer("classes", classes, 2, 1 << 20)
-            given = tuple(str(k) for k in range(classes))
+            names = tuple(str(k) for k in range(classes))
         elif (
             isinstance(classes, str)
             or not isinstance(classes, Sequence)
@@ -295,13 +295,13 @@ def _class_names(classes: int | Sequence[str] | None, card: Card | None, config:
         ):
             raise InputError(f"classes is {shortened(classes)}; expected a number of at least 2, or as many names")
         else:
-            given = tuple(classes)
+            names = tuple(classes)
     if card is not None:
-        if given and len(given) != card.num_classes:
-            raise InputError(f"classes gives {len(given)} classes; the card of {card.name!r} has {card.num_classes}")
-        return given or _by_label(config, card)
+        if names and len(names) != card.num_classes:
+            raise InputError(f"classes gives {len(names)} classes; the card of {card.name!r} has {card.num_classes}")
+        return names or _by_label(config, card)
     labels = getattr(config, "id2label", None) or {}
-    return given or tuple(str(labels[k]) for k in sorted(labels))
+    return names or tuple(str(labels[k]) for k in sorted(labels))
 
 
 def _by_label(config: Any, card: Card) -> tuple[str, ...]:
@@ -401,12 +401,12 @@ def _numbers(name: str, value: float | Sequence[float] | None) -> tuple[float, .
         return None
     value = value.tolist() if hasattr(value, "tolist") else value  # arrays and tensors
     try:
-        found = tuple(float(v) for v in (value if isinstance(value, Sequence) else [value]))
+        numbers = tuple(float(v) for v in (value if isinstance(value, Sequence) else [value]))
     except (TypeError, ValueError):
-        found = ()
-    if not found or isinstance(value, str):
+        numbers = ()
+    if not numbers or isinstance(value, str):
         raise InputError(f"{name} is {str(value)[:80]!r}; expected a number, or one for each channel")
-    return found
+    return numbers
 
 
 def _pair(size: Any) -> tuple[int, int] | None:

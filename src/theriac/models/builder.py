@@ -15,7 +15,7 @@ from theriac.core.errors import InputError, shortened, unknown
 from theriac.core.ranges import check_fields, typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split, with_moments
-from theriac.models._still import blank, check_logits, try_rows
+from theriac.models._undisturbed import blank, check_logits, try_rows
 from theriac.models.editing import duplicate, refuse_empty
 from theriac.models.mlp import TableMLP
 from theriac.models.network import Classifier, Normalize, TablePrep

@@ -22,7 +22,7 @@ from theriac.core.files import load_tensors_safely, read_safetensors, shown, wri
 from theriac.core.paths import as_path, writing
 from theriac.core.text import shorten
 from theriac.models import _hf
-from theriac.models._still import still
+from theriac.models._undisturbed import undisturbed
 from theriac.models.adapter import Adapted, ImagePrep
 from theriac.models.editing import duplicate
 from theriac.models.network import Classifier, Normalize
@@ -122,7 +122,7 @@ def write_program(model: nn.Module, path: str | Path, rows: torch.Tensor) -> Pat
     """
     path = as_path("path", path)
     plain = _ready(model)
-    with still(plain), torch.no_grad():
+    with undisturbed(plain), torch.no_grad():
         program = _exported(plain, rows)
         for node in program.graph.nodes:  # where in the user's files a layer stands is nobody's business
             node.meta.pop("stack_trace", None)
@@ -156,7 +156,7 @@ def write_onnx(model: nn.Module, path: str | Path, rows: torch.Tensor) -> Path:
     except ImportError:
         raise InputError("ONNX needs two packages: pip install 'theriac[onnx]'") from None
     plain = _ready(model)
-    with still(plain), torch.no_grad(), _quiet():
+    with undisturbed(plain), torch.no_grad(), _quiet():
         program = _exported(plain, rows)
         try:
             made = torch.onnx.export(program, input_names=["pixels"], output_names=["logits"], dynamo=True, verbose=False)

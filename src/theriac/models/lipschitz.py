@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from theriac.models._still import blank, try_rows
+from theriac.models._undisturbed import blank, try_rows
 
 
 def conv_norm_pairs(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:

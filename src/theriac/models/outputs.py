@@ -13,7 +13,7 @@ from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.models._still import still
+from theriac.models._undisturbed import undisturbed
 from theriac.models.layout import arranged
 from theriac.models.network import to_input
 from theriac.models.taps import Tap, features
@@ -95,7 +95,7 @@ def evaluating(model: nn.Module, run: Run) -> Iterator[None]:
     came = next((t.device for t in (*model.parameters(), *model.buffers())), run.device)
     model.to(run.device)
     try:
-        with still(model), arranged(model, run.device), torch.inference_mode(), run.autocast():
+        with undisturbed(model), arranged(model, run.device), torch.inference_mode(), run.autocast():
             yield
     finally:
         if came.type != run.device.type:

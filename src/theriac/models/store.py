@@ -18,7 +18,7 @@ from theriac.core.errors import InputError
 from theriac.core.files import is_plain, opened, read_json, read_safetensors, write_atomically
 from theriac.core.paths import as_path, writing
 from theriac.core.ranges import typed
-from theriac.models._still import blank, try_rows
+from theriac.models._undisturbed import blank, try_rows
 from theriac.models.adapter import OWN, rebuild
 from theriac.models.builder import make_net, normalization
 from theriac.models.editing import refuse_empty

@@ -9,7 +9,7 @@ from torch import nn
 
 from theriac.core.errors import InputError, unknown
 from theriac.core.ranges import typed
-from theriac.models._still import blank, still, try_rows
+from theriac.models._undisturbed import blank, try_rows, undisturbed
 
 
 @typed()
@@ -167,7 +167,7 @@ def _besides(model: nn.Module, layer: nn.Module, rows: torch.Tensor) -> list[str
     try:
         for _, parameter in named:
             parameter.requires_grad_(True)
-        with still(model), torch.inference_mode(False), torch.enable_grad():
+        with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
             logits = model(rows[:2].clone())
             if not logits.requires_grad:
                 return None

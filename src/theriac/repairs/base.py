@@ -23,7 +23,7 @@ from theriac.core.split import Split
 from theriac.data.alignment import align_to
 from theriac.metrics import ClassCount
 from theriac.metrics._degenerate import fallen, percent, short
-from theriac.models._still import still
+from theriac.models._undisturbed import undisturbed
 from theriac.models.editing import duplicate, eager, refuse_fixed
 from theriac.models.layout import arrange
 from theriac.models.network import to_input
@@ -74,16 +74,16 @@ class Repair(Method):
         run = as_run(run)
         method = self._informed(clean, trigger, target)
         rows = None if clean is None else align_to(as_clean(clean), model)
-        given: nn.Module = model if isinstance(model, nn.Module) else getattr(model, "model", model)
-        if not isinstance(given, nn.Module):
+        original: nn.Module = model if isinstance(model, nn.Module) else getattr(model, "model", model)
+        if not isinstance(original, nn.Module):
             raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
-        if isinstance(given, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            given = given.module
-        refuse_fixed(given)
+        if isinstance(original, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            original = original.module
+        refuse_fixed(original)
         run.outcome = None
         began = time.perf_counter()
-        with run.listening() as heard, eager(given), run.progress(self.title):
-            fixed = arrange(duplicate(given).to(run.device), run).eval()
+        with run.listening() as heard, eager(original), run.progress(self.title):
+            fixed = arrange(duplicate(original).to(run.device), run).eval()
             warn_unsavable(fixed)
             before: tuple[ClassCount, ...] = ()
             if rows is not None:
@@ -93,13 +93,13 @@ class Repair(Method):
             _widen(fixed)
             _warn_frozen(fixed)
             uses = self.needs.takes("clean_rows")
-            seen = (rows and rows.to(run.device)) if uses else _blank(fixed, rows, run)
-            fixed = method._repair(fixed, seen, run)  # type: ignore[arg-type]  # a method that needs rows has got some
-            _cast_like(fixed, given)
-            run.outcome = self._outcome(run.outcome, given, fixed)
+            split = (rows and rows.to(run.device)) if uses else _blank(fixed, rows, run)
+            fixed = method._repair(fixed, split, run)  # type: ignore[arg-type]  # a method that needs rows has got some
+            _cast_like(fixed, original)
+            run.outcome = self._outcome(run.outcome, original, fixed)
             figures = {} if rows is None else self._compared(before, _by_class(fixed, rows, run))
             run.outcome = dataclasses.replace(run.outcome, warnings=tuple(heard), figures={**run.outcome.figures, **figures})
-        seconds, count = round(time.perf_counter() - began, 3), len(seen) if seen is not None and uses else 0
+        seconds, count = round(time.perf_counter() - began, 3), len(split) if split is not None and uses else 0
         run.event("repaired", method=self.name, seconds=seconds, rows=count, outcome=run.outcome.to_dict())
         return fixed.eval()
 
@@ -131,11 +131,11 @@ class Repair(Method):
             raise UnfairPairingError(f"clean is missing; {self.title} needs clean rows with labels")
         return self if trigger is None and target is None else self._with_knowledge(trigger, target)
 
-    def _outcome(self, said: Outcome | None, given: nn.Module, fixed: nn.Module) -> Outcome:
+    def _outcome(self, said: Outcome | None, original: nn.Module, fixed: nn.Module) -> Outcome:
         """What the method said, or what a look at the weights says; a repair that changed nothing never passes for one."""
         if said is not None:
             return said
-        if _changed(given, fixed):
+        if _changed(original, fixed):
             return Outcome(status="repaired")
         reason = f"{self.title} ended with the weights that it was given"
         warnings.warn(f"{reason}; the model is not repaired", stacklevel=4)
@@ -149,14 +149,14 @@ class Repair(Method):
         none = [names[k] for k, n in enumerate(rows) if n == 0]
         few = [names[k] for k, n in enumerate(rows) if 0 < n < FEW]
         enough = len(clean) >= FEW * len(rows) and min(rows) >= FEWEST
-        told = []
+        poor = []
         if none:
-            told.append(f"{len(none)} of {len(rows)} classes have none ({_some(none)})")
+            poor.append(f"{len(none)} of {len(rows)} classes have none ({_some(none)})")
         if few and not enough and not 0 < self.needs.usual_clean_share <= HANDFUL:
-            told.append(f"{len(few)} of {len(rows)} classes have fewer than {FEW} ({_some(few)})")
-        if told:
+            poor.append(f"{len(few)} of {len(rows)} classes have fewer than {FEW} ({_some(few)})")
+        if poor:
             warnings.warn(
-                f"{len(clean)} clean rows: {' and '.join(told)}; a repair can lose such classes: look at the accuracy of each",
+                f"{len(clean)} clean rows: {' and '.join(poor)}; a repair can lose such classes: look at the accuracy of each",
                 ClassWarning,
                 stacklevel=3,
             )
@@ -191,8 +191,8 @@ def _blank(model: nn.Module, rows: Split | None, run: Run) -> Split | None:
     return Split(x, torch.zeros(1, dtype=torch.int64), card=card).to(run.device)
 
 
-def _changed(given: nn.Module, fixed: nn.Module) -> bool:
-    before, after = given.state_dict(), fixed.state_dict()
+def _changed(original: nn.Module, fixed: nn.Module) -> bool:
+    before, after = original.state_dict(), fixed.state_dict()
     if before.keys() != after.keys():
         return True
     tensors = {key: value for key, value in before.items() if isinstance(value, torch.Tensor)}
@@ -216,16 +216,16 @@ def _widen(model: nn.Module) -> None:
             tensor.data = tensor.data.float()
 
 
-def _cast_like(model: nn.Module, given: nn.Module) -> None:
+def _cast_like(model: nn.Module, original: nn.Module) -> None:
     """Each parameter and buffer back to the precision that it came in; a layer that is new to that of all others."""
-    came = {name: tensor.dtype for name, tensor in (*given.named_parameters(), *given.named_buffers())}
-    floats = {p.dtype for p in given.parameters() if p.is_floating_point()}
+    came = {name: tensor.dtype for name, tensor in (*original.named_parameters(), *original.named_buffers())}
+    floats = {p.dtype for p in original.parameters() if p.is_floating_point()}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        wanted = came.get(name)
-        if wanted is None and tensor.is_floating_point() and len(floats) == 1:
-            (wanted,) = floats
-        if wanted is not None and tensor.dtype != wanted:
-            tensor.data = tensor.data.to(wanted)
+        dtype = came.get(name)
+        if dtype is None and tensor.is_floating_point() and len(floats) == 1:
+            (dtype,) = floats
+        if dtype is not None and tensor.dtype != dtype:
+            tensor.data = tensor.data.to(dtype)
 
 
 def _some(names: list[str]) -> str:
@@ -245,14 +245,14 @@ def _by_class(model: nn.Module, clean: Split, run: Run) -> tuple[ClassCount, ...
     rank = torch.arange(len(y)) - starts[y[order]]
     at = order[rank < most]
     answers = []
-    with still(model), torch.inference_mode():
+    with undisturbed(model), torch.inference_mode():
         for part in at.split(batch_rows(clean)):
             x = to_input(clean.rows(part).to(run.device))
             answers.append(check.logits(model, x, classes).argmax(1))
     said, true = torch.cat(answers).cpu(), y[at]
     counts = (torch.bincount(true[said == true], minlength=classes), torch.bincount(true, minlength=classes))
     hits, rows, taken = (c.tolist() for c in (*counts, torch.bincount(said, minlength=classes)))
-    return tuple(ClassCount(*told) for told in zip(clean.card.classes, hits, rows, taken, strict=True))
+    return tuple(ClassCount(*values) for values in zip(clean.card.classes, hits, rows, taken, strict=True))
 
 
 def _warn_guessing(counts: tuple[ClassCount, ...]) -> None:

@@ -18,7 +18,7 @@ from theriac.core.ranges import Count, Fraction, NonNegative, Positive
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import run_over, to_input
-from theriac.models._still import try_rows
+from theriac.models._undisturbed import try_rows
 from theriac.models.editing import duplicate
 from theriac.models.taps import head
 from theriac.repairs.base import Repair

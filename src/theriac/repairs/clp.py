@@ -15,7 +15,7 @@ from theriac.core.outcome import Outcome
 from theriac.core.ranges import Positive
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.models._still import try_rows
+from theriac.models._undisturbed import try_rows
 from theriac.models.network import to_input
 from theriac.models.taps import example_row
 from theriac.repairs.base import Repair

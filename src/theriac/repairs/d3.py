@@ -139,13 +139,13 @@ class D3(Repair):
 
         def step(net: nn.Module, batch: Batch) -> StepResult:
             logits = net(batch.x)
-            told = {"accuracy": (logits.argmax(1) == batch.y).float().mean()}
+            figures = {"accuracy": (logits.argmax(1) == batch.y).float().mean()}
             if pull is not None:
-                distance, told["cosine_pullback"] = self._pulled(net, pull, logits, batch)
+                distance, figures["cosine_pullback"] = self._pulled(net, pull, logits, batch)
             else:
                 distance = pushed.distance(self.measure)
-            total, told["clean_loss"] = self.loss(logits, batch.y, distance)
-            return total, told
+            total, figures["clean_loss"] = self.loss(logits, batch.y, distance)
+            return total, figures
 
         model = loop(
             model,
@@ -162,10 +162,10 @@ class D3(Repair):
             label="d3",
             about=self,
         )
-        found = pushed.report()
-        if found["cosine"] < ANTIPODE and self.measure == "euclidean":
+        last = pushed.report()
+        if last["cosine"] < ANTIPODE and self.measure == "euclidean":
             warnings.warn(
-                f"D3 ended at the antipode of the old weights (cosine {found['cosine']:.2f}): a joint change of sign of head "
+                f"D3 ended at the antipode of the old weights (cosine {last['cosine']:.2f}): a joint change of sign of head "
                 "and features buys this distance without changing the function, so the backdoor may have moved along",
                 stacklevel=3,
             )

@@ -98,12 +98,12 @@ class FinePruning(Repair):
         return by_sgd(self)
 
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
-        held, seen = hold_out(clean, self.held_out, run, self.name, self.title, "its bound")
+        held, rest = hold_out(clean, self.held_out, run, self.name, self.title, "its bound")
         layer = features(model, example=to_input(clean.rows(torch.arange(1)))).layer
         weight = editable(model, layer)
-        means = run_over(model, seen, "features", run=run).mean(0)
-        columns, told = self._prune(model, weight, means, held, run)
-        figures: dict[str, Any] = {"layer": layer, "features": len(means), "pruned": columns.tolist(), **told}
+        means = run_over(model, rest, "features", run=run).mean(0)
+        columns, search = self._prune(model, weight, means, held, run)
+        figures: dict[str, Any] = {"layer": layer, "features": len(means), "pruned": columns.tolist(), **search}
         if self.epochs:
             model = loop(
                 model,
@@ -115,7 +115,7 @@ class FinePruning(Repair):
                 about=self,
             )
         elif not len(columns):
-            reason = f"not even {told['step']} of {len(means)} features can go without losing more than {self.drop:g}"
+            reason = f"not even {search['step']} of {len(means)} features can go without losing more than {self.drop:g}"
             run.outcome = Outcome(status="unchanged", reason=f"nothing was pruned: {reason} of the accuracy", figures=figures)
             return model
         run.outcome = Outcome(status="repaired", figures=figures)
@@ -142,8 +142,8 @@ class FinePruning(Repair):
             if beyond:
                 break
         weight.write(cut(full, order[:best]))
-        told = {"step": step, "held_out_rows": len(held), "right_before": counts[0], "right_by_step": counts[1:]}
-        return order[:best].sort().values, told
+        figures = {"step": step, "held_out_rows": len(held), "right_before": counts[0], "right_by_step": counts[1:]}
+        return order[:best].sort().values, figures
 
 
 def cut(weight: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

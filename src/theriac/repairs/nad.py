@@ -16,7 +16,7 @@ from theriac.core.method import Needs, preset, register
 from theriac.core.ranges import Count, Fraction, NonNegative, Positive
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.models._still import try_rows
+from theriac.models._undisturbed import try_rows
 from theriac.models.editing import duplicate
 from theriac.models.network import to_input
 from theriac.repairs.base import Repair

@@ -16,7 +16,7 @@ from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Share, W
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import polarize, to_input
-from theriac.models._still import try_rows
+from theriac.models._undisturbed import try_rows
 from theriac.repairs._sgd import by_sgd
 from theriac.repairs.base import Repair
 from theriac.training import Batch, StepResult, loop

@@ -145,7 +145,7 @@ class SAU(Repair):
                     clean_class = net(x).argmax(1)
             else:
                 clean_class = clean_logits.detach().argmax(1)
-            found = search(
+            searched = search(
                 net,
                 frozen,
                 x,
@@ -163,17 +163,17 @@ class SAU(Repair):
                 high=bounds[1],
                 generator=run.generator("method", "sau", batch.step),
             )
-            wrong = found.frozen_class
+            wrong = searched.frozen_class
             active = (wrong != y) & (wrong != frozen_clean_class)
             if clean_logits is not None:  # eval mode treats rows one by one, so only active rows need the second pass
                 first = torch.argsort(active, descending=True, stable=True)[: bucketed(int(active.sum()), rows)]
-                adv_logits = net(x[first] + found.delta[first])[active[first]] if len(first) else clean_logits[:0]
-                passes = 3 * rows + found.passes + 3 * len(first)
+                adv_logits = net(x[first] + searched.delta[first])[active[first]] if len(first) else clean_logits[:0]
+                passes = 3 * rows + searched.passes + 3 * len(first)
             else:
                 net.train()
-                both = net(torch.cat([x, x + found.delta]))
+                both = net(torch.cat([x, x + searched.delta]))
                 clean_logits, adv_logits = both[:rows], both[rows:][active]
-                passes = rows + found.passes + 6 * rows
+                passes = rows + searched.passes + 6 * rows
             total = self.clean * F.cross_entropy(clean_logits, y)
             total = total + self.unlearning * self.unlearning_loss(adv_logits, wrong[active], rows)
             one = torch.ones((), device=x.device)
@@ -181,8 +181,8 @@ class SAU(Repair):
                 "accuracy": (clean_class == y).float().mean(),
                 "active": active.float().mean(),
                 "passes_per_row": one * passes / rows,
-                "perturbation": found.delta.abs().amax(),
-                "perturbation_norm": sizes(found.delta, self.ball).amax(),
+                "perturbation": searched.delta.abs().amax(),
+                "perturbation_norm": sizes(searched.delta, self.ball).amax(),
             }
 
         recipe = Recipe(

@@ -64,9 +64,9 @@ class Bars:
     @property
     def description(self) -> str:
         """The chart in words, for those who do not see it."""
-        texts = [f"{b.label} {_told(b.rate)}" for b in self.bars]
+        texts = [f"{b.label} {_worded(b.rate)}" for b in self.bars]
         if self.control is not None:
-            texts.append(f"benign control {_told(self.control)}")
+            texts.append(f"benign control {_worded(self.control)}")
         return f"{self.name}: {'; '.join(texts)}."
 
 
@@ -97,7 +97,7 @@ def _x(share: float, left: float) -> float:
     return round(left + (RIGHT - left) * share, 2)
 
 
-def _told(rate: Rate) -> str:
+def _worded(rate: Rate) -> str:
     low, high = rate.interval
     return f"{percent(rate)}, {rate.hits} of {rate.total}, interval {100 * low:.1f} to {100 * high:.1f} %"
 

@@ -69,6 +69,8 @@ def _done(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"The model {status.get(str(outcome.get('status')), 'was given to')} **{_method(method)}**."
         if outcome.get("reason"):
             yield f"Reason: {_text(outcome['reason'])}."
+        if outcome.get("basis"):
+            yield f"What the method itself says of it: {_text(outcome['basis'])}."
         clean = section(record, "clean")
         if clean:
             yield f"It was given {_text(clean.get('rows'))} clean rows from {_text(clean.get('from')) or 'rows of the user'}."

@@ -208,10 +208,11 @@ def _table(study: Study) -> list[dict[str, Any]]:
 
 
 def _reason(result: Result) -> list[str]:
-    """Why a model was not repaired, and the warnings of the repair itself."""
+    """Why a model was not repaired, or what the repair's own judgment rests on, and the warnings of the repair itself."""
     if result.outcome is None:
         return []
-    return [*([result.outcome.reason] if result.outcome.reason else []), *result.outcome.warnings]
+    said = (result.outcome.reason, result.outcome.basis)
+    return [*filter(None, said), *result.outcome.warnings]
 
 
 def _classes(study: Study) -> list[dict[str, Any]]:

@@ -75,6 +75,7 @@ class Ended(Record):
 
     status: Status
     reason: Long = ""
+    basis: Long = ""
     warnings: list[Long] = []
     figures: dict[str, Any] = {}
 

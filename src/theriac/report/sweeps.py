@@ -427,7 +427,7 @@ def _controls(cells: Sequence[SweepCell]) -> list[tuple[str, ...]]:
             (
                 cell.defense,
                 cell.setting,
-                "" if acc is None else _told(acc, QUANTITIES[1]),
+                "" if acc is None else _worded(acc, QUANTITIES[1]),
                 mean,
                 "" if worst is None else f"{100 * rates[worst]:.1f} ({worst})",
             )
@@ -468,7 +468,7 @@ def _compared(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _told(number: Number, quantity: Quantity) -> str:
+def _worded(number: Number, quantity: Quantity) -> str:
     text, ends = _figure(number.mean, quantity), _ends(number, quantity)
     if number.basis == "seeds":
         return f"{text} ({ends})"
@@ -476,7 +476,7 @@ def _told(number: Number, quantity: Quantity) -> str:
 
 
 def _line(cell: SweepCell, named: Mapping[str, str]) -> list[str]:
-    numbers = [_told(cell.numbers[q.name], q) if q.name in cell.numbers else "" for q in QUANTITIES]
+    numbers = [_worded(cell.numbers[q.name], q) if q.name in cell.numbers else "" for q in QUANTITIES]
     role = f"{cell.role} †" if cell.degenerate else cell.role
     seeds = f"{cell.seeds[0]}" if cell.seeds[0] == cell.seeds[1] else f"{cell.seeds[0]} of {cell.seeds[1]}"
     where = named[cell.environment] if cell.environment else ""

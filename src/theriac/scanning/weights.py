@@ -17,7 +17,7 @@ from torch import nn
 
 from theriac.core.errors import InputError
 from theriac.models import classifier
-from theriac.models._still import blank
+from theriac.models._undisturbed import blank
 from theriac.models.lipschitz import channel_constants, conv_norm_pairs
 
 PROBES = 2000  # ours: random feature vectors that are sent into the head
@@ -79,7 +79,7 @@ def look_at_weights(model: nn.Module, shape: tuple[int, ...]) -> Evidence:
         live = [c[c > 1e-6 * c.max()] for c in constants]
         features["channel_peak"] = max(float((c.max() / c.median()).log()) for c in live if len(c))
         features["channel_outliers"] = sum(int((c > c.mean() + 3 * c.std(correction=0)).sum()) for c in live) / len(live)
-        dead = sum(len(c) - len(kept) for c, kept in zip(constants, live, strict=True))
+        dead = sum(len(c) - len(some) for c, some in zip(constants, live, strict=True))
         if dead:
             notes.append(f"{dead} of {sum(map(len, constants))} channels pass nothing on.")
     else:

@@ -19,7 +19,7 @@ from theriac.core.ranges import typed
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data.augment import augment
-from theriac.models._still import still
+from theriac.models._undisturbed import undisturbed
 from theriac.models.layout import arrange
 from theriac.models.network import to_input
 from theriac.training import _parallel, checkpoint
@@ -138,14 +138,14 @@ def loop(
                     stepper.zero_grad(set_to_none=True)
                     with run.autocast() if recipe.precision == "run" else contextlib.nullcontext():
                         outcome = step(ranks.model, batch)
-                    loss, told = outcome if isinstance(outcome, tuple) else (outcome, {})
+                    loss, figures = outcome if isinstance(outcome, tuple) else (outcome, {})
                     loss.backward()
                     if recipe.clip_norm:
                         nn.utils.clip_grad_norm_(chosen, recipe.clip_norm)
                     stepper.step()
                     if after_step is not None:
                         stopped = bool(after_step(number))
-                    for key, value in {"loss": loss, **told}.items():
+                    for key, value in {"loss": loss, **figures}.items():
                         sums[key] = sums.get(key, torch.zeros((), device=run.device)) + value.detach()
                     tick(1)
                     if stopped:
@@ -228,7 +228,7 @@ def _spared(model: nn.Module, recipe: Recipe) -> dict[int, str]:
             continue
         originals = list(module.parameters(recurse=False))
         before = [p.detach().clone() for p in originals]
-        with torch.no_grad(), still(module):
+        with torch.no_grad(), undisturbed(module):
             size = float(module().norm())
             for parameter in originals:
                 parameter.mul_(0.999)

@@ -185,3 +185,22 @@ def test_the_command_writes_a_page_that_a_browser_reads_sorts_and_filters(quick:
     assert [float(line[1]) for line in after[1:3]] == sorted(float(line[1]) for line in before[1:3])
     hidden = re.findall(r'<th scope="col"[^>]*hidden=""[^>]*>([^<]*)', dom)
     assert set(hidden) == {"none"}
+
+
+def test_numbers_that_mislead_are_said_before_the_table(quick: dict[str, Any], tmp_path: Path) -> None:
+    """Without one step a model answers one class for every row; its attack success says nothing."""
+    spec, store = tmp_path / "quick.yaml", tmp_path / "store"
+    spec.write_text(str({**quick, "recipes": {"name": "adam_1", "lr": 1e-12}, "controls": False}))
+    result = CliRunner().invoke(app, ["bench", str(spec), "--store", str(store)])
+    assert result.exit_code == 0, result.output
+    assert "(victim): " in result.stdout.split("defense")[0]
+    again = CliRunner().invoke(app, ["results", str(store)])
+    assert again.stdout.split("defense")[0] == result.stdout.split("defense")[0]
+
+
+def test_a_plan_refuses_workers_that_are_none(quick: dict[str, Any], tmp_path: Path) -> None:
+    spec = tmp_path / "quick.yaml"
+    spec.write_text(str(quick))
+    result = CliRunner().invoke(app, ["bench", str(spec), "--store", str(tmp_path / "store"), "--plan", "--workers", "-3"])
+    assert result.exit_code == 2
+    assert "workers is -3" in result.output

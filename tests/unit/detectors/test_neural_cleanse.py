@@ -69,10 +69,11 @@ def test_it_abstains_where_the_search_says_nothing(norms, success, why):
 
 
 def test_presets_follow_the_schedules():
-    assert NeuralCleanse().schedule() == Schedule.few_samples()
+    assert NeuralCleanse().schedule() == Schedule.screen()
+    assert NeuralCleanse.few_samples().schedule() == Schedule.few_samples()
     assert NeuralCleanse.official().schedule() == Schedule.official()
     assert NeuralCleanse.bench().schedule() == Schedule.bench()
-    assert NeuralCleanse(rounds=3, restarts=2).schedule() == Schedule.few_samples().replace(rounds=3, restarts=2)
+    assert NeuralCleanse(rounds=3, restarts=2).schedule() == Schedule.screen().replace(rounds=3, restarts=2)
 
 
 def test_tables_are_refused(run):

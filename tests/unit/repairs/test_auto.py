@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -18,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Auto leaves the model")
 
 def trial(name: str, hits: int, accuracy: int, *, total: int = 100, **more: object) -> Trial:
     rates = {"patch": Rate(0, total), "blend": Rate(hits, total)}
-    return Trial(name, nn.Identity(), rates, Rate(accuracy, 100), **more)  # type: ignore[arg-type]
+    return Trial(name, rates, Rate(accuracy, 100), **more)  # type: ignore[arg-type]
 
 
 BEFORE = Rate(96, 100)
@@ -49,9 +51,9 @@ def test_a_candidate_that_costs_too_much_loses_a_class_or_did_nothing_is_out():
 
 
 def test_a_loss_that_chance_explains_does_not_count():
-    few = [Trial("few", nn.Identity(), {"patch": Rate(0, 70)}, Rate(67, 72))]  # 4 rows of 72: 5.6 points
+    few = [Trial("few", {"patch": Rate(0, 70)}, Rate(67, 72))]  # 4 rows of 72: 5.6 points
     assert choose(few, Rate(71, 72), accept=0.1, cost=0.05)[0] is few[0]
-    many = [Trial("many", nn.Identity(), {"patch": Rate(0, 70)}, Rate(670, 720))]
+    many = [Trial("many", {"patch": Rate(0, 70)}, Rate(670, 720))]
     assert choose(many, Rate(710, 720), accept=0.1, cost=0.05)[0] is None
 
 
@@ -97,6 +99,7 @@ def victim(digits, narrow) -> nn.Module:
     return th.train(narrow, th.attacks.BadNets().poison(digits.train, run), recipe="fast_6", run=run)
 
 
+PLAIN: dict[str, Any] = {"precision": "fp32", "device": "cpu", "quiet": True}
 SHORT = Auto(
     candidates=("ft:strong", "antidote:fast"), kinds=("patch", "generator"), plant_steps=40, rounds=1, hard=0.0, planted=0.0
 )
@@ -114,6 +117,10 @@ def test_it_repairs_a_network_and_says_what_it_rests_on(digits, victim):
     trials = outcome.figures["trials"]
     worst = {name: max(rate["value"] for rate in facts["proxies"].values()) for name, facts in trials.items()}
     assert worst["antidote:fast"] <= 0.1 < worst["ft:strong"]
+    # the one taken repairs with all rows, those that judged it among them
+    again = th.Run(seed=runs[0].stream_seed("method", "auto", "chosen"), **PLAIN)
+    same = th.repairs.Antidote.fast().repair(victim, rows, again)
+    assert all(torch.equal(a, b) for a, b in zip(same.state_dict().values(), fixed[0].state_dict().values(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(*(net.state_dict().values() for net in fixed), strict=True))
     assert all(torch.equal(value, victim.state_dict()[name]) for name, value in before.items())
 
@@ -179,7 +186,7 @@ def test_a_kind_that_the_model_does_not_learn_is_left_out_and_said(digits, train
     assert run.outcome is not None
     figures = run.outcome.figures
     assert figures["left_out"] == ["tone"]
-    assert "left out, since the model does not learn them: tone" in figures["summary"]
+    assert "left out, since the model does not learn them: tone" in run.outcome.basis
     trial = figures["trials"]["ft:strong"]
     assert set(trial["proxies"]) == {"patch", "wave"}
     # what the triggers do unplanted: the larger of 1 and 2 on the model as it came and repaired, and of 4 and 2

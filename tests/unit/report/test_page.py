@@ -171,7 +171,7 @@ def test_warnings_and_logs_are_told(page: Reader) -> None:
     text = " ".join(page.text)
     assert "rows on which a perturbation fools the old model" in text
     assert "80.0 % → 20.0 %" in text.replace("\u00a0", " ")  # "active" of the first and of the last epoch
-    assert "Warnings" in text
+    assert "Remarks and warnings" in text
 
 
 def test_without_an_attack_there_is_no_asr(repaired: Make, study: Study) -> None:

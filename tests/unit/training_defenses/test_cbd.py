@@ -25,7 +25,7 @@ from theriac.training_defenses import CBD, TrainingDefense
 from theriac.training_defenses.cbd import biased as _biased
 from theriac.training_defenses.cbd.biased import gce, judge, losses
 from theriac.training_defenses.cbd.critic import Adversary, Critic, contrast, root_of_norm, spectral_norm
-from theriac.training_defenses.cbd.ledger import Biased, Ledger, pair
+from theriac.training_defenses.cbd.stage2 import Biased, RowLosses, pair
 
 LN2 = math.log(2)
 
@@ -412,7 +412,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(small, tmp_path, monke
     method = quick(epochs=4, **options)
     whole = fit(method, small, quiet(folder=tmp_path / "whole"))
 
-    real = Ledger.report
+    real = RowLosses.report
     calls = []
 
     def stop(self, threshold):
@@ -421,10 +421,10 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(small, tmp_path, monke
             raise KeyboardInterrupt
         return real(self, threshold)
 
-    monkeypatch.setattr(Ledger, "report", stop)
+    monkeypatch.setattr(RowLosses, "report", stop)
     with pytest.raises(KeyboardInterrupt):
         fit(method, small, quiet(folder=tmp_path / "parts"))
-    monkeypatch.setattr(Ledger, "report", real)
+    monkeypatch.setattr(RowLosses, "report", real)
     run = quiet(folder=tmp_path / "parts")
     resumed = fit(method, small, run)
     assert torch.equal(state(whole), state(resumed))
@@ -458,14 +458,14 @@ def test_a_folder_of_another_configuration_is_refused(small, tmp_path):
 
 
 def test_per_class_norm_divides_by_the_largest_latest_loss_of_the_class(small):
-    ledger = Ledger(small, torch.device("cpu"))
+    row_losses = RowLosses(small, torch.device("cpu"))
     at = torch.arange(10)
     loss = torch.rand(10, generator=torch.Generator().manual_seed(0)) + 0.1
     batch = Batch(small.rows(at), small.y[at], at, 0, 0, quiet())
-    ledger.note(batch, loss, 2 * loss)
+    row_losses.note(batch, loss, 2 * loss)
     expected = torch.stack([loss[i] / loss[small.y[:10] == small.y[i]].max() for i in range(10)])
-    torch.testing.assert_close(ledger.per_class(loss, ledger.ce_b, batch.y), expected)
-    torch.testing.assert_close(ledger.per_class(2 * loss, ledger.ce_c, batch.y), expected)
+    torch.testing.assert_close(row_losses.per_class(loss, row_losses.ce_b, batch.y), expected)
+    torch.testing.assert_close(row_losses.per_class(2 * loss, row_losses.ce_c, batch.y), expected)
     assert float(expected.max()) == 1.0
 
 

@@ -11,6 +11,8 @@ pass over K x B stamped rows gives what K separate searches would.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -25,8 +27,13 @@ from theriac.core.ranges import Count, typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.detectors.neural_cleanse.search import Schedule, Search, frozen
+from theriac.models import batch_rows
+from theriac.models.layout import arranged
 
 FEWEST_CLASSES = 5  # ours: below, a median over classes says little, and the search abstains
+MOST_SUSPECTS = 3  # ours: classes that are searched a second time for being small, at most
+LEAST = 0.1  # pixels; smaller masks count as equal where logarithms are taken
+ROWS_PER_PASS = 2048
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,25 @@ class InvertedTrigger:
 
 
 @dataclass(frozen=True)
+class Confirmation:
+    """A class that stood out, searched on beside ordinary classes: as many rows and rounds for each of them."""
+
+    label: int
+    norm: float  # of its patch on these rows
+    success: float  # share of these rows that the patch sends to the class
+    index: float  # its anomaly index among these classes
+    controls: dict[int, float]  # the ordinary classes, with the sizes of their patches
+    holds: bool  # whether it stands out here too
+
+
+@dataclass(frozen=True)
 class Inverted:
-    """What a search over classes found: a score for every class, and the right to say "I do not know"."""
+    """What a search over classes found: a score for every class, and the right to say "I do not know".
+
+    Norms and success belong to the search in which all classes had the same rows and rounds. Where a second one followed, the
+    masks, patterns and indices of the classes that stood out in the first come from it, and ``flagged`` are those that it
+    confirmed.
+    """
 
     labels: tuple[int, ...]
     masks: torch.Tensor  # (K, H, W) in [0, 1]
@@ -55,6 +79,7 @@ class Inverted:
     flagged: tuple[int, ...]  # classes with a working patch that is an outlier on the small side, strongest first
     reason: str  # why nothing is flagged; empty otherwise
     threshold: float  # success that a patch needs
+    confirmed: tuple[Confirmation, ...] = ()  # what a second search said of each class that stood out in the first
 
     @property
     def abstains(self) -> bool:
@@ -95,17 +120,18 @@ def invert(
     schedule: Schedule | None = None,
     labels: Sequence[int] | None = None,
     *,
-    rows_per_pass: Count = 2048,
+    rows_per_pass: Count | None = None,
 ) -> Inverted:
     """Search the smallest patch for each class.
 
     Args:
         model: Pixels in [0, 1] (B, C, H, W) to logits (B, K). It is left as it was.
         clean: Clean images; their labels are not used.
-        run: Device; stream ``method`` for starts, ``order`` for mini-batches.
+        run: Device; stream ``method`` for starts, ``order`` for mini-batches and for the rows of a first search.
         schedule: Default: :meth:`Schedule.official`.
         labels: Classes to search; default: all.
-        rows_per_pass: Stamped rows in one forward pass, for memory; does not change the result.
+        rows_per_pass: Stamped rows in one forward pass, for memory; changes the last bits at most. Default: 2048, or as
+            few as the device likes if the schedule is lean.
 
     Raises:
         InputError: On a table, or a label that is not a class.
@@ -117,11 +143,16 @@ def invert(
     if not wanted or not all(0 <= k < clean.num_classes for k in wanted):
         raise InputError(f"labels is {list(wanted)}; {clean.card.name!r} has classes 0 to {clean.num_classes - 1}")
     began = time.perf_counter()
-    with frozen(model.to(run.device)):
-        search = Search(model, clean.to(run.device), run, schedule, wanted, rows_per_pass)
-        search.run_rounds()
-        masks, patterns, norms, success = search.best_patches()
-    inverted = judge(wanted, masks, patterns, norms, success, schedule)
+    clean = clean.to(run.device)
+    few = _few(clean, run, schedule, len(wanted))
+    per_pass = rows_per_pass or (batch_rows(clean) if schedule.lean else ROWS_PER_PASS)
+    with frozen(model.to(run.device)), arranged(model, run.device) if schedule.lean else contextlib.nullcontext():
+        searches = [Search(model, few, run, schedule, wanted, per_pass)]
+        searches[0].run_rounds()
+        inverted = judge(wanted, *searches[0].best_patches(), schedule)
+        if schedule.compared and schedule.confirm:
+            inverted, second = confirm(searches[0], inverted, _drawn(clean, schedule.confirm_rows, run))
+            searches += [second] if second else []
     run.event(
         "inversion",
         labels=list(wanted),
@@ -130,11 +161,66 @@ def invert(
         index=[round(float(v), 4) for v in inverted.index],
         flagged=list(inverted.flagged),
         reason=inverted.reason,
-        rounds=search.rounds,
-        row_passes=search.row_passes,
+        rounds=sum(search.rounds for search in searches),
+        row_passes=sum(search.row_passes for search in searches),
         seconds=round(time.perf_counter() - began, 3),
+        **({"confirmed": [dataclasses.asdict(one) for one in inverted.confirmed]} if inverted.confirmed else {}),
     )
     return inverted
+
+
+def _few(clean: Split, run: Run, schedule: Schedule, classes: int) -> Split:
+    """The rows of the first search; where nothing can be compared, those of the second."""
+    if not schedule.compared:
+        return clean
+    return _drawn(clean, schedule.compared if classes >= FEWEST_CLASSES else schedule.confirm_rows, run)
+
+
+def _drawn(clean: Split, count: int, run: Run) -> Split:
+    """At most so many rows, of which fewer are the first ones: labels play no part, nor does the order in which rows came."""
+    order = torch.randperm(len(clean), generator=run.generator("order", "inversion-rows"))
+    return clean.take(order[:count].to(clean.device))
+
+
+def confirm(first: Search, inverted: Inverted, rows: Split) -> tuple[Inverted, Search | None]:
+    """Search on for the classes with small patches and for a spread of the others, on more rows, and judge these.
+
+    A class that was picked because its patch was small on few rows had luck with these rows. So the verdict rests on the second
+    search alone, in which it and the others have the same rows and rounds; the others are spread evenly over the sizes of the
+    first search, so that their median and spread stand for those of all classes.
+    """
+    schedule, labels, sizes = first.schedule, inverted.labels, inverted.norms.double()
+    small = (sizes < schedule.nominate * sizes.quantile(0.5)) & (inverted.success >= schedule.threshold)
+    order = sizes.argsort(stable=True)
+    suspects = [labels[int(at)] for at in order[small[order]]][:MOST_SUSPECTS]
+    if not suspects or len(labels) < FEWEST_CLASSES:
+        reason = inverted.reason or f"no patch is below {schedule.nominate} of the median size"
+        return dataclasses.replace(inverted, flagged=(), reason=reason), None
+    others = [labels[int(at)] for at in order if labels[int(at)] not in suspects]
+    count = min(schedule.controls, len(others))
+    controls = [others[(2 * at + 1) * len(others) // (2 * count)] for at in range(count)]
+    again = (*suspects, *controls)
+    plan = schedule.replace(rounds=schedule.confirm, restarts=1)
+    second = Search(first.model, rows, first.run, plan, again, first.rows_per_pass, first.patches_of(again))
+    second.run_rounds()
+    masks, patterns, norms, success = second.best_patches()
+    ordinary = {k: round(float(size), 4) for k, size in zip(controls, norms[len(suspects) :], strict=True)}
+    checked: list[Confirmation] = []
+    new = {name: getattr(inverted, name).clone() for name in ("masks", "patterns", "index")}
+    for at, label in enumerate(suspects):
+        beside = range(len(suspects), len(again)) if count >= FEWEST_CLASSES - 1 else (k for k in range(len(again)) if k != at)
+        part = [at, *beside]
+        some = [again[k] for k in part]
+        alone = judge(tuple(some), masks[part], patterns[part], norms[part], success[part], schedule)
+        index, works = float(alone.index[0]), bool(success[at] >= schedule.threshold)
+        checked.append(Confirmation(label, float(norms[at]), float(success[at]), index, ordinary, label in alone.flagged))
+        new["index"][labels.index(label)] = index
+        if works:
+            new["masks"][labels.index(label)], new["patterns"][labels.index(label)] = masks[at], patterns[at]
+    checked.sort(key=lambda one: -one.index)
+    flagged = tuple(one.label for one in checked if one.holds)
+    reason = "" if flagged else f"no class stands out on {len(rows)} rows beside other classes"
+    return dataclasses.replace(inverted, flagged=flagged, reason=reason, confirmed=tuple(checked), **new), second
 
 
 def judge(
@@ -146,7 +232,8 @@ def judge(
     schedule: Schedule,
 ) -> Inverted:
     """Flag the classes whose patch works and is an outlier on the small side; say why if there is none."""
-    index, works = anomaly_index(norms), success >= schedule.threshold
+    index = anomaly_index(norms.double().clamp_min(LEAST).log() if schedule.factors else norms)
+    works = success >= schedule.threshold
     flagged: list[int] = []
     if not bool(works.any()):
         reason = "no search found a patch that works"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,8 @@ from theriac.models.network import to_input
 from theriac.training import checkpoint, optimizers
 
 SQUASH = 1e-7  # authors: keeps tanh away from its ends
+EDGE = 0.01  # a patch that is searched further starts so far from 0 and 1, where tanh has a slope and steps lead somewhere
+Patches = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # masks (K, H, W), patterns (K, C, H, W), and one cost
 MOVING = ("mask", "pattern", "cost", "best", "good_rounds", "ups", "downs", "stale", "went_up", "went_down", "live")
 
 
@@ -43,8 +45,15 @@ class Schedule:
     stop_ratio: Positive = 1.0  # authors: "smaller" means below this multiple of the best so far
     outlier: NonNegative = 2.0  # authors: a flagged class has an anomaly index above this ...
     ratio: Fraction = 1.0  # ... and a mask below this multiple of the median
+    factors: bool = False  # ours: the index compares logarithms of sizes, so that a few large masks do not widen the spread
     start: Literal["uniform", "ones", "small"] = "uniform"  # authors: uniform
     restarts: Count = 1  # searches per class, of which the smallest that works counts
+    compared: Whole = 0  # ours: rows on which all classes are compared; 0 = all, and no second search
+    confirm: Whole = 0  # ours: rounds of the second search, of flagged classes and of `controls`
+    confirm_rows: Count = 100  # ours: rows of the second search, at most
+    nominate: Fraction = 0.6  # ours: who is searched a second time has a mask below this multiple of the first median
+    controls: Count = 4  # ours: other classes that are searched a second time, for comparison
+    lean: bool = False  # ours: passes as small as the device likes them, in its memory format; changes the last bits only
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -85,6 +94,26 @@ class Schedule:
             start="small",
         )
 
+    @classmethod
+    def screen(cls) -> Schedule:
+        """Ours: all classes on 20 rows for 50 fast rounds, then the small ones again on 100 rows beside four of the others.
+
+        The steps are four times as long as in ``few_samples``, and the cost moves after two rounds. Only classes with the same
+        rows and rounds are ever compared: a class whose patch is below 0.6 of the median of the first search is searched again
+        with a spread of others, and the verdict rests on these alone. So short searches leave the masks of some classes large;
+        the index therefore compares logarithms of sizes.
+        """
+        return cls.few_samples().replace(
+            rounds=50,
+            lr=0.4,
+            patience=2,
+            stop_patience=30,
+            factors=True,
+            compared=20,
+            confirm=18,
+            lean=True,
+        )
+
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
@@ -104,27 +133,57 @@ def _squash(z: torch.Tensor) -> torch.Tensor:
     return z.tanh() / (2 + SQUASH) + 0.5
 
 
+def _stretch(share: torch.Tensor) -> torch.Tensor:
+    return ((share - 0.5) * (2 - SQUASH)).atanh()
+
+
 class Search:
-    """The running search; all state is a vector over (restart, class)."""
+    """The running search; all state is a vector over (restart, class).
+
+    Args:
+        model: In eval mode, without gradients of its own.
+        clean: Images, on the model's device.
+        run: Streams, progress, and the folder of the checkpoint.
+        schedule: How to search.
+        labels: Classes.
+        rows_per_pass: Stamped rows in one forward pass.
+        begin: Patches to go on from, one a class, and the cost to begin with; None starts anew.
+    """
 
     def __init__(
-        self, model: nn.Module, clean: Split, run: Run, schedule: Schedule, labels: tuple[int, ...], rows_per_pass: int
+        self,
+        model: nn.Module,
+        clean: Split,
+        run: Run,
+        schedule: Schedule,
+        labels: tuple[int, ...],
+        rows_per_pass: int,
+        begin: Patches | None = None,
     ) -> None:
         self.model, self.clean, self.run, self.schedule, self.labels = model, clean, run, schedule, labels
         self.rows_per_pass, self.rounds, self.row_passes = rows_per_pass, 0, 0
+        self.name, self.shown = "inversion", f"patches for {len(labels)} classes"
+        if begin is not None:
+            self.name, self.shown = "inversion-confirm", f"patches for {len(labels)} classes again, on {len(clean)} rows"
         self.fed = next((p.dtype for p in model.parameters()), torch.float32)  # what the model takes
         self.dtype = self.fed if self.fed == torch.float64 else torch.float32  # what is searched in
         device, count = clean.device, len(labels) * schedule.restarts
         self.y = torch.tensor(labels, device=device).repeat(schedule.restarts)
-        starts = [self._start(label, restart) for restart in range(schedule.restarts) for label in labels]
-        self.mask = torch.stack([m for m, _ in starts]).requires_grad_(True)
-        self.pattern = torch.stack([p for _, p in starts]).requires_grad_(True)
-        self.kept = (_squash(self.mask.detach()), _squash(self.pattern.detach()))
+        if begin is None:
+            starts = [self._start(label, restart) for restart in range(schedule.restarts) for label in labels]
+            masks, patterns = torch.stack([m for m, _ in starts]), torch.stack([p for _, p in starts])
+        else:
+            masks, patterns = (_stretch(share.to(device, self.dtype).clamp(EDGE, 1 - EDGE)) for share in begin[:2])
+        self.mask, self.pattern = masks.requires_grad_(True), patterns.requires_grad_(True)
+        self.smallest = (_squash(self.mask.detach()), _squash(self.pattern.detach()))
         self.cost = torch.full((count,), 0.0 if schedule.delayed else schedule.cost, device=device, dtype=self.dtype)
+        if begin is not None:
+            self.cost = begin[2].to(device, self.dtype).repeat(count)
         self.best = torch.full((count,), math.inf, device=device, dtype=self.dtype)
         self.good_rounds, self.ups, self.downs, self.stale = torch.zeros((4, count), dtype=torch.int64, device=device)
         self.went_up, self.went_down = torch.zeros((2, count), dtype=torch.bool, device=device)
         self.live = torch.arange(count, device=device)
+        self.chosen = self.live[: len(labels)]  # of each class's restarts the best
 
     def _start(self, label: int, restart: int) -> tuple[torch.Tensor, torch.Tensor]:
         channels, height, width = self.clean.card.shape
@@ -132,7 +191,7 @@ class Search:
         share = torch.rand((1 + channels, height, width), generator=draw, dtype=torch.float64)
         if self.schedule.start == "ones":
             share = torch.full_like(share, 0.98)  # at one itself tanh has no slope
-        z = ((share - 0.5) * (2 - SQUASH)).atanh()
+        z = _stretch(share)
         if self.schedule.start == "small":
             z[0] = -1.0  # a mask of 0.12
         z = z.to(self.clean.device, self.dtype)
@@ -142,9 +201,9 @@ class Search:
         """Search until every class has stopped, or the rounds are used up."""
         optimizer = optimizers.Adam([self.mask, self.pattern], lr=self.schedule.lr, betas=self.schedule.betas)
         decides = checkpoint.fingerprint(self.schedule, self.clean, self.run, self.model, self.labels)
-        keeper = checkpoint.Keeper(self.run, "inversion-search", decides, self.model, optimizer, {"search": self})
+        keeper = checkpoint.Keeper(self.run, f"{self.name}-search", decides, self.model, optimizer, {"search": self})
         keeper.restore()
-        with self.run.progress("inversion", self.schedule.rounds, done=self.rounds) as tick:
+        with self.run.progress(self.shown, self.schedule.rounds, done=self.rounds, early=True) as tick:
             while self.rounds < self.schedule.rounds and len(self.live):
                 number, live = self.rounds, self.live
                 success = torch.zeros(len(live), dtype=self.dtype, device=self.y.device)
@@ -158,14 +217,14 @@ class Search:
                     norm += size / len(batches)
                 self.live = self._settle(live, success, norm, seen)
                 self.rounds = number + 1
-                tick(1, f"{len(self.live)} searches")
+                tick(1, f"{len(self.live)} go on")
                 keeper.save(self.rounds, last=self.rounds == self.schedule.rounds or not len(self.live))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Everything that moves, for a checkpoint."""
-        told = {name: getattr(self, name).detach() for name in MOVING}
+        moving = {name: getattr(self, name).detach() for name in MOVING}
         counts = torch.tensor([self.rounds, self.row_passes])
-        return {**told, "kept_mask": self.kept[0], "kept_pattern": self.kept[1], "counts": counts}
+        return {**moving, "kept_mask": self.smallest[0], "kept_pattern": self.smallest[1], "counts": counts}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """The inverse of :meth:`state_dict`."""
@@ -175,7 +234,7 @@ class Search:
                     self.live = state[name]
                 else:
                     getattr(self, name).copy_(state[name])
-        self.kept = (state["kept_mask"], state["kept_pattern"])
+        self.smallest = (state["kept_mask"], state["kept_pattern"])
         self.rounds, self.row_passes = (int(v) for v in state["counts"])
 
     def _batches(self, number: int) -> list[torch.Tensor]:
@@ -200,8 +259,8 @@ class Search:
                 right, loss = self._stamped(rows, mask, pattern, self.y[part])
                 size = mask.flatten(1).sum(1)
                 ((loss + self.cost[part] * size).sum() * share).backward()
-                hits += right * share
-            worked.append(hits)
+                hits += right
+            worked.append(hits / len(x))
             sizes.append(size.detach())
             masks.append(mask.detach())
             patterns.append(pattern.detach())
@@ -211,12 +270,12 @@ class Search:
     def _stamped(
         self, x: torch.Tensor, mask: torch.Tensor, pattern: torch.Tensor, y: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Success and cross-entropy, (k,) each, of k patches on B rows."""
+        """Number of rows that go to the class, and mean cross-entropy, (k,) each, of k patches on B rows."""
         m, wanted = mask[:, None, None], y.repeat_interleave(len(x))
         stamped = ((1 - m) * x + m * pattern[:, None]).flatten(0, 1)
         logits = self.model(stamped.to(self.fed)).to(self.dtype)
         loss = F.cross_entropy(logits, wanted, reduction="none").view(len(y), -1).mean(1)
-        return (logits.argmax(1) == wanted).view(len(y), -1).to(self.dtype).mean(1), loss
+        return (logits.argmax(1) == wanted).view(len(y), -1).to(self.dtype).sum(1), loss
 
     def _settle(self, live: torch.Tensor, success: torch.Tensor, norm: torch.Tensor, seen: list[torch.Tensor]) -> torch.Tensor:
         """End of a round: keep better patches, let finished searches go, move the costs. Returns who goes on."""
@@ -224,8 +283,8 @@ class Search:
         better = good & (norm < before)
         best = torch.where(better, norm, before)
         take = better | best.isinf()  # nothing has worked yet: the last patch stands in
-        for kept, new in zip(self.kept, seen, strict=True):
-            kept[live[take]] = new[take]
+        for old, new in zip(self.smallest, seen, strict=True):
+            old[live[take]] = new[take]
         stale = torch.where(best >= s.stop_ratio * before, self.stale[live] + 1, 0) * best.isfinite()
         self.best[live], self.stale[live] = best, stale
         done = self.went_up[live] & self.went_down[live] & (stale >= s.stop_patience)
@@ -247,13 +306,23 @@ class Search:
 
     def best_patches(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Masks, patterns, mask sums and success on all rows, by class, on the CPU: the best of each class's restarts."""
-        mask, pattern = self.kept
+        mask, pattern = self.smallest
         success = torch.zeros(len(self.y), dtype=self.dtype, device=self.y.device)
         with torch.no_grad():
             for positions in self.clean.batches(max(1, self.rows_per_pass // len(self.y))):
                 x = to_input(self.clean.rows(positions)).to(self.dtype)
-                success += self._stamped(x, mask, pattern, self.y)[0] * len(x) / len(self.clean)
+                success += self._stamped(x, mask, pattern, self.y)[0]
+        success /= len(self.clean)
         norms, classes = mask.flatten(1).sum(1), len(self.labels)
         rank = norms.double() + (success < self.schedule.threshold) * 1e9  # working ones first, then smaller ones
-        at = rank.view(-1, classes).argmin(0) * classes + torch.arange(classes, device=rank.device)
+        self.chosen = at = rank.view(-1, classes).argmin(0) * classes + torch.arange(classes, device=rank.device)
         return mask[at].cpu(), pattern[at].cpu(), norms[at].cpu(), success[at].cpu()
+
+    def patches_of(self, labels: Sequence[int]) -> Patches:
+        """The best patches of some classes, for a search that goes on, and the median cost; after :meth:`best_patches`.
+
+        One cost for all: that of a class whose patch always worked has risen so far that it would hold the mask down, and
+        that of a class whose patch never did has fallen so far that it would not come back in time.
+        """
+        at = self.chosen[[self.labels.index(label) for label in labels]]
+        return self.smallest[0][at], self.smallest[1][at], self.cost.median()

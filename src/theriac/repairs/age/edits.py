@@ -102,7 +102,7 @@ class Held:
         """The layer that was edited."""
         return self.weight.layer
 
-    def told(self) -> dict[str, int]:
+    def figures(self) -> dict[str, int]:
         """How much was edited: columns, or directions."""
         return {"rank": self.value.shape[-1]} if self.columns is None else {"columns": len(self.columns)}
 
@@ -257,7 +257,7 @@ def edit_layers(
             continue
         power = strength * shrink ** (len(layers) - 1 - depth) if rule == "project" else strength
         held.append(edit(rule, Weight(layer, name), seen, power, target, alpha))
-        steps.append({"layer": name, "score": round(seen.score, 6), "strength": power, **held[-1].told()})
+        steps.append({"layer": name, "score": round(seen.score, 6), "strength": power, **held[-1].figures()})
     return held, steps
 
 

@@ -48,7 +48,7 @@ class Measured:
     acc: float  # of the pool, right
     tca: float | None  # of the pool's target rows, right; None without such rows
 
-    def told(self, when: str) -> dict[str, float | None]:
+    def figures(self, when: str) -> dict[str, float | None]:
         """Fields of an event."""
         shares = {"proxy": self.proxy, "acc": self.acc, "tca": self.tca}
         return {f"{name}_{when}": None if v is None else round(v, 6) for name, v in shares.items()}
@@ -119,8 +119,8 @@ class Stage:
 
     def reset(self, state: State | None = None) -> None:
         """Back to the unedited weights, or to a snapshot."""
-        for module, kept in zip(self.changing, self.start if state is None else state, strict=True):
-            module.load_state_dict(kept)
+        for module, weights in zip(self.changing, self.start if state is None else state, strict=True):
+            module.load_state_dict(weights)
 
     @torch.no_grad()
     def right(self, rows: Split, wanted: torch.Tensor) -> torch.Tensor:
@@ -249,7 +249,7 @@ def _later(known: Mapping[str, Layer], head: str) -> list[str]:
     if first:
         return [*[n for n in first if n != head][-2:], head]
     convs = [n for n, m in known.items() if isinstance(m, nn.Conv2d)]
-    stages = {n: int(found[1]) for n in convs if (found := _STAGE.search(n))}
+    stages = {n: int(match[1]) for n in convs if (match := _STAGE.search(n))}
     if stages:
         last = [n for n, stage in stages.items() if stage == max(stages.values())]
         return [*last[1:], head]

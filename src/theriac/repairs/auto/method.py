@@ -32,7 +32,6 @@ class Trial:
 
     Args:
         name: The candidate.
-        model: The repaired model.
         proxies: Success of each hardened kind of proxy after the same repair of the copy that holds them.
         base: Success of the same triggers where they were never planted, on the model as it came or as this candidate repairs
             it, whichever is more: a warp also misleads by itself.
@@ -42,7 +41,6 @@ class Trial:
     """
 
     name: str
-    model: nn.Module
     proxies: Mapping[str, Rate]
     accuracy: Rate
     fell: tuple[str, ...] = ()
@@ -77,7 +75,9 @@ class Auto(Repair):
     How it chooses: candidates that lose more than ``cost`` of accuracy on the held-back rows and more than chance explains,
     or single classes, are out. Of the others, the one with the least success of its worst proxy, beyond what that trigger
     does unplanted; where intervals overlap, the more accurate one. If that success is above ``accept``, it abstains and the
-    model stays as it is. ``run.outcome.figures`` holds all trials.
+    model stays as it is. Candidates are tried in order, and unless ``thorough`` the first one that passes ends the trials. The
+    one taken then repairs the model again with all clean rows, those that judged it among them: its trial speaks of a repair
+    by three quarters of the rows. ``run.outcome.figures`` holds all trials.
 
     Which proxies count: those that the copy obeys on at least ``planted`` of the held-back rows and of which fine-tuning leaves
     at least ``hard``. A kind that the model can't learn, as fine tones on tiny pictures, proves nothing about a repair; it is
@@ -95,7 +95,7 @@ class Auto(Repair):
     or too much accuracy. Twelve victims are too few to say that false assurance is rare. Warped rows hardly get their true
     label back (14 to 21 %), under Auto as under Antidote.
 
-    Cost: each candidate twice, and planting.
+    Cost: planting, each candidate that is tried twice, and the one that is taken once more.
 
     Example:
         >>> import theriac as th
@@ -110,7 +110,7 @@ class Auto(Repair):
     name: ClassVar[str] = "auto"
     title: ClassVar[str] = "Auto"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     candidates: tuple[str, ...] = ("antidote", "antidote:long", "ft_sam")  # NAME or NAME:PRESET of repairs; ours
     kinds: tuple[str, ...] = KINDS  # kinds of proxies; ours
@@ -121,6 +121,7 @@ class Auto(Repair):
     hard: Fraction = 0.5  # a kind of which fine-tuning leaves less is not counted; ours
     planted: Fraction = 0.8  # a kind that the copy obeys less is left out; ours
     accept: Fraction = 0.1  # most success of the worst proxy, beyond that unplanted, of a model that is called repaired; ours
+    thorough: bool = False  # try every candidate, and take the most accurate of those that can't be told apart; ours
     cost: Fraction = 0.05  # most accuracy that may be lost on the held-back rows, chance aside; ours
 
     def __post_init__(self) -> None:
@@ -171,8 +172,12 @@ class Auto(Repair):
                 reason = f"the model does not learn, or plain fine-tuning undoes, {undone}, so they prove nothing"
                 return self._abstain(model, run, f"{reason}; more clean rows would help", shares)
             before, base = _counts(model, held, run), success(model, hard, held, run)
-            trials = [self._trial(name, model, proxied, hard, fit, held, before, base, run) for name in self.candidates]
-        trial, reason = choose(trials, _rate(before), accept=self.accept, cost=self.cost)
+            trials: list[Trial] = []
+            for name in run.each("trying repairs", self.candidates, len(self.candidates)):
+                trials.append(self._trial(name, model, proxied, hard, fit, held, before, base, run))
+                trial, reason = choose(trials, _rate(before), accept=self.accept, cost=self.cost)
+                if trial is not None and not self.thorough:
+                    break
         if out:
             reason = f"{reason}; left out, since the model does not learn them: {', '.join(out)}"
         figures = {
@@ -183,9 +188,11 @@ class Auto(Repair):
         }
         if trial is None:
             return self._abstain(model, run, reason, figures)
-        run.outcome = Outcome(status="repaired", figures={"chosen": trial.name, "summary": reason, **figures})
+        chosen, own = create("repair", trial.name), _apart(run, "chosen")
+        fixed: nn.Module = chosen.repair(model, clean if chosen.needs.takes("clean_rows") else None, own)
+        run.outcome = Outcome(status="repaired", basis=reason, figures={"chosen": trial.name, **figures})
         run.event("auto", chosen=trial.name, summary=reason)
-        return trial.model
+        return fixed
 
     def _planted(
         self, model: nn.Module, fit: Split, held: Split, run: Run
@@ -228,7 +235,7 @@ class Auto(Repair):
         outcome = "repaired" if own.outcome is None else own.outcome.status
         unplanted = success(fixed, proxies, held, run)
         control = {kind: max(rate, unplanted[kind], key=lambda r: r.value) for kind, rate in base.items()}
-        return Trial(name, fixed, success(trial, proxies, held, run), _rate(after), fell, outcome, control)
+        return Trial(name, success(trial, proxies, held, run), _rate(after), fell, outcome, control)
 
     def _abstain(self, model: nn.Module, run: Run, reason: str, figures: Mapping[str, Any] | None = None) -> nn.Module:
         warnings.warn(f"Auto leaves the model as it is: {reason}", stacklevel=3)

@@ -22,7 +22,7 @@ from theriac.training import Batch, DivergedError, Recipe, StepResult, loop
 from theriac.training_defenses.base import TrainingDefense
 from theriac.training_defenses.cbd.biased import gce, judge, outputs, train_biased, wide
 from theriac.training_defenses.cbd.critic import Adversary, critic_pass
-from theriac.training_defenses.cbd.ledger import Biased, Ledger, first_rows, pair
+from theriac.training_defenses.cbd.stage2 import Biased, RowLosses, first_rows, pair
 
 STARVED = 0.05  # ours: mean raw weight of a label under which its accuracy fell to nearly nothing on digits
 FEW = 20  # ours: rows of a class below which its accuracy says little
@@ -182,7 +182,7 @@ class CBD(TrainingDefense):
         unfitted = self._stage1(f_b, split, run) >= self.threshold
         biased = Biased(f_b, split, run, embeds=embeds, layer=self.layer, cached=self.cached)
         adversary = self._adversary(biased.hidden, run) if self.mi else None
-        ledger = Ledger(split, run.device, self.epochs if run.folder is not None else 0)
+        row_losses = RowLosses(split, run.device, self.epochs if run.folder is not None else 0)
         opened = -1  # the epoch whose critic pass is done
 
         def both(net: nn.Module, x: torch.Tensor, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -205,14 +205,15 @@ class CBD(TrainingDefense):
             ce_b, r = biased(batch.x, batch.y, batch.position)
             logits, z = both(net, batch.x, r)
             ce_c = F.cross_entropy(wide(logits), batch.y, reduction="none")
-            ledger.note(batch, ce_b, ce_c)
+            row_losses.note(batch, ce_b, ce_c)
             if self.class_norm:
                 weight = self.weights(
-                    ledger.per_class(ce_b, ledger.ce_b, batch.y), ledger.per_class(ce_c.detach(), ledger.ce_c, batch.y)
+                    row_losses.per_class(ce_b, row_losses.ce_b, batch.y),
+                    row_losses.per_class(ce_c.detach(), row_losses.ce_c, batch.y),
                 )
             else:
                 weight = self.weights(ce_b, ce_c)
-            ledger.weigh(batch, weight)
+            row_losses.weigh(batch, weight)
             total = self.loss(weight, ce_c)
             figures = {"accuracy": (logits.argmax(1) == batch.y).float().mean(), "weight": weight.mean()}
             if self.beta:
@@ -230,13 +231,13 @@ class CBD(TrainingDefense):
             run,
             recipe,
             step=step,
-            after_epoch=lambda _: ledger.report(self.threshold),
-            extra_state={"f_b": f_b, "ledger": ledger} | ({"adversary": adversary} if adversary is not None else {}),
+            after_epoch=lambda _: row_losses.report(self.threshold),
+            extra_state={"f_b": f_b, "ledger": row_losses} | ({"adversary": adversary} if adversary is not None else {}),
             label="cbd",
             about=self,
         )
-        biased.record(ledger)
-        label, weight = ledger.lightest()
+        biased.record(row_losses)
+        label, weight = row_losses.lightest()
         if weight < STARVED:
             warnings.warn(
                 f"CBD gave the rows labeled {split.card.classes[label]!r} a mean weight of {weight:.3f} in its last epoch, so "

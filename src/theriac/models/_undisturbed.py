@@ -14,7 +14,7 @@ from theriac.models.network import Classifier
 
 
 @contextlib.contextmanager
-def still(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; afterwards every module has its own mode again, and the global generator its state."""
     # flags and not train(): a user's model may keep some layers in eval mode, or override train()
     modes = [(module, module.training) for module in model.modules()]
@@ -42,7 +42,7 @@ def try_rows(model: nn.Module, x: torch.Tensor) -> Any:
         InputError: If its forward pass fails, with the first line of the reason.
     """
     try:
-        with still(model):
+        with undisturbed(model):
             return model(x)
     except InputError:  # says what is wrong already
         raise

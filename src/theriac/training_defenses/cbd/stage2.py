@@ -84,21 +84,21 @@ class Biased:
             logits, r = self._forward(to_input(self.split.rows(at).to(self.run.device)))
         return F.cross_entropy(wide(logits), self.split.y[at].to(self.run.device), reduction="none"), r
 
-    def record(self, ledger: Ledger) -> None:
+    def record(self, row_losses: RowLosses) -> None:
         """Leave f_B, and losses and weights by row, in the run's folder: for a judge who knows which rows are poisoned."""
         if self.run.folder is None:
             return
         rows = {
             "index": self.split.index,
             "ce_b": losses(self.model, self.split, self.run),
-            "weight": ledger.history,
+            "weight": row_losses.history,
         }
         for name, tensors in (("cbd_f_b", self.model.state_dict()), ("cbd_rows", rows)):
             ready = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
             write_atomically(self.run.folder / f"{name}.safetensors", functools.partial(save_file, ready))
 
 
-class Ledger:
+class RowLosses:
     """The latest losses and raw weight of every row during stage 2, and with ``epochs`` > 0 the weights of all epochs.
 
     Args:

@@ -52,7 +52,7 @@ def factor(value: Any, name: str) -> Factor:
     return Factor(np.where(result.codes == lost, -1, result.codes), result.levels)
 
 
-def cells_given(value: Any, name: str, missing_group: str = "refuse") -> tuple[Codes, tuple[Level, ...]]:
+def as_cells(value: Any, name: str, missing_group: str = "refuse") -> tuple[Codes, tuple[Level, ...]]:
     """Groups of rows, (N,) or several columns that combine: numbers into levels, which are in order.
 
     Raises:
@@ -73,13 +73,13 @@ def cells_given(value: Any, name: str, missing_group: str = "refuse") -> tuple[C
     return flat.astype(np.int64), tuple(cell_name([coded[k][1][i] for k, i in enumerate(place)]) for place in at)
 
 
-def labels_given(parts: Mapping[str, Any]) -> tuple[dict[str, Codes], tuple[str, ...]]:
+def as_labels(parts: Mapping[str, Any]) -> tuple[dict[str, Codes], tuple[str, ...]]:
     """Labels by name ("y_true", "y_pred") as numbers of common classes, and the names of these, in order.
 
     Raises:
         InputError: If one has another shape or lacks a value, holds scores instead of classes, or all hold one class.
     """
-    factors = {name: factor(given, name) for name, given in parts.items()}
+    factors = {name: factor(values, name) for name, values in parts.items()}
     for name, labels in factors.items():
         lost = int((labels.codes < 0).sum())
         if lost:
@@ -101,7 +101,7 @@ def labels_given(parts: Mapping[str, Any]) -> tuple[dict[str, Codes], tuple[str,
     return {name: f.onto(classes) for name, f in named.items()}, classes
 
 
-def predictions_given(answers: Any, classes: Sequence[str]) -> Codes:
+def as_predictions(answers: Any, classes: Sequence[str]) -> Codes:
     """Predicted classes as numbers, from names of classes or from numbers.
 
     Raises:
