@@ -6,7 +6,7 @@ from pathlib import Path
 
 from table import RESULTS, tables
 
-from result_tables import age, attacks, debias, file_scan, leaderboard, population, repairs, rows, training
+from result_tables import age, attacks, debias, file_scan, leaderboard, population, repairs, rows, sweeps, training
 from result_tables.reading import attack_plans, repair_plans
 from theriac.core.method import Method
 
@@ -36,5 +36,6 @@ def pages(results: Path = RESULTS) -> dict[Path, str]:
         texts["population"] = population.page(results)
     if "rows" in tables(results):
         texts["rows"] = rows.page(results)
+    texts |= {name: sweeps.page(name, kept) for name, kept in sweeps.sweeps(results).items()}
     texts["leaderboard"] = leaderboard.page(results)
     return {results / f"{plan}.md": text for plan, text in texts.items()}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from table import RESULTS, Record, tables
+from table import RESULTS, Record
 
 from result_tables.reading import debias_records, repair_plans
+from result_tables.sweeps import sweeps
 from result_tables.words import judge_words, settings_words, victim_words
 from theriac.bench.leaderboard import Trial, beside, markdown, trials_of
 from theriac.bench.reported import method_called, read_reported
@@ -37,8 +38,7 @@ def trials(results: Path = RESULTS) -> list[Trial]:
     """What the committed tables hold: repairs of victims, debiased models, and rows of sweeps."""
     made = [_repaired(plan, r) for plan, records in repair_plans(results).items() for r in records if _counts(r)]
     made += [_debiased(task, r) for task, records in debias_records(results).items() for r in records if r.get("config")]
-    sweeps = [[r for r in table if {"sweep", "role", "options"} <= r.keys()] for table in tables(results).values()]
-    return made + [trial for rows in sweeps for trial in trials_of(rows)]
+    return made + [trial for rows in sweeps(results).values() for trial in trials_of(rows)]
 
 
 def _title(name: str) -> str:

@@ -13,6 +13,7 @@ from theriac.core.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
+from result_tables import sweeps
 from table import FIELDS, Table, tables
 
 ABOUT = {"command": "a test", "machine": {}}
@@ -65,3 +66,24 @@ def test_every_committed_record_says_how_it_was_made(plan: str):
     assert all(name in record for record in table for name in FIELDS)
     keys = [record["key"] for record in table]
     assert keys == sorted(keys)
+
+
+def test_a_sweeps_page_by_hand(tmp_path: Path):
+    """Two attacks, two seeds, one defense: mean ASR 30 %, worst 60 %, two points of accuracy lost, one misleading cell."""
+    base = {"data": "d", "model": "m", "recipe": "r", "status": "done", "machine": "x", "versions": "v"}
+    table = Table.of("sweep_toy", tmp_path)
+    shares = {("a", 0): 0.1, ("a", 1): 0.2, ("b", 0): 0.3, ("b", 1): 0.6}
+    for (attack, seed), asr in shares.items():
+        about = {**base, **ABOUT, "attack": attack, "seed": seed, "options": "{}"}
+        table.put(
+            f"{attack}{seed}v", {**about, "role": "victim", "defense": "none", "clean": "", "asr": 1.0, "acc": 0.9, "job": "1"}
+        )
+        more = {"degenerate": "It answers one class."} if asr == 0.6 else {}
+        fixed = {"role": "defended", "defense": "fix", "clean": "5 %", "asr": asr, "acc": 0.88, "ra": 0.5, "cpu_seconds": 2.0}
+        table.put(f"{attack}{seed}d", {**about, **fixed, **more, "job": "2"})
+    (name, rows), *_ = sweeps.sweeps(tmp_path).items()
+    text = sweeps.page(name, rows)
+    assert "| fix | 0, 1 | 30.0 | 60.0 | b, seed 1 | -2.0 | 50.0 | 1 of 4 | 2 |" in text
+    assert "| a | 100.0 (100.0 to 100.0) | 15.0 |" in text
+    assert "| b | 100.0 (100.0 to 100.0) | 45.0 |" in text
+    assert "Victims: 4, accuracy 90.0 on average, attack success 100.0 to 100.0." in text

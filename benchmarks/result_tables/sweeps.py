@@ -1,0 +1,150 @@
+"""Committed sweeps: attacks x defenses over seeds, worst cells, and paired comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from table import RESULTS, tables
+
+from theriac.bench import compare, grouped, scores_of
+from theriac.bench.statistics import LEVEL
+from theriac.bench.tables import Group, Row, in_words
+
+
+def sweeps(results: Path = RESULTS) -> dict[str, list[Row]]:
+    """Rows of every committed sweep, by the name of its table."""
+    return {name: [_row(r) for r in table] for name, table in tables(results).items() if name.startswith("sweep_")}
+
+
+def page(name: str, rows: Sequence[Row]) -> str:
+    """One sweep."""
+    groups = grouped(rows)
+    defended = [group for group in groups if group.role == "defended"]
+    attacks = list(dict.fromkeys(row["attack"] for row in rows if row["role"] == "victim"))
+    order = sorted({group.defense for group in defended}, key=lambda defense: (_worst(defended, defense)[0], defense))
+    first = rows[0]
+    facts = dict.fromkeys(
+        ", ".join(str(row[part]) for part in ("machine", "device", "precision", "versions") if row.get(part)) for row in rows
+    )
+    clean = dict.fromkeys(group.labels[5] for group in defended if group.labels[5])
+    lines = [
+        f"# {name.removeprefix('sweep_').replace('_', ' ').capitalize()}",
+        "",
+        f"{first['data']}, {first['model']}, {first['recipe']}, clean rows {' and '.join(clean)}; `{first['command']}`. "
+        f"Made by `python benchmarks/make_tables.py` from `{name}.jsonl`; {'; '.join(facts)}.",
+        "",
+        "Percent, over the seeds that are there. Worst: of all attacks and seeds.",
+        "",
+        "## Defenses",
+        "",
+        *_grid(
+            ("defense", "seeds", "mean ASR", "worst ASR", "at", "change in ACC", "mean RA", "misleading cells", "CPU s"),
+            [_line(defended, groups, defense) for defense in order],
+        ),
+        "",
+        f"Victims: {_victims(groups)}. A cell misleads where the model answers one class, lost one, or obeys without trigger.",
+        "",
+        "## Attack success by attack, mean over seeds",
+        "",
+        *_grid(("attack", "victim", *order), [_by_attack(groups, attack, order) for attack in attacks]),
+        "",
+        "## The true label back (RA), mean over seeds",
+        "",
+        *_grid(("attack", "benign", *order), [_by_attack(groups, attack, order, "ra") for attack in attacks]),
+        "",
+        *_compared(defended, order),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _row(record: dict[str, Any]) -> Row:
+    names = ("acc", "asr", "ra", "target_acc", "der", "degenerate", "defense_seed", "cpu_seconds", "seconds")
+    return {**dict.fromkeys(names), **record, "key": record["job"]}
+
+
+def _of(groups: Sequence[Group], defense: str) -> list[Group]:
+    return [group for group in groups if group.defense == defense]
+
+
+def _worst(groups: Sequence[Group], defense: str) -> tuple[float, str]:
+    cells = [
+        (row["asr"], f"{row['attack']}, seed {row['seed']}") for g in _of(groups, defense) for row in g.done if row["attack"]
+    ]
+    return max(((share, place) for share, place in cells if share is not None), default=(0.0, ""))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _line(defended: Sequence[Group], groups: Sequence[Group], defense: str) -> list[str]:
+    rows = [row for group in _of(defended, defense) for row in group.done if row["attack"]]
+    before = {(row["attack"], row["seed"]): row["acc"] for g in groups if g.role == "victim" for row in g.done}
+    changes = [row["acc"] - before[row["attack"], row["seed"]] for row in rows if (row["attack"], row["seed"]) in before]
+    worst, place = _worst(defended, defense)
+    seeds = sorted({row["seed"] for row in rows})
+    cost = _mean(changes)
+    return [
+        defense,
+        ", ".join(map(str, seeds)),
+        _share(_mean([row["asr"] for row in rows])),
+        _share(worst),
+        place,
+        "" if cost is None else f"{100 * cost:+.1f}",
+        _share(_mean([row["ra"] for row in rows])),
+        f"{sum(bool(row['degenerate']) for row in rows)} of {len(rows)}",
+        f"{_mean([row['cpu_seconds'] for row in rows]) or 0:.0f}",
+    ]
+
+
+def _victims(groups: Sequence[Group]) -> str:
+    rows = [row for group in groups if group.role == "victim" for row in group.done]
+    return (
+        f"{len(rows)}, accuracy {_share(_mean([r['acc'] for r in rows]))} on average, attack success "
+        f"{_share(min(r['asr'] for r in rows))} to {_share(max(r['asr'] for r in rows))}"
+    )
+
+
+def _by_attack(groups: Sequence[Group], attack: str, order: Sequence[str], number: str = "asr") -> list[str]:
+    cells = [attack]
+    role = "victim" if number == "asr" else "judged"
+    cells.append(next((in_words(g.over(number), 100) for g in groups if g.role == role and g.attack == attack), ""))
+    for defense in order:
+        group = next((g for g in _of(groups, defense) if g.role == "defended" and g.attack == attack), None)
+        mean = None if group is None else group.over(number)
+        cells.append("" if mean is None else f"{100 * mean.mean:.1f}")
+    return cells
+
+
+def _compared(defended: Sequence[Group], order: Sequence[str]) -> list[str]:
+    plain = {" ".join(filter(None, (group.defense, group.labels[5]))): group.defense for group in defended}
+    body = [
+        [
+            plain[pair.first],
+            plain[pair.second],
+            str(pair.attacks),
+            f"{100 * pair.difference:+.1f}",
+            f"{pair.p:.4f}",
+            f"{pair.adjusted:.4f}",
+            pair.verdict if pair.adjusted >= LEVEL else "lower" if pair.difference < 0 else "higher",
+            str(pair.left_out),
+        ]
+        for pair in compare(scores_of(defended, "asr"))
+        if plain[pair.first] == order[0] or plain[pair.second] == order[0]
+    ]
+    head = ("first", "second", "attacks", "median difference in ASR", "p", "p after Holm", "verdict", "cells left out")
+    if not body:
+        return []
+    how = "Wilcoxon's signed-rank test over attacks, each by its mean over the seeds that both have; Holm over all pairs."
+    return [f"## {order[0]} beside the others", "", how, "", *_grid(head, body)]
+
+
+def _grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body)]
