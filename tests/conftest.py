@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -19,6 +21,7 @@ from theriac.models import Builder
 from theriac.training import Recipe, train
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start: threads that wait for a busy core spin
 
 MakeImages = Callable[..., Split]
 
