@@ -46,7 +46,8 @@ def page(results: Path = RESULTS) -> str:
     return (
         "# Scan, on networks that it was not fitted on\n\n"
         f"With clean pictures, the AUROC on fresh networks is {_area(figures['fresh'])}: the goal of {GOAL} {missed}. Fresh "
-        "ones were measured once, after everything was settled on the fitted part. On the older held-out part, whose networks "
+        "ones were measured after everything was settled on the fitted part (five of them were looked at early). "
+        "On the older held-out part, whose networks "
         f"were seen by earlier versions of the scan, it is {_area(figures['held_out'])}, and on those of its attacks that the "
         f"fitted part does not have {_area(figures['held_out_other'])}. {_weakest(both)}\n\n"
         f"Fitted on {fitted['benign']} benign and {fitted['poisoned']} backdoored networks (BadNets, Blended, WaNet and TaCT; "
