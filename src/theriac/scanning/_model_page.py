@@ -52,7 +52,7 @@ def page(scan: Any) -> str:
         "scan.html.j2",
         scan=scan,
         headline=HEADLINES[scan.verdict],
-        chance="" if scan.probability is None else f"{100 * scan.probability:.0f} %",
+        chance=scan.chance,
         measures=[MEASURES[name] for name in measures],
         rows=rows,
         left_out=len(names) - len(rows),

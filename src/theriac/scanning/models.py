@@ -96,11 +96,20 @@ class ModelScan:
         """0 clean, 1 suspicious, 2 backdoored, 3 abstains."""
         return EXIT[self.verdict]
 
+    @property
+    def chance(self) -> str:
+        """The probability in words; a population of so few networks supports no more than two digits. Empty without one."""
+        if self.probability is None:
+            return ""
+        return (
+            "over 0.99" if self.probability > 0.99 else "under 0.01" if self.probability < 0.01 else f"{self.probability:.2f}"
+        )
+
     def __str__(self) -> str:
         chance = ""
         if self.probability is not None:
             among = f"if {100 * self.prior:g} % of such networks are backdoored"
-            chance = f"\nprobability {self.probability:.2f} {'(uncalibrated)' if not self.calibrated else among}"
+            chance = f"\nprobability {self.chance} {'(uncalibrated)' if not self.calibrated else among}"
         parts = "".join(f"\n{part.name:9s} {part.seconds:6.2f} s  {part.says}" for part in self.parts)
         skipped = "".join(f"\nnot looked at: {text}" for text in self.skipped)
         return f"{self.verdict}: {self.reason}{chance}{parts}{skipped}"
@@ -383,7 +392,7 @@ def sarif(result: ModelScan) -> dict[str, Any]:
     ]
     if result.verdict in ("suspicious", "backdoored") and result.probability is not None:
         level = "error" if result.verdict == "backdoored" else "warning"
-        findings.append(("network/backdoor", level, f"{result.reason} (probability {result.probability:.2f})"))
+        findings.append(("network/backdoor", level, f"{result.reason} (probability {result.chance})"))
     ids = list(rules)
     results = [
         {

@@ -118,4 +118,4 @@ def scan_repair(before: nn.Module, after: nn.Module, rows: Split, run: Run | Non
 def _chance(result: ModelScan) -> str:
     if result.probability is None:
         return ""
-    return f"{result.probability:.2f}{'' if result.calibrated else ' (uncalibrated)'}"
+    return f"{result.chance}{'' if result.calibrated else ' (uncalibrated)'}"

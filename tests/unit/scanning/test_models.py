@@ -348,3 +348,10 @@ def test_bad_input_ends_with_64_since_2_is_an_answer(tmp_path: Path, folder: Pat
     with pytest.raises(InputError, match="clean"):
         th.scan(th.load_model(folder), 3)
     assert inspect(folder).level == "clean"
+
+
+@pytest.mark.parametrize(("share", "words"), [(None, ""), (0.999, "over 0.99"), (0.0, "under 0.01"), (0.5, "0.50")])
+def test_no_probability_is_shown_as_certain(share, words):
+    result = ModelScan(name="x", verdict="clean", reason="y", probability=share)
+    assert result.chance == words
+    assert words in str(result)
