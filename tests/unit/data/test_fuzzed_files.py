@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save
 
 import theriac as th
-from theriac.bench import read_spec
+from theriac.bench import Spec, read_spec
 from theriac.core.errors import InputError
 from theriac.models.store import read_tensors
 
@@ -72,6 +72,14 @@ def read_or_refused(read: Callable[[], Any]) -> Any:
     return None
 
 
+def check_spec(spec: Spec | None) -> None:
+    """What was read can be swept: a name, something of each kind, and seeds that a run takes."""
+    if spec is not None:
+        assert spec.name
+        assert all((spec.data, spec.models, spec.recipes, spec.seeds))
+        assert all(seed >= 0 for seed in spec.seeds)
+
+
 def headed(header: Any, data: bytes = bytes(44)) -> bytes:
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
@@ -95,7 +103,8 @@ def test_what_the_changes_start_from_is_read(tmp_path: Path):
 def test_safetensors(tmp_path: Path, changes: list[tuple[float, bytes, int]]):
     path = tmp_path / "a.safetensors"
     path.write_bytes(changed(TENSORS, changes))
-    read_or_refused(lambda: read_tensors(path))
+    tensors = read_or_refused(lambda: read_tensors(path))
+    assert tensors is None or sum(t.numel() * t.element_size() for t in tensors.values()) <= path.stat().st_size
 
 
 _NUMBERS = st.one_of(st.integers(-2, 2**63), st.floats(), st.none(), st.text(max_size=3))
@@ -128,7 +137,8 @@ def test_headers_of_safetensors(tmp_path: Path, header: dict[str, Any]):
 def test_archives_of_arrays(tmp_path: Path, changes: list[tuple[float, bytes, int]]):
     path = tmp_path / "a.npz"
     path.write_bytes(changed(archive(), changes))
-    read_or_refused(lambda: th.load(path))
+    data = read_or_refused(lambda: th.load(path))
+    assert data is None or len(data.train) + len(data.test) == 6  # checksums tell of every other change
 
 
 @BOUNDED
@@ -153,7 +163,7 @@ def test_folders_of_pictures(tmp_path: Path, kind: str, changes: list[tuple[floa
 def test_specs(tmp_path: Path, changes: list[tuple[float, bytes, int]]):
     path = tmp_path / "a.yaml"
     path.write_bytes(changed(SPEC, changes))
-    read_or_refused(lambda: read_spec(path))
+    check_spec(read_or_refused(lambda: read_spec(path)))
 
 
 _PLAIN = st.recursive(
@@ -170,7 +180,7 @@ def test_specs_of_any_values(tmp_path: Path, values: dict[str, Any]):
     path = tmp_path / "a.yaml"
     plain = {"name": "s", "data": "digits", "models": "wrn_16_1", "recipes": "fast_1", "attacks": "badnets", **values}
     path.write_text(json.dumps(plain, allow_nan=True))
-    read_or_refused(lambda: read_spec(path))
+    check_spec(read_or_refused(lambda: read_spec(path)))
 
 
 @BOUNDED
@@ -180,5 +190,7 @@ def test_specs_of_any_values(tmp_path: Path, values: dict[str, Any]):
 @example([(0.0, b"\xff\xfe", 0)])
 def test_tables_as_text(tmp_path: Path, changes: list[tuple[float, bytes, int]]):
     path = tmp_path / "a.csv"
-    path.write_bytes(changed(CSV, changes))
-    read_or_refused(lambda: th.load(path, label="label"))
+    text = changed(CSV, changes)
+    path.write_bytes(text)
+    data = read_or_refused(lambda: th.load(path, label="label"))
+    assert data is None or 2 <= len(data.train) + len(data.test) <= len(text.splitlines())
