@@ -21,9 +21,8 @@ from theriac.core import check
 from theriac.core.errors import InputError, unknown
 from theriac.core.text import seconds
 from theriac.report.figures import write_figure
-from theriac.report.sweeps import Comparison, Number, Published, SweepCell, write_sweep
+from theriac.report.sweeps import FIRST_WARNINGS, Comparison, Number, Published, SweepCell, write_sweep
 
-_ALARMS = 4  # cells whose trouble is said before a table, as on the page
 _MATRIX = (
     "victim",
     "defended",
@@ -127,9 +126,9 @@ def show_rows(results: Sequence[Row], *, as_json: bool) -> None:
     used.sort(key=lambda i: SHOWN[i] not in ("attack", "defense"))
     title = ", ".join(dict.fromkeys(line[0] for line in body)) or "no results"
     broken = [cell for cell in map(_cell, groups) if cell.degenerate]
-    _show.alarm([f"{cell.name} ({cell.role}): {' '.join(cell.degenerate)}" for cell in broken[:_ALARMS]])
-    if len(broken) > _ALARMS:
-        _show.alarm([f"{len(broken) - _ALARMS:,} more cells mislead as well; the page names them"])
+    _show.alarm([f"{cell.name} ({cell.role}): {' '.join(cell.degenerate)}" for cell in broken[:FIRST_WARNINGS]])
+    if len(broken) > FIRST_WARNINGS:
+        _show.alarm([f"{len(broken) - FIRST_WARNINGS:,} more cells mislead as well; the page names them"])
     _show.rows(title, [SHOWN[i] for i in used], [[line[i] for i in used] for line in body])
 
 

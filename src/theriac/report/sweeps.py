@@ -48,7 +48,7 @@ STEPS = 9  # colors of cells, from bad to good
 LIGHT = ("#f3b184", "#f6f3ec", "#93c9d6", "#111111", "#333333")
 DARK = ("#7a3c12", "#302f2d", "#0e5363", "#f4f4f4", "#dddddd")
 HOLDS = 0.2  # worst attack success above which a headline praises nobody
-SHOWN = 4  # warnings of cells above the matrices; the others unfold
+FIRST_WARNINGS = 4  # of cells that mislead, above all numbers; the others unfold
 NARROW = 8  # columns of a matrix that fit upright on paper
 
 
@@ -173,7 +173,7 @@ def write_sweep(
             title=title,
             headline=headline(cells, troubles),
             warnings=_warnings(cells),
-            shown=SHOWN,
+            shown=FIRST_WARNINGS,
             alerts=_alerts(cells),
             facts=_facts(cells, troubles),
             quantities=QUANTITIES,
