@@ -51,10 +51,11 @@ class Antidote(Repair):
 
     name: ClassVar[str] = "antidote"
     title: ClassVar[str] = "Antidote"
+    version: ClassVar[int] = 2  # 2: random convolutions among the families
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
 
     dose: Share = 0.6  # share of a batch's rows that is stamped; ours, from the pilot
-    families: tuple[str, ...] = ("patch", "blend", "wave", "freq", "warp")  # kinds of triggers for images; ours, the pilot's
+    families: tuple[str, ...] = ("patch", "blend", "wave", "freq", "warp", "conv")  # for images; ours
     rinse: Fraction = 0.0  # share of the epochs, at the end, without doses; ours
     epochs: Count = 20  # least number of passes over the clean rows; ours, near the pilot's on CIFAR-10
     steps: Count = 200  # least number of updates, since epochs over few rows are few; ours, checked on digits (antidote_tuning)
