@@ -141,6 +141,38 @@ def test_a_command_is_short():
         assert body[-1].end_lineno - body[0].end_lineno <= 60, name  # below the docstring
 
 
+MOST_SHARED = 10  # lines
+
+
+def test_no_two_places_share_more_than_ten_lines():
+    """Lines of code that are equal to the letter, in a row; see `code` for those that do not count."""
+    places: dict[tuple[str, ...], list[str]] = {}
+    for module, path in KNOWN.items():
+        lines = code(path)
+        for at in range(len(lines) - MOST_SHARED):
+            part = lines[at : at + MOST_SHARED + 1]
+            places.setdefault(tuple(text for _, text in part), []).append(f"{module}:{part[0][0]}-{part[-1][0]}")
+    assert len(places) > 20_000
+    assert not [where for where in places.values() if len(where) > 1]
+
+
+def code(path: Path) -> list[tuple[int, str]]:
+    """The lines of a file with their numbers, but for what may stand twice.
+
+    Left out are blank lines, brackets, comments, docstrings, imports, and options that commands share: `_options` declares
+    each of them once, and typer reads their names from the signature of every command.
+    """
+    text, skipped = path.read_text(), set()
+    for node in ast.walk(ast.parse(text)):
+        quiet = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if quiet or isinstance(node, ast.Import | ast.ImportFrom):
+            skipped |= set(range(node.lineno, node.end_lineno + 1))
+        elif isinstance(node, ast.arg) and isinstance(node.annotation, ast.Attribute):
+            skipped |= {node.lineno} if ast.unparse(node.annotation).startswith("opt.") else set()
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if number not in skipped]
+    return [(number, line) for number, line in lines if re.search(r"\w", line) and not line.startswith("#")]
+
+
 UNCLEAR = {"told", "found", "kept", "asked", "given", "aim", "leak", "whole", "still", "ledger"}
 
 

@@ -39,12 +39,7 @@ class Planted:
 
     @typed("phase", "variant")
     def stamp(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        index: torch.Tensor | None = None,
-        phase: str = "test",
-        variant: str = "poison",
+        self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor | None = None, phase: str = "test", variant: str = "poison"
     ) -> torch.Tensor:
         """Rows with the trigger.
 
@@ -169,12 +164,7 @@ class _Renumbered(Planted):
     outside: tuple[int, ...] = ()
 
     def stamp(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        index: torch.Tensor | None = None,
-        phase: str = "test",
-        variant: str = "poison",
+        self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor | None = None, phase: str = "test", variant: str = "poison"
     ) -> torch.Tensor:
         return super().stamp(x, self._inside(y), index, phase, variant)
 

@@ -15,8 +15,7 @@ from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.debias._select import Selector
-from theriac.models import Buildable, GroupAware, make
-from theriac.models.network import to_input
+from theriac.models import Buildable, GroupAware, make, over_rows
 from theriac.training import Batch, Recipe, StepResult, loop
 from theriac.triggers.bank import ColumnBank, TriggerBank, TriggerColumns
 
@@ -157,16 +156,12 @@ def distill(
     return _loop(student, split, run, recipe, step, label, (fingerprint(split), about), selector)
 
 
-@torch.no_grad()
 def answers(
     teach: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], split: Split, run: Run, batch_size: int = 512
 ) -> torch.Tensor:
     """A teacher's logits for every row without augmentation, float32 (N, K) on the run's device."""
-    parts = []
-    for at in split.batches(batch_size):
-        with run.autocast():
-            parts.append(teach(to_input(split.rows(at).to(run.device)), at.to(run.device)).float())
-    return torch.cat(parts)
+    with run.autocast():
+        return over_rows(lambda x, at: teach(x, at).float(), split, run=run, batch_size=batch_size)
 
 
 def by_group(model: GroupAware, group: torch.Tensor, run: Run) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:

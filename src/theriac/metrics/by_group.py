@@ -19,8 +19,7 @@ from theriac.data.alignment import align_to
 from theriac.metrics.fair import Fairness
 from theriac.models._undisturbed import undisturbed
 from theriac.models.grouped import GroupAware
-from theriac.models.network import to_input
-from theriac.models.outputs import batch_rows
+from theriac.models.outputs import over_rows
 
 
 @typed("split", "groups", "positive")
@@ -175,18 +174,17 @@ def answers(
     if isinstance(net, nn.Module):
         run = as_run(run)
         net = net.to(run.device)
-        here, at = split.to(run.device), groups.to(run.device)
-        parts = []
-        with undisturbed(net), torch.inference_mode(), run.autocast():
-            size = batch_size or batch_rows(here)
-            for positions in run.each("fairness", here.batches(size), len(here) // size + 1):
-                parts.append(predicted(net, here.rows(positions), at[positions], split.num_classes).cpu())
+        here, group = split.to(run.device), groups.to(run.device)
+        with undisturbed(net), run.autocast():  # not run_over: some models must be told the group
+            predictions = over_rows(
+                lambda x, at: predicted(net, x, group[at], split.num_classes), here, run=run, batch_size=batch_size
+            ).cpu()
         own = [str(name) for name in model.classes_] if fitted is net else list(classes)
         if own == list(classes):
-            return torch.cat(parts)
+            return predictions
         if set(own) != set(classes):
             raise InputError(f"the classifier knows the classes {own}; these rows have {list(classes)}")
-        return torch.tensor([classes.index(name) for name in own])[torch.cat(parts)]
+        return torch.tensor([classes.index(name) for name in own])[predictions]
     if hasattr(model, "predict"):
         model = model.predict(split.x.cpu().numpy())
     elif isinstance(model, str) or not hasattr(model, "__len__"):
@@ -197,9 +195,9 @@ def answers(
     return predictions
 
 
-def predicted(net: nn.Module, rows: torch.Tensor, group: torch.Tensor, classes: int) -> torch.Tensor:
-    """Predicted classes (N,) of rows as stored; a model that must know the group is told it."""
+def predicted(net: nn.Module, x: torch.Tensor, group: torch.Tensor, classes: int) -> torch.Tensor:
+    """Predicted classes (N,) of model inputs (N, ...); a model that must know the group is told it."""
     if isinstance(net, GroupAware):
-        logits: torch.Tensor = net(to_input(rows), group)
+        logits: torch.Tensor = net(x, group)
         return logits.argmax(1)
-    return check.logits(net, to_input(rows), classes).argmax(1)
+    return check.logits(net, x, classes).argmax(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -62,6 +62,35 @@ def run_over(
             x = to_input(here.rows(positions))
             parts.append((check.logits(net, x, split.num_classes) if tap is None else _embedding(tap, x)).float().cpu())
     return torch.cat(parts)
+
+
+def over_rows(
+    answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    split: Split,
+    *,
+    run: Run | None = None,
+    batch_size: int | None = None,
+) -> torch.Tensor:
+    """A function's outputs for all rows, without gradients; mode, device and precision are set by the caller.
+
+    It is for the inside of a search or a training, where a network is set up once and runs many times, and for networks that
+    need more than the rows. Elsewhere call :func:`run_over`, which sets the network up, checks its outputs and puts
+    everything back.
+
+    Args:
+        answer: A function from model inputs (B, ...) and their positions, int64 (B,), to a tensor (B, ...).
+        split: The rows, without augmentation.
+        run: Names the device for the inputs and shows the progress; None: the device of the rows, and no progress.
+        batch_size: Rows per call; None: :func:`batch_rows`.
+
+    Returns:
+        A tensor (N, ...) in the order of the rows, with the device and dtype of what ``answer`` returns.
+    """
+    size = batch_size or batch_rows(split)
+    batches, device = split.batches(size), split.device if run is None else run.device
+    steps = batches if run is None else run.each("outputs", batches, len(split) // size + 1)
+    with torch.no_grad():
+        return torch.cat([answer(to_input(split.rows(at).to(device)), at.to(device)) for at in steps])
 
 
 def batch_rows(split: Split) -> int:

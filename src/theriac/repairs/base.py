@@ -26,8 +26,7 @@ from theriac.metrics._degenerate import fallen, percent, short
 from theriac.models._undisturbed import undisturbed
 from theriac.models.editing import duplicate, eager, refuse_fixed
 from theriac.models.layout import arrange
-from theriac.models.network import to_input
-from theriac.models.outputs import batch_rows
+from theriac.models.outputs import over_rows
 from theriac.models.state import warn_unsavable
 
 FEW = 20  # clean rows a class, on average, below which repairs lose classes
@@ -244,12 +243,9 @@ def _by_class(model: nn.Module, clean: Split, run: Run) -> tuple[ClassCount, ...
     starts = torch.cumsum(torch.bincount(y, minlength=classes), 0) - torch.bincount(y, minlength=classes)
     rank = torch.arange(len(y)) - starts[y[order]]
     at = order[rank < most]
-    answers = []
-    with undisturbed(model), torch.inference_mode():
-        for part in at.split(batch_rows(clean)):
-            x = to_input(clean.rows(part).to(run.device))
-            answers.append(check.logits(model, x, classes).argmax(1))
-    said, true = torch.cat(answers).cpu(), y[at]
+    with undisturbed(model):  # in full precision, whatever the run's
+        logits = over_rows(lambda x, _: check.logits(model, x, classes), clean.take(at), run=run)
+    said, true = logits.argmax(1).cpu(), y[at]
     counts = (torch.bincount(true[said == true], minlength=classes), torch.bincount(true, minlength=classes))
     hits, rows, taken = (c.tolist() for c in (*counts, torch.bincount(said, minlength=classes)))
     return tuple(ClassCount(*values) for values in zip(clean.card.classes, hits, rows, taken, strict=True))

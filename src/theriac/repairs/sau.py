@@ -18,8 +18,7 @@ from theriac.core.ranges import Count, NonNegative, Positive, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.editing import duplicate
-from theriac.models.network import to_input
-from theriac.models.outputs import batch_rows
+from theriac.models.outputs import over_rows
 from theriac.repairs._shared_perturbation import bucketed, search, sizes
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
@@ -130,9 +129,8 @@ class SAU(Repair):
             )
         frozen = duplicate(model).eval().requires_grad_(False)
         mixed = run.autocast() if self.precision == "run" else contextlib.nullcontext()  # as the search sees them
-        with torch.no_grad(), mixed:  # once for ever: the frozen model and the unaugmented rows never change
-            parts = [frozen(to_input(clean.rows(p))).argmax(1) for p in clean.batches(batch_rows(clean))]
-        frozen_clean = torch.cat(parts)
+        with mixed:  # once for ever: the frozen model and the unaugmented rows never change
+            frozen_clean = over_rows(lambda x, _: frozen(x).argmax(1), clean)
         bounds = (torch.zeros((), device=run.device), torch.ones((), device=run.device)) if self.clip else (None, None)
 
         def step(net: nn.Module, batch: Batch) -> StepResult:

@@ -79,12 +79,7 @@ class CustomPlanted:
         return CustomPlanted(self.attack, card, _class_of(self.attack.target, card) if place < 0 else place)
 
     def stamp(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        index: torch.Tensor | None = None,
-        phase: str = "test",
-        variant: str = "poison",
+        self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor | None = None, phase: str = "test", variant: str = "poison"
     ) -> torch.Tensor:
         """Rows with the trigger, as stored: uint8 (B, C, H, W) or float32 (B, F).
 

@@ -73,6 +73,20 @@ def test_bad_input_is_refused(model, want, why, digits, run):
         run_over(model, digits.test, want, run=run)
 
 
+def test_a_function_answers_for_all_rows_as_its_caller_set_it_up(trained, digits, run):
+    rows = digits.test.take(torch.arange(20))
+    modes = []
+
+    def answer(x, at):
+        modes.append((torch.is_grad_enabled(), len(at)))
+        return trained(x).argmax(1) * 100 + at
+
+    expected = run_over(trained, rows, run=run).argmax(1) * 100 + torch.arange(20)
+    assert torch.equal(over_rows(answer, rows, run=run, batch_size=8), expected)
+    assert modes == [(False, 8), (False, 8), (False, 4)]
+    assert torch.equal(over_rows(answer, rows), expected)
+
+
 def test_rows_and_batches_are_checked(trained, digits, run):
     with pytest.raises(InputError, match="split is a Tensor"):
         run_over(trained, digits.test.x, run=run)

@@ -17,7 +17,7 @@ from theriac.core.errors import InputError, unknown
 from theriac.core.planted import planted_on
 from theriac.core.split import Split
 from theriac.metrics import attack_labels
-from theriac.models import batch_rows, taps
+from theriac.models import over_rows, taps
 from theriac.models.editing import Weight
 from theriac.models.network import to_input
 from theriac.repairs.age.edits import Layer, inputs
@@ -122,11 +122,9 @@ class Stage:
         for module, weights in zip(self.changing, self.start if state is None else state, strict=True):
             module.load_state_dict(weights)
 
-    @torch.no_grad()
-    def right(self, rows: Split, wanted: torch.Tensor) -> torch.Tensor:
-        """Which rows are predicted as ``wanted``, bool (N,)."""
-        seen = [self.net(to_input(rows.rows(part))).argmax(1) for part in rows.batches(batch_rows(rows))]
-        return torch.cat(seen) == wanted
+    def right(self, rows: Split, labels: torch.Tensor) -> torch.Tensor:
+        """Which rows are predicted as ``labels`` (N,), bool (N,)."""
+        return over_rows(lambda x, _: self.net(x).argmax(1), rows) == labels
 
     def measure(self, case: Case) -> Measured:
         """Proxy, accuracy and target accuracy with the weights as they are."""
@@ -204,11 +202,10 @@ def _stamp(trigger: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> 
     return out.to(x.device)
 
 
-@torch.no_grad()
 def _guess_target(trigger: Callable[[torch.Tensor], torch.Tensor], model: nn.Module, pool: Split) -> int:
     stamped = Split(_stamp(trigger, pool.x), pool.y, card=pool.card)
-    seen = torch.cat([model(to_input(stamped.rows(part))).argmax(1) for part in stamped.batches(batch_rows(stamped))])
-    return int(torch.bincount(seen[seen != pool.y], minlength=pool.num_classes).argmax())
+    predictions = over_rows(lambda x, _: model(x).argmax(1), stamped)
+    return int(torch.bincount(predictions[predictions != pool.y], minlength=pool.num_classes).argmax())
 
 
 def sites(model: nn.Module, scope: str | tuple[str, ...], example: torch.Tensor) -> dict[str, Layer]:

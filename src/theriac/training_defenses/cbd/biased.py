@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.models.network import to_input
+from theriac.models._undisturbed import undisturbed
+from theriac.models.outputs import over_rows
 from theriac.training import Batch, Recipe, StepResult, loop
 
 PROBE_ROWS = 2048  # rows on which a criterion is looked at; its standard error is at most 1.1 points
@@ -29,17 +30,13 @@ def gce(logits: torch.Tensor, y: torch.Tensor, q: float) -> torch.Tensor:
     return (1 - (q * p).exp()) / q
 
 
-@torch.no_grad()
 def outputs(model: nn.Module, split: Split, run: Run, batch_size: int = 512) -> torch.Tensor:
-    """Logits of every row, without augmentation and in eval mode, (N, K) on the run's device; the mode is restored."""
-    was_training = model.training
-    model.eval()
-    parts = []
-    for at in run.each("outputs", split.batches(batch_size), len(split) // batch_size + 1):
-        with run.autocast():
-            parts.append(wide(model(to_input(split.rows(at).to(run.device)))))
-    model.train(was_training)
-    return torch.cat(parts)
+    """Logits of every row, without augmentation and in eval mode, (N, K) on the run's device; the mode is restored.
+
+    Not ``run_over``: NaN is for the caller to judge, and the logits stay on the device.
+    """
+    with undisturbed(model), run.autocast():
+        return over_rows(lambda x, _: wide(model(x)), split, run=run, batch_size=batch_size)
 
 
 def losses(model: nn.Module, split: Split, run: Run) -> torch.Tensor:

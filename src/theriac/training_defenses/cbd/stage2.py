@@ -68,7 +68,7 @@ class Biased:
     def __call__(self, x: torch.Tensor, y: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """CE_B (B,) and r (B, h; h = 0 where nobody needs it) of model inputs, labels and positions of rows; no gradients."""
         if self.cached:
-            if self.cache is None:
+            if self.cache is None:  # not over_rows: one forward pass gives the losses and the embeddings
                 parts = [self._once(at) for at in self.run.each("losses of the biased model", self.split.batches(512))]
                 self.cache = torch.cat([ce for ce, _ in parts]), torch.cat([r for _, r in parts])
             return self.cache[0][position], self.cache[1][position]
