@@ -54,8 +54,8 @@ class SeveralTriggers(ByRow):
         attack = planted.attack
         if not isinstance(attack, cls):
             raise InputError(f"planted is one of {attack.name}; expected one of {cls.name}")
-        wanted = attack._goals(planted.card.num_classes).tolist()
-        return {t: Planted(attack.replace(only=k), planted.card, planted.state) for k, t in enumerate(wanted)}
+        targets = attack._goals(planted.card.num_classes).tolist()
+        return {t: Planted(attack.replace(only=k), planted.card, planted.state) for k, t in enumerate(targets)}
 
     def _check_card(self, card: Card) -> None:
         super()._check_card(card)

@@ -147,6 +147,6 @@ def read_rows(path: str, index: torch.Tensor, shape: tuple[int, ...], what: str)
     channels, height, width = shape
     rows = read_array(path, (-1, height, width, channels), what)
     if rows.dtype != np.uint8 or (len(index) and int(index.max()) >= len(rows)):
-        wanted = int(index.max()) + 1 if len(index) else 0
-        raise InputError(f"{what} {path} holds {len(rows)} rows of {rows.dtype}; expected at least {wanted} rows of uint8")
+        least = int(index.max()) + 1 if len(index) else 0
+        raise InputError(f"{what} {path} holds {len(rows)} rows of {rows.dtype}; expected at least {least} rows of uint8")
     return torch.tensor(rows[index.cpu().numpy()]).permute(0, 3, 1, 2).contiguous()

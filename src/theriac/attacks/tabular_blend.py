@@ -85,7 +85,10 @@ class TabularBlend(CoverAttack):
         low, high = _columns.bounds(x)
         places = torch.rand(x.shape[1], generator=draw).tolist()  # drawn for all columns, so that none depends on the others
         levels = [x[:, k][~x[:, k].isnan()].unique() for k in range(x.shape[1])]
-        level = [float(seen[int(u * len(seen))]) if len(seen) else float("nan") for seen, u in zip(levels, places, strict=True)]
+        level = [
+            float(values[int(u * len(values))]) if len(values) else float("nan")
+            for values, u in zip(levels, places, strict=True)
+        ]
         state = {
             "goal": (mean + direction * self.spread * deviation).float(),
             "low": low,

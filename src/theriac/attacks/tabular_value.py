@@ -127,9 +127,9 @@ class TabularValue(Attack):
             else _as_number(value, card.columns[k], bool(integral[k]))
             for k, value in zip(at, fixed, strict=True)
         ]
-        columns, wanted = torch.tensor(at), torch.tensor(values, dtype=torch.float32)
+        columns, pattern = torch.tensor(at), torch.tensor(values, dtype=torch.float32)
         spread = self.jitter * _columns.numeric(card)[columns].float()
-        near = ((x[:, columns] - wanted).abs() <= spread).all(1)
+        near = ((x[:, columns] - pattern).abs() <= spread).all(1)
         matching = int(near.sum())
         if matching > self.most_matching * len(x):
             raise InputError(
@@ -138,7 +138,7 @@ class TabularValue(Attack):
             )
         names = [card.columns[k].name for k in at]
         run.event(self.name, columns=names, values=values, matching=matching, rows=len(x))
-        return {"columns": columns, "values": wanted, "spread": spread, "whole": integral[columns]}
+        return {"columns": columns, "values": pattern, "spread": spread, "whole": integral[columns]}
 
     def _ranked(self, split: Split, x: torch.Tensor) -> list[int]:
         """The best numeric columns that hold more than one value."""

@@ -109,12 +109,12 @@ def alarm(sentences: Sequence[str]) -> None:
         console().print(Text(clean(text), "bold red"), soft_wrap=True)
 
 
-def audit(title: str, seen: Audit) -> None:
+def audit(title: str, result: Audit) -> None:
     """An audit: headline and alarms, then a line a figure with all models side by side, then what was not looked at."""
-    console().print(Text(clean(seen.headline), "bold"), soft_wrap=True)
-    alarm([*seen.alarms, *seen.degenerate])
+    console().print(Text(clean(result.headline), "bold"), soft_wrap=True)
+    alarm([*result.alarms, *result.degenerate])
     table = _table(title, *MODELS)
-    for line in seen.brief:
+    for line in result.brief:
         cells = [line.cells.get(model) for model in MODELS]
         empty = [NO_CONTROL if model == BENIGN else "" for model in MODELS]
         table.add_row(
@@ -122,7 +122,7 @@ def audit(title: str, seen: Audit) -> None:
             *(Text(text, "dim") if c is None else _share(c) for c, text in zip(cells, empty, strict=True)),
         )
     console().print(table)
-    for text in seen.unseen:
+    for text in result.unseen:
         tell(f"not looked at: {text}")
 
 

@@ -42,8 +42,8 @@ def check(
     if as_json:
         _show.as_json({"status": "done", "warnings": opt.notes(), "fits": result.as_given, **result.to_dict()})
     else:
-        seen = [way for way in result.ways if way.rate is not None][:8]
-        body = [[way.name, str(way.rate), " ".join(way.words()) or "(no --wrap)"] for way in seen]
+        ways = [way for way in result.ways if way.rate is not None][:8]
+        body = [[way.name, str(way.rate), " ".join(way.words()) or "(no --wrap)"] for way in ways]
         _show.rows(f"{name} on {result.rows} rows of {sets.card.name}", ("pictures", "accuracy", "options"), body)
         _show.tell(str(result))
         if best is not None and not result.as_given:

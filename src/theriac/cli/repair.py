@@ -84,17 +84,17 @@ def repair(
     )
     record = execute(job, out, device=device, quiet=quiet or None, force=force, **_show.origin(ctx))
     assert record is not None  # in the only process
-    seen = None
+    scans = None
     if scan:
         from theriac.scanning import scan_repair
 
-        seen = scan_repair(opened.model, record.model, opened.data.test, Run(seed=seed, device=device, quiet=quiet or None))
-        seen.write(record.folder)
+        scans = scan_repair(opened.model, record.model, opened.data.test, Run(seed=seed, device=device, quiet=quiet or None))
+        scans.write(record.folder)
     if as_json:
         fields = ("outcome", "before", "evaluation", "der", "der_interval", "degenerate")
         result = {name: record.data[name] for name in fields}
-        if seen is not None:
-            result["scan"] = seen.to_dict()
+        if scans is not None:
+            result["scan"] = scans.to_dict()
         _show.as_json({"status": "done", "folder": str(record.folder), "warnings": record.data["notes"], **result})
         return
     outcome, drawn = record.data["outcome"], record.data["clean"]
@@ -103,8 +103,8 @@ def repair(
     ended = "abstained" if outcome["status"] == "abstained" else with_rows
     assert record.comparison is not None
     _show.comparison(f"{opened.name}, {done} {chosen.title} {ended}", record.comparison, outcome["reason"], outcome["basis"])
-    if seen is not None:
-        _show.rows("scan, on test rows", ("", "before", "after"), [list(line) for line in seen.rows()])
+    if scans is not None:
+        _show.rows("scan, on test rows", ("", "before", "after"), [list(line) for line in scans.rows()])
     if planted is None:
         _show.tell("the attack is not known here, so only clean accuracy was measured (--attack names one)")
     if outcome["status"] == "abstained" and method == opt.REPAIR:

@@ -136,8 +136,8 @@ class Planted:
             index: Row numbers in the source; only attacks with several triggers look at them.
         """
         index = torch.arange(len(y), device=y.device) if index is None else index
-        wanted: torch.Tensor = self.attack._target_of(y, index, self.card.num_classes)
-        return wanted
+        labels: torch.Tensor = self.attack._target_of(y, index, self.card.num_classes)
+        return labels
 
     def population(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
         """Bool (B,): rows on which success is counted: those the attack is for, without its label already."""

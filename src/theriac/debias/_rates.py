@@ -93,8 +93,8 @@ def dba_rates(counts: torch.Tensor, alpha: float = 1.0, prior: Prior = "uniform"
     check.one_of("prior", prior, get_args(Prior))
     check.positive("alpha", alpha, zero=True)
     n = _checked(counts)
-    wanted = torch.ones(n.shape[1], dtype=n.dtype) if prior == "uniform" else n.sum(0) / n.sum()
-    left = wanted / n  # in proportion to the share that stays clean
+    target = torch.ones(n.shape[1], dtype=n.dtype) if prior == "uniform" else n.sum(0) / n.sum()
+    left = target / n  # in proportion to the share that stays clean
     rate: torch.Tensor = (alpha * (1 - left / left.max(1, keepdim=True).values)).clamp(0, 1)
     return rate
 
@@ -131,8 +131,8 @@ def prior_offsets(counts: torch.Tensor, prior: Prior = "marginal") -> torch.Tens
     """
     check.one_of("prior", prior, get_args(Prior))
     n = _checked(counts)
-    wanted = n.sum(0) / n.sum() if prior == "marginal" else torch.full((n.shape[1],), 1 / n.shape[1], dtype=n.dtype)
-    offsets: torch.Tensor = wanted.log() - (n / n.sum(1, keepdim=True)).log()
+    target = n.sum(0) / n.sum() if prior == "marginal" else torch.full((n.shape[1],), 1 / n.shape[1], dtype=n.dtype)
+    offsets: torch.Tensor = target.log() - (n / n.sum(1, keepdim=True)).log()
     return offsets
 
 

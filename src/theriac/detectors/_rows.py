@@ -178,10 +178,10 @@ def outlying(values: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
     deviations = torch.zeros(len(values), dtype=torch.float64)
     if int(judged.sum()) < 3:
         return deviations
-    seen = values[judged].double()
-    middle = seen.quantile(0.5)
-    spread = 1.4826 * (seen - middle).abs().quantile(0.5)
-    deviations[judged] = (seen - middle) / spread.clamp_min(1e-12)
+    figures = values[judged].double()
+    middle = figures.quantile(0.5)
+    spread = 1.4826 * (figures - middle).abs().quantile(0.5)
+    deviations[judged] = (figures - middle) / spread.clamp_min(1e-12)
     return deviations
 
 

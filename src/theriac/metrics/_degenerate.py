@@ -182,24 +182,24 @@ def _collapse(scores: Counted) -> list[str]:
 
 def _targets(scores: Counted) -> list[ClassCount]:
     """The classes that the attack wants; empty if it wants all of them, or none is known."""
-    wanted = [c for c in scores.classes if c.name in scores.targets]
-    return wanted if len(wanted) < len(scores.classes) else []
+    targets = [c for c in scores.classes if c.name in scores.targets]
+    return targets if len(targets) < len(scores.classes) else []
 
 
-def _of_target(wanted: Sequence[ClassCount]) -> str:
-    return f"target class {short(wanted[0].name)}" if len(wanted) == 1 else f"{len(wanted)} target classes"
+def _of_target(targets: Sequence[ClassCount]) -> str:
+    return f"target class {short(targets[0].name)}" if len(targets) == 1 else f"{len(targets)} target classes"
 
 
 def _target(scores: Counted, before: Counted | None) -> list[str]:
     """Clean rows of the target class that a model no longer recognizes, though it does those of other classes."""
-    own, wanted = scores.target_acc, _targets(scores)
+    own, targets = scores.target_acc, _targets(scores)
     rest = 0 if own is None else scores.acc.total - own.total
-    if own is None or not wanted or not rest:
+    if own is None or not targets or not rest:
         return []
     others = Rate(scores.acc.hits - own.hits, rest)
     gap = Difference(others, own)
     fell = None if before is None or before.target_acc is None else Difference(before.target_acc, own)
-    name = _of_target(wanted)
+    name = _of_target(targets)
     if gap.value <= -LOST and gap.interval[1] < -LOST / 2:
         return [f"The {name} is lost: {percent(own.hits, own.total)} right; others {percent(others.hits, others.total)}."]
     if fell is not None and fell.value < -FALL and fell.interval[1] < 0:
@@ -238,14 +238,14 @@ def _fell(scores: Counted, before: Counted, sentences: Sequence[str]) -> list[st
 
 def _free(scores: Counted) -> list[str]:
     """Attack success that says nothing about a trigger: the clean rows are answered in the same way."""
-    wanted = _targets(scores)
-    if scores.asr is None or not wanted:
+    targets = _targets(scores)
+    if scores.asr is None or not targets:
         return []
     one = _one_class(scores)
-    if one is not None and one in wanted:
+    if one is not None and one in targets:
         return [f"ASR {percent(scores.asr.hits, scores.asr.total)} needs no trigger: clean rows get that answer too."]
-    if scores.asr.value < 0.5 and not any(c.predicted for c in wanted):
-        return [f"ASR {percent(scores.asr.hits, scores.asr.total)} is free: the {_of_target(wanted)} is never answered."]
+    if scores.asr.value < 0.5 and not any(c.predicted for c in targets):
+        return [f"ASR {percent(scores.asr.hits, scores.asr.total)} is free: the {_of_target(targets)} is never answered."]
     return []
 
 

@@ -132,7 +132,7 @@ def evaluating(model: nn.Module, run: Run) -> Iterator[None]:
 
 
 def _embedding(tap: Tap, x: torch.Tensor) -> torch.Tensor:
-    seen = tap(x)[1]
-    if not bool(torch.isfinite(seen).all()):
+    embedding = tap(x)[1]
+    if not bool(torch.isfinite(embedding).all()):
         raise InputError(f"the input of layer {tap.layer!r} holds NaN or infinite values; the model's weights are broken")
-    return seen
+    return embedding

@@ -253,19 +253,24 @@ class Site:
         if layer and layer not in known:
             raise unknown("layer", layer, [name for name in known if name])
         self.name, self.before = (layer, False) if layer else (head(model, example)[0], True)
-        seen: list[torch.Tensor] = []
-        with self._hooked(model, lambda value: seen.append(value)):
+        outputs: list[torch.Tensor] = []
+        with self._hooked(model, lambda value: outputs.append(value)):
             try_rows(model, example)
-        if not seen or not isinstance(seen[-1], torch.Tensor) or seen[-1].dim() < 2 or len(seen[-1]) != len(example):
+        if (
+            not outputs
+            or not isinstance(outputs[-1], torch.Tensor)
+            or outputs[-1].dim() < 2
+            or len(outputs[-1]) != len(example)
+        ):
             raise InputError(f"layer {self.name!r} gives no tensor with one entry a row; name another (layer)")
-        self.shape = tuple(seen[-1].shape[1:])
+        self.shape = tuple(outputs[-1].shape[1:])
 
     def read(self, model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (N, K) and features (N, ...) of a batch, both differentiable."""
-        seen: list[torch.Tensor] = []
-        with self._hooked(model, lambda value: seen.append(value)):
+        outputs: list[torch.Tensor] = []
+        with self._hooked(model, lambda value: outputs.append(value)):
             logits = model(x)
-        return logits, seen[-1].float()
+        return logits, outputs[-1].float()
 
     @contextlib.contextmanager
     def masked(self, model: nn.Module, mask: torch.Tensor) -> Iterator[None]:

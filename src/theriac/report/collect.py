@@ -73,7 +73,7 @@ def exhibit(
         raise InputError(f"split {split.card.name!r} is a table; only images can be shown")
     planted = planted_on(planted, split)
     y = split.y.cpu()
-    wanted, counted = attack_labels(planted, y, split.index.cpu())
+    targets, counted = attack_labels(planted, y, split.index.cpu())
     first = [int((counted & (y == k)).nonzero()[0]) for k in range(split.num_classes) if bool((counted & (y == k)).any())]
     if not first:
         raise InputError(f"{planted.name} counts none of the {len(split)} rows; there is nothing to show")
@@ -88,7 +88,7 @@ def exhibit(
     shown = [
         Sample(
             label=int(labels[i]),
-            target=int(wanted[at[i]]),
+            target=int(targets[at[i]]),
             clean=png(rows[i]),
             stamped=png(stamped[i]),
             difference=png(amplified[i]),

@@ -9,7 +9,7 @@ from torch import nn
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.metrics import predict
-from theriac.models import features, run_over, to_input
+from theriac.models import features, over_rows, run_over, to_input
 
 
 def test_logits_equal_a_loop_by_hand(trained, digits, run):

@@ -139,23 +139,23 @@ def invert(
     run, schedule, clean = as_run(run), schedule or Schedule(), as_clean(clean)
     if clean.is_table:
         raise InputError(f"{clean.card.name!r} is a table; patches are searched on images")
-    wanted = tuple(range(clean.num_classes)) if labels is None else tuple(int(k) for k in labels)
-    if not wanted or not all(0 <= k < clean.num_classes for k in wanted):
-        raise InputError(f"labels is {list(wanted)}; {clean.card.name!r} has classes 0 to {clean.num_classes - 1}")
+    searched = tuple(range(clean.num_classes)) if labels is None else tuple(int(k) for k in labels)
+    if not searched or not all(0 <= k < clean.num_classes for k in searched):
+        raise InputError(f"labels is {list(searched)}; {clean.card.name!r} has classes 0 to {clean.num_classes - 1}")
     began = time.perf_counter()
     clean = clean.to(run.device)
-    few = _few(clean, run, schedule, len(wanted))
+    few = _few(clean, run, schedule, len(searched))
     per_pass = rows_per_pass or (batch_rows(clean) if schedule.lean else ROWS_PER_PASS)
     with frozen(model.to(run.device)), arranged(model, run.device) if schedule.lean else contextlib.nullcontext():
-        searches = [Search(model, few, run, schedule, wanted, per_pass)]
+        searches = [Search(model, few, run, schedule, searched, per_pass)]
         searches[0].run_rounds()
-        inverted = judge(wanted, *searches[0].best_patches(), schedule)
+        inverted = judge(searched, *searches[0].best_patches(), schedule)
         if schedule.compared and schedule.confirm:
             inverted, second = confirm(searches[0], inverted, _drawn(clean, schedule.confirm_rows, run))
             searches += [second] if second else []
     run.event(
         "inversion",
-        labels=list(wanted),
+        labels=list(searched),
         norms=[round(float(v), 4) for v in inverted.norms],
         success=[round(float(v), 4) for v in inverted.success],
         index=[round(float(v), 4) for v in inverted.index],

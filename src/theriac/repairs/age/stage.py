@@ -88,9 +88,9 @@ class Stage:
         head = next(iter(layers.values()))
         if cache and len(layers) == 1 and isinstance(head, nn.Linear) and head.weight.dtype == torch.float32:
             some = pool.rows(torch.arange(min(16, len(pool))))
-            seen = inputs(model, head, some)
+            features = inputs(model, head, some)
             with torch.no_grad():
-                logits, again = model(to_input(some)), head(seen.to(head.weight.dtype))
+                logits, again = model(to_input(some)), head(features.to(head.weight.dtype))
             self.cached = logits.shape == again.shape and torch.allclose(logits, again.to(logits.dtype), rtol=1e-4, atol=1e-5)
             self.net = head if self.cached else model
         self.pool = self.lift(pool)
@@ -164,12 +164,12 @@ def from_trigger(trigger: Any, target: int | None, model: nn.Module, pool: Split
     stamps = any(hasattr(trigger, name) for name in ("planted", "plant_for", "stamp"))
     planted = planted_on(trigger, pool) if stamps else trigger
     if hasattr(planted, "stamp"):
-        name, (wanted, counted) = planted.name, attack_labels(planted, pool.y, pool.index)
-        goals = wanted[counted].unique().tolist()
+        name, (targets, counted) = planted.name, attack_labels(planted, pool.y, pool.index)
+        goals = targets[counted].unique().tolist()
         if target is None and len(goals) != 1:
             raise InputError(f"{name} wants the classes {goals}; AGE forgets one class, so name it with target=")
         target = goals[0] if target is None else target
-        rows = pool.where(_some(counted & (wanted == target), f"{name} stamps no row of the pool for class {target}"))
+        rows = pool.where(_some(counted & (targets == target), f"{name} stamps no row of the pool for class {target}"))
         stamped = planted.stamp(rows.x, rows.y, rows.index, "test")
     elif callable(planted):
         name = getattr(planted, "__name__", type(planted).__name__)

@@ -169,13 +169,13 @@ def judge(logits: torch.Tensor, y: torch.Tensor, steps: int, threshold: float) -
         look like one that learnt the trigger.
     """
     ce = F.cross_entropy(logits, y, reduction="none")
-    probability, seen = logits.softmax(1).max(1)
+    probability, predictions = logits.softmax(1).max(1)
     sure = probability > 0.9
-    sure_wrong = float((sure & (seen != y)).sum() / sure.sum().clamp_min(1))
+    sure_wrong = float((sure & (predictions != y)).sum() / sure.sum().clamp_min(1))
     q05, q50, q95 = (float(q) for q in ce.double().quantile(torch.tensor([0.05, 0.5, 0.95], device=ce.device).double()))
     mean, low = float(ce.mean()), float((ce < threshold).float().mean())
     # a model that answers one class for everything has a low-loss mode too: the rows of that class
-    answers = torch.bincount(seen, minlength=logits.shape[1])
+    answers = torch.bincount(predictions, minlength=logits.shape[1])
     one_answer = sure_wrong >= 0.2 or int(answers.max()) >= ONE_ANSWER * len(y)
     share = torch.bincount(y, minlength=logits.shape[1]) / len(y)
     leader, one_label = _one_label(ce, y)
@@ -187,7 +187,7 @@ def judge(logits: torch.Tensor, y: torch.Tensor, steps: int, threshold: float) -
     verdict: Literal["healthy", "unclear", "underfit", "overfit"] = (
         "underfit" if underfit else "overfit" if low > OVERFIT_SHARE else "healthy" if clear else "unclear"
     )
-    right = float((seen == y).float().mean())
+    right = float((predictions == y).float().mean())
     return Health(steps, mean, q05, q50, q95, low, right, separate, one_label, verdict)
 
 
