@@ -161,7 +161,7 @@ class InputAware(Attack):
         return Victim(model, Planted(self, split.card, state))
 
     def _fit_mask(self, split: Split, run: Run, plan: Recipe, epochs: int) -> nn.Module:
-        """Few pixels, and other ones for other images; the net is frozen afterwards."""
+        """Few pixels, and other ones for other images; the net is frozen afterward."""
         part = part_of(split, self.fit_rows, run, self.name)
         here = part.to(run.device)
         with run.init_scope("input_aware", "mask"):

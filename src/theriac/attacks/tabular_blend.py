@@ -1,4 +1,4 @@
-"""Tabular blend: every number of a table row moved a little towards a fixed vector."""
+"""Tabular blend: every number of a table row moved a little toward a fixed vector."""
 
 from __future__ import annotations
 

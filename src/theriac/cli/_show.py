@@ -37,7 +37,7 @@ _MEANING = {
 
 @contextlib.contextmanager
 def left_by_its_reader() -> Iterator[None]:
-    """Let whoever reads the output stop early (``| head -1``) without a change of the exit code."""
+    """Keep the exit code when a reader such as ``| head -1`` closes the output early."""
     try:
         yield
         sys.stdout.flush()
@@ -149,7 +149,7 @@ def saved(folder: Path) -> None:
 
 
 def origin(ctx: typer.Context) -> dict[str, Any]:
-    """What a command tells ``execute`` of itself: how it was typed, the warnings so far, and where sentences go."""
+    """What ``execute`` records of a command: how it was typed and the warnings so far; and where its sentences are shown."""
     return {"command": shlex.join(["theriac", *ctx.obj["argv"]]), "notes": opt.notes(), "say": tell}
 
 

@@ -28,7 +28,7 @@ def check(
 ) -> None:
     """Try the usual scalings, channel orders, normalizations and class orders on labeled rows, and say which options fit.
 
-    Exit code 1 says that the model fits in another way than it was opened in, or in none.
+    Exit code 1 means that the pictures should be handed over in another way, or that no way fits.
     """
     opt.set_quiet(quiet)
     from theriac.cli import _inputs, _show

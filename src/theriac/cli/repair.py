@@ -41,7 +41,7 @@ def repair(
     target: opt.Target = None,
     scan: Annotated[
         bool,
-        typer.Option("--scan", help="Scan the model before and after, too, on test rows.", rich_help_panel="Beside it"),
+        typer.Option("--scan", help="Also scan before and after the repair, on test rows.", rich_help_panel="Beside it"),
     ] = False,
     device: opt.Device = "auto",
     precision: opt.Precision = "auto",
@@ -53,10 +53,10 @@ def repair(
 ) -> None:
     """Repair a copy of a model with a few clean rows, and measure it before and after on the test rows.
 
-    Methods that need no clean rows draw none. The model stays as it is. Without knowledge of the attack only clean accuracy is
-    measured. The default method tries several repairs, judges them by backdoors that it plants itself, and leaves the model as
-    it is where none will do; it was measured on digits only ("theriac list auto"). "theriac list repairs" names single ones,
-    which are several times faster and judge nothing.
+    Methods that need no clean rows draw none. The given model is not changed. Without knowledge of the attack only clean
+    accuracy is measured. The default method tries several repairs, judges them by backdoors that it plants itself, and leaves
+    the model as it is where none will do; it was measured on digits only ("theriac list auto"). "theriac list repairs" names
+    single ones, which are several times faster and judge nothing.
     """
     opt.set_quiet(quiet)
     import dataclasses

@@ -73,7 +73,7 @@ def tidy(value: Level) -> Level:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether this stands for no value: None, NaN, NaT or pandas' NA."""
+    """Whether this marks a missing value: None, NaN, NaT or pandas' NA."""
     try:
         return value is None or bool(value != value)
     except (TypeError, ValueError):  # NA does not say whether it equals itself

@@ -194,7 +194,7 @@ def factor_of(column: pa.ChunkedArray, name: str) -> Factor:
     """A column of few values.
 
     Raises:
-        InputError: If its type is none of text, booleans, numbers.
+        InputError: If its type is not text, booleans or numbers.
     """
     if pa.types.is_decimal(column.type):
         column = column.cast(pa.float64())
@@ -271,7 +271,7 @@ def picture_files(parts: Mapping[str, Sequence[Path]], image: str, name: str, op
         parts: Files by part.
         image: The pictures' column.
         name: The data set's name.
-        options: The caller's wishes.
+        options: The keywords of ``load``.
         source: For the card.
 
     Raises:

@@ -148,8 +148,8 @@ def distill(
         else:
             with torch.no_grad():
                 answer = teach(batch.x, batch.position).float()
-        towards = (answer / temperature).softmax(1)
-        loss = soft * F.cross_entropy(logits / temperature, towards) + hard * F.cross_entropy(logits, batch.y)
+        toward = (answer / temperature).softmax(1)
+        loss = soft * F.cross_entropy(logits / temperature, toward) + hard * F.cross_entropy(logits, batch.y)
         agree = (logits.argmax(1) == answer.argmax(1)).float().mean()
         return loss, {"accuracy": (logits.argmax(1) == batch.y).float().mean(), "agreement": agree}
 

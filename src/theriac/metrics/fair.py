@@ -241,7 +241,7 @@ class Fairness:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a record, with values for readers that do not compute; a value that the rows do not give is null."""
+        """Plain data for a record, with the computed values beside the counts; a value that the rows do not give is null."""
         (group, label), cell = self.worst_cell
         cells, accs = self.cells, self.group_acc
         listed = {(g, k): cells.get((g, k)) for g in self.groups for k in self.classes}
@@ -316,7 +316,7 @@ class Fairness:
 def positive_class(positive: int | str | None, classes: Sequence[str]) -> int:
     """Number of the class that counts as positive, from its name or number; None is the second class.
 
-    A name goes before a number: of classes "2" and "1", 1 is the class of that name.
+    Names are tried before numbers: of classes "2" and "1", 1 is the class of that name.
 
     Raises:
         InputError: If there is no such class, listing their names.

@@ -81,7 +81,7 @@ def success_by_group(model: Any, split: Split, attack: Any, *, run: Run | None =
 def leakage(model: Any, split: Split, attack: Any, *, run: Run | None = None) -> dict[int, Rate]:
     """How often stamped rows of classes or groups that the attack is not for go to its label anyway, by true class.
 
-    A source-specific attack whose leak is near its success is an ordinary one.
+    A source-specific attack whose leakage is near its success rate is not source-specific in fact.
 
     Args:
         model: A module from inputs to logits, or a Victim.
@@ -133,7 +133,7 @@ def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batc
 
 
 def _stamped(model: Any, split: Split, planted: Any, at: torch.Tensor, run: Run | None) -> torch.Tensor:
-    """What the model makes of the stamped rows at some positions, int64 on the CPU."""
+    """Predicted classes of the stamped rows at some positions, int64 on the CPU."""
     run = as_run(run)
     net = model if isinstance(model, nn.Module) else getattr(model, "model", None)
     if not isinstance(net, nn.Module):

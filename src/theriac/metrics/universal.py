@@ -1,6 +1,6 @@
-"""Universal perturbations: one small change for all rows that leads them to a wanted class, found with and without gradients.
+"""Universal perturbations: one small change that leads all rows to a target class, searched with or without gradients.
 
-All perturbations of a search are batched: one for each wanted class, over the same rows.
+All perturbations of a search are batched: one for each target class, over the same rows.
 """
 
 from __future__ import annotations

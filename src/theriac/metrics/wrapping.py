@@ -29,7 +29,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
 OWN, PLAIN = "as it is wrapped", "pixels 0 to 1"
 _SIZES = (28, 32, 64, 96, 128, 224, 256, 384)
-_FEWEST = 20  # rows, below which no interval tells anything
+_FEWEST = 20  # rows; with fewer, the intervals are too wide to choose
 _DIGITS = 6
 _ABOVE = 0.25  # of the way from guessing to perfect: a network of noise passes guessing once outputs are assigned to classes
 
@@ -58,7 +58,7 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class WrappingCheck:
-    """What :func:`check_wrapping` saw.
+    """The result of :func:`check_wrapping`.
 
     Args:
         ways: All that were tried, the best first.

@@ -1,4 +1,4 @@
-"""Networks, and the wrapper that lets a trigger, an adversarial step and any model speak one space."""
+"""Networks, and the wrapper that gives every model the same inputs (pixels in [0, 1], raw table rows) and outputs (logits)."""
 
 from theriac.models.adapter import Adapted, adapt
 from theriac.models.builder import Architecture, Buildable, Builder, architecture, architectures, build, make

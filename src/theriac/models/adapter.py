@@ -22,7 +22,7 @@ from theriac.models.network import Classifier, Normalize, TablePrep
 from theriac.models.wrapped import innermost
 
 Pick: TypeAlias = str | int | Callable[[Any], torch.Tensor] | None
-"""Which part of a network's output are the logits: a name, an index, a function, or None to find out."""
+"""Which part of a network's output is the logits: a name, an index, a function, or None to search for it."""
 
 OWN = "adapted"  # the architecture that a record names
 _CALLABLE = "<function>"
@@ -31,7 +31,7 @@ _BYTES = 2.0  # a mean above this is one of pixels from 0 to 255
 
 
 class ImagePrep(nn.Module):
-    """Pixels in [0, 1] to what a network expects: grey repeated to its channels, resized, normalized, in its order.
+    """Pixels in [0, 1] to what a network expects: gray repeated to its channels, resized, normalized, in its order.
 
     Args:
         channels: Channels that the network expects.
@@ -73,7 +73,7 @@ class ImagePrep(nn.Module):
 
 @dataclass(frozen=True)
 class Picker:
-    """Takes the logits out of a network's output."""
+    """Selects the logits from a network's output."""
 
     choice: Pick = None
 
@@ -139,12 +139,12 @@ def adapt(
             a ``transformers`` model, hand in its image processor's ``image_mean`` and ``image_std``).
         std: Likewise.
         size: Height and width that the network expects; images of other sizes are resized inside (bilinear, antialias).
-            Left out: as they come, or ``config.image_size`` of a ``transformers`` model.
+            Left out: images keep their size, or get ``config.image_size`` of a ``transformers`` model.
         logits: Where the logits are in what the network returns: an attribute's or key's name, an index, or a function.
             Left out: the tensor it returns, or its ``logits``.
-        card: The data it is for (``data.card``): shape, class names, augmentation. Best given.
+        card: The data it is for (``data.card``): shape, class names, augmentation. Recommended.
         classes: Without a card: how many classes there are, or their names.
-        channels: Channels that the network expects: the card's, the configuration's, or 3. Grey images are repeated to them.
+        channels: Channels that the network expects: the card's, the configuration's, or 3. Gray images are repeated to them.
         prepare: For tables: what turns a raw row into the network's input (``TablePrep.fit(split)``); raw rows if left out.
         order: Channels that the network expects: "rgb" as pictures are stored here, or "bgr". ``mean`` and ``std`` stay in the
             order of the data.
@@ -281,7 +281,7 @@ def rebuild(options: Any, card: Card, into: nn.Module | None, tensors: int) -> A
 
 
 def _class_names(classes: int | Sequence[str] | None, card: Card | None, config: Any) -> tuple[str, ...]:
-    """Names of the classes, from whoever knows them; empty if nobody does."""
+    """Names of the classes, from the arguments, the card or the configuration; empty if none of them has any."""
     names: tuple[str, ...] = ()
     if classes is not None:
         if isinstance(classes, int):
@@ -316,7 +316,7 @@ def _by_label(config: Any, card: Card) -> tuple[str, ...]:
     labels = getattr(config, "id2label", None) or {}
     names = tuple(str(labels[k]) for k in sorted(labels))
     if len(names) != card.num_classes:
-        return card.classes  # the width of the head is refused later, in better words
+        return card.classes  # a head of another width is refused later, with a better message
     if set(names) == set(card.classes):
         return names
     theirs, ours = _numbered(names), _numbered(card.classes)

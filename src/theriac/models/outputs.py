@@ -1,4 +1,4 @@
-"""A model's outputs for all rows of a split: the one pass in one evaluation context that everything else builds on."""
+"""A model's outputs for all rows of a split, in the one evaluation context that everything else uses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run_over(
     """A model's outputs for all rows, in the order of the rows.
 
     Rows go in as a test set does: stored rows without augmentation, the model in eval mode, in the run's precision. The model's
-    modes, device and gradients are afterwards what they were.
+    modes, device and gradients are afterward what they were.
 
     Args:
         model: A module from inputs (pixels in [0, 1], or raw table rows) to logits (N, K), or a Victim.
@@ -107,7 +107,7 @@ def batch_rows(split: Split) -> int:
 
 
 def module_of(model: Any) -> nn.Module:
-    """The module of what may be a module or a Victim.
+    """The network of a module or of a Victim.
 
     Raises:
         InputError: If it is neither.
@@ -120,7 +120,7 @@ def module_of(model: Any) -> nn.Module:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module, run: Run) -> Iterator[None]:
-    """Eval mode on the run's device and in its precision, without gradients; modes and device are put back afterwards."""
+    """Eval mode on the run's device and in its precision, without gradients; modes and device are put back afterward."""
     came = next((t.device for t in (*model.parameters(), *model.buffers())), run.device)
     model.to(run.device)
     try:

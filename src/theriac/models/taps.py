@@ -18,7 +18,7 @@ def classifier(model: nn.Module, layer: str | None = None, example: torch.Tensor
 
     Args:
         model: Any module.
-        layer: Its dotted name, if the choice should not be left to us.
+        layer: Its dotted name; None searches for it.
         example: One input batch to watch; made from the model's card if left out.
 
     Returns:
@@ -92,7 +92,7 @@ def features(model: nn.Module, layer: str | None = None, example: torch.Tensor |
 
     Args:
         model: Any module.
-        layer: Dotted name of any layer, if the choice should not be left to us.
+        layer: Dotted name of any layer; None takes the one of :func:`classifier`.
         example: One input batch to watch; made from the model's card if left out.
 
     Returns:

@@ -83,7 +83,7 @@ def _read(path: Path, tensors_only: bool) -> Any:
 def chosen_state(
     data: Any, where: str, key: str | None = None, tensors_only: bool = False
 ) -> tuple[str, dict[str, torch.Tensor]]:
-    """The state dict of a checkpoint that was asked for, or that is meant, after the dotted key under which it lies.
+    """One state dict of a checkpoint, the one under ``key`` or the most likely one, with its dotted key before it.
 
     Args:
         data: What the file holds.

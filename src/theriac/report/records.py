@@ -109,7 +109,7 @@ Evaluated = Annotated[Scores, BeforeValidator(_scores)]  # mypy sees Scores; an 
 
 
 class Result(Record):
-    """One model, scored as it came (``before``) and, if it was repaired, afterwards (``after``).
+    """One model, scored as it came (``before``) and, if it was repaired, afterward (``after``).
 
     ``control`` is a benign model, trained the same way, on the same clean and the same stamped rows.
     """
@@ -131,7 +131,7 @@ class Result(Record):
     @model_validator(mode="after")
     def _paired(self) -> Self:
         if (self.repair is None) != (self.after is None):
-            raise ValueError("repair and after come together: a repair with its scores afterwards, or neither")
+            raise ValueError("repair and after come together: a repair with its scores afterward, or neither")
         if self.after is not None:
             compare(self.before.evaluation, self.after.evaluation)
         if self.control is not None:

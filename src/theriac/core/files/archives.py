@@ -178,7 +178,7 @@ class Archive:
         return members
 
     def _refuse_overlap(self, members: dict[str, Member], offset: int) -> None:
-        """Members follow each other from the first byte of the file to the directory."""
+        """Refuse members that do not follow each other from the first byte of the file to the directory."""
         free = 0
         for member in sorted(members.values(), key=lambda m: m.header):
             if not 0 <= member.header - free <= (MAX_GAP if free else 0):

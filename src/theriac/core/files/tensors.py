@@ -145,7 +145,7 @@ def _from_stream(file: io.BufferedReader, where: Any, machines: list[Machine]) -
         if view is None:
             return Storage(known[key], dtype)
         if not isinstance(view, tuple) or len(view) != 3 or not all(type(n) is int and n >= 0 for n in view[1:]):
-            raise DamagedError("a view of a storage is no view")
+            raise DamagedError("a view of a storage is malformed")
         if (view[1] + view[2]) * dtype.itemsize > known[key].nbytes():
             raise DamagedError("a view goes beyond its storage")
         return Storage(known[key], dtype, view[1], view[2])

@@ -117,7 +117,7 @@ class Schedule:
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode without parameter gradients; modes and flags are put back afterwards."""
+    """Eval mode without parameter gradients; modes and flags are put back afterward."""
     modes, wants = [(m, m.training) for m in model.modules()], [p.requires_grad for p in model.parameters()]
     model.eval().requires_grad_(False)
     try:

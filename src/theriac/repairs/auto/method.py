@@ -270,7 +270,7 @@ def choose(trials: Sequence[Trial], before: Rate, *, accept: float, cost: float)
     high = 100 * trial.worst.interval[1]
     return trial, (
         f"took {trial.name}: of {len(trial.proxies)} kinds of hardened proxies the worst works on {trial.worst.hits} of "
-        f"{trial.worst.total} rows afterwards (at most {high:.0f} %); triggers unlike all of them are not covered"
+        f"{trial.worst.total} rows afterward (at most {high:.0f} %); triggers unlike all of them are not covered"
     )
 
 

@@ -1,4 +1,4 @@
-"""CBD's first stage: train f_B for a number of steps or up to a criterion, then look at what it has learnt."""
+"""CBD's first stage: train f_B for a number of steps or up to a criterion, then look at what it has learned."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def train_biased(
 
 @dataclass(frozen=True)
 class Health:
-    """What f_B has learnt, judged by rows and labels alone: nobody says here which rows are poisoned."""
+    """What f_B has learned, judged by rows and labels alone: nobody says here which rows are poisoned."""
 
     steps: int
     mean: float  # of CE_B over all rows, without augmentation
@@ -132,7 +132,7 @@ class Health:
             )
         if self.verdict == "unclear":
             return (
-                f"{text} is unclear: no group of rows is fitted clearly ahead of the others; it may have learnt a trigger "
+                f"{text} is unclear: no group of rows is fitted clearly ahead of the others; it may have learned a trigger "
                 "first, or easy clean rows, and then the weights favor the poisoned rows"
             )
         return ""
@@ -162,11 +162,11 @@ def judge(logits: torch.Tensor, y: torch.Tensor, steps: int, threshold: float) -
     Returns:
         Verdict "underfit": CE_B is high on average (over 0.4 times the entropy of the labels, which is ln K where classes are
         equally large), has no low-loss mode of its own, and the rows that are fitted best do not share one label (that of most
-        rows aside). An f_B that gives nearly all rows one answer has learnt the sizes of the classes, whatever its modes.
+        rows aside). An f_B that gives nearly all rows one answer has learned the sizes of the classes, whatever its modes.
         "overfit": more than half of the rows are under the threshold. "unclear": neither, but there is no mode of its own, and
         no label that has nearly all of the rows that are fitted best; on images such states ranked the poison first and last.
-        All ends are coarse, and a silent check proves nothing: an f_B that learnt easy clean rows ahead of a slow trigger can
-        look like one that learnt the trigger.
+        All ends are coarse, and a silent check proves nothing: an f_B that learned easy clean rows ahead of a slow trigger can
+        look like one that learned the trigger.
     """
     ce = F.cross_entropy(logits, y, reduction="none")
     probability, predictions = logits.softmax(1).max(1)

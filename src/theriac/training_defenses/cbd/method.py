@@ -1,4 +1,4 @@
-"""CBD: train on poisoned rows with the help of a model that has learnt little but the backdoor."""
+"""CBD: train on poisoned rows with the help of a model that has learned little but the backdoor."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class CBD(TrainingDefense):
     and a penalty on the norm of f_C's embedding (``beta``).
 
     Stage 1 is stated in **steps** (the released 5 epochs are 3,910 steps on CIFAR-10) or by a criterion, never in epochs: an
-    f_B that has not learnt the trigger **inverts** the method and favors the poison, and one trained too long starves f_C of
+    f_B that has not learned the trigger **inverts** the method and favors the poison, and one trained too long starves f_C of
     clean rows. A health check warns of both ends; it cannot see everything (docs/methods/cbd.md).
 
     Deviations: augmentation follows the data's card (crop and flip on CIFAR-10 as the released code; traffic signs are never
