@@ -34,9 +34,9 @@ class ByRow(Attack):
 class SeveralTriggers(ByRow):
     """Several triggers, each with a target of its own. The annotations are fields of the subclass, which also checks them."""
 
-    parts_are: ClassVar[str]  # what there are several of, in a word
+    parts_are: ClassVar[str]  # what there are several of, as one word for messages
     goals: tuple[int, ...]  # the targets; empty takes those that follow ``target``
-    only: int  # place of the one trigger that every row gets; -1 = by row number
+    only: int  # position of the one trigger that every row gets; -1 = by row number
     seed: int
 
     @property
@@ -67,7 +67,7 @@ class SeveralTriggers(ByRow):
         return torch.tensor(self.goals or [(self.target + k) % classes for k in range(self.count)])
 
     def _which(self, y: torch.Tensor, index: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:
-        """Place of each row's trigger, int64 (B,)."""
+        """Position of each row's trigger, int64 (B,)."""
         if self.only >= 0:
             return torch.full_like(y, self.only)
         drawn = pick(index.to(y.device), self.count, self.seed)

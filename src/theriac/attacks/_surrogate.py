@@ -1,4 +1,4 @@
-"""What fitted attacks share: a clean model of the attacker's own, adversarial steps on it, and arrays that the user brings."""
+"""What fitted attacks share: the attacker's own clean model, adversarial steps on it, and arrays from the user's files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEFAULT_BUILD = "preact_resnet18"
 
 
 class FitError(TheriacError):
-    """What an attack needs could not be fitted well enough; the message says how far it came."""
+    """A trigger could not be fitted well enough; the message gives the figure that was reached."""
 
 
 def side_run(run: Run, name: str) -> Run:

@@ -38,7 +38,7 @@ class TabularBlend(CoverAttack):
 
     Cost: one pass over the training rows, one over the poisoned and cover rows.
 
-    Known limit: rounding and bounds shrink the trigger; the event ``tabular_blend`` tells the mean change that is left.
+    Known limit: rounding and bounds shrink the trigger; the event ``tabular_blend`` holds the mean change that is left.
 
     Example:
         >>> import torch, theriac as th

@@ -48,8 +48,8 @@ def audit(
         attack: What the victim was poisoned with: an attack with nothing to fit, a Planted, a Victim, a Poisoned or a trigger.
             Taken from ``victim`` if that knows it. None: only what needs no trigger is looked at.
         victim: The model before its repair.
-        benign: A model trained without poison, best in the same way: the control of every line. Without it, lines say so, and
-            those that every model can be forced to are not judged.
+        benign: A model trained without poison, if possible in the same way: the control of every line. Without it, lines say
+            so, and those that every model can be forced to are not judged.
         run: Device, precision, seeds.
         options: How hard the audit tries.
 
@@ -124,7 +124,7 @@ class _Course:
     unseen: list[str] = field(default_factory=list)
     first: dict[str, Evaluation] = field(default_factory=dict)  # each model as it is
 
-    # looks that need no trigger
+    # checks that need no trigger
 
     def as_it_is(self) -> None:
         """ACC, accuracy by class, and ASR and RA where the trigger is known."""
@@ -151,7 +151,7 @@ class _Course:
                     self.degenerate.append(f"{SUBJECT}: class {short(new.name)} is recognized in {moved}.")
 
     def rounded_and_pruned(self) -> None:
-        """After what is done to a model before it is deployed."""
+        """After rounding and pruning, as before a deployment."""
         o = self.options
         self.changed(
             f"{o.bits}-bit weights",
@@ -212,7 +212,7 @@ class _Course:
         meaning = f"one change for all rows, each pixel by at most {self.options.radius:.3f}, to the class that it reaches best"
         self.add("universal perturbation", "success", meaning, cells, forced=True)
 
-    # looks that need the trigger
+    # checks that need the trigger
 
     def retuned(self) -> None:
         """After an attacker's re-tuning with a few poisoned rows."""
@@ -267,7 +267,7 @@ class _Course:
         return Rate(int(hits.sum()), len(xt), f"{'stamped ' if stamped else ''}test rows, perturbed")
 
     def features(self) -> None:
-        """What the features say, whatever the answers are."""
+        """How much of the backdoor the features hold, whatever the predictions are."""
         features: dict[str, torch.Tensor] = {}
         cells: dict[str, Rate] = {}
         for name, net in self.nets.items():
@@ -347,7 +347,7 @@ class _Course:
             self.lines.append(Line(look=look, figure=figure, meaning=meaning, cells=cells, bad=bad, forced=forced))
 
     def trial(self, look: str, name: str, work: Callable[[], Any]) -> Any:
-        """What the work returns; None, with a note, where the model does not take it."""
+        """The result of ``work``; None, with a note, where the model can't take it."""
         try:
             return work()
         except TheriacError as error:

@@ -20,7 +20,7 @@ from theriac.training import Batch, Recipe, StepResult, loop
 from theriac.triggers.bank import ColumnBank, TriggerBank, TriggerColumns
 
 Query = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From groups (N,) and a bank's stamps to what a row is asked with."""
+"""From groups (N,) and a bank's stamps to the trigger of each row."""
 
 
 def adam(
@@ -45,7 +45,7 @@ def build_with(build: Buildable, split: Split, bank: TriggerBank | None, run: Ru
         split: Training rows.
         bank: What it must be able to see; None = nothing.
         run: Device and ``init`` stream.
-        salt: Another one gives other initial weights.
+        salt: Selects other initial weights.
 
     Raises:
         InputError: If a finished module should get more columns.
@@ -165,7 +165,7 @@ def answers(
 
 
 def by_group(model: GroupAware, group: torch.Tensor, run: Run) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """A frozen teacher for :func:`distill` from a model that must be told the group."""
+    """A frozen teacher for :func:`distill` from a model that needs the group."""
     model.eval().requires_grad_(False)
     group = group.to(run.device)
 
@@ -177,7 +177,7 @@ def by_group(model: GroupAware, group: torch.Tensor, run: Run) -> Callable[[torc
 
 
 def fingerprint(split: Split, *drawn: torch.Tensor | None) -> str:
-    """One hash of the groups and of what was drawn for the rows: a checkpoint of another draw is not taken up."""
+    """One hash of the groups and of what was drawn for the rows: a checkpoint of another draw is refused."""
     digest = hashlib.sha256()
     for tensor in (split.group, *drawn):
         if tensor is not None:

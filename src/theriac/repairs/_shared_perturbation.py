@@ -174,7 +174,7 @@ def search(
         delta = delta.clone()
         delta[part] = moved
         if drop_shared and norm in ("linf", "none") and low is None:
-            # under these projections a row at rest stays exactly where it is
+            # under these projections a row without a gradient stays exactly where it is
             frozen_class[live[shared]] = frozen_logits.argmax(1)[shared]
             resting, live = live[shared], live[~shared]
             if not len(live):

@@ -1,4 +1,4 @@
-"""From results to something that one shows a colleague: records, tables, one self-contained page."""
+"""Reports of results: records, tables, one self-contained page."""
 
 from theriac.report.collect import png as picture
 from theriac.report.exporting import export

@@ -63,7 +63,7 @@ class Bars:
 
     @property
     def description(self) -> str:
-        """The chart in words, for those who do not see it."""
+        """The chart in words, for screen readers."""
         texts = [f"{b.label} {_worded(b.rate)}" for b in self.bars]
         if self.control is not None:
             texts.append(f"benign control {_worded(self.control)}")

@@ -1,4 +1,4 @@
-"""A repaired model back into the forms that others read, with its card."""
+"""A repaired model in the formats that other programs read, with its card."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ FACTS = {
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves of one piece of work, with who they are."""
+    """Curves of one piece of work, with their legend."""
 
     name: str
     curves: list[charts.Curves]
@@ -73,7 +73,7 @@ def training(study: Study) -> Panel | None:
 
 
 def repairing(study: Study) -> list[Panel]:
-    """For each repair: accuracy on its clean rows, and the quantity that tells what it did."""
+    """For each repair: accuracy on its clean rows, and the quantity that shows its effect."""
     lines = []
     for name in dict.fromkeys(title_of(r) for r in study.repairs):
         mine = [r for r in study.repairs if title_of(r) == name and r.history]

@@ -123,9 +123,9 @@ class Result(Record):
     control: Evaluated | None = None
     rows: Count = 0  # training rows of a victim, clean rows of a repair
     seconds: Seconds | None = None  # of the training (no repair) or the repair
-    history: list[dict[str, Plain | list[Number]]] = []  # one entry an epoch, as training.loop tells its events
+    history: list[dict[str, Plain | list[Number]]] = []  # one entry an epoch, as training.loop logs its events
     warnings: list[Long] = []
-    outcome: Ended | None = None  # what became of the repair; None: not recorded
+    outcome: Ended | None = None  # outcome of the repair; None: not recorded
     known: bool = True  # whether the record says what was done to the model
 
     @model_validator(mode="after")
@@ -267,7 +267,7 @@ class Provenance(Record):
 
 
 class Study(Record):
-    """Everything that a report tells."""
+    """Everything that a report shows."""
 
     format: Literal[1] = 1
     title: Short

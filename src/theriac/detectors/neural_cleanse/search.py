@@ -51,9 +51,9 @@ class Schedule:
     compared: Whole = 0  # ours: rows on which all classes are compared; 0 = all, and no second search
     confirm: Whole = 0  # ours: rounds of the second search, of flagged classes and of `controls`
     confirm_rows: Count = 100  # ours: rows of the second search, at most
-    nominate: Fraction = 0.6  # ours: who is searched a second time has a mask below this multiple of the first median
+    nominate: Fraction = 0.6  # ours: a class is searched a second time if its mask is below this multiple of the first median
     controls: Count = 4  # ours: other classes that are searched a second time, for comparison
-    lean: bool = False  # ours: passes as small as the device likes them, in its memory format; changes the last bits only
+    lean: bool = False  # ours: batches of the size and memory format that suit the device; changes the last bits only
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -221,7 +221,7 @@ class Search:
                 keeper.save(self.rounds, last=self.rounds == self.schedule.rounds or not len(self.live))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Everything that moves, for a checkpoint."""
+        """All tensors that change, for a checkpoint."""
         moving = {name: getattr(self, name).detach() for name in MOVING}
         counts = torch.tensor([self.rounds, self.row_passes])
         return {**moving, "kept_mask": self.smallest[0], "kept_pattern": self.smallest[1], "counts": counts}
@@ -280,7 +280,7 @@ class Search:
     def _settle(
         self, live: torch.Tensor, success: torch.Tensor, norm: torch.Tensor, patches: list[torch.Tensor]
     ) -> torch.Tensor:
-        """End of a round: keep better patches, let finished searches go, move the costs. Returns who goes on."""
+        """End of a round: keep better patches, let finished searches go, move the costs. Returns the searches that go on."""
         s, good, before = self.schedule, success >= self.schedule.threshold, self.best[live]
         better = good & (norm < before)
         best = torch.where(better, norm, before)

@@ -17,7 +17,7 @@ none                   nothing: the control
 All are reconstructions (grade R): the published formula could not be checked. A column of a convolution is an input channel at
 every kernel position. Features may be negative here (a pre-activation ResNet without final ReLU), hence the absolute values in
 ``zero_changed_relative`` and the form ``f > 0 and f - r > (alpha - 1) |r|`` in ``damp``, which change nothing for features
-after a ReLU. Records of before call the rules E1, E2, E2r and E3 to E6, in this order.
+after a ReLU. Older records call the rules E1, E2, E2r and E3 to E6, in this order.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ FORMER = {
     "E5": "project_target",
     "E6": "project",
 }
-"""What the rules were called in records of before."""
+"""Names of the rules in older records."""
 Rule = Annotated[
     Literal[
         "auto",
@@ -72,7 +72,7 @@ Rule = Annotated[
     ],
     BeforeValidator(lambda name: FORMER.get(name, name) if isinstance(name, str) else name),
 ]
-"""A rule's name; the former ones are taken too."""
+"""A rule's name; older names are accepted."""
 HEAD_ONLY = ("zero_decisive", "project_target")
 INERT = 1e-6  # |d| below this share of |r| counts as no difference at all
 
@@ -108,7 +108,7 @@ class Held:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the layer back on the edit, moving its weights as little as possible."""
+        """Restore the edit of the layer, moving its weights as little as possible."""
         new = self.weight.value.clone()
         if self.columns is not None:
             new[:, self.columns] = self.value
@@ -278,7 +278,7 @@ def inputs(model: nn.Module, layer: nn.Module, rows: torch.Tensor, batch_size: i
         finally:
             handle.remove()
         if not captured:
-            raise InputError("a layer that AGE shall edit did not run in a forward pass; name other layers with scope=")
+            raise InputError("a layer that AGE has to edit did not run in a forward pass; name other layers with scope=")
         x = captured[-1]
         if isinstance(layer, nn.Conv2d):
             x = x.flatten(2).mean(2)

@@ -1,4 +1,4 @@
-"""Where AGE tries its edits, and what it knows: which class, which rows with the trigger, which without."""
+"""The network that AGE edits, and what it knows: the class, rows with the trigger and rows without it."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def from_trigger(trigger: Any, target: int | None, model: nn.Module, pool: Split
     Args:
         trigger: An attack, Planted, Victim or Poisoned, or a function from stored rows to stored rows.
         target: The attack's class; None asks the attack, or takes the class that most stamped rows of others go to.
-        model: In eval mode; asked where a function's rows go.
+        model: In eval mode; it predicts where a function's rows go.
         pool: Clean rows, on the model's device.
 
     Raises:
@@ -182,7 +182,7 @@ def from_trigger(trigger: Any, target: int | None, model: nn.Module, pool: Split
 
 
 def from_class(target: int, pool: Split) -> Case:
-    """The case of a class that shall be forgotten whole, without any trigger."""
+    """The case of a class that is to be forgotten altogether, without a trigger."""
     own = _some(pool.y == target, f"the pool holds no row of class {target}")
     others = _some(~own, f"the pool holds rows of class {target} only")
     return Case(target, pool.where(own), pool.where(others), "clean rows of the class", paired=False)

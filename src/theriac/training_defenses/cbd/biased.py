@@ -102,7 +102,7 @@ def train_biased(
 
 @dataclass(frozen=True)
 class Health:
-    """What f_B has learned, judged by rows and labels alone: nobody says here which rows are poisoned."""
+    """What f_B has learned, judged by rows and labels alone, without the truth about poisoned rows."""
 
     steps: int
     mean: float  # of CE_B over all rows, without augmentation
@@ -165,7 +165,7 @@ def judge(logits: torch.Tensor, y: torch.Tensor, steps: int, threshold: float) -
         rows aside). An f_B that gives nearly all rows one answer has learned the sizes of the classes, whatever its modes.
         "overfit": more than half of the rows are under the threshold. "unclear": neither, but there is no mode of its own, and
         no label that has nearly all of the rows that are fitted best; on images such states ranked the poison first and last.
-        All ends are coarse, and a silent check proves nothing: an f_B that learned easy clean rows ahead of a slow trigger can
+        All bounds are coarse, and no warning proves nothing: an f_B that learned easy clean rows ahead of a slow trigger can
         look like one that learned the trigger.
     """
     ce = F.cross_entropy(logits, y, reduction="none")

@@ -25,7 +25,7 @@ from theriac.training_defenses.cbd.critic import Adversary, critic_pass
 from theriac.training_defenses.cbd.stage2 import Biased, RowLosses, first_rows, pair
 
 STARVED = 0.05  # ours: mean raw weight of a label under which its accuracy fell to nearly nothing on digits
-FEW = 20  # ours: rows of a class below which its accuracy says little
+FEW = 20  # ours: rows of a class; with fewer, its accuracy is too uncertain
 LOST = 0.5  # ours: a class counts as lost below this share of the middle class's accuracy
 
 
@@ -270,7 +270,7 @@ class CBD(TrainingDefense):
             )
 
     def _stage1(self, f_b: nn.Module, split: Split, run: Run) -> torch.Tensor:
-        """Train f_B, freeze it, and look at it; its cross-entropy on every row, (N,)."""
+        """Train f_B, freeze it and judge it; returns its cross-entropy on every row, (N,)."""
 
         def step(net: nn.Module, batch: Batch) -> StepResult:
             logits = net(batch.x)
