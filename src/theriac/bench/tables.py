@@ -63,7 +63,7 @@ def rows(store: Store, sweep: str | None = None, **wanted: str) -> list[Row]:
         Plain values under the names in ``COLUMNS``; None where there is no such number.
 
     Raises:
-        InputError: On a sweep or a label that there is not.
+        InputError: On an unknown sweep or label.
     """
     if sweep is not None and sweep not in store.sweeps():
         raise unknown("sweep", sweep, store.sweeps())
