@@ -57,7 +57,7 @@ def rows(store: Store, sweep: str | None = None, **wanted: str) -> list[Row]:
     Args:
         store: The store.
         sweep: Name of one sweep; left out: all of them.
-        **wanted: Only rows with this label, such as ``attack="BadNets"``.
+        **wanted: Only rows with this label, such as ``status="done"``.
 
     Returns:
         Plain values under the names in ``COLUMNS``; None where there is no such number.

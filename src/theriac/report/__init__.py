@@ -2,7 +2,7 @@
 
 from theriac.report.collect import png as picture
 from theriac.report.exporting import export
-from theriac.report.model_card import model_card
+from theriac.report.model_cards import model_card
 from theriac.report.page import html, render, write
 from theriac.report.records import Result, Study
 from theriac.report.tables import markdown, table
