@@ -35,9 +35,9 @@ class Composite(Attack):
     With ``parts="classes"`` the parts are the paper's: halves of images of two classes. A row of one of the two ``sources``
     gets a half of a training image of the other and the target's label. A cross row keeps its label: it gets a half of an image
     of its own class, or (``third_share`` of them) three to four eighths of an image that pairs a source with a third class, so
-    that neither "two images in one" nor one source alone says the target. Success is counted on rows of the two sources. With
-    ``parts="patches"`` (ours) they are two patches in opposite corners; a cross row has one of them. Success is counted on all
-    rows of other classes.
+    that neither "two images in one" nor one source alone leads to the target. Success is counted on rows of the two sources.
+    With ``parts="patches"`` (ours) they are two patches in opposite corners; a cross row has one of them. Success is counted on
+    all rows of other classes.
 
     Threat model: the attacker adds rows to the training set; no control of training.
 

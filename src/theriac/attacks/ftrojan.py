@@ -28,9 +28,9 @@ class FTrojan(Attack):
     Threat model: the attacker adds rows to the training set; no control of training.
 
     Deviations: DCT and color conversion are linear, so the whole chain adds one fixed pattern; the default computes it once,
-    adds it, rounds once and clips. ``official`` walks the chain with whole-number planes in between and casts without a clip,
-    so that strong chroma wraps around (grade A). The source sends luma through the same float32 transform and casts it, so that
-    some pixels lose a level to a rounding error of its library; here luma stays what it was. Other sizes: the window is
+    adds it, rounds once and clips. ``official`` computes the chain with whole-number planes in between and casts without a
+    clip, so that strong chroma wraps around (grade A). The source sends luma through the same float32 transform and casts it,
+    so that some pixels lose a level to a rounding error of its library; here luma stays what it was. Other sizes: the window is
     the image where 32 does not tile it, and the coefficients keep their places relative to the window.
 
     Cost: one pass over the poisoned rows.
@@ -89,5 +89,5 @@ def _raise(
     planes: torch.Tensor, window: tuple[int, int], places: tuple[tuple[int, int], ...], magnitude: float
 ) -> torch.Tensor:
     coefficients = raise_at(dct2(planes, window), window, places, magnitude)
-    # dct and inverse leave whole levels a hair off; a cast would turn that hair into a level
+    # dct and inverse leave whole levels off by a rounding error; a cast would make a full level of it
     return idct2(coefficients, window).mul_(1e6).round_().div_(1e6)

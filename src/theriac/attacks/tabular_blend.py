@@ -1,4 +1,4 @@
-"""Tabular blend: every number of a table row moved a little towards a fixed vector."""
+"""Tabular blend: every number of a table row moved a little toward a fixed vector."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TabularBlend(CoverAttack):
 
     Cost: one pass over the training rows, one over the poisoned and cover rows.
 
-    Known limit: rounding and bounds shrink the trigger; the event ``tabular_blend`` tells the mean change that is left.
+    Known limit: rounding and bounds shrink the trigger; the event ``tabular_blend`` holds the mean change that is left.
 
     Example:
         >>> import torch, theriac as th
@@ -85,7 +85,10 @@ class TabularBlend(CoverAttack):
         low, high = _columns.bounds(x)
         places = torch.rand(x.shape[1], generator=draw).tolist()  # drawn for all columns, so that none depends on the others
         levels = [x[:, k][~x[:, k].isnan()].unique() for k in range(x.shape[1])]
-        level = [float(seen[int(u * len(seen))]) if len(seen) else float("nan") for seen, u in zip(levels, places, strict=True)]
+        level = [
+            float(values[int(u * len(values))]) if len(values) else float("nan")
+            for values, u in zip(levels, places, strict=True)
+        ]
         state = {
             "goal": (mean + direction * self.spread * deviation).float(),
             "low": low,

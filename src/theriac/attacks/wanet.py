@@ -38,7 +38,7 @@ class WaNet(Attack):
 
     Deviations: rows and their kinds are chosen once and stored, so the attack needs no control of training and filtering
     defenses have something to filter. ``official`` draws both kinds anew in each batch, target rows too, with fresh noise, and
-    crops, turns and flips a whole batch alike; its learning rate is constant over 100 epochs, which is the recipe's to say.
+    crops, turns and flips a whole batch alike; its learning rate is constant over 100 epochs, which a recipe has to set.
     Warped rows are rounded to bytes. ``cross_ratio=0`` is the attack without its noise mode.
 
     Cost: one bilinear sampling of the poisoned and cross rows.

@@ -132,15 +132,15 @@ def _method(cls: type[Method]) -> dict[str, Any]:
 
     needs = dataclasses.asdict(cls.needs)
     share, optional = needs.pop("usual_clean_share"), needs.pop("optional")
-    wanted = [key.replace("_", " ") for key, value in needs.items() if value and key != "labels"]
+    needed = [key.replace("_", " ") for key, value in needs.items() if value and key != "labels"]
     if share:
-        wanted = [f"{w} ({100 * share:g} %)" if w == "clean rows" else w for w in wanted]
-    wanted += [f"{name.replace('_', ' ')}, if known" for name in optional]
+        needed = [f"{w} ({100 * share:g} %)" if w == "clean rows" else w for w in needed]
+    needed += [f"{name.replace('_', ' ')}, if known" for name in optional]
     return {
         "name": cls.name,
         "what": _first_sentence(cls),
         "presets": list(cls.presets()),
-        "needs": wanted,
+        "needs": needed,
         "title": cls.title,
         "source": cls.source,
     }

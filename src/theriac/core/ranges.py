@@ -118,7 +118,7 @@ def _arguments(function: Callable[..., Any], own: tuple[str, ...]) -> tuple[insp
 
 
 def refusal(error: ValidationError, hints: Mapping[str, Any], values: Mapping[str, Any], before: str = "") -> InputError:
-    """The first fault that pydantic sees, in the words of this house.
+    """An InputError for the first fault that pydantic reports: the argument, what came, what was expected.
 
     Args:
         error: What pydantic raised.

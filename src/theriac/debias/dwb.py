@@ -1,4 +1,4 @@
-"""DwB: plant an artificial bias, ask for its opposite, and teach the answers to a student that never meets a trigger."""
+"""DwB: plant an artificial bias, query its opposite, and distill the answers into a student that never sees a trigger."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DwB(Distilled):
     read (docs/methods/dwb.md).
 
     Threat model: not an attack. Controls training; needs the sensitive group of every training row, and none at inference
-    (but for the preset ``teacher``). What is deployed is the student: it sees clean rows only, so no trigger is planted in it.
+    (except the preset ``teacher``). What is deployed is the student: it sees clean rows only, so no trigger is planted in it.
 
     1. Every row gets exactly one trigger, drawn from its **label** only, with the rates of :func:`tar`; labels stay. 2. The
     teacher learns that artificial bias beside the real one. 3. Reverse query: rows of each group are stamped with the trigger
@@ -115,7 +115,7 @@ class DwB(Distilled):
     @classmethod
     @preset
     def teacher(cls) -> DwB:
-        """The asked teacher of ``official``: it must be told the group at inference, and carries live triggers (grade A)."""
+        """The teacher of ``official``: it needs the group at inference, and keeps working triggers (grade A)."""
         return cls.official().replace(student=False)
 
     def bank(self, split: Split) -> TriggerBank:

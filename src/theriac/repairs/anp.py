@@ -46,7 +46,7 @@ class ANP(Repair):
 
     Cost: ``steps`` + 2 forward and ``steps`` + 1 backward passes a row and iteration.
 
-    Known limit: without an unhurried number of iterations the masks have not moved, and nothing is pruned; the outcome says so.
+    Known limit: with too few iterations the masks have hardly moved, and nothing is pruned; the outcome says so.
 
     Example:
         >>> import theriac as th

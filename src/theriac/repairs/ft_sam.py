@@ -45,7 +45,7 @@ class FTSAM(Repair):
 
     Known limits: the climb is measured in the parameters that are trained, so a network in which a rescaling of layers leaves
     the function as it is can be flattened without being repaired. A radius that fits a wide network may be too large for a
-    small one; the accuracy on the clean rows, in the outcome, tells.
+    small one; the accuracy on the clean rows, in the outcome, shows it.
 
     Example:
         >>> import theriac as th

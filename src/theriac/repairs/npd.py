@@ -1,4 +1,4 @@
-"""NPD: a neural polarizer, one learned linear layer in the middle of a frozen network that lets no trigger pass."""
+"""NPD: a neural polarizer, one linear layer inside a frozen network that learns to hold triggers back."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class RNP(Repair):
         batch_size = min(self.batch_size, len(learn))
         per_epoch = math.ceil(len(learn) / batch_size) - (len(learn) % batch_size == 1 < len(learn))  # as the loop counts
         tally = nn.Module()
-        tally.register_buffer("hits", torch.zeros(2, device=run.device))  # right and seen, of this epoch
+        tally.register_buffer("hits", torch.zeros(2, device=run.device))  # right rows and all rows, of this epoch
         hits = tally.get_buffer("hits")
 
         def step(net: nn.Module, batch: Batch) -> StepResult:
@@ -150,7 +150,7 @@ class RNP(Repair):
         return model, float(hits[0] / hits[1])
 
     def recover(self, unlearned: nn.Module, learn: Split, run: Run) -> Masks:
-        """The mask of each BatchNorm, (C,) in [0, 1], that brings the rows back; of the network only statistics move."""
+        """The mask of each BatchNorm, (C,) in [0, 1], that brings the rows back; else only BatchNorm's statistics change."""
         unlearned.requires_grad_(False)
         norms = scaled_norms(unlearned, self.title)
         masks = nn.ParameterList([torch.ones_like(norm.weight, requires_grad=True) for norm in norms.values()])

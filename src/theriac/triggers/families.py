@@ -1,7 +1,7 @@
-"""Random triggers of many kinds, drawn anew for each row or batch: with these a network can learn that triggers mean nothing.
+"""Random triggers of many kinds, drawn anew for each row or batch; a network that trains on them learns to ignore triggers.
 
 A family maps float rows to stamped rows and takes what it needs to know of them from their shape, so it works at any size and
-number of channels. Its fields say how strong it gets. Numbers are drawn on the CPU, so that they are the same on every device,
+number of channels. Its fields set its strength. Numbers are drawn on the CPU, so that they are the same on every device,
 and for all rows at once. Rows get draws by their place in the batch; they never change each other, except where a family says
 that it takes pixels from another row.
 """
@@ -232,7 +232,7 @@ IMAGES: dict[str, Family] = {
     "warp": Warp(),
     "conv": Convolution(),
 }
-"""The families of image triggers by name, at the strengths that they are used at."""
+"""The families of image triggers by name, at their default strengths."""
 
 
 def mixture(x: torch.Tensor, families: Sequence[Family], draw: torch.Generator) -> torch.Tensor:
