@@ -60,7 +60,8 @@ class Antidote(Repair):
     epochs: Count = 20  # least number of passes over the clean rows; ours, near the pilot's on CIFAR-10
     steps: Count = 200  # least number of updates, since epochs over few rows are few; ours, checked on digits (antidote_tuning)
     batch_size: Count = 64  # ours, the pilot's
-    lr: Positive = 0.1  # learning rate of SGD at the start; ours, the pilot's on digits
+    lr: Positive = 0.1  # learning rate of SGD at the start, at most; ours, the pilot's on digits
+    travel: Positive = 20.0  # learning rate x updates, at most: longer repairs start lower; ours, tuned on CIFAR-10
     momentum: Fraction = 0.9  # ours, as FT
     weight_decay: NonNegative = 5e-4  # ours, as FT
     schedule: Literal["constant", "cosine", "one_cycle", "multistep"] = "cosine"  # ours, as FT
@@ -89,8 +90,9 @@ class Antidote(Repair):
 
     def recipe(self, rows: int) -> Recipe:
         """Its hyperparameters as a training recipe for a number of clean rows."""
-        epochs = max(self.epochs, math.ceil(self.steps / max(1, rows // self.batch_size)))
-        return by_sgd(self, epochs=epochs, schedule=self.schedule)
+        batches = max(1, rows // self.batch_size)
+        epochs = max(self.epochs, math.ceil(self.steps / batches))
+        return by_sgd(self, epochs=epochs, schedule=self.schedule, lr=min(self.lr, self.travel / (epochs * batches)))
 
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
         recipe = self.recipe(len(clean))
