@@ -72,8 +72,8 @@ def check_sinks(names: Sequence[str]) -> None:
 def read_events(store: str | Path) -> list[dict[str, Any]]:
     """What happened in a sweep so far, in order; it may still run.
 
-    A job that was killed tells again what it had told since its last checkpoint. Those lines are left out, so that each epoch of
-    a job stands here once.
+    A job that was killed tells again what it had told since its last checkpoint. Those lines are left out, so that each epoch
+    of a job stands here once.
 
     Args:
         store: Folder of results that ``theriac bench`` writes.

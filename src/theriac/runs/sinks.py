@@ -17,8 +17,8 @@ from theriac.core.paths import as_path
 class JsonLines:
     """Appends a line of JSON for each event of an epoch to a file that many runs and processes may share.
 
-    An epoch that was told before a kill may come again; a line ``{"event": "forget", "loop": NAME, "after": EPOCH}`` comes first
-    then, and voids the lines of that loop's later epochs.
+    An epoch that was told before a kill may come again; a line ``{"event": "forget", "loop": NAME, "after": EPOCH}`` comes
+    first then, and voids the lines of that loop's later epochs.
 
     Args:
         path: The file; its folder is there.

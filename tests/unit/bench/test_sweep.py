@@ -156,7 +156,7 @@ def test_a_job_beyond_its_limit_fails_and_the_others_go_on(limits: Limits, peopl
     told = list(made.failed.values())
     assert "the limit is" in told[0]
     assert made.done == (1 if limits.seconds else made.done)
-    assert [line["error"] for line in read_events(tmp_path) if line.get("status") == "failed"][0] in told[0]
+    assert next(line["error"] for line in read_events(tmp_path) if line.get("status") == "failed") in told[0]
 
 
 def test_limits_without_workers_are_refused(people: Path, tmp_path: Path) -> None:
