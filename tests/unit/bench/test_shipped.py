@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +64,14 @@ def test_the_digits_matrix_has_every_repair_on_pictures_but_those_that_it_names(
     assert {entry.value.name for entry in read_spec(path).defenses} == set(methods("repair")) - absent
     (line,) = (line for line in path.read_text().splitlines() if "Repairs left out" in line)
     assert all(methods("repair")[name].title.split()[0] in line for name in absent)
+
+
+def test_the_population_has_fitted_and_fresh_networks_of_both_kinds() -> None:
+    spec = read_spec(SPECS / "population.yaml")
+    counts = Counter[tuple[str, bool]]()
+    for group in spec.groups:
+        models = len(group.data) * len(group.models) * len(group.recipes) * len(group.seeds)
+        counts[group.name, bool(group.attacks)] += models * max(1, len(group.attacks))
+    assert {name for name, _ in counts} == {"fit", "held", "fresh"}
+    assert min(counts.values()) > 20
+    assert all(entry.by_seed for entry in spec.attacks if "all-to-all" not in entry.label)
