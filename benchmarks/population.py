@@ -34,12 +34,12 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from repairs import machine
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from table import RESULTS, Table
 from torch import nn
 from torch.nn import functional as F
+from victims import machine
 
 import theriac as th
 import theriac.scanning

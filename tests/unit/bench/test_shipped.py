@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -75,3 +76,13 @@ def test_the_population_has_fitted_and_fresh_networks_of_both_kinds() -> None:
     assert {name for name, _ in counts} == {"fit", "held", "fresh"}
     assert min(counts.values()) > 20
     assert all(entry.by_seed for entry in spec.attacks if "all-to-all" not in entry.label)
+
+
+@pytest.mark.parametrize("path", sorted(SPECS.glob("first_edition/*.yaml")), ids=lambda path: path.stem)
+def test_every_spec_of_the_first_edition_is_valid_and_has_what_its_table_names(path: Path) -> None:
+    spec = read_spec(path)
+    assert spec.name == f"first_{path.stem}"
+    table = SPECS.parent / "results" / f"{path.stem}.jsonl"
+    records = [json.loads(line) for line in table.read_text().splitlines()] if table.exists() else []
+    methods_of = {record["repair"]["method"] for record in records if record.get("repair")}
+    assert methods_of <= {entry.value.name for entry in spec.defenses}
