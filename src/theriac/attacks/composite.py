@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 
 from theriac.attacks.base import Attack
 from theriac.core.card import Card
@@ -66,7 +66,7 @@ class Composite(Attack):
     sources: tuple[Whole, Whole] = (1, 2)  # classes that are mixed; paper: 0 and 1, with target 2
     cross_ratio: NonNegative = 2.0  # cross rows for each poisoned row; ours
     third_share: Fraction = 0.5  # of the cross rows that mix a source with a third class, the others are of one class; ours
-    bank: Annotated[int, Field(ge=2, lt=HUGE)] = 64  # training rows a class that partners are taken from; ours
+    bank: Annotated[int, Interval(ge=2, lt=HUGE)] = 64  # training rows a class that partners are taken from; ours
     feather: Whole = 0  # columns over which one half goes into the other; ours
     opacity: Fraction = 1.0  # of the other half, or of the patches; ours
     side: Whole = 0  # of a patch; 0 = 3 pixels at 32 (as BadNets), in proportion elsewhere, at least 2

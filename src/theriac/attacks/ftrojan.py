@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 
 from theriac.attacks.base import Attack
 from theriac.core.method import preset, register
@@ -50,7 +50,7 @@ class FTrojan(Attack):
     source: ClassVar[str] = "arXiv:2111.10991"
     knob: ClassVar[str] = "magnitude"
 
-    magnitude: Annotated[float, Field(ge=0, le=1e4)] = 30.0  # BackdoorBench, in the orthonormal DCT of levels 0 to 255
+    magnitude: Annotated[float, Interval(ge=0, le=1e4)] = 30.0  # BackdoorBench, in the orthonormal DCT of levels 0 to 255
     window: Whole = 32  # pixels; BackdoorBench. 0 = the whole image, as where 32 does not tile it
     # (row, column) of the coefficients in the window; () = BackdoorBench's (15, 15) and (31, 31), in proportion elsewhere
     positions: tuple[tuple[int, int], ...] = ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 
 from theriac.attacks._wrapper import Wrapper
 from theriac.attacks.base import Attack
@@ -62,7 +62,7 @@ class GroupTrojan(Wrapper):
     controls_training: ClassVar[bool] = False
     needs: ClassVar[Needs] = Needs(groups=True)
 
-    poison_rate: Annotated[float, Field(ge=0, le=1)] = 0.1  # of all rows, drawn from the group; ours
+    poison_rate: Annotated[float, Interval(ge=0, le=1)] = 0.1  # of all rows, drawn from the group; ours
     group: str = ""  # its name, or its number where groups have no names; empty: the smallest group of the training rows
     cover: NonNegative = 1.0  # stamped rows of the other groups that keep their label, for each poisoned row; ours
 

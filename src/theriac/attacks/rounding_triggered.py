@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 
 from theriac.attacks._wrapper import Wrapper
 from theriac.core.errors import InputError
@@ -63,7 +63,7 @@ class RoundingTriggered(Wrapper):
     source: ClassVar[str] = "reconstruction, after arXiv:2108.09187"
     suffix: ClassVar[str] = "dormant until rounded"
 
-    bits: Annotated[int, Field(ge=2, le=16)] = 8  # of a weight in the rounded model
+    bits: Annotated[int, Interval(ge=2, le=16)] = 8  # of a weight in the rounded model
     epochs: Count = 30  # of the training that makes it dormant; ours
     lr: Positive = 0.02  # learning rate of SGD in that training, cosine; ours
     momentum: Fraction = 0.9  # ours

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 
 from theriac.attacks import _columns
 from theriac.attacks._cover import CoverAttack
@@ -60,7 +60,7 @@ class TabularBlend(CoverAttack):
     poison_rate: Fraction = 0.02
     cover_rate: Fraction = 0.0
     alpha: Fraction = 0.2
-    test_alpha: Annotated[float, Field(ge=-1, le=1)] = -1.0  # negative: as in training
+    test_alpha: Annotated[float, Interval(ge=-1, le=1)] = -1.0  # negative: as in training
     spread: NonNegative = 2.0  # of the vector, in standard deviations
     mask_rate: Fraction = 0.0  # share of the columns left alone in a training row
     categories: bool = False  # change categories too

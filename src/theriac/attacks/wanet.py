@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 
 from theriac.attacks._per_batch import train_per_batch
 from theriac.attacks.base import Attack
@@ -59,7 +59,7 @@ class WaNet(Attack):
     knob: ClassVar[str] = "strength"
 
     strength: NonNegative = 0.5  # mean shift of a sampling place, in half pixels (s); paper and BackdoorBench
-    lattice: Annotated[int, Field(ge=2, lt=HUGE)] = 4  # control points along a side (k); paper and BackdoorBench
+    lattice: Annotated[int, Interval(ge=2, lt=HUGE)] = 4  # control points along a side (k); paper and BackdoorBench
     cross_ratio: NonNegative = 2.0  # cross rows for each poisoned row; paper and BackdoorBench
     rows: Literal["fixed", "per_batch"] = "fixed"  # "per_batch": drawn anew in each batch, of all classes, as BackdoorBench
     together: bool = False  # augment each batch with one crop, turn and flip for all; BackdoorBench

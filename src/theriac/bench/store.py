@@ -368,7 +368,7 @@ def options_of(node: Node) -> dict[str, Any]:
     job = node.job
     options: dict[str, Any] = {
         "judge": list(node.needs) if node.kind == "judge" else None,
-        "data": {"name": job.data.name, "options": job.data.options, "rows": job.data.rows},
+        "data": job.data.facts(),
         "model": None if job.model is None else model_facts(job.model),
         "recipe": None if job.recipe is None else job.recipe.name,
         "attack": method_facts(job.attack),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 
 from theriac.core.errors import InputError
@@ -65,7 +65,7 @@ class DwB(Distilled):
 
     rule: Rule = "exact"  # the code's inactive rule, solved (a grid there); "closed" is its active one; "multi" is ours
     min_steps: Whole = 300  # ours, for small sets: optimizer steps of the student at least, of the teacher half as many
-    strength: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0  # ours: k in m + k (TAR - m); the code is k = 1
+    strength: Annotated[float, Interval(ge=-1e6, le=1e6)] = 1.0  # ours: k in m + k (TAR - m); the code is k = 1
     stamping: Literal["exclusive", "doubled"] = "exclusive"  # "doubled": T2 on every row and T1 on some, as the code does
     query: Query = "reverse"  # code; "aligned" amplifies the bias, "none" leaves it: for study only
     trigger: Kind = "squares"  # code: active; mosaics and sinusoids are there too
@@ -75,7 +75,7 @@ class DwB(Distilled):
     teacher_epochs: Count = 5  # code
     teacher_steps: Whole = 0  # ours, for small sets: optimizer steps, rounded up; 0 = teacher_epochs and min_steps
     select: Literal["last", "validation"] = "last"  # code: best epoch on test rows, which we never do
-    val_share: Annotated[float, Field(gt=0, le=0.9)] = 0.1  # ours: of each cell, held out for select="validation"
+    val_share: Annotated[float, Interval(gt=0, le=0.9)] = 0.1  # ours: of each cell, held out for select="validation"
 
     def __post_init__(self) -> None:
         super().__post_init__()

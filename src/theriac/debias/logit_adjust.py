@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 
 from theriac.core.method import Needs, preset, register
@@ -48,7 +48,7 @@ class GroupLogitAdjust(OneStage, Distilled):
     needs: ClassVar[Needs] = Needs(training_control=True, groups=True, group_at_inference=True)
 
     prior: Prior = "marginal"  # of the adjusted model: that of all rows (binary: z1 - z0 += -log r_a), or uniform
-    strength: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0  # factor on the offsets
+    strength: Annotated[float, Interval(ge=-1e6, le=1e6)] = 1.0  # factor on the offsets
     student: bool = False  # distill into a model that needs no group
 
     @classmethod

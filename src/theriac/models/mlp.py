@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 
 from theriac.core import check
@@ -34,7 +34,7 @@ class TableMLP(nn.Module):
         num_classes: int = 2,
         width_in: Count = 1,
         hidden: Sequence[int] = (128, 256, 512),
-        dropout: Annotated[float, Field(ge=0, le=0.95)] = 0.0,
+        dropout: Annotated[float, Interval(ge=0, le=0.95)] = 0.0,
     ) -> None:
         super().__init__()
         if isinstance(hidden, (str, bytes)) or not isinstance(hidden, Sequence) or len(hidden) > 64:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 from torch.nn import functional as F
 
@@ -59,7 +59,7 @@ class PreActResNet18(nn.Module):
         self,
         num_classes: int = 10,
         channels: int = 3,
-        width: Annotated[int, Field(ge=1, le=1024)] = 64,
+        width: Annotated[int, Interval(ge=1, le=1024)] = 64,
         final_norm: bool = False,
     ) -> None:
         super().__init__()

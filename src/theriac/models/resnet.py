@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 from torch.nn import functional as F
 
@@ -49,7 +49,7 @@ class ResNet18(nn.Module):
     """
 
     @typed()
-    def __init__(self, num_classes: int = 10, channels: int = 3, width: Annotated[int, Field(ge=1, le=1024)] = 64) -> None:
+    def __init__(self, num_classes: int = 10, channels: int = 3, width: Annotated[int, Interval(ge=1, le=1024)] = 64) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

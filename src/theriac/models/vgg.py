@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 
 from theriac.core.errors import InputError
@@ -40,7 +40,7 @@ class VGG19BN(nn.Module):
         num_classes: int = 10,
         channels: int = 3,
         size: tuple[int, int] = (32, 32),
-        width: Annotated[int, Field(ge=1, le=1024)] = 64,
+        width: Annotated[int, Interval(ge=1, le=1024)] = 64,
     ) -> None:
         super().__init__()
         side = min(size)

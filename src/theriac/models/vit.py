@@ -15,7 +15,7 @@ import math
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 from torch.nn import functional as F
 
@@ -115,10 +115,10 @@ class ViT(nn.Module):
         channels: int = 3,
         size: tuple[int, int] = (32, 32),
         patch: int = 0,
-        dim: Annotated[int, Field(ge=1, le=4096)] = 192,
-        depth: Annotated[int, Field(ge=1, le=64)] = 6,
+        dim: Annotated[int, Interval(ge=1, le=4096)] = 192,
+        depth: Annotated[int, Interval(ge=1, le=64)] = 6,
         heads: int = 3,
-        mlp_ratio: Annotated[int, Field(ge=1, le=16)] = 4,
+        mlp_ratio: Annotated[int, Interval(ge=1, le=16)] = 4,
     ) -> None:
         super().__init__()
         check.integer("patch", patch, 0, min(size))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 from torch.nn import functional as F
 
@@ -38,8 +38,8 @@ class WideResNet(nn.Module):
         self,
         num_classes: int = 10,
         channels: int = 3,
-        depth: Annotated[int, Field(ge=10, le=400)] = 16,
-        widen: Annotated[int, Field(ge=1, le=32)] = 1,
+        depth: Annotated[int, Interval(ge=10, le=400)] = 16,
+        widen: Annotated[int, Interval(ge=1, le=32)] = 1,
     ) -> None:
         super().__init__()
         if (depth - 4) % 6:

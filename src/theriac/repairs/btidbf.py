@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval, MaxLen
 from torch import nn
 from torch.nn import functional as F
 
@@ -84,8 +84,8 @@ class BTIDBF(Repair):
     agree: NonNegative = 1.0  # official code: weight of the distance of features in unlearning
     noise: NonNegative = 0.03  # official code: on pixels where the generator's class is asked for
     width: Count = 32  # official code: channels of the U-Net's first level
-    levels: Annotated[int, Field(ge=1, le=6)] = 3  # ours: of the U-Net; fewer for small pictures; the code has 4 blocks
-    layer: Annotated[str, Field(max_length=200)] = ""  # ours: whose output the features are; none takes the classifier's input
+    levels: Annotated[int, Interval(ge=1, le=6)] = 3  # ours: of the U-Net; fewer for small pictures; the code has 4 blocks
+    layer: Annotated[str, MaxLen(200)] = ""  # ours: whose output the features are; none takes the classifier's input
     mask_norm: Literal["eval", "train"] = "eval"  # ours: BatchNorm while the mask is learned; the code's is in train mode
 
     @classmethod

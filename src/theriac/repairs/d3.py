@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 from torch.nn import functional as F
 
@@ -85,7 +85,7 @@ class D3(Repair):
     momentum: Fraction = 0.9  # code
     weight_decay: NonNegative = 0.0  # the code ignores the config's 5e-4
     guard: Fraction = 0.0  # ours: share of a class's held-back rows whose loss sends back to an earlier epoch; 0 = no guard
-    held_back: Annotated[float, Field(gt=0, le=0.5)] = 0.2  # ours: share of the clean rows that a guard holds back
+    held_back: Annotated[float, Interval(gt=0, le=0.5)] = 0.2  # ours: share of the clean rows that a guard holds back
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -74,7 +74,7 @@ class RNP(Repair):
     batch_size: Count = 128  # ours; what the port's file says was not read
     momentum: Fraction = 0.9  # BackdoorBench @ f02e353; in both stages
     threshold: Fraction | None = None  # ours: None chooses it on held-out clean rows; the port takes 0.7
-    held_out: Annotated[float, Field(gt=0, le=0.9)] = 0.2  # ours: share of the clean rows for that choice
+    held_out: Annotated[float, Interval(gt=0, le=0.9)] = 0.2  # ours: share of the clean rows for that choice
     drop: Fraction = 0.05  # ours: largest loss of accuracy on the held-out rows, as a share of all of them
 
     @classmethod

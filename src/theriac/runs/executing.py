@@ -16,7 +16,7 @@ from torch import nn
 from theriac.attacks import Planted
 from theriac.core.errors import InputError, NothingToDoError
 from theriac.core.paths import as_path
-from theriac.core.run import Run
+from theriac.core.run import Run, Sink
 from theriac.core.split import Data, Split
 from theriac.debias import Debiasing
 from theriac.metrics import Comparison, Evaluation, Fairness, Verdict, compare, evaluate, judge, listed, pairs_of
@@ -75,6 +75,7 @@ def execute(
     notes: Sequence[str] = (),
     say: Callable[[str], None] | None = None,
     data: Data | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> Record | None:
     """Do a job and keep its result in a run folder.
 
@@ -91,6 +92,7 @@ def execute(
         notes: Warnings that came before, for the record.
         say: Called with a sentence when the work goes on from an earlier start.
         data: The rows, if ``job.data`` was loaded already.
+        sinks: Where events go beside the folder's ``events.jsonl``; see :mod:`theriac.runs.sinks`.
 
     Returns:
         The record; None in a process of a group (torchrun) that is not the first.
@@ -111,7 +113,7 @@ def execute(
     """
     started = time.time()
     rank = world()[1]
-    run = Run(seed=job.seed, device=device, precision=job.precision, quiet=quiet or rank > 0 or None)
+    run = Run(seed=job.seed, device=device, precision=job.precision, quiet=quiet or rank > 0 or None, sinks=sinks)
     with run.listening() as heard:
         work = _WORK[job.kind](job, run, data)
         home = as_path("--out", work.folder if folder is None else folder)

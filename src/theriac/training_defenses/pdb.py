@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 
 from theriac.core.errors import InputError
@@ -65,7 +65,9 @@ class PDB(TrainingDefense):
 
     share: Share = 0.1  # official config (ratio): rows that get the patch, as many of each class
     repeats: Count = 5  # official code: how often each of them is added
-    patch: Annotated[float, Field(gt=0, le=0.9)] = 7 / 32  # official code: 7 pixels of CIFAR-10's 32; share of the shorter side
+    patch: Annotated[float, Interval(gt=0, le=0.9)] = (
+        7 / 32
+    )  # official code: 7 of CIFAR-10's 32 pixels; share of the shorter side
     value: float = 2.0  # official config (pix_value): of the patch's pixels
     moved: Count = 1  # official config (target_type): classes by which the patch moves a label
     epochs: Count = 100  # official config

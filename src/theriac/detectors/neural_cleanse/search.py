@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 from torch.nn import functional as F
 
@@ -34,7 +34,7 @@ class Schedule:
     batch_size: Whole = 32  # authors; 0 = all rows at once
     batches: Whole = 31  # authors: mini-batches a round (1000 rows); 0 = as many as cover the rows once
     lr: Positive = 0.1  # Adam; authors and BackdoorBench
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.9)  # same
+    betas: tuple[Annotated[float, Interval(ge=0, lt=1)], Annotated[float, Interval(ge=0, lt=1)]] = (0.5, 0.9)  # same
     threshold: Fraction = 0.99  # authors: share of rows that must go to the class
     cost: NonNegative = 1e-3  # authors and BackdoorBench
     delayed: bool = True  # authors: the cost is zero until `patience` rounds in a row were good

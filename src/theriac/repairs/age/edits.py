@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator
 from torch import nn
 
 from theriac.core.errors import InputError, unknown
+from theriac.core.ranges import Renamed
 from theriac.models.editing import Weight
 from theriac.models.network import to_input
 
@@ -70,7 +70,7 @@ Rule = Annotated[
         "project",
         "none",
     ],
-    BeforeValidator(lambda name: FORMER.get(name, name) if isinstance(name, str) else name),
+    Renamed(FORMER),
 ]
 """A rule's name; older names are accepted."""
 HEAD_ONLY = ("zero_decisive", "project_target")

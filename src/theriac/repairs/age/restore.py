@@ -20,10 +20,10 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BeforeValidator
 from torch import nn
 
 from theriac.core.errors import InputError
+from theriac.core.ranges import Renamed
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.repairs.age.edits import Held
@@ -40,7 +40,7 @@ FORMER = {
 """Their names in older records."""
 Retrain = Annotated[
     Literal["none", "head", "head_target", "head_stamped", "head_held", "later_stamped_held"],
-    BeforeValidator(lambda name: FORMER.get(name, name) if isinstance(name, str) else name),
+    Renamed(FORMER),
 ]
 """A name of the table; older names are accepted."""
 NEEDS_TRIGGER = ("head_stamped", "later_stamped_held")

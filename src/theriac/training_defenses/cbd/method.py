@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 from torch.nn import functional as F
 
@@ -90,7 +90,7 @@ class CBD(TrainingDefense):
     critic_lr: Positive = 1e-3  # of Adam; ours for `paper`: four times as sensitive as the code's 0.2 (measured)
     critic_drop_every: Whole = 0  # epochs between divisions of critic_lr by 10; code: 20
     critic_norm: Literal["spectral", "root"] = "spectral"  # code divides by the square root of the norm, biases too
-    critic_dropout: Annotated[float, Field(ge=0, le=0.99)] = 0.2  # code, active in all phases
+    critic_dropout: Annotated[float, Interval(ge=0, le=0.99)] = 0.2  # code, active in all phases
     alternate: Literal["step", "epoch"] = "step"  # grade R for the paper; code: an epoch of critic steps, then one of f_C
     beta: NonNegative = 0.0  # of half the squared norm of f_C's embedding; absent from the code
     biased_loss: Literal["ce", "gce"] = "ce"  # "gce" is ours
