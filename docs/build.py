@@ -52,24 +52,24 @@ def pages(docs: Path = DOCS) -> dict[Path, str]:
     Raises:
         InputError: If two methods share a name, or a page asks for a part that there is not.
     """
-    found: dict[Path, str] = {}
+    texts: dict[Path, str] = {}
     for kind in KINDS:
         for name, cls in methods(kind).items():
             path = docs / "methods" / f"{name}.md"
-            if path in found:
+            if path in texts:
                 raise InputError(f"two methods are called {name!r}; their pages would be one")
-            found[path] = method_page(cls, docs)
+            texts[path] = method_page(cls, docs)
     attacks = {"measured": attack_tables.overview(), "gallery": gallery(docs)}
-    whole_pages = (
+    others = (
         (docs / "attacks.md", attacks),
         (docs / "README.md", {"index": index(docs)}),
         (docs / "explanation" / "speed.md", speed_tables.parts()),
     )
-    for path, parts in (*whole_pages, (docs / "reference" / "cli.md", {"commands": commands()})):
-        found[path] = fill(path.read_text(encoding="utf-8"), parts, tuple(parts), path)
+    for path, parts in (*others, (docs / "reference" / "cli.md", {"commands": commands()})):
+        texts[path] = fill(path.read_text(encoding="utf-8"), parts, tuple(parts), path)
     if docs == DOCS:
-        found[listing.INDEX] = listing.index()
-    return found
+        texts[listing.INDEX] = listing.index()
+    return texts
 
 
 def method_page(cls: type[Method], docs: Path = DOCS) -> str:
@@ -113,10 +113,10 @@ def picture(about: MethodCard, docs: Path, up: str = "") -> str:
     """The attack's picture with what it shows; a note where there is none."""
     from pictures import caption
 
-    told = caption(about.name)
+    text = caption(about.name)
     if not (docs / "pictures" / f"{about.name}.png").exists():
-        return told
-    return f"![{about.title}: clean, stamped, difference]({up}pictures/{about.name}.png)\n\n{told}"
+        return text
+    return f"![{about.title}: clean, stamped, difference]({up}pictures/{about.name}.png)\n\n{text}"
 
 
 def gallery(docs: Path = DOCS) -> str:

@@ -1,6 +1,6 @@
 """The attacks' pictures: an image, the image as it is stamped for testing, and ten times their difference; a photo and a digit.
 
-Called by ``docs/build.py --pictures``. What was drawn is told in ``pictures.json`` beside the PNG files; captions come from it.
+Called by ``docs/build.py --pictures``. ``pictures.json`` beside the PNG files records what was drawn; captions come from it.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def draw(name: str, folder: Path = FOLDER) -> dict[str, Any]:
     Returns:
         What ``pictures.json`` then holds about it.
     """
-    panels, told = panels_of(name)
+    panels, facts = panels_of(name)
     canvas = np.zeros((2 * PANEL + GAP, 3 * PANEL + 2 * GAP, 4), dtype=np.uint8)  # gaps stay transparent
     for row, shown in enumerate(panels):
         for column, image in enumerate(shown):
@@ -102,8 +102,8 @@ def draw(name: str, folder: Path = FOLDER) -> dict[str, Any]:
     picture = Image.fromarray(canvas)
     write_atomically(folder / f"{name}.png", lambda path: picture.save(path, "PNG", optimize=True))
     known = read_json(folder / FACTS.name) if (folder / FACTS.name).exists() else {}
-    write_json(folder / FACTS.name, dict(sorted({**known, name: told}.items())))
-    return told
+    write_json(folder / FACTS.name, dict(sorted({**known, name: facts}.items())))
+    return facts
 
 
 def panels_of(name: str) -> tuple[list[tuple[torch.Tensor, ...]], dict[str, Any]]:
@@ -112,7 +112,7 @@ def panels_of(name: str) -> tuple[list[tuple[torch.Tensor, ...]], dict[str, Any]
     options = CHEAP.get(name, {})
     attack = create("attack", name, **options)
     fitted = "trained" if attack.trains else "fitted" if attack.must_fit else ""
-    told: dict[str, Any] = {"options": options, "fitted": fitted}
+    facts: dict[str, Any] = {"options": options, "fitted": fitted}
     label = attack.target + 1
     panels: list[tuple[torch.Tensor, ...]] = []
     at = int((digits.test.y == label).nonzero()[0])
@@ -124,8 +124,8 @@ def panels_of(name: str) -> tuple[list[tuple[torch.Tensor, ...]], dict[str, Any]
         stamped = plant(attack, split).stamp(image, y, torch.tensor([0]), "test")
         change = (stamped.int() - image.int()).abs()
         panels.append((image[0], stamped[0], (change * TIMES).clamp(max=255).to(torch.uint8)[0]))
-        told[what] = {"largest": int(change.max()), "changed": round(float((change.amax(1) > 0).float().mean()), 4)}
-    return panels, told
+        facts[what] = {"largest": int(change.max()), "changed": round(float((change.amax(1) > 0).float().mean()), 4)}
+    return panels, facts
 
 
 def plant(attack: Any, split: th.Split) -> Any:
@@ -146,16 +146,16 @@ def caption(name: str) -> str:
     """What the picture shows, in words; why there is none, if there is none."""
     if name in WITHOUT or not (FOLDER / f"{name}.png").exists():
         return WITHOUT.get(name, "No picture yet.")
-    told = read_json(FACTS)[name]
-    options = ", ".join(f"`{k}={v!r}`" for k, v in told["options"].items())
+    facts = read_json(FACTS)[name]
+    options = ", ".join(f"`{k}={v!r}`" for k, v in facts["options"].items())
     parts = [
-        f"{what}: largest change {told[key]['largest']} of 255, {100 * told[key]['changed']:.0f} % of the pixels changed"
+        f"{what}: largest change {facts[key]['largest']} of 255, {100 * facts[key]['changed']:.0f} % of the pixels changed"
         for what, key in (("Photo", "photo"), ("digit", "digit"))
     ]
     text = f"Clean, stamped, difference x {TIMES}. {'; '.join(parts)}."
-    if told["fitted"] == "trained":
+    if facts["fitted"] == "trained":
         text += f" The trigger was trained on a small stand-in, together with a victim by `{RECIPE}`."
-    elif told["fitted"]:
+    elif facts["fitted"]:
         text += f" The trigger was fitted on a small stand-in{f', with {options}' if options else ''}."
     return " ".join([text, NOTES.get(name, "")]).strip()
 

@@ -25,8 +25,8 @@ def on_config(config: Any) -> Any:
     """Fill the parts of the navigation that follow from files: methods by kind, and tables of measured runs."""
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     kinds = [part.partition("\n") for part in index.split("\n## ")[1:]]
-    found = [(kind, [{name: page} for name, page in METHOD.findall(text)]) for kind, _, text in kinds]
-    methods = [{kind: pages} for kind, pages in found if pages]
+    sections = [(kind, [{name: page} for name, page in METHOD.findall(text)]) for kind, _, text in kinds]
+    methods = [{kind: pages} for kind, pages in sections if pages]
     runs = [{path.stem: f"benchmarks/results/{path.name}"} for path in sorted(RESULTS.glob("*.md"))]
     fill = {"Methods": methods, "Measured runs": runs}
     for section in config.nav:

@@ -17,7 +17,7 @@ from theriac.core.split import Data
 from theriac.models import Builder
 from theriac.repairs import Repair
 from theriac.runs import Clean, Job, Source, data_key, key
-from theriac.runs.opening import Wanted, named_builder, try_builder
+from theriac.runs.opening import Request, named_builder, try_builder
 from theriac.training import Recipe
 
 NONE = "none"
@@ -167,7 +167,7 @@ def make_plan(spec: Spec, *, device: str = "auto", load: Callable[[Source], Data
 
 def _fits(plan: Plan, data: Entry[Source], rows: Data, model: Entry[Builder | None]) -> bool:
     try:
-        try_builder(model.value or named_builder(Wanted(), rows.train), rows.train, Run(quiet=True))
+        try_builder(model.value or named_builder(Request(), rows.train), rows.train, Run(quiet=True))
     except InputError as error:
         plan.refused[f"{data.label} · {model.label}"] = str(error)
         return False

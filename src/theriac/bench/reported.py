@@ -138,15 +138,15 @@ def read_reported(path: str | Path = FILE) -> tuple[Reported, ...]:
         first = error.errors()[0]
         where = tuple(part for part in first["loc"] if part != "[key]")
         raise InputError(f"{marked.place(where)}: {first['msg']}") from None
-    seen: set[tuple[Any, ...]] = set()
+    known: set[tuple[Any, ...]] = set()
     made = []
     for i, result in enumerate(file.results):
         with marked.at("results", i):
             made.append(_checked(result, file))
             key = (result.method, result.source, result.setting, repr(sorted(result.options.items())))
-            if key in seen:
+            if key in known:
                 raise InputError(f"{result.method} has a second entry of {result.source} in this setting")
-            seen.add(key)
+            known.add(key)
     return tuple(made)
 
 

@@ -268,9 +268,9 @@ class Store:
 
     def errors(self, keys: Iterable[str]) -> dict[str, str]:
         """What went wrong with these jobs."""
-        wanted = set(keys)
+        chosen = set(keys)
         rows = self.db.execute("SELECT key, error FROM jobs WHERE error IS NOT NULL")
-        return {key: error for key, error in rows if key in wanted}
+        return {key: error for key, error in rows if key in chosen}
 
     def sweeps(self) -> list[str]:
         """Names of the sweeps, the oldest first."""
@@ -278,8 +278,8 @@ class Store:
 
     def pictures(self, keys: Iterable[str]) -> dict[str, bytes]:
         """PNG files of triggers of these jobs, where there are some."""
-        wanted = set(keys)
-        return {key: png for key, png in self.db.execute("SELECT key, png FROM pictures ORDER BY key") if key in wanted}
+        chosen = set(keys)
+        return {key: png for key, png in self.db.execute("SELECT key, png FROM pictures ORDER BY key") if key in chosen}
 
     def refused(self, sweep: str) -> dict[str, str]:
         """Pairings that a sweep refused, with their reasons."""

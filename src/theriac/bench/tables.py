@@ -51,13 +51,13 @@ Row = dict[str, Any]
 _VICTIM = "(SELECT v.options FROM needs JOIN jobs v ON v.key = other WHERE needs.key = cells.key AND needs.place = 0)"
 
 
-def rows(store: Store, sweep: str | None = None, **wanted: str) -> list[Row]:
+def rows(store: Store, sweep: str | None = None, **labels: str) -> list[Row]:
     """One row for each cell and seed, in the order of the plan.
 
     Args:
         store: The store.
         sweep: Name of one sweep; left out: all of them.
-        **wanted: Only rows with this label, such as ``status="done"``.
+        **labels: Only rows with this label, such as ``status="done"``.
 
     Returns:
         Plain values under the names in ``COLUMNS``; None where there is no such number.
@@ -79,7 +79,7 @@ def rows(store: Store, sweep: str | None = None, **wanted: str) -> list[Row]:
         _row(dict(zip((*names, *facts, "victim"), values, strict=True)), scores)
         for values in store.db.execute(query, (sweep, sweep))
     ]
-    for label, value in wanted.items():
+    for label, value in labels.items():
         known = {row[label] for row in selected}
         if value not in known:
             raise unknown(label, value, known)

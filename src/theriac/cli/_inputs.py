@@ -11,7 +11,7 @@ from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import create
 from theriac.core.names import class_place
-from theriac.runs import Source, Wanted
+from theriac.runs import Request, Source
 from theriac.training._parallel import world
 
 if TYPE_CHECKING:
@@ -23,13 +23,13 @@ Typed = Mapping[str, Any]
 
 def source(typed: Typed) -> Source:
     """The source of the data that the command names."""
-    return wanted(typed).source(str(typed["data"]))
+    return request(typed).source(str(typed["data"]))
 
 
-def wanted(typed: Typed) -> Wanted:
+def request(typed: Typed) -> Request:
     """What was typed about data and architecture."""
     get = typed.get
-    return Wanted(
+    return Request(
         data=get("data"),
         options=opt.merged(
             opt.pairs(get("data_option"), "--data-option"),

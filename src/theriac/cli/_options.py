@@ -111,7 +111,9 @@ Architecture = Annotated[
         show_default=False,
     ),
 ]
-Width = Annotated[int | None, typer.Option("--width", help="Its width.", rich_help_panel="Model", show_default=False)]
+Width = Annotated[
+    int | None, typer.Option("--width", help="Width of the architecture.", rich_help_panel="Model", show_default=False)
+]
 ModelOption = Annotated[
     list[str] | None,
     typer.Option("--model-option", help="KEY=VALUE of the architecture.", rich_help_panel="Model", show_default=False),

@@ -69,11 +69,11 @@ def audit(
     from theriac.runs import opening
 
     run = th.Run(seed=seed, device=device, precision=opening.precision(path, precision), quiet=quiet or None)
-    wanted = _inputs.wanted(ctx.params)
-    opened = opening.open_model(path, wanted, run)
+    request = _inputs.request(ctx.params)
+    opened = opening.open_model(path, request, run)
     planted = opening.known_attack(opened, _inputs.attack(ctx.params, opened.data.card), named=attack is not None)
-    before = opening.before_repair(opened, wanted) if victim is None else opening.beside(victim, opened, "--victim", wanted)
-    control = None if benign is None else opening.beside(benign, opened, "--benign", wanted)
+    before = opening.before_repair(opened, request) if victim is None else opening.beside(victim, opened, "--victim", request)
+    control = None if benign is None else opening.beside(benign, opened, "--benign", request)
     home = as_path("--out", out) if out is not None else opened.folder
     if home is None:
         raise InputError(f"{opened.name} is in no run folder; --out names a folder for audit.json and audit.html")

@@ -36,7 +36,7 @@ def check(
     from theriac.metrics import check_wrapping
     from theriac.runs import opening
 
-    net, sets, name = opening.open_outside(path, _inputs.wanted({**ctx.params, "rows": None}))
+    net, sets, name = opening.open_outside(path, _inputs.request({**ctx.params, "rows": None}))
     result = check_wrapping(net, sets.test, most=rows, run=Run(device=device, quiet=quiet or None))
     best = result.best
     if as_json:

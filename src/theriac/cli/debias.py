@@ -60,7 +60,7 @@ def debias(
     loaded = source.load()
     job = Job(
         data=source,
-        model=opening.named_builder(_inputs.wanted(ctx.params), loaded.train),
+        model=opening.named_builder(_inputs.request(ctx.params), loaded.train),
         defense=chosen,
         against=against,
         positive=positive,

@@ -80,7 +80,7 @@ def evaluate(
     run = Run(device=device, precision=opening.precision(path, precision), quiet=quiet or None)
     if pairs is not None and (attack is not None or attack_option):
         raise InputError("--trigger-pairs is given beside --attack; one of them is the trigger to measure")
-    opened = opening.open_model(path, _inputs.wanted(ctx.params), run)
+    opened = opening.open_model(path, _inputs.request(ctx.params), run)
     if pairs is None:
         named = _inputs.attack(ctx.params, opened.data.card)
         result = measure(opened, opening.known_attack(opened, named, named=attack is not None), limits=limits, run=run)

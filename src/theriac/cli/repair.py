@@ -70,7 +70,7 @@ def repair(
     precision = opening.precision(path, precision)
     chosen = _inputs.method("repair", method, opt.pairs(option))
     amount = opt.rows_or_share(clean)
-    opened = opening.open_model(path, _inputs.wanted(typed), Run(seed=seed, device=device, precision=precision, quiet=True))
+    opened = opening.open_model(path, _inputs.request(typed), Run(seed=seed, device=device, precision=precision, quiet=True))
     if scan and opened.data.card.kind != "image":
         raise InputError("--scan takes models of pictures; models of tables are not scanned")
     planted = opening.known_attack(opened, _inputs.attack(typed, opened.data.card), named=attack is not None)

@@ -49,7 +49,7 @@ def scan(
     from theriac.core.text import clean as printable
 
     run = th.Run(device=device, seed=seed, quiet=quiet or None)
-    result = th.scan(path, clean, run, wanted=_inputs.wanted(ctx.params), prior=prior, out=out, sarif=sarif)
+    result = th.scan(path, clean, run, request=_inputs.request(ctx.params), prior=prior, out=out, sarif=sarif)
     with _show.left_by_its_reader():  # the code is the answer, whoever reads the text
         if as_json:
             _show.as_json({"status": "done", **result.to_dict(), "warnings": opt.notes()})

@@ -78,7 +78,7 @@ def train(
     loaded = source.load()
     job = Job(
         data=source,
-        model=opening.named_builder(_inputs.wanted(typed), loaded.train),
+        model=opening.named_builder(_inputs.request(typed), loaded.train),
         recipe=plan,
         attack=_inputs.attack(typed, loaded.card),
         defense=guard,

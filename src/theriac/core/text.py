@@ -7,14 +7,14 @@ from collections.abc import Iterable
 
 LONG = 4000  # characters of the longest text that a record holds
 _HARMFUL = {"Cc", "Cf", "Cs", "Co", "Cn"}  # control, invisible (such as direction overrides), surrogates, private, unassigned
-_KEPT = {"\n", "\t", "\u200c", "\u200d"}  # the joiners belong to several scripts
+_HARMLESS = {"\n", "\t", "\u200c", "\u200d"}  # the joiners belong to several scripts
 
 
 def clean(text: str) -> str:
     """Replace what could hide, reorder or control text (terminal escapes, direction overrides) by a visible mark."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join("\ufffd" if unicodedata.category(c) in _HARMFUL and c not in _KEPT else c for c in text)
+    return "".join("\ufffd" if unicodedata.category(c) in _HARMFUL and c not in _HARMLESS else c for c in text)
 
 
 def line(text: str) -> str:

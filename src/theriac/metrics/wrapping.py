@@ -164,10 +164,10 @@ def check_wrapping(
     return WrappingCheck(ways=ways, verdict="several", chance=chance, rows=len(few)) if check.alike else check
 
 
-_Seen = tuple[Way, int, float, torch.Tensor | None]  # the way, hits and loss on the rows that choose, and all logits
+_Tried = tuple[Way, int, float, torch.Tensor | None]  # the way, hits and loss on the rows that choose, and all logits
 
 
-def _try(net: nn.Module, rows: Split, way: Way, choose: torch.Tensor, run: Run, logits: str | int | None) -> _Seen:
+def _try(net: nn.Module, rows: Split, way: Way, choose: torch.Tensor, run: Run, logits: str | int | None) -> _Tried:
     try:
         wrapped = adapt(net, card=rows.card, logits=logits, **way.options)
         out = run_over(wrapped, rows.replace(card=wrapped.card), run=run)
@@ -179,19 +179,19 @@ def _try(net: nn.Module, rows: Split, way: Way, choose: torch.Tensor, run: Run, 
     return _counted(way, out, rows.y.cpu(), choose, out)
 
 
-def _counted(way: Way, out: torch.Tensor, y: torch.Tensor, choose: torch.Tensor, logits: torch.Tensor) -> _Seen:
+def _counted(way: Way, out: torch.Tensor, y: torch.Tensor, choose: torch.Tensor, logits: torch.Tensor) -> _Tried:
     right = out.argmax(1) == y
     loss = float(F.cross_entropy(out[choose], y[choose]))
     rate = Rate(int(right[~choose].sum()), int((~choose).sum()), "rows that did not choose")
     return Way(name=way.name, options=way.options, rate=rate), int(right[choose].sum()), loss, logits
 
 
-def _reordered(entry: _Seen, rows: Split, choose: torch.Tensor) -> _Seen:
+def _reordered(entry: _Tried, rows: Split, choose: torch.Tensor) -> _Tried:
     """The same with outputs assigned to the classes that they agree with most often, where that is clearly better."""
     from scipy.optimize import linear_sum_assignment
 
     way, hits, _, out = entry
-    nothing: _Seen = (Way(name="", options={}), -1, math.inf, None)
+    nothing: _Tried = (Way(name="", options={}), -1, math.inf, None)
     if out is None or way.rate is None or "classes" in way.options:
         return nothing
     y, classes = rows.y.cpu(), rows.num_classes

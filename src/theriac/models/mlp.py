@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import nn
 
 from theriac.core import check
 from theriac.core.errors import InputError
+from theriac.core.ranges import Count, typed
 
 
 class TableMLP(nn.Module):
@@ -25,12 +28,15 @@ class TableMLP(nn.Module):
         InputError: On no input column, or widths out of range.
     """
 
+    @typed("hidden")
     def __init__(
-        self, num_classes: int = 2, width_in: int = 1, hidden: Sequence[int] = (128, 256, 512), dropout: float = 0.0
+        self,
+        num_classes: int = 2,
+        width_in: Count = 1,
+        hidden: Sequence[int] = (128, 256, 512),
+        dropout: Annotated[float, Interval(ge=0, le=0.95)] = 0.0,
     ) -> None:
         super().__init__()
-        check.integer("width_in", width_in, 1)
-        check.between("dropout", dropout, 0, 0.95)
         if isinstance(hidden, (str, bytes)) or not isinstance(hidden, Sequence) or len(hidden) > 64:
             raise InputError(f"hidden is {str(hidden)[:80]!r}; expected up to 64 widths such as (128, 64)")
         layers: list[nn.Module] = []

@@ -9,12 +9,14 @@ pooling; ``final_norm=True`` adds them (layer ``bn``), as the original paper doe
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Interval
 from torch import nn
 from torch.nn import functional as F
 
-from theriac.core import check
-from theriac.core.errors import InputError
+from theriac.core.ranges import typed
 
 
 class PreActBlock(nn.Module):
@@ -52,11 +54,15 @@ class PreActResNet18(nn.Module):
         InputError: On a width out of range.
     """
 
-    def __init__(self, num_classes: int = 10, channels: int = 3, width: int = 64, final_norm: bool = False) -> None:
+    @typed()
+    def __init__(
+        self,
+        num_classes: int = 10,
+        channels: int = 3,
+        width: Annotated[int, Interval(ge=1, le=1024)] = 64,
+        final_norm: bool = False,
+    ) -> None:
         super().__init__()
-        check.integer("width", width, 1, 1024)
-        if not isinstance(final_norm, bool):
-            raise InputError(f"final_norm is {final_norm!r}; expected true or false")
         w = width
         self.conv1 = nn.Conv2d(channels, w, 3, 1, 1, bias=False)
         self.layer1 = nn.Sequential(PreActBlock(w, w, 1), PreActBlock(w, w, 1))

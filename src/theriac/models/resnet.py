@@ -8,11 +8,14 @@ are. At width 64 and 10 classes it has 11,173,962 parameters, the literature's c
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Interval
 from torch import nn
 from torch.nn import functional as F
 
-from theriac.core import check
+from theriac.core.ranges import typed
 
 
 class Block(nn.Module):
@@ -45,9 +48,9 @@ class ResNet18(nn.Module):
         InputError: On a width out of range.
     """
 
-    def __init__(self, num_classes: int = 10, channels: int = 3, width: int = 64) -> None:
+    @typed()
+    def __init__(self, num_classes: int = 10, channels: int = 3, width: Annotated[int, Interval(ge=1, le=1024)] = 64) -> None:
         super().__init__()
-        check.integer("width", width, 1, 1024)
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         stages = []

@@ -7,11 +7,14 @@ Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Rec
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Interval
 from torch import nn
 
-from theriac.core import check
 from theriac.core.errors import InputError
+from theriac.core.ranges import typed
 
 # channels in units of the first stage's, 0 for a pooling (configuration E)
 _PLAN = (1, 1, 0, 2, 2, 0, 4, 4, 4, 4, 0, 8, 8, 8, 8, 0, 8, 8, 8, 8, 0)
@@ -31,9 +34,15 @@ class VGG19BN(nn.Module):
         InputError: On images smaller than 8 pixels.
     """
 
-    def __init__(self, num_classes: int = 10, channels: int = 3, size: tuple[int, int] = (32, 32), width: int = 64) -> None:
+    @typed()
+    def __init__(
+        self,
+        num_classes: int = 10,
+        channels: int = 3,
+        size: tuple[int, int] = (32, 32),
+        width: Annotated[int, Interval(ge=1, le=1024)] = 64,
+    ) -> None:
         super().__init__()
-        check.integer("width", width, 1, 1024)
         side = min(size)
         if side < 8:
             raise InputError(f"images are {size[0]} x {size[1]}; VGG-19 needs at least 8 pixels on each side")

@@ -12,13 +12,16 @@ Xavier's draw (ours): on digits (1,400 rows, ``adam_10``, one seed) that reached
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import nn
 from torch.nn import functional as F
 
 from theriac.core import check
 from theriac.core.errors import InputError
+from theriac.core.ranges import typed
 
 MOST_PATCHES = 1024  # attention grows with the square; beyond this an image should be resized first
 
@@ -105,23 +108,21 @@ class ViT(nn.Module):
         InputError: If patch and size, or heads and width, do not divide.
     """
 
+    @typed("patch", "heads")
     def __init__(
         self,
         num_classes: int = 10,
         channels: int = 3,
         size: tuple[int, int] = (32, 32),
         patch: int = 0,
-        dim: int = 192,
-        depth: int = 6,
+        dim: Annotated[int, Interval(ge=1, le=4096)] = 192,
+        depth: Annotated[int, Interval(ge=1, le=64)] = 6,
         heads: int = 3,
-        mlp_ratio: int = 4,
+        mlp_ratio: Annotated[int, Interval(ge=1, le=16)] = 4,
     ) -> None:
         super().__init__()
         check.integer("patch", patch, 0, min(size))
-        check.integer("dim", dim, 1, 4096)
-        check.integer("depth", depth, 1, 64)
         check.integer("heads", heads, 1, dim)
-        check.integer("mlp_ratio", mlp_ratio, 1, 16)
         patch = patch or default_patch(size)
         if size[0] % patch or size[1] % patch:
             raise InputError(f"patch is {patch}, which does not divide {size[0]} x {size[1]} pixels")

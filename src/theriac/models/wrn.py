@@ -8,12 +8,15 @@ negative.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Interval
 from torch import nn
 from torch.nn import functional as F
 
-from theriac.core import check
 from theriac.core.errors import InputError
+from theriac.core.ranges import typed
 from theriac.models.preact_resnet import PreActBlock
 
 
@@ -30,10 +33,15 @@ class WideResNet(nn.Module):
         InputError: If the depth is not 6 n + 4.
     """
 
-    def __init__(self, num_classes: int = 10, channels: int = 3, depth: int = 16, widen: int = 1) -> None:
+    @typed()
+    def __init__(
+        self,
+        num_classes: int = 10,
+        channels: int = 3,
+        depth: Annotated[int, Interval(ge=10, le=400)] = 16,
+        widen: Annotated[int, Interval(ge=1, le=32)] = 1,
+    ) -> None:
         super().__init__()
-        check.integer("depth", depth, 10, 400)
-        check.integer("widen", widen, 1, 32)
         if (depth - 4) % 6:
             raise InputError(f"depth is {depth}; expected 6 n + 4, such as 10, 16, 28 or 40")
         blocks = (depth - 4) // 6

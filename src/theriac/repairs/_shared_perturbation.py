@@ -18,7 +18,7 @@ from theriac.core.errors import unknown
 
 
 @dataclass
-class Found:
+class Perturbation:
     """What the search returns for a batch."""
 
     delta: torch.Tensor  # (B, ...), the perturbation
@@ -121,7 +121,7 @@ def search(
     bucket: int = BUCKET,
     generator: torch.Generator | None = None,
     watch: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
-) -> Found:
+) -> Perturbation:
     """Find shared adversarial perturbations for a batch; both models are in eval mode.
 
     Args:
@@ -165,7 +165,7 @@ def search(
             watch(delta, shared)
         if early_exit and bool(shared.all()):
             frozen_class[part] = frozen_logits.argmax(1)
-            return Found(delta, frozen_class, passes)
+            return Perturbation(delta, frozen_class, passes)
         (gradient,) = torch.autograd.grad(loss, d)
         passes += 2 * len(d)
         moved = project(d.detach() - step_size * gradient.sign(), radius, norm)
@@ -178,9 +178,9 @@ def search(
             frozen_class[live[shared]] = frozen_logits.argmax(1)[shared]
             resting, live = live[shared], live[~shared]
             if not len(live):
-                return Found(delta, frozen_class, passes)
+                return Perturbation(delta, frozen_class, passes)
             live = torch.cat([live, resting[: bucketed(len(live), batch, bucket) - len(live)]]).sort().values
     with torch.no_grad():
         part = slice(None) if len(live) == batch else live
         frozen_class[part] = frozen(x[part] + delta[part]).argmax(1)
-    return Found(delta, frozen_class, passes + len(live))
+    return Perturbation(delta, frozen_class, passes + len(live))

@@ -5,7 +5,7 @@ from theriac.runs import sinks
 from theriac.runs.executing import Record, execute
 from theriac.runs.job import Job, data_key, key
 from theriac.runs.measuring import Limits, Measurement, measure
-from theriac.runs.opening import Opened, Wanted, open_model, open_network
+from theriac.runs.opening import Opened, Request, open_model, open_network
 from theriac.runs.recording import record
 from theriac.runs.source import Clean, Source
 
@@ -17,9 +17,9 @@ __all__ = [
     "NothingToDoError",
     "Opened",
     "Record",
+    "Request",
     "Source",
     "StoppedError",
-    "Wanted",
     "data_key",
     "execute",
     "key",

@@ -26,7 +26,7 @@ from theriac.repairs import Repair
 from theriac.runs import folder as folders
 from theriac.runs import ranks, recording
 from theriac.runs.job import Job, later_versions, model_facts
-from theriac.runs.opening import Opened, Wanted, named_builder, open_model, plant_for, try_builder
+from theriac.runs.opening import Opened, Request, named_builder, open_model, plant_for, try_builder
 from theriac.runs.provenance import provenance
 from theriac.runs.source import clean_rows
 from theriac.training import Recipe, recipe, train
@@ -198,7 +198,7 @@ class _Work(ABC):
         """Set what builds the model, and a model to be thrown away; returns the architecture as plain data."""
         model = self.job.model
         if model is None or isinstance(model, str):
-            model = named_builder(Wanted(model=model), rows)
+            model = named_builder(Request(model=model), rows)
         self.build: Buildable = model
         self.sized = try_builder(model, rows, self.run) if isinstance(model, Builder) else make(model, rows, self.run)
         return model_facts(model)

@@ -47,7 +47,7 @@ from theriac.triggers.custom import CustomPlanted, trigger_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class Request:
     """What a user says about a model's data and architecture; None and empty mean "as its folder says"."""
 
     data: str | None = None
@@ -106,98 +106,99 @@ class Opened:
         return cls(model=model, name=name, record={}, folder=None, weights=weights, data=data, source=source, planted=planted)
 
 
-def open_model(path: str | Path | None, wanted: Wanted | None = None, run: Run | None = None) -> Opened:
+def open_model(path: str | Path | None, request: Request | None = None, run: Run | None = None) -> Opened:
     """Load a model, and the data to use it on.
 
     Args:
         path: A run folder, a file of weights (safetensors, or a torch file that holds tensors only), or what
-            :func:`theriac.models.open_found` opens. None takes ``wanted.weights``, or the network as ``wanted.model`` makes it.
-        wanted: A folder's own data and architecture are taken unless others are asked for; a bare file needs both.
+            :func:`theriac.models.open_found` opens. None takes ``request.weights``, or the network as ``request.model`` makes
+            it.
+        request: Data and architecture; what it leaves out is taken from the folder, and a bare file needs both.
         run: Device.
 
     Raises:
         InputError: If something is missing, damaged, unsafe, or does not fit together.
     """
-    wanted, run = wanted or Wanted(), as_run(run)
-    if path is not None and wanted.weights is not None:
-        raise InputError(f"--weights is {wanted.weights!r}, and MODEL is {str(path)!r}; one of them names the weights")
-    path = wanted.weights if path is None else path
+    request, run = request or Request(), as_run(run)
+    if path is not None and request.weights is not None:
+        raise InputError(f"--weights is {request.weights!r}, and MODEL is {str(path)!r}; one of them names the weights")
+    path = request.weights if path is None else path
     if path is None:
-        alone = _from_outside(None, wanted)
+        alone = _from_outside(None, request)
         assert alone is not None  # a class of the user's own makes a model
         return alone
-    where = as_path("MODEL" if wanted.weights is None else "--weights", path)
+    where = as_path("MODEL" if request.weights is None else "--weights", path)
     if where.is_dir() and (is_regular(where / RECORD) or not is_regular(where / CONFIG)):
-        return _from_folder(where, wanted)
-    if where.exists() and (wanted.model is None or is_own(wanted.model)):
-        opened = _from_outside(where, wanted)
+        return _from_folder(where, request)
+    if where.exists() and (request.model is None or is_own(request.model)):
+        opened = _from_outside(where, request)
         if opened is not None:
             return opened
-    if wanted.wrapping:
+    if request.wrapping:
         raise InputError("--wrap is for a network from outside; one that is built here prepares its pictures itself")
     if not where.exists():
         raise InputError(f"{where} does not exist; expected a run folder or a file of weights")
     if where.suffix == ".safetensors":  # an unsafe file ends here
         read_tensors(where)
     else:
-        load_tensors_safely(where, tensors_only=wanted.tensors_only)
-    for value, option, what in ((wanted.data, "--data", "data"), (wanted.model, "--model", "architecture")):
+        load_tensors_safely(where, tensors_only=request.tensors_only)
+    for value, option, what in ((request.data, "--data", "data"), (request.model, "--model", "architecture")):
         if value is None:
             known = f" ({', '.join(architectures())})" if option == "--model" else ""
             raise InputError(f"{where} is a bare file of weights and names no {what}; give {option}{known}")
-    source = wanted.source(str(wanted.data))
+    source = request.source(str(request.data))
     data = source.load()
     warn_held_out(data, source.known)
-    model = try_builder(named_builder(wanted, data.train), data.train, run)
-    load_weights(model, where, key=wanted.weights_key, tensors_only=wanted.tensors_only)
+    model = try_builder(named_builder(request, data.train), data.train, run)
+    load_weights(model, where, key=request.weights_key, tensors_only=request.tensors_only)
     return Opened(
         model=model.eval(), name=where.stem, record={}, folder=None, weights=digest(where), data=data, source=source, path=where
     )
 
 
-def open_network(path: str | Path | None, wanted: Wanted | None = None, run: Run | None = None) -> nn.Module:
+def open_network(path: str | Path | None, request: Request | None = None, run: Run | None = None) -> nn.Module:
     """Load a model for what looks at the model alone: the data of a run folder are not loaded, and need not exist any more.
 
     Args:
         path: As in :func:`open_model`; what is no run folder needs data, for the classes and shapes that it is wrapped for.
-        wanted: As there.
+        request: As there.
         run: Device.
 
     Raises:
         InputError: As :func:`open_model` does.
     """
-    wanted = wanted or Wanted()
+    request = request or Request()
     where = None if path is None else as_path("MODEL", path)
-    if where is None or wanted.data is not None or wanted.weights is not None or not is_regular(where / RECORD):
-        return open_model(path, wanted, run).model
-    return _network_of(where, read(where), wanted)
+    if where is None or request.data is not None or request.weights is not None or not is_regular(where / RECORD):
+        return open_model(path, request, run).model
+    return _network_of(where, read(where), request)
 
 
-def beside(path: str | Path, opened: Opened, option: str, wanted: Wanted | None = None) -> nn.Module:
+def beside(path: str | Path, opened: Opened, option: str, request: Request | None = None) -> nn.Module:
     """A second model for the same data, such as a control: from its run folder, or opened in the way of the first.
 
     Args:
         path: Its folder or file.
         opened: The first model.
         option: What names ``path``, for messages.
-        wanted: What was said about the other's class, data and wrapping, which holds for this one as well.
+        request: Class, data and wrapping of the first model, which are used for the second as well.
 
     Raises:
         InputError: If it takes other rows or classes than the first.
     """
     where = as_path(option, path)
-    if wanted is None or is_regular(where / RECORD):
-        own = wanted is not None and wanted.model is not None and is_own(wanted.model)
-        model: nn.Module = _network_of(where, read(where), wanted or Wanted()) if own else load_model(where)
+    if request is None or is_regular(where / RECORD):
+        own = request is not None and request.model is not None and is_own(request.model)
+        model: nn.Module = _network_of(where, read(where), request or Request()) if own else load_model(where)
     else:
-        model = open_network(where, dataclasses.replace(wanted, weights=None))
+        model = open_network(where, dataclasses.replace(request, weights=None))
     card = getattr(model, "card", opened.data.test.card)
     for split in (opened.data.train, opened.data.test):
         align(split, card, f"the model in {path} ({option})")
     return model
 
 
-def before_repair(opened: Opened, wanted: Wanted | None = None) -> nn.Module | None:
+def before_repair(opened: Opened, request: Request | None = None) -> nn.Module | None:
     """The model that a repair was given, from the folder that its record names; None if there is none or it is gone.
 
     Warns where that folder holds other weights than the record says.
@@ -209,70 +210,70 @@ def before_repair(opened: Opened, wanted: Wanted | None = None) -> nn.Module | N
     if parent.get("weights") != digest(as_path("parent", where) / "model.safetensors"):
         warnings.warn(f"{where} holds other weights than those that {opened.name} was made of; they are left out", stacklevel=2)
         return None
-    return beside(where, opened, "parent", wanted)
+    return beside(where, opened, "parent", request)
 
 
-def _from_outside(where: Path | None, wanted: Wanted) -> Opened | None:
+def _from_outside(where: Path | None, request: Request) -> Opened | None:
     """A network of a class that the user names, or one that a file names itself; None for a bare file of weights."""
-    own = wanted.model is not None and is_own(wanted.model)
+    own = request.model is not None and is_own(request.model)
     if where is None and not own:
         raise InputError(
             "MODEL is missing; give a run folder or a file of weights, or your own class with --model and --weights"
         )
-    if wanted.data is None:
-        if where is not None and not own and _is_bare(where, wanted):
+    if request.data is None:
+        if where is not None and not own and _is_bare(where, request):
             return None
-        raise InputError(f"{where or wanted.model} names no data; give --data")
-    source = wanted.source(wanted.data)
+        raise InputError(f"{where or request.model} names no data; give --data")
+    source = request.source(request.data)
     data = source.load()
     if own:
         model: Classifier | None = open_own(
-            str(wanted.model),
+            str(request.model),
             card=data.card,
             weights=where,
-            options=wanted.model_options,
-            wrapping=wanted.wrapping,
-            key=wanted.weights_key,
-            tensors_only=wanted.tensors_only,
+            options=request.model_options,
+            wrapping=request.wrapping,
+            key=request.weights_key,
+            tensors_only=request.tensors_only,
         )
         if where is None:
-            warnings.warn(f"no --weights: the network is taken as {wanted.model} makes it", stacklevel=2)
+            warnings.warn(f"no --weights: the network is taken as {request.model} makes it", stacklevel=2)
     else:
         assert where is not None
-        model = open_found(where, card=data.card, wrapping=wanted.wrapping, tensors_only=wanted.tensors_only)
+        model = open_found(where, card=data.card, wrapping=request.wrapping, tensors_only=request.tensors_only)
     if model is None:
         return None
     warn_held_out(data, source.known)
-    name = str(wanted.model).rpartition(":")[2] if where is None else where.stem
-    opened = Opened.of(model, _aligned(data, model, f"the model in {where or wanted.model}"), source, name=name)
+    name = str(request.model).rpartition(":")[2] if where is None else where.stem
+    opened = Opened.of(model, _aligned(data, model, f"the model in {where or request.model}"), source, name=name)
     return dataclasses.replace(
         opened, path=where, weights=digest(where) if where is not None and where.is_file() else opened.weights
     )
 
 
-def open_outside(path: str | Path | None, wanted: Wanted) -> tuple[nn.Module, Data, str]:
+def open_outside(path: str | Path | None, request: Request) -> tuple[nn.Module, Data, str]:
     """A network to be tried on pictures in several ways: wrapped if it fits as it is, else bare; with its data and name.
 
     Args:
         path: As in :func:`open_model`.
-        wanted: Data, class, weights and wrapping.
+        request: Data, class, weights and wrapping.
 
     Raises:
         InputError: As :func:`open_model` does, except for a network that takes pictures in another way.
     """
-    if wanted.model is None or not is_own(wanted.model) or (path is not None and as_path("MODEL", path).is_dir()):
-        opened = open_model(path, wanted)
+    if request.model is None or not is_own(request.model) or (path is not None and as_path("MODEL", path).is_dir()):
+        opened = open_model(path, request)
         return opened.model, opened.data, opened.name
-    if wanted.data is None:
-        raise InputError(f"{wanted.model} names no data; give --data")
-    if path is not None and wanted.weights is not None:
-        raise InputError(f"--weights is {wanted.weights!r}, and MODEL is {str(path)!r}; one of them names the weights")
-    file = wanted.weights if path is None else path
-    data, net = wanted.source(wanted.data).load(), make_own(wanted.model, wanted.model_options)
+    if request.data is None:
+        raise InputError(f"{request.model} names no data; give --data")
+    if path is not None and request.weights is not None:
+        raise InputError(f"--weights is {request.weights!r}, and MODEL is {str(path)!r}; one of them names the weights")
+    file = request.weights if path is None else path
+    data, net = request.source(request.data).load(), make_own(request.model, request.model_options)
     if file is not None:
-        load_weights(net, file, key=wanted.weights_key, tensors_only=wanted.tensors_only)
-    name = wanted.model.rpartition(":")[2] if file is None else as_path("MODEL", file).stem
-    options = checked_wrapping(wanted.wrapping)
+        load_weights(net, file, key=request.weights_key, tensors_only=request.tensors_only)
+    name = request.model.rpartition(":")[2] if file is None else as_path("MODEL", file).stem
+    options = checked_wrapping(request.wrapping)
     try:
         return net if isinstance(net, Classifier) else adapt(net.eval(), card=data.card, **options), data, name
     except InputError:
@@ -281,11 +282,11 @@ def open_outside(path: str | Path | None, wanted: Wanted) -> tuple[nn.Module, Da
         return net, data, name
 
 
-def _is_bare(where: Path, wanted: Wanted) -> bool:
+def _is_bare(where: Path, request: Request) -> bool:
     """Whether a path is a file of weights that names no network."""
     if where.is_dir() or where.suffix == ".pt2":
         return False
-    return where.suffix == ".safetensors" or read_checkpoint(where, tensors_only=wanted.tensors_only) is None
+    return where.suffix == ".safetensors" or read_checkpoint(where, tensors_only=request.tensors_only) is None
 
 
 def _aligned(data: Data, model: Classifier, whose: str) -> Data:
@@ -303,9 +304,9 @@ def precision(path: str | None, choice: str) -> str:
     return choice
 
 
-def named_builder(wanted: Wanted, rows: Split) -> Builder:
+def named_builder(request: Request, rows: Split) -> Builder:
     """The architecture that was named, or else the usual one for such rows."""
-    return Builder((wanted.model or ("mlp" if rows.is_table else "preact_resnet18")).lower(), wanted.model_options)
+    return Builder((request.model or ("mlp" if rows.is_table else "preact_resnet18")).lower(), request.model_options)
 
 
 def try_builder(made: Builder, rows: Split, run: Run) -> nn.Module:
@@ -399,15 +400,15 @@ def _pictures(folder: str) -> set[str]:
     return {str(path.relative_to(where).with_suffix("")) for path in files}
 
 
-def _network_of(where: Path, record: Mapping[str, Any], wanted: Wanted) -> Classifier:
+def _network_of(where: Path, record: Mapping[str, Any], request: Request) -> Classifier:
     """The model of a run folder."""
     own = foreign(section(record, "model"))
-    into = bool(own) and wanted.model is not None and is_own(wanted.model)
-    if not into and (wanted.model is not None or wanted.model_options):
+    into = bool(own) and request.model is not None and is_own(request.model)
+    if not into and (request.model is not None or request.model_options):
         raise InputError(
             f"{where} is a run folder and names its own architecture; leave out --model, --width and --model-option"
         )
-    if wanted.weights_key is not None or wanted.tensors_only or wanted.wrapping:
+    if request.weights_key is not None or request.tensors_only or request.wrapping:
         raise InputError(f"{where} is a run folder, which holds one model; leave out --weights-key, --tensors-only and --wrap")
     if own and not into:
         raise InputError(
@@ -416,18 +417,18 @@ def _network_of(where: Path, record: Mapping[str, Any], wanted: Wanted) -> Class
             f"theriac.evaluate(theriac.load_model(folder, into={own}(...)), rows). "
             f"What its record says is shown by: theriac report {where}"
         )
-    return load_model(where, into=make_own(str(wanted.model), wanted.model_options) if into else None)
+    return load_model(where, into=make_own(str(request.model), request.model_options) if into else None)
 
 
-def _from_folder(where: Path, wanted: Wanted) -> Opened:
+def _from_folder(where: Path, request: Request) -> Opened:
     record = read(where)
-    model = _network_of(where, record, wanted)
-    source = _source(where, record, model, wanted)
+    model = _network_of(where, record, request)
+    source = _source(where, record, model, request)
     data = source.load()
     if source.augment is None and model.card.kind == "image":  # a later repair augments as the training did
         data = with_augment(data, model.card.augment)
     recorded = section(record, "data").get("hash")
-    if wanted.data is None and wanted.rows is None and recorded != data_hash(data):
+    if request.data is None and request.rows is None and recorded != data_hash(data):
         warnings.warn(f"the data at {source.name} are not those that {where} was made with", stacklevel=2)
     whose = f"the model in {where}"
     data = _aligned(data, model, whose)
@@ -437,15 +438,15 @@ def _from_folder(where: Path, wanted: Wanted) -> Opened:
     return Opened(model=model, name=name, record=record, folder=where, weights=weights, data=data, source=source, path=where)
 
 
-def _source(where: Path, record: Mapping[str, Any], model: Classifier, wanted: Wanted) -> Source:
-    if wanted.data is not None:
+def _source(where: Path, record: Mapping[str, Any], model: Classifier, request: Request) -> Source:
+    if request.data is not None:
         own = model.card.size[0] if model.card.kind == "image" and len(set(model.card.size)) == 1 else None
-        return wanted.source(wanted.data, own)
+        return request.source(request.data, own)
     source = Source.recorded(record)
     if source is None:
         raise InputError(f"{where} does not say what data its model was trained on; give --data")
     if Path(source.name).is_absolute() and not as_path("data", source.name).exists():
         raise InputError(f"the data of {where} were at {source.name}, which is not there any more; give --data")
-    new = wanted.source(source.name)
+    new = request.source(source.name)
     options, augment, rows = source.options | new.options, new.augment or source.augment, new.rows or source.rows
     return dataclasses.replace(new, options=options, augment=augment, rows=rows)

@@ -86,9 +86,9 @@ def names_in(data: bytes, *, raw_between: bool = False) -> Names:
             name = f"{module}.{last.decode()}"
             if RUNS.match(name) and name not in _SPARED:
                 names[name] = None
-    wanted = [name for name in names if name not in _SPARED and name != _LATER]
-    runs = tuple(name for name in wanted if RUNS.match(name))
-    return Names(runs=runs, unknown=tuple(name for name in wanted if name not in runs), damaged=damaged)
+    named = [name for name in names if name not in _SPARED and name != _LATER]
+    runs = tuple(name for name in named if RUNS.match(name))
+    return Names(runs=runs, unknown=tuple(name for name in named if name not in runs), damaged=damaged)
 
 
 _OPENERS = (b"\x80", b"(", b"c", b"}", b"]", b")", b"I", b"K", b"L", b"N", b"X", b"\x8a", b"J", b"M")

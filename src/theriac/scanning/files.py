@@ -561,8 +561,8 @@ def _is_onnx(file: _File) -> bool:
     if not (file.data[:1] == b"\x08" and 1 <= (file.data[1:2] or b"\0")[0] <= 20):
         return False
     with contextlib.suppress(ValueError):
-        seen = {number for number, _ in _fields(file.data)}
-        return {1, 7, 8} <= seen
+        numbers = {number for number, _ in _fields(file.data)}
+        return {1, 7, 8} <= numbers
     return False
 
 

@@ -25,7 +25,7 @@ from theriac.core.split import Data, Split
 from theriac.core.version import VERSION
 from theriac.data import align
 from theriac.models.outputs import evaluating, module_of
-from theriac.runs import Wanted, open_network
+from theriac.runs import Request, open_network
 from theriac.scanning._model_page import page
 from theriac.scanning.behavior import PATTERNS, look_at_behavior
 from theriac.scanning.calibration import EVEN, Judgment, calibration, judge, out_of_range, word
@@ -149,13 +149,13 @@ class ModelScan:
             return write_atomically(path, lambda t: t.write_text(text, encoding="utf-8"))
 
 
-@typed("model", "clean", "run", "wanted")
+@typed("model", "clean", "run", "request")
 def scan(
     model: Any = None,
     clean: Split | Data | str | Path | None = None,
     run: Run | None = None,
     *,
-    wanted: Wanted | None = None,
+    request: Request | None = None,
     prior: Annotated[float, Interval(gt=0, lt=1)] = EVEN,
     out: str | Path | None = None,
     sarif: str | Path | None = None,
@@ -169,11 +169,11 @@ def scan(
     Args:
         model: A module from pixels in [0, 1] to logits, a Victim, or the path of what ``theriac.runs.open_model`` opens: a
             run folder, a file of weights, a ``.pt2`` program, a folder of transformers or timm, another library's checkpoint.
-            None takes the class that ``wanted.model`` names, with ``wanted.weights``.
+            None takes the class that ``request.model`` names, with ``request.weights``.
         clean: Pictures that no attack has touched, with labels: a Split, or a name or path that :func:`theriac.load` takes. 200
             are used; with fewer the probability is uncalibrated, and without any the behavior is not looked at.
         run: Device, precision, seeds.
-        wanted: Data and architecture, where the path does not name them; ``clean`` by name serves as data where they are
+        request: Data and architecture, where the path does not name them; ``clean`` by name serves as data where they are
             needed and no others are named.
         prior: Share of backdoored networks among those that you would scan. It moves the probability, and the words with it;
             all figures of the scan are for a half.
@@ -196,7 +196,7 @@ def scan(
         make_folder("--out", as_path("--out", out))
     if sarif is not None:
         make_folder("--sarif", as_path("--sarif", sarif).parent)
-    result = _scan(model, clean, run, wanted or Wanted(), prior)
+    result = _scan(model, clean, run, request or Request(), prior)
     if out is not None:
         result.write(out)
     if sarif is not None:
@@ -204,14 +204,14 @@ def scan(
     return result
 
 
-def _scan(model: Any, clean: Split | Data | str | Path | None, run: Run, wanted: Wanted, prior: float) -> ModelScan:
+def _scan(model: Any, clean: Split | Data | str | Path | None, run: Run, request: Request, prior: float) -> ModelScan:
     parts: list[Part] = []
     file, net, name = None, model, "model"
-    if isinstance(clean, (str, Path)) and wanted.data is None and not _says_its_card(model):
-        wanted = dataclasses.replace(wanted, data=str(clean))
-    if model is None and wanted.model is None:
+    if isinstance(clean, (str, Path)) and request.data is None and not _says_its_card(model):
+        request = dataclasses.replace(request, data=str(clean))
+    if model is None and request.model is None:
         raise InputError("MODEL is missing; expected a run folder, a file of a model, or your own class (--model)")
-    path = wanted.weights if model is None else model if isinstance(model, (str, Path)) else None
+    path = request.weights if model is None else model if isinstance(model, (str, Path)) else None
     if path is not None:
         path = as_path("MODEL", path)
         if not path.exists():
@@ -219,19 +219,19 @@ def _scan(model: Any, clean: Split | Data | str | Path | None, run: Run, wanted:
         name, began = path.resolve().name, time.perf_counter()
         file = inspect(path)
         parts.append(Part(name="file", says=_file_in_words(file), seconds=time.perf_counter() - began))
-        if file.level in ("runs", "imports") and not wanted.tensors_only:
+        if file.level in ("runs", "imports") and not request.tensors_only:
             return _unopened(name, "suspicious", f"{file.risks[0].what}, so the file was not opened", parts, file)
         try:
-            net = open_network(path, dataclasses.replace(wanted, weights=None), run)
+            net = open_network(path, dataclasses.replace(request, weights=None), run)
         except TheriacError as error:
             if not file.risky and not isinstance(error, UnsafeFileError) and file.kind.startswith(OPENED):
                 raise  # such as a missing option
             reason = f"the file is of a kind that is not opened here ({file.kind}): {error}"
             return _unopened(name, "suspicious" if file.risky else "abstains", reason, parts, file)
     elif model is None:
-        name, net = str(wanted.model).rpartition(":")[2], open_network(None, wanted, run)
+        name, net = str(request.model).rpartition(":")[2], open_network(None, request, run)
     net = module_of(net)
-    rows = _clean_rows(clean, net, wanted)
+    rows = _clean_rows(clean, net, request)
     card = getattr(net, "card", None) or (None if rows is None else rows.card)
     if card is None:
         raise InputError("model carries no card; wrap it with theriac.adapt, or hand in clean pictures")
@@ -240,8 +240,8 @@ def _scan(model: Any, clean: Split | Data | str | Path | None, run: Run, wanted:
         return ModelScan(name=name, verdict="abstains", reason=reason, parts=tuple(parts), file=file, card=card)
     with run.listening(), run.progress("scan"):
         reasons = out_of_range(net, card, None if rows is None else len(rows))
-        seen, judgment, skipped = _look(net, card, rows, run, parts, reasons, prior)
-    return _decide(name, file, parts, skipped, seen, judgment, card, reasons, prior)
+        evidence, judgment, skipped = _look(net, card, rows, run, parts, reasons, prior)
+    return _decide(name, file, parts, skipped, evidence, judgment, card, reasons, prior)
 
 
 def _says_its_card(model: Any) -> bool:
@@ -254,14 +254,14 @@ def _unopened(name: str, verdict: Verdict, reason: str, parts: list[Part], file:
     return ModelScan(name=name, verdict=verdict, reason=reason, parts=tuple(parts), skipped=skipped, file=file)
 
 
-def _clean_rows(clean: Split | Data | str | Path | None, net: torch.nn.Module, wanted: Wanted) -> Split | None:
+def _clean_rows(clean: Split | Data | str | Path | None, net: torch.nn.Module, request: Request) -> Split | None:
     if clean is None:
         return None
     card = getattr(net, "card", None)
     rows: Any = clean
     if isinstance(clean, (str, Path)):
         square = card is not None and card.kind == "image" and len(set(card.size)) == 1 and card.size[0]
-        rows = wanted.source(str(clean), card.size[0] if card is not None and square else None).load()
+        rows = request.source(str(clean), card.size[0] if card is not None and square else None).load()
     rows = rows.test if isinstance(rows, Data) else as_clean(rows)
     return rows if card is None else align(rows, card, "the model")
 
@@ -278,11 +278,11 @@ def _look(
     """Weights, then behavior."""
     with evaluating(net, run):
         pass  # a model that is on no device is refused here
-    seen = look_at_weights(net, card.shape)
-    if seen.broken:
-        parts.append(Part(name="weights", says=seen.notes[0], seconds=seen.seconds))
-        return seen, None, ("the behavior, since the weights are broken",)
-    judgment = judge(seen.features, "weights", reasons, prior)
+    evidence = look_at_weights(net, card.shape)
+    if evidence.broken:
+        parts.append(Part(name="weights", says=evidence.notes[0], seconds=evidence.seconds))
+        return evidence, None, ("the behavior, since the weights are broken",)
+    judgment = judge(evidence.features, "weights", reasons, prior)
     if judgment is None:
         says = "could not be judged."
     else:
@@ -290,15 +290,15 @@ def _look(
         says = (
             f"measured; alone they hardly tell benign from backdoored networks (held-out AUROC {by_chance:.2f}, chance 0.50)."
         )
-    parts.append(Part(name="weights", says=" ".join([says, *seen.notes]), seconds=seen.seconds))
-    skipped = tuple(seen.missing)
+    parts.append(Part(name="weights", says=" ".join([says, *evidence.notes]), seconds=evidence.seconds))
+    skipped = tuple(evidence.missing)
     if rows is None:
-        return seen, judgment, (*skipped, "the behavior, since there are no clean pictures (--clean)")
+        return evidence, judgment, (*skipped, "the behavior, since there are no clean pictures (--clean)")
     if not hasattr(net, "card") and rows.card.shape != card.shape:
         raise InputError(f"clean holds pictures of shape {rows.card.shape}; the model takes {card.shape}")
     more = look_at_behavior(net, rows, run)
     combined = Evidence(
-        features={**seen.features, **more.features}, classes={**seen.classes, **more.classes}, pictures=more.pictures
+        features={**evidence.features, **more.features}, classes={**evidence.classes, **more.classes}, pictures=more.pictures
     )
     judgment = judge(combined.features, "behavior", reasons, prior)
     best = int(more.classes["excess"].argmax())
@@ -316,23 +316,23 @@ def _decide(
     file: FileReport | None,
     parts: list[Part],
     skipped: tuple[str, ...],
-    seen: Evidence,
+    evidence: Evidence,
     judgment: Judgment | None,
     card: Card,
     reasons: tuple[str, ...],
     prior: float,
 ) -> ModelScan:
-    which = "behavior" if "excess" in seen.classes else "weights"
-    suspect = card.classes[int(seen.classes["excess"].argmax())] if which == "behavior" else ""
+    which = "behavior" if "excess" in evidence.classes else "weights"
+    suspect = card.classes[int(evidence.classes["excess"].argmax())] if which == "behavior" else ""
     common: dict[str, Any] = {
         "name": name,
         "suspect": suspect,
         "parts": tuple(parts),
         "skipped": skipped,
         "file": file,
-        "features": seen.features,
-        "classes": seen.classes,
-        "pictures": seen.pictures,
+        "features": evidence.features,
+        "classes": evidence.classes,
+        "pictures": evidence.pictures,
         "card": card,
         "prior": prior,
     }
@@ -340,7 +340,9 @@ def _decide(
         common["skipped"] = (*skipped, f"parts of the file: {file.risks[0].what} ({file.risks[0].where})")
     if judgment is None:
         unlike = f"the network is unlike those that the probability was fitted on: {reasons[0]}" if reasons else ""
-        reason = seen.notes[0].rstrip(".") if seen.broken else unlike or "what the verdict rests on could not be measured"
+        reason = (
+            evidence.notes[0].rstrip(".") if evidence.broken else unlike or "what the verdict rests on could not be measured"
+        )
         return ModelScan(verdict="abstains", reason=reason, outside=reasons, **common)
     common |= {
         "probability": judgment.probability if which == "behavior" else None,

@@ -24,7 +24,7 @@ from theriac.training.step import Batch, BatchNorm, Step, StepResult, cross_entr
 Loss = Callable[[nn.Module, Batch], torch.Tensor]
 
 
-class _Given(torch.autograd.Function):
+class _Computed(torch.autograd.Function):
     """A loss whose gradient was computed already."""
 
     @staticmethod
@@ -92,7 +92,7 @@ def sam_step(
 
 def with_slopes(loss: torch.Tensor, weights: Sequence[torch.Tensor], slopes: Sequence[torch.Tensor]) -> torch.Tensor:
     """A loss of the same value whose gradient is ``slopes``: for steps that compute the gradient themselves."""
-    result: torch.Tensor = _Given.apply(loss.detach(), len(weights), *weights, *slopes)
+    result: torch.Tensor = _Computed.apply(loss.detach(), len(weights), *weights, *slopes)
     return result
 
 
