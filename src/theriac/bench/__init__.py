@@ -1,4 +1,4 @@
-"""Sweeps: a spec, its plan, its store, who does the work, and what is shown of it."""
+"""Sweeps: specs, plans, the store, engines, and tables of results."""
 
 from theriac.bench import leaderboard, zoo
 from theriac.bench.events import read_events

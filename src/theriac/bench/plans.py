@@ -302,11 +302,11 @@ class _Sweep:
         return made
 
     def _allowed(self, attack: Entry[Attack] | None, entry: Entry[Method], budget: Entry[Clean] | None) -> bool:
-        """Whether a repair gets what its threat model asks for, and nothing else."""
+        """Whether a repair gets what its threat model requires, and nothing else."""
         method, name = entry.value, "" if attack is None else attack.label
         assert isinstance(method, Repair)
         if method.wants("target") and not method.wants("trigger"):
-            return self._refuse(name, entry.label, "it needs the target class, which no job hands over")
+            return self._refuse(name, entry.label, "it needs the target class, which a job can't give")
         if method.wants("trigger") and attack is None:
             return False  # a benign model has none; it is repaired with each attack's
         if budget is None:
@@ -330,7 +330,7 @@ class _Sweep:
             self._refuse("", defense.label, "it needs groups; the data have none (sensitive: COLUMN)")
             return
         if getattr(defense.value, "group_at_inference", False):
-            self._refuse("", defense.label, "its model must be told each row's group, which a run folder can't hold")
+            self._refuse("", defense.label, "its model needs each row's group, which a run folder can't hold")
             return
         job = Job(**self.common, model=self.model.value, defense=defense.value, positive=self.spec.positive, seed=self.seed)
         self._put(job, (), self._cell("", None, defense, "debiased"))

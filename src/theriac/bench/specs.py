@@ -36,7 +36,7 @@ _LOADS = tuple(k for k in inspect.signature(load).parameters if k not in ("sourc
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """One item of a spec, and how tables call it.
+    """One item of a spec, with its name in tables.
 
     Args:
         label: Its name in tables.
@@ -75,7 +75,7 @@ class Spec:
     """A sweep as data. Every combination of its parts that fits together is one cell for each seed.
 
     Args:
-        name: What the sweep is called in the store.
+        name: The name of the sweep in the store.
         data: Data sets.
         models: Architectures; the value None takes the usual one for the data.
         recipes: Training recipes; the value None takes the usual one.
@@ -264,9 +264,7 @@ class _Reader:
                 named = [entry for entry in self.named.get(part, ()) if entry.label == item]
                 for entry in named or one(item, where):
                     if any(entry.label == other.label for other in made):
-                        raise InputError(
-                            f"a second entry is called {entry.label!r}; say another name for one of them (as: NAME)"
-                        )
+                        raise InputError(f"a second entry is called {entry.label!r}; give one of them another name (as: NAME)")
                     made.append(entry)
         return tuple(made)
 

@@ -105,7 +105,7 @@ class Run:
 
     @contextlib.contextmanager
     def init_scope(self, *salt: object) -> Iterator[None]:
-        """Seed torch's global generator from the ``init`` stream inside the block, and restore it afterwards."""
+        """Seed torch's global generator from the ``init`` stream inside the block, and restore it afterward."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.stream_seed("init", *salt))
             yield
@@ -124,7 +124,7 @@ class Run:
         """Mixed precision for a forward pass; does nothing in float32."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
-    # telling
+    # events and progress
 
     def event(self, name: str, **fields: Any) -> None:
         """Record what happened, with the time; also appended to ``events.jsonl`` when there is a folder, by one rank of all."""
@@ -149,9 +149,9 @@ class Run:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[list[str]]:
-        """Keep the warnings of a piece of work in ``warnings``, each once; they are shown all the same. Yields them.
+        """Collect the warnings of a piece of work in ``warnings``, each once; they are shown as well. Yields that list.
 
-        What torch says to us is left out.
+        torch's own warnings are left out.
         """
         heard: list[str] = []
         with warnings.catch_warnings():
@@ -171,7 +171,7 @@ class Run:
                 self.warnings += [text for text in heard if text not in self.warnings]
 
     def forget(self, name: str, after: int) -> None:
-        """Drop the events of ``name`` that tell an epoch beyond ``after``, on disk too: a resumed loop tells them again."""
+        """Drop the events of ``name`` of epochs beyond ``after``, on disk too: a resumed loop records them again."""
 
         def stale(event: dict[str, Any] | None) -> bool:
             return event is None or (event["event"] == name and event.get("epoch", 0) > after)

@@ -2,7 +2,7 @@
 
 from theriac.core.errors import NothingToDoError, StoppedError
 from theriac.runs import sinks
-from theriac.runs.execute import Record, execute
+from theriac.runs.executing import Record, execute
 from theriac.runs.job import Job, data_key, key
 from theriac.runs.measuring import Limits, Measurement, measure
 from theriac.runs.opening import Opened, Wanted, open_model, open_network

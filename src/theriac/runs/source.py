@@ -28,7 +28,7 @@ class Source:
     name: str
     options: dict[str, Any] = field(default_factory=dict)  # keywords of theriac.load
     augment: dict[str, Any] | None = None  # the policy that was asked for; None: the data set's own
-    rows: int | None = None  # at most so many of each part
+    rows: int | None = None  # most rows of each part
     classes: int | None = None  # only the first so many classes
     disturbed: dict[str, Any] | None = None  # keywords of theriac.data.disturbed, for the training rows
 
@@ -59,7 +59,7 @@ class Source:
 
     @classmethod
     def recorded(cls, record: Mapping[str, Any]) -> Source | None:
-        """What a run folder says that its data were; None if it does not say."""
+        """The source in a run folder's record; None if the record has none."""
         source = section(section(record, "data"), "source")
         return validated(cls, source, "data source of run.json") if source else None
 
@@ -137,9 +137,9 @@ _LOADS = tuple(k for k in inspect.signature(load).parameters if k not in ("sourc
 
 
 def absolute(name: str) -> str:
-    """A path from wherever the process works; names of known sets stay as they are."""
+    """A path made absolute; names of known sets stay as they are."""
     path = as_path("--data", name)
-    return str(path.resolve()) if name != "digits" and path.exists() else name  # digits is embedded, whatever lies around
+    return str(path.resolve()) if name != "digits" and path.exists() else name  # digits is no path
 
 
 def with_augment(data: Data, policy: Augment) -> Data:
@@ -183,7 +183,7 @@ def clean_rows(data: Data, source: Source, clean: Clean, run: Run) -> Split:
     where, amount = clean.source, clean.amount
     if where in ("train", "val") and not source.known:
         warnings.warn(
-            f"the clean rows are drawn from {data.card.name!r}, whose past is unknown here: if its rows are poisoned, the "
+            f"the clean rows are drawn from {data.card.name!r}, whose origin is unknown: if its rows are poisoned, the "
             "repair learns from poison (--clean-from takes rows that you trust)",
             stacklevel=2,
         )

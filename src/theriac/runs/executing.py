@@ -1,4 +1,4 @@
-"""Do a job: check everything, own the folder, work, score, record. What the command line, the bench and Python all call."""
+"""Do a job: check everything, lock the folder, work, score, record. The command line, the bench and Python all call this."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Record:
     Args:
         job: What was done.
         folder: The run folder.
-        data: The record in its ``run.json``, but for what every saved model says of itself.
+        data: The record in its ``run.json``, without the fields that every saved model has.
         model: The model that was scored and saved.
         planted: The trigger that it was scored with; None if there was none.
         before: Scores of the model that a repair was given.
@@ -167,7 +167,7 @@ class _Work(ABC):
 
     identity: dict[str, Any]  # plain data that determine the result; equal in two runs of the same job
     folder: Path  # where it goes if nobody says
-    sized: nn.Module  # a model as large as the one that will be saved
+    sized: nn.Module  # a model of the size that will be saved
     recipe_name: str
     parent: Path | None = None  # run folder of the model that is repaired; never written to
 
@@ -339,7 +339,7 @@ class _Debiasing(_Work):
         self.method = job.defense
         if self.method.group_at_inference:
             raise InputError(
-                f"--method {self.method.name} gives a model that must be told each row's group, which a run folder can't hold; "
+                f"--method {self.method.name} gives a model that needs each row's group, which a run folder can't hold; "
                 "take another preset (theriac list debiasing), or use it from Python"
             )
         rows = self.data
@@ -421,7 +421,7 @@ def _judge(job: Job, data: Data, run: Run) -> Planted | None:
 
 
 def _recorded(victim: Opened, test: Split, planted: Planted | None, run: Run) -> Evaluation | None:
-    """The scores that a model's own run folder holds, where measuring would count the same.
+    """The scores in a model's own run folder, where measuring again would give the same.
 
     Weights, rows, trigger, precision, device, processor and versions must be those of the record; None otherwise.
     """
