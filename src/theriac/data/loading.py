@@ -45,9 +45,9 @@ def load(
 
     What ``source`` may be:
 
-    * ``"digits"``, which comes with scikit-learn, or a name of :func:`theriac.data.names`: taken from ``$THERIAC_DATA/<name>``
-    (by default
-      the folder ``data`` in the cache) if that exists, else downloaded through the ``hub`` extra;
+    * ``"digits"``, which comes with scikit-learn, or a name of :func:`theriac.data.names`: taken from
+      ``$THERIAC_DATA/<name>`` (by default the folder ``data`` in the cache) if that exists, else downloaded through the
+      ``hub`` extra;
     * a folder of parquet files (``train-*.parquet``, ``test-*.parquet``, ``validation-*.parquet``) or one such file: pictures
       as the Hugging Face hub stores them, or a table;
     * a folder of pictures, ``root/class/*.png`` or ``root/train/class/*.png`` and ``root/test/class/*.png``;
