@@ -17,6 +17,7 @@ from theriac.metrics.intervals import Difference, Rate, wilson
 NEARLY_ALL = 0.9  # of the rows of other classes that are predicted as one class
 FALL = 0.1  # a class that fell by no more is not named
 LOST = 0.3  # how far the target class lies below the other classes when it counts as lost
+SELDOM = 0.75  # answers of a lost class as a share of its rows: a rare class is recognized less and still answered as often
 ASTRAY = 0.2  # share of stamped rows, beyond the clean error, that go to a class that is neither theirs nor the attack's
 GONE = 0.05  # accuracy of a class that counts as lost
 LONGEST_NAME = 24  # letters of a class name that are shown
@@ -200,7 +201,8 @@ def _target(scores: Counted, before: Counted | None) -> list[str]:
     gap = Difference(others, own)
     fell = None if before is None or before.target_acc is None else Difference(before.target_acc, own)
     name = _of_target(targets)
-    if gap.value <= -LOST and gap.interval[1] < -LOST / 2:
+    seldom = own.value < 0.5 or sum(c.predicted for c in targets) < SELDOM * sum(c.rows for c in targets)
+    if seldom and gap.value <= -LOST and gap.interval[1] < -LOST / 2:
         return [f"The {name} is lost: {percent(own.hits, own.total)} right; others {percent(others.hits, others.total)}."]
     if fell is not None and fell.value < -FALL and fell.interval[1] < 0:
         was = fell.before
