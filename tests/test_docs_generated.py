@@ -149,7 +149,7 @@ def test_one_run_is_told_with_counts(results: Write) -> None:
     text = for_card(FT, results("toy", repair_record()))
     row = "| toys: badnets | preact_resnet18, width 16, fast_8 | `official`, lr 0.02; fp32 | 50 | 95.0 → 92.0 (92/100) | "
     assert row + "100.0 → 11.1 (10/90) | 0.0 → 66.7 (60/90) | 0 |" in text
-    assert "`python benchmarks/repairs.py benchmarks/plans/toy.yaml`" in text
+    assert "`benchmarks/repairs.py` of commit 1ed9b97, plan `toy`" in text
 
 
 def test_runs_that_differ_in_seeds_become_one_row(results: Write) -> None:

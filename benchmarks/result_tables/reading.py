@@ -40,8 +40,10 @@ def made_by(plan: str, record: Record, home: str) -> str:
         home: Where ``benchmarks/`` lies from the page that says it.
     """
     command = re.split(r" --(?:only|job) ", record["command"])[0]
-    if not (PLANS.parent / "specs" / "first_edition" / f"{plan}.yaml").is_file():
+    if "benchmarks/repairs.py" not in command:
         return f"`{command}`"
+    if not (PLANS.parent / "specs" / "first_edition" / f"{plan}.yaml").is_file():
+        return f"`benchmarks/repairs.py` of commit {FIRST_EDITION}, plan `{plan}`"
     spec = f"{home}/specs/first_edition/{plan}.yaml"
     return f"`benchmarks/repairs.py` of commit {FIRST_EDITION}; [the same work as a spec]({spec})"
 
