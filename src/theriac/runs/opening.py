@@ -268,7 +268,8 @@ def open_outside(path: str | Path | None, wanted: Wanted) -> tuple[nn.Module, Da
     if path is not None and wanted.weights is not None:
         raise InputError(f"--weights is {wanted.weights!r}, and MODEL is {str(path)!r}; one of them names the weights")
     file = wanted.weights if path is None else path
-    data, net = wanted.source(wanted.data).load(), make_own(wanted.model, wanted.model_options)
+    data = wanted.source(wanted.data).load()
+    net = make_own(wanted.model, wanted.model_options, classes=data.card.num_classes)
     if file is not None:
         load_weights(net, file, key=wanted.weights_key, tensors_only=wanted.tensors_only)
     name = wanted.model.rpartition(":")[2] if file is None else as_path("MODEL", file).stem
@@ -416,7 +417,19 @@ def _network_of(where: Path, record: Mapping[str, Any], wanted: Wanted) -> Class
             f"theriac.evaluate(theriac.load_model(folder, into={own}(...)), rows). "
             f"What its record says is shown by: theriac report {where}"
         )
-    return load_model(where, into=make_own(str(wanted.model), wanted.model_options) if into else None)
+    return load_model(where, into=own_class(record, str(wanted.model), wanted.model_options) if into else None)
+
+
+def own_class(record: Mapping[str, Any], name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
+    """A fresh network of a user's own class, for the weights of a run folder.
+
+    Args:
+        record: Of the folder, which says how many classes a network of timm has.
+        name: As :func:`theriac.models.make_own` takes it.
+        options: Keywords for the class.
+    """
+    classes = section(record, "card").get("classes")
+    return make_own(name, options, classes=len(classes) if isinstance(classes, list) else None)
 
 
 def _from_folder(where: Path, wanted: Wanted) -> Opened:
