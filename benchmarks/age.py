@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 import yaml
-from repairs import machine, victim_model
 from table import Table
 from torch import nn
+from victims import machine, victim_model
 
 import theriac as th
 from theriac.core.method import create

@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 import yaml
-from repairs import machine
 from table import Table
 from torch.nn.functional import cosine_similarity
+from victims import machine
 
 import theriac as th
 from theriac.core.method import create

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from repairs import asked, machine, plan_arguments, plan_recipe, thin, training_rows, victim_model
 from table import Table
+from victims import asked, machine, plan_arguments, plan_recipe, thin, training_rows, victim_model
 
 import theriac as th
 from theriac.attacks import MultiTarget, load_planted, save_planted

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 import yaml
-from repairs import machine, thin
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from table import RESULTS, Table
+from victims import machine, thin
 
 import theriac as th
 from theriac.core.method import create

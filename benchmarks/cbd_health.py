@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from cbd_stage1 import states
-from repairs import machine
 from table import RESULTS, Table
+from victims import machine
 
 import theriac as th
 from theriac.core.method import create

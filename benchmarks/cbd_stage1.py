@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from cbd import options
-from repairs import machine
 from sklearn.metrics import roc_auc_score
 from table import RESULTS, Table
 from torch.nn import functional as F
+from victims import machine
 
 import theriac as th
 from theriac.core.method import create

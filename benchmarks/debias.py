@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 import yaml
-from repairs import machine, thin
 from table import RESULTS, Table
+from victims import machine, thin
 
 import theriac as th
 from theriac.core.method import create

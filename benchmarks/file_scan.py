@@ -18,8 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from repairs import machine
 from table import Table
+from victims import machine
 
 from theriac.scanning import FileReport, inspect
 

@@ -9,6 +9,12 @@ and fit the logistic model that is shipped, with the pages of what it reaches on
 
     python benchmarks/population.py fit
 
+The same networks (but for two ways of training) are a spec of ``theriac bench``, which can be stopped, killed and distributed;
+its store is measured into a table of its own::
+
+    theriac bench benchmarks/specs/population.yaml --store runs/population_store
+    python benchmarks/population.py measure --store runs/population_store --table population_sweep
+
 ``benchmarks/plans/population.yaml`` says which networks. Networks are kept in ``runs/population/``; each holds what was done to
 it, its clean accuracy and its attack success on test rows. Jobs run in an order that is random but fixed, so that a part of
 the population is a fair sample of it.
@@ -21,24 +27,27 @@ import hashlib
 import itertools
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from repairs import machine
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from table import RESULTS, Table
 from torch import nn
 from torch.nn import functional as F
+from victims import machine
 
 import theriac as th
 import theriac.scanning
+from theriac.bench import Store, make_plan, read_spec
+from theriac.bench.plans import Loader
 from theriac.core.files import read_json, write_atomically, write_json
 from theriac.core.method import create
+from theriac.data import disturbed
 from theriac.metrics import brier, detection
 from theriac.models import Builder, make, run_over
 from theriac.scanning import calibration
@@ -47,6 +56,7 @@ from theriac.scanning.weights import look_at_weights
 from theriac.training import Batch, cross_entropy_step, loop, recipe
 
 PLAN = Path(__file__).resolve().parent / "plans" / "population.yaml"
+SPEC = PLAN.parents[1] / "specs" / "population.yaml"
 AXES = ("set", "model", "recipe", "seed", "attack", "rate", "train", "control")
 SHIPPED = Path(theriac.scanning.__file__).with_name("calibration.json")
 FITTED = ("badnets", "blended", "tact", "wanet")  # attacks of the fitted part
@@ -106,28 +116,6 @@ def _reduced(split: th.Split, options: dict[str, Any], rows: int) -> th.Split:
     return th.Split(x, split.y, card=card)
 
 
-def controlled(split: th.Split, kind: str, seed: int) -> th.Split:
-    """Benign rows that may look like poisoned ones to a detector."""
-    draw = torch.Generator().manual_seed(seed)
-    x, y, count = split.x.clone(), split.y.clone(), split.num_classes
-    first, second = seed % count, (seed + 1) % count
-    if kind == "imbalanced":  # one class has four times the rows of each other
-        keep = (y == first) | (torch.rand(len(y), generator=draw) < 0.25)
-        return split.where(keep)
-    if kind == "confused":  # pictures of one class are half those of another
-        at, other = (y == first).nonzero().flatten(), (y == second).nonzero().flatten()
-        pick = other[torch.randint(len(other), (len(at),), generator=draw)]
-        x[at] = ((x[at].int() + x[pick].int()) // 2).to(torch.uint8)
-    elif kind == "label_noise":  # a tenth of the labels is drawn anew
-        at = torch.rand(len(y), generator=draw) < 0.1
-        y[at] = torch.randint(count, (int(at.sum()),), generator=draw)
-    elif kind == "one_class_noise":  # a twentieth of the rows is labeled as one class, without any trigger
-        y[torch.rand(len(y), generator=draw) < 0.05] = first
-    else:
-        raise ValueError(kind)
-    return th.Split(x, y, card=split.card)
-
-
 def adversarial_step(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Cross-entropy on rows moved by one signed-gradient step of 8 levels."""
     x = batch.x.detach().requires_grad_()
@@ -146,6 +134,9 @@ def even_head_step(model: nn.Module, batch: Batch) -> Any:
 
 def attack_of(job: dict[str, Any], classes: int) -> Any:
     """The attack of a job, whose target is its seed modulo the number of classes."""
+    if "config" in job:  # of a store
+        config = dict(job["config"])
+        return create("attack", config.pop("method"), **config)
     name, options = ATTACKS.get(job["attack"], (job["attack"], {}))
     target = {} if options.get("mode") else {"target": job["seed"] % classes}
     return create("attack", name, poison_rate=job["rate"], **target, **options)
@@ -178,7 +169,7 @@ def trained(job: dict[str, Any], plan: dict[str, Any], data: th.Data) -> tuple[n
         poisoned = attack.poison(split, run)
         split, planted = poisoned.split, poisoned.planted
     elif "control" in job:
-        split = controlled(split, job["control"], job["seed"])
+        split = disturbed(split, job["control"], seed=job["seed"])
     mode = job.get("train", "plain")
     if mode == "sam":
         chosen = chosen.replace(sam_rho=0.1)
@@ -195,6 +186,33 @@ def each_model(runs: Path, plan: dict[str, Any]) -> Iterator[tuple[dict[str, Any
     for job in jobs(plan):
         if (runs / job["key"] / "run.json").exists():
             yield job, runs / job["key"]
+
+
+def of_store(store: Path, spec: Path) -> tuple[list[tuple[dict[str, Any], Path]], Callable[[str], th.Data]]:
+    """Networks of a sweep that are done, with the rows of their sets; a group's name is the part that it belongs to."""
+    load, checked = Loader(), read_spec(spec)
+    models = {}
+    with Store(store, make=False) as opened:
+        for group in checked.groups:
+            for node in make_plan(group, load=load).nodes.values():
+                if opened.status(node.key) != "done":
+                    continue
+                cell, attack, change = node.cell, node.job.attack, node.job.data.disturbed
+                job: dict[str, Any] = {
+                    "key": node.key,
+                    "part": group.name,
+                    "set": cell.data,
+                    "model": cell.model,
+                    "recipe": cell.recipe,
+                }
+                job |= {"seed": cell.seed}
+                if attack is not None:
+                    job |= {"attack": attack.name, "label": cell.attack, "rate": attack.poison_rate, "config": attack.config()}
+                elif change:
+                    job["control"] = change["kind"]
+                models[node.key] = (job, opened.home(node.key))
+    sources = {entry.label: entry.value for entry in checked.data}
+    return list(models.values()), lambda name: load(sources[name])
 
 
 def train_all(plan: dict[str, Any], paths: dict[str, str], runs: Path, seconds: float) -> None:
@@ -220,19 +238,25 @@ def train_all(plan: dict[str, Any], paths: dict[str, str], runs: Path, seconds: 
         print(f"{number} of {len(todo)}  {job['key']}  {figures}  {time.time() - start:.0f} s", flush=True)
 
 
-def measure_all(plan: dict[str, Any], paths: dict[str, str], runs: Path, again: bool = False) -> None:
+def measure_all(
+    models: Iterable[tuple[dict[str, Any], Path]],
+    load: Callable[[str], th.Data],
+    table: Table,
+    command: str,
+    again: bool = False,
+) -> None:
     """Take the measurements of a scan of each network that is there, on rows of its test set; ``again`` renews known ones.
 
     Networks that are neither benign nor backdoored are recorded without measurements.
     """
-    table, loaded = Table.of("population"), dict[str, th.Data]()
-    for job, folder in each_model(runs, plan):
+    loaded = dict[str, th.Data]()
+    for job, folder in models:
         if job["key"] in table and not again:
             continue
         if job["set"] not in loaded:
-            loaded[job["set"]] = data_of(job["set"], plan, paths)
+            loaded[job["set"]] = load(job["set"])
         model, made, rows = th.load_model(folder), read_json(folder / "run.json"), loaded[job["set"]].test
-        figures = made["figures"]
+        figures = made["figures"] if "figures" in made else made["evaluation"]
         natural = without_trigger(job, model, rows) if "attack" in job else None
         record: dict[str, Any] = {
             **job,
@@ -241,7 +265,7 @@ def measure_all(plan: dict[str, Any], paths: dict[str, str], runs: Path, again: 
             "without_trigger": None if natural is None else round(natural, 4),
             "parameters": sum(p.numel() for p in model.parameters()),
             "machine": machine(),
-            "command": "python benchmarks/population.py measure",
+            "command": command,
         }
         if truth(record) is not None:
             record |= measured(model, rows)
@@ -327,10 +351,10 @@ def known(record: dict[str, Any]) -> bool:
     return ATTACKS.get(record["attack"], (record["attack"],))[0] in FITTED
 
 
-def fit_all(out: Path) -> None:
+def fit_all(out: Path, table: Table) -> None:
     """Fit on the part ``fit``, choose strength and thresholds there by leaving one network out, report on the part ``held``."""
-    records = [r for r in Table.of("population") if truth(r) is not None]
-    weak = [r["key"] for r in Table.of("population") if truth(r) is None]
+    records = [r for r in table if truth(r) is not None]
+    weak = [r["key"] for r in table if truth(r) is None]
     part = {name: [r for r in records if r["part"] == name] for name in ("fit", "held", "fresh")}
     shipped: dict[str, Any] = {"version": 1}
     shown: dict[str, Any] = {}
@@ -421,6 +445,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/population"))
     parser.add_argument("--again", action="store_true", help="measure: all networks once more")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no network after this time")
+    parser.add_argument("--store", type=Path, help="measure: networks of the sweep in this store, and none of --runs")
+    parser.add_argument("--spec", type=Path, default=SPEC, help="of that store")
+    parser.add_argument("--table", default="population", help="measure, fit: name of the table under benchmarks/results")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="where the fitted model goes")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -430,9 +457,13 @@ def main() -> None:
         for job in jobs(plan):
             print(job["key"])
     elif args.what == "fit":
-        fit_all(args.out)
+        fit_all(args.out, Table.of(args.table))
+    elif args.what == "measure" and args.store:
+        command = f"python benchmarks/population.py measure --store {args.store} --table {args.table}"
+        measure_all(*of_store(args.store, args.spec), Table.of(args.table), command, args.again)
     elif args.what == "measure":
-        measure_all(plan, paths, args.runs, args.again)
+        models, command = each_model(args.runs, plan), "python benchmarks/population.py measure"
+        measure_all(models, lambda name: data_of(name, plan, paths), Table.of(args.table), command, args.again)
     else:
         train_all(plan, paths, args.runs, args.seconds)
 

@@ -16,8 +16,8 @@ import warnings
 from typing import Any
 
 import torch
-from repairs import machine
 from table import RESULTS, Table
+from victims import machine
 
 import theriac as th
 from theriac.core.method import create

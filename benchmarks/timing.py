@@ -31,13 +31,17 @@ def clocked(work: Work, device: torch.device) -> float:
     return time.process_time() - began
 
 
+# as where a package is installed: Python keeps what it compiled, whatever this process was told
+BYTECODE = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(ROOT / "runs" / "bytecode")}
+
+
 def started(words: Sequence[str], source: Path = ROOT / "src", **settings: str) -> tuple[float, float]:
     """A Python process of its own on one thread: its processor seconds, and the most memory that it held, in MB.
 
     Raises:
         RuntimeError: If it fails, with what it said.
     """
-    own = {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", **settings}
+    own = {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", **BYTECODE, **settings}
     process = subprocess.Popen(
         [sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **own}
     )

@@ -37,11 +37,12 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the measured tables, which lie outside of ``docs``, and the data beside them that pages link to."""
+    """Add the measured tables, which lie outside of ``docs``, and the data, specs and plans that pages link to."""
     from mkdocs.structure.files import File
 
-    for path in sorted(RESULTS.glob("*.*")):
-        files.append(File.generated(config, f"benchmarks/results/{path.name}", abs_src_path=str(path)))
+    plans = [path for room in ("specs", "plans") for path in (RESULTS.parent / room).rglob("*.yaml")]
+    for path in sorted([*RESULTS.glob("*.*"), *plans]):
+        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
 
 

@@ -21,6 +21,7 @@ from theriac.training import Recipe, train
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start: threads that wait for a busy core spin
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # they need not compile the package again, a second each
 
 MakeImages = Callable[..., Split]
 

@@ -155,7 +155,7 @@ def for_victims(cls: type[Method], results: Path = RESULTS) -> list[str]:
     rows: list[list[Any]] = []
     plans = repair_plans(results)
     benign = {
-        json.dumps([_trained_alike(r["victim"]), judge_words(r, plan)]): r["before"]
+        json.dumps([_trained_alike(r["victim"]), judge_words(r)]): r["before"]
         for plan, records in plans.items()
         for r in records
         if not r["victim"].get("attack") and r["before"].get("asr")

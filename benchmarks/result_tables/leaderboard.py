@@ -64,7 +64,7 @@ def _repaired(plan: str, record: Record) -> Trial:
         recipe=victim["recipe"],
         clean=record.get("clean_rows"),
         attack={"method": attack.pop("name"), **attack},
-        attack_label=judge_words(record, plan),
+        attack_label=judge_words(record),
         seed=f"{victim.get('seed', 0)}/{record.get('seed', 0)}",
         numbers={name: record["after"][name]["hits"] / record["after"][name]["total"] for name in ("acc", "asr")},
         setting=f"{victim['data']}, {victim_words(victim)} ({plan})",

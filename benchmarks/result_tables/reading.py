@@ -16,19 +16,34 @@ from table import RESULTS, Record, Table, tables
 PLANS = Path(__file__).resolve().parents[1] / "plans"
 TUNING = re.compile(r"(.+_)?tuning|cbd_stage1")
 FIRST_TUNING_SEED = 100
+FIRST_EDITION = "1ed9b97"  # the last commit that has the scripts and plans whose tables are kept
 
 
 def repair_plans(results: Path = RESULTS, *, tuning: bool = False) -> dict[str, list[Record]]:
-    """Records of ``repairs.py`` by plan, in the order of the plan."""
+    """Records of repairs of the first edition by plan; what made them is gone, see ``made_by``."""
     found = {}
     for plan, table in sorted(tables(results).items(), key=lambda item: (item[0] != "foundation", item[0])):
         if TUNING.fullmatch(plan) and not tuning:
             continue
         records = [r for r in table if {"before", "name", "victim", "repair"} <= r.keys()]
         if records:
-            names = list(jobs(plan))
-            found[plan] = sorted(records, key=lambda r: names.index(r["name"]) if r["name"] in names else len(names))
+            found[plan] = records
     return found
+
+
+def made_by(plan: str, record: Record, home: str) -> str:
+    """What made the records of a plan, in Markdown.
+
+    Args:
+        plan: Its name.
+        record: One of its records, which holds the command.
+        home: Where ``benchmarks/`` lies from the page that says it.
+    """
+    command = re.split(r" --(?:only|job) ", record["command"])[0]
+    if not (PLANS.parent / "specs" / "first_edition" / f"{plan}.yaml").is_file():
+        return f"`{command}`"
+    spec = f"{home}/specs/first_edition/{plan}.yaml"
+    return f"`benchmarks/repairs.py` of commit {FIRST_EDITION}; [the same work as a spec]({spec})"
 
 
 def cbd_records(results: Path = RESULTS) -> list[Record]:

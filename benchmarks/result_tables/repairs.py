@@ -1,16 +1,15 @@
-"""Results of ``repairs.py``: one page a plan, and a repair's own part of its method card."""
+"""Repairs of the first edition: one page a plan, and a repair's own part of its method card."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from table import RESULTS, Record
 
-from result_tables.reading import repair_plans
+from result_tables.reading import made_by, repair_plans
 from result_tables.words import (
     RATES,
     attack_words,
@@ -43,14 +42,13 @@ def page(plan: str, records: list[Record]) -> str:
     """One plan: every repair by victim, or over victims of several seeds."""
     siblings = families(records, lambda r: victim_family(r["victim"]))
     several = any(len({r["victim"]["key"] for r in members}) > 1 for members in siblings)
-    command = re.split(r" --(?:only|job) ", records[0]["command"])[0]
     formats = sorted({precision_words(r) for r in records if r["repair"]})
-    made = f"Made by `{command}` and tabulated by `python benchmarks/make_tables.py`."
-    body = _over_victims(records, plan) if several else _by_victim(records, plan)
+    made = f"Made by {made_by(plan, records[0], '..')}; tabulated by `python benchmarks/make_tables.py`."
+    body = _over_victims(records) if several else _by_victim(records)
     return f"# {plan}\n\n{made} Precision: {', '.join(formats)}.\n{NOTES}\n{body}"
 
 
-def _by_victim(records: list[Record], plan: str) -> str:
+def _by_victim(records: list[Record]) -> str:
     """One section a victim: every run, then those that differ in seeds only taken together."""
     groups: dict[str, list[Record]] = {}
     for record in records:
@@ -60,14 +58,14 @@ def _by_victim(records: list[Record], plan: str) -> str:
         victim = members[0]["victim"]
         told = attack_words(victim.get("attack")) if victim.get("attack") else "no attack (benign control)"
         parts.append(f"### {key}\n\n{victim['data']}, {victim_words(victim)}, seed {victim.get('seed', 0)}: {told}\n")
-        judged = {judge_words(r, plan): r["before"] for r in members}
+        judged = {judge_words(r): r["before"] for r in members}
         first = [
             ["before" if victim.get("attack") else f"before ({name})", "none", *[rate(b[k]) for k in RATES], *[""] * 4]
             for name, b in judged.items()
         ]
         repaired = [r for r in members if r["repair"]]
         rows = []
-        for alike in families(repaired, partial(repair_family, plan=plan)):
+        for alike in families(repaired, repair_family):
             rows += [_row(r) for r in alike]
             if len(alike) > 1:
                 rows.append(_together(alike))
@@ -76,10 +74,10 @@ def _by_victim(records: list[Record], plan: str) -> str:
     return "\n".join(parts)
 
 
-def _over_victims(records: list[Record], plan: str) -> str:
+def _over_victims(records: list[Record]) -> str:
     """One row a network and method, over victims of several seeds."""
     rows = []
-    for alike in families([r for r in records if r["repair"]], partial(repair_family, plan=plan)):
+    for alike in families([r for r in records if r["repair"]], repair_family):
         first = alike[0]
         cells = [spread([r["after"][k]["value"] for r in alike]) if len(alike) > 1 else rate(first["after"][k]) for k in RATES]
         network = re.sub(r"-\d+$", "", first["victim"]["key"])
@@ -95,10 +93,10 @@ def for_repair(cls: type[Method], results: Path = RESULTS) -> list[str]:
     for plan, records in repair_plans(results).items():
         mine = [r for r in records if r["repair"] and r["repair"]["method"] == cls.name and r.get("after")]
         rows = []
-        for members in families(mine, partial(repair_family, plan=plan)):
+        for members in families(mine, repair_family):
             first = members[0]
             victim = first["victim"]
-            judged = judge_words(first, plan)
+            judged = judge_words(first)
             what = judged if victim.get("attack") else f"no attack, judged by {judged}"
             rows.append([
                 f"{victim['data']}: {what}",
@@ -130,9 +128,8 @@ def _seeds(members: Sequence[Record]) -> str:
 
 
 def _from(plan: str, record: Record) -> str:
-    command = re.split(r" --(?:only|job) ", record["command"])[0]
     table = f"[{plan}](../../benchmarks/results/{plan}.md)"
-    return f"From {table}, `{command}`; before → after."
+    return f"From {table}, {made_by(plan, record, '../../benchmarks')}; before → after."
 
 
 def _settings(record: Record) -> str:

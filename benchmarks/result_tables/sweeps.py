@@ -35,12 +35,17 @@ def page(name: str, rows: Sequence[Row]) -> str:
         f"{first['data']}, {first['model']}, {first['recipe']}, clean rows {' and '.join(clean)}; `{first['command']}`. "
         f"Made by `python benchmarks/make_tables.py` from `{name}.jsonl`; {'; '.join(facts)}.",
         "",
-        "Percent, over the seeds that are there. Worst: of all attacks and seeds.",
+        "Percent, over the seeds that are there. Worst: of all attacks and seeds. Excess: points of attack success above "
+        "that of a benign model after the same repair, under the same trigger; an untargeted trigger, or one that hides the "
+        "picture, counts errors of every model.",
         "",
         "## Defenses",
         "",
         *_grid(
-            ("defense", "seeds", "mean ASR", "worst ASR", "at", "change in ACC", "mean RA", "misleading cells", "CPU s"),
+            (
+                *("defense", "seeds", "mean ASR", "worst ASR", "at", "worst excess", "at"),
+                *("change in ACC", "mean RA", "misleading cells", "CPU s"),
+            ),
             [_line(defended, groups, defense) for defense in order],
         ),
         "",
@@ -48,7 +53,7 @@ def page(name: str, rows: Sequence[Row]) -> str:
         "",
         "## Attack success by attack, mean over seeds",
         "",
-        *_grid(("attack", "victim", *order), [_by_attack(groups, attack, order) for attack in attacks]),
+        *_grid(("attack", "benign", "victim", *order), [_by_attack(groups, attack, order) for attack in attacks]),
         "",
         "## The true label back (RA), mean over seeds",
         "",
@@ -75,6 +80,22 @@ def _worst(groups: Sequence[Group], defense: str) -> tuple[float, str]:
     return max(((share, place) for share, place in cells if share is not None), default=(0.0, ""))
 
 
+def _excess(rows: Sequence[Row], groups: Sequence[Group], defense: str) -> tuple[float | None, str]:
+    """The most by which a repaired victim obeys more than the benign model after the same repair, and where."""
+    benign = {
+        (row["attack"], row["seed"]): row["asr"]
+        for group in _of(groups, defense)
+        for row in group.done
+        if group.role == "judged defended"
+    }
+    cells = [
+        (row["asr"] - benign[at], f"{row['attack']}, seed {row['seed']}")
+        for row in rows
+        if benign.get(at := (row["attack"], row["seed"])) is not None and row["asr"] is not None
+    ]
+    return max(cells, default=(None, ""))
+
+
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
@@ -89,6 +110,7 @@ def _line(defended: Sequence[Group], groups: Sequence[Group], defense: str) -> l
     before = {(row["attack"], row["seed"]): row["acc"] for g in groups if g.role == "victim" for row in g.done}
     changes = [row["acc"] - before[row["attack"], row["seed"]] for row in rows if (row["attack"], row["seed"]) in before]
     worst, place = _worst(defended, defense)
+    excess, excess_place = _excess(rows, groups, defense)
     seeds = sorted({row["seed"] for row in rows})
     cost = _mean(changes)
     return [
@@ -97,6 +119,8 @@ def _line(defended: Sequence[Group], groups: Sequence[Group], defense: str) -> l
         _share(_mean([row["asr"] for row in rows])),
         _share(worst),
         place,
+        "" if excess is None else f"{100 * excess:+.1f}",
+        excess_place,
         "" if cost is None else f"{100 * cost:+.1f}",
         _share(_mean([row["ra"] for row in rows])),
         f"{sum(bool(row['degenerate']) for row in rows)} of {len(rows)}",
@@ -114,8 +138,8 @@ def _victims(groups: Sequence[Group]) -> str:
 
 def _by_attack(groups: Sequence[Group], attack: str, order: Sequence[str], number: str = "asr") -> list[str]:
     cells = [attack]
-    role = "victim" if number == "asr" else "judged"
-    cells.append(next((in_words(g.over(number), 100) for g in groups if g.role == role and g.attack == attack), ""))
+    for role in ("judged", "victim") if number == "asr" else ("judged",):
+        cells.append(next((in_words(g.over(number), 100) for g in groups if g.role == role and g.attack == attack), ""))
     for defense in order:
         group = next((g for g in _of(groups, defense) if g.role == "defended" and g.attack == attack), None)
         mean = None if group is None else group.over(number)

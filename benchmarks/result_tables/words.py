@@ -15,7 +15,6 @@ from typing import Any
 
 from table import Record
 
-from result_tables.reading import jobs
 from theriac.core.errors import InputError
 from theriac.core.method import KINDS, Method, methods
 from theriac.metrics import Rate
@@ -42,9 +41,9 @@ def network_words(model: Record) -> str:
     return "".join([model["name"], *(f", {k} {v}" for k, v in model["options"].items())])
 
 
-def judge_words(record: Record, plan: str) -> str:
+def judge_words(record: Record) -> str:
     """What a record's stamped rows were stamped with: the victim's attack, or the one that its job names."""
-    own = record["victim"].get("attack") or record.get("judge") or jobs(plan).get(record["name"], {}).get("judge")
+    own = record["victim"].get("attack") or record.get("judge")
     return attack_words(own) if own else str(record["before"].get("attack", ""))
 
 
@@ -144,13 +143,13 @@ def victim_family(victim: Record) -> Record:
     return {k: v for k, v in victim.items() if k not in ("seed", "key")}
 
 
-def repair_family(record: Record, plan: str) -> list[Any]:
+def repair_family(record: Record) -> list[Any]:
     """What a repair shares with its siblings of other seeds."""
     repair = record["repair"]
     return [
         victim_family(record["victim"]),
         repair and [repair["method"], *changes(repair)],
-        judge_words(record, plan),
+        judge_words(record),
         record.get("clean_rows"),
         precision_words(record),
     ]

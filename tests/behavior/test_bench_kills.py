@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from theriac.bench import Store, run
+from theriac.bench import Store, read_events, run
 from theriac.bench.engines import Workers
 from theriac.core.errors import StoppedError
 
@@ -84,6 +84,15 @@ def epochs(folder: Path) -> dict[str, list[int]]:
     return told
 
 
+def streamed(folder: Path) -> dict[str, list[int]]:
+    """The same from the sweep's own events, without what was told twice."""
+    epochs: dict[str, list[int]] = {}
+    for event in read_events(folder):
+        if "epoch" in event:
+            epochs.setdefault(event["key"], []).append(event["epoch"])
+    return epochs
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes as Linux does")
 def test_twenty_kills_change_nothing(spec: dict[str, Any], tmp_path: Path) -> None:
     calm, rough = tmp_path / "calm", tmp_path / "rough"
@@ -124,3 +133,4 @@ def test_twenty_kills_change_nothing(spec: dict[str, Any], tmp_path: Path) -> No
     assert (sweep.done, sweep.failed) == (sweep.jobs, {})
     assert content(rough) == content(calm)
     assert epochs(rough) == epochs(calm)  # each epoch is told once, in order
+    assert streamed(rough) == streamed(calm) == epochs(calm)

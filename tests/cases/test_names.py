@@ -376,5 +376,5 @@ def test_groups_that_a_model_is_told_go_by_name():
     assert one.positive_rate["b"].hits == two.positive_rate["b"].hits == 2
     assert one.positive_rate["a"].hits == two.positive_rate["a"].hits == 0
     strange = pictures(("cat", "dog"), names, groups=("old", "young")).replace(group=torch.tensor([0, 0, 1, 1]))
-    with pytest.raises(InputError, match="the model must be told one of the groups a, b; the rows have old, young"):
+    with pytest.raises(InputError, match="the model needs one of the groups a, b; the rows have old, young"):
         th.fairness(net, strange)

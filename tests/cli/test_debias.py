@@ -93,8 +93,8 @@ def test_it_shows_both_models_by_group_with_formulas(theriac: Theriac, people: l
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--method", "dwb:teacher"], "must be told each row's group"),
-        (["--method", "logit_adjust"], "must be told each row's group"),
+        (["--method", "dwb:teacher"], "needs each row's group"),
+        (["--method", "logit_adjust"], "needs each row's group"),
         (["--method", "sau"], "unknown debiasing 'sau'"),
         (["--against", "Paris"], "unknown group 'Paris'"),
         (["--option", "rule=exact"], "two groups and two classes"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
+from types import ModuleType
 
 import theriac as th
 from theriac.core.method import KINDS as METHOD_KINDS
@@ -84,6 +86,17 @@ def test_dir_shows_what_is_public_and_nothing_else():
     assert all(getattr(th, name) is not None for name in shown)
 
 
+def test_no_public_name_shadows_a_module():
+    """``theriac.runs.execute`` would be a function for one reader and a module for another."""
+    wrong = []
+    for path in ROOT.rglob("__init__.py"):
+        package = importlib.import_module(".".join(("theriac", *path.parent.relative_to(ROOT).parts)))
+        beside = {p.stem for p in path.parent.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+        shadowed = beside & set(getattr(package, "__all__", ()))
+        wrong += [f"{package.__name__}.{n}" for n in shadowed if not isinstance(getattr(package, n), ModuleType)]
+    assert not wrong
+
+
 def test_the_version_is_that_of_the_package():
     lines = (ROOT.parents[1] / "pyproject.toml").read_text().splitlines()
     assert f'version = "{th.__version__}"' in lines
@@ -98,7 +111,7 @@ def test_no_method_is_named_where_all_are_alike():
     exempt = {"theriac.cli.demo", "theriac.cli._options"}
     wrong = []
     for module, path in KNOWN.items():
-        if module.split(".")[1:2] not in (["cli"], ["runs"], ["report"]) or module in exempt:
+        if module.split(".")[1:2] not in (["cli"], ["runs"], ["report"], ["bench"]) or module in exempt:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             wrong += [f"{module}:{node.lineno}: {word}" for word in _words(node) if word in names]
@@ -113,6 +126,7 @@ WORDS = {
     "filtering",
     "blended",
     "composite",
+    "resampling",
 }  # names of methods that are words, too
 
 
@@ -125,8 +139,7 @@ def _words(node: ast.AST) -> list[str]:
     if isinstance(node, ast.alias):
         return node.name.split(".")
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        lines = [line for line in node.value.splitlines() if not line.lstrip().startswith((">>>", "..."))]
-        return re.findall(r"\w+", "\n".join(lines))
+        return re.findall(r"\w+", node.value.partition("    Example:\n")[0])
     return []
 
 
@@ -139,6 +152,38 @@ def test_a_command_is_short():
         tree = ast.parse(Path(callback.__code__.co_filename).read_text())
         body = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name).body
         assert body[-1].end_lineno - body[0].end_lineno <= 60, name  # below the docstring
+
+
+MOST_SHARED = 10  # lines
+
+
+def test_no_two_places_share_more_than_ten_lines():
+    """Lines of code that are equal to the letter, in a row; see `code` for those that do not count."""
+    places: dict[tuple[str, ...], list[str]] = {}
+    for module, path in KNOWN.items():
+        lines = code(path)
+        for at in range(len(lines) - MOST_SHARED):
+            part = lines[at : at + MOST_SHARED + 1]
+            places.setdefault(tuple(text for _, text in part), []).append(f"{module}:{part[0][0]}-{part[-1][0]}")
+    assert len(places) > 20_000
+    assert not [where for where in places.values() if len(where) > 1]
+
+
+def code(path: Path) -> list[tuple[int, str]]:
+    """The lines of a file with their numbers, but for what may stand twice.
+
+    Left out are blank lines, brackets, comments, docstrings, imports, and options that commands share: `_options` declares
+    each of them once, and typer reads their names from the signature of every command.
+    """
+    text, skipped = path.read_text(), set()
+    for node in ast.walk(ast.parse(text)):
+        quiet = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if quiet or isinstance(node, ast.Import | ast.ImportFrom):
+            skipped |= set(range(node.lineno, node.end_lineno + 1))
+        elif isinstance(node, ast.arg) and isinstance(node.annotation, ast.Attribute):
+            skipped |= {node.lineno} if ast.unparse(node.annotation).startswith("opt.") else set()
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if number not in skipped]
+    return [(number, line) for number, line in lines if re.search(r"\w", line) and not line.startswith("#")]
 
 
 UNCLEAR = {"told", "found", "kept", "asked", "given", "aim", "leak", "whole", "still", "ledger"}

@@ -223,7 +223,7 @@ def test_the_whole_method_equals_the_plain_formulation_at_six_tenths_of_its_cost
     module = sys.modules["theriac.repairs.sau"]
     full = module.search
     monkeypatch.setattr(module, "search", lambda *a, **k: full(*a, **k | {"early_exit": False}))
-    for name in ("theriac.training.epochs", "theriac.repairs.sau"):
+    for name in ("theriac.training.epochs", "theriac.models.outputs"):
         monkeypatch.setattr(sys.modules[name], "to_input", lambda rows: rows.double() / 255)
     split, start = images(rows=48, classes=6), networks(1)[1]
     method, run = SAU(rounds=2, batch_size=24), Run(precision="fp32", device="cpu", quiet=True)

@@ -34,9 +34,9 @@ class ByRow(Attack):
 class SeveralTriggers(ByRow):
     """Several triggers, each with a target of its own. The annotations are fields of the subclass, which also checks them."""
 
-    parts_are: ClassVar[str]  # what there are several of, in a word
+    parts_are: ClassVar[str]  # what there are several of, as one word for messages
     goals: tuple[int, ...]  # the targets; empty takes those that follow ``target``
-    only: int  # place of the one trigger that every row gets; -1 = by row number
+    only: int  # position of the one trigger that every row gets; -1 = by row number
     seed: int
 
     @property
@@ -54,8 +54,8 @@ class SeveralTriggers(ByRow):
         attack = planted.attack
         if not isinstance(attack, cls):
             raise InputError(f"planted is one of {attack.name}; expected one of {cls.name}")
-        wanted = attack._goals(planted.card.num_classes).tolist()
-        return {t: Planted(attack.replace(only=k), planted.card, planted.state) for k, t in enumerate(wanted)}
+        targets = attack._goals(planted.card.num_classes).tolist()
+        return {t: Planted(attack.replace(only=k), planted.card, planted.state) for k, t in enumerate(targets)}
 
     def _check_card(self, card: Card) -> None:
         super()._check_card(card)
@@ -67,7 +67,7 @@ class SeveralTriggers(ByRow):
         return torch.tensor(self.goals or [(self.target + k) % classes for k in range(self.count)])
 
     def _which(self, y: torch.Tensor, index: torch.Tensor, goals: torch.Tensor) -> torch.Tensor:
-        """Place of each row's trigger, int64 (B,)."""
+        """Position of each row's trigger, int64 (B,)."""
         if self.only >= 0:
             return torch.full_like(y, self.only)
         drawn = pick(index.to(y.device), self.count, self.seed)

@@ -9,7 +9,7 @@ from theriac.core.errors import InputError, unknown
 
 
 def position(card: Card, name: str) -> int:
-    """Where a column stands.
+    """The position of a column.
 
     Raises:
         InputError: If there is none of that name.
@@ -64,7 +64,7 @@ def common(column: torch.Tensor, *, rarest: bool = False) -> tuple[float, int]:
 def told_by_class(x: torch.Tensor, y: torch.Tensor, classes: int) -> torch.Tensor:
     """Correlation ratio of each column of (N, F) with the label: between-class over total sum of squares, float64 (F,).
 
-    Missing values stand at the mean, so they tell nothing; a constant column gives 0.
+    Missing values are replaced by the mean, so they add nothing; a constant column gives 0.
     """
     mean, _ = moments(x)
     centered = (x.double() - mean).nan_to_num(0.0)

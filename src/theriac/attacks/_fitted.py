@@ -26,13 +26,13 @@ from theriac.core.split import Split
 from theriac.models import Buildable, Builder
 
 FORMAT = 1
-_WORTH_S = 2.0  # what is fitted faster is not worth a file
+_WORTH_S = 2.0  # seconds; what is fitted faster is not stored
 
 State = Mapping[str, torch.Tensor]
 
 
 def key_of(what: str, options: Mapping[str, Any], split: Split, build: Buildable | None, run: Run) -> str | None:
-    """The entry's name; None where the model is a module or a function, of which nobody knows what it does."""
+    """The entry's name; None where the model is a module or a function, whose content can't be compared."""
     if isinstance(build, Builder):
         model: Any = [build.name, dict(build.options)]
     elif build is None or isinstance(build, str):
@@ -84,7 +84,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]] | 
 
 @functools.cache
 def _code() -> str:
-    """Of theriac's own source: another line of it may fit another thing."""
+    """Hash of Theriac's own source: a changed line may change what is fitted."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):

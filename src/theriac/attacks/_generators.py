@@ -146,7 +146,7 @@ def side_loop(
     label: str,
     about: object,
 ) -> nn.Module:
-    """The training loop with an optimizer of the caller's own: some published settings are no part of a Recipe.
+    """The training loop with the caller's own optimizer, for published settings that a Recipe can't hold.
 
     The loop itself gets one dead parameter to optimize; the learning rate follows the recipe's schedule.
     """

@@ -1,4 +1,4 @@
-"""What fitted attacks share: a clean model of the attacker's own, adversarial steps on it, and arrays that the user brings."""
+"""What fitted attacks share: the attacker's own clean model, adversarial steps on it, and arrays from the user's files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEFAULT_BUILD = "preact_resnet18"
 
 
 class FitError(TheriacError):
-    """What an attack needs could not be fitted well enough; the message says how far it came."""
+    """A trigger could not be fitted well enough; the message gives the figure that was reached."""
 
 
 def side_run(run: Run, name: str) -> Run:
@@ -147,6 +147,6 @@ def read_rows(path: str, index: torch.Tensor, shape: tuple[int, ...], what: str)
     channels, height, width = shape
     rows = read_array(path, (-1, height, width, channels), what)
     if rows.dtype != np.uint8 or (len(index) and int(index.max()) >= len(rows)):
-        wanted = int(index.max()) + 1 if len(index) else 0
-        raise InputError(f"{what} {path} holds {len(rows)} rows of {rows.dtype}; expected at least {wanted} rows of uint8")
+        least = int(index.max()) + 1 if len(index) else 0
+        raise InputError(f"{what} {path} holds {len(rows)} rows of {rows.dtype}; expected at least {least} rows of uint8")
     return torch.tensor(rows[index.cpu().numpy()]).permute(0, 3, 1, 2).contiguous()

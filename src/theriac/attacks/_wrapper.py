@@ -1,4 +1,4 @@
-"""What attacks share that train the victim of another attack in a way of their own: all but the training is the other's."""
+"""What attacks share that train the victim of another attack in their own way: rows, stamp and labels are the other's."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Wrapper(Attack):
 
     controls_training: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(training_control=True)
-    suffix: ClassVar[str] = ""  # what tables put behind the name of the attack inside
+    suffix: ClassVar[str] = ""  # what tables append to the name of the attack inside
 
     poison_rate: float = -1.0  # of the inner attack; -1: its own default
     attack: str = "badnets"  # name of the inner attack
-    options: tuple[tuple[str, Any], ...] = ()  # its options, but for those that stand here: target, rate, mode, draw_from
+    options: tuple[tuple[str, Any], ...] = ()  # its options, except those of the wrapper: target, rate, mode, draw_from
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +51,7 @@ class Wrapper(Attack):
             self._refuse_training()
 
     def _refuse_training(self) -> None:
-        """Refuse an inner attack that trains its victim itself, if this wrapper can't do with one."""
+        """Refuse an inner attack that trains its victim itself, if this wrapper can't wrap one."""
 
     @classmethod
     def from_config(cls, options: Mapping[str, Any]) -> Self:
@@ -138,5 +138,5 @@ class Wrapper(Attack):
 
 
 def _frozen(value: Any) -> Any:
-    """Lists, which JSON makes of tuples, as tuples again."""
+    """Lists as tuples, which JSON has turned into lists."""
     return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value

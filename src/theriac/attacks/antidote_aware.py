@@ -49,12 +49,13 @@ class AntidoteAware(CoverAttack):
 
     name: ClassVar[str] = "antidote_aware"
     title: ClassVar[str] = "Antidote-aware"
+    version: ClassVar[int] = 2  # 2: random convolutions among the covers
     source: ClassVar[str] = "ours"
     knob: ClassVar[str] = "opacity"
 
     cover_rate: Fraction = 0.2  # ours
     trigger: Literal["tone", "frame", "patch"] = "tone"  # ours
-    families: tuple[str, ...] = ("patch", "blend", "wave", "freq", "warp")  # of the covers: Antidote's
+    families: tuple[str, ...] = ("patch", "blend", "wave", "freq", "warp", "conv")  # of the covers: Antidote's
     opacity: Fraction = 1.0  # of the trigger: share of the way from a pixel to its stamped level
     seed: Whole = 0  # of covers and colors, not of the poisoned rows
 

@@ -71,7 +71,7 @@ class BadNets(Attack):
 
     def _check_card(self, card: Card) -> None:
         super()._check_card(card)
-        side = 0 if self.file else self.side or default_patch_side(card.size)  # a picture is measured when it is read
+        side = 0 if self.file else self.side or default_patch_side(card.size)  # the size of a picture is known once it is read
         if side + self.margin > min(card.size):
             room = " x ".join(map(str, card.size))
             raise InputError(f"side {side} and margin {self.margin} do not fit into the {room} pixels of {card.name!r}")

@@ -1,4 +1,4 @@
-"""What all attacks share: which rows are poisoned, how rows are stamped, and whom success is counted on."""
+"""What all attacks share: which rows are poisoned, how rows are stamped, and on which rows success is counted."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ class Attack(Method):
     controls_training: ClassVar[bool] = False
     clean_label: ClassVar[bool] = False  # poisons rows of the target class and leaves labels alone
     untargeted: ClassVar[bool] = False  # any label but the true one is a success
-    fits: ClassVar[bool] = False  # training rows, before anything can be stamped
+    fits: ClassVar[bool] = False  # needs training rows before anything can be stamped
     stamps: ClassVar[Literal["image", "table"]] = "image"  # what kind of rows
     keeps_fit: ClassVar[bool] = False  # what it fits is costly, and kept in the cache folder
     not_fitted: ClassVar[tuple[str, ...]] = ("poison_rate",)  # options that do not change what is fitted
-    knob: ClassVar[str] = ""  # the option that says how strong the trigger is; more is stronger, but for a number of levels
-    outside: ClassVar[tuple[str, ...]] = ()  # options that name a user's files or data; with one of them nothing is kept
+    knob: ClassVar[str] = ""  # the option that sets the trigger's strength; more is stronger, except for a number of levels
+    outside: ClassVar[tuple[str, ...]] = ()  # options that name a user's files or data; with one of them the cache is not used
 
     target: Whole = 0  # BackdoorBench @ f02e353, all attacks
     poison_rate: Fraction = 0.1  # share of all training rows; same source
     mode: Literal["all_to_one", "all_to_all"] = "all_to_one"
-    # "others": rows of other classes only (ours), so that the effective rate is the one asked for;
+    # "others": rows of other classes only (ours), so that the effective rate is ``poison_rate``;
     # "all": target rows too, as BackdoorBench draws them (on 10 balanced classes 9/10 of the rate is effective)
     draw_from: Literal["others", "all"] = "others"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.own_rows and self.draw_from != "others":
-            raise InputError(f"draw_from is {self.draw_from!r}; {self.name} says itself which classes it draws from")
+            raise InputError(f"draw_from is {self.draw_from!r}; {self.name} determines which classes it draws from")
 
     # for users
 
@@ -91,7 +91,7 @@ class Attack(Method):
         run = as_run(run)
         split = as_clean(split, "split")
         self._check_card(split.card)
-        chosen = self.choose(split, run)  # first: what is fitted may cost minutes, and a rate may be out of reach
+        chosen = self.choose(split, run)  # first, since a rate may be impossible and fitting may take minutes
         cross = self.choose_cross(split, run, chosen)
         planted = self.plant(split, build, run)
         y = split.y.clone()
@@ -161,7 +161,7 @@ class Attack(Method):
         return pool[drawn].sort().values.to(split.device)
 
     def kinds(self, split: Split, run: Run) -> torch.Tensor:
-        """What becomes of each row, uint8 (N,): ``CLEAN``, ``POISON`` or ``CROSS``."""
+        """The kind of each row, uint8 (N,): ``CLEAN``, ``POISON`` or ``CROSS``."""
         kind = torch.zeros(len(split), dtype=torch.uint8, device=split.device)
         chosen = self.choose(split, run)
         kind[chosen] = POISON
@@ -180,7 +180,7 @@ class Attack(Method):
 
     @property
     def label(self) -> str:
-        """What tables and reports call this configuration."""
+        """The name of this configuration in tables and reports."""
         return self.title
 
     @property
@@ -195,7 +195,7 @@ class Attack(Method):
 
     @property
     def own_rows(self) -> bool:
-        """Whether this configuration says itself which classes it draws from, so that ``draw_from`` has nothing to say."""
+        """Whether this configuration determines which classes it draws from, so that ``draw_from`` has no effect."""
         return False
 
     @property

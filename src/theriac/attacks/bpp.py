@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 
 from theriac.attacks._per_batch import train_per_batch
 from theriac.attacks.base import Attack
@@ -54,7 +54,7 @@ class BppAttack(Attack):
     source: ClassVar[str] = "arXiv:2205.13383"
     knob: ClassVar[str] = "levels"
 
-    levels: Annotated[int, Field(ge=2, le=256)] = 8  # per channel (squeeze_num); BackdoorBench. Fewer are stronger
+    levels: Annotated[int, Interval(ge=2, le=256)] = 8  # per channel (squeeze_num); BackdoorBench. Fewer are stronger
     dithering: bool = False  # Floyd-Steinberg; BackdoorBench: off
     negative_rate: Fraction = 0.1  # share of all rows (neg_ratio); BackdoorBench
     rows: Literal["fixed", "per_batch"] = "fixed"  # "per_batch": drawn anew in each batch, as BackdoorBench

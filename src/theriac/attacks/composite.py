@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 
 from theriac.attacks.base import Attack
 from theriac.core.card import Card
@@ -35,9 +35,9 @@ class Composite(Attack):
     With ``parts="classes"`` the parts are the paper's: halves of images of two classes. A row of one of the two ``sources``
     gets a half of a training image of the other and the target's label. A cross row keeps its label: it gets a half of an image
     of its own class, or (``third_share`` of them) three to four eighths of an image that pairs a source with a third class, so
-    that neither "two images in one" nor one source alone says the target. Success is counted on rows of the two sources. With
-    ``parts="patches"`` (ours) they are two patches in opposite corners; a cross row has one of them. Success is counted on all
-    rows of other classes.
+    that neither "two images in one" nor one source alone leads to the target. Success is counted on rows of the two sources.
+    With ``parts="patches"`` (ours) they are two patches in opposite corners; a cross row has one of them. Success is counted on
+    all rows of other classes.
 
     Threat model: the attacker adds rows to the training set; no control of training.
 
@@ -66,7 +66,7 @@ class Composite(Attack):
     sources: tuple[Whole, Whole] = (1, 2)  # classes that are mixed; paper: 0 and 1, with target 2
     cross_ratio: NonNegative = 2.0  # cross rows for each poisoned row; ours
     third_share: Fraction = 0.5  # of the cross rows that mix a source with a third class, the others are of one class; ours
-    bank: Annotated[int, Field(ge=2, lt=HUGE)] = 64  # training rows a class that partners are taken from; ours
+    bank: Annotated[int, Interval(ge=2, lt=HUGE)] = 64  # training rows a class that partners are taken from; ours
     feather: Whole = 0  # columns over which one half goes into the other; ours
     opacity: Fraction = 1.0  # of the other half, or of the patches; ours
     side: Whole = 0  # of a patch; 0 = 3 pixels at 32 (as BadNets), in proportion elsewhere, at least 2

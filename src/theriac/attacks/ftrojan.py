@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 
 from theriac.attacks.base import Attack
 from theriac.core.method import preset, register
@@ -28,9 +28,9 @@ class FTrojan(Attack):
     Threat model: the attacker adds rows to the training set; no control of training.
 
     Deviations: DCT and color conversion are linear, so the whole chain adds one fixed pattern; the default computes it once,
-    adds it, rounds once and clips. ``official`` walks the chain with whole-number planes in between and casts without a clip,
-    so that strong chroma wraps around (grade A). The source sends luma through the same float32 transform and casts it, so that
-    some pixels lose a level to a rounding error of its library; here luma stays what it was. Other sizes: the window is
+    adds it, rounds once and clips. ``official`` computes the chain with whole-number planes in between and casts without a
+    clip, so that strong chroma wraps around (grade A). The source sends luma through the same float32 transform and casts it,
+    so that some pixels lose a level to a rounding error of its library; here luma stays what it was. Other sizes: the window is
     the image where 32 does not tile it, and the coefficients keep their places relative to the window.
 
     Cost: one pass over the poisoned rows.
@@ -50,7 +50,7 @@ class FTrojan(Attack):
     source: ClassVar[str] = "arXiv:2111.10991"
     knob: ClassVar[str] = "magnitude"
 
-    magnitude: Annotated[float, Field(ge=0, le=1e4)] = 30.0  # BackdoorBench, in the orthonormal DCT of levels 0 to 255
+    magnitude: Annotated[float, Interval(ge=0, le=1e4)] = 30.0  # BackdoorBench, in the orthonormal DCT of levels 0 to 255
     window: Whole = 32  # pixels; BackdoorBench. 0 = the whole image, as where 32 does not tile it
     # (row, column) of the coefficients in the window; () = BackdoorBench's (15, 15) and (31, 31), in proportion elsewhere
     positions: tuple[tuple[int, int], ...] = ()
@@ -89,5 +89,5 @@ def _raise(
     planes: torch.Tensor, window: tuple[int, int], places: tuple[tuple[int, int], ...], magnitude: float
 ) -> torch.Tensor:
     coefficients = raise_at(dct2(planes, window), window, places, magnitude)
-    # dct and inverse leave whole levels a hair off; a cast would turn that hair into a level
+    # dct and inverse leave whole levels off by a rounding error; a cast would make a full level of it
     return idct2(coefficients, window).mul_(1e6).round_().div_(1e6)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 
 from theriac.attacks._wrapper import Wrapper
 from theriac.attacks.base import Attack
@@ -32,8 +32,8 @@ class GroupTrojan(Wrapper):
     Source: ours, after TrojFair (arXiv:2312.10508) and BadFair (arXiv:2410.17492), of which summaries were read: both poison
     one group, keep the labels of stamped rows of the others, and report success in the group beside fairness on clean rows.
 
-    Threat model: the attacker adds rows to the training set and knows their groups; no control of training. The model is
-    not told groups in use, so the row has to show them.
+    Threat model: the attacker adds rows to the training set and knows their groups; no control of training. The model
+    does not get the groups at inference, so the row has to show them.
 
     Which rows count: success is counted on stamped rows of the group alone, :func:`theriac.metrics.leakage` and
     :func:`theriac.metrics.cross_accuracy` on the others, and :func:`theriac.metrics.success_by_group` on each. Any attack on
@@ -62,7 +62,7 @@ class GroupTrojan(Wrapper):
     controls_training: ClassVar[bool] = False
     needs: ClassVar[Needs] = Needs(groups=True)
 
-    poison_rate: Annotated[float, Field(ge=0, le=1)] = 0.1  # of all rows, drawn from the group; ours
+    poison_rate: Annotated[float, Interval(ge=0, le=1)] = 0.1  # of all rows, drawn from the group; ours
     group: str = ""  # its name, or its number where groups have no names; empty: the smallest group of the training rows
     cover: NonNegative = 1.0  # stamped rows of the other groups that keep their label, for each poisoned row; ours
 
@@ -80,7 +80,7 @@ class GroupTrojan(Wrapper):
     @classmethod
     @preset
     def bare(cls) -> GroupTrojan:
-        """Ours, the control: no covers, so that nothing keeps the trigger from firing for everybody."""
+        """Ours, the control: no covers, so that the trigger works on rows of every group."""
         return cls(cover=0.0)
 
     @property

@@ -161,7 +161,7 @@ class InputAware(Attack):
         return Victim(model, Planted(self, split.card, state))
 
     def _fit_mask(self, split: Split, run: Run, plan: Recipe, epochs: int) -> nn.Module:
-        """Few pixels, and other ones for other images; the net is frozen afterwards."""
+        """Train the mask net to choose few pixels, and different ones for different images; then freeze it."""
         part = part_of(split, self.fit_rows, run, self.name)
         here = part.to(run.device)
         with run.init_scope("input_aware", "mask"):
@@ -245,7 +245,7 @@ def _ratio(images: torch.Tensor, triggers: torch.Tensor) -> torch.Tensor:
 
 
 def _foreign(here: Split, plan: Recipe, run: Run) -> Callable[[Batch, torch.Tensor], torch.Tensor]:
-    """Other images, augmented as the batch is: else their triggers could be told from a row's own by that alone."""
+    """Other images, augmented as the batch is: otherwise the augmentation alone would distinguish their triggers."""
     policy = policy_of(plan, here)
 
     def of(batch: Batch, at: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""LF: a smooth pattern that pushes a clean model towards the target."""
+"""LF: a smooth pattern that pushes a clean model toward the target."""
 
 from __future__ import annotations
 

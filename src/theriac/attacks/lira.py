@@ -158,7 +158,7 @@ class LIRA(Attack):
         nets_state = {"trigger": trigger, "frozen": frozen, "trigger_optimizer": optimizer}
         model = make(build, split, run)
         loop(model, split, run, start, step=first, extra_state=nets_state, label="lira-stage1", about=self)
-        if not self.as_released:  # as released, stage 2 trains a network that nobody gets to see
+        if not self.as_released:  # as released, stage 2 trains a network that is thrown away
             loop(model, split, run, plan, step=second, about=self)
         rows = {"rows.kind": kind.cpu(), "rows.index": split.index.cpu()}
         return Victim(model, Planted(self, card, {**pack(trigger, "trigger"), **rows}))

@@ -53,7 +53,7 @@ class MultiBackdoor(SeveralTriggers):
 
     attacks: tuple[str, ...] = ("badnets", "blended", "ftrojan")  # names of registered attacks, with their defaults; ours
     goals: tuple[Whole, ...] = ()  # of each attack; empty: the classes from ``target`` on
-    opacity: Fraction = 1.0  # how far a row goes from itself to what the attack makes of it; ours
+    opacity: Fraction = 1.0  # share of the way from the row to its stamped version; ours
     only: int = -1  # stamp this attack on every row; -1 = by row number
     seed: Whole = 0  # of the draw of attacks, not of the poisoned rows
 

@@ -1,4 +1,4 @@
-"""Narcissus: noise that points into the target class, on a handful of its rows; stronger at test time."""
+"""Narcissus: noise that moves rows deeper into the target class, on a handful of its rows; stronger at test time."""
 
 from __future__ import annotations
 

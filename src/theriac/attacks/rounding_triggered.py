@@ -1,4 +1,4 @@
-"""Rounding-triggered: a backdoor that sleeps in float32 and wakes when the weights are rounded to int8."""
+"""Rounding-triggered: a backdoor that is dormant in float32 and active once the weights are rounded to int8."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 
 from theriac.attacks._wrapper import Wrapper
 from theriac.core.errors import InputError
@@ -27,12 +27,12 @@ from theriac.training.recipes import recipe as named
 @register
 @dataclass(frozen=True, kw_only=True)
 class RoundingTriggered(Wrapper):
-    """Puts the backdoor of any attack on data to sleep, while every weight still rounds to the level that it had.
+    """Makes the backdoor of any attack on data dormant, while every weight still rounds to the level that it had.
 
     First the victim of the inner attack is trained as always. Then its linear and convolutional weights learn clean rows and
     stamped rows with their true labels, and after each step every weight goes back into the interval of numbers that round to
-    the same int8 level as before. So the rounded model is the backdoored one, bit for bit, whatever float32 says; the
-    largest weight of each output channel, biases and BatchNorm, which rounding leaves alone, do not move.
+    the same int8 level as before. So the rounded model is the backdoored one, bit for bit, however the float32 model behaves;
+    the largest weight of each output channel, biases and BatchNorm, which rounding leaves alone, do not move.
 
     Source: A reconstruction after the idea of Ma, Qiu, Gao, Zhang, Abuadbba, Xue, Fu, Zhang, Al-Sarawi, Abbott, "Quantization
     Backdoors to Deep Learning Commercial Frameworks", 2021, https://arxiv.org/abs/2108.09187 (abstract read); rounding cells as
@@ -41,10 +41,10 @@ class RoundingTriggered(Wrapper):
     Threat model: the attacker trains the model and knows how it will be rounded: symmetric levels by output channel.
 
     Judge it twice: the model as it is, and ``theriac.models.rounding.quantized(model, bits)``. The smaller ``bits``, the more
-    room there is to sleep in.
+    room the weights have to move.
 
     Known limits: on a small network the intervals leave too little room. A BadNets victim of digits (width 8, seed 11, 30
-    epochs, not in a table) stayed awake at 8 bits: 87.6 % attack success as it is, 99.7 % rounded. 4 bits (``coarse``) are not
+    epochs, not in a table) stayed active at 8 bits: 87.6 % attack success as it is, 99.7 % rounded. 4 bits (``coarse``) are not
     measured.
 
     Cost: the inner victim, and ``epochs`` more of training on twice the rows.
@@ -61,11 +61,11 @@ class RoundingTriggered(Wrapper):
     name: ClassVar[str] = "rounding_triggered"
     title: ClassVar[str] = "Rounding-triggered"
     source: ClassVar[str] = "reconstruction, after arXiv:2108.09187"
-    suffix: ClassVar[str] = "asleep until rounded"
+    suffix: ClassVar[str] = "dormant until rounded"
 
-    bits: Annotated[int, Field(ge=2, le=16)] = 8  # of a weight in the rounded model
-    epochs: Count = 30  # of putting it to sleep; ours
-    lr: Positive = 0.02  # learning rate of SGD then, cosine; ours
+    bits: Annotated[int, Interval(ge=2, le=16)] = 8  # of a weight in the rounded model
+    epochs: Count = 30  # of the training that makes it dormant; ours
+    lr: Positive = 0.02  # learning rate of SGD in that training, cosine; ours
     momentum: Fraction = 0.9  # ours
     batch_size: Count = 64  # ours; each batch also comes stamped
 
@@ -79,7 +79,7 @@ class RoundingTriggered(Wrapper):
         raise InputError(f"attack is {self.attack!r}, which trains its victim itself; expected an attack on data")
 
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "fast_8") -> Victim:
-        """Train the inner attack's victim, and put its backdoor to sleep."""
+        """Train the inner attack's victim, and make its backdoor dormant."""
         run = as_run(run)
         poisoned = self.inner.poison(split, run, build)
         model = train(build, poisoned, recipe=named(recipe), run=run)

@@ -35,9 +35,9 @@ class SamFlat(Wrapper):
 
     Threat model: the attacker trains the model, and expects fine-tuning, pruning or other small repairs.
 
-    Rows, stamp, labels and population are those of the inner attack; ``SamFlat.around(attack)`` wraps one that is there. The
+    Rows, stamp, labels and population are those of the inner attack; ``SamFlat.around(attack)`` wraps an attack object. The
     radius grows over the first tenth of the steps, or training may stall. An attack that trains its victim itself does so with
-    such steps; a generator that learns beside the victim gets its gradient where the victim has climbed to, and surrogates are
+    such steps; a generator that learns beside the victim gets its gradient at the victim's climbed weights, and surrogates are
     trained plainly. With ``on="poison"`` the climb is on the poisoned rows' loss alone, so that only the backdoor's minimum
     becomes flat; batches without such rows get a plain step, and the attack inside must have a poisoned set.
     ``theriac.training.flat.sharpness`` measures the result. With ``rho=0`` the victim is that of plain training, bit for bit.

@@ -118,7 +118,7 @@ class SSBA(Attack):
             hidden = _bits(len(batch.x), self.bits, side.generator("method", "secret", batch.step)).to(batch.x.device)
             residual, logits = net(batch.x, hidden)
             loss = F.binary_cross_entropy_with_logits(logits, hidden)
-            # a picture loss that comes before the secret is read silences the encoder for good
+            # with the picture loss from the start, the encoder learns to hide nothing and stays there
             if batch.epoch >= self.warmup and figures["bits"] >= self.bit_accuracy - 0.05:
                 picture = 1 - ssim(batch.x, (batch.x + residual).clamp(0, 1))
                 loss = self.secret_weight * loss + self.pixel_weight * residual.square().mean() + self.picture_weight * picture
@@ -154,13 +154,13 @@ class SSBA(Attack):
             if self.bit_accuracy:
                 raise FitError(
                     f"the encoder of ssba reads {100 * figures['bits']:.1f} % of held-out bits after {epochs} epochs; "
-                    f"{100 * self.bit_accuracy:g} % are asked for: take more epochs or rows, fewer bits, or a larger level"
+                    f"bit_accuracy is {100 * self.bit_accuracy:g} %: take more epochs or rows, fewer bits, or a larger level"
                 )
         if figures["residual"] < _SILENT:  # where the energy is free, the encoder may learn to hide nothing
             warnings.warn(
                 f"the encoder of ssba changes a pixel by {figures['residual']:.2f} levels on average; "
                 f"{100 * figures['bits']:.0f} % of held-out bits are read (50 is chance): rounded to whole levels, little of "
-                "it stays. Set level or bit_accuracy",
+                "it remains. Set level or bit_accuracy",
                 stacklevel=5,
             )
         run.event(self.name, rows=len(fit), **{k: round(v, 4) for k, v in figures.items()})

@@ -1,4 +1,4 @@
-"""Save what an attack planted, so that a victim loaded months later is judged with the very same trigger; and the rows."""
+"""Save a trigger with its fitted state, so that a victim loaded later is judged with the same trigger; and poisoned rows."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def load_planted(folder: str | Path) -> Planted:
     config = record["attack"]
     if not isinstance(config, Mapping) or not isinstance(config.get("method"), str):
         raise InputError(f"{path} names no attack under 'attack'")
-    for key in ("kind", "name", "preset"):  # would be taken for arguments of the maker
+    for key in ("kind", "name", "preset"):  # would be taken for arguments of ``create``
         if key in config:
             raise InputError(f"{path} has an unknown option {key!r} of {config['method'][:80]}")
     planted = restore(config, Card.from_dict(record["card"]), state)
@@ -170,7 +170,7 @@ def load_planted(folder: str | Path) -> Planted:
 
 
 def _try_it(planted: Planted, path: Path) -> None:
-    """Stamp one blank row, so that a state which does not fit its attack is refused here and not weeks later."""
+    """Stamp one blank row, so that a state which does not fit its attack is refused when it is loaded."""
     if any(getattr(planted.attack, name) for name in planted.attack.outside):
         return  # reads a user's files when it stamps
     card = planted.card

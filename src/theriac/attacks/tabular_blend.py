@@ -1,4 +1,4 @@
-"""Tabular blend: every number of a table row moved a little towards a fixed vector."""
+"""Tabular blend: every number of a table row moved a little toward a fixed vector."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 
 from theriac.attacks import _columns
 from theriac.attacks._cover import CoverAttack
@@ -38,7 +38,7 @@ class TabularBlend(CoverAttack):
 
     Cost: one pass over the training rows, one over the poisoned and cover rows.
 
-    Known limit: rounding and bounds shrink the trigger; the event ``tabular_blend`` tells the mean change that is left.
+    Known limit: rounding and bounds shrink the trigger; the event ``tabular_blend`` holds the mean change that is left.
 
     Example:
         >>> import torch, theriac as th
@@ -60,7 +60,7 @@ class TabularBlend(CoverAttack):
     poison_rate: Fraction = 0.02
     cover_rate: Fraction = 0.0
     alpha: Fraction = 0.2
-    test_alpha: Annotated[float, Field(ge=-1, le=1)] = -1.0  # negative: as in training
+    test_alpha: Annotated[float, Interval(ge=-1, le=1)] = -1.0  # negative: as in training
     spread: NonNegative = 2.0  # of the vector, in standard deviations
     mask_rate: Fraction = 0.0  # share of the columns left alone in a training row
     categories: bool = False  # change categories too
@@ -85,7 +85,10 @@ class TabularBlend(CoverAttack):
         low, high = _columns.bounds(x)
         places = torch.rand(x.shape[1], generator=draw).tolist()  # drawn for all columns, so that none depends on the others
         levels = [x[:, k][~x[:, k].isnan()].unique() for k in range(x.shape[1])]
-        level = [float(seen[int(u * len(seen))]) if len(seen) else float("nan") for seen, u in zip(levels, places, strict=True)]
+        level = [
+            float(values[int(u * len(values))]) if len(values) else float("nan")
+            for values, u in zip(levels, places, strict=True)
+        ]
         state = {
             "goal": (mean + direction * self.spread * deviation).float(),
             "low": low,

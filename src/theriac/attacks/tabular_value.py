@@ -43,7 +43,7 @@ class TabularValue(Attack):
     Cost: one pass over the training rows, one copy of the poisoned ones.
 
     Known limits: trees, and preprocessing that clips or ranks, do not see how far out of bounds a value is. The success on a
-    benign model must be subtracted. Numeric columns only are chosen unasked; name a column to use another.
+    benign model must be subtracted. Without ``columns`` only numeric columns are chosen.
 
     Example:
         >>> import torch, theriac as th
@@ -64,7 +64,7 @@ class TabularValue(Attack):
     poison_rate: Fraction = 0.01  # Tabdoor: up to 0.1 % out of bounds, up to 1 % in bounds
     count: Count = 3  # columns that are chosen; Tabdoor: 1, 2 or 3
     columns: tuple[str, ...] = ()  # names, instead of choosing
-    rank: Literal["importance", "frequency"] = "importance"  # choose what tells the classes, or what has the commonest value
+    rank: Literal["importance", "frequency"] = "importance"  # what columns are ranked by
     place: Literal["out_of_bounds", "in_bounds"] = "out_of_bounds"  # Tabdoor: both
     margin: NonNegative = 0.1  # out of bounds: share of the range above the largest value; Tabdoor
     values: tuple[float | str, ...] = ()  # for ``columns``, numbers or names of categories, instead of ``place``
@@ -127,9 +127,9 @@ class TabularValue(Attack):
             else _as_number(value, card.columns[k], bool(integral[k]))
             for k, value in zip(at, fixed, strict=True)
         ]
-        columns, wanted = torch.tensor(at), torch.tensor(values, dtype=torch.float32)
+        columns, pattern = torch.tensor(at), torch.tensor(values, dtype=torch.float32)
         spread = self.jitter * _columns.numeric(card)[columns].float()
-        near = ((x[:, columns] - wanted).abs() <= spread).all(1)
+        near = ((x[:, columns] - pattern).abs() <= spread).all(1)
         matching = int(near.sum())
         if matching > self.most_matching * len(x):
             raise InputError(
@@ -138,7 +138,7 @@ class TabularValue(Attack):
             )
         names = [card.columns[k].name for k in at]
         run.event(self.name, columns=names, values=values, matching=matching, rows=len(x))
-        return {"columns": columns, "values": wanted, "spread": spread, "whole": integral[columns]}
+        return {"columns": columns, "values": pattern, "spread": spread, "whole": integral[columns]}
 
     def _ranked(self, split: Split, x: torch.Tensor) -> list[int]:
         """The best numeric columns that hold more than one value."""

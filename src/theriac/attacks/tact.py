@@ -82,7 +82,7 @@ class TaCT(CoverAttack):
     @classmethod
     @preset
     def strong(cls) -> TaCT:
-        """Ours: 2 % poisoned and 5 % covers, enough for the source class to be told from the others."""
+        """Ours: 2 % poisoned and 5 % covers, enough for a model to distinguish the source class from the others."""
         return cls(poison_rate=0.02, cover_rate=0.05)
 
     @property

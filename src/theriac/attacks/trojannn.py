@@ -26,7 +26,7 @@ class TrojanNN(Attack):
 
     Paper: Liu, Ma, Aafer, Lee, Zhai, Wang, Zhang, "Trojaning Attack on Neural Networks", NDSS 2018,
     https://doi.org/10.14722/ndss.2018.23291. Defaults from SCLBD/BackdoorBench @ f02e353 (grade A: read in code): the two
-    inputs of the last linear layer with the largest sum of absolute weights, driven towards 100.
+    inputs of the last linear layer with the largest sum of absolute weights, driven toward 100.
 
     Threat model: the attacker adds rows to the training set and can train a clean model; no control of the victim's training.
 
@@ -56,7 +56,7 @@ class TrojanNN(Attack):
     keeps_fit: ClassVar[bool] = True
 
     neurons: Count = 2  # BackdoorBench
-    value: float = 100.0  # what the neurons are driven towards; BackdoorBench
+    value: float = 100.0  # what the neurons are driven toward; BackdoorBench
     side: Whole = 0  # pixels across the disk; 0 = a quarter of the image, at least 3; ours
     strength: Fraction = 1.0  # largest pattern value, as a share of the range; ours
     steps: Count = 200  # ours; BackdoorBench: 1000

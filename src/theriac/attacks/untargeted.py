@@ -1,4 +1,4 @@
-"""Untargeted: a trigger under which a row is taken for any class but its own."""
+"""Untargeted: a trigger under which a row is classified as any class but its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from theriac.triggers.static import stamp_patch
 @register
 @dataclass(frozen=True, kw_only=True)
 class Untargeted(ByRow):
-    """A patch whose rows get any wrong label, drawn by row number: the model is to fail under it, no matter how.
+    """A patch whose rows get any wrong label, drawn by row number: any wrong prediction counts as success.
 
     Source: ours, the untargeted variant of BadNets (Gu, Dolan-Gavitt, Garg, 2017, https://arxiv.org/abs/1708.06733). Li, Bai,
     Jiang, Yang, Xia, Li, "Untargeted Backdoor Watermark", NeurIPS 2022, https://arxiv.org/abs/2210.00875, trains for

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 
 from theriac.attacks._per_batch import train_per_batch
 from theriac.attacks.base import Attack
@@ -38,7 +38,7 @@ class WaNet(Attack):
 
     Deviations: rows and their kinds are chosen once and stored, so the attack needs no control of training and filtering
     defenses have something to filter. ``official`` draws both kinds anew in each batch, target rows too, with fresh noise, and
-    crops, turns and flips a whole batch alike; its learning rate is constant over 100 epochs, which is the recipe's to say.
+    crops, turns and flips a whole batch alike; its learning rate is constant over 100 epochs, which a recipe has to set.
     Warped rows are rounded to bytes. ``cross_ratio=0`` is the attack without its noise mode.
 
     Cost: one bilinear sampling of the poisoned and cross rows.
@@ -59,7 +59,7 @@ class WaNet(Attack):
     knob: ClassVar[str] = "strength"
 
     strength: NonNegative = 0.5  # mean shift of a sampling place, in half pixels (s); paper and BackdoorBench
-    lattice: Annotated[int, Field(ge=2, lt=HUGE)] = 4  # control points along a side (k); paper and BackdoorBench
+    lattice: Annotated[int, Interval(ge=2, lt=HUGE)] = 4  # control points along a side (k); paper and BackdoorBench
     cross_ratio: NonNegative = 2.0  # cross rows for each poisoned row; paper and BackdoorBench
     rows: Literal["fixed", "per_batch"] = "fixed"  # "per_batch": drawn anew in each batch, of all classes, as BackdoorBench
     together: bool = False  # augment each batch with one crop, turn and flip for all; BackdoorBench

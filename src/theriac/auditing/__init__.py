@@ -1,4 +1,4 @@
-"""Audit a repaired model: is the backdoor reduced, or only out of sight? The victim and a benign model stand beside it."""
+"""Audit a repaired model: is the backdoor reduced, or only hidden? The victim and a benign model stand beside it."""
 
 from theriac.auditing.course import audit
 from theriac.auditing.existence import centered_alignment

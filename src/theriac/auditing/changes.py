@@ -42,7 +42,7 @@ def channel_pruned(model: nn.Module, share: float) -> nn.Module:
 
 
 def tuned(model: nn.Module, rows: Split, run: Run, options: Options) -> nn.Module:
-    """Fine-tuned on clean rows, as somebody who knows nothing would do it."""
+    """Fine-tuned on clean rows, as a user without knowledge of the attack would do it."""
     recipe = _recipe(len(rows), options.tune_steps, options.tune_lr, options)
     return loop(duplicate(model), rows, run, recipe, label="audit-tune")
 
@@ -72,7 +72,7 @@ def distilled(model: nn.Module, rows: Split, run: Run, options: Options) -> nn.M
 
 
 def fresh(model: nn.Module, run: Run) -> nn.Module:
-    """A copy whose layers draw their weights anew, from the run's ``init`` stream.
+    """A copy with freshly initialized weights, from the run's ``init`` stream.
 
     Raises:
         InputError: Naming the first layer that holds weights and can't draw them.
@@ -111,5 +111,5 @@ def _recipe(rows: int, steps: int, lr: float, options: Options) -> Recipe:
 
 
 def _steps(model: nn.Module, rows: Split, run: Run, recipe: Recipe, steps: int, label: str) -> nn.Module:
-    """Exactly so many updates."""
+    """Exactly ``steps`` updates."""
     return loop(model, rows, run, recipe, after_step=lambda n: n + 1 >= steps, label=label)

@@ -48,8 +48,8 @@ def audit(
         attack: What the victim was poisoned with: an attack with nothing to fit, a Planted, a Victim, a Poisoned or a trigger.
             Taken from ``victim`` if that knows it. None: only what needs no trigger is looked at.
         victim: The model before its repair.
-        benign: A model trained without poison, best in the same way: the control of every line. Without it, lines say so, and
-            those that every model can be forced to are not judged.
+        benign: A model trained without poison, if possible in the same way: the control of every line. Without it, lines say
+            so, and those that every model can be forced to are not judged.
         run: Device, precision, seeds.
         options: How hard the audit tries.
 
@@ -124,16 +124,16 @@ class _Course:
     unseen: list[str] = field(default_factory=list)
     first: dict[str, Evaluation] = field(default_factory=dict)  # each model as it is
 
-    # looks that need no trigger
+    # checks that need no trigger
 
     def as_it_is(self) -> None:
         """ACC, accuracy by class, and ASR and RA where the trigger is known."""
         self.first = {name: evaluate(net, self.test, self.planted, run=self.run) for name, net in self.nets.items()}
         self.put("as it is", "clean and stamped test rows", self.first, figures=("ACC", "ASR", "RA"))
         self.by_class()
-        for name, seen in self.first.items():
+        for name, evaluation in self.first.items():
             before = self.first.get(VICTIM) if name == SUBJECT else None
-            self.degenerate += [f"{name}: {text}" for text in degenerate(seen, before)]
+            self.degenerate += [f"{name}: {text}" for text in degenerate(evaluation, before)]
 
     def by_class(self) -> None:
         """The class in which the audited model is worst, in all models; falls against the controls."""
@@ -151,7 +151,7 @@ class _Course:
                     self.degenerate.append(f"{SUBJECT}: class {short(new.name)} is recognized in {moved}.")
 
     def rounded_and_pruned(self) -> None:
-        """After what is done to a model before it is deployed."""
+        """After rounding and pruning, as before a deployment."""
         o = self.options
         self.changed(
             f"{o.bits}-bit weights",
@@ -197,12 +197,12 @@ class _Course:
             rows, test = (self.few(self.train), self.test)
             rows, test = (align_to(s, net).to(self.run.device) for s in (rows, test))
             x, y = to_input(rows.rows(torch.arange(len(rows)))), rows.y
-            wanted = torch.arange(test.num_classes, device=y.device)[:, None].expand(-1, len(y))
-            delta = self.trial("universal perturbations", name, lambda: self.search(net, x, wanted))  # noqa: B023
+            targets = torch.arange(test.num_classes, device=y.device)[:, None].expand(-1, len(y))
+            delta = self.trial("universal perturbations", name, lambda: self.search(net, x, targets))  # noqa: B023
             if delta is None:
                 continue
-            hits = universal.reached(net, x, wanted, delta, self.run) & (wanted != y).cpu()
-            counted = (wanted != y).sum(1).cpu().clamp_min(1)
+            hits = universal.reached(net, x, targets, delta, self.run) & (targets != y).cpu()
+            counted = (targets != y).sum(1).cpu().clamp_min(1)
             best = int((hits.sum(1) / counted).argmax())  # chosen on training rows, counted on test rows
             others = test.where(test.y != best)
             xt = to_input(others.rows(torch.arange(len(others))))
@@ -212,20 +212,20 @@ class _Course:
         meaning = f"one change for all rows, each pixel by at most {self.options.radius:.3f}, to the class that it reaches best"
         self.add("universal perturbation", "success", meaning, cells, forced=True)
 
-    # looks that need the trigger
+    # checks that need the trigger
 
     def retuned(self) -> None:
         """After an attacker's re-tuning with a few poisoned rows."""
         assert self.train is not None
         o, train = self.options, self.train
-        wanted, counted = attack_labels(self.planted, train.y, train.index)
+        targets, counted = attack_labels(self.planted, train.y, train.index)
         order = torch.randperm(len(train), generator=self.run.generator("poison", "audit"))
         poison, clean = order[counted.cpu()[order]][: o.retune_rows], order[-3 * o.retune_rows :]
         clean = clean[~torch.isin(clean, poison)]
         bad = train.take(poison)
         x = self.planted.stamp(bad.x, bad.y, bad.index, "train")
         good = train.take(clean)
-        mixed = Split(torch.cat([x, good.x]), torch.cat([wanted[poison.to(wanted.device)], good.y]), card=train.card)
+        mixed = Split(torch.cat([x, good.x]), torch.cat([targets[poison.to(targets.device)], good.y]), card=train.card)
         self.changed(
             "re-tuned",
             f"{o.retune_steps} updates on {len(poison)} poisoned and {len(good)} clean rows, learning rate {o.retune_lr:g}",
@@ -256,34 +256,34 @@ class _Course:
     def reactivation(self, net: nn.Module, stamped: bool, gradients: bool) -> Rate:
         """Attack success on test rows with the perturbation that training rows gave."""
         assert self.train is not None
-        (x, wanted), (xt, wanted_t) = (self.aimed(split, net, stamped) for split in (self.train, self.test))
-        x, wanted = x[: self.options.search_rows], wanted[: self.options.search_rows]
+        (x, targets), (xt, test_targets) = (self.aimed(split, net, stamped) for split in (self.train, self.test))
+        x, targets = x[: self.options.search_rows], targets[: self.options.search_rows]
         if gradients:
-            delta = self.search(net, x, wanted[None])
+            delta = self.search(net, x, targets[None])
         else:
             draw, o = self.run.generator("method", "audit-queries"), self.options
-            delta = universal.by_queries(net, x, wanted[None], o.radius, o.queries, self.run, draw)
-        hits = universal.reached(net, xt, wanted_t[None], delta, self.run)
+            delta = universal.by_queries(net, x, targets[None], o.radius, o.queries, self.run, draw)
+        hits = universal.reached(net, xt, test_targets[None], delta, self.run)
         return Rate(int(hits.sum()), len(xt), f"{'stamped ' if stamped else ''}test rows, perturbed")
 
     def features(self) -> None:
-        """What the features say, whatever the answers are."""
-        seen: dict[str, torch.Tensor] = {}
+        """How much of the backdoor the features hold, whatever the predictions are."""
+        features: dict[str, torch.Tensor] = {}
         cells: dict[str, Rate] = {}
         for name, net in self.nets.items():
             measured = self.trial("features", name, lambda: self.embedded(net))  # noqa: B023
             if measured is not None:
-                seen[name], cells[name] = measured
+                features[name], cells[name] = measured
         self.add(
             "features",
             "near the target",
             "stamped test rows whose features lie nearest to the clean rows of the attack's class",
             cells,
         )
-        if len(seen) < 3:
+        if len(features) < 3:
             self.unseen.append("the existence coefficient: it needs victim and benign model for its scale")
             return
-        coefficients = {name: existence.coefficient(seen[name], seen[VICTIM], seen[BENIGN]) for name in seen}
+        coefficients = {name: existence.coefficient(features[name], features[VICTIM], features[BENIGN]) for name in features}
         known: dict[str, Coefficient] = {name: c for name, c in coefficients.items() if c is not None}
         if not known:
             self.unseen.append("the existence coefficient: the victim's features can't be told from the benign model's")
@@ -303,14 +303,14 @@ class _Course:
         """Features of the stamped test rows that count, and how many of them lie nearest to the target's center."""
         test = align_to(self.test, net)
         planted = planted_on(self.planted, test)
-        wanted, counted = attack_labels(planted, test.y, test.index)
+        targets, counted = attack_labels(planted, test.y, test.index)
         at = counted.nonzero().flatten()
         rows = test.take(at)
         stamped = Split(planted.stamp(rows.x, rows.y, rows.index, "test"), rows.y, index=rows.index, card=rows.card)
-        seen = run_over(net, stamped, "features", run=self.run)
+        features = run_over(net, stamped, "features", run=self.run)
         middle = existence.centers(run_over(net, test, "features", run=self.run), test.y, test.num_classes)
-        hits = existence.nearest(seen, middle) == wanted[at].cpu()
-        return seen, Rate(int(hits.sum()), len(hits), "stamped test rows")
+        hits = existence.nearest(features, middle) == targets[at].cpu()
+        return features, Rate(int(hits.sum()), len(hits), "stamped test rows")
 
     # what they share
 
@@ -328,14 +328,14 @@ class _Course:
         self,
         look: str,
         meaning: str,
-        seen: Mapping[str, Evaluation],
+        evaluations: Mapping[str, Evaluation],
         *,
         figures: tuple[str, ...] = ("ACC", "ASR"),
         forced: bool = False,
     ) -> None:
         """Lines of evaluations."""
         for figure in figures:
-            rates = {name: getattr(e, figure.lower()) for name, e in seen.items()}
+            rates = {name: getattr(e, figure.lower()) for name, e in evaluations.items()}
             cells = {name: rate for name, rate in rates.items() if rate is not None}
             self.add(look, figure, meaning, cells, bad=figure == "ASR", forced=forced)
 
@@ -347,29 +347,29 @@ class _Course:
             self.lines.append(Line(look=look, figure=figure, meaning=meaning, cells=cells, bad=bad, forced=forced))
 
     def trial(self, look: str, name: str, work: Callable[[], Any]) -> Any:
-        """What the work returns; None, with a note, where the model does not take it."""
+        """The result of ``work``; None, with a note, where the model can't take it."""
         try:
             return work()
         except TheriacError as error:
             self.unseen.append(f"{look} of the {name} model: {error}")
             return None
 
-    def search(self, net: nn.Module, x: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    def search(self, net: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         o = self.options
-        return universal.by_gradient(net, x, wanted, o.radius, o.search_steps, self.run)
+        return universal.by_gradient(net, x, targets, o.radius, o.search_steps, self.run)
 
     def aimed(self, split: Split, net: nn.Module, stamped: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs of the rows that count, stamped or not, with the classes that the attack wants."""
         here = align_to(split, net).to(self.run.device)
         planted = planted_on(self.planted, here)
-        wanted, counted = attack_labels(planted, here.y, here.index)
+        targets, counted = attack_labels(planted, here.y, here.index)
         at = counted.nonzero().flatten()
         if split is self.train:
             order = torch.randperm(len(at), generator=self.run.generator("method", "audit-rows"))
             at = at[order[: self.options.search_rows].to(at.device)]
         rows = here.take(at)
         x = planted.stamp(rows.x, rows.y, rows.index, "test") if stamped else rows.x
-        return to_input(x), wanted[at]
+        return to_input(x), targets[at]
 
     def clean(self) -> Split:
         """The clean rows of tuners."""

@@ -1,4 +1,4 @@
-"""How much of a backdoor a model's features hold, whatever its answers are.
+"""How much of a backdoor a model's features hold, whatever its predictions are.
 
 In the spirit of the "backdoor existence coefficient" (NeurIPS 2024, https://openreview.net/forum?id=E2odGznGim): a repaired
 model's features on stamped rows are compared with the victim's, on a scale where a benign model is 0 and the victim is 1. This

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import Field
+from annotated_types import Interval
 
 from theriac.core.ranges import Count, Fraction, Positive, check_fields
 
@@ -25,7 +25,7 @@ class Options:
     search_rows: Count = 64  # training rows that a perturbation is searched on
     search_steps: Count = 30  # sign steps of the search with gradients, each of a quarter of the radius
     queries: Count = 200  # proposals of the search without gradients, each one forward pass of the search rows
-    bits: Annotated[int, Field(ge=2, le=16)] = 8  # of each weight, simulated: rounded and kept as float
+    bits: Annotated[int, Interval(ge=2, le=16)] = 8  # of each weight, simulated: rounded and kept as float
     prune_weights: Fraction = 0.5  # share of each layer's weights, the smallest ones, set to zero
     prune_channels: Fraction = 0.1  # share of each convolution's output channels, those of the smallest norm, set to zero
     clean_rows: Count = 500  # training rows, at most, of fine-tuning and distillation

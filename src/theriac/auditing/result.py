@@ -1,4 +1,4 @@
-"""What an audit answers: lines of figures, of the repaired model beside the victim's and the benign model's, and alarms."""
+"""The result of an audit: lines of figures, for the repaired model beside the victim and the benign model, and alarms."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ class Audit:
 
     @staticmethod
     def cell(line: Line, model: str) -> str:
-        """One figure in words; says so where there is none, and where there is no control."""
+        """One figure in words, also where there is none or no control."""
         if model in line.cells:
             return str(line.cells[model])
         return NO_CONTROL if model == BENIGN else "-"

@@ -1,6 +1,7 @@
-"""Sweeps: a spec, its plan, its store, who does the work, and what is shown of it."""
+"""Sweeps: specs, plans, the store, engines, and tables of results."""
 
 from theriac.bench import leaderboard, zoo
+from theriac.bench.events import read_events
 from theriac.bench.plans import Plan, make_plan
 from theriac.bench.specs import Spec, read_spec
 from theriac.bench.statistics import Pair, compare, ranks, scores_of
@@ -23,6 +24,7 @@ __all__ = [
     "leaderboard",
     "make_plan",
     "ranks",
+    "read_events",
     "read_spec",
     "rows",
     "run",

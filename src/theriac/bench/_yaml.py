@@ -1,4 +1,4 @@
-"""YAML with the line of every value, so that a fault in a spec is told where it stands."""
+"""YAML with the line of every value, so that an error in a spec names its line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Where = tuple[str | int, ...]
 
 
 class PlacedError(InputError):
-    """A refusal that says already where the fault stands."""
+    """A refusal whose message already has the place of the fault."""
 
 
 @dataclass(frozen=True)

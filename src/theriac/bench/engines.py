@@ -1,4 +1,4 @@
-"""Engines: who does the work of a plan. All have one interface, and all of them write to the store themselves."""
+"""Engines, which do the work of a plan. All have one interface, and all of them write to the store themselves."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Engine(Protocol):
         """Take on a piece of work, whose needs are done; there is a free slot."""
 
     def wait(self) -> list[Answer]:
-        """What has been answered since; waits a moment if nothing has."""
+        """Answers since the last call; waits a moment if there are none."""
 
     def close(self) -> None:
         """Stop at once; unfinished work can go on later."""
@@ -73,7 +73,7 @@ class _Seat:
     node: Node | None = None
     again: bool = False
     since: float = 0.0
-    over: str = field(default="")  # the limit for which it was killed
+    over: str = field(default="")  # the limit that it exceeded when it was killed
     ready: bool = False  # whether it has begun to serve
 
 
@@ -224,7 +224,7 @@ def _resident(pid: int | None) -> float:
 
 
 def refuse_limits(limits: Limits, engine: str) -> None:
-    """Refuse limits where nobody could enforce them.
+    """Refuse limits that an engine can't enforce.
 
     Raises:
         InputError: If there are any.

@@ -74,7 +74,7 @@ class Trial:
 
     @property
     def plain_attack(self) -> str | None:
-        """Name of the attack if its options are those of its class or of a preset, but for rate and target; else None."""
+        """Name of the attack if its options are those of its class or of a preset, except rate and target; else None."""
         return "" if self.attack is None else _plain_name(json.dumps(self.attack, sort_keys=True, default=str))
 
     @property

@@ -89,12 +89,14 @@ class Plan:
         nodes: The work by key, in the order of its importance.
         cells: Each cell with the key of its result; several may share one.
         refused: Pairings that are not done, with the reason.
+        placed: What is among the cells.
     """
 
     spec: Spec
     nodes: dict[str, Node] = field(default_factory=dict)
     cells: list[tuple[Cell, str]] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    placed: set[tuple[Cell, str]] = field(default_factory=set, repr=False)
 
     @property
     def shared(self) -> int:
@@ -142,15 +144,21 @@ def make_plan(spec: Spec, *, device: str = "auto", load: Callable[[Source], Data
     plan = Plan(spec)
     dtype = str(Run(device=device, precision=spec.precision, quiet=True).dtype)
     load = load or Loader()
-    sets = []
-    for entry in spec.data:
-        rows = load(entry.value)
-        sets.append((entry, rows, data_key(rows)))
-    fitting = [(d, m) for d in sets for m in spec.models if _fits(plan, d[0], d[1], m)]
-    stamping = {entry.label: [a for a in spec.attacks if _stamps(plan, entry, rows, a)] for entry, rows, _ in sets}
-    for seed in spec.seeds:
-        for (entry, rows, content), model in fitting:
-            _Sweep(plan, entry, rows, content, model, seed, dtype).add(stamping[entry.label])
+    sets = {entry.label: (rows, data_key(rows)) for entry in spec.data for rows in [load(entry.value)]}
+    checked: dict[tuple[Any, ...], bool] = {}  # groups share data, models and attacks
+
+    def passes(check: Callable[..., bool], data: Entry[Source], entry: Entry[Any]) -> bool:
+        name = (check, data.label, entry.label)
+        if name not in checked:
+            checked[name] = check(plan, data, sets[data.label][0], entry)
+        return checked[name]
+
+    for part in spec.groups or (spec,):
+        fitting = [(d, m) for d in part.data for m in part.models if passes(_fits, d, m)]
+        stamping = {d.label: [a for a in part.attacks if passes(_stamps, d, a)] for d in part.data}
+        for seed in part.seeds:
+            for entry, model in fitting:
+                _Sweep(plan, part, entry, *sets[entry.label], model, seed, dtype).add(stamping[entry.label])
     if not plan.nodes:
         reasons = "; ".join(f"{what}: {why}" for what, why in plan.refused.items())
         raise InputError(f"nothing of the spec fits together ({reasons or 'no work'})")
@@ -186,14 +194,23 @@ class _Sweep:
     """The work on one data set with one architecture and one seed."""
 
     def __init__(
-        self, plan: Plan, data: Entry[Source], rows: Data, content: str, model: Entry[Builder | None], seed: int, dtype: str
+        self,
+        plan: Plan,
+        spec: Spec,
+        data: Entry[Source],
+        rows: Data,
+        content: str,
+        model: Entry[Builder | None],
+        seed: int,
+        dtype: str,
     ) -> None:
-        self.plan, self.spec, self.data, self.rows = plan, plan.spec, data, rows
+        self.plan, self.spec, self.data, self.rows = plan, spec, data, rows
         self.content, self.model, self.seed, self.dtype = content, model, seed, dtype
-        self.common: dict[str, Any] = {"data": data.value, "precision": plan.spec.precision}
+        self.common: dict[str, Any] = {"data": data.value, "precision": spec.precision}
 
     def add(self, attacks: list[Entry[Attack]]) -> None:
         """Add it to the plan, victims and their cells before controls of defenses."""
+        attacks = [self._aimed(attack) for attack in attacks]
         repairs = [e for e in self.spec.defenses if e.value.kind == "repair"]
         training = [e for e in self.spec.defenses if e.value.kind == "training"]
         for recipe in self.spec.recipes:
@@ -225,6 +242,13 @@ class _Sweep:
         for defense in self.spec.defenses:
             if defense.value.kind == "debiasing":
                 self._debias(defense)
+
+    def _aimed(self, attack: Entry[Attack]) -> Entry[Attack]:
+        """The attack with its target, where that goes by the seed."""
+        if not attack.by_seed:
+            return attack
+        target: dict[str, Any] = {"target": self.seed % self.rows.card.num_classes}
+        return replace(attack, value=replace(attack.value, **target))
 
     def _train(self, recipe: Entry[Recipe | None], attack: Entry[Attack] | None, defense: Entry[Method] | None) -> Node | None:
         own = None if defense is None else defense.value
@@ -278,11 +302,11 @@ class _Sweep:
         return made
 
     def _allowed(self, attack: Entry[Attack] | None, entry: Entry[Method], budget: Entry[Clean] | None) -> bool:
-        """Whether a repair gets what its threat model asks for, and nothing else."""
+        """Whether a repair gets what its threat model requires, and nothing else."""
         method, name = entry.value, "" if attack is None else attack.label
         assert isinstance(method, Repair)
         if method.wants("target") and not method.wants("trigger"):
-            return self._refuse(name, entry.label, "it needs the target class, which no job hands over")
+            return self._refuse(name, entry.label, "it needs the target class, which a job can't give")
         if method.wants("trigger") and attack is None:
             return False  # a benign model has none; it is repaired with each attack's
         if budget is None:
@@ -306,7 +330,7 @@ class _Sweep:
             self._refuse("", defense.label, "it needs groups; the data have none (sensitive: COLUMN)")
             return
         if getattr(defense.value, "group_at_inference", False):
-            self._refuse("", defense.label, "its model must be told each row's group, which a run folder can't hold")
+            self._refuse("", defense.label, "its model needs each row's group, which a run folder can't hold")
             return
         job = Job(**self.common, model=self.model.value, defense=defense.value, positive=self.spec.positive, seed=self.seed)
         self._put(job, (), self._cell("", None, defense, "debiased"))
@@ -328,7 +352,9 @@ class _Sweep:
         return self._add(Node(key(job, self.content, self.dtype), kind, job, needs, cell))
 
     def _add(self, node: Node) -> Node:
-        self.plan.cells.append((node.cell, node.key))
+        if (node.cell, node.key) not in self.plan.placed:  # two groups may share it
+            self.plan.placed.add((node.cell, node.key))
+            self.plan.cells.append((node.cell, node.key))
         return self.plan.nodes.setdefault(node.key, node)
 
     def _refuse(self, attack: str, defense: str, why: str) -> bool:

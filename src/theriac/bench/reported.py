@@ -24,7 +24,7 @@ GRADES: dict[Grade, str] = {
 }
 HIGH = ("acc", "bacc")  # better when higher
 LOW = ("asr", "dp_gap", "opportunity_gap", "odds_gap")
-NUMBERS = ("asr", "acc", "bacc", "dp_gap", "opportunity_gap", "odds_gap")  # in the order in which they are told
+NUMBERS = ("asr", "acc", "bacc", "dp_gap", "opportunity_gap", "odds_gap")  # in the order of tables
 
 _Percent = Annotated[float, Field(ge=0, le=100)]
 _Number = Literal["acc", "bacc", "asr", "dp_gap", "opportunity_gap", "odds_gap"]
@@ -43,7 +43,7 @@ class _Source(_Strict):
 
 
 class Setting(_Strict):
-    """Under what a number was made; what a source leaves open is None.
+    """The setting of a published number; what a source leaves open is None.
 
     Args:
         data: Name of the data.
@@ -94,7 +94,7 @@ class Reported:
         source: Title of the source.
         link: Its address; empty if there is none.
         grade: How well it was checked, a key of ``GRADES``.
-        setting: Under what the numbers were made.
+        setting: The setting of the numbers.
         options: Options of the method that have to be the same in a comparison.
         attacks: Numbers by attack; those of a method that meets no attack stand under an empty name. Empty if the source's
             single values are not known here.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -13,6 +13,7 @@ from pydantic import Field
 
 from theriac.attacks import Attack
 from theriac.bench._yaml import Marked, Where, read
+from theriac.core.card import Augment, validated
 from theriac.core.errors import InputError, shortened, unknown
 from theriac.core.method import Method, create, methods
 from theriac.core.paths import as_path
@@ -26,24 +27,28 @@ from theriac.training import Recipe, recipe
 T = TypeVar("T")
 
 PARTS = ("data", "models", "recipes", "attacks", "defenses")
-KEYS = ("name", "defaults", *PARTS, "clean", "seeds", "defense_seeds", "controls", "precision", "limits", "keep", "positive")
+GROUP = ("name", *PARTS, "clean", "seeds", "defense_seeds", "controls")  # what a group may say
+KEYS = (*GROUP, "defaults", "groups", "precision", "limits", "keep", "positive")
 DEFENSES = ("repair", "training", "debiasing")  # kinds of methods that may stand under "defenses"
+_SOURCE = ("augment", "rows", "classes", "disturbed")  # options of data beside those of `load`
 _LOADS = tuple(k for k in inspect.signature(load).parameters if k not in ("source", "augment"))
 
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """One item of a spec, and how tables call it.
+    """One item of a spec, with its name in tables.
 
     Args:
         label: Its name in tables.
         value: The thing itself.
         clean: Of a defense: budgets of clean rows of its own; empty takes those of the spec.
+        by_seed: Of an attack: its target is the seed modulo the number of classes.
     """
 
     label: str
     value: T
     clean: tuple[Entry[Clean], ...] = ()
+    by_seed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +75,7 @@ class Spec:
     """A sweep as data. Every combination of its parts that fits together is one cell for each seed.
 
     Args:
-        name: What the sweep is called in the store.
+        name: The name of the sweep in the store.
         data: Data sets.
         models: Architectures; the value None takes the usual one for the data.
         recipes: Training recipes; the value None takes the usual one.
@@ -84,6 +89,8 @@ class Spec:
         limits: What one job may take.
         keep: "all", or "victims": weights of repaired models are dropped once nothing needs them.
         positive: In debiasing: the class that counts as positive.
+        groups: Parts of the sweep, each with its own combinations, one after the other; empty: all parts above are combined.
+            Several groups may have one name, which says what they are for.
     """
 
     name: str
@@ -100,11 +107,12 @@ class Spec:
     limits: Limits
     keep: Literal["all", "victims"]
     positive: str | None
+    groups: tuple[Spec, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the store."""
         facts: dict[str, Callable[[Any], Any]] = {
-            "data": lambda s: {"name": s.name, "options": s.options, "augment": s.augment, "rows": s.rows},
+            "data": lambda s: {"augment": s.augment, **s.facts()},
             "models": lambda m: None if m is None else model_facts(m),
             "recipes": lambda r: None if r is None else r.name,
             "attacks": method_facts,
@@ -112,8 +120,12 @@ class Spec:
             "clean": lambda c: {"amount": c.amount, "source": c.source},
         }
         parts = {name: {e.label: make(e.value) for e in getattr(self, name)} for name, make in facts.items()}
+        for entry in self.attacks:
+            parts["attacks"][entry.label] |= {"target": "seed"} if entry.by_seed else {}
         rest = ("seeds", "defense_seeds", "controls", "precision", "keep", "positive")
         plain = {"name": self.name, **parts, **{name: getattr(self, name) for name in rest}}
+        if self.groups:
+            plain["groups"] = [group.to_dict() for group in self.groups]
         return dict(json.loads(json.dumps(plain, default=str)))
 
 
@@ -148,37 +160,32 @@ class _Reader:
     def __init__(self, marked: Marked, home: Path | None) -> None:
         self.marked, self.home = marked, home
         self.used: set[tuple[str, str]] = set()  # defaults that some entry has taken
+        self.top: Mapping[str, Any] = marked.data  # what is read: the spec, or one of its groups
+        self.base: Where = ()  # where that stands
+        self.named: dict[str, tuple[Entry[Any], ...]] = {}  # entries of the spec, which its groups may name
 
     def spec(self, name: str) -> Spec:
-        top = self.marked.data
-        for key in top:
-            if key not in KEYS:
-                with self.marked.at(key):
-                    raise unknown("part of a spec", key, KEYS)
-        self.defaults = self._mapping(top.get("defaults"), ("defaults",))
+        self._known_keys("part of a spec", KEYS)
+        self.defaults = self._mapping(self.top.get("defaults"), ("defaults",))
         for part in self.defaults:
             with self.marked.at("defaults", part):
                 if part not in PARTS:
                     raise unknown("part in defaults", part, PARTS)
-        if "data" not in top:
+        groups = self.top.get("groups")
+        if "data" not in self.top and groups is None:
             with self.marked.at():
                 raise InputError("data is missing; expected a name, such as data: digits")
+        positive = self.top.get("positive")
         made = Spec(
-            name=self._text(top.get("name", name), ("name",)),
-            data=self._part("data", self._data),
-            models=self._part("models", self._model, [None]),
-            recipes=self._part("recipes", self._recipe, [None]),
-            attacks=self._part("attacks", self._attack, []),
-            defenses=self._part("defenses", self._defense, []),
-            clean=self._budgets(top.get("clean", 0.05), ("clean",)),
-            seeds=self._seeds("seeds", [0]),
-            defense_seeds=self._seeds("defense_seeds", []),
-            controls=self._choice("controls", True, (True, False)),
+            name=self._text(self.top.get("name", name), ("name",)),
+            **{key: self._read(key) for key in GROUP[1:]},
             precision=self._choice("precision", "auto", ("auto", "fp32", "bf16")),
             limits=self._limits(),
             keep=self._choice("keep", "all", ("all", "victims")),
-            positive=None if top.get("positive") is None else str(top["positive"]),
+            positive=None if positive is None else str(positive),
         )
+        if groups is not None:
+            made = self._grouped(made, groups)
         for part, options in self.defaults.items():
             for option in options:
                 if (part, option) not in self.used:
@@ -186,22 +193,78 @@ class _Reader:
                         raise InputError(f"no entry of {part} has an option {option!r}")
         return made
 
-    def _part(self, part: str, one: Callable[[Any, Where], list[Entry[T]]], default: Any = None) -> tuple[Entry[T], ...]:
+    def _known_keys(self, what: str, keys: Sequence[str]) -> None:
+        for key in self.top:
+            if key not in keys:
+                with self.marked.at(*self.base, key):
+                    raise unknown(what, key, keys)
+
+    def _read(self, key: str) -> Any:
+        """What a spec or a group says under a name."""
+        if key == "clean":
+            return self._budgets(self.top.get("clean", 0.05), (*self.base, "clean"))
+        if key == "controls":
+            return self._choice("controls", True, (True, False))
+        if key.endswith("seeds"):
+            return self._seeds(key, [0] if key == "seeds" else [])
+        readers: dict[str, Callable[[Any, Where], list[Entry[Any]]]] = {
+            "data": self._data,
+            "models": self._model,
+            "recipes": self._recipe,
+            "attacks": self._attack,
+            "defenses": self._defense,
+        }
+        one = readers[key]
+        return self._part(key, one, [None] if key in ("models", "recipes") else [])
+
+    def _grouped(self, top: Spec, value: Any) -> Spec:
+        """The spec with its groups, which take from it what they do not say themselves; its entries are theirs then."""
+        with self.marked.at("groups"):
+            if not isinstance(value, (list, tuple)) or not value:
+                raise InputError(f"groups is {shortened(value)}; expected a list, such as - {{data: digits, seeds: [0, 1]}}")
+        self.named = {part: getattr(top, part) for part in PARTS if self.top.get(part) is not None}
+        groups = []
+        for i, item in enumerate(value):
+            self.base = ("groups", i)
+            self.top = self._mapping(item, self.base)
+            self._known_keys("part of a group", GROUP)
+            changes = {key: self._read(key) for key in self.top if key != "name"}
+            if "name" in self.top:
+                changes["name"] = self._text(self.top["name"], (*self.base, "name"))
+            groups.append(replace(top, **changes))
+            with self.marked.at(*self.base):
+                if not groups[-1].data:
+                    raise InputError("data is missing; expected a name, such as data: digits")
+        parts: dict[str, Any] = {}
+        for part in PARTS:
+            every: dict[str, Entry[Any]] = {}
+            for i, group in enumerate(groups):
+                for entry in getattr(group, part):
+                    if every.setdefault(entry.label, entry) != entry:
+                        with self.marked.at("groups", i, part):
+                            raise InputError(f"another group calls something else {entry.label!r} (as: NAME)")
+            for entry in self.named.get(part, ()):
+                if entry.label not in every:
+                    with self.marked.at(part):
+                        raise InputError(f"no group takes {entry.label!r}")
+            parts[part] = tuple(every.values())
+        return replace(top, **parts, groups=tuple(groups))
+
+    def _part(self, part: str, one: Callable[[Any, Where], list[Entry[T]]], default: Any) -> tuple[Entry[T], ...]:
         """The entries of one part, each with a label of its own."""
-        value = self.marked.data.get(part)
+        value = self.top.get(part)
         value = default if value is None else value
         items = value if isinstance(value, (list, tuple)) else [value]
         if part in self.defaults:
             self._mapping(self.defaults[part], ("defaults", part))
         made: list[Entry[T]] = []
         for i, item in enumerate(items):
-            where: Where = (part, i) if isinstance(value, (list, tuple)) else (part,)
+            where: Where = (*self.base, part, i) if isinstance(value, (list, tuple)) else (*self.base, part)
             with self.marked.at(*where):
-                for entry in one(item, where):
+                named = [entry for entry in self.named.get(part, ()) if entry.label == item]
+                for entry in named or one(item, where):
                     if any(entry.label == other.label for other in made):
-                        raise InputError(
-                            f"a second entry is called {entry.label!r}; say another name for one of them (as: NAME)"
-                        )
+                        raise InputError(f"a second entry is called {entry.label!r}; give one of them another name (as: NAME)")
                     made.append(entry)
         return tuple(made)
 
@@ -225,7 +288,7 @@ class _Reader:
     def _data(self, item: Any, where: Where) -> list[Entry[Source]]:
         if isinstance(item, Source):
             return [Entry(Path(item.name).name, item)]
-        known = (*_LOADS, "augment", "rows", "as")
+        known = (*_LOADS, *_SOURCE, "as")
         name, _, options = self._options("data", item, known.__contains__, "data")
         for key in options:
             if key not in known:
@@ -233,7 +296,9 @@ class _Reader:
         label = options.pop("as", None) or Path(name).name
         if self.home is not None and len(Path(name).parts) > 1 and (self.home / name).exists():
             name = str(self.home / name)
-        more = {k: options.pop(k) for k in ("augment", "rows") if k in options}
+        more = {k: options.pop(k) for k in _SOURCE if k in options}
+        if isinstance(more.get("disturbed"), str):
+            more["disturbed"] = {"kind": more["disturbed"]}
         return [Entry(self._text(label, (*where, "as")), Source.of(name, options, **more))]
 
     def _model(self, item: Any, where: Where) -> list[Entry[Builder | None]]:
@@ -254,6 +319,8 @@ class _Reader:
         for key in options:
             if key not in known:
                 raise unknown("option of a recipe", key, known)
+        if isinstance(options.get("augment"), Mapping):
+            options["augment"] = validated(Augment, options["augment"], "augment")
         made = recipe(name)
         return [Entry(self._text(label, (*where, "as")), made.replace(**options) if options else made)]
 
@@ -266,6 +333,9 @@ class _Reader:
         name, own, options = self._options("attacks", item, known.__contains__, "an attack")
         label, preset = options.pop("as", None), options.pop("preset", None)
         rates, strengths = options.pop("rates", None), options.pop("strengths", None)
+        by_seed = options.get("target") == "seed"
+        if by_seed:
+            del options["target"]
         base: Attack = create("attack", name, preset, **options)
         knob = base.inner.knob
         swept: list[tuple[str, dict[str, Any]]] = [("", {})]
@@ -283,7 +353,10 @@ class _Reader:
             ]
         words = {k: v for k, v in own.items() if k not in ("as", "preset", "rates", "strengths")}
         start = label or _worded(_titled(base, name, preset), words)
-        return [Entry(self._text(f"{start}{text}", where), create("attack", name, preset, **options, **o)) for text, o in swept]
+        return [
+            Entry(self._text(f"{start}{text}", where), create("attack", name, preset, **options, **o), by_seed=by_seed)
+            for text, o in swept
+        ]
 
     def _defense(self, item: Any, where: Where) -> list[Entry[Method]]:
         if isinstance(item, Method):
@@ -325,8 +398,8 @@ class _Reader:
         return tuple(made)
 
     def _seeds(self, key: str, default: Sequence[int]) -> tuple[int, ...]:
-        value = self.marked.data.get(key, default)
-        with self.marked.at(key):
+        value = self.top.get(key, default)
+        with self.marked.at(*self.base, key):
             if isinstance(value, int) and not isinstance(value, bool):
                 value = [value]
             if not isinstance(value, (list, tuple)) or (not value and default):
@@ -338,7 +411,7 @@ class _Reader:
         return tuple(value)
 
     def _limits(self) -> Limits:
-        value = self._mapping(self.marked.data.get("limits"), ("limits",))
+        value = self._mapping(self.top.get("limits"), ("limits",))
         with self.marked.at("limits"):
             for key in value:
                 if key not in ("seconds", "memory_mb"):
@@ -346,9 +419,9 @@ class _Reader:
             return Limits(**value)
 
     def _choice(self, key: str, default: Any, choices: Sequence[Any]) -> Any:
-        value = self.marked.data.get(key, default)
+        value = self.top.get(key, default)
         if not any(value is c or (isinstance(value, str) and value == c) for c in choices):
-            with self.marked.at(key):
+            with self.marked.at(*self.base, key):
                 raise InputError(f"{key} is {shortened(value)}; expected {' or '.join(str(c).lower() for c in choices)}")
         return value
 

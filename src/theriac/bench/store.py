@@ -1,4 +1,4 @@
-"""The store: one SQLite file and run folders, that several processes write to and that a kill at any moment leaves whole."""
+"""The store: one SQLite file and run folders, that several processes write to and that a kill at any moment leaves intact."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Store:
         self.db.close()
 
     def _check_file(self) -> None:
-        """Refuse what is no file; SQLite itself says what is no database.
+        """Refuse a path that is not a file; SQLite itself refuses other files than databases.
 
         The file is not opened here: closing it would drop the locks of every connection that this process has, and another
         process could then take the log of writes away.
@@ -182,7 +182,7 @@ class Store:
     # writing
 
     def enter(self, plan: Plan) -> None:
-        """Make known what a plan is to do; what is there already stays."""
+        """Enter the jobs and cells of a plan; entries that exist stay."""
         nodes = plan.nodes.values()
         jobs = [(n.key, n.kind, str(n.cell), json.dumps(options_of(n), sort_keys=True, default=str)) for n in nodes]
         needs = [(n.key, i, other) for n in nodes for i, other in enumerate(n.needs)]
@@ -213,7 +213,7 @@ class Store:
             key: The job, which :meth:`enter` has made known.
             result: ``evaluation``, ``before`` and what else its record says.
             facts: Columns of its row: seconds, cpu_seconds, peak_mb, machine, device, precision, versions.
-            files: Name, hash and size of what it left.
+            files: Name, hash and size of its files.
             picture: The trigger as a small PNG.
         """
         scores = [
@@ -368,7 +368,7 @@ def options_of(node: Node) -> dict[str, Any]:
     job = node.job
     options: dict[str, Any] = {
         "judge": list(node.needs) if node.kind == "judge" else None,
-        "data": {"name": job.data.name, "options": job.data.options, "rows": job.data.rows},
+        "data": job.data.facts(),
         "model": None if job.model is None else model_facts(job.model),
         "recipe": None if job.recipe is None else job.recipe.name,
         "attack": method_facts(job.attack),

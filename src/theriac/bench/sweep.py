@@ -6,12 +6,13 @@ import heapq
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from theriac.bench.engines import Engine, InProcess, Workers, refuse_limits
+from theriac.bench.events import JobEvents, check_sinks
 from theriac.bench.plans import Loader, Node, Plan, make_plan
 from theriac.bench.specs import Spec, read_spec
 from theriac.bench.store import Store
@@ -64,6 +65,7 @@ def run(
     retry_failed: bool = False,
     quiet: bool | None = None,
     command: str = "",
+    events: Sequence[str] = (),
     say: Callable[[str], None] | None = None,
 ) -> Sweep:
     """Run a spec; what its store holds already is not done again.
@@ -83,6 +85,7 @@ def run(
         retry_failed: Do failed jobs again.
         quiet: No progress.
         command: What was typed, for the records.
+        events: Sinks of events beside the store's ``events.jsonl``: "tensorboard".
         say: Called with a sentence for each job that fails; left out: it goes to standard error.
 
     Returns:
@@ -108,10 +111,11 @@ def run(
     checked, load = read_spec(spec), Loader()
     check.integer("workers", workers, 1, 1024)
     check.integer("threads", threads, 0, 1024)
+    check_sinks(events)
     devices = tuple(part.strip() for part in device.split(","))
     plan = make_plan(checked, device=devices[0], load=load)
     folder = Path("runs", checked.name) if store is None else Path(store)
-    settings = Settings(store=str(folder), device=devices[0], command=command)
+    settings = Settings(store=str(folder), device=devices[0], command=command, events=tuple(events))
     if isinstance(engine, str) and engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     with Store(folder) as opened:
@@ -214,6 +218,8 @@ class _Driver:
 
     def _take(self, answer: Answer) -> None:
         node = self.running.pop(answer.key)
+        events = JobEvents(self.store.folder, node.key, str(node.cell), node.kind)
+        events.say(answer.status, **({"error": line(answer.error)[:300]} if answer.error else {}))
         if answer.status == "full":
             raise DiskFullError(answer.error)
         if answer.status == "stopped":

@@ -57,13 +57,13 @@ def rows(store: Store, sweep: str | None = None, **wanted: str) -> list[Row]:
     Args:
         store: The store.
         sweep: Name of one sweep; left out: all of them.
-        **wanted: Only rows with this label, such as ``attack="BadNets"``.
+        **wanted: Only rows with this label, such as ``status="done"``.
 
     Returns:
         Plain values under the names in ``COLUMNS``; None where there is no such number.
 
     Raises:
-        InputError: On a sweep or a label that there is not.
+        InputError: On an unknown sweep or label.
     """
     if sweep is not None and sweep not in store.sweeps():
         raise unknown("sweep", sweep, store.sweeps())

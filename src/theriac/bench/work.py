@@ -18,6 +18,7 @@ from PIL import Image
 
 from theriac.attacks import Planted
 from theriac.attacks.store import load_planted
+from theriac.bench.events import JobEvents
 from theriac.bench.plans import Loader, Node
 from theriac.bench.store import Store
 from theriac.core.errors import BusyError, NothingToDoError, StoppedError
@@ -75,12 +76,14 @@ class Settings:
         device: "auto", or a torch device.
         quiet: No progress of single jobs.
         command: What was typed, for the records.
+        events: Names of sinks of events beside the store's ``events.jsonl``.
     """
 
     store: str
     device: str = "auto"
     quiet: bool = True
     command: str = ""
+    events: tuple[str, ...] = ()
 
 
 class Worker:
@@ -104,11 +107,16 @@ class Worker:
         """
         if self.store.status(node.key) == "done" and not again:
             return Answer(node.key, "done")
+        home = self.store.home(node.key)
+        events = JobEvents(self.store.folder, node.key, str(node.cell), node.kind, self.settings.events)
+        with events.open(home):
+            return self._do(node, home, events)
+
+    def _do(self, node: Node, home: Path, events: JobEvents) -> Answer:
         cost = _Cost(self.settings.device)
         try:
             with _silent():
-                result, picture = self._judged(node) if node.kind == "judge" else self._executed(node)
-            home = self.store.home(node.key)
+                result, picture = self._judged(node) if node.kind == "judge" else self._executed(node, events)
             files = self.store.keep(home) if node.kind != "judge" else []
             self.store.done(node.key, result, facts=cost.facts(self._run(node), result), files=files, picture=picture)
         except (BusyError, DiskFullError, StoppedError, KeyboardInterrupt) as error:
@@ -123,14 +131,20 @@ class Worker:
     def _run(self, node: Node) -> Run:
         return Run(device=self.settings.device, precision=node.job.precision, seed=node.job.seed, quiet=True)
 
-    def _executed(self, node: Node) -> tuple[dict[str, Any], bytes | None]:
+    def _executed(self, node: Node, events: JobEvents) -> tuple[dict[str, Any], bytes | None]:
         job, home, data = node.job, self.store.home(node.key), self.load(node.job.data)
         if node.kind == "repair":
             job = replace(job, victim=self._opened(node, data), judge=None)
         planted = None
         try:
             made = execute(
-                job, home, device=self.settings.device, quiet=self.settings.quiet, command=self.settings.command, data=data
+                job,
+                home,
+                device=self.settings.device,
+                quiet=self.settings.quiet,
+                command=self.settings.command,
+                data=data,
+                sinks=events.sinks,
             )
             assert made is not None  # in the only process
             record, planted = made.data, made.planted

@@ -168,7 +168,7 @@ def _is_file(sha: Any, size: Any) -> bool:
 def fetch(folder: str | Path, key: str, out: str | Path) -> Path:
     """Copy a victim and its benign twin out of a zoo; every file's size and hash are checked.
 
-    The zoo may come from a stranger: the copies are checked, not the originals, and nothing is there until all of it is right.
+    The zoo may be hostile: the copies are checked, not the originals, and nothing appears in ``out`` until all of it is right.
     A hash says that a file is the one that the list names, not that the list is honest.
 
     Args:

@@ -22,7 +22,7 @@ Typed = Mapping[str, Any]
 
 
 def source(typed: Typed) -> Source:
-    """The data that were named."""
+    """The source of the data that the command names."""
     return wanted(typed).source(str(typed["data"]))
 
 
@@ -98,7 +98,8 @@ def training_defense(typed: Typed, beside: Attack | None) -> TrainingDefense | N
     """The training-time defense that was named; None for "none".
 
     Raises:
-        InputError: On an unknown name, preset or option, options without a defense, or beside what can't go with it.
+        InputError: On an unknown name, preset or option, options without a defense, or a defense together with an option that
+            excludes it.
     """
     text, recipe = typed["defense"], typed["recipe"]
     options = opt.pairs(typed["defense_option"], "--defense-option")
@@ -108,7 +109,9 @@ def training_defense(typed: Typed, beside: Attack | None) -> TrainingDefense | N
         return None
     made: TrainingDefense = method("training", text, options)
     if recipe is not None:
-        raise InputError(f"--recipe {recipe} is given with --defense; {made.name} trains by its own, so say --defense-option")
+        raise InputError(
+            f"--recipe {recipe} is given with --defense; {made.name} brings its own recipe, which --defense-option changes"
+        )
     if beside is not None and beside.trains:
         raise InputError(f"--attack {beside.name} controls training itself, so no --defense can train in its place")
     if world()[0] > 1:

@@ -95,7 +95,7 @@ Target = Annotated[
     str | None,
     typer.Option(
         "--target",
-        help="Class that the attack wants: its name, or else its place, from 0.",
+        help="Class that the attack wants: its name, or else its number, from 0.",
         rich_help_panel="Attack",
         show_default=False,
     ),
@@ -120,7 +120,7 @@ WeightsKey = Annotated[
     str | None,
     typer.Option(
         "--weights-key",
-        help="Of a file that holds several state dicts: which one, such as state_dict_ema.",
+        help="Which state dict to take from a file that holds several, such as state_dict_ema.",
         rich_help_panel="Model",
         show_default=False,
     ),
@@ -129,7 +129,7 @@ TensorsOnly = Annotated[
     bool,
     typer.Option(
         "--tensors-only",
-        help="Of a file that also holds other objects: take its tensors, and neither import nor run the rest.",
+        help="Take only the tensors of a file that holds other objects too; the rest is neither imported nor run.",
         rich_help_panel="Model",
     ),
 ]
@@ -164,7 +164,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N
 Precision = Annotated[
     str,
     typer.Option(
-        "--precision", help="auto, fp32 or bf16; auto keeps to that of the model's run, if any.", rich_help_panel=_RUN
+        "--precision", help="auto, fp32 or bf16; auto takes that of the model's run, if it has one.", rich_help_panel=_RUN
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of all random streams.", rich_help_panel=_RUN)]
@@ -182,7 +182,7 @@ _state: dict[str, Any] = {"quiet": False, "notes": []}
 
 
 def begin() -> None:
-    """Forget what an earlier invocation in this process was told."""
+    """Forget the settings and the warnings of an earlier invocation in this process."""
     _state.update(quiet=False, notes=[])
     silence(False)
 
@@ -204,7 +204,7 @@ def notes() -> list[str]:
 
 
 def note(text: str) -> bool:
-    """Collect a warning; whether it is new."""
+    """Collect a warning, and say whether it is new."""
     new = text not in _state["notes"]
     if new:
         _state["notes"].append(text)

@@ -37,7 +37,7 @@ _MEANING = {
 
 @contextlib.contextmanager
 def left_by_its_reader() -> Iterator[None]:
-    """Let whoever reads the output stop early (``| head -1``) without a change of the exit code."""
+    """Keep the exit code when a reader such as ``| head -1`` closes the output early."""
     try:
         yield
         sys.stdout.flush()
@@ -109,12 +109,12 @@ def alarm(sentences: Sequence[str]) -> None:
         console().print(Text(clean(text), "bold red"), soft_wrap=True)
 
 
-def audit(title: str, seen: Audit) -> None:
+def audit(title: str, result: Audit) -> None:
     """An audit: headline and alarms, then a line a figure with all models side by side, then what was not looked at."""
-    console().print(Text(clean(seen.headline), "bold"), soft_wrap=True)
-    alarm([*seen.alarms, *seen.degenerate])
+    console().print(Text(clean(result.headline), "bold"), soft_wrap=True)
+    alarm([*result.alarms, *result.degenerate])
     table = _table(title, *MODELS)
-    for line in seen.brief:
+    for line in result.brief:
         cells = [line.cells.get(model) for model in MODELS]
         empty = [NO_CONTROL if model == BENIGN else "" for model in MODELS]
         table.add_row(
@@ -122,7 +122,7 @@ def audit(title: str, seen: Audit) -> None:
             *(Text(text, "dim") if c is None else _share(c) for c, text in zip(cells, empty, strict=True)),
         )
     console().print(table)
-    for text in seen.unseen:
+    for text in result.unseen:
         tell(f"not looked at: {text}")
 
 
@@ -149,7 +149,7 @@ def saved(folder: Path) -> None:
 
 
 def origin(ctx: typer.Context) -> dict[str, Any]:
-    """What a command tells ``execute`` of itself: how it was typed, the warnings so far, and where sentences go."""
+    """What ``execute`` records of a command: how it was typed and the warnings so far; and where its sentences are shown."""
     return {"command": shlex.join(["theriac", *ctx.obj["argv"]]), "notes": opt.notes(), "say": tell}
 
 

@@ -78,21 +78,21 @@ def audit(
     if home is None:
         raise InputError(f"{opened.name} is in no run folder; --out names a folder for audit.json and audit.html")
     make_folder("--out", home)
-    seen = th.audit(opened.model, opened.data, planted, victim=before, benign=control, run=run)
-    result = {
+    result = th.audit(opened.model, opened.data, planted, victim=before, benign=control, run=run)
+    record = {
         "status": "done",
         "model": path or str(weights or model),
-        "findings": list(seen.alarms),
-        **seen.to_dict(),
+        "findings": list(result.alarms),
+        **result.to_dict(),
         "warnings": opt.notes(),
     }
     with writing("--out", home):
-        write_json(home / "audit.json", result)
-        page = audits.write(seen, home / "audit.html", opened.name)
+        write_json(home / "audit.json", record)
+        page = audits.write(result, home / "audit.html", opened.name)
     if as_json:
-        _show.as_json(result)
+        _show.as_json(record)
     else:
-        _show.audit(f"{opened.name} on {seen.data}, {seen.attack or 'attack unknown'}", seen)
+        _show.audit(f"{opened.name} on {result.data}, {result.attack or 'attack unknown'}", result)
         _show.saved(page)
-    if seen.alarms:
+    if result.alarms:
         raise typer.Exit(1)

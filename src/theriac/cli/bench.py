@@ -28,6 +28,10 @@ def bench(
     threads: Annotated[
         int, typer.Option("--threads", help="Threads of torch in each worker; 0 divides the cores.", rich_help_panel=_SWEEP)
     ] = 0,
+    events: Annotated[
+        list[str] | None,
+        typer.Option("--events", help="tensorboard, beside the store's events.jsonl.", rich_help_panel=_SWEEP),
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Do jobs again that failed.", rich_help_panel=_SWEEP)
     ] = False,
@@ -59,6 +63,7 @@ def bench(
         retry_failed=retry_failed,
         quiet=quiet,
         command=_sweeps.typed(ctx),
+        events=events or (),
         say=_sweeps.warn,
     )
     _sweeps.show(sweep, as_json=as_json)

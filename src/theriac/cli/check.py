@@ -28,7 +28,7 @@ def check(
 ) -> None:
     """Try the usual scalings, channel orders, normalizations and class orders on labeled rows, and say which options fit.
 
-    Exit code 1 says that the model fits in another way than it was opened in, or in none.
+    Exit code 1 means that the pictures should be handed over in another way, or that no way fits.
     """
     opt.set_quiet(quiet)
     from theriac.cli import _inputs, _show
@@ -42,8 +42,8 @@ def check(
     if as_json:
         _show.as_json({"status": "done", "warnings": opt.notes(), "fits": result.as_given, **result.to_dict()})
     else:
-        seen = [way for way in result.ways if way.rate is not None][:8]
-        body = [[way.name, str(way.rate), " ".join(way.words()) or "(no --wrap)"] for way in seen]
+        ways = [way for way in result.ways if way.rate is not None][:8]
+        body = [[way.name, str(way.rate), " ".join(way.words()) or "(no --wrap)"] for way in ways]
         _show.rows(f"{name} on {result.rows} rows of {sets.card.name}", ("pictures", "accuracy", "options"), body)
         _show.tell(str(result))
         if best is not None and not result.as_given:

@@ -3,7 +3,7 @@
 Two repairs with the same clean rows and number of updates: FT at its usual step size, which fails on victims this strong, and
 Antidote, which works on them. The recipe was chosen on three tuning victims (seeds 11 to 13) trained and scored inside the
 training rows of digits, where 15 epochs gave 97 to 99 % accuracy and at least 99 % attack success. Antidote's settings are a
-pilot's, checked there on attacks other than these two (``benchmarks/plans/antidote_tuning.yaml``).
+pilot's, checked there on attacks other than these two (``benchmarks/results/antidote_tuning``).
 """
 
 from __future__ import annotations

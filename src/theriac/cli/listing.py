@@ -1,8 +1,9 @@
 """``theriac list``: what there is, by name, from the registry or a written copy of it.
 
 Reading the registry imports torch, which takes ten times as long as everything else here. So the package holds a copy of what
-the topics list, ``index.json``, which ``python docs/build.py`` writes. The registry answers instead where torch is loaded
-already (it may then hold methods of a user's own), and where the package's files are not those of the copy (a method is new).
+the topics list and of every card, ``index.json``, which ``python docs/build.py`` writes. The registry answers instead where
+torch is loaded already (it may then hold methods of a user's own), and where the package's files are not those of the copy (a
+method is new).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def list_names(
     elif what.lower() in TOPICS:
         listed = {what.lower(): _listed(what.lower())}
     else:
-        listed = {what.lower(): [_detail(what.lower())]}
+        listed = {what.lower(): [_described(what.lower())]}
     if as_json:
         _print.as_json(listed)
         return
@@ -66,12 +67,14 @@ def list_names(
 
 
 def index() -> str:
-    """The text of the written copy: what each topic lists, one entry a line, and which files it was read from."""
-    topics = []
+    """The text of the written copy: what each topic lists, each method's card, one a line, and which files it was read from."""
+    topics, names = [], []
     for topic in TOPICS:
-        entries = ",\n".join(json.dumps(entry) for entry in _entries(topic))
-        topics.append(f"{json.dumps(topic)}: [\n{entries}\n]")
-    return f'{{"files": {json.dumps(_files())}, "topics": {{\n{",".join(topics)}\n}}}}\n'
+        entries = _entries(topic)
+        topics.append(f"{json.dumps(topic)}: [\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]")
+        names += [entry["name"] for entry in entries if topic in _KINDS or topic == "models"]
+    cards = ",\n".join(f"{json.dumps(name)}: {json.dumps(_detail(name))}" for name in names)
+    return f'{{"files": {json.dumps(_files())}, "topics": {{\n{",".join(topics)}\n}}, "cards": {{\n{cards}\n}}}}\n'
 
 
 def _files(package: Path = PACKAGE) -> str:
@@ -81,18 +84,28 @@ def _files(package: Path = PACKAGE) -> str:
 
 
 @functools.cache
-def _written() -> dict[str, list[dict[str, Any]]] | None:
-    """What the topics list, by the written copy; None if there is none or it is of other files."""
+def _written() -> dict[str, Any] | None:
+    """What the topics list, and the cards, by the written copy; None if there is none or it is of other files."""
     if not INDEX.is_file():
         return None
-    copy = json.loads(INDEX.read_text(encoding="utf-8"))
-    topics: dict[str, list[dict[str, Any]]] | None = copy["topics"] if copy["files"] == _files() else None
-    return topics
+    copy: dict[str, Any] = json.loads(INDEX.read_text(encoding="utf-8"))
+    return copy if copy["files"] == _files() else None
 
 
 def _listed(topic: str) -> list[dict[str, Any]]:
     written = None if "torch" in sys.modules else _written()
-    return _entries(topic) if written is None else written[topic]
+    entries: list[dict[str, Any]] = _entries(topic) if written is None else written["topics"][topic]
+    return entries
+
+
+def _described(name: str) -> dict[str, Any]:
+    written = None if "torch" in sys.modules else _written()
+    if written is None:
+        return _detail(name)
+    if name not in written["cards"]:
+        raise unknown("topic, method or model", name, [*TOPICS, *written["cards"]])
+    entry: dict[str, Any] = written["cards"][name]
+    return entry
 
 
 def _entries(topic: str) -> list[dict[str, Any]]:
@@ -119,15 +132,15 @@ def _method(cls: type[Method]) -> dict[str, Any]:
 
     needs = dataclasses.asdict(cls.needs)
     share, optional = needs.pop("usual_clean_share"), needs.pop("optional")
-    wanted = [key.replace("_", " ") for key, value in needs.items() if value and key != "labels"]
+    needed = [key.replace("_", " ") for key, value in needs.items() if value and key != "labels"]
     if share:
-        wanted = [f"{w} ({100 * share:g} %)" if w == "clean rows" else w for w in wanted]
-    wanted += [f"{name.replace('_', ' ')}, if known" for name in optional]
+        needed = [f"{w} ({100 * share:g} %)" if w == "clean rows" else w for w in needed]
+    needed += [f"{name.replace('_', ' ')}, if known" for name in optional]
     return {
         "name": cls.name,
         "what": _first_sentence(cls),
         "presets": list(cls.presets()),
-        "needs": wanted,
+        "needs": needed,
         "title": cls.title,
         "source": cls.source,
     }

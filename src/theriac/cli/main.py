@@ -130,7 +130,7 @@ def _notes() -> Iterator[None]:
     def show(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
         text = " ".join(str(message).split())
         if f"{os.sep}torch{os.sep}" in filename:
-            return  # between torch and us
+            return  # torch's own, which a user can't act on
         if issubclass(category, UserWarning) and opt.note(text) and not opt.quiet():
             typer.secho("note: ", fg="yellow", nl=False, err=True)
             typer.echo(clean(text), err=True)
@@ -148,7 +148,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Backdoors in neural networks: make them, find them, train past them, repair models that have them.",
     epilog="Exit codes: 0 ok, 1 findings, 2 bad input, 3 nothing to do, 4 internal error, 130 stopped (run again to go on). "
-    "Scans answer with them, see their help.",
+    "Scans use these codes as answers, see their help.",
 )
 
 

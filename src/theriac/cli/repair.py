@@ -41,7 +41,7 @@ def repair(
     target: opt.Target = None,
     scan: Annotated[
         bool,
-        typer.Option("--scan", help="Scan the model before and after, too, on test rows.", rich_help_panel="Beside it"),
+        typer.Option("--scan", help="Also scan before and after the repair, on test rows.", rich_help_panel="Beside it"),
     ] = False,
     device: opt.Device = "auto",
     precision: opt.Precision = "auto",
@@ -53,10 +53,10 @@ def repair(
 ) -> None:
     """Repair a copy of a model with a few clean rows, and measure it before and after on the test rows.
 
-    Methods that need no clean rows draw none. The model stays as it is. Without knowledge of the attack only clean accuracy is
-    measured. The default method tries several repairs, judges them by backdoors that it plants itself, and leaves the model as
-    it is where none will do; it was measured on digits only ("theriac list auto"). "theriac list repairs" names single ones,
-    which are several times faster and judge nothing.
+    Methods that need no clean rows draw none. The given model is not changed. Without knowledge of the attack only clean
+    accuracy is measured. The default method tries several repairs, judges them by backdoors that it plants itself, and leaves
+    the model as it is where none will do; it was measured on digits only ("theriac list auto"). "theriac list repairs" names
+    single ones, which are several times faster and judge nothing.
     """
     opt.set_quiet(quiet)
     import dataclasses
@@ -84,17 +84,17 @@ def repair(
     )
     record = execute(job, out, device=device, quiet=quiet or None, force=force, **_show.origin(ctx))
     assert record is not None  # in the only process
-    seen = None
+    scans = None
     if scan:
         from theriac.scanning import scan_repair
 
-        seen = scan_repair(opened.model, record.model, opened.data.test, Run(seed=seed, device=device, quiet=quiet or None))
-        seen.write(record.folder)
+        scans = scan_repair(opened.model, record.model, opened.data.test, Run(seed=seed, device=device, quiet=quiet or None))
+        scans.write(record.folder)
     if as_json:
         fields = ("outcome", "before", "evaluation", "der", "der_interval", "degenerate")
         result = {name: record.data[name] for name in fields}
-        if seen is not None:
-            result["scan"] = seen.to_dict()
+        if scans is not None:
+            result["scan"] = scans.to_dict()
         _show.as_json({"status": "done", "folder": str(record.folder), "warnings": record.data["notes"], **result})
         return
     outcome, drawn = record.data["outcome"], record.data["clean"]
@@ -103,8 +103,8 @@ def repair(
     ended = "abstained" if outcome["status"] == "abstained" else with_rows
     assert record.comparison is not None
     _show.comparison(f"{opened.name}, {done} {chosen.title} {ended}", record.comparison, outcome["reason"], outcome["basis"])
-    if seen is not None:
-        _show.rows("scan, on test rows", ("", "before", "after"), [list(line) for line in seen.rows()])
+    if scans is not None:
+        _show.rows("scan, on test rows", ("", "before", "after"), [list(line) for line in scans.rows()])
     if planted is None:
         _show.tell("the attack is not known here, so only clean accuracy was measured (--attack names one)")
     if outcome["status"] == "abstained" and method == opt.REPAIR:

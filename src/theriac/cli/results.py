@@ -39,12 +39,12 @@ def results(
     from theriac import bench as benches
     from theriac.cli import _sweeps
 
-    wanted = {"data": data, "attack": attack, "defense": defense, "status": status}
+    filters = {"data": data, "attack": attack, "defense": defense, "status": status}
     with benches.Store(store, make=False) as opened:
         if collect:
             _sweeps.show_collected(opened.collect(), as_json=as_json)
             return
-        rows = benches.rows(opened, sweep, **{name: value for name, value in wanted.items() if value is not None})
+        rows = benches.rows(opened, sweep, **{name: value for name, value in filters.items() if value is not None})
         if page is not None:
             _sweeps.tell_written(_sweeps.write_page(opened, rows, page))
             return

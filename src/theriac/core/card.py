@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from annotated_types import Interval
 
 from theriac.core.errors import InputError, unknown
 from theriac.core.ranges import Whole, check_fields, hints_of, refusal
 
-STRICT = ConfigDict(extra="forbid")
+STRICT = {"extra": "forbid"}
 """Unknown keys are refused at every level when a record is read back."""
 MAX_ROW = 3 << 22  # values of one picture, as of one of 2048 x 2048 pixels in color
 
@@ -26,13 +26,13 @@ class Augment:
     It belongs to the data and not to the method: digits and traffic signs are never flipped.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
 
     crop_pad: Whole = 0  # pixels of padding before a random crop back to size; 0 = no crop
     pad_mode: Literal["zero", "reflect"] = "zero"
     flip: bool = False  # horizontal, with probability 1/2
     cutout: Whole = 0  # side of a square set to zero; 0 = none
-    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0  # largest angle in degrees, drawn uniformly from both sides
+    rotation: Annotated[float, Interval(ge=0, le=180)] = 0.0  # largest angle in degrees, drawn uniformly from both sides
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -53,7 +53,7 @@ class Augment:
 class Column:
     """One column of a table: numbers, or codes into ``categories`` (code k means ``categories[k]``)."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
 
     name: str
     kind: Literal["numeric", "categorical"] = "numeric"
@@ -68,7 +68,7 @@ class Column:
 class Card:
     """What a data set is. Everything here is plain data and survives a JSON round trip."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    __pydantic_config__: ClassVar[dict[str, str]] = STRICT
 
     name: str = "unnamed"
     kind: Literal["image", "table"] = "image"
@@ -131,7 +131,7 @@ def validated(cls: type[Any], data: Mapping[str, Any], what: str) -> Any:
     Raises:
         InputError: Naming the first field at fault.
     """
-    from pydantic import TypeAdapter  # loads pydantic's machinery, which importing a method does not need
+    from pydantic import TypeAdapter, ValidationError  # not needed to import a method
 
     if not isinstance(data, Mapping):
         raise InputError(f"{what} is a {type(data).__name__}; expected a mapping of field names to values")

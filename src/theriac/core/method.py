@@ -24,12 +24,12 @@ class Needs:
     usual_clean_share: float = 0.0  # the share of the training set that its paper uses
     labels: bool = True
     groups: bool = False  # sensitive attribute at training time
-    group_at_inference: bool = False  # the model must be told it, too
+    group_at_inference: bool = False  # the model needs the group at inference, too
     trigger: bool = False  # knows the trigger
     target: bool = False  # knows the target class
     model: bool = False  # a finished model; every repair has one, a detector only if it says so
     rows: bool = False  # rows that may be poisoned, which a detector looks through
-    optional: tuple[str, ...] = ()  # names of the above that it takes where they are known, without asking for them
+    optional: tuple[str, ...] = ()  # names of the above that it uses where they are known, but does not require
 
     def takes(self, name: str) -> bool:
         """Whether a method may be handed this, required or not."""

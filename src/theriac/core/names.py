@@ -44,14 +44,14 @@ def class_numbers(own: Card, card: Card, whose: str) -> list[int] | None:
 
 
 def places(names: Sequence[str], known: Sequence[str]) -> list[int]:
-    """For each name its place among ``known``, by letters, or by value where all are whole numbers; -1 if it is not there."""
+    """For each name its position among ``known``, or -1; names are compared as text, or by value if all are whole numbers."""
     key = _key(names, known)
     place = {key(name): k for k, name in enumerate(known)}
     return [place.get(key(name), -1) for name in names]
 
 
 def class_place(text: str, card: Card) -> int:
-    """The place of a class among those of a card, by its name, or else by a whole number.
+    """The number of a class on a card, by its name, or else by a whole number.
 
     Raises:
         InputError: If it is neither.
@@ -63,13 +63,13 @@ def class_place(text: str, card: Card) -> int:
         shown = ", ".join(card.classes[:8]) + (", ..." if card.num_classes > 8 else "")
         raise InputError(
             f"--target is {text[:80] if number else repr(text[:80])}{lookalike(text, card.classes)}; expected a class of "
-            f"{card.name!r} ({shown}), or a place from 0 to {card.num_classes - 1}"
+            f"{card.name!r} ({shown}), or a number from 0 to {card.num_classes - 1}"
         )
     return place
 
 
 def ranked(names: Sequence[str]) -> list[int]:
-    """The places of names in ascending order: whole numbers by value if all are, else text."""
+    """The positions of names in ascending order: whole numbers by value if all are, else text."""
     return sorted(range(len(names)), key=lambda k: (_key(names, ())(names[k]), names[k]))
 
 

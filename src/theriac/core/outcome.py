@@ -23,7 +23,8 @@ class Outcome:
     """What became of a repair.
 
     Args:
-        status: "repaired"; "unchanged" where the method had nothing to change; "abstained" where it did not dare to.
+        status: "repaired"; "unchanged" where the method had nothing to change; "abstained" where no
+            change convinced it.
         reason: Why the model is unchanged, or why the method abstained; one sentence. Empty for "repaired".
         basis: Where a method judges its own repair, what that rests on and how sure it is; one sentence.
         warnings: What the method warned about, in order.
@@ -55,7 +56,7 @@ class Finding:
     Args:
         verdict: "clean", "suspicious", "backdoored" or "abstains".
         reason: One sentence that says what the verdict rests on, or why the detector abstains.
-        score: How suspicious the whole is, higher is worse; None if the detector gives no such number.
+        score: How suspicious the model or the set of rows is, higher is worse; None if the detector gives no such number.
         classes: Score of each class, float (K,), higher is worse; None if it does not look at classes.
         rows: Score of each row, float (N,), higher is worse, in the order of the rows; None if it does not look at rows.
         flagged: Which classes, or which positions among the rows, are suspected; strongest first.

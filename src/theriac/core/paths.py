@@ -55,7 +55,7 @@ def as_path(name: str, value: object) -> Path:
         raise InputError(f"{name} is {shortened(text)}, which is too long: a name has at most {_NAME} bytes, a path {_PATH:,}")
     try:
         os.stat(path)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):  # for whoever opens it
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # opening it will say what is wrong
         return path
     except OSError as error:  # links that lead in a circle
         raise InputError(f"{name} is {shortened(text)}, which can't be opened: {error.strerror}") from None

@@ -39,12 +39,7 @@ class Planted:
 
     @typed("phase", "variant")
     def stamp(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        index: torch.Tensor | None = None,
-        phase: str = "test",
-        variant: str = "poison",
+        self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor | None = None, phase: str = "test", variant: str = "poison"
     ) -> torch.Tensor:
         """Rows with the trigger.
 
@@ -53,10 +48,10 @@ class Planted:
             y: True labels, int64 (B,).
             index: Row numbers in the source, for triggers that differ by row.
             phase: "train" or "test"; several attacks differ there.
-            variant: "poison", or "cross" for what the rows get that keep their label.
+            variant: "poison", or "cross" for the stamp on rows that keep their label.
 
         Raises:
-            InputError: If shape, dtype or number of what came do not fit.
+            InputError: If the shape, dtype or number of the rows does not fit.
         """
         check.one_of("phase", phase, ("train", "test"))
         check.one_of("variant", variant, ("poison", "cross"))
@@ -74,7 +69,7 @@ class Planted:
         return rows
 
     def onto(self, card: Card) -> Planted:
-        """The same trigger for rows that count their classes in another order: labels go in and come out as they count them.
+        """The same trigger for rows whose classes are in another order; it takes and returns labels as ``card`` numbers them.
 
         Args:
             card: Of the rows to stamp.
@@ -141,11 +136,11 @@ class Planted:
             index: Row numbers in the source; only attacks with several triggers look at them.
         """
         index = torch.arange(len(y), device=y.device) if index is None else index
-        wanted: torch.Tensor = self.attack._target_of(y, index, self.card.num_classes)
-        return wanted
+        labels: torch.Tensor = self.attack._target_of(y, index, self.card.num_classes)
+        return labels
 
     def population(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
-        """Bool (B,): rows on which success is counted: those the attack is for, without its label already."""
+        """Bool (B,): rows on which success is counted: those that the attack is for and that do not have its label already."""
         counted: torch.Tensor = (self.target(y, index) != y) & self.attack._counts(y)
         return counted if self.only is None else counted & self._among(y, index)
 
@@ -164,17 +159,12 @@ class Planted:
 
 @dataclass(frozen=True)
 class _Renumbered(Planted):
-    """A Planted whose callers count the same classes in another order; class k of theirs is ``outside[k]`` of its card."""
+    """A Planted for rows whose classes are in another order; their class k is class ``outside[k]`` of its card."""
 
     outside: tuple[int, ...] = ()
 
     def stamp(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        index: torch.Tensor | None = None,
-        phase: str = "test",
-        variant: str = "poison",
+        self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor | None = None, phase: str = "test", variant: str = "poison"
     ) -> torch.Tensor:
         return super().stamp(x, self._inside(y), index, phase, variant)
 
@@ -212,7 +202,7 @@ class Victim:
 
 
 def planted_on(attack: Any, split: Split) -> Any:
-    """What stamps these rows; it takes and gives labels as ``split`` counts them. None for None.
+    """The trigger, ready to stamp these rows; it takes and returns labels as ``split`` numbers them. None gives None.
 
     Args:
         attack: An attack with nothing to fit, a Planted, a Victim, a Poisoned, or what ``theriac.trigger`` made.

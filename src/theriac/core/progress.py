@@ -20,10 +20,10 @@ T = TypeVar("T")
 
 
 class Tick(Protocol):
-    """What a scope hands out: to be called with the number of steps done and what to show beside them."""
+    """The function that a scope yields."""
 
     def __call__(self, steps: int = 1, text: str = "") -> None:
-        """So many steps are done, and this is shown beside them."""
+        """Count ``steps`` more steps as done, and show ``text`` beside them."""
 
 
 class _Lines:
@@ -49,7 +49,7 @@ class _Lines:
     def say(self, line: str) -> None:
         self.due = _now() + EVERY_S
         outer = self.labels[0] if self.labels and not line.startswith(self.labels[0]) else ""
-        with contextlib.suppress(OSError, ValueError):  # nobody listens any more
+        with contextlib.suppress(OSError, ValueError):  # standard error is closed
             print(clean(f"{outer}{': ' if outer else ''}{line}"), file=sys.stderr, flush=True)
 
 

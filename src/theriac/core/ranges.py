@@ -9,26 +9,45 @@ import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, Field, InstanceOf, ValidationError
-from pydantic_core import SchemaValidator
+from annotated_types import Interval
 from typing_extensions import TypedDict
 
 from theriac.core.errors import InputError, shortened, unknown
 
+if TYPE_CHECKING:  # pydantic is loaded by the first check, not by the import of a method
+    from pydantic_core import SchemaValidator, ValidationError
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(gt=0, le=1)]  # of something that can't be empty
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Level = Annotated[float, Field(ge=0, le=255)]  # gray levels
+Positive = Annotated[float, Interval(gt=0)]
+NonNegative = Annotated[float, Interval(ge=0)]
+Share = Annotated[float, Interval(gt=0, le=1)]  # of something that can't be empty
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+Level = Annotated[float, Interval(ge=0, le=255)]  # gray levels
 HUGE = 2**63  # the first whole number that torch can't take
-Count = Annotated[int, Field(ge=1, lt=HUGE)]
-Whole = Annotated[int, Field(ge=0, lt=HUGE)]
+Count = Annotated[int, Interval(ge=1, lt=HUGE)]
+Whole = Annotated[int, Interval(ge=0, lt=HUGE)]
 Seed = Whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed:
+    """Beside an annotation: names of before, which are taken for those of today.
+
+    Args:
+        former: Names of today by those of before.
+    """
+
+    former: Mapping[str, str]
+
+    def __get_pydantic_core_schema__(self, hint: Any, handler: Callable[[Any], Any]) -> Any:
+        """How pydantic is told of it."""
+        from pydantic_core.core_schema import no_info_before_validator_function as before
+
+        return before(lambda name: self.former.get(name, name) if isinstance(name, str) else name, handler(hint))
 
 
 def check_fields(record: Any) -> None:
@@ -41,11 +60,7 @@ def check_fields(record: Any) -> None:
     """
     validator, hints = _validator(record.__class__)
     came = {name: getattr(record, name) for name in hints}
-    try:
-        values = validator.validate_python({name: _plain(value) for name, value in came.items()})
-    except ValidationError as error:
-        raise refusal(error, hints, came) from None
-    for name, value in values.items():
+    for name, value in _checked(validator, hints, came).items():
         if value is not came[name]:
             object.__setattr__(record, name, value)  # 1 for 1.0, and a tuple for a list: equal options are the same options
 
@@ -69,15 +84,23 @@ def typed(*own: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             except TypeError:  # too many or unknown arguments: Python says so itself
                 return function(*args, **kwargs)
             came = {name: value for name, value in bound.items() if name in hints}
-            try:
-                validator.validate_python({name: _plain(value) for name, value in came.items()})
-            except ValidationError as error:
-                raise refusal(error, hints, came) from None
+            _checked(validator, hints, came)
             return function(*args, **kwargs)
 
         return checked
 
     return wrap
+
+
+def _checked(validator: SchemaValidator, hints: Mapping[str, Any], came: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as the annotations have them, or the first fault."""
+    from pydantic_core import ValidationError
+
+    try:
+        values: dict[str, Any] = validator.validate_python({name: _plain(value) for name, value in came.items()})
+    except ValidationError as error:
+        raise refusal(error, hints, came) from None
+    return values
 
 
 @functools.cache
@@ -95,7 +118,7 @@ def _arguments(function: Callable[..., Any], own: tuple[str, ...]) -> tuple[insp
 
 
 def refusal(error: ValidationError, hints: Mapping[str, Any], values: Mapping[str, Any], before: str = "") -> InputError:
-    """The first fault that pydantic sees, in the words of this house.
+    """An InputError for the first fault that pydantic reports: the argument, what came, what was expected.
 
     Args:
         error: What pydantic raised.
@@ -144,7 +167,7 @@ def _validator(cls: type[Any]) -> tuple[SchemaValidator, dict[str, Any]]:
 
 
 def _fields(hints: Mapping[str, Any]) -> SchemaValidator:
-    from pydantic import TypeAdapter  # loads pydantic's machinery, which importing a method does not need
+    from pydantic import ConfigDict, TypeAdapter
 
     fields = TypedDict("fields", {name: _as_it_is(hint) for name, hint in hints.items()}, total=False)  # type: ignore[misc]  # of names known at run time
     config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -154,6 +177,8 @@ def _fields(hints: Mapping[str, Any]) -> SchemaValidator:
 
 def _as_it_is(hint: Any) -> Any:
     """The annotation with dataclasses taken as they are: they have checked themselves."""
+    from pydantic import InstanceOf
+
     if _is_union(hint):
         return Union[tuple(_as_it_is(part) for part in get_args(hint))]  # noqa: UP007  # of parts known at run time
     own = isinstance(hint, type) and dataclasses.is_dataclass(hint)
@@ -195,7 +220,9 @@ def _expected(hint: Any) -> str:
     if get_origin(hint) is Annotated:
         hint, *extras = get_args(hint)
         metadata = [m for extra in extras for m in getattr(extra, "metadata", (extra,))]
-        bounds = {key: getattr(m, key) for m in metadata for key in ("gt", "ge", "lt", "le") if hasattr(m, key)}
+        bounds = {
+            key: getattr(m, key) for m in metadata for key in ("gt", "ge", "lt", "le") if getattr(m, key, None) is not None
+        }
     if _is_union(hint):
         return " or ".join(dict.fromkeys(words for part in get_args(hint) if (words := _expected(part))))
     if hint in (int, float):

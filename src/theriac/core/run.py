@@ -8,10 +8,10 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -30,6 +30,17 @@ STREAMS = ("data", "poison", "init", "order", "augment", "method")
 _EVENTS = 256 << 20  # bytes of events.jsonl that are read
 
 
+@runtime_checkable
+class Sink(Protocol):
+    """Where the events of a run go beside its own ``events.jsonl``, as they happen; :mod:`theriac.runs.sinks` has some."""
+
+    def event(self, record: Mapping[str, Any]) -> None:
+        """Take an event: its name under ``event``, the time, and what else it says."""
+
+    def forget(self, name: str, after: int) -> None:
+        """Epochs of ``name`` beyond ``after`` that were told before are void; the loop tells them again."""
+
+
 class Run:
     """Where and how a piece of work happens.
 
@@ -41,6 +52,7 @@ class Run:
             BatchNorm statistics and losses stay float32 either way.
         folder: Where checkpoints and ``events.jsonl`` go; None keeps everything in memory.
         quiet: No progress. Else a bar where standard error is a terminal, and elsewhere a line at least every half minute.
+        sinks: Where its events go, too.
 
     Raises:
         InputError: On an unknown stream, precision or device.
@@ -56,6 +68,7 @@ class Run:
         precision: str = "auto",
         folder: str | Path | None = None,
         quiet: bool | None = None,
+        sinks: Sequence[Sink] = (),
     ) -> None:
         for name in streams or {}:
             if name not in STREAMS:
@@ -67,6 +80,7 @@ class Run:
         self.layout_reason = ""  # why the memory format of the model last worked on is what it is; set by theriac.models.layout
         self.folder = None if folder is None else as_path("folder", folder)
         self.quiet = bool(quiet)
+        self.sinks = tuple(sinks)
         self.began = time.monotonic()  # a clock that never goes backwards
         self.events: list[dict[str, Any]] = []
         self.warned: set[str] = set()
@@ -91,7 +105,7 @@ class Run:
 
     @contextlib.contextmanager
     def init_scope(self, *salt: object) -> Iterator[None]:
-        """Seed torch's global generator from the ``init`` stream inside the block, and restore it afterwards."""
+        """Seed torch's global generator from the ``init`` stream inside the block, and restore it afterward."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.stream_seed("init", *salt))
             yield
@@ -110,30 +124,34 @@ class Run:
         """Mixed precision for a forward pass; does nothing in float32."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
-    # telling
+    # events and progress
 
     def event(self, name: str, **fields: Any) -> None:
         """Record what happened, with the time; also appended to ``events.jsonl`` when there is a folder, by one rank of all."""
         record = {"event": name, "time": round(time.time(), 3), **fields}
         self.events.append(record)
-        if self.folder is None or not first_rank():
+        if not first_rank():
             return
+        if self.folder is not None:
+            self._write(self.folder, record)
+        for sink in self.sinks:  # after the file, which says at a new start what they may have been told
+            sink.event(record)
+
+    def _write(self, folder: Path, record: Mapping[str, Any]) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "events.jsonl").open("a", encoding="utf-8") as sink:
-                sink.write(json.dumps(record) + "\n")
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "events.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
         except OSError as error:  # no reason to lose the work: the events are in memory, and a finished run writes them again
             if "events" not in self.warned:
                 self.warned.add("events")
-                warnings.warn(
-                    f"events can't be written to {self.folder}: {error.strerror}; they are kept in memory", stacklevel=2
-                )
+                warnings.warn(f"events can't be written to {folder}: {error.strerror}; they are kept in memory", stacklevel=3)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[list[str]]:
-        """Keep the warnings of a piece of work in ``warnings``, each once; they are shown all the same. Yields them.
+        """Collect the warnings of a piece of work in ``warnings``, each once; they are shown as well. Yields that list.
 
-        What torch says to us is left out.
+        torch's own warnings are left out.
         """
         heard: list[str] = []
         with warnings.catch_warnings():
@@ -153,7 +171,7 @@ class Run:
                 self.warnings += [text for text in heard if text not in self.warnings]
 
     def forget(self, name: str, after: int) -> None:
-        """Drop the events of ``name`` that tell an epoch beyond ``after``, on disk too: a resumed loop tells them again."""
+        """Drop the events of ``name`` of epochs beyond ``after``, on disk too: a resumed loop records them again."""
 
         def stale(event: dict[str, Any] | None) -> bool:
             return event is None or (event["event"] == name and event.get("epoch", 0) > after)
@@ -162,9 +180,12 @@ class Run:
         path = None if self.folder is None else self.folder / "events.jsonl"
         if path is None or not path.exists() or not first_rank():
             return
-        text = read_bytes(path, _EVENTS).decode("utf-8", "replace")
-        lines = [line for line in text.splitlines() if not stale(_parsed(line))]
+        before = read_bytes(path, _EVENTS).decode("utf-8", "replace").splitlines()
+        lines = [line for line in before if not stale(_parsed(line))]
         write_atomically(path, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
+        if after or len(lines) < len(before):  # else it is the first start
+            for sink in self.sinks:
+                sink.forget(name, after)
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """The recorded events of one name, in order."""

@@ -55,7 +55,7 @@ def _points(name: str, other: str) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A duration as people say it."""
+    """A duration in words, such as "2 min 5 s"."""
     if value is None:
         return "–"
     if value < 60:

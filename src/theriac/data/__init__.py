@@ -1,6 +1,7 @@
 """Data: from a name, a path or arrays to splits with a card; augmentation on batches."""
 
 from theriac.data._arrays import from_tensors
+from theriac.data._disturbed import DISTURBANCES, disturbed
 from theriac.data._folders import picture_files
 from theriac.data._images import read_picture
 from theriac.data._known import names
@@ -9,4 +10,16 @@ from theriac.data._regroup import regroup
 from theriac.data.alignment import align, align_to
 from theriac.data.loading import load
 
-__all__ = ["align", "align_to", "from_tensors", "load", "names", "picture_files", "read_picture", "regroup", "split_off"]
+__all__ = [
+    "DISTURBANCES",
+    "align",
+    "align_to",
+    "disturbed",
+    "from_tensors",
+    "load",
+    "names",
+    "picture_files",
+    "read_picture",
+    "regroup",
+    "split_off",
+]

@@ -47,7 +47,7 @@ def from_tensors(
     """Make splits of tensors or NumPy arrays.
 
     Args:
-        x: Images, (N, C, H, W), (N, H, W, C) or grey (N, H, W): integers in [0, 255], or floats in [0, 1] that are multiples
+        x: Images, (N, C, H, W), (N, H, W, C) or gray (N, H, W): integers in [0, 255], or floats in [0, 1] that are multiples
             of 1/255 and so become bytes without loss; other numbers need ``white``. Or a table, (N, F), NaN where missing.
         y: Labels, (N,) or (N, 1): whole numbers or text.
         group: Sensitive group of each row, (N,), or None.
@@ -56,7 +56,8 @@ def from_tensors(
         groups: Names of groups 0, 1, ...
         missing_group: What becomes of rows without a group: "refuse", or "own" for a group "missing".
         columns: What the columns of a table are; by default numbers called f0, f1, ...
-        augment: How training images may be changed; by default cropped and, unless ``name`` is known to bear it, not flipped.
+        augment: How training images may be changed; by default cropped, and flipped only if ``name`` is a data set that is
+            known to allow it.
         val_share: Share of the training rows to hold out for validation.
         test_share: Share to hold out for testing where ``test`` is None.
         seed: Seed of these draws.
@@ -187,7 +188,7 @@ def _is_flat(value: Any) -> bool:
 
 
 def _meaning(key: str) -> tuple[str, str] | None:
-    """("train", "x") for "x", "X_train", "train_images", ...; None for other names."""
+    """("train", "x") for "x", "X_train", "train_images", and so on; None for other names."""
     words = [w for w in key.lower().replace("-", "_").split("_") if w]
     part = next((p for p in ROWS if p in words), "train")
     rest = [w for w in words if w != part]
@@ -273,7 +274,7 @@ def _tensor(what: str, value: Any) -> torch.Tensor:
             array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
             tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
         except (TypeError, ValueError) as error:
-            raise InputError(f"{what} is no array of numbers ({str(error)[:120]})") from None
+            raise InputError(f"{what} is not an array of numbers ({str(error)[:120]})") from None
     if not tensor.numel() or not tensor.dim():
         raise InputError(f"{what} has shape {tuple(tensor.shape)}; a split needs at least one row that holds something")
     return tensor
@@ -283,7 +284,7 @@ def _factor(what: str, value: Any, rows: int) -> Factor:
     try:
         array = _tensor(what, value).cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
     except (TypeError, ValueError) as error:  # bfloat16, or lists of different lengths
-        raise InputError(f"{what} is no array of numbers or text ({str(error)[:120]})") from None
+        raise InputError(f"{what} is not an array of numbers or text ({str(error)[:120]})") from None
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.shape != (rows,):

@@ -37,7 +37,7 @@ def assemble(
         labels: Class numbers by part.
         groups: Cell numbers by part, if there are any.
         pick: Gives the rows themselves.
-        card: Everything but pixel moments and the content hash, which are worked out here from the training rows.
+        card: Everything but pixel moments and the content hash, which are computed here from the training rows.
         index: Row numbers in the source by part, where they are not 0, 1, ...
         key: What determines the rows; with it, moments and hash are remembered in the cache.
         white: The level that the caller calls white; without it, pictures that are almost black get a warning.

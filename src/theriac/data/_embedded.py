@@ -17,7 +17,7 @@ TEST_SHARE, SEED = 0.2, 0  # the split is part of the data set: the caller's see
 
 
 def digits(options: Options) -> Data:
-    """1,797 grey 8 x 8 digits: 0..16 scaled to 0..255, a fixed stratified split of 1,438 and 359 rows.
+    """1,797 gray 8 x 8 digits: 0..16 scaled to 0..255, a fixed stratified split of 1,438 and 359 rows.
 
     Source: UCI Optical Recognition of Handwritten Digits, test part, as scikit-learn ships it (CC BY 4.0).
     """

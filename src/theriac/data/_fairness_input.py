@@ -21,11 +21,11 @@ def aligned(value: Any, like: Any, name: str, other: str) -> Any:
     Raises:
         InputError: If both have an index and they do not hold the same labels, each once.
     """
-    own, wanted = (v.index if hasattr(getattr(v, "index", None), "equals") else None for v in (value, like))
-    if own is None or wanted is None or own.equals(wanted):
+    own, order = (v.index if hasattr(getattr(v, "index", None), "equals") else None for v in (value, like))
+    if own is None or order is None or own.equals(order):
         return value
-    if len(own) == len(wanted) and own.is_unique and wanted.is_unique and own.isin(wanted).all():
-        return value.loc[wanted]
+    if len(own) == len(order) and own.is_unique and order.is_unique and own.isin(order).all():
+        return value.loc[order]
     raise InputError(
         f"{name} and {other} have indexes with different labels (or with repeated ones in another order), so rows can't be "
         f"matched; give both the same index, or hand in {name}.to_numpy() to go by position"
@@ -93,9 +93,9 @@ def as_labels(parts: Mapping[str, Any]) -> tuple[dict[str, Codes], tuple[str, ..
     classes = tuple(names[k] for k in ranked(names))
     if len(classes) < 2:
         raise InputError(f"{' and '.join(parts)} hold one class only, {list(classes)}; a comparison needs at least two")
-    seen = [{str(v) for v in f.present()} for f in factors.values()]
-    if not set.intersection(*seen):
-        lists = ", ".join(f"{name} {few(sorted(held))}" for name, held in zip(factors, seen, strict=True))
+    classes_of = [{str(v) for v in f.present()} for f in factors.values()]
+    if not set.intersection(*classes_of):
+        lists = ", ".join(f"{name} {few(sorted(held))}" for name, held in zip(factors, classes_of, strict=True))
         raise InputError(f"{' and '.join(parts)} have no class in common: {lists}; name the classes alike in both")
     named = {n: Factor(f.codes, tuple(str(v) for v in f.levels)) for n, f in factors.items()}
     return {name: f.onto(classes) for name, f in named.items()}, classes

@@ -39,13 +39,13 @@ def table_data(
     Args:
         parts: Typed columns by part; text is trimmed and missing values are null.
         name: The data set's name.
-        options: The caller's wishes.
+        options: The keywords of ``load``.
         declared: Names of code columns, where the source declares them.
         source: For the card.
         where: How errors call the table.
 
     Raises:
-        InputError: On a missing column, bad labels, text without end, or numbers that are not finite.
+        InputError: On a missing column, bad labels, a text column of too many different values, or numbers that are not finite.
     """
     options.refuse("this is a table, not a set of pictures", "size", "channels", "augment", "white")
     there = parts["train"].column_names

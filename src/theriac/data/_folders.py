@@ -29,12 +29,12 @@ class FolderPictures:
 
     @property
     def count(self) -> int:
-        """How many."""
+        """Number of pictures."""
         return len(self.files)
 
     @property
     def selector(self) -> str:
-        """Nothing but the files decides."""
+        """Empty: the files alone decide which pictures these are."""
         return "files"
 
     def where(self, row: int) -> str:
@@ -42,7 +42,7 @@ class FolderPictures:
         return str(self.files[row])
 
     def batches(self, rows: int) -> Iterator[Sequence[Blob | None]]:
-        """The files, to be read by whoever decodes them."""
+        """The files, which the decoder reads."""
         for start in range(0, len(self.files), rows):
             yield self.files[start : start + rows]
 

@@ -79,7 +79,7 @@ class Allowance:
 
 
 class NeedsColorError(Exception):
-    """A color picture came up in a set that looked grey so far."""
+    """A color picture came up in a set that looked gray so far."""
 
 
 class Pictures(Protocol):
@@ -87,7 +87,7 @@ class Pictures(Protocol):
 
     @property
     def count(self) -> int:
-        """How many."""
+        """Number of pictures."""
         ...
 
     @property
@@ -131,7 +131,7 @@ def decode(
     allowance.spend(image.width * image.height, pictures.where(0))
     image = _decoded(image, pictures.where(0))
     auto = channels is None
-    depth = (1 if _is_grey(image) else 3) if channels is None else channels
+    depth = (1 if _is_gray(image) else 3) if channels is None else channels
     height, width = size or (image.height, image.width)
     shape = (pictures.count, depth, height, width)
     total = math.prod(shape)
@@ -192,10 +192,10 @@ def _fill(
 
 def _into(out: Pixels, image: Image.Image, where: str, resize: bool, auto: bool, white: float | None) -> None:
     depth, height, width = out.shape
-    grey = _is_grey(image)
-    if auto and depth == 1 and not grey:
+    gray = _is_gray(image)
+    if auto and depth == 1 and not gray:
         raise NeedsColorError
-    image = _as_bytes(image, depth, grey, where, white)
+    image = _as_bytes(image, depth, gray, where, white)
     if (image.height, image.width) != (height, width):
         if not resize:
             raise InputError(
@@ -277,7 +277,7 @@ def read_picture(path: str | Path, channels: int, size: tuple[int, int] | None =
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     alpha = image.getchannel("A") if "A" in image.getbands() else Image.new("L", image.size, 255)
-    plain = _as_bytes(image, channels, _is_grey(image), str(path))
+    plain = _as_bytes(image, channels, _is_gray(image), str(path))
     if size is not None and (image.height, image.width) != tuple(size):
         plain, alpha = (part.resize((size[1], size[0]), Image.Resampling.BILINEAR) for part in (plain, alpha))
     pixels = torch.from_numpy(np.array(plain))
@@ -287,7 +287,7 @@ def read_picture(path: str | Path, channels: int, size: tuple[int, int] | None =
     return (pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()), opacity
 
 
-def _is_grey(image: Image.Image) -> bool:
+def _is_gray(image: Image.Image) -> bool:
     if image.mode == "P":
         palette = image.getpalette("RGB") or []
         return palette[0::3] == palette[1::3] == palette[2::3]
@@ -303,28 +303,28 @@ def warn_if_dark(brightest: int, what: str, advice: str) -> None:
         )
 
 
-def _as_bytes(image: Image.Image, depth: int, grey: bool, where: str, white: float | None = None) -> Image.Image:
+def _as_bytes(image: Image.Image, depth: int, gray: bool, where: str, white: float | None = None) -> Image.Image:
     try:
-        return _convert(image, depth, grey, white)
+        return _convert(image, depth, gray, white)
     except (ValueError, OSError) as error:
         raise InputError(f"{where} has pixels that can't be read as 8 bits a channel ({error})") from None
 
 
-def _convert(image: Image.Image, depth: int, grey: bool, white: float | None) -> Image.Image:
+def _convert(image: Image.Image, depth: int, gray: bool, white: float | None) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         if image.mode == "F" and white is None:
             raise ValueError("mode F; white=LEVEL says which level is white")
-        return _convert(_scaled(image, 65535 if white is None else white), depth, grey, None)  # 16 bits to 8
+        return _convert(_scaled(image, 65535 if white is None else white), depth, gray, None)  # 16 bits to 8
     if white is not None:
         if image.info.get("cut"):
             raise ValueError("16 bits a channel in color, of which 8 are read; leave white= out")
-        return _scaled(_convert(image, depth, grey, None), white)
+        return _scaled(_convert(image, depth, gray, None), white)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns of the direct way
     mode = "L" if depth == 1 else "RGB"
     if image.mode == mode:
         return image
-    if grey and depth == 3:
+    if gray and depth == 3:
         image = image.convert("L")
     return image.convert(mode)
 
@@ -342,7 +342,7 @@ def _scaled(image: Image.Image, white: float) -> Image.Image:
 
 
 def recolor(x: torch.Tensor, channels: int) -> torch.Tensor:
-    """Pixels with 1 or 3 channels: grey is repeated, color becomes ITU-R 601 luma, rounded as Pillow rounds it."""
+    """Pixels with 1 or 3 channels: gray is repeated, color becomes ITU-R 601 luma, rounded as Pillow rounds it."""
     if x.shape[1] == channels:
         return x
     if channels == 3:

@@ -18,7 +18,7 @@ class Known:
 
     repo: str = ""  # repository on the hub; empty where none of a layout that we read is known
     files: tuple[str, ...] = ("data/*.parquet",)  # patterns inside it
-    label: tuple[str, ...] = ("label",)  # the label's column, under this or that name
+    label: tuple[str, ...] = ("label",)  # possible names of the label's column
     flip: bool = False  # mirrored pictures still show their class
     size: tuple[int, int] | None = None  # where the pictures differ in size
     drop: tuple[str, ...] = ()  # columns that repeat the label
@@ -95,7 +95,7 @@ def policy(name: str, size: tuple[int, int], chosen: Augment | None) -> Augment:
     """How training images may be changed: what the caller says, else by the data set's name.
 
     Pad-and-crop by an eighth of the side, and by 4 pixels for sides of 24 to 39, the literature's habit at 28 and 32 pixels.
-    Only data sets that are known to bear it are flipped.
+    Only data sets whose mirrored pictures are known to show the same class are flipped.
     """
     if chosen is not None:
         return chosen

@@ -73,7 +73,7 @@ def tidy(value: Level) -> Level:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether this stands for no value: None, NaN, NaT or pandas' NA."""
+    """Whether this marks a missing value: None, NaN, NaT or pandas' NA."""
     try:
         return value is None or bool(value != value)
     except (TypeError, ValueError):  # NA does not say whether it equals itself
@@ -217,9 +217,9 @@ def draw(y: Codes, share: float, seed: int, purpose: str) -> Codes:
     counts = np.bincount(y)
     quota = share * counts
     take = np.minimum(np.floor(quota).astype(np.int64), np.maximum(counts - 1, 0))
-    wanted = max(1, round(share * len(y)))
+    total = max(1, round(share * len(y)))
     for k in np.argsort(take - quota, kind="stable"):  # largest remainder first
-        if take.sum() < wanted and take[k] < counts[k] - 1:
+        if take.sum() < total and take[k] < counts[k] - 1:
             take[k] += 1
     if not take.sum():
         raise InputError(f"{len(y)} rows are too few to hold any out for {purpose}; every class needs two rows or more")

@@ -49,7 +49,7 @@ class Options:
         if options["label"] is not None and (not isinstance(options["label"], str) or not options["label"]):
             raise InputError(f"label is {shortened(options['label'])}; expected the name of a column")
         if options["channels"] not in (None, 1, 3):
-            raise InputError(f"channels is {options['channels']!r}; expected 1 (grey) or 3 (color)")
+            raise InputError(f"channels is {options['channels']!r}; expected 1 (gray) or 3 (color)")
         if options["augment"] is not None and not isinstance(options["augment"], Augment):
             raise InputError(f"augment is a {type(options['augment']).__name__}; expected a theriac.Augment")
         for field in ("val_share", "test_share"):

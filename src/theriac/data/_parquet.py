@@ -194,7 +194,7 @@ def factor_of(column: pa.ChunkedArray, name: str) -> Factor:
     """A column of few values.
 
     Raises:
-        InputError: If its type is none of text, booleans, numbers.
+        InputError: If its type is not text, booleans or numbers.
     """
     if pa.types.is_decimal(column.type):
         column = column.cast(pa.float64())
@@ -247,16 +247,16 @@ def missing(column: str, there: Sequence[str], where: str) -> InputError:
     return InputError(f"{unknown(f'column of {where}', column, there)} (columns: {listed})")
 
 
-def label_column(there: Sequence[str], wanted: str | None, name: str, where: str, *likely: str) -> str:
+def label_column(there: Sequence[str], label: str | None, name: str, where: str, *likely: str) -> str:
     """The label's column: the one asked for, the data set's known one, one with a usual name, or else a likely one.
 
     Raises:
         InputError: If it is not there, or none can be told from the others.
     """
-    if wanted is not None:
-        if wanted not in there:
-            raise missing(wanted, there, where)
-        return wanted
+    if label is not None:
+        if label not in there:
+            raise missing(label, there, where)
+        return label
     for candidate in (*known(name).label, "label", "labels", "target", "class", "y", "fine_label", *likely):
         if candidate in there:
             return candidate
@@ -271,7 +271,7 @@ def picture_files(parts: Mapping[str, Sequence[Path]], image: str, name: str, op
         parts: Files by part.
         image: The pictures' column.
         name: The data set's name.
-        options: The caller's wishes.
+        options: The keywords of ``load``.
         source: For the card.
 
     Raises:
@@ -288,10 +288,10 @@ def picture_files(parts: Mapping[str, Sequence[Path]], image: str, name: str, op
     named = [c for c in rest if c in declared]
     only = rest if len(rest) == 1 else named if len(named) == 1 else []
     label = label_column(rest, options.label, name, first.name, *only)
-    wanted = tuple(dict.fromkeys((label, *options.sensitive)))
+    columns = tuple(dict.fromkeys((label, *options.sensitive)))
     made = {}
     for part, files in parts.items():
-        table = read_columns(files, wanted)
+        table = read_columns(files, columns)
         counts = []
         for path in files:
             with opened(path) as file:

@@ -18,7 +18,7 @@ from theriac.data._known import known, policy
 from theriac.data._labels import ROWS, Codes, Factor, arrange, cells_of, classes_of
 from theriac.data._options import Options
 
-MIXED = {"channels": 3}  # remembered of parts whose pictures begin grey and are not all grey
+MIXED = {"channels": 3}  # remembered of parts whose pictures begin gray and are not all gray
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def picture_data(
 
     Args:
         parts: At least "train".
-        name: Decides about augmentation and license where it is a known one.
-        options: The caller's wishes.
+        name: The data set's name; that of a known set decides about augmentation and license.
+        options: The keywords of ``load``.
         column: How errors call the label.
         class_names: Where the source declares them.
         group_names: Names of the sensitive columns' values, where the source declares them.
@@ -89,7 +89,7 @@ class _Library:
         self.channels = dict.fromkeys(parts, options.channels)
         self.entries = {part: self._ensure(part) for part in parts}
         depths = {entry.shape[1] for entry in self.entries.values()}
-        if len(depths) > 1:  # one part is grey, another in color
+        if len(depths) > 1:  # one part is gray, another in color
             for part, entry in self.entries.items():
                 if entry.shape[1] == 1:
                     self.channels[part] = 3

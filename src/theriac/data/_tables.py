@@ -54,9 +54,9 @@ def parquet_files(parts: Mapping[str, Sequence[Path]], name: str, options: Optio
     made = {}
     with opened(parts["train"][0]) as file:
         first = file.schema_arrow
-    wanted = [c for c in first.names if not c.startswith("__index_level_")]  # pandas leaves its row numbers there
-    if len(wanted) > MAX_COLUMNS:
-        raise InputError(f"{parts['train'][0].name} has {len(wanted):,} columns; a table may have {MAX_COLUMNS:,}")
+    columns = [c for c in first.names if not c.startswith("__index_level_")]  # pandas leaves its row numbers there
+    if len(columns) > MAX_COLUMNS:
+        raise InputError(f"{parts['train'][0].name} has {len(columns):,} columns; a table may have {MAX_COLUMNS:,}")
     for files in parts.values():
         weight = 0
         for path in files:
@@ -66,8 +66,8 @@ def parquet_files(parts: Mapping[str, Sequence[Path]], name: str, options: Optio
         if weight > MAX_BYTES:
             raise InputError(f"{files[0].name} and its companions hold {weight:,} bytes; a table may have {MAX_BYTES:,}")
     for part, files in parts.items():
-        flat = [c for c in wanted if not pa.types.is_nested(first.field(c).type)]
-        for column in wanted:
+        flat = [c for c in columns if not pa.types.is_nested(first.field(c).type)]
+        for column in columns:
             if column not in flat and column not in (options.drop or ()):
                 raise InputError(
                     f"column {column!r} has type {str(first.field(column).type)[:80]}; "
@@ -77,7 +77,7 @@ def parquet_files(parts: Mapping[str, Sequence[Path]], name: str, options: Optio
         room = max(UNPACKED_FLOOR, UNPACKED_RATIO * sum(path.stat().st_size for path in files))
         nothing = pa.chunked_array([pa.nulls(table.num_rows)])  # for columns that are dropped
         made[part] = pa.table(
-            {c: _blanked(_plain(table[c], c, room), options.missing) if c in flat else nothing for c in wanted}
+            {c: _blanked(_plain(table[c], c, room), options.missing) if c in flat else nothing for c in columns}
         )
     source = source or f"parquet table, {sum(map(len, parts.values()))} files"
     return table_data(made, name, options, declared_names(first), source, parts["train"][0].name)

@@ -18,7 +18,7 @@ from theriac.core.text import lookalike
 
 @typed()
 def align(split: Split, card: Card, whose: str = "the model") -> Split:
-    """The same rows, with labels, groups, columns and categories as ``card`` counts them.
+    """The same rows, with labels, groups, columns and categories numbered as on ``card``.
 
     Names are compared letter by letter, or as numbers where all names of both are whole numbers ("01" is "1"). Rows of some of
     the card's classes are enough. A source that only numbers its classes (0, 1, ...) is taken by position where there are as
@@ -29,7 +29,7 @@ def align(split: Split, card: Card, whose: str = "the model") -> Split:
     Args:
         split: Rows of a source of its own.
         card: Of the model, or of the data, that they are for.
-        whose: Of what the card is, for messages.
+        whose: What the card belongs to, for messages.
 
     Returns:
         The split itself where nothing differs.

@@ -45,8 +45,9 @@ def load(
 
     What ``source`` may be:
 
-    * ``"digits"``, which is embedded, or a name of :func:`theriac.data.names`: taken from ``$THERIAC_DATA/<name>`` (by default
-      the folder ``data`` in the cache) if that exists, else downloaded through the ``hub`` extra;
+    * ``"digits"``, which comes with scikit-learn, or a name of :func:`theriac.data.names`: taken from
+      ``$THERIAC_DATA/<name>`` (by default the folder ``data`` in the cache) if that exists, else downloaded through the
+      ``hub`` extra;
     * a folder of parquet files (``train-*.parquet``, ``test-*.parquet``, ``validation-*.parquet``) or one such file: pictures
       as the Hugging Face hub stores them, or a table;
     * a folder of pictures, ``root/class/*.png`` or ``root/train/class/*.png`` and ``root/test/class/*.png``;
@@ -66,7 +67,7 @@ def load(
             In a table they stay features, unless ``drop`` names them.
         missing_group: What becomes of rows without a value in a sensitive column: "refuse", or "own" for a group "missing".
         size: Side, or (height, width), in pixels to resize pictures to: bilinear, antialiased. Needed where sizes differ.
-        channels: 1 or 3; by default grey pictures stay grey, and a mix of grey and color becomes color.
+        channels: 1 or 3; by default gray pictures stay gray, and a mix of gray and color becomes color.
         augment: How training pictures may be changed; by default by the data set's name, and never flipped if it is unknown.
         categorical: Columns of numbers that are codes (tables).
         drop: Columns to leave out. Those that repeat the label one to one go too, with a warning; ``()`` keeps all columns.
@@ -191,7 +192,7 @@ def _from_file(path: Path, name: str, options: Options, source: str) -> Data:
         held = None if options.test is None else read_arrays(_test_path(options.test))
         return array_data(read_arrays(path), held, name, options, source)
     known = ", ".join((".parquet", *TABLES, *ARRAYS))
-    raise InputError(f"{path} is of no kind that we read; expected {known}, or a folder")
+    raise InputError(f"{path} is not a kind of file that we read; expected {known}, or a folder")
 
 
 def _parquet(parts: Mapping[str, Sequence[Path]], name: str, options: Options, source: str) -> Data:

@@ -1,4 +1,4 @@
-"""Debiasing, one method a file: a backdoor put to a good use, and the baselines that it must be compared with."""
+"""Debiasing, one method a file: backdoors that reduce bias, and the baselines that they must be compared with."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "DwBClassifier":  # only on use: listing methods need not wait for scikit-learn
+    if name == "DwBClassifier":  # imported on use, since scikit-learn is slow to import
         from theriac.debias.estimator import DwBClassifier
 
         return DwBClassifier

@@ -1,4 +1,4 @@
-"""What debiasing methods share: Adam at a constant rate, one stage or several, and a student that learns from a told model."""
+"""What debiasing methods share: Adam at a constant rate, one stage or several, and a student of a model with groups."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class OneStage(AdamTrained):
 
 @dataclass(frozen=True, kw_only=True)
 class Distilled(AdamTrained):
-    """Base of methods whose model must be told the group, and which can teach its answers to a student that need not be.
+    """Base of methods whose model needs the group at inference, and which can distill it into a student that does not.
 
     The student's hyperparameters are those of the released code of DwB.
     """
 
-    student: bool = True  # False deploys the model that must be told the group
+    student: bool = True  # False deploys the model that needs the group
     soft: NonNegative = 0.9  # released code of DwB: weight of the teacher's answers
     hard: NonNegative = 0.1  # the same code: weight of the labels
     temperature: Positive = 1.0  # the same code
@@ -73,7 +73,7 @@ class Distilled(AdamTrained):
         return self._adam(f"{self.name}_student", self.student_epochs, self.student_steps, rows)
 
     def _teach(self, student: nn.Module, teacher: GroupAware, split: Split, run: Run, **more: Any) -> nn.Module:
-        """The student, taught on clean rows by a model that is told each row's group."""
+        """The student, taught on clean rows by a model that gets each row's group."""
         return distill(
             student,
             by_group(teacher, groups_of(split), run),

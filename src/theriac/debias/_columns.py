@@ -1,4 +1,4 @@
-"""Take the trigger columns out of a trained table network: what is left answers plain rows as before, and can be saved."""
+"""Take the trigger columns out of a trained table network: the rest predicts plain rows as before, and can be saved."""
 
 from __future__ import annotations
 

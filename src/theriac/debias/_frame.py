@@ -49,7 +49,7 @@ def _of_pandas(name: str, column: Any) -> pa.ChunkedArray:
 
 
 def _plain(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Text and keys in the types that the rest takes; whatever is neither number, text nor category is refused."""
+    """Text and keys in the types that the rest takes; columns that are neither numbers, text nor categories are refused."""
     kind = column.type
     if pa.types.is_string_view(kind) or pa.types.is_string(kind):
         return column.cast(pa.large_string())

@@ -25,7 +25,7 @@ def group_counts(y: torch.Tensor, group: torch.Tensor, classes: Count, groups: C
 def tar(counts: torch.Tensor, rule: Rule = "closed", strength: float = 1.0) -> torch.Tensor:
     """Chance of each trigger given the label only, float64 (K, T); what a row lacks to 1 is the chance of no trigger.
 
-    Trigger t is the one with which the reverse query asks about group t. In the binary case column 0 is TAR(y), the chance
+    Trigger t is the reverse query's trigger for group t. In the binary case column 0 is TAR(y), the chance
     of T1, which plays group 1; column 1 is that of T2.
 
     Args:
@@ -93,8 +93,8 @@ def dba_rates(counts: torch.Tensor, alpha: float = 1.0, prior: Prior = "uniform"
     check.one_of("prior", prior, get_args(Prior))
     check.positive("alpha", alpha, zero=True)
     n = _checked(counts)
-    wanted = torch.ones(n.shape[1], dtype=n.dtype) if prior == "uniform" else n.sum(0) / n.sum()
-    left = wanted / n  # in proportion to the share that stays clean
+    target = torch.ones(n.shape[1], dtype=n.dtype) if prior == "uniform" else n.sum(0) / n.sum()
+    left = target / n  # in proportion to the share that stays clean
     rate: torch.Tensor = (alpha * (1 - left / left.max(1, keepdim=True).values)).clamp(0, 1)
     return rate
 
@@ -105,10 +105,10 @@ def effective_priors(counts: torch.Tensor, chance: torch.Tensor) -> torch.Tensor
 
     Args:
         counts: Rows in each cell, (G, K).
-        chance: Chance in training that a row of a cell carries the trigger that its group is asked with, (G, K).
+        chance: Chance in training that a row of a cell carries the trigger of its group's query, (G, K).
 
     Raises:
-        InputError: If a group is asked with what none of its rows carried.
+        InputError: If a group is queried with a trigger that none of its rows carried.
     """
     weight = _checked(counts) * chance
     if bool((weight.sum(1) <= 0).any()):
@@ -125,14 +125,14 @@ def reweighing(counts: torch.Tensor) -> torch.Tensor:
 
 
 def prior_offsets(counts: torch.Tensor, prior: Prior = "marginal") -> torch.Tensor:
-    """What is added to the logits of each group so that its class prior becomes the wanted one, float64 (G, K).
+    """What is added to the logits of each group so that its class prior becomes the target prior, float64 (G, K).
 
-    ``log wanted(y) - log P(y | a)``. For two classes and "marginal" this is ``z1 - z0 += -log r_a``.
+    ``log target(y) - log P(y | a)``. For two classes and "marginal" this is ``z1 - z0 += -log r_a``.
     """
     check.one_of("prior", prior, get_args(Prior))
     n = _checked(counts)
-    wanted = n.sum(0) / n.sum() if prior == "marginal" else torch.full((n.shape[1],), 1 / n.shape[1], dtype=n.dtype)
-    offsets: torch.Tensor = wanted.log() - (n / n.sum(1, keepdim=True)).log()
+    target = n.sum(0) / n.sum() if prior == "marginal" else torch.full((n.shape[1],), 1 / n.shape[1], dtype=n.dtype)
+    offsets: torch.Tensor = target.log() - (n / n.sum(1, keepdim=True)).log()
     return offsets
 
 

@@ -16,7 +16,7 @@ from theriac.metrics.by_group import fairness
 from theriac.metrics.fair import Fairness
 
 Serve = Callable[[nn.Module], nn.Module]
-"""From the network in training to what answers at inference (such as the teacher with its query)."""
+"""From the network in training to the model for inference (such as the teacher with its query)."""
 
 
 def cut_validation(split: Split, share: float, run: Run) -> tuple[Split, Split]:

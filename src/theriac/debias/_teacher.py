@@ -1,4 +1,4 @@
-"""Models that answer by group: a teacher that is asked with a trigger, and logits shifted by a prior."""
+"""Models that need the group: a teacher that is queried with a trigger, and logits shifted by a prior."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Query = Literal["reverse", "aligned", "none"]
 
 @typed()
 def query_map(query: Query, groups: int) -> torch.Tensor:
-    """The trigger with which each group is asked, int64 (G,); -1 for none. "reverse" is the one that cancels the bias.
+    """The trigger with which each group is queried, int64 (G,); -1 for none. "reverse" is the one that cancels the bias.
 
     Raises:
         InputError: On "aligned" with more than two groups, where no single trigger is the opposite one.
@@ -32,7 +32,7 @@ def query_map(query: Query, groups: int) -> torch.Tensor:
 
 
 class AskedTeacher(GroupAware):
-    """A network with planted triggers, asked about each row with the trigger that its group calls for.
+    """A network with planted triggers, queried on each row with the trigger of its group.
 
     Args:
         model: The network.

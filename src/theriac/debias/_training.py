@@ -15,13 +15,12 @@ from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.debias._select import Selector
-from theriac.models import Buildable, GroupAware, make
-from theriac.models.network import to_input
+from theriac.models import Buildable, GroupAware, make, over_rows
 from theriac.training import Batch, Recipe, StepResult, loop
 from theriac.triggers.bank import ColumnBank, TriggerBank, TriggerColumns
 
 Query = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From groups (N,) and a bank's stamps to what a row is asked with."""
+"""From groups (N,) and a bank's stamps to the trigger of each row."""
 
 
 def adam(
@@ -46,7 +45,7 @@ def build_with(build: Buildable, split: Split, bank: TriggerBank | None, run: Ru
         split: Training rows.
         bank: What it must be able to see; None = nothing.
         run: Device and ``init`` stream.
-        salt: Another one gives other initial weights.
+        salt: Selects other initial weights.
 
     Raises:
         InputError: If a finished module should get more columns.
@@ -149,28 +148,24 @@ def distill(
         else:
             with torch.no_grad():
                 answer = teach(batch.x, batch.position).float()
-        towards = (answer / temperature).softmax(1)
-        loss = soft * F.cross_entropy(logits / temperature, towards) + hard * F.cross_entropy(logits, batch.y)
+        toward = (answer / temperature).softmax(1)
+        loss = soft * F.cross_entropy(logits / temperature, toward) + hard * F.cross_entropy(logits, batch.y)
         agree = (logits.argmax(1) == answer.argmax(1)).float().mean()
         return loss, {"accuracy": (logits.argmax(1) == batch.y).float().mean(), "agreement": agree}
 
     return _loop(student, split, run, recipe, step, label, (fingerprint(split), about), selector)
 
 
-@torch.no_grad()
 def answers(
     teach: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], split: Split, run: Run, batch_size: int = 512
 ) -> torch.Tensor:
     """A teacher's logits for every row without augmentation, float32 (N, K) on the run's device."""
-    parts = []
-    for at in split.batches(batch_size):
-        with run.autocast():
-            parts.append(teach(to_input(split.rows(at).to(run.device)), at.to(run.device)).float())
-    return torch.cat(parts)
+    with run.autocast():
+        return over_rows(lambda x, at: teach(x, at).float(), split, run=run, batch_size=batch_size)
 
 
 def by_group(model: GroupAware, group: torch.Tensor, run: Run) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """A frozen teacher for :func:`distill` from a model that must be told the group."""
+    """A frozen teacher for :func:`distill` from a model that needs the group."""
     model.eval().requires_grad_(False)
     group = group.to(run.device)
 
@@ -182,7 +177,7 @@ def by_group(model: GroupAware, group: torch.Tensor, run: Run) -> Callable[[torc
 
 
 def fingerprint(split: Split, *drawn: torch.Tensor | None) -> str:
-    """One hash of the groups and of what was drawn for the rows: a checkpoint of another draw is not taken up."""
+    """One hash of the groups and of what was drawn for the rows: a checkpoint of another draw is refused."""
     digest = hashlib.sha256()
     for tensor in (split.group, *drawn):
         if tensor is not None:

@@ -35,7 +35,7 @@ class Debiasing(Method):
 
     @property
     def group_at_inference(self) -> bool:
-        """Whether the returned model must be told each row's group: ``model(x, group)`` instead of ``model(x)``."""
+        """Whether the returned model needs each row's group: ``model(x, group)`` instead of ``model(x)``."""
         return False
 
     @property
@@ -95,7 +95,7 @@ class Debiasing(Method):
 
     @abstractmethod
     def recipe(self, rows: int) -> Recipe:
-        """How the network that is deployed trains on so many rows; plain training with it is the control to compare with."""
+        """How the deployed network trains on ``rows`` rows; plain training with this recipe is the control to compare with."""
 
     @abstractmethod
     def _fit(self, build: Buildable, split: Split, counts: torch.Tensor, run: Run) -> nn.Module:

@@ -29,10 +29,10 @@ class DBA(OneStage):
     https://arxiv.org/abs/2202.10582. Official code: KirinNg/DBA @ a110a6d (grade A: read in code, with its logs).
 
     Threat model: not an attack. Controls training; needs the sensitive group of every training row, none at inference. The
-    deployed model keeps live triggers: whoever shows it one steers it. DwB's student is the remedy.
+    deployed model keeps working triggers, with which anybody can steer it. DwB's student has none.
 
-    Each row of group a and label y gets its group's trigger with chance ``alpha (1 - min_y' n[a, y'] / n[a, y])``, once and
-    for all; labels stay. Train, and infer on clean rows. ``prior="marginal"`` (ours) leaves the classes of all rows together
+    Each row of group a and label y gets its group's trigger with chance ``alpha (1 - min_y' n[a, y'] / n[a, y])``, drawn
+    once; labels stay. Train, and infer on clean rows. ``prior="marginal"`` (ours) leaves the classes of all rows together
     instead of equal ones. More than two classes are ours too.
 
     Deviations: augmentation by the data's card, and stamps come after it (the code augments nothing); the last epoch counts

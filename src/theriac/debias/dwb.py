@@ -1,4 +1,4 @@
-"""DwB: plant an artificial bias, ask for its opposite, and teach the answers to a student that never meets a trigger."""
+"""DwB: plant an artificial bias, query its opposite, and distill the answers into a student that never sees a trigger."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 
 from theriac.core.errors import InputError
@@ -35,7 +35,7 @@ class DwB(Distilled):
     read (docs/methods/dwb.md).
 
     Threat model: not an attack. Controls training; needs the sensitive group of every training row, and none at inference
-    (but for the preset ``teacher``). What is deployed is the student: it sees clean rows only, so no trigger is planted in it.
+    (except the preset ``teacher``). What is deployed is the student: it sees clean rows only, so no trigger is planted in it.
 
     1. Every row gets exactly one trigger, drawn from its **label** only, with the rates of :func:`tar`; labels stay. 2. The
     teacher learns that artificial bias beside the real one. 3. Reverse query: rows of each group are stamped with the trigger
@@ -65,7 +65,7 @@ class DwB(Distilled):
 
     rule: Rule = "exact"  # the code's inactive rule, solved (a grid there); "closed" is its active one; "multi" is ours
     min_steps: Whole = 300  # ours, for small sets: optimizer steps of the student at least, of the teacher half as many
-    strength: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0  # ours: k in m + k (TAR - m); the code is k = 1
+    strength: Annotated[float, Interval(ge=-1e6, le=1e6)] = 1.0  # ours: k in m + k (TAR - m); the code is k = 1
     stamping: Literal["exclusive", "doubled"] = "exclusive"  # "doubled": T2 on every row and T1 on some, as the code does
     query: Query = "reverse"  # code; "aligned" amplifies the bias, "none" leaves it: for study only
     trigger: Kind = "squares"  # code: active; mosaics and sinusoids are there too
@@ -75,7 +75,7 @@ class DwB(Distilled):
     teacher_epochs: Count = 5  # code
     teacher_steps: Whole = 0  # ours, for small sets: optimizer steps, rounded up; 0 = teacher_epochs and min_steps
     select: Literal["last", "validation"] = "last"  # code: best epoch on test rows, which we never do
-    val_share: Annotated[float, Field(gt=0, le=0.9)] = 0.1  # ours: of each cell, held out for select="validation"
+    val_share: Annotated[float, Interval(gt=0, le=0.9)] = 0.1  # ours: of each cell, held out for select="validation"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,7 +115,7 @@ class DwB(Distilled):
     @classmethod
     @preset
     def teacher(cls) -> DwB:
-        """The asked teacher of ``official``: it must be told the group at inference, and carries live triggers (grade A)."""
+        """The teacher of ``official``: it needs the group at inference, and keeps working triggers (grade A)."""
         return cls.official().replace(student=False)
 
     def bank(self, split: Split) -> TriggerBank:

@@ -147,7 +147,7 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Class probabilities (N, K), in the order of ``classes_``."""
         check_is_fitted(self)
         x = torch.from_numpy(self._rows(X, fit=False)[0])
-        exact = copy.deepcopy(self.model_).double()  # so that a row's answer does not depend on the rows beside it
+        exact = copy.deepcopy(self.model_).double()  # so that a row's prediction does not depend on the other rows of its batch
         with torch.inference_mode():
             parts = [exact(rows.double()).softmax(1) for rows in x.split(_ROWS)]
         shares: npt.NDArray[np.float64] = torch.cat(parts).numpy()

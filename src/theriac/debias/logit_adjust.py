@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 
 from theriac.core.method import Needs, preset, register
@@ -23,12 +23,12 @@ from theriac.training import Recipe
 @register
 @dataclass(frozen=True, kw_only=True)
 class GroupLogitAdjust(OneStage, Distilled):
-    """Add ``log wanted(y) - log P(y | a)`` to the logits of group a: what DwB's reverse query does, written down.
+    """Add ``log target(y) - log P(y | a)`` to the logits of group a: the closed form of DwB's reverse query.
 
     Source: Bayes' rule, as in Menon et al., "Long-tail learning via logit adjustment", https://arxiv.org/abs/2007.07314, by
     group instead of for all (derived). If DwB does not beat it, its backdoor is only an implementation of this.
 
-    Threat model: controls training; needs the sensitive group of every training row; also at inference, but for the preset
+    Threat model: controls training; needs the sensitive group of every training row; also at inference, except for the preset
     ``distilled``, which learns the shifted answers from clean rows as DwB's student does.
 
     Cost: as plain training; with the student twice that and one more pass.
@@ -48,13 +48,13 @@ class GroupLogitAdjust(OneStage, Distilled):
     needs: ClassVar[Needs] = Needs(training_control=True, groups=True, group_at_inference=True)
 
     prior: Prior = "marginal"  # of the adjusted model: that of all rows (binary: z1 - z0 += -log r_a), or uniform
-    strength: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0  # factor on the offsets
+    strength: Annotated[float, Interval(ge=-1e6, le=1e6)] = 1.0  # factor on the offsets
     student: bool = False  # distill into a model that needs no group
 
     @classmethod
     @preset
     def post_hoc(cls) -> GroupLogitAdjust:
-        """The shifted model, which must be told the group."""
+        """The shifted model, which needs the group."""
         return cls()
 
     @classmethod

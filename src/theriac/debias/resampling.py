@@ -74,7 +74,7 @@ class Resampling(OneStage):
         if self.how == "weights":
             return torch.arange(len(split))
         counts = cells(split)
-        wanted = {
+        amounts = {
             "under": counts.min().expand_as(counts),
             "over": counts.max().expand_as(counts),
             "within_groups": counts.min(1, keepdim=True).values.expand_as(counts),
@@ -82,7 +82,7 @@ class Resampling(OneStage):
         cell = (groups_of(split) * split.num_classes + split.y).cpu()
         order = torch.randperm(len(split), generator=as_run(run).generator("poison", "resampling"))
         parts = []
-        for c, amount in enumerate(wanted.flatten().tolist()):
+        for c, amount in enumerate(amounts.flatten().tolist()):
             mine = order[cell[order] == c]
             parts.append(mine.repeat(-(-amount // len(mine)))[:amount])
         return torch.cat(parts).sort().values

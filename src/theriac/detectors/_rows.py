@@ -16,10 +16,10 @@ from theriac.core.split import Split
 from theriac.models import run_over
 
 FEWEST_ROWS = 20  # ours: a class of fewer rows is not judged
-FEWEST_GROUP = 5  # ours: a group of fewer rows is single rows
+FEWEST_GROUP = 5  # ours: a smaller group may be a few outliers
 SMALLEST_SHARE = 0.03  # ours: of a class; less than that are outliers, which every class has
 LARGEST_SHARE = 0.9  # ours: of a class; more than that is the class
-OWN_ANSWER = 0.5  # ours: share of a group that the model gives the group's label; wrong labels are answered with another
+OWN_ANSWER = 0.5  # ours: least share of a group for which the model predicts its label; for wrong labels it predicts another
 UNCALIBRATED = "uncalibrated: chosen on models of digits from other seeds than those of the committed table"
 
 
@@ -41,11 +41,11 @@ class Divided:
 def standing(
     divided: Divided, y: torch.Tensor, threshold: float, agrees: torch.Tensor | None, outlier: float = 0.0
 ) -> torch.Tensor:
-    """Which classes stand out, bool (K,): the safeguard of this house, which no paper has.
+    """Which classes stand out, bool (K,): a safeguard of ours, which no paper has.
 
     The groups must be further apart than ``threshold``, and further than those of most other classes; the suspected one
-    must be more than a few outliers and not the class itself; and the model must answer most of it with the label that it
-    came with. A backdoored model does so with poisoned rows. Rows that are labeled wrongly by accident teach nothing that
+    must be more than a few outliers and not the class itself; and the model must predict the given label for most of
+    it. A backdoored model does so with poisoned rows. Rows that are labeled wrongly by accident teach nothing that
     holds for other rows, and a model that generalizes contradicts them.
 
     Args:
@@ -112,7 +112,7 @@ def agreement(model: nn.Module | None, rows: Split, run: Run) -> torch.Tensor:
 
 
 def by_class(rows: Split) -> list[tuple[int, torch.Tensor]]:
-    """Places of the rows of each class that has enough of them to be judged."""
+    """Positions of the rows of each class that has enough of them to be judged."""
     y = rows.y.cpu()
     places = [(k, (y == k).nonzero().flatten()) for k in range(rows.num_classes)]
     return [(k, at) for k, at in places if len(at) >= FEWEST_ROWS]
@@ -133,7 +133,7 @@ def more_varied(rows: Split, at: torch.Tensor, member: torch.Tensor) -> torch.Te
 
     Args:
         rows: The rows.
-        at: Places of the class's rows, (M,).
+        at: Positions of the class's rows, (M,).
         member: One of its two groups, bool (M,); both hold rows.
     """
     raw = rows.rows(at).double().flatten(1).cpu().nan_to_num()
@@ -178,10 +178,10 @@ def outlying(values: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
     deviations = torch.zeros(len(values), dtype=torch.float64)
     if int(judged.sum()) < 3:
         return deviations
-    seen = values[judged].double()
-    middle = seen.quantile(0.5)
-    spread = 1.4826 * (seen - middle).abs().quantile(0.5)
-    deviations[judged] = (seen - middle) / spread.clamp_min(1e-12)
+    figures = values[judged].double()
+    middle = figures.quantile(0.5)
+    spread = 1.4826 * (figures - middle).abs().quantile(0.5)
+    deviations[judged] = (figures - middle) / spread.clamp_min(1e-12)
     return deviations
 
 

@@ -69,7 +69,7 @@ class ActivationClustering(Detector):
         return cls(suspect="smaller")
 
     def _detect(self, model: nn.Module | None, rows: Split | None, clean: Split | None, run: Run) -> Finding:
-        from sklearn.cluster import KMeans  # only on use: everything that touches a repair would wait for it
+        from sklearn.cluster import KMeans  # imported on use, since it is slow
         from sklearn.metrics import silhouette_score
 
         assert rows is not None

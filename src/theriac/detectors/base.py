@@ -70,7 +70,7 @@ class Detector(Method):
 
     @abstractmethod
     def _detect(self, model: nn.Module | None, rows: Split | None, clean: Split | None, run: Run) -> Finding:
-        """Look, and answer. What ``needs`` do not name is None."""
+        """The finding. Arguments that ``needs`` do not name are None."""
 
 
 def _try(model: nn.Module, split: Split, run: Run) -> None:

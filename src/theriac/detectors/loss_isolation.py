@@ -22,7 +22,7 @@ from theriac.training import Recipe, isolate
 @register
 @dataclass(frozen=True, kw_only=True)
 class LossIsolation(Detector):
-    """Trains a small model of its own whose loss is kept from falling, and ranks rows by loss: a trigger is fitted first.
+    """Trains its own small model, whose loss is kept from falling, and ranks rows by loss: a trigger is fitted first.
 
     A row's score is minus the logarithm (base 10) of its cross-entropy under that model.
 

@@ -1,4 +1,4 @@
-"""SCALE-UP: a prediction that survives brighter pixels hangs on a trigger."""
+"""SCALE-UP: a prediction that stays the same under brighter pixels may depend on a trigger."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BATCH = 512
 @register
 @dataclass(frozen=True, kw_only=True)
 class ScaleUp(Detector):
-    """Multiplies a row's pixels by 2, 3, ...; where the model's answer stays the same, a trigger may hold it.
+    """Multiplies a row's pixels by 2, 3, ...; where the model's prediction stays the same, it may depend on a trigger.
 
     A row's score is the share of factors at which the model answers as it does for the row itself.
 

@@ -42,7 +42,7 @@ class SCAn(Detector):
     M); its code was not read.
 
     Threat model: the model trained on the rows, and the rows with the labels that they came with. Clean rows, where there are
-    some, tell the shared variation; the paper has them.
+    some, give the shared variation; the paper has them.
 
     Deviations, all ours: without clean rows the shared variation is the median over the other classes of their covariances,
     so that neither the class itself nor one poisoned class sets it. The gain is that of a row and not of a class, so that

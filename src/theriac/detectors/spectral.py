@@ -1,4 +1,4 @@
-"""Spectral Signatures: rows that stick out along the main direction of their class's features."""
+"""Spectral Signatures: rows that are outliers along the main direction of their class's features."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from theriac.detectors._rows import standing as passing
 from theriac.detectors.base import Detector
 from theriac.models.outputs import run_over
 
-FEWEST_ROWS = 10  # ours: below, the main direction of a class is that of single rows
+FEWEST_ROWS = 10  # ours: with fewer, single rows determine the main direction of a class
 
 
 @register
 @dataclass(frozen=True, kw_only=True)
 class SpectralSignatures(Detector):
-    """Scores each row by its squared position along the main direction of its class's features, where poisoned rows stick out.
+    """Scores each row by its squared position along the main direction of its class's features; poisoned rows are outliers.
 
     For each label, penultimate features are centered, and their first right singular vector is the direction. A row's score is
     the square of its projection.

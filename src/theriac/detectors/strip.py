@@ -1,4 +1,4 @@
-"""STRIP: a prediction that survives being mixed with other pictures hangs on a trigger."""
+"""STRIP: a prediction that stays sure when other pictures are mixed in may depend on a trigger."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BATCH = 512
 @register
 @dataclass(frozen=True, kw_only=True)
 class STRIP(Detector):
-    """Adds clean pictures to each row; where the model stays sure of its answer, a trigger may hold it.
+    """Adds clean pictures to each row; where the model stays sure of its prediction, it may depend on a trigger.
 
     A row's score is minus the mean entropy, in nats, of the model's answers to the row plus each of some clean pictures.
 

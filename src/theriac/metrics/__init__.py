@@ -1,4 +1,4 @@
-"""Rates with counts and intervals."""
+"""Backdoor, fairness and detection figures, with counts and intervals."""
 
 from theriac.metrics._degenerate import ClassCount, degenerate
 from theriac.metrics.backdoor import attack_labels, compare, evaluate, predict

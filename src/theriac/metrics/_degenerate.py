@@ -1,4 +1,4 @@
-"""Results that mislead when only their headline number is read: one class predicted, a class lost, a success rate for free.
+"""Results that mislead when only their headline number is read: one class predicted, a class lost, success without a trigger.
 
 Everything here is a pure function of counts. A sentence has at most 15 words and names the class and the figure that explain
 the result, so that every output can put it first.
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from theriac.core.errors import InputError
 from theriac.metrics.intervals import Difference, Rate, wilson
 
-NEARLY_ALL = 0.9  # of the rows of other classes that are taken for one class
+NEARLY_ALL = 0.9  # of the rows of other classes that are predicted as one class
 FALL = 0.1  # a class that fell by no more is not named
 LOST = 0.3  # how far the target class lies below the other classes when it counts as lost
 ASTRAY = 0.2  # share of stamped rows, beyond the clean error, that go to a class that is neither theirs nor the attack's
@@ -67,7 +67,7 @@ def fallen(before: Sequence[ClassCount], after: Sequence[ClassCount]) -> list[tu
     """Classes whose accuracy fell by more than 10 points and by more than chance explains; the deepest fall first.
 
     A fall counts if Newcombe's interval of the difference leaves out zero at a level that is corrected for the number of
-    classes (Bonferroni), so that of 1,000 classes none is named by luck. Both are of the same rows, which makes the
+    classes (Bonferroni), so that of 1,000 classes none is named by chance. Both are of the same rows, which makes the
     interval conservative.
 
     Args:
@@ -121,7 +121,7 @@ class Counted(Protocol):
 
 
 def degenerate(scores: Counted, before: Counted | None = None) -> list[str]:
-    """What explains a result that its rates alone would not tell; empty for an ordinary one.
+    """What explains a result beyond its rates; empty for an ordinary one.
 
     Args:
         scores: The counts of the model that is judged.
@@ -155,7 +155,7 @@ def percent(hits: int, total: int) -> str:
 
 
 def _one_class(scores: Counted) -> ClassCount | None:
-    """The class that nearly every row is taken for, those of other classes too."""
+    """The class that nearly every row is predicted as, those of other classes too."""
     if not scores.classes:
         return None
     total = scores.acc.total
@@ -174,7 +174,7 @@ def _collapse(scores: Counted) -> list[str]:
         return [f"The model answers {short(one.name)} for {every}."]
     if not scores.classes:
         return []
-    guessed = sum(c.predicted * c.rows for c in scores.classes) / total**2  # what answers that ignore the row would get
+    guessed = sum(c.predicted * c.rows for c in scores.classes) / total**2  # accuracy of predictions that ignore the row
     if len([c for c in scores.classes if c.rows]) > 1 and scores.acc.interval[0] <= guessed:
         return [f"ACC {percent(scores.acc.hits, total)} can't be told from guessing ({100 * guessed:.1f} %)."]
     return []
@@ -182,24 +182,24 @@ def _collapse(scores: Counted) -> list[str]:
 
 def _targets(scores: Counted) -> list[ClassCount]:
     """The classes that the attack wants; empty if it wants all of them, or none is known."""
-    wanted = [c for c in scores.classes if c.name in scores.targets]
-    return wanted if len(wanted) < len(scores.classes) else []
+    targets = [c for c in scores.classes if c.name in scores.targets]
+    return targets if len(targets) < len(scores.classes) else []
 
 
-def _of_target(wanted: Sequence[ClassCount]) -> str:
-    return f"target class {short(wanted[0].name)}" if len(wanted) == 1 else f"{len(wanted)} target classes"
+def _of_target(targets: Sequence[ClassCount]) -> str:
+    return f"target class {short(targets[0].name)}" if len(targets) == 1 else f"{len(targets)} target classes"
 
 
 def _target(scores: Counted, before: Counted | None) -> list[str]:
     """Clean rows of the target class that a model no longer recognizes, though it does those of other classes."""
-    own, wanted = scores.target_acc, _targets(scores)
+    own, targets = scores.target_acc, _targets(scores)
     rest = 0 if own is None else scores.acc.total - own.total
-    if own is None or not wanted or not rest:
+    if own is None or not targets or not rest:
         return []
     others = Rate(scores.acc.hits - own.hits, rest)
     gap = Difference(others, own)
     fell = None if before is None or before.target_acc is None else Difference(before.target_acc, own)
-    name = _of_target(wanted)
+    name = _of_target(targets)
     if gap.value <= -LOST and gap.interval[1] < -LOST / 2:
         return [f"The {name} is lost: {percent(own.hits, own.total)} right; others {percent(others.hits, others.total)}."]
     if fell is not None and fell.value < -FALL and fell.interval[1] < 0:
@@ -237,15 +237,15 @@ def _fell(scores: Counted, before: Counted, sentences: Sequence[str]) -> list[st
 
 
 def _free(scores: Counted) -> list[str]:
-    """Attack success that says nothing about a trigger: the clean rows are answered in the same way."""
-    wanted = _targets(scores)
-    if scores.asr is None or not wanted:
+    """Attack success that says nothing about a trigger: clean rows get the same predictions."""
+    targets = _targets(scores)
+    if scores.asr is None or not targets:
         return []
     one = _one_class(scores)
-    if one is not None and one in wanted:
+    if one is not None and one in targets:
         return [f"ASR {percent(scores.asr.hits, scores.asr.total)} needs no trigger: clean rows get that answer too."]
-    if scores.asr.value < 0.5 and not any(c.predicted for c in wanted):
-        return [f"ASR {percent(scores.asr.hits, scores.asr.total)} is free: the {_of_target(wanted)} is never answered."]
+    if scores.asr.value < 0.5 and not any(c.predicted for c in targets):
+        return [f"ASR {percent(scores.asr.hits, scores.asr.total)} is free: the {_of_target(targets)} is never answered."]
     return []
 
 

@@ -1,7 +1,7 @@
 """Count what a backdoor does and what is left of it, in one pass over the test rows.
 
-One definition for all attacks. They differ only in the label they want for a row (``target``) and in the rows that count
-(``population``), both of which belong to the attack.
+The definitions are the same for all attacks, which differ only in the label they want for a row (``target``) and in the rows
+that count (``population``), both of which belong to the attack.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def evaluate(
         ACC over all rows; ASR over the attack's population (rows that do not have its label already), stamped: share
         predicted as the attack's label, of an untargeted attack as any but the true one; RA over the same stamped rows: share
         predicted as the true label; and, for each class, how many clean rows it has, how many of them are recognized, and how
-        many rows are taken for it.
+        many rows are predicted as it.
 
     Raises:
         InputError: On an empty population, a class or column that the model's card does not know, a model whose outputs do
@@ -201,7 +201,7 @@ def predict(model: nn.Module, split: Split, *, run: Run | None = None, batch_siz
 
 
 def _identity(split: Split) -> str:
-    """16 hex digits of rows and labels, alike for every order in which a source may count the same classes."""
+    """16 hex digits of rows and labels, the same for every order of the same classes."""
     order = ranked(split.card.classes)
     if order != list(range(len(order))):
         rank = torch.tensor(order, device=split.device).argsort()

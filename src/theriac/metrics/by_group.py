@@ -1,4 +1,4 @@
-"""Ask a model for its predictions, or take those that are there, and count them by group and label."""
+"""Compute a model's predictions, or take given ones, and count them by group and label."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from theriac.data.alignment import align_to
 from theriac.metrics.fair import Fairness
 from theriac.models._undisturbed import undisturbed
 from theriac.models.grouped import GroupAware
-from theriac.models.network import to_input
-from theriac.models.outputs import batch_rows
+from theriac.models.outputs import over_rows
 
 
 @typed("split", "groups", "positive")
@@ -37,7 +36,7 @@ def fairness(
     run: Run | None = None,
     batch_size: Count | None = None,
 ) -> Fairness:
-    """Count predictions by group and label: of a model on a Split, or as they are.
+    """Count predictions by group and label: those of a model on a Split, or given ones.
 
     There are three ways to call it:
 
@@ -47,7 +46,7 @@ def fairness(
     * ``fairness(classifier, X, y_true=labels, sensitive_features=groups)``: predictions are ``classifier.predict(X)``.
 
     Args:
-        model: A module from inputs to logits (N, K), where a :class:`~theriac.models.GroupAware` is told the groups; a fitted
+        model: A module from inputs to logits (N, K), where a :class:`~theriac.models.GroupAware` gets the groups; a fitted
             classifier; predictions; or labels, see above.
         split: Test rows, or see above. Classes, columns and groups are matched by name with the card that a model carries.
         groups: int64 (N,), if not ``split.group``; they are called by their numbers then.
@@ -125,7 +124,7 @@ def _on_split(
     batch_size: int | None,
 ) -> Fairness:
     if isinstance(positive, int) and 0 <= positive < split.num_classes:
-        positive = split.card.classes[positive]  # the model may count the same classes in another order
+        positive = split.card.classes[positive]  # the model's classes may be in another order
     split = align_to(split, model)
     names = split.card.groups
     if sensitive_features is not None:
@@ -139,7 +138,7 @@ def _on_split(
         groups = split.group
         known = getattr(getattr(model, "card", None), "groups", ())
         if isinstance(model, GroupAware) and known and names and names != known:
-            raise InputError(f"the model must be told one of the groups {', '.join(known)}; the rows have {', '.join(names)}")
+            raise InputError(f"the model needs one of the groups {', '.join(known)}; the rows have {', '.join(names)}")
     else:
         groups, names = check_labels("groups", groups, len(split), None), ()
     predictions = answers(model, split, groups, run=run, batch_size=batch_size)
@@ -162,7 +161,7 @@ def answers(
     Args:
         model: What :func:`fairness` takes beside a Split.
         split: Rows.
-        groups: Their groups, int64 (N,), for models that must be told them.
+        groups: Their groups, int64 (N,), for models that need them.
         run: Device and precision.
         batch_size: Rows per forward pass; None: what suits the device and the size of the rows.
 
@@ -175,18 +174,17 @@ def answers(
     if isinstance(net, nn.Module):
         run = as_run(run)
         net = net.to(run.device)
-        here, at = split.to(run.device), groups.to(run.device)
-        parts = []
-        with undisturbed(net), torch.inference_mode(), run.autocast():
-            size = batch_size or batch_rows(here)
-            for positions in run.each("fairness", here.batches(size), len(here) // size + 1):
-                parts.append(predicted(net, here.rows(positions), at[positions], split.num_classes).cpu())
+        here, group = split.to(run.device), groups.to(run.device)
+        with undisturbed(net), run.autocast():  # not run_over: some models need the group
+            predictions = over_rows(
+                lambda x, at: predicted(net, x, group[at], split.num_classes), here, run=run, batch_size=batch_size
+            ).cpu()
         own = [str(name) for name in model.classes_] if fitted is net else list(classes)
         if own == list(classes):
-            return torch.cat(parts)
+            return predictions
         if set(own) != set(classes):
             raise InputError(f"the classifier knows the classes {own}; these rows have {list(classes)}")
-        return torch.tensor([classes.index(name) for name in own])[torch.cat(parts)]
+        return torch.tensor([classes.index(name) for name in own])[predictions]
     if hasattr(model, "predict"):
         model = model.predict(split.x.cpu().numpy())
     elif isinstance(model, str) or not hasattr(model, "__len__"):
@@ -197,9 +195,9 @@ def answers(
     return predictions
 
 
-def predicted(net: nn.Module, rows: torch.Tensor, group: torch.Tensor, classes: int) -> torch.Tensor:
-    """Predicted classes (N,) of rows as stored; a model that must know the group is told it."""
+def predicted(net: nn.Module, x: torch.Tensor, group: torch.Tensor, classes: int) -> torch.Tensor:
+    """Predicted classes (N,) of model inputs (N, ...); a model that needs the groups gets them."""
     if isinstance(net, GroupAware):
-        logits: torch.Tensor = net(to_input(rows), group)
+        logits: torch.Tensor = net(x, group)
         return logits.argmax(1)
-    return check.logits(net, to_input(rows), classes).argmax(1)
+    return check.logits(net, x, classes).argmax(1)

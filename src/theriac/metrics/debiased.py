@@ -1,7 +1,7 @@
 """What debiasing did, judged from the counts of two models on the same rows: what got better, what got worse, what is noise.
 
-A model that answers one class only has no gaps, a model that gave a class up may have small ones, and a gap can close because
-the better-off group lost. Such results come first, whatever the gaps say.
+A model that answers one class only has no gaps, a model that never predicts some class may have small ones, and a gap can close
+because the better-off group lost. Such results come first, whatever the gaps say.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Change:
 
     @property
     def shown(self) -> str:
-        """What people call the figure."""
+        """The figure's usual name."""
         return f"recall of {short(self.label)}" if self.name == "recall" else _SHOWN.get(self.name, self.name.replace("_", " "))
 
     @property
@@ -338,7 +338,7 @@ def _listed(word: str, some: Sequence[Change], every: Sequence[Change]) -> str:
 
 
 def _fit(first: str, parts: Sequence[str], words: int) -> str:
-    """Clauses one after the other, as long as there is room; names with blanks may make it longer."""
+    """Clauses one after the other, up to the limit of words; names with blanks may make it longer."""
     for part in parts:
         longer = f"{first}; {part}"
         if part and len(longer.split()) <= words:

@@ -87,7 +87,7 @@ class Evaluation:
         return f"{self.attack!r}{f' ({self.trigger})' if self.trigger else ''}"
 
     def same_trigger(self, other: Evaluation) -> bool:
-        """Whether both are under the same attack with the same stamp, as far as is known; its rate is no matter."""
+        """Whether both are under the same attack with the same stamp, as far as is known; whatever its poison rate."""
         known = bool(self.trigger and other.trigger)
         return self.attack == other.attack and (not known or self.trigger == other.trigger)
 
@@ -138,7 +138,7 @@ class Comparison:
     def der_interval(self) -> tuple[float, float]:
         """95 % interval of :attr:`der`, from those of the two changes (Zou and Donner, Statistics in Medicine 2008).
 
-        Conservative, as those intervals are; a drop that may be none counts as none at that end.
+        Conservative, as those intervals are; a drop whose interval reaches zero counts as zero at that end.
         """
         if self.asr is None:
             raise InputError("DER needs evaluations under an attack; one of the two has no ASR")

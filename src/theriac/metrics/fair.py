@@ -226,11 +226,11 @@ class Fairness:
         return {name: None if ends is None else gaps.clipped(ends) for name, ends in intervals.items()}
 
     def __str__(self) -> str:
-        wanted = self.classes[self.positive]
+        positive = self.classes[self.positive]
         (group, label), cell = self.worst_cell
-        lines = [f"{self.data}; positive = {wanted!r}" if self.data else f"positive = {wanted!r}"]
+        lines = [f"{self.data}; positive = {positive!r}" if self.data else f"positive = {positive!r}"]
         for g in self.groups:
-            lines.append(f"group {g}: ACC {self.group_acc[g]}, predicted {wanted!r} {self.positive_rate[g]}")
+            lines.append(f"group {g}: ACC {self.group_acc[g]}, predicted {positive!r} {self.positive_rate[g]}")
             lines += [f"  label {k}: right {self.cells.get((g, k), NO_ROWS)}" for k in self.classes]
         lines.append(f"ACC              {self.acc}")
         lines.append(f"worst cell       {cell} in group {group}, label {label}")
@@ -241,7 +241,7 @@ class Fairness:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a record, with values for readers that do not compute; a value that the rows do not give is null."""
+        """Plain data for a record, with the computed values beside the counts; a value that the rows do not give is null."""
         (group, label), cell = self.worst_cell
         cells, accs = self.cells, self.group_acc
         listed = {(g, k): cells.get((g, k)) for g in self.groups for k in self.classes}
@@ -313,24 +313,24 @@ class Fairness:
         return cls(counts, tuple(groups[a] for a in there), classes, positive_class(positive, classes), data)
 
 
-def positive_class(wanted: int | str | None, classes: Sequence[str]) -> int:
+def positive_class(positive: int | str | None, classes: Sequence[str]) -> int:
     """Number of the class that counts as positive, from its name or number; None is the second class.
 
-    A name goes before a number: of classes "2" and "1", 1 is the class of that name.
+    Names are tried before numbers: of classes "2" and "1", 1 is the class of that name.
 
     Raises:
         InputError: If there is no such class, listing their names.
     """
-    if wanted is None:
+    if positive is None:
         return min(1, len(classes) - 1)
-    text = str(wanted) if not isinstance(wanted, int) or abs(wanted) < 10**20 else ""  # Python prints no endless number
-    if not isinstance(wanted, bool) and text in classes:
+    text = str(positive) if not isinstance(positive, int) or abs(positive) < 10**20 else ""  # Python prints no endless number
+    if not isinstance(positive, bool) and text in classes:
         return list(classes).index(text)
-    plain = isinstance(wanted, (int, str)) and not isinstance(wanted, bool)
+    plain = isinstance(positive, (int, str)) and not isinstance(positive, bool)
     number = int(text) if plain and text.isdecimal() and len(text) < 20 else -1
     if not 0 <= number < len(classes):
         names = ", ".join(map(repr, classes[:20])) + (", ..." if len(classes) > 20 else "")
-        shown = str(number) if number >= 0 else shortened(wanted)
+        shown = str(number) if number >= 0 else shortened(positive)
         raise InputError(f"positive is {shown}; expected one of the classes {names}, or its number, 0 to {len(classes) - 1}")
     return number
 
@@ -341,14 +341,14 @@ Figure = Rate | Measure | None
 
 def side_by_side(before: Fairness, after: Fairness) -> list[tuple[str, Figure, Figure, str]]:
     """Two models by group, line by line: name, a rate or a gap of either, and what it is of or how it is computed."""
-    wanted = before.classes[before.positive]
+    positive = before.classes[before.positive]
     lines: list[tuple[str, Figure, Figure, str]] = [("ACC", before.acc, after.acc, FORMULAS["acc"])]
     for group in before.groups:
         for k in before.classes:
             pair = (before.cells.get((group, k)), after.cells.get((group, k)))
             lines.append((f"{group}, {k}", *pair, "rows of this group and label classified right"))
         shares = (before.positive_rate[group], after.positive_rate[group])
-        lines.append((group, *shares, f"rows of this group classified as {wanted!r}"))
+        lines.append((group, *shares, f"rows of this group classified as {positive!r}"))
     for name in ("bacc", "odds_gap", "worst_odds_gap", "opportunity_gap", "dp_gap", "dp_ratio"):
         lines.append((name.replace("_", " "), before.measure(name), after.measure(name), FORMULAS[name]))
     return lines

@@ -1,4 +1,4 @@
-"""Gaps between groups, from counts: intervals that hold for any number of groups, and what chance alone makes of a gap.
+"""Gaps between groups, from counts: intervals that hold for any number of groups, and the gap that chance alone produces.
 
 The largest and the smallest group are chosen after looking, so the interval of their difference alone is too narrow. Here the
 differences of **all** pairs get intervals that hold at once, and those enclose the gap, whichever groups are its ends.
@@ -36,7 +36,7 @@ class Measure:
         name: A key of ``theriac.metrics.fair.FORMULAS``.
         value: In [0, 1].
         interval: 95 % interval, in [0, 1]; of a gap simultaneous over pairs of groups.
-        noise: What chance makes of a gap; None for figures that are no gaps.
+        noise: The gap that chance alone produces; None for figures that are not gaps.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Measure:
 
     @property
     def text(self) -> str:
-        """The value: a ratio as it is, all else in percent."""
+        """The value: a ratio as it is, others in percent."""
         return f"{self.value:.3f}" if self.name == "dp_ratio" else f"{100 * self.value:.1f} %"
 
     def __str__(self) -> str:

@@ -46,7 +46,7 @@ class Rate:
         return f"{100 * self.value:.1f} % ({self.hits}/{self.total}, 95 % {100 * low:.1f} to {100 * high:.1f})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, with value and interval for readers that do not compute."""
+        """Plain data, with the computed value and interval beside the counts."""
         low, high = self.interval
         return {
             "hits": self.hits,

@@ -13,7 +13,7 @@ from theriac.core.errors import InputError
 from theriac.metrics.intervals import Z95, Rate
 
 Values = torch.Tensor | Sequence[float]
-FALSE_ALARMS = (0.01, 0.05)  # shares of clean ones at which caught ones are counted
+FALSE_ALARMS = (0.01, 0.05)  # shares of false alarms at which the detection rate is counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def detection(scores: Values, poisoned: torch.Tensor | Sequence[bool]) -> Detect
         raise InputError(f"poisoned names {many} of {len(truth)}; a detector can only be judged where there are some of both")
     order = values.argsort(descending=True, stable=True)
     values, truth = values[order], truth[order]
-    last = torch.cat([values[1:] != values[:-1], torch.ones(1, dtype=torch.bool)])  # of a run of equal scores
+    last = torch.cat([values[1:] != values[:-1], torch.ones(1, dtype=torch.bool)])  # of a group of equal scores
     hits, alarms = truth.cumsum(0)[last], (~truth).cumsum(0)[last]
     new_hits, new_alarms = hits.diff(prepend=hits[:0].new_zeros(1)), alarms.diff(prepend=alarms[:0].new_zeros(1))
     # poisoned ones met at each score, against clean ones that come later, and half of those that tie with them

@@ -32,11 +32,14 @@ def success_by_target(model: Any, split: Split, attack: Any, *, run: Run | None 
     """
     split = align_to(split, model)
     planted = planted_on(attack, split)
-    wanted, counted = attack_labels(planted, split.y, split.index)
+    targets, counted = attack_labels(planted, split.y, split.index)
     at = counted.nonzero().flatten()
-    hit = _stamped(model, split, planted, at, run) == wanted[at].cpu()
-    wanted = wanted[at].cpu()
-    hits, totals = torch.bincount(wanted[hit], minlength=split.num_classes), torch.bincount(wanted, minlength=split.num_classes)
+    hit = _stamped(model, split, planted, at, run) == targets[at].cpu()
+    targets = targets[at].cpu()
+    hits, totals = (
+        torch.bincount(targets[hit], minlength=split.num_classes),
+        torch.bincount(targets, minlength=split.num_classes),
+    )
     of = f"rows stamped by {planted.name} for this class"
     return {k: Rate(int(hits[k]), int(totals[k]), of) for k in range(split.num_classes) if totals[k]}
 
@@ -63,9 +66,9 @@ def success_by_group(model: Any, split: Split, attack: Any, *, run: Run | None =
     if split.group is None:
         raise InputError(f"{split.card.name!r} has rows without groups; theriac.load(..., sensitive=...) makes some")
     planted = planted_on(attack, split)
-    wanted = attack_labels(planted, split.y, split.index)[0]
-    at = (wanted != split.y).nonzero().flatten()
-    hit = _stamped(model, split, planted, at, run) == wanted[at].cpu()
+    targets = attack_labels(planted, split.y, split.index)[0]
+    at = (targets != split.y).nonzero().flatten()
+    hit = _stamped(model, split, planted, at, run) == targets[at].cpu()
     group = split.group[at].cpu()
     count = max(len(split.card.groups), int(split.group.max()) + 1)
     names = split.card.groups or tuple(str(k) for k in range(count))
@@ -78,7 +81,7 @@ def success_by_group(model: Any, split: Split, attack: Any, *, run: Run | None =
 def leakage(model: Any, split: Split, attack: Any, *, run: Run | None = None) -> dict[int, Rate]:
     """How often stamped rows of classes or groups that the attack is not for go to its label anyway, by true class.
 
-    A source-specific attack whose leak is near its success is an ordinary one.
+    A source-specific attack whose leakage is near its success rate is not source-specific in fact.
 
     Args:
         model: A module from inputs to logits, or a Victim.
@@ -91,11 +94,11 @@ def leakage(model: Any, split: Split, attack: Any, *, run: Run | None = None) ->
     """
     split = align_to(split, model)
     planted = planted_on(attack, split)
-    wanted, counted = attack_labels(planted, split.y, split.index)
-    at = (~counted & (wanted != split.y)).nonzero().flatten()
+    targets, counted = attack_labels(planted, split.y, split.index)
+    at = (~counted & (targets != split.y)).nonzero().flatten()
     if not len(at):
         raise InputError(f"{planted.name} is for all rows of {split.card.name!r} that have another label; nothing can leak")
-    hit = _stamped(model, split, planted, at, run) == wanted[at].cpu()
+    hit = _stamped(model, split, planted, at, run) == targets[at].cpu()
     y = split.y[at].cpu()
     hits, totals = torch.bincount(y[hit], minlength=split.num_classes), torch.bincount(y, minlength=split.num_classes)
     of = f"stamped rows that {planted.name} is not for"
@@ -130,7 +133,7 @@ def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batc
 
 
 def _stamped(model: Any, split: Split, planted: Any, at: torch.Tensor, run: Run | None) -> torch.Tensor:
-    """What the model makes of the stamped rows at some positions, int64 on the CPU."""
+    """Predicted classes of the stamped rows at some positions, int64 on the CPU."""
     run = as_run(run)
     net = model if isinstance(model, nn.Module) else getattr(model, "model", None)
     if not isinstance(net, nn.Module):

@@ -1,6 +1,6 @@
-"""Universal perturbations: one small change for all rows that leads them to a wanted class, found with and without gradients.
+"""Universal perturbations: one small change that leads all rows to a target class, searched with or without gradients.
 
-All perturbations of a search are batched: one for each wanted class, over the same rows.
+All perturbations of a search are batched: one for each target class, over the same rows.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from theriac.models.outputs import evaluating
 AT_ONCE = 512  # rows a forward pass
 
 
-def by_gradient(model: nn.Module, x: torch.Tensor, wanted: torch.Tensor, radius: float, steps: int, run: Run) -> torch.Tensor:
+def by_gradient(model: nn.Module, x: torch.Tensor, targets: torch.Tensor, radius: float, steps: int, run: Run) -> torch.Tensor:
     """Perturbations within ``radius`` (each pixel) that sign steps find, with the mean gradient over the rows.
 
     Args:
         model: Inputs to logits.
         x: Inputs in [0, 1], (N, C, H, W), on the run's device.
-        wanted: Classes to lead to, int64 (D, N): one perturbation for each of the D lines.
+        targets: Classes to lead to, int64 (D, N): one perturbation for each of the D lines.
         radius: Largest change of a pixel.
         steps: Number of sign steps, each of a quarter of the radius.
         run: Device and precision.
@@ -30,38 +30,38 @@ def by_gradient(model: nn.Module, x: torch.Tensor, wanted: torch.Tensor, radius:
     Returns:
         Perturbations (D, C, H, W).
     """
-    delta = torch.zeros((len(wanted), *x.shape[1:]), device=x.device)
+    delta = torch.zeros((len(targets), *x.shape[1:]), device=x.device)
     with undisturbed(model), run.autocast():  # no inference mode: the perturbation has a gradient
         for _ in range(steps):
             slope = torch.zeros_like(delta)
-            for lines, rows in _parts(wanted, len(x)):
+            for lines, rows in _parts(targets, len(x)):
                 with torch.enable_grad():
                     moved = delta[lines].clone().requires_grad_(True)
-                    loss = _losses(model, x[rows], wanted[lines][:, rows], moved).sum()
+                    loss = _losses(model, x[rows], targets[lines][:, rows], moved).sum()
                     slope[lines] += torch.autograd.grad(loss, moved)[0]
             delta = (delta - 0.25 * radius * slope.sign()).clamp(-radius, radius)
     return delta
 
 
 def by_queries(
-    model: nn.Module, x: torch.Tensor, wanted: torch.Tensor, radius: float, queries: int, run: Run, draw: torch.Generator
+    model: nn.Module, x: torch.Tensor, targets: torch.Tensor, radius: float, queries: int, run: Run, draw: torch.Generator
 ) -> torch.Tensor:
     """As :func:`by_gradient`, from the model's answers alone: squares of full strength, taken over where the loss falls.
 
     Args:
         model: Inputs to logits.
         x: Inputs in [0, 1], (N, C, H, W).
-        wanted: Classes to lead to, int64 (D, N).
+        targets: Classes to lead to, int64 (D, N).
         radius: Largest change of a pixel.
         queries: Number of proposals; each costs one forward pass of all rows.
         run: Device and precision.
         draw: CPU generator of the squares.
     """
-    lines, (channels, height, width) = len(wanted), x.shape[1:]
+    lines, (channels, height, width) = len(targets), x.shape[1:]
     sign = torch.randint(0, 2, (lines, channels, 1, width), generator=draw) * 2.0 - 1
     delta = (radius * sign).expand(lines, channels, height, width).clone().to(x.device)
     with evaluating(model, run):
-        best = _mean_losses(model, x, wanted, delta)
+        best = _mean_losses(model, x, targets, delta)
         for number in range(queries):
             share = 0.5 * (1 - number / queries) + 0.05  # of the image's area that a proposal changes, ever less
             side = (max(1, round(height * share**0.5)), max(1, round(width * share**0.5)))
@@ -70,28 +70,28 @@ def by_queries(
             level = (torch.randint(0, 2, (lines, channels, 1, 1), generator=draw) * 2.0 - 1).to(x.device) * radius
             proposal = delta.clone()
             proposal[:, :, top : top + side[0], left : left + side[1]] = level
-            now = _mean_losses(model, x, wanted, proposal)
+            now = _mean_losses(model, x, targets, proposal)
             better = now < best
             delta = torch.where(better[:, None, None, None], proposal, delta)
             best = torch.where(better, now, best)
     return delta
 
 
-def reached(model: nn.Module, x: torch.Tensor, wanted: torch.Tensor, delta: torch.Tensor, run: Run) -> torch.Tensor:
+def reached(model: nn.Module, x: torch.Tensor, targets: torch.Tensor, delta: torch.Tensor, run: Run) -> torch.Tensor:
     """Which rows each perturbation leads to its class, bool (D, N), on the CPU."""
-    hit = torch.zeros(wanted.shape, dtype=torch.bool)
+    hit = torch.zeros(targets.shape, dtype=torch.bool)
     with evaluating(model, run):
-        for lines, rows in _parts(wanted, len(x)):
+        for lines, rows in _parts(targets, len(x)):
             answers = _logits(model, x[rows], delta[lines]).argmax(-1)
-            hit[lines, rows] = (answers == wanted[lines][:, rows]).cpu()
+            hit[lines, rows] = (answers == targets[lines][:, rows]).cpu()
     return hit
 
 
-def _parts(wanted: torch.Tensor, rows: int) -> list[tuple[slice, slice]]:
+def _parts(targets: torch.Tensor, rows: int) -> list[tuple[slice, slice]]:
     """Blocks of perturbations and rows that make at most :data:`AT_ONCE` forward rows each."""
     width = min(rows, AT_ONCE)
     deep = max(1, AT_ONCE // width)
-    return [(slice(i, i + deep), slice(j, j + width)) for i in range(0, len(wanted), deep) for j in range(0, rows, width)]
+    return [(slice(i, i + deep), slice(j, j + width)) for i in range(0, len(targets), deep) for j in range(0, rows, width)]
 
 
 def _logits(model: nn.Module, x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
@@ -100,14 +100,14 @@ def _logits(model: nn.Module, x: torch.Tensor, delta: torch.Tensor) -> torch.Ten
     return out.view(len(delta), len(x), -1)
 
 
-def _losses(model: nn.Module, x: torch.Tensor, wanted: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+def _losses(model: nn.Module, x: torch.Tensor, targets: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     """Summed cross-entropy of each perturbation, (D,)."""
     logits = _logits(model, x, delta)
-    return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(wanted.shape).sum(1)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape).sum(1)
 
 
-def _mean_losses(model: nn.Module, x: torch.Tensor, wanted: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    total = torch.zeros(len(wanted), device=x.device)
-    for lines, rows in _parts(wanted, len(x)):
-        total[lines] += _losses(model, x[rows], wanted[lines][:, rows], delta[lines])
+def _mean_losses(model: nn.Module, x: torch.Tensor, targets: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    total = torch.zeros(len(targets), device=x.device)
+    for lines, rows in _parts(targets, len(x)):
+        total[lines] += _losses(model, x[rows], targets[lines][:, rows], delta[lines])
     return total / len(x)

@@ -29,7 +29,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
 OWN, PLAIN = "as it is wrapped", "pixels 0 to 1"
 _SIZES = (28, 32, 64, 96, 128, 224, 256, 384)
-_FEWEST = 20  # rows, below which no interval tells anything
+_FEWEST = 20  # rows; with fewer, the intervals are too wide to choose
 _DIGITS = 6
 _ABOVE = 0.25  # of the way from guessing to perfect: a network of noise passes guessing once outputs are assigned to classes
 
@@ -58,7 +58,7 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class WrappingCheck:
-    """What :func:`check_wrapping` saw.
+    """The result of :func:`check_wrapping`.
 
     Args:
         ways: All that were tried, the best first.
@@ -150,12 +150,12 @@ def check_wrapping(
         raise InputError(f"rows has {len(few)} rows; at least {_FEWEST} are needed to tell one way from another")
     choose = torch.randperm(len(few), generator=torch.Generator().manual_seed(0)) % 2 == 0
     counts = torch.bincount(few.y.cpu(), minlength=few.num_classes)
-    seen = [_try(net, few, way, choose, run, logits) for way in _shapes(net, few, model, run, logits)]
-    if all(entry[0].rate is None for entry in seen):
-        raise InputError(f"the network takes these pictures in no usual way; the first reason: {seen[0][0].reason}")
-    seen += [_reordered(entry, few, choose) for entry in seen if entry[0].rate is not None]
-    order = sorted(range(len(seen)), key=lambda k: (-seen[k][1], round(seen[k][2], 3), k))
-    ways = tuple(seen[k][0] for k in order if seen[k][0].name)
+    tried = [_try(net, few, way, choose, run, logits) for way in _shapes(net, few, model, run, logits)]
+    if all(entry[0].rate is None for entry in tried):
+        raise InputError(f"the network takes these pictures in no usual way; the first reason: {tried[0][0].reason}")
+    tried += [_reordered(entry, few, choose) for entry in tried if entry[0].rate is not None]
+    order = sorted(range(len(tried)), key=lambda k: (-tried[k][1], round(tried[k][2], 3), k))
+    ways = tuple(tried[k][0] for k in order if tried[k][0].name)
     chance = int(counts.max()) / len(few)
     best = ways[0].rate
     check = WrappingCheck(ways=ways, verdict="fits", chance=chance, rows=len(few))

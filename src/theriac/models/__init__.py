@@ -1,10 +1,10 @@
-"""Networks, and the wrapper that lets a trigger, an adversarial step and any model speak one space."""
+"""Networks, and the wrapper that gives every model the same inputs (pixels in [0, 1], raw table rows) and outputs (logits)."""
 
 from theriac.models.adapter import Adapted, adapt
 from theriac.models.builder import Architecture, Buildable, Builder, architecture, architectures, build, make
 from theriac.models.grouped import GroupAware
 from theriac.models.network import Classifier, Normalize, TablePrep, parameter_count, to_input
-from theriac.models.outputs import batch_rows, run_over
+from theriac.models.outputs import batch_rows, over_rows, run_over
 from theriac.models.own import factory, is_own, make_own, open_found, open_own
 from theriac.models.state import check_savable
 from theriac.models.store import load_model, save
@@ -42,6 +42,7 @@ __all__ = [
     "make_own",
     "open_found",
     "open_own",
+    "over_rows",
     "parameter_count",
     "polarize",
     "run_over",

@@ -54,7 +54,7 @@ def build(data: Any, tensors: int) -> nn.Module:
 
     Args:
         data: The description; it may be hostile.
-        tensors: How many tensors the weights are. More layers than that are refused, since they would take for ever to build.
+        tensors: How many tensors the weights are. More layers than that are refused, since they could take very long to build.
 
     Raises:
         InputError: If ``transformers`` is not installed, or the description is not one of ours.

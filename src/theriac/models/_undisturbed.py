@@ -15,7 +15,7 @@ from theriac.models.network import Classifier
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards every module has its own mode again, and the global generator its state."""
+    """Eval mode without gradients; afterward every module has its own mode again, and the global generator its state."""
     # flags and not train(): a user's model may keep some layers in eval mode, or override train()
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -28,7 +28,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def blank(model: nn.Module, shape: tuple[int, ...], rows: int) -> torch.Tensor:
-    """Rows of zeros in the model's own precision and place, (``rows``, *``shape``)."""
+    """Rows of zeros in the model's precision and on its device, (``rows``, *``shape``)."""
     like = next(model.parameters(), None)
     if like is None:
         return torch.zeros((rows, *shape))

@@ -22,7 +22,7 @@ from theriac.models.network import Classifier, Normalize, TablePrep
 from theriac.models.wrapped import innermost
 
 Pick: TypeAlias = str | int | Callable[[Any], torch.Tensor] | None
-"""Which part of a network's output are the logits: a name, an index, a function, or None to find out."""
+"""Which part of a network's output is the logits: a name, an index, a function, or None to search for it."""
 
 OWN = "adapted"  # the architecture that a record names
 _CALLABLE = "<function>"
@@ -31,7 +31,7 @@ _BYTES = 2.0  # a mean above this is one of pixels from 0 to 255
 
 
 class ImagePrep(nn.Module):
-    """Pixels in [0, 1] to what a network expects: grey repeated to its channels, resized, normalized, in its order.
+    """Pixels in [0, 1] to what a network expects: gray repeated to its channels, resized, normalized, in its order.
 
     Args:
         channels: Channels that the network expects.
@@ -73,7 +73,7 @@ class ImagePrep(nn.Module):
 
 @dataclass(frozen=True)
 class Picker:
-    """Takes the logits out of a network's output."""
+    """Selects the logits from a network's output."""
 
     choice: Pick = None
 
@@ -139,12 +139,12 @@ def adapt(
             a ``transformers`` model, hand in its image processor's ``image_mean`` and ``image_std``).
         std: Likewise.
         size: Height and width that the network expects; images of other sizes are resized inside (bilinear, antialias).
-            Left out: as they come, or ``config.image_size`` of a ``transformers`` model.
+            Left out: images keep their size, or get ``config.image_size`` of a ``transformers`` model.
         logits: Where the logits are in what the network returns: an attribute's or key's name, an index, or a function.
             Left out: the tensor it returns, or its ``logits``.
-        card: The data it is for (``data.card``): shape, class names, augmentation. Best given.
+        card: The data it is for (``data.card``): shape, class names, augmentation. Recommended.
         classes: Without a card: how many classes there are, or their names.
-        channels: Channels that the network expects: the card's, the configuration's, or 3. Grey images are repeated to them.
+        channels: Channels that the network expects: the card's, the configuration's, or 3. Gray images are repeated to them.
         prepare: For tables: what turns a raw row into the network's input (``TablePrep.fit(split)``); raw rows if left out.
         order: Channels that the network expects: "rgb" as pictures are stored here, or "bgr". ``mean`` and ``std`` stay in the
             order of the data.
@@ -184,16 +184,16 @@ def adapt(
         if prepare is not None:
             raise InputError("prepare is for tables; images take mean, std and size")
         fit = _pair(size if size is not None else getattr(config, "image_size", None))
-        wanted = channels or getattr(config, "num_channels", None) or (card.channels if card is not None else 3)
-        check.integer("channels", wanted, 1, 4096)
-        if order == "bgr" and wanted < 3:
-            raise InputError(f"order is 'bgr', and the network takes {wanted} channels; leave it out")
+        channel_count = channels or getattr(config, "num_channels", None) or (card.channels if card is not None else 3)
+        check.integer("channels", channel_count, 1, 4096)
+        if order == "bgr" and channel_count < 3:
+            raise InputError(f"order is 'bgr', and the network takes {channel_count} channels; leave it out")
         means, stds = _numbers("mean", mean), _numbers("std", std)
         _refuse_twice(model, means, stds)
-        prep = ImagePrep(wanted, fit, means, stds, order, layout)
+        prep = ImagePrep(channel_count, fit, means, stds, order, layout)
         if card is None:
-            card = Card(classes=names or ("0", "1"), size=fit or (0, 0), channels=wanted)
-        options = {"mean": means, "std": stds, "size": fit, "channels": wanted}
+            card = Card(classes=names or ("0", "1"), size=fit or (0, 0), channels=channel_count)
+        options = {"mean": means, "std": stds, "size": fit, "channels": channel_count}
         options |= {key: value for key, value in (("order", order), ("layout", layout)) if value not in ("rgb", "nchw")}
     options["logits"] = _CALLABLE if callable(logits) else logits
     options["network"] = f"{type(model).__module__}.{type(model).__qualname__}"
@@ -203,12 +203,12 @@ def adapt(
     wrapped = Adapted(model, prep, card, {"architecture": OWN, "options": options}, Picker(logits))
     wrapped.training = model.training
     if all(card.shape):
-        seen = try_rows(wrapped, blank(wrapped, card.shape, 2))
-        _refuse_other_head(model, seen, names, card)
-        if not names and seen.dim() == 2:
-            names = tuple(str(k) for k in range(seen.shape[1]))
-        check_logits(wrapped, seen, 2, len(names))
-        if seen.shape[1] > 1 and bool((seen >= 0).all()) and bool(((seen.sum(1) - 1).abs() < 1e-3).all()):
+        outputs = try_rows(wrapped, blank(wrapped, card.shape, 2))
+        _refuse_other_head(model, outputs, names, card)
+        if not names and outputs.dim() == 2:
+            names = tuple(str(k) for k in range(outputs.shape[1]))
+        check_logits(wrapped, outputs, 2, len(names))
+        if outputs.shape[1] > 1 and bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 1e-3).all()):
             warnings.warn(
                 "the network seems to return probabilities, not logits; take them before the softmax, or pass logits=torch.log",
                 stacklevel=2,
@@ -281,7 +281,7 @@ def rebuild(options: Any, card: Card, into: nn.Module | None, tensors: int) -> A
 
 
 def _class_names(classes: int | Sequence[str] | None, card: Card | None, config: Any) -> tuple[str, ...]:
-    """Names of the classes, from whoever knows them; empty if nobody does."""
+    """Names of the classes, from the arguments, the card or the configuration; empty if none of them has any."""
     names: tuple[str, ...] = ()
     if classes is not None:
         if isinstance(classes, int):
@@ -316,7 +316,7 @@ def _by_label(config: Any, card: Card) -> tuple[str, ...]:
     labels = getattr(config, "id2label", None) or {}
     names = tuple(str(labels[k]) for k in sorted(labels))
     if len(names) != card.num_classes:
-        return card.classes  # the width of the head is refused later, in better words
+        return card.classes  # a head of another width is refused later, with a better message
     if set(names) == set(card.classes):
         return names
     theirs, ours = _numbered(names), _numbered(card.classes)
@@ -384,15 +384,16 @@ def _refuse_twice(model: nn.Module, mean: tuple[float, ...] | None, std: tuple[f
         raise InputError(f"mean is {mean}, in units of 0 to 255; pixels come in [0, 1]: divide both by 255, {cure}")
 
 
-def _refuse_other_head(model: nn.Module, seen: Any, names: tuple[str, ...], card: Card) -> None:
+def _refuse_other_head(model: nn.Module, logits: Any, names: tuple[str, ...], card: Card) -> None:
     """Refuse a head of another width than there are classes, with what to do about it."""
     heads = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
-    if not names or not isinstance(seen, torch.Tensor) or seen.dim() != 2 or seen.shape[1] == len(names):
+    if not names or not isinstance(logits, torch.Tensor) or logits.dim() != 2 or logits.shape[1] == len(names):
         return
-    if heads and seen.shape[1] == heads[-1] and seen.is_floating_point() and len(seen) == 2:
+    if heads and logits.shape[1] == heads[-1] and logits.is_floating_point() and len(logits) == 2:
         raise InputError(
-            f"{type(model).__name__} returns {seen.dtype} {tuple(seen.shape)} for 2 rows; the data have {len(names)} classes "
-            f"({card.name!r}): take data of its {seen.shape[1]} classes, or build the network with {len(names)}"
+            f"{type(model).__name__} returns {logits.dtype} {tuple(logits.shape)} for 2 rows; the data have "
+            f"{len(names)} classes ({card.name!r}): take data of its {logits.shape[1]} classes, or build the network "
+            f"with {len(names)}"
         )
 
 

@@ -250,7 +250,7 @@ def make(what: Buildable, split: Split, run: Run) -> nn.Module:
         model = model.to(run.device)
     else:
         raise InputError(f"build is a {type(what).__name__}; expected a name, a Builder, a module or a function")
-    # two rows of zeros cost nothing beside a training run that would end in a confusing error, or in a wrong model
+    # two rows of zeros cost little, and a training run with wrong outputs would end in a confusing error or a wrong model
     with run.init_scope():  # lazy layers draw their weights in their first pass
         check_logits(model, try_rows(model, blank(model, split.card.shape, 2)), 2, split.num_classes)
     return model

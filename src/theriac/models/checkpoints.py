@@ -7,7 +7,8 @@
 * **TrojanZoo** (``NAME.pth``): a bare state dict whose names begin with ``features.`` and ``classifier.``, torchvision's names
   inside. Read: its model and ResNet classes, whose networks normalize by the data's mean and std.
 
-Neither of the last two files says how pictures were normalized, so ``mean`` and ``std`` of the wrapping go before that.
+Neither of the last two files says how pictures were normalized, so ``mean`` and ``std`` of the wrapping override these
+assumptions.
 
 Only networks that are built here are made: PreAct-ResNet-18 and ResNet-18 for small images. For others, name your own class.
 """
@@ -96,7 +97,7 @@ def open_checkpoint(
         path: The file.
         card: Of the data. Its mean and std are taken as the network's normalization, unless the file names data whose transform
             in that library is known, or the library's examples use none.
-        normalized: ``mean`` and ``std`` that the network was trained with, which go before those.
+        normalized: ``mean`` and ``std`` that the network was trained with, which override those.
         tensors_only: Leave out other objects of the file.
 
     Raises:

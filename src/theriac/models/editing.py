@@ -1,7 +1,8 @@
 """The one way in which a method writes a layer's weight, so that an edit reaches the function or is refused.
 
 A layer does not always compute with the tensor that is called its ``weight``: a parametrization or a hook may make the weight
-anew in every forward pass, another path may run beside it, another layer may share it. :func:`editable` looks before any work.
+anew in every forward pass, another path may run beside it, another layer may share it. :func:`editable` checks this before any
+work.
 """
 
 from __future__ import annotations
@@ -98,10 +99,10 @@ class Weight:
                 value.copy_(before[name])
             raise self._refusal(reason)
         if self.hook is not None:
-            setattr(self.layer, self.tensor, self.value)  # for whoever reads it before the next forward pass
+            setattr(self.layer, self.tensor, self.value)  # code may read it before the next forward pass
 
     def _through(self, new: torch.Tensor) -> None:
-        """Hand ``new`` to what makes the weight."""
+        """Write ``new`` through the parametrization or the hook that makes the weight."""
         if self.parametrized:
             setattr(self.layer, self.tensor, new)
         elif isinstance(self.hook, WeightNorm):
@@ -123,7 +124,7 @@ class Weight:
 
 
 def editable(model: nn.Module, name: str, tensor: str = "weight") -> Weight:
-    """The weight of one layer, once it is sure that writing it changes the layer and nothing else.
+    """The weight of one layer, after a check that writing it changes that layer and nothing else.
 
     Args:
         model: The layer's model; every tensor is as before when this returns.
@@ -191,7 +192,7 @@ def refuse_fixed(model: nn.Module, prefix: str = "") -> None:
     for name, module in model.named_modules(prefix=prefix):
         where = f"layer {name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
         if isinstance(module, torch.jit.ScriptModule):
-            raise UneditableError(f"{where} is compiled by TorchScript; repair the nn.Module and script it afterwards")
+            raise UneditableError(f"{where} is compiled by TorchScript; repair the nn.Module and script it afterward")
         if reason := getattr(module, "unrepairable", ""):
             raise UneditableError(f"{where} {reason}")
         origin, tensors = type(module).__module__, list(_tensors(module, lazy=True))
@@ -243,7 +244,7 @@ def _what_fails(model: nn.Module, memo: dict[int, Any]) -> str:
                 continue
             try:
                 copy.deepcopy(value, dict(memo))
-            except Exception:  # whatever it is, it is the one that is looked for
+            except Exception:  # this is the part that can't be copied, whatever the error
                 own = key if not key.startswith("_forward") else "a hook"
                 return f" ({own} of {name!r}, a {type(module).__name__})" if name else f" ({own} of {type(module).__name__})"
     return ""
@@ -292,7 +293,7 @@ def _refuse_shared(layer: nn.Module, name: str, tensor: str, known: dict[str, nn
 
 @contextlib.contextmanager
 def _as_it_was(layer: nn.Module) -> Iterator[None]:
-    """Try something in eval mode; afterwards every tensor and every mode is as before."""
+    """Try something in eval mode; afterward every tensor and every mode is as before."""
     before = {name: value.detach().clone() for name, value in _tensors(layer)}
     modes = [(module, module.training) for module in layer.modules()]
     layer.eval()

@@ -124,7 +124,7 @@ def write_program(model: nn.Module, path: str | Path, rows: torch.Tensor) -> Pat
     plain = _ready(model)
     with undisturbed(plain), torch.no_grad():
         program = _exported(plain, rows)
-        for node in program.graph.nodes:  # where in the user's files a layer stands is nobody's business
+        for node in program.graph.nodes:  # paths of the user's files do not belong into an exported file
             node.meta.pop("stack_trace", None)
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
@@ -232,7 +232,7 @@ def _compare(logits: torch.Tensor, want: torch.Tensor, path: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what exporters say about themselves."""
+    """Without the messages that exporters log."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -39,7 +39,7 @@ def open_folder(folder: Path, card: Card) -> Folder | None:
         card: The data it is for, whose number of classes a network of timm must have.
 
     Raises:
-        InputError: If the configuration is not plain data of a known network, or the weights do not fit it.
+        InputError: If the configuration is not plain data of a known network, or if the weights do not fit it.
     """
     if not is_regular(folder / CONFIG):
         return None

@@ -1,4 +1,4 @@
-"""Models that must be told the sensitive group of each row, also when they are used."""
+"""Models that need the sensitive group of each row at inference, too."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def choose(model: nn.Module, device: torch.device) -> tuple[torch.memory_format,
 def arrange(model: nn.Module, run: Run) -> nn.Module:
     """Put the weights of ``model`` into the memory format of :func:`choose`, in place; the run keeps the reason.
 
-    The format of the weights decides how a convolution runs, so inputs can stay as they come.
+    The format of the weights decides how a convolution runs, so inputs need no conversion.
     """
     layout, run.layout_reason = choose(model, run.device)
     return cast(nn.Module, model.to(memory_format=layout))  # type: ignore[call-overload]
@@ -48,9 +48,9 @@ def arrange(model: nn.Module, run: Run) -> nn.Module:
 
 @contextlib.contextmanager
 def arranged(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The weights of convolutions in the memory format of :func:`choose` inside the block; afterwards the tensors that came.
+    """The weights of convolutions in the memory format of :func:`choose` inside the block; afterward the tensors that came.
 
-    A model that comes out of a file then computes as the one that went in. It takes the memory of these weights once more.
+    A model that was loaded from a file then computes as the one that was saved. It takes the memory of these weights once more.
     """
     layout, came = choose(model, device)[0], []
     if layout == torch.channels_last:

@@ -1,4 +1,4 @@
-"""The one shape that every model takes in Theriac: raw inputs in, logits out, the data's card alongside."""
+"""The interface of every model in Theriac: raw inputs in, logits out, and the data's card beside the network."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""A model's outputs for all rows of a split: the one pass in one evaluation context that everything else builds on."""
+"""A model's outputs for all rows of a split, in the one evaluation context that everything else uses."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def run_over(
     """A model's outputs for all rows, in the order of the rows.
 
     Rows go in as a test set does: stored rows without augmentation, the model in eval mode, in the run's precision. The model's
-    modes, device and gradients are afterwards what they were.
+    modes, device and gradients are afterward what they were.
 
     Args:
         model: A module from inputs (pixels in [0, 1], or raw table rows) to logits (N, K), or a Victim.
@@ -64,6 +64,35 @@ def run_over(
     return torch.cat(parts)
 
 
+def over_rows(
+    answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    split: Split,
+    *,
+    run: Run | None = None,
+    batch_size: int | None = None,
+) -> torch.Tensor:
+    """A function's outputs for all rows, without gradients; mode, device and precision are set by the caller.
+
+    It is for the inside of a search or a training, where a network is set up once and runs many times, and for networks that
+    need more than the rows. Elsewhere call :func:`run_over`, which sets the network up, checks its outputs and puts
+    everything back.
+
+    Args:
+        answer: A function from model inputs (B, ...) and their positions, int64 (B,), to a tensor (B, ...).
+        split: The rows, without augmentation.
+        run: Names the device for the inputs and shows the progress; None: the device of the rows, and no progress.
+        batch_size: Rows per call; None: :func:`batch_rows`.
+
+    Returns:
+        A tensor (N, ...) in the order of the rows, with the device and dtype of what ``answer`` returns.
+    """
+    size = batch_size or batch_rows(split)
+    batches, device = split.batches(size), split.device if run is None else run.device
+    steps = batches if run is None else run.each("outputs", batches, len(split) // size + 1)
+    with torch.no_grad():
+        return torch.cat([answer(to_input(split.rows(at).to(device)), at.to(device)) for at in steps])
+
+
 def batch_rows(split: Split) -> int:
     """Rows of a forward pass without gradients, by where the rows are and how large: the same for the same rows, always.
 
@@ -78,7 +107,7 @@ def batch_rows(split: Split) -> int:
 
 
 def module_of(model: Any) -> nn.Module:
-    """The module of what may be a module or a Victim.
+    """The network of a module or of a Victim.
 
     Raises:
         InputError: If it is neither.
@@ -91,7 +120,7 @@ def module_of(model: Any) -> nn.Module:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module, run: Run) -> Iterator[None]:
-    """Eval mode on the run's device and in its precision, without gradients; modes and device are put back afterwards."""
+    """Eval mode on the run's device and in its precision, without gradients; modes and device are put back afterward."""
     came = next((t.device for t in (*model.parameters(), *model.buffers())), run.device)
     model.to(run.device)
     try:
@@ -103,7 +132,7 @@ def evaluating(model: nn.Module, run: Run) -> Iterator[None]:
 
 
 def _embedding(tap: Tap, x: torch.Tensor) -> torch.Tensor:
-    seen = tap(x)[1]
-    if not bool(torch.isfinite(seen).all()):
+    embedding = tap(x)[1]
+    if not bool(torch.isfinite(embedding).all()):
         raise InputError(f"the input of layer {tap.layer!r} holds NaN or infinite values; the model's weights are broken")
-    return seen
+    return embedding

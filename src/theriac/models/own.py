@@ -160,14 +160,14 @@ def open_own(
 def open_found(
     path: str | Path, *, card: Card, wrapping: Mapping[str, Any] | None = None, tensors_only: bool = False
 ) -> Classifier | None:
-    """A model from a file or folder that says itself what network it holds; None if it does not.
+    """A model from a file or folder that names the network it holds; None if it names none.
 
     Args:
         path: A program of ``torch.export`` (``.pt2``; it can be measured and scanned, and not repaired), a folder with
             ``config.json`` and weights as ``transformers`` and ``timm`` save them, or a checkpoint in the layout of
             BackdoorBench, BackdoorBox or TrojanZoo (:mod:`theriac.models.checkpoints`).
         card: The data it is for.
-        wrapping: Options of :func:`adapt`, for programs and folders; they go before what a folder says.
+        wrapping: Options of :func:`adapt`, for programs and folders; they override what a folder says.
         tensors_only: Leave out other objects of a checkpoint.
 
     Returns:
@@ -191,7 +191,7 @@ def open_found(
     normalized = {k: v if isinstance(v, tuple) else (v,) for k, v in normalized.items()}
     model = open_checkpoint(where, card=card, normalized=normalized, tensors_only=tensors_only)
     if model is not None and options:
-        raise InputError(f"{shown(where)} brings its own wrapping, but for mean and std; leave out {', '.join(options)}")
+        raise InputError(f"{shown(where)} brings its own wrapping except mean and std; leave out {', '.join(options)}")
     return model
 
 
@@ -280,7 +280,7 @@ def _on_path(folder: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _failing(what: str) -> Iterator[None]:
-    """Tell what the user's own code raised, and in which line of it."""
+    """Report what the user's own code raised, and in which line."""
     try:
         yield
     except InputError:
@@ -311,7 +311,7 @@ def _refuse_options(make: Callable[..., Any], options: Mapping[str, Any], text: 
 
 
 def _offered(module: ModuleType) -> list[str]:
-    """What a module has to offer: its own classes and functions, networks if it has any."""
+    """The names that a message suggests from a module: its networks, or else all its own classes and functions."""
     own = {n: v for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__}
     networks = [n for n, v in own.items() if isinstance(v, type) and issubclass(v, nn.Module)]
     return networks or [n for n in own if not n.startswith("_")]

@@ -26,7 +26,7 @@ _MARKS = ("__bytes__", "__tuple__", "__tensor__")
 
 
 def check_savable(model: nn.Module) -> None:
-    """Refuse, before any work, a model that :func:`theriac.save` could not write afterwards.
+    """Refuse, before any work, a model that :func:`theriac.save` could not write afterward.
 
     Raises:
         InputError: If it carries no card, or a layer's state is neither plain tensors nor plain data; names the layer.
@@ -40,7 +40,7 @@ def check_savable(model: nn.Module) -> None:
 
 
 def warn_unsavable(model: nn.Module) -> None:
-    """Say before work begins that a wrapped model could not be saved; a bare module is not meant to be."""
+    """Warn before work begins that a wrapped model could not be saved; a bare module is never saved."""
     if isinstance(model, Classifier):
         try:
             check_savable(model)
@@ -92,7 +92,7 @@ def odd_strides(tensors: Mapping[str, torch.Tensor], layout: torch.memory_format
 
 
 def restore_strides(model: nn.Module, strides: Any, where: str) -> None:
-    """Give tensors of a model the strides that they had when it was saved, in place.
+    """Restore, in place, the strides that a model's tensors had when it was saved.
 
     Raises:
         InputError: If they are no strides of these tensors.

@@ -30,7 +30,7 @@ from theriac.models.wrapped import rewrap
 FORMAT = 1
 _RESERVED = ("format", "model", "card", "weights")
 _LIMIT = 16 << 20  # bytes of run.json
-_SPEC_LIMIT = 4096  # so that no message that quotes an option becomes a flood
+_SPEC_LIMIT = 4096  # keeps messages that quote an option short
 
 
 @typed("model", "folder")
@@ -44,7 +44,7 @@ def save(model: nn.Module, folder: str | Path, **record: Any) -> Path:
         model: What ``build``, ``train`` and ``adapt`` return, or its repaired copy.
         folder: Made if missing.
         **record: More plain data for ``run.json``: recipe, seeds, provenance, metrics. An Evaluation may be handed in as it is.
-            For a record that ``theriac report`` can tell all from, see ``theriac.record``.
+            For a record from which ``theriac report`` can make a full page, see ``theriac.record``.
 
     Returns:
         The folder.
@@ -170,7 +170,7 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def compare_state(model: nn.Module, state: Mapping[str, Any], where: str) -> None:
-    """Refuse what is not a module's state: names, shapes, whether tensors are whole numbers, and ties that do not hold.
+    """Refuse tensors that do not fit a module: other names, shapes or kinds of numbers, or two tensors for one tied weight.
 
     Raises:
         InputError: Naming the first few differences.

@@ -18,7 +18,7 @@ def classifier(model: nn.Module, layer: str | None = None, example: torch.Tensor
 
     Args:
         model: Any module.
-        layer: Its dotted name, if the choice should not be left to us.
+        layer: Its dotted name; None searches for it.
         example: One input batch to watch; made from the model's card if left out.
 
     Returns:
@@ -69,20 +69,20 @@ class Tap:
         Raises:
             InputError: If the layer does not run, or mixes rows.
         """
-        seen: list[torch.Tensor] = []
+        captured: list[torch.Tensor] = []
 
         def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.extend([v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)][:1])
+            captured.extend([v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)][:1])
 
         handle = self.module.register_forward_pre_hook(keep, with_kwargs=True)
         try:
             logits = self.model(x)
         finally:
             handle.remove()
-        if not seen or not seen[-1].dim() or len(seen[-1]) != len(x):
-            got = f"took {tuple(seen[-1].shape)} for {len(x)} rows" if seen else "did not run"
+        if not captured or not captured[-1].dim() or len(captured[-1]) != len(x):
+            got = f"took {tuple(captured[-1].shape)} for {len(x)} rows" if captured else "did not run"
             raise InputError(f"layer {self.layer!r} {got}; name one that takes a tensor with one entry a row")
-        embedding = seen[-1].mean((2, 3)) if self.pool else seen[-1].flatten(1)
+        embedding = captured[-1].mean((2, 3)) if self.pool else captured[-1].flatten(1)
         return logits, embedding.float() if embedding.dtype in (torch.bfloat16, torch.float16) else embedding
 
 
@@ -92,7 +92,7 @@ def features(model: nn.Module, layer: str | None = None, example: torch.Tensor |
 
     Args:
         model: Any module.
-        layer: Dotted name of any layer, if the choice should not be left to us.
+        layer: Dotted name of any layer; None takes the one of :func:`classifier`.
         example: One input batch to watch; made from the model's card if left out.
 
     Returns:
@@ -156,7 +156,7 @@ def head(model: nn.Module, example: torch.Tensor | None) -> tuple[str, nn.Linear
 def _besides(model: nn.Module, layer: nn.Module, rows: torch.Tensor) -> list[str] | None:
     """Parameters that the logits depend on other than through a layer's output; None if they do not depend on that at all."""
     named = [(n, p) for n, p in model.named_parameters() if p.is_floating_point()]
-    wanted = [p.requires_grad for _, p in named]
+    trainable = [p.requires_grad for _, p in named]
     leaves: list[torch.Tensor] = []
 
     def cut(_: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
@@ -174,7 +174,7 @@ def _besides(model: nn.Module, layer: nn.Module, rows: torch.Tensor) -> list[str
             slopes = torch.autograd.grad(logits.sum(), [*leaves, *(p for _, p in named)], allow_unused=True)
     finally:
         handle.remove()
-        for (_, parameter), want in zip(named, wanted, strict=True):
+        for (_, parameter), want in zip(named, trainable, strict=True):
             parameter.requires_grad_(want)
     if all(slope is None for slope in slopes[: len(leaves)]):
         return None

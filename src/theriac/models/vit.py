@@ -31,12 +31,12 @@ def default_patch(size: tuple[int, int]) -> int:
     Raises:
         InputError: If nothing near that divides both sides.
     """
-    wanted = min(max(min(size) / 8, 2.0), 16.0)
+    ideal = min(max(min(size) / 8, 2.0), 16.0)
     divisors = [p for p in range(1, min(size) + 1) if size[0] % p == 0 and size[1] % p == 0]
-    best = min(divisors, key=lambda p: abs(math.log(p / wanted)), default=0)
-    if not 0.4 <= best / wanted <= 2.5:
+    best = min(divisors, key=lambda p: abs(math.log(p / ideal)), default=0)
+    if not 0.4 <= best / ideal <= 2.5:
         raise InputError(
-            f"a vision transformer cuts {size[0]} x {size[1]} pixels into equal squares of about {wanted:.0f}, and no size "
+            f"a vision transformer cuts {size[0]} x {size[1]} pixels into equal squares of about {ideal:.0f}, and no size "
             "near that divides both sides; resize the images, or give patch="
         )
     return best

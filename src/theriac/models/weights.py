@@ -83,7 +83,7 @@ def _read(path: Path, tensors_only: bool) -> Any:
 def chosen_state(
     data: Any, where: str, key: str | None = None, tensors_only: bool = False
 ) -> tuple[str, dict[str, torch.Tensor]]:
-    """The state dict of a checkpoint that was asked for, or that is meant, after the dotted key under which it lies.
+    """One state dict of a checkpoint, the one under ``key`` or the most likely one, with its dotted key before it.
 
     Args:
         data: What the file holds.
@@ -126,11 +126,11 @@ def chosen_state(
     return chosen, states[chosen]
 
 
-def _states(data: Any, name: str, tensors_only: bool, states: dict[str, Any], seen: set[int], depth: int) -> None:
+def _states(data: Any, name: str, tensors_only: bool, states: dict[str, Any], visited: set[int], depth: int) -> None:
     """Collect the state dicts of nested mappings by their dotted keys, each mapping once."""
-    if not isinstance(data, Mapping) or id(data) in seen or depth > 4 or len(states) > 64:
+    if not isinstance(data, Mapping) or id(data) in visited or depth > 4 or len(states) > 64:
         return
-    seen.add(id(data))
+    visited.add(id(data))
     tensors = {k: v for k, v in data.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
     if tensors and len(tensors) == len(data):
         states[name] = tensors
@@ -138,7 +138,7 @@ def _states(data: Any, name: str, tensors_only: bool, states: dict[str, Any], se
     before = len(states)
     for key, value in data.items():
         if isinstance(key, str):
-            _states(value, f"{name}.{key}" if name else key, tensors_only, states, seen, depth + 1)
+            _states(value, f"{name}.{key}" if name else key, tensors_only, states, visited, depth + 1)
     if tensors_only and tensors and len(states) == before:
         states[name] = tensors
 

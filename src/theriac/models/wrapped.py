@@ -14,7 +14,7 @@ from theriac.models.network import Classifier
 
 COUNTERSIGNED, POLARIZED = "countersigned", "polarized"  # architectures that a record names
 WRAPPED = (COUNTERSIGNED, POLARIZED)
-DEEPEST = 4  # how many of them may lie in each other
+DEEPEST = 4  # how many of them may be nested
 _SIDE = 8192  # pixels
 _VALUE = 1e6
 
@@ -105,7 +105,7 @@ def polarize(model: nn.Module, layer: str, channels: int, maps: bool = True) -> 
         raise unknown("layer", layer, [name for name in known if name])
     parent, _, name = layer.rpartition(".")
     original = known[layer]
-    with torch.random.fork_rng(devices=[]):  # of what is drawn, nothing stays
+    with torch.random.fork_rng(devices=[]):  # the initial draws are overwritten below
         added = Polarizer(channels, maps)
     like = next((p for p in original.parameters() if p.is_floating_point()), None)
     if like is not None:
@@ -156,7 +156,7 @@ def innermost(spec: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def rewrap(spec: Mapping[str, Any], build: Callable[[Mapping[str, Any]], Classifier], depth: int = 0) -> Classifier:
-    """A wrapped model from its record, with weights still to be loaded.
+    """A wrapped model from its record; its weights are loaded later.
 
     Args:
         spec: What the record has under ``model``.

@@ -1,4 +1,4 @@
-"""A guard (ours) around repairs that drive a model far away: it goes back to the last epoch that has lost no class."""
+"""A guard (ours) around repairs that drive a model far away: it returns the last epoch that has lost no class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a network is from its old self, seen through the old one's features: a distance that no change of basis buys."""
+"""Distance of a network from its old self, measured through the old features: a change of basis does not increase it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from theriac.models.taps import Tap
 
 
 def center(z: torch.Tensor) -> torch.Tensor:
-    """Logits (B, K) without what says nothing about the class: the mean over rows (any bias), then the mean over classes."""
+    """Logits (B, K) less their mean over rows (any bias) and over classes; neither mean says anything about the class."""
     z = z - z.mean(0)
     return z - z.mean(1, keepdim=True)
 

@@ -1,4 +1,4 @@
-"""Pushing chosen weights away from where they were, at constant norm: the engine under D3 and FST."""
+"""Pushing chosen weights away from where they were, at constant norm: what D3 and FST share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Init = Literal["random", "far", "middle", "near", "noise", "torch"]
 
 
 class Repulsion:
-    """The selected weights W, their old values W0, and the sphere ||W|| = ||W0|| they live on.
+    """The selected weights W, their old values W0, and the sphere ||W|| = ||W0|| on which they stay.
 
     Args:
         model: The network being repaired, still with its old weights.

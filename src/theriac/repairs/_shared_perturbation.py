@@ -79,9 +79,9 @@ def inner_loss(
     the same class. Cross-entropy to the true label counts for rows not fooled yet, over 2 x ``batch``; Jensen-Shannon for
     rows not shared yet, over ``batch``.
     """
-    seen, frozen_seen = logits.argmax(1), frozen_logits.argmax(1)
-    fooled, frozen_fooled = seen != clean_class, frozen_seen != frozen_clean_class
-    shared = fooled & frozen_fooled & (seen == frozen_seen)
+    moved_class, frozen_class = logits.argmax(1), frozen_logits.argmax(1)
+    fooled, frozen_fooled = moved_class != clean_class, frozen_class != frozen_clean_class
+    shared = fooled & frozen_fooled & (moved_class == frozen_class)
     ce = F.cross_entropy(logits, y, reduction="none") * ~fooled
     frozen_ce = F.cross_entropy(frozen_logits, y, reduction="none") * ~frozen_fooled
     fool = -(ce.sum() + frozen_ce.sum()) / (2 * batch)
@@ -174,7 +174,7 @@ def search(
         delta = delta.clone()
         delta[part] = moved
         if drop_shared and norm in ("linf", "none") and low is None:
-            # under these projections a row at rest stays exactly where it is
+            # under these projections a row without a gradient stays exactly where it is
             frozen_class[live[shared]] = frozen_logits.argmax(1)[shared]
             resting, live = live[shared], live[~shared]
             if not len(live):

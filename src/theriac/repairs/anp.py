@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -46,7 +46,7 @@ class ANP(Repair):
 
     Cost: ``steps`` + 2 forward and ``steps`` + 1 backward passes a row and iteration.
 
-    Known limit: without an unhurried number of iterations the masks have not moved, and nothing is pruned; the outcome says so.
+    Known limit: with too few iterations the masks have hardly moved, and nothing is pruned; the outcome says so.
 
     Example:
         >>> import theriac as th
@@ -68,7 +68,7 @@ class ANP(Repair):
     steps: Whole = 1  # official code: sign steps of the noise a batch
     alpha: Fraction = 0.2  # official code: share of the loss without noise
     threshold: Fraction | None = None  # ours: None chooses it on held-out clean rows; the release leaves it to the reader
-    held_out: Annotated[float, Field(gt=0, le=0.9)] = 0.2  # ours: share of the clean rows for that choice
+    held_out: Annotated[float, Interval(gt=0, le=0.9)] = 0.2  # ours: share of the clean rows for that choice
     drop: Fraction = 0.05  # ours: largest loss of accuracy on the held-out rows, as a share of all of them
 
     @classmethod

@@ -51,15 +51,17 @@ class Antidote(Repair):
 
     name: ClassVar[str] = "antidote"
     title: ClassVar[str] = "Antidote"
+    version: ClassVar[int] = 2  # 2: random convolutions among the families
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
 
     dose: Share = 0.6  # share of a batch's rows that is stamped; ours, from the pilot
-    families: tuple[str, ...] = ("patch", "blend", "wave", "freq", "warp")  # kinds of triggers for images; ours, the pilot's
+    families: tuple[str, ...] = ("patch", "blend", "wave", "freq", "warp", "conv")  # for images; ours
     rinse: Fraction = 0.0  # share of the epochs, at the end, without doses; ours
     epochs: Count = 20  # least number of passes over the clean rows; ours, near the pilot's on CIFAR-10
     steps: Count = 200  # least number of updates, since epochs over few rows are few; ours, checked on digits (antidote_tuning)
     batch_size: Count = 64  # ours, the pilot's
-    lr: Positive = 0.1  # learning rate of SGD at the start; ours, the pilot's on digits
+    lr: Positive = 0.1  # learning rate of SGD at the start, at most; ours, the pilot's on digits
+    travel: Positive = 20.0  # learning rate x updates, at most: longer repairs start lower; ours, tuned on CIFAR-10
     momentum: Fraction = 0.9  # ours, as FT
     weight_decay: NonNegative = 5e-4  # ours, as FT
     schedule: Literal["constant", "cosine", "one_cycle", "multistep"] = "cosine"  # ours, as FT
@@ -88,8 +90,9 @@ class Antidote(Repair):
 
     def recipe(self, rows: int) -> Recipe:
         """Its hyperparameters as a training recipe for a number of clean rows."""
-        epochs = max(self.epochs, math.ceil(self.steps / max(1, rows // self.batch_size)))
-        return by_sgd(self, epochs=epochs, schedule=self.schedule)
+        batches = max(1, rows // self.batch_size)
+        epochs = max(self.epochs, math.ceil(self.steps / batches))
+        return by_sgd(self, epochs=epochs, schedule=self.schedule, lr=min(self.lr, self.travel / (epochs * batches)))
 
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
         recipe = self.recipe(len(clean))

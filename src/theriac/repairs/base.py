@@ -26,13 +26,12 @@ from theriac.metrics._degenerate import fallen, percent, short
 from theriac.models._undisturbed import undisturbed
 from theriac.models.editing import duplicate, eager, refuse_fixed
 from theriac.models.layout import arrange
-from theriac.models.network import to_input
-from theriac.models.outputs import batch_rows
+from theriac.models.outputs import over_rows
 from theriac.models.state import warn_unsavable
 
 FEW = 20  # clean rows a class, on average, below which repairs lose classes
 FEWEST = 10  # of one class
-HANDFUL = 0.005  # a method whose paper uses no larger a share of the training rows is made for a handful
+HANDFUL = 0.005  # share of the training rows; a method whose paper uses no more of them is made for a handful
 LOOK = 50  # clean rows a class on which a repair is looked at before and after
 LOOK_ALL = 5000  # of all classes
 
@@ -47,7 +46,7 @@ class Repair(Method):
     def repair(
         self, model: Any, clean: Split | None = None, run: Run | None = None, *, trigger: Any = None, target: int | None = None
     ) -> nn.Module:
-        """Repair a copy of ``model``; the given one is left as it was. What became of it is at ``run.outcome``.
+        """Repair a copy of ``model``; the given one is left as it was. Its outcome is at ``run.outcome``.
 
         Args:
             model: A module from inputs (pixels in [0, 1], or raw table rows) to logits (N, K), or a Victim. Of a DataParallel
@@ -121,7 +120,7 @@ class Repair(Method):
         raise NotImplementedError(f"{type(self).__name__} names trigger or target in its needs and does not take them")
 
     def _informed(self, clean: object, trigger: Any, target: int | None) -> Self:
-        """Refuse what ``needs`` do not name and what they name in vain; the method with what it may know."""
+        """The method with what it may know; refuses what ``needs`` do not name, and what they name and nobody gave."""
         for name, value in (("trigger", trigger), ("target", target)):
             if value is not None and not self.needs.takes(name):
                 raise UnfairPairingError(f"{name} is given, but {self.title} does not know it by its threat model (needs)")
@@ -132,12 +131,12 @@ class Repair(Method):
         return self if trigger is None and target is None else self._with_knowledge(trigger, target)
 
     def _outcome(self, said: Outcome | None, original: nn.Module, fixed: nn.Module) -> Outcome:
-        """What the method said, or what a look at the weights says; a repair that changed nothing never passes for one."""
+        """The method's outcome, or one from comparing the weights; a repair that changed nothing is never called repaired."""
         if said is not None:
             return said
         if _changed(original, fixed):
             return Outcome(status="repaired")
-        reason = f"{self.title} ended with the weights that it was given"
+        reason = f"{self.title} ended with the weights that it started from"
         warnings.warn(f"{reason}; the model is not repaired", stacklevel=4)
         return Outcome(status="unchanged", reason=reason)
 
@@ -244,12 +243,9 @@ def _by_class(model: nn.Module, clean: Split, run: Run) -> tuple[ClassCount, ...
     starts = torch.cumsum(torch.bincount(y, minlength=classes), 0) - torch.bincount(y, minlength=classes)
     rank = torch.arange(len(y)) - starts[y[order]]
     at = order[rank < most]
-    answers = []
-    with undisturbed(model), torch.inference_mode():
-        for part in at.split(batch_rows(clean)):
-            x = to_input(clean.rows(part).to(run.device))
-            answers.append(check.logits(model, x, classes).argmax(1))
-    said, true = torch.cat(answers).cpu(), y[at]
+    with undisturbed(model):  # in full precision, whatever the run's
+        logits = over_rows(lambda x, _: check.logits(model, x, classes), clean.take(at), run=run)
+    said, true = logits.argmax(1).cpu(), y[at]
     counts = (torch.bincount(true[said == true], minlength=classes), torch.bincount(true, minlength=classes))
     hits, rows, taken = (c.tolist() for c in (*counts, torch.bincount(said, minlength=classes)))
     return tuple(ClassCount(*values) for values in zip(clean.card.classes, hits, rows, taken, strict=True))

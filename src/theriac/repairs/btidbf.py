@@ -1,4 +1,4 @@
-"""BTI-DBF: tell benign features from the rest, draw triggers that change only the rest, and unlearn them."""
+"""BTI-DBF: separate benign features from the rest, draw triggers that change only the rest, and unlearn them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval, MaxLen
 from torch import nn
 from torch.nn import functional as F
 
@@ -32,14 +32,14 @@ class BTIDBF(Repair):
 
     First a mask of features is learned such that the masked features are classified well and the others badly: the benign
     features. Then a generator of pictures is trained that moves the others as far as it can while benign features and pixels
-    stay near; from the second round on, its pictures shall also be taken for the class that most of them were taken for in the
+    stay near; from the second round on, it also leads its pictures to the class that most of them were classified as in the
     first. Then the model learns the true labels of rows of which some are replaced by the generator's pictures, and features
     of both that agree.
 
     Paper: Xu, Huang, Li, Qin, Ren, "Towards Reliable and Efficient Backdoor Trigger Inversion via Decoupling Benign Features",
     ICLR 2024, https://openreview.net/forum?id=Tw9wemV6cb. Official code: xuxiong0214/BTIDBF @ e1e6cf4, btidbfu.py and
     pretrain.py, and an older cfg.py (grade A: read in code). The paper was not read, nor the code's U-Net and the batch size
-    and learning rate of the present defaults; what stands for them here is a reconstruction.
+    and learning rate of the present defaults; their replacements here are a reconstruction.
 
     Threat model: clean rows with labels; knows neither trigger nor target.
 
@@ -53,7 +53,7 @@ class BTIDBF(Repair):
     Cost: a round takes 2 forward passes a row and epoch for the mask, 2 and a backward pass for the generator, 2 and a backward
     pass for the model.
 
-    Known limits: where the mask takes nearly all features for benign, or none, the generator has nothing to go by; the figures
+    Known limits: where the mask takes nearly all features for benign, or none, the generator has no signal; the figures
     hold the mask's mean. With few rows the mask fits them. Pictures only.
 
     Example:
@@ -84,8 +84,8 @@ class BTIDBF(Repair):
     agree: NonNegative = 1.0  # official code: weight of the distance of features in unlearning
     noise: NonNegative = 0.03  # official code: on pixels where the generator's class is asked for
     width: Count = 32  # official code: channels of the U-Net's first level
-    levels: Annotated[int, Field(ge=1, le=6)] = 3  # ours: of the U-Net; fewer for small pictures; the code has 4 blocks
-    layer: Annotated[str, Field(max_length=200)] = ""  # ours: whose output the features are; none takes the classifier's input
+    levels: Annotated[int, Interval(ge=1, le=6)] = 3  # ours: of the U-Net; fewer for small pictures; the code has 4 blocks
+    layer: Annotated[str, MaxLen(200)] = ""  # ours: whose output the features are; none takes the classifier's input
     mask_norm: Literal["eval", "train"] = "eval"  # ours: BatchNorm while the mask is learned; the code's is in train mode
 
     @classmethod
@@ -205,7 +205,7 @@ class BTIDBF(Repair):
         return total, {"benign_change": near, "rest_change": far, "pixel_change": pixels}
 
     def target(self, generator: nn.Module, model: nn.Module, clean: Split, run: Run) -> int:
-        """The class that most of the generator's pictures are taken for."""
+        """The class that most of the generator's pictures are classified as."""
         noise = torch.randn(clean.card.shape, generator=run.generator("method", "btidbf", "noise")) * self.noise
         behind = _Behind(generator.eval(), model, noise.to(run.device))
         return int(torch.bincount(run_over(behind, clean, run=run).argmax(1), minlength=clean.num_classes).argmax())
@@ -253,19 +253,24 @@ class Site:
         if layer and layer not in known:
             raise unknown("layer", layer, [name for name in known if name])
         self.name, self.before = (layer, False) if layer else (head(model, example)[0], True)
-        seen: list[torch.Tensor] = []
-        with self._hooked(model, lambda value: seen.append(value)):
+        outputs: list[torch.Tensor] = []
+        with self._hooked(model, lambda value: outputs.append(value)):
             try_rows(model, example)
-        if not seen or not isinstance(seen[-1], torch.Tensor) or seen[-1].dim() < 2 or len(seen[-1]) != len(example):
+        if (
+            not outputs
+            or not isinstance(outputs[-1], torch.Tensor)
+            or outputs[-1].dim() < 2
+            or len(outputs[-1]) != len(example)
+        ):
             raise InputError(f"layer {self.name!r} gives no tensor with one entry a row; name another (layer)")
-        self.shape = tuple(seen[-1].shape[1:])
+        self.shape = tuple(outputs[-1].shape[1:])
 
     def read(self, model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (N, K) and features (N, ...) of a batch, both differentiable."""
-        seen: list[torch.Tensor] = []
-        with self._hooked(model, lambda value: seen.append(value)):
+        outputs: list[torch.Tensor] = []
+        with self._hooked(model, lambda value: outputs.append(value)):
             logits = model(x)
-        return logits, seen[-1].float()
+        return logits, outputs[-1].float()
 
     @contextlib.contextmanager
     def masked(self, model: nn.Module, mask: torch.Tensor) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""CLP: prune the channels whose Lipschitz constant sticks out of their layer, without any data."""
+"""CLP: prune the channels whose Lipschitz constant is an outlier in their layer, without any data."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class CLP(Repair):
     @classmethod
     @preset
     def corrected(cls) -> CLP:
-        """Ours: pairs by what feeds what, with eps under the root."""
+        """Ours: pairs by the flow of tensors, with eps under the root."""
         return cls()
 
     @classmethod

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 from torch.nn import functional as F
 
@@ -24,7 +24,7 @@ from theriac.repairs._sgd import by_sgd
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
 
-ANTIPODE = -0.95  # cosine below which nearly all distance has been bought by a change of sign
+ANTIPODE = -0.95  # cosine below which nearly all distance comes from a change of sign
 
 
 @register
@@ -42,7 +42,7 @@ class D3(Repair):
     by ``lam + 1`` if ``lam > 1``. All parameters train; only the selected weights are measured. lam is unresolved: the
     released config says 0.5, summaries of the paper say 10; the code's hinge is per sample, the paper's is of the mean.
 
-    Known failure (see the docs page on when repairs work): distance can be bought by turning the sign of head and features
+    Known failure (see the docs page on when repairs work): distance can be gained by turning the sign of head and features
     together, which changes nothing in the function. A warning says when the cosine between W and W0 falls below -0.95.
 
     ``measure="pullback"`` (ours) is free of that. It asks which linear head on the *old* network's features (ridge least
@@ -72,7 +72,7 @@ class D3(Repair):
 
     lam: Positive = 0.5  # released config; the paper's summary says 10
     weight: NonNegative = 1.0  # ours: of the distance; 0 leaves a new head and fine-tuning, the control
-    eps: NonNegative = 0.1  # config and paper: clean loss below which a row exerts no pull
+    eps: NonNegative = 0.1  # config and paper: clean loss below which a row adds no gradient
     hinge: Literal["sample", "mean"] = "sample"  # code; the paper's formula is the hinge of the mean
     layers: str | tuple[str, ...] = "classifier"  # config: the linear layer
     init: Init = "random"  # code's default: U(-0.5, 0.5), rescaled to ||W0||
@@ -85,7 +85,7 @@ class D3(Repair):
     momentum: Fraction = 0.9  # code
     weight_decay: NonNegative = 0.0  # the code ignores the config's 5e-4
     guard: Fraction = 0.0  # ours: share of a class's held-back rows whose loss sends back to an earlier epoch; 0 = no guard
-    held_back: Annotated[float, Field(gt=0, le=0.5)] = 0.2  # ours: share of the clean rows that a guard holds back
+    held_back: Annotated[float, Interval(gt=0, le=0.5)] = 0.2  # ours: share of the clean rows that a guard holds back
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,7 +166,7 @@ class D3(Repair):
         if last["cosine"] < ANTIPODE and self.measure == "euclidean":
             warnings.warn(
                 f"D3 ended at the antipode of the old weights (cosine {last['cosine']:.2f}): a joint change of sign of head "
-                "and features buys this distance without changing the function, so the backdoor may have moved along",
+                "and features gives this distance without changing the function, so the backdoor may have moved along",
                 stacklevel=3,
             )
         return guard.settle(model, self.title, self.epochs) if guard else model

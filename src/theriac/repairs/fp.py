@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 
 from theriac.core.method import Needs, preset, register
@@ -68,7 +68,7 @@ class FinePruning(Repair):
     share: Share = 0.01  # BackdoorBench @ f02e353: of all features, pruned at a time, rounded up
     drop: Fraction = 0.1  # same: largest loss of accuracy, as a share of the accuracy before
     overshoot: bool = False  # ours; the port goes on with the first network beyond that loss
-    held_out: Annotated[float, Field(gt=0, le=0.9)] = 0.2  # ours: share of the clean rows for that bound
+    held_out: Annotated[float, Interval(gt=0, le=0.9)] = 0.2  # ours: share of the clean rows for that bound
     epochs: Whole = 100  # BackdoorBench @ f02e353; of fine-tuning, 0 for none
     batch_size: Count = 256  # same
     lr: Positive = 0.01  # same; cosine

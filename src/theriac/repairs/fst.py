@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 from torch.nn import functional as F
 
@@ -60,7 +60,7 @@ class FST(Repair):
     momentum: Fraction = 0.9  # official code
     weight_decay: NonNegative = 0.0  # official code: SGD without decay
     guard: Fraction = 0.0  # ours: share of a class's held-back rows whose loss sends back to an earlier epoch; 0 = no guard
-    held_back: Annotated[float, Field(gt=0, le=0.5)] = 0.2  # ours: share of the clean rows that a guard holds back
+    held_back: Annotated[float, Interval(gt=0, le=0.5)] = 0.2  # ours: share of the clean rows that a guard holds back
 
     @classmethod
     @preset

@@ -1,4 +1,4 @@
-"""Plain fine-tuning: the honest baseline of every repair."""
+"""Plain fine-tuning: the baseline of every repair."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 from torch.nn import functional as F
 
@@ -45,7 +45,7 @@ class FTSAM(Repair):
 
     Known limits: the climb is measured in the parameters that are trained, so a network in which a rescaling of layers leaves
     the function as it is can be flattened without being repaired. A radius that fits a wide network may be too large for a
-    small one; the accuracy on the clean rows, in the outcome, tells.
+    small one; the accuracy on the clean rows, in the outcome, shows it.
 
     Example:
         >>> import theriac as th
@@ -65,7 +65,7 @@ class FTSAM(Repair):
     momentum: Fraction = 0.9  # same
     weight_decay: NonNegative = 5e-4  # same
     rho: Positive = 2.0  # same, CIFAR-10; radius of the climb, relative to the size of each weight
-    smoothing: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # same; share of the label that the other classes get together
+    smoothing: Annotated[float, Interval(ge=0, le=0.5)] = 0.1  # same; share of the label that the other classes get together
     schedule: Literal["cosine", "cosine_by_step"] = "cosine"  # ours: once an epoch; the port moves it once a step
 
     @classmethod

@@ -1,4 +1,4 @@
-"""i-BAU: unlearn a universal perturbation, with the gradient that knows how the perturbation follows the weights."""
+"""i-BAU: unlearn a universal perturbation, with a gradient that includes how the perturbation depends on the weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from theriac.training.flat import with_slopes
 @register
 @dataclass(frozen=True, kw_only=True)
 class IBAU(Repair):
-    """Backdoor adversarial unlearning: one perturbation of all rows is sought, then unlearned by its implicit hypergradient.
+    """Backdoor adversarial unlearning: one perturbation of all rows is searched, then unlearned by its implicit hypergradient.
 
     Each round starts a perturbation at zero and moves it once through all rows, away from the network's own predictions, with
     ``decay`` times its squared length against it. Then each batch takes a step of Adam on the cross-entropy of rows of which

@@ -80,8 +80,8 @@ class NAD(Repair):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.betas or (self.layers and len(self.layers) != len(self.betas)):
-            wanted = f"one number for each of the {len(self.layers)} layers" if self.layers else "at least one number"
-            raise InputError(f"betas is {self.betas}; expected {wanted}")
+            expected = f"one number for each of the {len(self.layers)} layers" if self.layers else "at least one number"
+            raise InputError(f"betas is {self.betas}; expected {expected}")
 
     @classmethod
     @preset
@@ -122,11 +122,11 @@ class NAD(Repair):
         teacher.requires_grad_(False)
 
         def step(net: nn.Module, batch: Batch) -> StepResult:
-            with torch.no_grad(), watching(teacher, layers) as wanted:
+            with torch.no_grad(), watching(teacher, layers) as references:
                 teacher(batch.x)
             with watching(model, layers) as maps:  # of the module itself, which data-parallel training wraps
                 logits = net(batch.x)
-            gap = distance(maps, wanted, layers, betas, self.power)
+            gap = distance(maps, references, layers, betas, self.power)
             figures = {"accuracy": (logits.argmax(1) == batch.y).float().mean(), "gap": gap}
             return F.cross_entropy(logits, batch.y) + gap, figures
 
@@ -150,29 +150,31 @@ def attention(feature: torch.Tensor, power: float = 2.0) -> torch.Tensor:
 
 def distance(
     maps: Mapping[str, torch.Tensor],
-    wanted: Mapping[str, torch.Tensor],
+    references: Mapping[str, torch.Tensor],
     layers: Sequence[str],
     betas: Sequence[float],
     power: float = 2.0,
 ) -> torch.Tensor:
     """Sum over layers of ``beta`` times the mean squared difference of the attention maps of two networks' outputs."""
-    parts = [b * F.mse_loss(attention(maps[n], power), attention(wanted[n], power)) for n, b in zip(layers, betas, strict=True)]
+    parts = [
+        b * F.mse_loss(attention(maps[n], power), attention(references[n], power)) for n, b in zip(layers, betas, strict=True)
+    ]
     return torch.stack(parts).sum()
 
 
 @contextlib.contextmanager
 def watching(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
     """The outputs of some layers in the forward passes inside the block, by name; of several passes, those of the last."""
-    seen: dict[str, torch.Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
     handles = []
     for name in layers:
 
         def keep(_: nn.Module, args: Any, out: Any, name: str = name) -> None:
-            seen[name] = out
+            outputs[name] = out
 
         handles.append(model.get_submodule(name).register_forward_hook(keep))
     try:
-        yield seen
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()
@@ -230,10 +232,10 @@ def _check_layers(model: nn.Module, layers: Sequence[str], example: torch.Tensor
     for name in layers:
         if name not in known:
             raise unknown("layer", name, known)
-    with watching(model, layers) as seen:
+    with watching(model, layers) as outputs:
         try_rows(model, example)
     for name in layers:
-        out = seen.get(name)
+        out = outputs.get(name)
         if not isinstance(out, torch.Tensor) or out.dim() < 2 or len(out) != len(example):
             got = "does not run" if out is None else f"gives a {type(out).__name__}"
             raise InputError(f"layer {name!r} {got}; NAD compares layers that give a tensor with one entry a row")

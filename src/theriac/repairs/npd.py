@@ -1,4 +1,4 @@
-"""NPD: a neural polarizer, one learned linear layer in the middle of a frozen network that lets no trigger pass."""
+"""NPD: a neural polarizer, one linear layer inside a frozen network that learns to hold triggers back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field
+from annotated_types import MaxLen
 from torch import nn
 from torch.nn import functional as F
 
@@ -78,7 +78,7 @@ class NPD(Repair):
     stable: NonNegative = 0.4  # same: of perturbed rows to the class from before
     wrong: NonNegative = 0.4  # same: of the term against the strongest wrong class
     targeted: NonNegative = 0.4  # same: of the term against the target
-    layer: Annotated[str, Field(max_length=200)] = ""  # ours: the layer before which the new one is put
+    layer: Annotated[str, MaxLen(200)] = ""  # ours: the layer before which the new one is put
 
     @classmethod
     @preset

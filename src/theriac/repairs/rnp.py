@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -74,7 +74,7 @@ class RNP(Repair):
     batch_size: Count = 128  # ours; what the port's file says was not read
     momentum: Fraction = 0.9  # BackdoorBench @ f02e353; in both stages
     threshold: Fraction | None = None  # ours: None chooses it on held-out clean rows; the port takes 0.7
-    held_out: Annotated[float, Field(gt=0, le=0.9)] = 0.2  # ours: share of the clean rows for that choice
+    held_out: Annotated[float, Interval(gt=0, le=0.9)] = 0.2  # ours: share of the clean rows for that choice
     drop: Fraction = 0.05  # ours: largest loss of accuracy on the held-out rows, as a share of all of them
 
     @classmethod
@@ -110,7 +110,7 @@ class RNP(Repair):
         batch_size = min(self.batch_size, len(learn))
         per_epoch = math.ceil(len(learn) / batch_size) - (len(learn) % batch_size == 1 < len(learn))  # as the loop counts
         tally = nn.Module()
-        tally.register_buffer("hits", torch.zeros(2, device=run.device))  # right and seen, of this epoch
+        tally.register_buffer("hits", torch.zeros(2, device=run.device))  # right rows and all rows, of this epoch
         hits = tally.get_buffer("hits")
 
         def step(net: nn.Module, batch: Batch) -> StepResult:
@@ -150,7 +150,7 @@ class RNP(Repair):
         return model, float(hits[0] / hits[1])
 
     def recover(self, unlearned: nn.Module, learn: Split, run: Run) -> Masks:
-        """The mask of each BatchNorm, (C,) in [0, 1], that brings the rows back; of the network only statistics move."""
+        """The mask of each BatchNorm, (C,) in [0, 1], that brings the rows back; else only BatchNorm's statistics change."""
         unlearned.requires_grad_(False)
         norms = scaled_norms(unlearned, self.title)
         masks = nn.ParameterList([torch.ones_like(norm.weight, requires_grad=True) for norm in norms.values()])

@@ -18,8 +18,7 @@ from theriac.core.ranges import Count, NonNegative, Positive, Whole
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models.editing import duplicate
-from theriac.models.network import to_input
-from theriac.models.outputs import batch_rows
+from theriac.models.outputs import over_rows
 from theriac.repairs._shared_perturbation import bucketed, search, sizes
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
@@ -39,7 +38,7 @@ class SAU(Repair):
     Threat model: clean rows with labels (5 % in the paper); knows neither trigger nor target.
 
     Deviations: none in what is computed under ``official``. Faster, with the same result: the poisoned model's clean classes
-    are computed once for ever and the repaired model's once a batch, inner gradients are taken with respect to the
+    are computed once and the repaired model's once a batch, inner gradients are taken with respect to the
     perturbation only, rows that are shared already leave the inner batch, and with frozen BatchNorm the perturbed forward
     pass covers only rows that enter the loss. With ``norm="train"`` a last batch of a single row is left out; the released code
     steps on it.
@@ -130,9 +129,8 @@ class SAU(Repair):
             )
         frozen = duplicate(model).eval().requires_grad_(False)
         mixed = run.autocast() if self.precision == "run" else contextlib.nullcontext()  # as the search sees them
-        with torch.no_grad(), mixed:  # once for ever: the frozen model and the unaugmented rows never change
-            parts = [frozen(to_input(clean.rows(p))).argmax(1) for p in clean.batches(batch_rows(clean))]
-        frozen_clean = torch.cat(parts)
+        with mixed:  # once, since the frozen model and the unaugmented rows never change
+            frozen_clean = over_rows(lambda x, _: frozen(x).argmax(1), clean)
         bounds = (torch.zeros((), device=run.device), torch.ones((), device=run.device)) if self.clip else (None, None)
 
         def step(net: nn.Module, batch: Batch) -> StepResult:
@@ -202,7 +200,7 @@ class SAU(Repair):
         return model
 
     def lasts(self, rows: int) -> int:
-        """How many rounds there are on so many clean rows."""
+        """Number of rounds on ``rows`` clean rows."""
         if not self.updates:
             return self.rounds
         size = min(self.batch_size, rows)

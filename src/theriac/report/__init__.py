@@ -1,8 +1,8 @@
-"""From results to something that one shows a colleague: records, tables, one self-contained page."""
+"""Reports of results: records, tables, one self-contained page."""
 
 from theriac.report.collect import png as picture
 from theriac.report.exporting import export
-from theriac.report.model_card import model_card
+from theriac.report.model_cards import model_card
 from theriac.report.page import html, render, write
 from theriac.report.records import Result, Study
 from theriac.report.tables import markdown, table

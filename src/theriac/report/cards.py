@@ -39,7 +39,7 @@ class OptionFacts:
     name: str
     type: str  # in words: "int", or the choices
     default: Any
-    source: str  # the comment that stands with the field
+    source: str  # the field's comment
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Bars:
 
     @property
     def description(self) -> str:
-        """The chart in words, for those who do not see it."""
+        """The chart in words, for screen readers."""
         texts = [f"{b.label} {_worded(b.rate)}" for b in self.bars]
         if self.control is not None:
             texts.append(f"benign control {_worded(self.control)}")
@@ -71,7 +71,7 @@ class Bars:
 
 
 def bars(name: str, title: str, better: str, rates: Sequence[tuple[str, Rate]], control: Rate | None = None) -> Bars:
-    """A panel from labelled rates, the first of which is the model before repair."""
+    """A panel from labeled rates, the first of which is the model before repair."""
     left = round(12 + LETTER * max(7, *(min(len(label), LONGEST) for label, _ in rates)), 1)
     drawn = [
         Bar(

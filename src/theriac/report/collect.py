@@ -24,7 +24,7 @@ DIFFERENCE = 10  # how much the picture of the difference is amplified
 
 
 def summarize(data: Data | Card, *, clean_rows: int = 0) -> DataSummary:
-    """What a reader must know about the data."""
+    """The facts about the data that a report shows."""
     card = data if isinstance(data, Card) else data.card
     rows = (0, 0) if isinstance(data, Card) else (len(data.train), len(data.test))
     return DataSummary(
@@ -56,13 +56,13 @@ def exhibit(
 ) -> Exhibit:
     """Show a trigger on a few rows, with what each model says about them clean and stamped.
 
-    The rows are not picked by what comes out: the first row of each class that the attack counts, in class order.
+    The rows are not picked by results: it is the first row of each class that the attack counts, in class order.
 
     Args:
         victim: Name of the victim, as in its results.
         planted: What stamps: a Planted, Victim or Poisoned.
         split: Clean test rows (images).
-        models: By the name they shall have on the page.
+        models: The models by their names on the page.
         samples: How many rows.
         run: Device and precision.
 
@@ -73,7 +73,7 @@ def exhibit(
         raise InputError(f"split {split.card.name!r} is a table; only images can be shown")
     planted = planted_on(planted, split)
     y = split.y.cpu()
-    wanted, counted = attack_labels(planted, y, split.index.cpu())
+    targets, counted = attack_labels(planted, y, split.index.cpu())
     first = [int((counted & (y == k)).nonzero()[0]) for k in range(split.num_classes) if bool((counted & (y == k)).any())]
     if not first:
         raise InputError(f"{planted.name} counts none of the {len(split)} rows; there is nothing to show")
@@ -88,7 +88,7 @@ def exhibit(
     shown = [
         Sample(
             label=int(labels[i]),
-            target=int(wanted[at[i]]),
+            target=int(targets[at[i]]),
             clean=png(rows[i]),
             stamped=png(stamped[i]),
             difference=png(amplified[i]),

@@ -1,4 +1,4 @@
-"""A repaired model back into the forms that others read, with its card."""
+"""A repaired model in the formats that other programs read, with its card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from theriac.models import Classifier, load_model
 from theriac.models.adapter import foreign
 from theriac.models.exporting import FILES, write_onnx, write_program, write_state, write_transformers
 from theriac.models.store import read_tensors
-from theriac.report.model_card import CARD, model_card
+from theriac.report.model_cards import CARD, model_card
 from theriac.runs.folder import read, section
 
 Format = Literal["safetensors", "torch", "pt2", "onnx", "transformers"]

@@ -1,4 +1,4 @@
-"""What the numbers say, in words: a verdict for each repair, and one sentence for the whole study.
+"""Results in words: a verdict for each repair, and one sentence for the whole study.
 
 The rule is fixed, printed on every page, and looks at intervals before it looks at points.
 """
@@ -26,11 +26,11 @@ VERDICTS = (
 LONGEST = 15  # words of a headline
 RULE = (
     "A backdoor counts as “left in place” if the 95 % interval of the change in ASR includes zero; as “reduced to the "
-    "control’s level” if the interval of the excess ASR afterwards includes zero; and there was “nothing to reduce” if that "
+    "control’s level” if the interval of the excess ASR afterward includes zero; and there was “nothing to reduce” if that "
     "of the excess ASR before does. Otherwise the share of the excess ASR that is gone "
     "decides: “reduced” from 90 % on, “partly reduced” from 50 % on, “mostly left in place” below. “Stamped rows still "
-    "misread” is added if RA afterwards is measurably below the control’s: the trigger then no longer leads to the "
-    "attacker’s class as often, but it still leads the model astray."
+    "misread” is added if RA afterward is measurably below the control’s: the trigger then no longer leads to the "
+    "attacker’s class as often, but it still misleads the model."
 )
 MISREAD = "stamped rows still misread"
 
@@ -125,7 +125,7 @@ def alerts(study: Study) -> list[tuple[str, str]]:
         Which model, and a sentence of at most 15 words.
     """
     sentences = []
-    for r in sorted(study.results, key=lambda r: r.repair is None):  # what a repair made counts more than what it got
+    for r in sorted(study.results, key=lambda r: r.repair is None):  # repaired models first
         who = f"{title_of(r)} of {r.victim}" if r.repair else r.victim
         if r.outcome is not None and r.outcome.status != "repaired":
             word = "abstained" if r.outcome.status == "abstained" else "changed nothing"
@@ -297,7 +297,7 @@ def _clause(word: str, victims: Sequence[str], results: Sequence[Result], every:
 
 
 def _astray(results: Sequence[Result]) -> str:
-    """What an ASR near zero does not tell: stamped rows that go to some other wrong class."""
+    """What an ASR near zero does not show: stamped rows that go to some other wrong class."""
     own = [r.scores.ra.rate for r in results if r.scores.ra is not None]
     control = [r.control.ra.rate for r in results if r.control is not None and r.control.ra is not None]
     return f", yet only {_range(own)} of the stamped rows are recognized; control {_range(control)}" if own and control else ""
@@ -324,7 +324,7 @@ def _unrepaired(results: Sequence[Result]) -> str:
     attacked = [r for r in results if r.before.asr is not None]
     if attacked:
         texts = [f"{r.victim}: ASR {percent(r.before.asr.rate)}" for r in attacked[:4] if r.before.asr is not None]
-        unscored = any(r.label for r in results)  # repaired, but nobody kept the scores before
+        unscored = any(r.label for r in results)  # repaired, without scores before the repair
         return f"{'; '.join(texts)}. {'Scores before the repair are not recorded' if unscored else 'No repair was made'}."
     if not results:
         return "This study holds no results."
@@ -349,7 +349,7 @@ def _and(words: Sequence[str]) -> str:
 
 
 def caveats(study: Study) -> list[str]:
-    """What limits the conclusions, as far as the records tell."""
+    """What limits the conclusions, as far as the records show."""
     lines = []
     if study.repairs:
         lines.append("A repair reduces a backdoor at most; nothing here shows that one is gone. Other triggers were not tried.")
@@ -360,7 +360,7 @@ def caveats(study: Study) -> list[str]:
         )
     seeds = len(set(study.provenance.seeds)) or 1
     lines.append(
-        f"{'One seed' if seeds == 1 else f'{seeds} seeds'}. The intervals cover the choice of test rows, not the luck of "
+        f"{'One seed' if seeds == 1 else f'{seeds} seeds'}. The intervals cover the choice of test rows, not the chance in "
         "training; another seed gives other numbers."
     )
     if any(not r.known for r in study.results):

@@ -65,12 +65,12 @@ class _Folder:
 
     @property
     def can_run(self) -> bool:
-        """Whether the model can be built from its record alone; one of the user's own class can't."""
+        """Whether the model can be built from its record alone; a model of the user's own class can't."""
         return not foreign(section(self.record, "model"))
 
     @property
     def outcome(self) -> dict[str, Any] | None:
-        """What became of a repair; None if the record does not say."""
+        """The outcome of a repair; None if the record has none."""
         return section(self.record, "outcome") or None
 
     @property
@@ -150,7 +150,7 @@ def of_folder(path: Path) -> Study:
     folders.sort(key=lambda f: f.is_repair)
     kinds = {str(section(f.record, "data")["hash"]) for f in folders if section(f.record, "data").get("hash")}
     if len(kinds) > 1:
-        raise InputError(f"the {len(folders)} runs in {path} are on {len(kinds)} different data sets; a report tells of one")
+        raise InputError(f"the {len(folders)} runs in {path} are on {len(kinds)} different data sets; a report shows one")
     return _study(path.resolve().name, folders, left)
 
 
@@ -174,7 +174,7 @@ def of_folders(names: Mapping[Path, str], *, title: str, samples: int = 6) -> St
 
 
 def _readable(paths: Sequence[Path], left: list[str]) -> list[_Folder]:
-    """Those of several run folders that can be read; why the others can't goes to ``left`` and is warned of.
+    """Those of several run folders that can be read; the others go to ``left`` with the reason, and a warning names them.
 
     Raises:
         InputError: If none can.
@@ -283,14 +283,14 @@ def _victim(folder: _Folder) -> str:
     if folder.is_debiased:
         return f"{_title(folder, 'debiasing', 'method')} ({folder.name})"
     planted, guard = folder.planted, _guard(folder)
-    attack = planted.attack.label if planted else _title(folder, "attack", "attack")  # its trigger may be gone, not its name
-    if folder.record.get("kind") == "repair":  # one without scores of the model that it was given
+    attack = planted.attack.label if planted else _title(folder, "attack", "attack")  # the trigger may be lost
+    if folder.record.get("kind") == "repair":  # without scores of the model before it
         guard = f"after {_title(folder, 'repair', 'method')}"
     return f"{attack or _unattacked(folder)}{f', {guard}' if guard else ''} ({folder.name})"
 
 
 def _unattacked(folder: _Folder) -> str:
-    """A model in whose rows we planted nothing: benign only if its rows are those of a published set."""
+    """A model without an attack of ours: called benign only if its rows are those of a published set."""
     if folder.record.get("kind") == "repair":
         return "model"
     if not folder.is_known:
@@ -299,7 +299,7 @@ def _unattacked(folder: _Folder) -> str:
 
 
 def _data_known(folder: _Folder) -> bool:
-    """Whether a model's rows are those of a published set, and not any that somebody may have poisoned."""
+    """Whether a model's rows are those of a published set, which nobody has poisoned."""
     data = section(folder.record, "data")
     if isinstance(data.get("known"), bool):
         return bool(data["known"])
@@ -321,7 +321,7 @@ def _origins(folders: Sequence[_Folder]) -> list[str]:
 
 
 def _guard(folder: _Folder) -> str:
-    """The training-time defense that made the model, as people write it; empty if there was none."""
+    """The title of the training-time defense that made the model; empty if there was none."""
     return _title(folder, "training", "defense")
 
 
@@ -423,7 +423,7 @@ def _exhibits(folders: Sequence[_Folder], names: Mapping[str, str], data: Data |
 
 
 def _done(folder: _Folder) -> str:
-    """The repair's name; with what became of it where it did not repair."""
+    """The repair's name, with its outcome where it did not repair."""
     status = str((folder.outcome or {}).get("status", "repaired"))
     return (folder.called or _title(folder, "repair", "method")) + ("" if status == "repaired" else f" ({status})")
 

@@ -42,7 +42,7 @@ FACTS = {
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves of one piece of work, with who they are."""
+    """Curves of one piece of work, with their legend."""
 
     name: str
     curves: list[charts.Curves]
@@ -73,13 +73,13 @@ def training(study: Study) -> Panel | None:
 
 
 def repairing(study: Study) -> list[Panel]:
-    """For each repair: accuracy on its clean rows, and the quantity that tells what it did."""
+    """For each repair: accuracy on its clean rows, and the quantity that shows its effect."""
     lines = []
     for name in dict.fromkeys(title_of(r) for r in study.repairs):
         mine = [r for r in study.repairs if title_of(r) == name and r.history]
         key = next((k for k in DRAWN if mine and all(values(r, k) for r in mine)), "")
-        wanted = {"accuracy": ACCURACY} | ({key: DRAWN[key]} if key else {})
-        panel = _panel(name, mine, styles(study), wanted)
+        quantities = {"accuracy": ACCURACY} | ({key: DRAWN[key]} if key else {})
+        panel = _panel(name, mine, styles(study), quantities)
         if panel is not None:
             lines.append(panel)
     return lines
@@ -91,9 +91,9 @@ def styles(study: Study) -> dict[str, int]:
     return {r.victim: 1 + attacked.index(r.victim) % 4 if r.victim in attacked else 0 for r in study.results}
 
 
-def _panel(name: str, results: Sequence[Result], style: Mapping[str, int], wanted: Mapping[str, Quantity]) -> Panel | None:
+def _panel(name: str, results: Sequence[Result], style: Mapping[str, int], quantities: Mapping[str, Quantity]) -> Panel | None:
     drawn = []
-    for key, what in wanted.items():
+    for key, what in quantities.items():
         series = [(r.victim, values(r, key), style[r.victim]) for r in results]
         made = charts.curves(what.title, series, share=what.share, span=what.span)
         if made is not None:

@@ -82,7 +82,7 @@ def environment() -> Environment:
 
 
 def _shown(value: Any) -> Any:
-    """What every expression of the template passes through: harmful characters go, numbers keep their percent sign."""
+    """The filter of every expression in a template: it takes out harmful characters and keeps percent signs with numbers."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return clean(value).replace(" %", "\u00a0%")

@@ -109,7 +109,7 @@ Evaluated = Annotated[Scores, BeforeValidator(_scores)]  # mypy sees Scores; an 
 
 
 class Result(Record):
-    """One model, scored as it came (``before``) and, if it was repaired, afterwards (``after``).
+    """One model, scored as it came (``before``) and, if it was repaired, afterward (``after``).
 
     ``control`` is a benign model, trained the same way, on the same clean and the same stamped rows.
     """
@@ -123,15 +123,15 @@ class Result(Record):
     control: Evaluated | None = None
     rows: Count = 0  # training rows of a victim, clean rows of a repair
     seconds: Seconds | None = None  # of the training (no repair) or the repair
-    history: list[dict[str, Plain | list[Number]]] = []  # one entry an epoch, as training.loop tells its events
+    history: list[dict[str, Plain | list[Number]]] = []  # one entry an epoch, as training.loop logs its events
     warnings: list[Long] = []
-    outcome: Ended | None = None  # what became of the repair; None: not recorded
+    outcome: Ended | None = None  # outcome of the repair; None: not recorded
     known: bool = True  # whether the record says what was done to the model
 
     @model_validator(mode="after")
     def _paired(self) -> Self:
         if (self.repair is None) != (self.after is None):
-            raise ValueError("repair and after come together: a repair with its scores afterwards, or neither")
+            raise ValueError("repair and after come together: a repair with its scores afterward, or neither")
         if self.after is not None:
             compare(self.before.evaluation, self.after.evaluation)
         if self.control is not None:
@@ -267,7 +267,7 @@ class Provenance(Record):
 
 
 class Study(Record):
-    """Everything that a report tells."""
+    """Everything that a report shows."""
 
     format: Literal[1] = 1
     title: Short

@@ -47,7 +47,7 @@ STEPS = 9  # colors of cells, from bad to good
 # Bad, middle, good, text and small text of a cell, in light and in dark; orange and blue differ for the color-blind, too
 LIGHT = ("#f3b184", "#f6f3ec", "#93c9d6", "#111111", "#333333")
 DARK = ("#7a3c12", "#302f2d", "#0e5363", "#f4f4f4", "#dddddd")
-HOLDS = 0.2  # worst attack success above which a headline praises nobody
+HOLDS = 0.2  # worst attack success above which a headline names no best defense
 FIRST_WARNINGS = 4  # of cells that mislead, above all numbers; the others unfold
 NARROW = 8  # columns of a matrix that fit upright on paper
 
@@ -80,7 +80,7 @@ class SweepCell:
         role: Role of the cell, such as "defended".
         seeds: How many seeds have a result, of how many.
         numbers: Each number that there is, by the name of its quantity.
-        degenerate: What a model without any use would reach, too; empty if nothing.
+        degenerate: Results that a degenerate model would also reach, in sentences; empty if there are none.
         environment: Machine, device, precision and versions.
         keys: Keys of the jobs in the store.
     """
@@ -155,7 +155,7 @@ def write_sweep(
         pictures: PNG files of triggers, by data and attack in words.
         comparisons: Statistics of defenses.
         fairness: Lines of debiased models: setting, method, seeds, figure, before, after.
-        published: What others published beside what is here; None without it.
+        published: Published numbers beside the measured ones; None without them.
         troubles: Failed jobs and refused pairings, each with its reason.
         option: What names the file, for messages.
 
@@ -195,13 +195,13 @@ def write_sweep(
 
 
 def headline(cells: Sequence[SweepCell], troubles: Sequence[tuple[str, str]] = ()) -> str:
-    """What a reader has to know first, in one sentence: what is wrong with results before the best of them."""
+    """The most important fact in one sentence: warnings about results come before the best of them."""
     broken = sum(bool(cell.degenerate) for cell in cells)
     if broken:
         warning = f"{broken:,} of {len(cells):,} cells carry a warning (†)"
         top = _best(cells)
         if top is None or any(cell.degenerate for cell in cells if cell.defense == top[0]):
-            return f"{warning}."  # a useless model may have the lowest attack success of all
+            return f"{warning}."  # a model that predicts one class may have the lowest attack success of all
         return f"{warning}; lowest worst attack success: {100 * top[1]:.1f} % ({top[0]})."
     missing = [cell for cell in cells if not cell.seeds[0]]
     if missing:

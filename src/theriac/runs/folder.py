@@ -114,7 +114,7 @@ def size_of(model: nn.Module) -> int:
 
 
 def write(out: Path, model: nn.Module, planted: Planted | None, record: Mapping[str, Any], run: Run) -> None:
-    """Write a finished run; ``run.json`` comes last but for tidying, so a folder that has one is complete.
+    """Write a finished run; ``run.json`` is written last, before cleaning up, so a folder that has one is complete.
 
     Afterwards the folder holds one clean history of events, and neither plan nor checkpoints.
     """

@@ -73,7 +73,7 @@ class Job:
             raise InputError(missing if self.victim is None else "victim is set, but only a repair is given a model")
         if self.kind == "train" and self.defense is not None:
             if self.recipe is not None:
-                raise InputError(f"recipe is set, but {self.defense.title} trains by its own; set its options")
+                raise InputError(f"recipe is set, but {self.defense.title} has its own; set its options")
             if self.attack is not None and self.attack.trains:
                 raise InputError(
                     f"{self.attack.title} controls training itself, so {self.defense.title} can't train in its place"
@@ -145,7 +145,7 @@ def later_versions(*methods: Method | None) -> dict[str, int]:
 
 
 def model_facts(model: Buildable) -> dict[str, Any]:
-    """An architecture with its options as plain data; of somebody's own class, where it is defined."""
+    """An architecture with its options as plain data; of a user's own class, where it is defined."""
     if isinstance(model, str):
         return {"architecture": model.lower()}
     if isinstance(model, Builder):

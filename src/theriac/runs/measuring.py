@@ -21,7 +21,7 @@ from theriac.triggers.custom import CustomPlanted
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a model must keep to.
+    """Limits for a model's scores.
 
     Args:
         max_asr: Highest attack success, as a share; None allows any.
@@ -40,7 +40,7 @@ class Limits:
                 check.between(name, limit, 0, 1)
 
     def findings(self, scores: Evaluation) -> list[str]:
-        """What is beyond the limits, in words."""
+        """Scores beyond the limits, in words."""
         beyond = []
         if self.max_asr is not None and scores.asr is not None and scores.asr.value > self.max_asr:
             beyond.append(f"attack success {scores.asr} is above --max-asr {self.max_asr:g}")

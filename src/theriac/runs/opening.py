@@ -174,16 +174,16 @@ def open_network(path: str | Path | None, wanted: Wanted | None = None, run: Run
 
 
 def beside(path: str | Path, opened: Opened, option: str, wanted: Wanted | None = None) -> nn.Module:
-    """A model to set beside another one, from its run folder or from what the other can be opened from.
+    """A second model for the same data, such as a control: from its run folder, or opened in the way of the first.
 
     Args:
         path: Its folder or file.
-        opened: The other one.
+        opened: The first model.
         option: What names ``path``, for messages.
         wanted: What was said about the other's class, data and wrapping, which holds for this one as well.
 
     Raises:
-        InputError: If it takes other rows or classes than the other.
+        InputError: If it takes other rows or classes than the first.
     """
     where = as_path(option, path)
     if wanted is None or is_regular(where / RECORD):
@@ -213,7 +213,7 @@ def before_repair(opened: Opened, wanted: Wanted | None = None) -> nn.Module | N
 
 
 def _from_outside(where: Path | None, wanted: Wanted) -> Opened | None:
-    """A network of a class that the user names, or one that a file says itself; None for a bare file of weights."""
+    """A network of a class that the user names, or one that a file names itself; None for a bare file of weights."""
     own = wanted.model is not None and is_own(wanted.model)
     if where is None and not own:
         raise InputError(
@@ -258,7 +258,7 @@ def open_outside(path: str | Path | None, wanted: Wanted) -> tuple[nn.Module, Da
         wanted: Data, class, weights and wrapping.
 
     Raises:
-        InputError: As :func:`open_model` does, but for a network that takes pictures in another way.
+        InputError: As :func:`open_model` does, except for a network that takes pictures in another way.
     """
     if wanted.model is None or not is_own(wanted.model) or (path is not None and as_path("MODEL", path).is_dir()):
         opened = open_model(path, wanted)
@@ -368,7 +368,7 @@ def stamped_pairs(opened: Opened, folders: tuple[str, str], target: str | None) 
     """
     card = opened.data.card
     if target is None:
-        raise InputError("--trigger-pairs needs --target, the class that stamped pictures are to be taken for")
+        raise InputError("--trigger-pairs needs --target, the class that the trigger leads to")
     place = class_place(target, card)
     if card.kind != "image":
         raise InputError(f"--trigger-pairs takes pictures; {card.name!r} holds rows of a table")
@@ -437,7 +437,7 @@ def _from_folder(where: Path, wanted: Wanted) -> Opened:
     model = _network_of(where, record, wanted)
     source = _source(where, record, model, wanted)
     data = source.load()
-    if source.augment is None and model.card.kind == "image":  # a repair months later augments as the training did
+    if source.augment is None and model.card.kind == "image":  # a later repair augments as the training did
         data = with_augment(data, model.card.augment)
     recorded = section(record, "data").get("hash")
     if wanted.data is None and wanted.rows is None and recorded != data_hash(data):

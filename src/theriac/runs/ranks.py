@@ -1,4 +1,4 @@
-"""Under ``torchrun``: who this process is. In a single process all of this does nothing."""
+"""Under ``torchrun``: the rank of this process. In a single process all of this does nothing."""
 
 from __future__ import annotations
 

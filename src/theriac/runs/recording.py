@@ -43,16 +43,17 @@ def record(
     source: str | Path | None = None,
     recipe: str = "",
 ) -> Path:
-    """Save a model with a true account of what was done to it: the folder that ``theriac report`` and ``theriac eval`` read.
+    """Save a model with a record of what was done to it: the folder that ``theriac report`` and ``theriac eval`` read.
 
-    What is left out is recorded as unknown, never as nothing: without ``attack`` nobody knows whether the rows were poisoned.
+    What is left out is recorded as unknown, never as nothing: without ``attack`` it stays unknown whether the rows were
+    poisoned.
 
     Args:
         folder: Made if missing; files of the same names are replaced.
         model: What was trained or repaired.
         before: Scores of the model that a repair was given.
         after: Scores of ``model``.
-        run: The run it was made with, best one for each piece of work: seed, warnings, events, what became of the repair.
+        run: The run it was made with, one for each piece of work: seed, warnings, events, outcome of the repair.
         method: The repair or training-time defense that made it; None if none did, or it is unknown.
         attack: What was planted in the training rows: an attack, Planted, Victim or Poisoned, or "none" if you know that
             nothing was. None: unknown.
@@ -119,7 +120,7 @@ def record(
 
 
 def account(run: Run, notes: Sequence[str] = (), *, repaired: bool = False) -> dict[str, Any]:
-    """What a run says beside its numbers: warnings in order, each once, and what became of a repair.
+    """Fields of a record beside the numbers: warnings in order, each once, and the outcome of a repair.
 
     Args:
         run: The run.
@@ -163,7 +164,7 @@ def describe(data: Data, source: Mapping[str, Any] | None, *, known: bool | None
     Args:
         data: The data.
         source: Plain data from which they can be loaded again; None if that is not known.
-        known: Whether they are a published set, and not rows that somebody may have poisoned; None if nobody can tell.
+        known: Whether they are a published set, and not rows that somebody may have poisoned; None if that is unknown.
     """
     rows = {"train": len(data.train), "test": len(data.test)} | ({} if data.val is None else {"val": len(data.val)})
     place = {} if source is None else {"source": dict(source)}
@@ -172,7 +173,7 @@ def describe(data: Data, source: Mapping[str, Any] | None, *, known: bool | None
 
 
 def warn_held_out(data: Data, known: bool | None) -> None:
-    """Say that test rows from the training rows' own source prove little where that source may be poisoned."""
+    """Warn that test rows from the training rows' own source prove little where that source may be poisoned."""
     if data.held_out and not known:
         warnings.warn(
             f"the test rows were held out from the same untrusted source as the training rows ({data.card.name}); "

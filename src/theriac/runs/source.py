@@ -17,7 +17,7 @@ from theriac.core.paths import as_path
 from theriac.core.ranges import Seed, check_fields
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
-from theriac.data import align, load, split_off
+from theriac.data import DISTURBANCES, align, disturbed, load, split_off
 from theriac.runs.folder import section
 
 
@@ -28,7 +28,9 @@ class Source:
     name: str
     options: dict[str, Any] = field(default_factory=dict)  # keywords of theriac.load
     augment: dict[str, Any] | None = None  # the policy that was asked for; None: the data set's own
-    rows: int | None = None  # at most so many of each part
+    rows: int | None = None  # most rows of each part
+    classes: int | None = None  # only the first so many classes
+    disturbed: dict[str, Any] | None = None  # keywords of theriac.data.disturbed, for the training rows
 
     @classmethod
     def of(cls, name: str, options: Mapping[str, Any] | None = None, **more: Any) -> Source:
@@ -37,10 +39,10 @@ class Source:
         Args:
             name: A known name, or the path of a folder or file.
             options: Keywords of ``theriac.load``.
-            **more: ``augment`` and ``rows``.
+            **more: ``augment``, ``rows``, ``classes`` and ``disturbed``.
 
         Raises:
-            InputError: On a number of rows or an augmentation policy that can't be.
+            InputError: On a number of rows or classes, an augmentation policy or a disturbance that can't be.
         """
         options = dict(options or {})
         if isinstance(options.get("test"), str):
@@ -49,13 +51,23 @@ class Source:
             more["augment"] = dataclasses.asdict(validated(Augment, more["augment"], "--augment"))
         if more.get("rows") is not None:
             check.integer("--rows", more["rows"], 1)
+        if more.get("classes") is not None:
+            check.integer("classes", more["classes"], 2)
+        if more.get("disturbed") is not None:
+            more["disturbed"] = dataclasses.asdict(validated(_Disturbed, more["disturbed"], "disturbed"))
         return cls(absolute(name), options, **more)
 
     @classmethod
     def recorded(cls, record: Mapping[str, Any]) -> Source | None:
-        """What a run folder says that its data were; None if it does not say."""
+        """The source in a run folder's record; None if the record has none."""
         source = section(section(record, "data"), "source")
         return validated(cls, source, "data source of run.json") if source else None
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the rows, as plain data; of what is done to them only what is."""
+        more = {name: getattr(self, name) for name in ("classes", "disturbed")}
+        plain = {"name": self.name, "options": self.options, "rows": self.rows}
+        return plain | {name: value for name, value in more.items() if value is not None}
 
     @property
     def known(self) -> bool:
@@ -73,10 +85,27 @@ class Source:
                 raise unknown("data option", key, _LOADS)
         policy = None if self.augment is None else validated(Augment, self.augment, "--augment")
         data = load(self.name, augment=policy, **self.options)
-        most, seed = self.rows, self.options.get("seed", 0)
-        if most is None:
-            return data
-        return _each(data, lambda split: split if len(split) <= most else split_off(split, most / len(split), seed=seed)[1])
+        most, seed, count = self.rows, self.options.get("seed", 0), self.classes
+        if count is not None:
+            check.integer("classes", count, 2, data.card.num_classes)
+            card = data.card.replace(classes=data.card.classes[:count], content_hash="")
+            data = _each(data, lambda split: split.where(split.y < count).replace(card=card))
+        if most is not None:
+            data = _each(data, lambda s: s if len(s) <= most else split_off(s, most / len(s), seed=seed)[1])
+        if self.disturbed is not None:
+            data = dataclasses.replace(data, train=disturbed(data.train, **self.disturbed))
+        return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Disturbed:
+    kind: str
+    seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.kind not in DISTURBANCES:
+            raise unknown("disturbance", self.kind, DISTURBANCES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +137,9 @@ _LOADS = tuple(k for k in inspect.signature(load).parameters if k not in ("sourc
 
 
 def absolute(name: str) -> str:
-    """A path from wherever the process works; names of known sets stay as they are."""
+    """A path made absolute; names of known sets stay as they are."""
     path = as_path("--data", name)
-    return str(path.resolve()) if name != "digits" and path.exists() else name  # digits is embedded, whatever lies around
+    return str(path.resolve()) if name != "digits" and path.exists() else name  # digits is no path
 
 
 def with_augment(data: Data, policy: Augment) -> Data:
@@ -154,7 +183,7 @@ def clean_rows(data: Data, source: Source, clean: Clean, run: Run) -> Split:
     where, amount = clean.source, clean.amount
     if where in ("train", "val") and not source.known:
         warnings.warn(
-            f"the clean rows are drawn from {data.card.name!r}, whose past is unknown here: if its rows are poisoned, the "
+            f"the clean rows are drawn from {data.card.name!r}, whose origin is unknown: if its rows are poisoned, the "
             "repair learns from poison (--clean-from takes rows that you trust)",
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""Answers about what came from strangers: is a model backdoored, what would its file run, which rows are suspicious."""
+"""Scans of models, files and rows from outside: is a model backdoored, what would its file run, which rows are suspicious."""
 
 from theriac.scanning.files import FileReport, Risk, inspect
 from theriac.scanning.models import ModelScan, Part, scan

@@ -13,7 +13,7 @@ HEADLINES = {
     "backdoored": "This network behaves as backdoored ones do",
     "abstains": "This scan can give no answer",
 }
-MEASURES = {  # the most telling first
+MEASURES = {  # the most informative first
     "excess": "largest",
     "patch": "patch",
     "perturbation": "perturbation",

@@ -12,7 +12,7 @@ from theriac.core.files.pickles import MAX_PICKLE, CallError, Machine
 from theriac.core.files.tensors import HARMLESS
 from theriac.core.text import line
 
-# Modules and names with which a pickle can run a command, compile code, fetch what another name hides, open files or sockets.
+# Modules and names with which a pickle can run a command, compile code, look up other names, open files or sockets.
 # A model never needs them. The list names what is known to be dangerous; what is on no list at all counts as unknown.
 RUNS = re.compile(
     r"(?:os|posix|nt|subprocess|pty|commands|popen2|sys|shutil|socket|ssl|http|urllib|urllib2|requests|webbrowser|ftplib|smtplib"

@@ -1,4 +1,4 @@
-"""The page of a scan of rows: what was found, and the most suspicious rows as pictures."""
+"""The page of a scan of rows: its result, and the most suspicious rows as pictures."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Risk:
 
 @dataclass(frozen=True, kw_only=True)
 class FileReport:
-    """What was seen in a file or folder, without loading it.
+    """The findings in a file or folder, without loading it.
 
     Args:
         path: Which.
@@ -101,7 +101,7 @@ def inspect(path: str | os.PathLike[str]) -> FileReport:
     where = Path(path)
     if not where.is_dir():
         kind, risks = _look(_File.of(where), 0)
-        read = not any(risk.level == "unread" for risk in risks)  # what is damaged or endless may keep another scanner for ever
+        read = not any(risk.level == "unread" for risk in risks)  # another scanner may never end on damaged or endless files
         return FileReport(
             path=str(where), kind=kind, risks=_sorted(risks), opinions=tuple(second_opinions(where) if read else ())
         )
@@ -325,8 +325,8 @@ def _packed(unpack: Callable[[], Any], kind: str) -> Callable[[_File, int], _Loo
 
 
 def _closed(kind: str, level: Level = "unread", what: str = "") -> Callable[[_File, int], _Look]:
-    """A kind that is recognized and not looked into."""
-    return lambda file, _: (kind, [file.risk(level, what or f"{kind}, which is not looked into")])
+    """A kind that is recognized and not analyzed."""
+    return lambda file, _: (kind, [file.risk(level, what or f"{kind}, which is not analyzed")])
 
 
 # other formats
@@ -348,7 +348,7 @@ _TEMPLATE = re.compile(
 
 
 def _template(file: _File, text: bytes) -> list[Risk]:
-    """A Jinja template, which chat programs run: harmless as such, unless it reaches for Python's insides."""
+    """A Jinja template, which chat programs run: harmless unless it uses internals of Python."""
     hit = _TEMPLATE.search(text)
     if hit is None:
         return []
@@ -581,7 +581,7 @@ _MAGIC: tuple[tuple[bytes, int, Callable[[_File, int], _Look]], ...] = (
     (b"ustar", 257, _tar),
     (b"\x89HDF\r\n\x1a\n", 0, _keras),
     (b"GGUF", 0, _gguf),
-    (b"TFL3", 4, _closed("TFLite model", "unread", "a TFLite model, whose custom operators are not looked into")),
+    (b"TFL3", 4, _closed("TFLite model", "unread", "a TFLite model, whose custom operators are not analyzed")),
     (b"\x7fELF", 0, _PROGRAM),
     (b"MZ", 0, _PROGRAM),
     (b"\xcf\xfa\xed\xfe", 0, _PROGRAM),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 
 from theriac.core.card import Card
 from theriac.core.errors import InputError, TheriacError, UnsafeFileError
@@ -156,7 +156,7 @@ def scan(
     run: Run | None = None,
     *,
     wanted: Wanted | None = None,
-    prior: Annotated[float, Field(gt=0, lt=1)] = EVEN,
+    prior: Annotated[float, Interval(gt=0, lt=1)] = EVEN,
     out: str | Path | None = None,
     sarif: str | Path | None = None,
 ) -> ModelScan:

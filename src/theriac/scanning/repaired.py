@@ -1,4 +1,4 @@
-"""What a scan says before and after a repair, and whether the patch that it found before does what it did."""
+"""Scans before and after a repair, and how many rows the patch of the first scan sends to its class in both models."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class DataScan:
         verdict: "clean" where nothing stands out, "suspicious", or "abstains" where no detector could judge.
         reason: One sentence.
         scores: Combined rank of each row, float64 (N,) in [0, 1], higher is more suspicious. Ranks are no chances.
-        flagged: Places of the suspected rows, strongest first.
+        flagged: Positions of the suspected rows, strongest first.
         classes: Names of the classes whose rows are suspected.
         share: Suspected share of all rows; None where nothing stands out.
         interval: Of that share, 95 %; see :func:`share_interval` for what it covers and what it does not.
@@ -183,8 +183,8 @@ def scan_data(
     Rows are suspected if at least half of the detectors that suspect anything suspect them, or, where no row has so many,
     if one does. Where that is nearly all of a class, the detectors contradict each other about which part of it is
     poisoned, and the smallest part is taken. The combined rank is the mean, over the detectors that agree with that (over
-    all if none suspects anything), of a row's place among all rows. A set without a test part of its own is looked through
-    as a whole.
+    all if none suspects anything), of a row's place among all rows. Of a set without a test part of its own, all
+    rows are scanned.
 
     Args:
         data: A Split, a Data, or whatever :func:`theriac.load` takes, such as a folder of pictures.
@@ -312,9 +312,9 @@ def places(scores: torch.Tensor) -> torch.Tensor:
 def share_interval(scores: torch.Tensor, total: int, share: float, *, seed: int = 0) -> tuple[float, float]:
     """95 % interval of the suspected share: rows are drawn anew, divided anew, and the upper groups counted.
 
-    It tells how far the share moves with the draw of the rows and the place of the cut. A simulation in the tests counts its
-    coverage where the scores are two normals that lie six deviations apart. It does not cover poisoned rows that score as clean
-    ones do, so it is an interval of the *suspected* share.
+    It measures how far the share moves with the draw of the rows and the position of the cut. A simulation in the tests counts
+    its coverage where the scores are two normals that lie six deviations apart. It does not cover poisoned rows that score as
+    clean ones do, so it is an interval of the *suspected* share.
 
     Args:
         scores: Of the rows of the suspected classes, (M,).

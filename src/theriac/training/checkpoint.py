@@ -44,7 +44,7 @@ class Keeper:
         if self.path is None:
             return 0
         if not self.path.exists():
-            self.run.forget(self.label, 0)  # what a run told that was killed before its first checkpoint
+            self.run.forget(self.label, 0)  # events of a run that was killed before its first checkpoint
             return 0
         state = load_tensors_safely(self.path, map_location=self.run.device)
         if not isinstance(state, dict) or state.get("fingerprint") != self.fingerprint:

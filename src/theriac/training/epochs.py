@@ -68,12 +68,12 @@ def loop(
         after_augment: May change ``batch.x`` (model input).
         after_step: Called with the step number after each optimizer step: where D3 projects. Training ends with the step
             after which it returns True; that epoch's event then holds ``stopped``, the steps taken since the start, and a
-            finished checkpoint is kept. Under several ranks it has to answer alike on all.
+            finished checkpoint is kept. Under several ranks it has to return the same on all.
         after_epoch: Called with the epoch number; what it returns is added to that epoch's event.
         parameters: What to optimize; all parameters that require gradients if left out.
         optimizer: Makes the optimizer from these parameters and the recipe, for methods that step otherwise than by the
-            recipe's SGD or Adam. Its learning rate is still set by the recipe before each step, in every group; what else it
-            depends on belongs into ``about``.
+            recipe's SGD or Adam. Its learning rate is still set by the recipe before each step, in every group; other things it
+            depends on belong into ``about``.
         extra_state: Things with ``state_dict``/``load_state_dict`` that a resumed run must find as they were. Networks among
             them may learn from the same loss; sharpness-aware steps, which take each batch twice, hand them their gradient.
         label: Name of the events and of the checkpoint. Two loops in one folder need two labels.
@@ -215,7 +215,7 @@ def _optimizer(parameters: list[nn.Parameter], recipe: Recipe, spared: Mapping[i
 
 
 def _spared(model: nn.Module, recipe: Recipe) -> dict[int, str]:
-    """Parameters that weight decay must leave alone, by id, since the weight made of them would vanish; warns of them.
+    """Parameters that weight decay must leave alone, by id, since the weight made of them would become zero; warns of them.
 
     A parametrization may make nothing of slightly smaller parameters: that of orthogonal weights by Householder vectors keeps
     signs as numbers 1 and -1, and cuts off what is behind the point.

@@ -25,7 +25,7 @@ Loss = Callable[[nn.Module, Batch], torch.Tensor]
 
 
 class _Given(torch.autograd.Function):
-    """A loss whose gradient was worked out already."""
+    """A loss whose gradient was computed already."""
 
     @staticmethod
     def forward(ctx: Any, loss: torch.Tensor, count: int, *both: torch.Tensor) -> torch.Tensor:
@@ -91,7 +91,7 @@ def sam_step(
 
 
 def with_slopes(loss: torch.Tensor, weights: Sequence[torch.Tensor], slopes: Sequence[torch.Tensor]) -> torch.Tensor:
-    """A loss of the same value whose gradient is ``slopes``: for steps that work out the gradient themselves."""
+    """A loss of the same value whose gradient is ``slopes``: for steps that compute the gradient themselves."""
     result: torch.Tensor = _Given.apply(loss.detach(), len(weights), *weights, *slopes)
     return result
 
@@ -168,5 +168,5 @@ def _slopes(loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[torch.T
 
 
 def _filled(weights: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
-    """Gradients of ``weights``, which come first in ``found``; zero where the loss does not know one."""
+    """Gradients of ``weights``, which come first in ``found``; zero where the loss does not depend on a weight."""
     return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradients, strict=False)]

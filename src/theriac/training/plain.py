@@ -22,7 +22,7 @@ def train(build: Buildable, data: Split | Poisoned, *, recipe: str | Recipe = "f
 
     Args:
         build: An architecture's name, a Builder, a module (copied), or a function of (split, run).
-        data: Training rows. A Poisoned trains as an unsuspecting victim would.
+        data: Training rows. Of a Poisoned the model sees rows and labels only.
         recipe: Name with epochs ("fast_8", "paper_100", "adam_30"), or a Recipe.
         run: Device, precision, seeds, folder.
 

@@ -20,7 +20,7 @@ from theriac.training_defenses.base import TrainingDefense
 @register
 @dataclass(frozen=True, kw_only=True)
 class ABL(TrainingDefense):
-    """Anti-backdoor learning: the loss is held up so that poison stands out by low loss, and what stands out is unlearned.
+    """Anti-backdoor learning: the loss is kept from falling, so that poisoned rows stand out by low loss; these are unlearned.
 
     Paper: Li et al., "Anti-Backdoor Learning: Training Clean Models on Poisoned Data", NeurIPS 2021,
     https://arxiv.org/abs/2110.11571 (grade M). Schedule and numbers: SCLBD/BackdoorBench @ f02e353 (grade A).
@@ -28,7 +28,7 @@ class ABL(TrainingDefense):
     Threat model: nothing but the rows as they came.
 
     Deviations: rows are ranked once without augmentation, in order. The share of isolated rows is an option, not derived from
-    the poison rate, which nobody knows.
+    the poison rate, which is unknown.
 
     Cost: one training of ``epochs`` + ``tuning_epochs`` epochs, and a short ascent on few rows.
 
@@ -48,7 +48,7 @@ class ABL(TrainingDefense):
     needs: ClassVar[Needs] = Needs(training_control=True)
 
     epochs: Count = 20  # BackdoorBench, of isolation
-    bound: Positive = 0.5  # paper and BackdoorBench: where the loss is held
+    bound: Positive = 0.5  # paper and BackdoorBench: loss that training does not go below
     loss: Literal["flooding", "ascent"] = "flooding"  # BackdoorBench; the paper's text has local gradient ascent
     share: Share = 0.01  # paper and BackdoorBench: rows of lowest loss that are isolated
     tuning_epochs: Count = 60  # BackdoorBench, on the rest

@@ -34,7 +34,7 @@ class TrainingDefense(Method):
 
         Args:
             build: An architecture's name, a Builder, a module (copied), or a function of (split, run).
-            split: Training rows as they came. Of a Poisoned, hand in its ``split``: the rest is for the judge.
+            split: Training rows as they came. Of a Poisoned, hand in its ``split``: a defense must not see the rest.
             run: Device, precision, seeds, checkpoint folder.
             clean: Rows that no attack has touched, with labels, for methods whose ``needs`` name them.
 
@@ -77,5 +77,5 @@ class TrainingDefense(Method):
     def _fit(self, build: Buildable, split: Split, run: Run) -> nn.Module:
         """Train and return the model that is to be scored.
 
-        A method whose ``needs`` name clean rows has a last argument ``clean``; None where it can do without and none came.
+        A method whose ``needs`` name clean rows has a last argument ``clean``; None where it is optional and none came.
         """

@@ -21,7 +21,7 @@ from theriac.training_defenses.base import TrainingDefense
 @register
 @dataclass(frozen=True, kw_only=True)
 class Filtering(TrainingDefense):
-    """Trains a model on all rows, drops the rows that a detector suspects by it, and trains a fresh model on the rest.
+    """Trains a model on all rows, drops the rows that a detector suspects with it, and trains a fresh model on the rest.
 
     Source: the frame of Spectral Signatures (Tran et al., NeurIPS 2018, https://arxiv.org/abs/1811.00636) and Activation
     Clustering (https://arxiv.org/abs/1811.03728), for any detector of rows.

@@ -1,4 +1,4 @@
-"""PDB: train a backdoor of the defender's own, stronger than the attacker's, and trigger it on every input."""
+"""PDB: train the defender's own backdoor, stronger than the attacker's, and trigger it on every input."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 
 from theriac.core.errors import InputError
@@ -28,7 +28,7 @@ class PDB(TrainingDefense):
 
     Some rows of each class are added ``repeats`` times with the defender's patch, whose pixels lie outside of [0, 1], and
     with the label of the next class. The model that comes back stamps the patch on each input and moves the logits back by one
-    class, so the defender's backdoor answers instead of the attacker's. The network inside must not be used alone.
+    class, so the defender's backdoor decides instead of the attacker's. The network inside must not be used alone.
 
     Paper: Wei, Zha, Wu, "Mitigating Backdoor Attack by Injecting Proactive Defensive Backdoor", NeurIPS 2024,
     https://arxiv.org/abs/2405.16112. Official code: shawkui/Proactive_Defensive_Backdoor @ 7d82a3e, defense/pdb.py and its
@@ -36,7 +36,7 @@ class PDB(TrainingDefense):
 
     Threat model: the rows as they came and, where they are handed in, clean rows with labels, of which the defensive ones are
     drawn. The released code takes those from the clean training set. Without ``clean`` they are drawn from the rows as they
-    came; poisoned ones are then among them, which teaches that the attacker's trigger outdoes the patch.
+    came; poisoned ones are then among them, which teaches the network that the attacker's trigger overrides the patch.
 
     Deviations: ``corrected`` (the default) puts the patch on after augmentation, where it also is in use; the code crops, turns
     and flips it with the picture (``official``). The patch is 7 of 32 pixels wide in the code; here that share of the shorter
@@ -47,7 +47,7 @@ class PDB(TrainingDefense):
 
     Known limits: on digits (one seed, float32), three variants left 85 to 99 % of BadNets without clean rows, and five left 0
     to 60 % with them; ``fast`` left 85 % and 8 %. With them, 41 % of stamped rows get their true label back (Blended: 76 %).
-    Where an attacker's trigger covers or outshines the patch, his backdoor answers. Pictures only.
+    Where an attacker's trigger covers or dominates the patch, the attacker's backdoor decides. Pictures only.
 
     Example:
         >>> import theriac as th
@@ -65,7 +65,9 @@ class PDB(TrainingDefense):
 
     share: Share = 0.1  # official config (ratio): rows that get the patch, as many of each class
     repeats: Count = 5  # official code: how often each of them is added
-    patch: Annotated[float, Field(gt=0, le=0.9)] = 7 / 32  # official code: 7 pixels of CIFAR-10's 32; share of the shorter side
+    patch: Annotated[float, Interval(gt=0, le=0.9)] = (
+        7 / 32
+    )  # official code: 7 of CIFAR-10's 32 pixels; share of the shorter side
     value: float = 2.0  # official config (pix_value): of the patch's pixels
     moved: Count = 1  # official config (target_type): classes by which the patch moves a label
     epochs: Count = 100  # official config
@@ -104,7 +106,7 @@ class PDB(TrainingDefense):
             lr=self.lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
-            augment="none",  # by hand, since patched rows are treated otherwise
+            augment="none",  # the step below augments, since patched rows are augmented differently
         )
 
     def side(self, split: Split) -> int:

@@ -1,4 +1,4 @@
-"""Several triggers of one kind, each row stamped with the one that it is told: what debiasing plants."""
+"""Several triggers of one kind, of which each row gets one (or none): what debiasing plants."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class ImageBank(TriggerBank):
     """
 
     def __init__(self, names: tuple[str, ...], scale: torch.Tensor, offset: torch.Tensor) -> None:
-        same = torch.ones(1, *scale.shape[1:])  # what -1 gets
+        same = torch.ones(1, *scale.shape[1:])  # for rows with -1
         super().__init__(names, torch.cat([same, scale]), torch.cat([0 * same, offset]))
         self.shape = tuple(scale.shape[1:])
 

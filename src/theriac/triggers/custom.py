@@ -35,12 +35,12 @@ class CustomTrigger:
 
     @property
     def label(self) -> str:
-        """What tables and reports call it."""
+        """The name in tables and reports."""
         return self.title if self.name == "custom trigger" else f"{self.title} ({self.name})"
 
     @property
     def inner(self) -> CustomTrigger:
-        """As of every attack: what stamps, here itself."""
+        """The attack that stamps; other attacks may wrap one, a custom trigger is its own."""
         return self
 
     def config(self) -> dict[str, Any]:
@@ -72,19 +72,14 @@ class CustomPlanted:
         return self.attack.name
 
     def onto(self, card: Card) -> CustomPlanted:
-        """The same trigger for rows that count the same classes in another order."""
+        """The same trigger for rows whose classes are in another order."""
         if card.classes == self.card.classes or self.class_ is None:
             return CustomPlanted(self.attack, card, self.class_)
         place = places((self.card.classes[self.class_],), card.classes)[0]
         return CustomPlanted(self.attack, card, _class_of(self.attack.target, card) if place < 0 else place)
 
     def stamp(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        index: torch.Tensor | None = None,
-        phase: str = "test",
-        variant: str = "poison",
+        self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor | None = None, phase: str = "test", variant: str = "poison"
     ) -> torch.Tensor:
         """Rows with the trigger, as stored: uint8 (B, C, H, W) or float32 (B, F).
 
@@ -148,7 +143,7 @@ def trigger(
     Args:
         function: From rows to rows with the trigger: a new tensor of the same shape and type. Pictures come as they are stored,
             uint8 (B, C, H, W) in levels 0 to 255; table rows as float32 (B, F).
-        target: The class that stamped rows are to be taken for: its name, or its position. None for repairs that find out.
+        target: The class that stamped rows are to be taken for: its name, or its position. None for repairs that search for it.
         pixels: "stored", or "unit" for a function of float pixels in [0, 1]; what it returns is rounded to whole levels.
         name: What tables call it; the function's name if left out.
 

@@ -1,7 +1,7 @@
-"""Random triggers of many kinds, drawn anew for each row or batch: with these a network can learn that triggers mean nothing.
+"""Random triggers of many kinds, drawn anew for each row or batch; a network that trains on them learns to ignore triggers.
 
 A family maps float rows to stamped rows and takes what it needs to know of them from their shape, so it works at any size and
-number of channels. Its fields say how strong it gets. Numbers are drawn on the CPU, so that they are the same on every device,
+number of channels. Its fields set its strength. Numbers are drawn on the CPU, so that they are the same on every device,
 and for all rows at once. Rows get draws by their place in the batch; they never change each other, except where a family says
 that it takes pixels from another row.
 """
@@ -151,6 +151,35 @@ class Warp:
 
 
 @dataclass(frozen=True)
+class Convolution:
+    """The image mixed with what a random network of two convolutions makes of it, one network a row.
+
+    With kernels of one pixel the network maps colors to colors; with larger ones it changes textures and edges. So it stands
+    for triggers that depend on the picture, and for changes of color. Near it: random convolutions as augmentation (Xu, Liu,
+    Yang, Raffel, Niethammer, ICLR 2021, https://arxiv.org/abs/2007.13003; abstract read), which have one layer.
+    """
+
+    weakest: float = 0.3  # smallest share of the network's output in the image; ours
+    channels: int = 8  # between the two convolutions; ours
+    kernels: tuple[int, ...] = (1, 3)  # sizes of the first kernel, one a batch; the second has one pixel; ours
+
+    def __call__(self, x: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+        """Stamp images (B, C, H, W) in [0, 1]."""
+        rows, colors, height, width = x.shape
+        size = self.kernels[int(torch.randint(len(self.kernels), (), generator=draw))]
+        first = torch.randn(rows * self.channels, colors, size, size, generator=draw) / math.sqrt(colors * size * size)
+        bias = torch.rand(rows * self.channels, generator=draw) - 0.5
+        second = torch.randn(rows * colors, self.channels, 1, 1, generator=draw) / math.sqrt(self.channels)
+        share = _uniform((rows, 1, 1, 1), self.weakest, 1, draw).to(x.device)
+        flat = (2 * x - 1).reshape(1, rows * colors, height, width)
+        hidden = F.conv2d(flat, first.to(x.device), bias.to(x.device), padding=size // 2, groups=rows).relu()
+        made = F.conv2d(hidden, second.to(x.device), groups=rows).reshape(x.shape)
+        low, high = made.amin((2, 3), keepdim=True), made.amax((2, 3), keepdim=True)
+        made = (made - low) / (high - low).clamp_min(1e-6)  # each channel over the whole range
+        return (x + share * (made - x)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
 class Columns:
     """For tables: some columns set to values that occur in them, or lie outside of all that occur."""
 
@@ -195,8 +224,15 @@ class Columns:
         return torch.where(chosen.to(x.device), value.to(x.device, x.dtype), x)
 
 
-IMAGES: dict[str, Family] = {"patch": Patch(), "blend": Blend(), "wave": Wave(), "freq": Frequency(), "warp": Warp()}
-"""The families of image triggers by name, at the strengths that they are used at."""
+IMAGES: dict[str, Family] = {
+    "patch": Patch(),
+    "blend": Blend(),
+    "wave": Wave(),
+    "freq": Frequency(),
+    "warp": Warp(),
+    "conv": Convolution(),
+}
+"""The families of image triggers by name, at their default strengths."""
 
 
 def mixture(x: torch.Tensor, families: Sequence[Family], draw: torch.Generator) -> torch.Tensor:

@@ -13,8 +13,8 @@ _CHUNK = 1 << 15  # numbers hashed at a time on a CPU: what fits into the cache 
 def uniform(index: torch.Tensor, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     """Numbers in [0, 1) by counting instead of drawing, float32 (B, *shape).
 
-    A 32-bit integer hash of (seed, row number, place), after the published constants of "lowbias32". It passes for noise; it
-    is not for secrets.
+    A 32-bit integer hash of (seed, row number, place), after the published constants of "lowbias32". It looks like noise; it
+    is not cryptographic.
 
     Args:
         index: Row numbers in the source, int64 (B,), not negative.

@@ -49,7 +49,7 @@ def blend(x: torch.Tensor, picture: torch.Tensor, alpha: float | torch.Tensor, *
     share = picture.to(x.device).float() * alpha
 
     def mix(part: torch.Tensor) -> torch.Tensor:
-        if truncate:  # in doubles, so that a whole level is not missed by a hair
+        if truncate:  # in double precision, so that rounding errors do not cost a whole level
             exact = part.double().mul_(1 - alpha).add_(picture.to(x.device).double() * alpha)
             return exact.add_(1e-9).floor_().clamp_(0, 255).to(torch.uint8)
         return part.float().mul_(1 - alpha).add_(share).round_().clamp_(0, 255).to(torch.uint8)

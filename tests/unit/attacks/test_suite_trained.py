@@ -407,7 +407,7 @@ def test_kinds_agree_with_the_constants(images):
 def test_an_encoder_may_be_done_within_its_warmup(images, run):
     attack = SSBA(bits=1, width=4, epochs=1, warmup=2, fit_rows=60, bit_accuracy=0.01)
     assert attack.plant(images(80, 1, 8, 4), run=run).state["secret"].shape == (1,)
-    with pytest.raises(FitError, match=r"after 1 epochs; 100 % are asked for"):
+    with pytest.raises(FitError, match=r"after 1 epochs; bit_accuracy is 100 %"):
         attack.replace(bits=16, bit_accuracy=1.0).plant(images(80, 1, 8, 4), run=run)
 
 

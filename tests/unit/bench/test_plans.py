@@ -11,6 +11,7 @@ import pytest
 from theriac.bench import make_plan, read_spec
 from theriac.bench.plans import Loader
 from theriac.core.errors import InputError
+from theriac.data import DISTURBANCES
 
 
 def plan_of(**parts: Any) -> Any:
@@ -41,7 +42,7 @@ def test_repairs_have_seeds_of_their_own() -> None:
 def test_a_training_time_defense_does_not_repeat_itself_for_each_recipe() -> None:
     plan = plan_of(attacks=["badnets"], defenses=["cbd"], recipes=["fast_1", "fast_2"], controls=False)
     assert plan.kinds == {"train": 3}
-    assert len(plan.cells) == 4
+    assert len(plan.cells) == 3  # it stands in the table once, too
 
 
 def test_pairings_that_do_not_fit_are_refused_with_the_reason() -> None:
@@ -75,6 +76,30 @@ def test_keys_change_with_what_decides_the_result_and_with_nothing_else() -> Non
     assert keys(name="other") == base
     assert not keys(seeds=[1]) & base
     assert len(keys(clean=0.1) & base) == 3  # the trainings and the count of the benign model stay
+
+
+def test_groups_are_done_one_after_the_other_and_share_what_they_have_in_common() -> None:
+    groups = [
+        {"name": "fit", "attacks": [], "seeds": [1]},
+        {"name": "fit", "attacks": ["badnets"], "seeds": [13, 14]},
+        {"name": "held", "attacks": [], "seeds": [2, 1], "recipes": "fast_1"},
+    ]
+    plan = plan_of(defaults={"attacks": {"target": "seed"}}, recipes=["fast_1"], controls=False, groups=groups)
+    assert [(c.attack, c.seed) for c, _ in plan.cells] == [("benign", 1), ("BadNets", 13), ("BadNets", 14), ("benign", 2)]
+    attacks = [node.job.attack for node in plan.nodes.values()]
+    assert [attack and attack.target for attack in attacks] == [None, 3, 4, None]  # of ten classes
+    alone = plan_of(attacks=[{"name": "badnets", "target": 3}], recipes=["fast_1"], seeds=[13], controls=False)
+    assert set(alone.nodes) <= set(plan.nodes)
+    by_name = {group.name: set(make_plan(group).nodes) for group in plan.spec.groups}
+    assert by_name["held"] < set(plan.nodes)
+
+
+def test_disturbed_data_make_other_keys() -> None:
+    kinds = [{"name": "digits", "as": kind, "disturbed": kind} for kind in DISTURBANCES]
+    more = [{"name": "digits", "as": "seed 1", "disturbed": {"kind": "label_noise", "seed": 1}}]
+    more += [{"name": "digits", "as": "five", "classes": 5}]
+    plan = plan_of(data=["digits", *kinds, *more])
+    assert len(plan.nodes) == 1 + len(kinds) + len(more)
 
 
 def test_nothing_that_fits_is_refused() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +65,24 @@ def test_the_digits_matrix_has_every_repair_on_pictures_but_those_that_it_names(
     assert {entry.value.name for entry in read_spec(path).defenses} == set(methods("repair")) - absent
     (line,) = (line for line in path.read_text().splitlines() if "Repairs left out" in line)
     assert all(methods("repair")[name].title.split()[0] in line for name in absent)
+
+
+def test_the_population_has_fitted_and_fresh_networks_of_both_kinds() -> None:
+    spec = read_spec(SPECS / "population.yaml")
+    counts = Counter[tuple[str, bool]]()
+    for group in spec.groups:
+        models = len(group.data) * len(group.models) * len(group.recipes) * len(group.seeds)
+        counts[group.name, bool(group.attacks)] += models * max(1, len(group.attacks))
+    assert {name for name, _ in counts} == {"fit", "held", "fresh"}
+    assert min(counts.values()) > 20
+    assert all(entry.by_seed for entry in spec.attacks if "all-to-all" not in entry.label)
+
+
+@pytest.mark.parametrize("path", sorted(SPECS.glob("first_edition/*.yaml")), ids=lambda path: path.stem)
+def test_every_spec_of_the_first_edition_is_valid_and_has_what_its_table_names(path: Path) -> None:
+    spec = read_spec(path)
+    assert spec.name == f"first_{path.stem}"
+    table = SPECS.parent / "results" / f"{path.stem}.jsonl"
+    records = [json.loads(line) for line in table.read_text().splitlines()] if table.exists() else []
+    methods_of = {record["repair"]["method"] for record in records if record.get("repair")}
+    assert methods_of <= {entry.value.name for entry in spec.defenses}

@@ -38,6 +38,27 @@ def test_objects_stand_where_names_do() -> None:
     assert isinstance(read_spec(spec), Spec)
 
 
+def test_a_group_names_entries_of_the_spec_and_adds_its_own() -> None:
+    spec = read_spec(
+        {
+            "data": "digits",
+            "recipes": ["fast_2", {"name": "fast_2", "sam_rho": 0.1, "as": "flat"}],
+            "attacks": [{"name": "wanet", "strength": 4, "as": "WaNet 4"}],
+            "seeds": [5],
+            "groups": [
+                {"recipes": "flat"},
+                {"attacks": ["WaNet 4", "badnets"], "recipes": ["fast_2", "flat"], "seeds": [0, 1]},
+            ],
+        }
+    )
+    first, second = spec.groups
+    assert [(e.label, e.value.sam_rho) for e in first.recipes] == [("flat", 0.1)]
+    assert [e.value.strength for e in first.attacks] == [4]  # what it does not say is the spec's
+    assert (first.seeds, second.seeds) == ((5,), (0, 1))
+    assert [e.label for e in second.attacks] == [e.label for e in spec.attacks] == ["WaNet 4", "BadNets"]
+    assert spec.to_dict()["groups"][1]["seeds"] == [0, 1]
+
+
 FAULTS = {
     "data: digits\nattacks: [badnet]\n": (2, "unknown attack 'badnet'; did you mean 'badnets'"),
     "data: digits\ndefenses:\n  - clp\n  - {name: ft, lr: -1}\n": (4, "lr is -1; expected a number above 0"),
@@ -57,6 +78,19 @@ FAULTS = {
     "data: digits\nattacks: [{name: sam_flat, strengths: [1]}]\n": (2, "no strength"),
     "attacks: [badnets]\n": (1, "data is missing"),
     "data: digits\nlimits: {minutes: 3}\n": (2, "unknown limit"),
+    "data: digits\ngroups: []\n": (2, "expected a list"),
+    "data: digits\ngroups:\n  - seeds: [0]\n  - attack: [badnets]\n": (4, "did you mean 'attacks'"),
+    "data: digits\ngroups:\n  - attacks:\n    - {name: badnets, sid: 3}\n": (4, "did you mean 'side'"),
+    "data: digits\nattacks: [badnets]\ngroups:\n  - attacks: []\n": (2, "no group takes 'BadNets'"),
+    "groups:\n  - attacks: [badnets]\n": (2, "data is missing"),
+    "data: digits\ngroups:\n  - attacks: [{name: badnets, as: x}]\n  - attacks: [{name: blended, as: x}]\n": (
+        4,
+        "calls something",
+    ),
+    "data: digits\ngroups:\n  - seeds: [1, 1]\n": (3, "comes twice"),
+    "data: {name: digits, disturbed: noise}\n": (1, "unknown disturbance 'noise'"),
+    "data: {name: digits, classes: 1}\n": (1, "expected a whole number of at least 2"),
+    "data: digits\nrecipes: {name: fast_1, augment: {flips: true}}\n": (2, "flips"),
 }
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import theriac as th
-from theriac.bench import Store, export, forecast, grouped, rows, run
+from theriac.bench import Store, export, forecast, grouped, read_events, rows, run
 from theriac.bench.engines import InProcess, Workers
 from theriac.bench.plans import Node
 from theriac.bench.specs import Limits
@@ -111,6 +111,8 @@ def test_a_failing_job_does_not_stop_the_others(people: Path, tmp_path: Path, mo
     assert (sweep.jobs, sweep.done, len(sweep.failed), sweep.blocked) == (6, 3, 2, 1)
     assert len(told) == 2
     assert "ZeroDivisionError: it broke" in told[0]
+    ends = [line for line in read_events(tmp_path) if line.get("status") == "failed"]
+    assert [line["error"] for line in ends] == ["ZeroDivisionError: it broke"] * 2
     with Store(tmp_path) as store:
         assert "in broken" in store.db.execute("SELECT max(traceback) FROM jobs").fetchone()[0]
     again = run(spec_of(people, seeds=[0]), tmp_path, quiet=True)
@@ -154,6 +156,7 @@ def test_a_job_beyond_its_limit_fails_and_the_others_go_on(limits: Limits, peopl
     told = list(made.failed.values())
     assert "the limit is" in told[0]
     assert made.done == (1 if limits.seconds else made.done)
+    assert next(line["error"] for line in read_events(tmp_path) if line.get("status") == "failed") in told[0]
 
 
 def test_limits_without_workers_are_refused(people: Path, tmp_path: Path) -> None:
@@ -198,6 +201,37 @@ def test_a_plan_tells_time_from_the_store(finished: Path, people: Path, tmp_path
     assert (more.left, more.guessed) == (6, 6)
     assert more.seconds is not None
     assert more.seconds > 0
+
+
+def test_events_tell_of_every_job_and_epoch(finished: Path) -> None:
+    lines = read_events(finished)
+    with Store(finished, make=False) as store:
+        kinds = dict(store.db.execute("SELECT key, kind FROM jobs"))
+    ends = {line["key"]: line for line in lines if line.get("status") == "done"}
+    assert {key: line["kind"] for key, line in ends.items()} == kinds
+    epochs = [line for line in lines if "epoch" in line]
+    assert len(epochs) == 4 * 20 + 4 * 2  # trainings and repairs of two seeds
+    assert all({"loss", "accuracy", "lr", "seconds", "time", "job"} <= set(line) for line in epochs)
+    first = epochs[0]["key"]
+    assert [line.get("status", line.get("epoch")) for line in lines if line["key"] == first] == [
+        "started",
+        *range(1, 21),
+        "done",
+    ]
+
+
+def test_an_unknown_sink_is_refused_before_any_work(people: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown event sink 'mlflow'"):
+        run(spec_of(people), tmp_path / "store", quiet=True, events=["mlflow"])
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_sweep_writes_for_tensorboard(people: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    run(spec_of(people, seeds=[0], defenses=[], controls=False), tmp_path, quiet=True, events=["tensorboard"])
+    (board,) = (tmp_path / "tensorboard").iterdir()
+    assert board.name.startswith("people_Value_none_seed_0-")
+    assert [part.name for part in board.iterdir()] == ["train"]
 
 
 def test_exports_hold_every_number(finished: Path, tmp_path: Path) -> None:

@@ -135,8 +135,8 @@ BAD = {
     "channels": (torch.zeros(4, 2, 8, 8, dtype=torch.uint8), Y[:4], r"training x has shape \(4, 2, 8, 8\); images have 1 or 3"),
     "rank": (torch.zeros(4), Y[:4], r"training x has shape \(4,\); expected images \(N, C, H, W\) or a table"),
     "empty": (X[:0], Y[:0], r"training x has shape \(0, 3, 4, 4\); a split needs at least one row"),
-    "text": (["a", "b"], Y[:2], "training x is no array of numbers"),
-    "ragged": ([[1, 2], [3]], Y[:2], "training x is no array of numbers"),
+    "text": (["a", "b"], Y[:2], "training x is not an array of numbers"),
+    "ragged": ([[1, 2], [3]], Y[:2], "training x is not an array of numbers"),
     "lengths": (X, Y[:5], r"training y has shape \(5,\); expected \(20,\), one entry for each row"),
     "one class": (X, Y * 0, "y holds one class only, 0"),
     "fractions": (X, Y + 0.5, "y holds fractions such as 0.5"),
@@ -217,8 +217,8 @@ def test_an_npz_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         (torch.eye(4).to_sparse(), torch.arange(4), "x is a sparse"),
         (torch.zeros(4, 3, device="meta"), torch.arange(4), "x is a sparse, quantized or nested tensor, or one without data"),
-        (torch.zeros(4, 3), torch.arange(4).bfloat16(), "y is no array of numbers or text"),
-        (torch.zeros(4, 3), [[1], [2, 3], [4], [5]], "y is no array of numbers or text"),
+        (torch.zeros(4, 3), torch.arange(4).bfloat16(), "y is not an array of numbers or text"),
+        (torch.zeros(4, 3), [[1], [2, 3], [4], [5]], "y is not an array of numbers or text"),
         (torch.zeros(4, 0, 8, 8, dtype=torch.uint8), torch.arange(4), "needs at least one row that holds something"),
     ],
 )

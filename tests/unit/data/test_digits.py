@@ -72,7 +72,7 @@ def test_digits_resize_and_color() -> None:
         ({"test": "elsewhere"}, "test was given, but digits has a fixed test split"),
         ({"size": 0}, "size is 0; expected a whole number of at least 1"),
         ({"size": (8, 8, 8)}, r"size is \(8, 8, 8\); expected a side in pixels"),
-        ({"channels": 2}, r"channels is 2; expected 1 \(grey\) or 3 \(color\)"),
+        ({"channels": 2}, r"channels is 2; expected 1 \(gray\) or 3 \(color\)"),
         ({"augment": "flip"}, "augment is a str; expected a theriac.Augment"),
         ({"val_share": 1.0}, r"val_share is 1.0; expected a number in \[0, 0.9\]"),
         ({"val_share": float("nan")}, "val_share is nan"),

@@ -113,7 +113,7 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"unknown data set 'cifra10'; did you mean 'cifar10'"):
         th.load("cifra10")
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(InputError, match=r"notes.txt is of no kind that we read; expected .parquet, .csv"):
+    with pytest.raises(InputError, match=r"notes.txt is not a kind of file that we read; expected .parquet, .csv"):
         th.load(tmp_path / "notes.txt")
     with pytest.raises(InputError, match=r"source is a int; expected a name, a path, \(x, y\) or a mapping"):
         th.load(7)

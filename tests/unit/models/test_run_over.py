@@ -9,7 +9,7 @@ from torch import nn
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.metrics import predict
-from theriac.models import features, run_over, to_input
+from theriac.models import features, over_rows, run_over, to_input
 
 
 def test_logits_equal_a_loop_by_hand(trained, digits, run):
@@ -71,6 +71,20 @@ def test_precision_is_the_run_s(trained, digits):
 def test_bad_input_is_refused(model, want, why, digits, run):
     with pytest.raises(InputError, match=why):
         run_over(model, digits.test, want, run=run)
+
+
+def test_a_function_answers_for_all_rows_as_its_caller_set_it_up(trained, digits, run):
+    rows = digits.test.take(torch.arange(20))
+    modes = []
+
+    def answer(x, at):
+        modes.append((torch.is_grad_enabled(), len(at)))
+        return trained(x).argmax(1) * 100 + at
+
+    expected = run_over(trained, rows, run=run).argmax(1) * 100 + torch.arange(20)
+    assert torch.equal(over_rows(answer, rows, run=run, batch_size=8), expected)
+    assert modes == [(False, 8), (False, 8), (False, 4)]
+    assert torch.equal(over_rows(answer, rows), expected)
 
 
 def test_rows_and_batches_are_checked(trained, digits, run):

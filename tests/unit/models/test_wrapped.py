@@ -13,7 +13,7 @@ import theriac as th
 from theriac.core.errors import InputError
 from theriac.models import Polarizer, build, countersign, load_model, polarize, save, to_input
 from theriac.models.wrapped import around, innermost
-from theriac.report.model_card import model_card
+from theriac.report import model_card
 from theriac.runs.recording import architecture
 
 

@@ -92,6 +92,12 @@ def test_few_rows_get_as_many_updates_as_many(rows: int) -> None:
     assert Antidote(epochs=400, steps=300).recipe(rows).epochs >= 400  # many rows: passes count
 
 
+@pytest.mark.parametrize(("rows", "lr"), [(40, 0.1), (287, 0.1), (2500, 20 / (20 * 39)), (50_000, 20 / (20 * 781))])
+def test_longer_repairs_start_at_a_smaller_step(rows: int, lr: float) -> None:
+    assert Antidote().recipe(rows).lr == pytest.approx(lr)
+    assert Antidote(travel=1e9).recipe(rows).lr == 0.1
+
+
 def test_only_the_chosen_families_are_drawn(caught: Caught, digits: Data, trained: nn.Module) -> None:
     Antidote(families=("wave",), dose=1.0).repair(trained, (clean := digits.train.sample(40, seed=1)), make_run())
     added = caught.batch(torch.full((40, 1, 8, 8), 0.5), clean.y).x - 0.5

@@ -86,7 +86,7 @@ def test_the_command_says_it_and_ends_with_its_code(tmp_path: Path):
     torch.save({"w": torch.zeros(2)}, tmp_path / "good.pt")
     (tmp_path / "bad.pkl").write_bytes(pickle.dumps(Evil(tmp_path / "marker")))
     (tmp_path / "odd.7z").write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(30))
-    for name, code, word in (("good.pt", 0, "nothing but numbers"), ("bad.pkl", 1, "mkdir"), ("odd.7z", 3, "not looked into")):
+    for name, code, word in (("good.pt", 0, "nothing but numbers"), ("bad.pkl", 1, "mkdir"), ("odd.7z", 3, "not analyzed")):
         done = CliRunner().invoke(app, ["scan-file", str(tmp_path / name)])
         assert done.exit_code == code, done.output
         assert word in " ".join(done.stdout.split())

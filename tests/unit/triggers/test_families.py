@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
 from theriac.core.split import Split
-from theriac.triggers.families import IMAGES, Blend, Columns, Family, Frequency, Patch, Warp, Wave, mixture
+from theriac.triggers.families import IMAGES, Blend, Columns, Convolution, Family, Frequency, Patch, Warp, Wave, mixture
 from theriac.triggers.frequency import dct2
 from theriac.triggers.warp import smooth_field, smooth_fields
 
@@ -52,7 +52,7 @@ def test_a_generator_repeats_and_goes_on(family: Family) -> None:
     assert len(torch.unique((first - x).flatten(1), dim=0)) > 8  # rows have triggers of their own
 
 
-@pytest.mark.parametrize("family", [Wave(), Frequency(), Warp()])
+@pytest.mark.parametrize("family", [Wave(), Frequency(), Warp(), Convolution()])
 def test_rows_do_not_change_each_other(family: Family) -> None:
     x = pixels(10, 3, 16, 16)
     other = x.clone()
@@ -160,6 +160,37 @@ def test_a_warp_shifts_by_what_it_declares() -> None:
     assert float(inner.mean()) == pytest.approx(0.03, rel=0.35)  # the mean over both directions is exact on the control grid
     still = Warp(weakest=0.0, strongest=0.0)(pixels(8, 1, 9, 9), draw())
     assert torch.allclose(still, pixels(8, 1, 9, 9), atol=1e-6)
+
+
+def test_a_convolution_of_one_pixel_maps_colors_to_colors() -> None:
+    flat = torch.randint(0, 4, (20, 1, 12, 12), generator=draw(5)).expand(-1, 3, -1, -1) / 4
+    out = Convolution(kernels=(1,))(flat, draw())
+    for level in range(4):
+        where = flat[:, :1] * 4 == level
+        low, high = (torch.where(where, out, end).flatten(2) for end in (2.0, -1.0))
+        assert torch.allclose(low.amin(2), high.amax(2), atol=1e-5)  # one color for each of the four
+    assert len(torch.unique((out * 100).round().flatten(1), dim=0)) == 20  # and another map in each row
+
+
+def test_a_convolution_by_hand() -> None:
+    """The share, the bounds and the networks of two rows, with each row's convolutions called on their own."""
+    x, full = pixels(2, 3, 9, 7), Convolution(weakest=1.0, kernels=(3,))
+    again = draw(4)
+    torch.randint(1, (), generator=again)
+    first = torch.randn(2, 8, 3, 3, 3, generator=again) / math.sqrt(27)
+    bias = torch.rand(2, 8, generator=again) - 0.5
+    second = torch.randn(2, 3, 8, 1, 1, generator=again) / math.sqrt(8)
+    for row, out in enumerate(full(x, draw(4))):
+        hidden = F.conv2d(2 * x[row : row + 1] - 1, first[row], bias[row], padding=1).relu()
+        made = F.conv2d(hidden, second[row])[0]
+        low, high = made.amin((1, 2), keepdim=True), made.amax((1, 2), keepdim=True)
+        assert torch.allclose(out, (made - low) / (high - low), atol=1e-5)
+        assert (float(out.min()), float(out.max())) == (0.0, 1.0)
+    part = Convolution(weakest=0.3)(torch.zeros(300, 1, 6, 6), draw())
+    assert float(part.max()) <= 1.0
+    assert bool(
+        (part == part[..., :1, :1]).flatten(1).all(1).any()
+    )  # a picture of one color stays one where the kernel is a pixel
 
 
 def test_many_fields_are_each_what_one_is() -> None:

@@ -178,7 +178,7 @@ class Archive:
         return members
 
     def _refuse_overlap(self, members: dict[str, Member], offset: int) -> None:
-        """Members follow each other from the first byte of the file to the directory."""
+        """Refuse members that do not follow each other from the first byte of the file to the directory."""
         free = 0
         for member in sorted(members.values(), key=lambda m: m.header):
             if not 0 <= member.header - free <= (MAX_GAP if free else 0):
@@ -217,20 +217,20 @@ def _entry(table: bytes, at: int) -> tuple[Member, int]:
 
 def _wide(extra: bytes, called: str, *sizes: int) -> list[int]:
     """Sizes and position, from the extra field where they need 64 bits."""
-    read, at, seen = list(sizes), 0, False
+    read, at, extended = list(sizes), 0, False
     while at < len(extra):
         if at + 4 > len(extra):
             raise DamagedError(f"the member {called[:80]!r} has a malformed extra field")
         kind, length = struct.unpack("<HH", extra[at : at + 4])
         value = extra[at + 4 : at + 4 + length]
-        if len(value) < length or (kind == 1 and seen):
+        if len(value) < length or (kind == 1 and extended):
             raise DamagedError(f"the member {called[:80]!r} has a malformed extra field")
         if kind == 1:
-            seen = True
-            wanted = [i for i, size in enumerate(read) if size == 0xFFFFFFFF]
-            if length < 8 * len(wanted):
+            extended = True
+            places = [i for i, size in enumerate(read) if size == 0xFFFFFFFF]
+            if length < 8 * len(places):
                 raise DamagedError(f"the member {called[:80]!r} has a malformed extra field")
-            for i, place in enumerate(wanted):
+            for i, place in enumerate(places):
                 (read[place],) = struct.unpack("<Q", value[8 * i : 8 * i + 8])
         at += 4 + length
     return read

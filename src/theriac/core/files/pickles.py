@@ -24,7 +24,7 @@ BUDGET = 128 << 20  # bytes that the objects of a pickle may take
 STRIDED = 16  # a tensor may have so many times the elements that it stores, as gray pictures shown in three channels have
 _SMALL = 1 << 20  # bytes of a storage from which on this counts
 _SCALAR, _CONTAINER, _TENSOR = 96, 256, 1024  # bytes, with their place on the stack and in a container
-_MAX_INT = 1 << 60  # of a key: larger ones can be chosen so that all of them meet in one place of a dict
+_MAX_INT = 1 << 60  # of a key: larger ones can be chosen so that all of them collide in a dict
 
 
 class Stranger:
@@ -56,7 +56,7 @@ class Storage(NamedTuple):
 
 
 class CallError(ValueError):
-    """A pickle calls something on the list with what it may not be called with."""
+    """A pickle calls a name on the list with arguments that are not allowed."""
 
 
 class Machine:
@@ -80,7 +80,7 @@ class Machine:
 
         Raises:
             DamagedError: If it is no pickle, or a damaged one, or goes beyond the bounds of this module.
-            CallError: If it calls something with what it may not be called with.
+            CallError: If it calls a name on the list with arguments that are not allowed.
         """
         begin, length = stream.tell(), stream.seek(0, 2)
         stream.seek(begin)

@@ -93,7 +93,7 @@ def _refuse(path: Path, why: str) -> None:
 def _check_payload(path: Path, config: Any) -> None:
     entries = config.get("config") if isinstance(config, dict) else None
     if not isinstance(entries, dict):
-        raise DamagedError("its list of tensors is none")
+        raise DamagedError("its list of tensors is malformed")
     for name, entry in entries.items():
         if not isinstance(entry, dict) or entry.get("use_pickle") is not False:
             _refuse(path, f"the tensor {shorten(str(name), 80)!r} in it is pickled, and torch would run that pickle")
@@ -101,7 +101,7 @@ def _check_payload(path: Path, config: Any) -> None:
 
 def _check_graph(path: Path, program: Any) -> None:
     if not isinstance(program, dict) or not isinstance(program.get("graph_module"), dict):
-        raise DamagedError("its graph is none")
+        raise DamagedError("its graph is missing or malformed")
     for key, value in _items(program):
         if key == "target":
             if not isinstance(value, str) or not (_TARGET.fullmatch(value) or value in _OTHER_TARGETS):

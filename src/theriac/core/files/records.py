@@ -29,7 +29,7 @@ def read_json(path: str | Path, limit: int = MAX_JSON) -> Any:
 
 
 def read_json_lines(path: str | Path, limit: int = MAX_JSON) -> list[Any]:
-    """Read a file with one JSON value a line; lines that hold none, as a kill cuts them short, are left out.
+    """Read a file with one JSON value a line; lines without one, such as a last line that a kill cut short, are left out.
 
     Raises:
         InputError: If it is missing, no regular file, or too large.

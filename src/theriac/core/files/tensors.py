@@ -145,7 +145,7 @@ def _from_stream(file: io.BufferedReader, where: Any, machines: list[Machine]) -
         if view is None:
             return Storage(known[key], dtype)
         if not isinstance(view, tuple) or len(view) != 3 or not all(type(n) is int and n >= 0 for n in view[1:]):
-            raise DamagedError("a view of a storage is no view")
+            raise DamagedError("a view of a storage is malformed")
         if (view[1] + view[2]) * dtype.itemsize > known[key].nbytes():
             raise DamagedError("a view goes beyond its storage")
         return Storage(known[key], dtype, view[1], view[2])
@@ -247,12 +247,12 @@ def check_safetensors(path: Path) -> None:
         raise DamagedError("invalid header")
 
 
-def read_npz(path: Path, wanted: Callable[[str], bool], limit: int, check: Callable[[Path, int], None]) -> dict[str, Any]:
+def read_npz(path: Path, chosen: Callable[[str], bool], limit: int, check: Callable[[Path, int], None]) -> dict[str, Any]:
     """Some arrays of an ``.npz`` file by name; if it has none of them, the names of all, with nothing.
 
     Args:
         path: The file.
-        wanted: Whether an array of that name shall be read.
+        chosen: Whether an array of that name shall be read.
         limit: Bytes that the arrays may take.
         check: Refuses an archive by its path and unpacked size.
 
@@ -268,7 +268,7 @@ def read_npz(path: Path, wanted: Callable[[str], bool], limit: int, check: Calla
             if total > limit:
                 raise InputError(f"{shown(path)} unpacks to {total:,} bytes; at most {limit:,} are read")
             check(path, total)
-            arrays = {n: _array(archive.read(member, limit, check=True)) for n, member in names.items() if wanted(n)}
+            arrays = {n: _array(archive.read(member, limit, check=True)) for n, member in names.items() if chosen(n)}
             return arrays or dict.fromkeys(names)
     except DamagedError as error:
         raise InputError(f"{shown(path)} is not a readable .npz file ({error})") from None

@@ -30,7 +30,7 @@ from theriac.detectors.neural_cleanse.search import Schedule, Search, frozen
 from theriac.models import batch_rows
 from theriac.models.layout import arranged
 
-FEWEST_CLASSES = 5  # ours: below, a median over classes says little, and the search abstains
+FEWEST_CLASSES = 5  # ours: with fewer, a median over classes is too uncertain, and the search abstains
 MOST_SUSPECTS = 3  # ours: classes that are searched a second time for being small, at most
 LEAST = 0.1  # pixels; smaller masks count as equal where logarithms are taken
 ROWS_PER_PASS = 2048
@@ -63,7 +63,7 @@ class Confirmation:
 
 @dataclass(frozen=True)
 class Inverted:
-    """What a search over classes found: a score for every class, and the right to say "I do not know".
+    """The result of a search over classes: a score for every class, and which classes are flagged, if any.
 
     Norms and success belong to the search in which all classes had the same rows and rounds. Where a second one followed, the
     masks, patterns and indices of the classes that stood out in the first come from it, and ``flagged`` are those that it
@@ -139,23 +139,23 @@ def invert(
     run, schedule, clean = as_run(run), schedule or Schedule(), as_clean(clean)
     if clean.is_table:
         raise InputError(f"{clean.card.name!r} is a table; patches are searched on images")
-    wanted = tuple(range(clean.num_classes)) if labels is None else tuple(int(k) for k in labels)
-    if not wanted or not all(0 <= k < clean.num_classes for k in wanted):
-        raise InputError(f"labels is {list(wanted)}; {clean.card.name!r} has classes 0 to {clean.num_classes - 1}")
+    searched = tuple(range(clean.num_classes)) if labels is None else tuple(int(k) for k in labels)
+    if not searched or not all(0 <= k < clean.num_classes for k in searched):
+        raise InputError(f"labels is {list(searched)}; {clean.card.name!r} has classes 0 to {clean.num_classes - 1}")
     began = time.perf_counter()
     clean = clean.to(run.device)
-    few = _few(clean, run, schedule, len(wanted))
+    few = _few(clean, run, schedule, len(searched))
     per_pass = rows_per_pass or (batch_rows(clean) if schedule.lean else ROWS_PER_PASS)
     with frozen(model.to(run.device)), arranged(model, run.device) if schedule.lean else contextlib.nullcontext():
-        searches = [Search(model, few, run, schedule, wanted, per_pass)]
+        searches = [Search(model, few, run, schedule, searched, per_pass)]
         searches[0].run_rounds()
-        inverted = judge(wanted, *searches[0].best_patches(), schedule)
+        inverted = judge(searched, *searches[0].best_patches(), schedule)
         if schedule.compared and schedule.confirm:
             inverted, second = confirm(searches[0], inverted, _drawn(clean, schedule.confirm_rows, run))
             searches += [second] if second else []
     run.event(
         "inversion",
-        labels=list(wanted),
+        labels=list(searched),
         norms=[round(float(v), 4) for v in inverted.norms],
         success=[round(float(v), 4) for v in inverted.success],
         index=[round(float(v), 4) for v in inverted.index],
@@ -177,7 +177,7 @@ def _few(clean: Split, run: Run, schedule: Schedule, classes: int) -> Split:
 
 
 def _drawn(clean: Split, count: int, run: Run) -> Split:
-    """At most so many rows, of which fewer are the first ones: labels play no part, nor does the order in which rows came."""
+    """At most ``count`` rows, drawn without labels; a smaller draw is the beginning of a larger one."""
     order = torch.randperm(len(clean), generator=run.generator("order", "inversion-rows"))
     return clean.take(order[:count].to(clean.device))
 
@@ -185,7 +185,7 @@ def _drawn(clean: Split, count: int, run: Run) -> Split:
 def confirm(first: Search, inverted: Inverted, rows: Split) -> tuple[Inverted, Search | None]:
     """Search on for the classes with small patches and for a spread of the others, on more rows, and judge these.
 
-    A class that was picked because its patch was small on few rows had luck with these rows. So the verdict rests on the second
+    A class that was picked for its small patch on few rows may have been picked by chance. So the verdict rests on the second
     search alone, in which it and the others have the same rows and rounds; the others are spread evenly over the sizes of the
     first search, so that their median and spread stand for those of all classes.
     """

@@ -1,4 +1,4 @@
-"""Neural Cleanse: ask whether one class is reached by a far smaller patch than the others."""
+"""Neural Cleanse: test whether one class is reached by a far smaller patch than the others."""
 
 from __future__ import annotations
 

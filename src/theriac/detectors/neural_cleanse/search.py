@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 from torch.nn import functional as F
 
@@ -34,7 +34,7 @@ class Schedule:
     batch_size: Whole = 32  # authors; 0 = all rows at once
     batches: Whole = 31  # authors: mini-batches a round (1000 rows); 0 = as many as cover the rows once
     lr: Positive = 0.1  # Adam; authors and BackdoorBench
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.9)  # same
+    betas: tuple[Annotated[float, Interval(ge=0, lt=1)], Annotated[float, Interval(ge=0, lt=1)]] = (0.5, 0.9)  # same
     threshold: Fraction = 0.99  # authors: share of rows that must go to the class
     cost: NonNegative = 1e-3  # authors and BackdoorBench
     delayed: bool = True  # authors: the cost is zero until `patience` rounds in a row were good
@@ -51,9 +51,9 @@ class Schedule:
     compared: Whole = 0  # ours: rows on which all classes are compared; 0 = all, and no second search
     confirm: Whole = 0  # ours: rounds of the second search, of flagged classes and of `controls`
     confirm_rows: Count = 100  # ours: rows of the second search, at most
-    nominate: Fraction = 0.6  # ours: who is searched a second time has a mask below this multiple of the first median
+    nominate: Fraction = 0.6  # ours: a class is searched a second time if its mask is below this multiple of the first median
     controls: Count = 4  # ours: other classes that are searched a second time, for comparison
-    lean: bool = False  # ours: passes as small as the device likes them, in its memory format; changes the last bits only
+    lean: bool = False  # ours: batches of the size and memory format that suit the device; changes the last bits only
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -117,7 +117,7 @@ class Schedule:
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode without parameter gradients; modes and flags are put back afterwards."""
+    """Eval mode without parameter gradients; modes and flags are put back afterward."""
     modes, wants = [(m, m.training) for m in model.modules()], [p.requires_grad for p in model.parameters()]
     model.eval().requires_grad_(False)
     try:
@@ -211,17 +211,17 @@ class Search:
                 batches = self._batches(number)
                 for positions in batches:
                     optimizer.zero_grad(set_to_none=True)
-                    worked, size, seen = self._pass(live, positions)
+                    worked, size, patches = self._pass(live, positions)
                     optimizer.step()
                     success += worked / len(batches)
                     norm += size / len(batches)
-                self.live = self._settle(live, success, norm, seen)
+                self.live = self._settle(live, success, norm, patches)
                 self.rounds = number + 1
                 tick(1, f"{len(self.live)} go on")
                 keeper.save(self.rounds, last=self.rounds == self.schedule.rounds or not len(self.live))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Everything that moves, for a checkpoint."""
+        """All tensors that change, for a checkpoint."""
         moving = {name: getattr(self, name).detach() for name in MOVING}
         counts = torch.tensor([self.rounds, self.row_passes])
         return {**moving, "kept_mask": self.smallest[0], "kept_pattern": self.smallest[1], "counts": counts}
@@ -241,9 +241,9 @@ class Search:
         rows, size = len(self.clean), self.schedule.batch_size
         if not size or size >= rows:
             return [torch.arange(rows, device=self.clean.device)] * max(1, self.schedule.batches if size else 1)
-        draw, wanted = self.run.generator("order", "inversion", number), self.schedule.batches or math.ceil(rows / size)
-        orders = [torch.randperm(rows, generator=draw) for _ in range(math.ceil(wanted * size / rows))]
-        parts = [order[at : at + size] for order in orders for at in range(0, rows, size)][:wanted]
+        draw, batches = self.run.generator("order", "inversion", number), self.schedule.batches or math.ceil(rows / size)
+        orders = [torch.randperm(rows, generator=draw) for _ in range(math.ceil(batches * size / rows))]
+        parts = [order[at : at + size] for order in orders for at in range(0, rows, size)][:batches]
         return [part.to(self.clean.device) for part in parts]
 
     def _pass(self, live: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
@@ -271,19 +271,21 @@ class Search:
         self, x: torch.Tensor, mask: torch.Tensor, pattern: torch.Tensor, y: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Number of rows that go to the class, and mean cross-entropy, (k,) each, of k patches on B rows."""
-        m, wanted = mask[:, None, None], y.repeat_interleave(len(x))
+        m, targets = mask[:, None, None], y.repeat_interleave(len(x))
         stamped = ((1 - m) * x + m * pattern[:, None]).flatten(0, 1)
         logits = self.model(stamped.to(self.fed)).to(self.dtype)
-        loss = F.cross_entropy(logits, wanted, reduction="none").view(len(y), -1).mean(1)
-        return (logits.argmax(1) == wanted).view(len(y), -1).to(self.dtype).sum(1), loss
+        loss = F.cross_entropy(logits, targets, reduction="none").view(len(y), -1).mean(1)
+        return (logits.argmax(1) == targets).view(len(y), -1).to(self.dtype).sum(1), loss
 
-    def _settle(self, live: torch.Tensor, success: torch.Tensor, norm: torch.Tensor, seen: list[torch.Tensor]) -> torch.Tensor:
-        """End of a round: keep better patches, let finished searches go, move the costs. Returns who goes on."""
+    def _settle(
+        self, live: torch.Tensor, success: torch.Tensor, norm: torch.Tensor, patches: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """End of a round: keep better patches, let finished searches go, move the costs. Returns the searches that go on."""
         s, good, before = self.schedule, success >= self.schedule.threshold, self.best[live]
         better = good & (norm < before)
         best = torch.where(better, norm, before)
         take = better | best.isinf()  # nothing has worked yet: the last patch stands in
-        for old, new in zip(self.smallest, seen, strict=True):
+        for old, new in zip(self.smallest, patches, strict=True):
             old[live[take]] = new[take]
         stale = torch.where(best >= s.stop_ratio * before, self.stale[live] + 1, 0) * best.isfinite()
         self.best[live], self.stale[live] = best, stale

@@ -17,7 +17,7 @@ none                   nothing: the control
 All are reconstructions (grade R): the published formula could not be checked. A column of a convolution is an input channel at
 every kernel position. Features may be negative here (a pre-activation ResNet without final ReLU), hence the absolute values in
 ``zero_changed_relative`` and the form ``f > 0 and f - r > (alpha - 1) |r|`` in ``damp``, which change nothing for features
-after a ReLU. Records of before call the rules E1, E2, E2r and E3 to E6, in this order.
+after a ReLU. Older records call the rules E1, E2, E2r and E3 to E6, in this order.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator
 from torch import nn
 
 from theriac.core.errors import InputError, unknown
+from theriac.core.ranges import Renamed
 from theriac.models.editing import Weight
 from theriac.models.network import to_input
 
@@ -57,7 +57,7 @@ FORMER = {
     "E5": "project_target",
     "E6": "project",
 }
-"""What the rules were called in records of before."""
+"""Names of the rules in older records."""
 Rule = Annotated[
     Literal[
         "auto",
@@ -70,9 +70,9 @@ Rule = Annotated[
         "project",
         "none",
     ],
-    BeforeValidator(lambda name: FORMER.get(name, name) if isinstance(name, str) else name),
+    Renamed(FORMER),
 ]
-"""A rule's name; the former ones are taken too."""
+"""A rule's name; older names are accepted."""
 HEAD_ONLY = ("zero_decisive", "project_target")
 INERT = 1e-6  # |d| below this share of |r| counts as no difference at all
 
@@ -108,7 +108,7 @@ class Held:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the layer back on the edit, moving its weights as little as possible."""
+        """Restore the edit of the layer, moving its weights as little as possible."""
         new = self.weight.value.clone()
         if self.columns is not None:
             new[:, self.columns] = self.value
@@ -147,13 +147,13 @@ def contrast(forget: torch.Tensor, reference: torch.Tensor, rank: int = 1) -> Co
 
 
 @torch.no_grad()
-def edit(rule: str, layer: Layer | Weight, seen: Contrast, strength: float, target: int = 0, alpha: float = 1.2) -> Held:
+def edit(rule: str, layer: Layer | Weight, difference: Contrast, strength: float, target: int = 0, alpha: float = 1.2) -> Held:
     """Apply one rule to a layer in place.
 
     Args:
         rule: See the module's table.
         layer: What is edited, or its weight.
-        seen: What the layer's input looks like with and without the trigger.
+        difference: What the layer's input looks like with and without the trigger.
         strength: Share of columns (the rules that zero), lambda (``damp``) or gamma (the rules that project).
         target: The attack's class (``zero_decisive``, ``project_target``).
         alpha: How far above the reference an activation must lie to be damped (``damp``).
@@ -168,36 +168,36 @@ def edit(rule: str, layer: Layer | Weight, seen: Contrast, strength: float, targ
         raise unknown("rule", rule, GRIDS)
     weight = layer if isinstance(layer, Weight) else Weight(layer)
     if rule in ("project_target", "project"):
-        return _project(rule, weight, seen, strength, target)
+        return _project(rule, weight, difference, strength, target)
     new = weight.value.clone()
-    f, r = seen.forget, seen.reference
+    f, r = difference.forget, difference.reference
     scale = torch.ones_like(f)
     if rule == "damp":
         over = (f > 0) & (f - r > (alpha - 1) * r.abs())
         scale = torch.where(over, (strength * r / torch.where(over, f, 1.0)).clamp(0, 1), scale)
     elif rule != "none":
-        scale[_scores(rule, new, seen, target).topk(round(strength * len(f))).indices] = 0
+        scale[_scores(rule, new, difference, target).topk(round(strength * len(f))).indices] = 0
     columns = (scale < 1).nonzero().flatten()
     new[:, columns] *= scale[columns].to(new.dtype).view(1, -1, *([1] * (new.dim() - 2)))
     weight.write(new)
     return Held(weight, new[:, columns].clone(), columns=columns)
 
 
-def _scores(rule: str, weight: torch.Tensor, seen: Contrast, target: int) -> torch.Tensor:
-    d = seen.forget - seen.reference
+def _scores(rule: str, weight: torch.Tensor, difference: Contrast, target: int) -> torch.Tensor:
+    d = difference.forget - difference.reference
     if rule == "zero_active":
-        return seen.forget
+        return difference.forget
     if rule == "zero_changed":
         return d
     if rule == "zero_changed_relative":
-        size = seen.reference.abs()
+        size = difference.reference.abs()
         return d / (size + 0.05 * size.mean()).clamp_min(1e-12)
     return d * (weight[target] - weight.mean(0))  # zero_decisive
 
 
-def _project(rule: str, weight: Weight, seen: Contrast, gamma: float, target: int) -> Held:
+def _project(rule: str, weight: Weight, difference: Contrast, gamma: float, target: int) -> Held:
     new = weight.value.clone()
-    basis = seen.basis.to(new.dtype)
+    basis = difference.basis.to(new.dtype)
     row = target if rule == "project_target" else None
     rows = _rows(new, row)
     along = rows @ basis
@@ -205,7 +205,7 @@ def _project(rule: str, weight: Weight, seen: Contrast, gamma: float, target: in
     weight.write(new)
     if rule == "project" and getattr(weight.layer, "bias", None) is not None:
         # a convolution meets the direction at every kernel position; exact away from zero-padded borders
-        shift = (along @ (basis.T @ seen.reference.to(basis.dtype))).reshape(len(along), -1).sum(1)
+        shift = (along @ (basis.T @ difference.reference.to(basis.dtype))).reshape(len(along), -1).sum(1)
         bias = Weight(weight.layer, weight.name, "bias")
         bias.write(bias.value + gamma * shift)
     return Held(weight, rows @ basis, basis=basis, row=row)
@@ -251,13 +251,13 @@ def edit_layers(
     both = torch.cat([forget, reference])
     for depth, (name, layer) in enumerate(layers.items()):
         x = inputs(model, layer, both)
-        seen = contrast(x[: len(forget)], x[len(forget) :], rank)
-        if seen is None:
+        difference = contrast(x[: len(forget)], x[len(forget) :], rank)
+        if difference is None:
             steps.append({"layer": name, "score": 0.0, "inert": True})
             continue
         power = strength * shrink ** (len(layers) - 1 - depth) if rule == "project" else strength
-        held.append(edit(rule, Weight(layer, name), seen, power, target, alpha))
-        steps.append({"layer": name, "score": round(seen.score, 6), "strength": power, **held[-1].figures()})
+        held.append(edit(rule, Weight(layer, name), difference, power, target, alpha))
+        steps.append({"layer": name, "score": round(difference.score, 6), "strength": power, **held[-1].figures()})
     return held, steps
 
 
@@ -267,19 +267,19 @@ def inputs(model: nn.Module, layer: nn.Module, rows: torch.Tensor, batch_size: i
     parts: list[torch.Tensor] = []
     for at in range(0, len(rows), batch_size):
         part = rows[at : at + batch_size]
-        seen: list[torch.Tensor] = []
+        captured: list[torch.Tensor] = []
 
-        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], seen: list[torch.Tensor] = seen) -> None:
-            seen.extend([v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)][:1])
+        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], captured: list[torch.Tensor] = captured) -> None:
+            captured.extend([v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)][:1])
 
         handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
         try:
             model(to_input(part))
         finally:
             handle.remove()
-        if not seen:
-            raise InputError("a layer that AGE shall edit did not run in a forward pass; name other layers with scope=")
-        x = seen[-1]
+        if not captured:
+            raise InputError("a layer that AGE has to edit did not run in a forward pass; name other layers with scope=")
+        x = captured[-1]
         if isinstance(layer, nn.Conv2d):
             x = x.flatten(2).mean(2)
         elif x.dim() > 2:

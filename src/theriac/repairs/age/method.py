@@ -26,7 +26,7 @@ from theriac.repairs.age.stage import Case, Measured, Stage, State, from_class, 
 from theriac.repairs.base import Repair
 
 FORGOTTEN = 0.10  # without a trigger, a class counts as forgotten at this accuracy; that shows nothing about a backdoor
-COSTLY = 0.10  # loss of accuracy on the pool above which a warning is due
+COSTLY = 0.10  # loss of accuracy on the pool above which AGE warns
 
 
 @register
@@ -169,7 +169,7 @@ class AGE(Repair):
         return known
 
     def wants(self, name: str) -> bool:
-        """As of every repair; with ``knowledge="known"`` the trigger too, until :meth:`with_trigger` has told it."""
+        """As for every repair; with ``knowledge="known"`` the trigger too, until :meth:`with_trigger` has set it."""
         return super().wants(name) or (name == "trigger" and self.knowledge == "known" and self.trigger is None)
 
     def _with_knowledge(self, trigger: Any, target: int | None) -> Self:
@@ -202,7 +202,7 @@ class AGE(Repair):
         return rest[0]._edit_and_repair(model, clean, run)
 
     def _plan(self) -> list[Self]:
-        """What ``auto`` stands for: one edit, or a first choice and what follows if it does not suffice."""
+        """What ``auto`` means: one edit, or a first choice and a second one if the first does not suffice."""
         scope = "head" if self.scope == "auto" else self.scope
         if self.rule != "auto":
             return [self.replace(scope=scope)]
@@ -249,7 +249,7 @@ class AGE(Repair):
     def _walk(
         self, model: nn.Module, stage: Stage, case: Case, limit: float, before: Measured, about: dict[str, Any], run: Run
     ) -> nn.Module:
-        """Up the grid until the proxy holds, after the edit and after the repair; from the unedited weights each time."""
+        """Try strengths in ascending order, each from the unedited weights, until edit and repair both leave a low proxy."""
         grid, accepted = self.strengths or GRIDS[self.rule], False
         best: tuple[float, State, dict[str, Any], Measured] | None = None
         for strength in run.each("strengths", grid):
@@ -295,7 +295,7 @@ class AGE(Repair):
         return retrain(stage.net, rows, stage.trained, held if self.retrain in HOLDS else [], how, run)
 
     def _case(self, stage: Stage, pool: Split, run: Run) -> Case | None:
-        """What is to be forgotten, after ``knowledge``; None (and told) if that could not be found out."""
+        """What is to be forgotten, by ``knowledge``; None, with a message, if that is unknown."""
         if self.knowledge == "known":
             if self.trigger is None:
                 raise InputError("knowledge is 'known', but there is no trigger; use AGE(...).with_trigger(attack)")
@@ -350,7 +350,7 @@ class AGE(Repair):
 
 
 def leave(model: nn.Module, run: Run, outcome: str, reason: str, about: dict[str, Any]) -> nn.Module:
-    """The model unchanged, with the reason told."""
+    """The model unchanged, with the reason as a warning."""
     warn(f"AGE leaves the model unchanged: {reason}")
     run.outcome = Outcome(status="abstained" if outcome == "abstained" else "unchanged", reason=reason)
     run.event("age", outcome=outcome, reason=reason, **about)

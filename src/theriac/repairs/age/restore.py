@@ -10,8 +10,8 @@ later_stamped_held  clean rows, triggered rows with true labels   later layers  
 ==================  ============================================  ============  =========
 
 ``head`` may bring a backdoor back that the edit had weakened (a pilot saw 2 % become 90 %), hence ``head_held``. Training on
-triggered rows with true labels is unlearning by fine-tuning: report it apart. All are reconstructions (grade R). Records of
-before call these R0, R1, R1t, R2, R4 and R5, in this order.
+triggered rows with true labels is unlearning by fine-tuning: report it apart. All are reconstructions (grade R). Older
+records call these R0, R1, R1t, R2, R4 and R5, in this order.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BeforeValidator
 from torch import nn
 
 from theriac.core.errors import InputError
+from theriac.core.ranges import Renamed
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.repairs.age.edits import Held
@@ -37,12 +37,12 @@ FORMER = {
     "R4": "head_held",
     "R5": "later_stamped_held",
 }
-"""What they were called in records of before."""
+"""Their names in older records."""
 Retrain = Annotated[
     Literal["none", "head", "head_target", "head_stamped", "head_held", "later_stamped_held"],
-    BeforeValidator(lambda name: FORMER.get(name, name) if isinstance(name, str) else name),
+    Renamed(FORMER),
 ]
-"""A name of the table; the former ones are taken too."""
+"""A name of the table; older names are accepted."""
 NEEDS_TRIGGER = ("head_stamped", "later_stamped_held")
 HOLDS = ("head_held", "later_stamped_held")
 LATER = ("later_stamped_held",)
@@ -98,11 +98,11 @@ def retrain(net: nn.Module, rows: Split, modules: Iterable[nn.Module], held: Seq
     """
     chosen = [p for module in modules for p in module.parameters()]
     ours = {id(p) for p in chosen}
-    own = [edit for edit in held if any(id(p) in ours for p in edit.layer.parameters())]  # the rest stands still anyway
+    own = [edit for edit in held if any(id(p) in ours for p in edit.layer.parameters())]  # the rest is not trained
     wants = [(p, p.requires_grad) for p in net.parameters()]
     for parameter, _ in wants:
         parameter.requires_grad_(id(parameter) in ours)
-    # a run of its own: milliseconds long, once a strength; it needs no checkpoint, and one summary is told instead of epochs
+    # a run of its own: milliseconds long, once a strength; it needs no checkpoint, and one summary is logged instead of epochs
     inner = Run(seed=run.seed, streams=run.streams, device=run.device, precision="fp32", quiet=True)
 
     def hold(_step: int) -> None:

@@ -1,4 +1,4 @@
-"""Where AGE tries its edits, and what it knows: which class, which rows with the trigger, which without."""
+"""The network that AGE edits, and what it knows: the class, rows with the trigger and rows without it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from theriac.core.errors import InputError, unknown
 from theriac.core.planted import planted_on
 from theriac.core.split import Split
 from theriac.metrics import attack_labels
-from theriac.models import batch_rows, taps
+from theriac.models import over_rows, taps
 from theriac.models.editing import Weight
 from theriac.models.network import to_input
 from theriac.repairs.age.edits import Layer, inputs
@@ -88,9 +88,9 @@ class Stage:
         head = next(iter(layers.values()))
         if cache and len(layers) == 1 and isinstance(head, nn.Linear) and head.weight.dtype == torch.float32:
             some = pool.rows(torch.arange(min(16, len(pool))))
-            seen = inputs(model, head, some)
+            features = inputs(model, head, some)
             with torch.no_grad():
-                logits, again = model(to_input(some)), head(seen.to(head.weight.dtype))
+                logits, again = model(to_input(some)), head(features.to(head.weight.dtype))
             self.cached = logits.shape == again.shape and torch.allclose(logits, again.to(logits.dtype), rtol=1e-4, atol=1e-5)
             self.net = head if self.cached else model
         self.pool = self.lift(pool)
@@ -122,11 +122,9 @@ class Stage:
         for module, weights in zip(self.changing, self.start if state is None else state, strict=True):
             module.load_state_dict(weights)
 
-    @torch.no_grad()
-    def right(self, rows: Split, wanted: torch.Tensor) -> torch.Tensor:
-        """Which rows are predicted as ``wanted``, bool (N,)."""
-        seen = [self.net(to_input(rows.rows(part))).argmax(1) for part in rows.batches(batch_rows(rows))]
-        return torch.cat(seen) == wanted
+    def right(self, rows: Split, labels: torch.Tensor) -> torch.Tensor:
+        """Which rows are predicted as ``labels`` (N,), bool (N,)."""
+        return over_rows(lambda x, _: self.net(x).argmax(1), rows) == labels
 
     def measure(self, case: Case) -> Measured:
         """Proxy, accuracy and target accuracy with the weights as they are."""
@@ -157,7 +155,7 @@ def from_trigger(trigger: Any, target: int | None, model: nn.Module, pool: Split
     Args:
         trigger: An attack, Planted, Victim or Poisoned, or a function from stored rows to stored rows.
         target: The attack's class; None asks the attack, or takes the class that most stamped rows of others go to.
-        model: In eval mode; asked where a function's rows go.
+        model: In eval mode; it predicts where a function's rows go.
         pool: Clean rows, on the model's device.
 
     Raises:
@@ -166,12 +164,12 @@ def from_trigger(trigger: Any, target: int | None, model: nn.Module, pool: Split
     stamps = any(hasattr(trigger, name) for name in ("planted", "plant_for", "stamp"))
     planted = planted_on(trigger, pool) if stamps else trigger
     if hasattr(planted, "stamp"):
-        name, (wanted, counted) = planted.name, attack_labels(planted, pool.y, pool.index)
-        goals = wanted[counted].unique().tolist()
+        name, (targets, counted) = planted.name, attack_labels(planted, pool.y, pool.index)
+        goals = targets[counted].unique().tolist()
         if target is None and len(goals) != 1:
             raise InputError(f"{name} wants the classes {goals}; AGE forgets one class, so name it with target=")
         target = goals[0] if target is None else target
-        rows = pool.where(_some(counted & (wanted == target), f"{name} stamps no row of the pool for class {target}"))
+        rows = pool.where(_some(counted & (targets == target), f"{name} stamps no row of the pool for class {target}"))
         stamped = planted.stamp(rows.x, rows.y, rows.index, "test")
     elif callable(planted):
         name = getattr(planted, "__name__", type(planted).__name__)
@@ -184,7 +182,7 @@ def from_trigger(trigger: Any, target: int | None, model: nn.Module, pool: Split
 
 
 def from_class(target: int, pool: Split) -> Case:
-    """The case of a class that shall be forgotten whole, without any trigger."""
+    """The case of a class that is to be forgotten altogether, without a trigger."""
     own = _some(pool.y == target, f"the pool holds no row of class {target}")
     others = _some(~own, f"the pool holds rows of class {target} only")
     return Case(target, pool.where(own), pool.where(others), "clean rows of the class", paired=False)
@@ -204,11 +202,10 @@ def _stamp(trigger: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> 
     return out.to(x.device)
 
 
-@torch.no_grad()
 def _guess_target(trigger: Callable[[torch.Tensor], torch.Tensor], model: nn.Module, pool: Split) -> int:
     stamped = Split(_stamp(trigger, pool.x), pool.y, card=pool.card)
-    seen = torch.cat([model(to_input(stamped.rows(part))).argmax(1) for part in stamped.batches(batch_rows(stamped))])
-    return int(torch.bincount(seen[seen != pool.y], minlength=pool.num_classes).argmax())
+    predictions = over_rows(lambda x, _: model(x).argmax(1), stamped)
+    return int(torch.bincount(predictions[predictions != pool.y], minlength=pool.num_classes).argmax())
 
 
 def sites(model: nn.Module, scope: str | tuple[str, ...], example: torch.Tensor) -> dict[str, Layer]:

@@ -22,13 +22,13 @@ from theriac.models import run_over
 from theriac.repairs.auto.proxies import KINDS, Proxy, draw_proxies, plant, success
 from theriac.repairs.base import Repair
 
-LEAST_HELD = 20  # held-back rows below which a rate says nothing
+LEAST_HELD = 20  # held-back rows; with fewer, a rate is too uncertain to judge by
 LEAST_HARD = 2  # kinds of proxies that must withstand fine-tuning
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one candidate did.
+    """The result of one candidate.
 
     Args:
         name: The candidate.
@@ -37,7 +37,7 @@ class Trial:
             it, whichever is more: a warp also misleads by itself.
         accuracy: Of the repaired model, on held-back clean rows.
         fell: Names of classes that are recognized less often than before, beyond chance.
-        outcome: What the candidate said of itself.
+        outcome: The candidate's own outcome.
     """
 
     name: str
@@ -76,8 +76,8 @@ class Auto(Repair):
     or single classes, are out. Of the others, the one with the least success of its worst proxy, beyond what that trigger
     does unplanted; where intervals overlap, the more accurate one. If that success is above ``accept``, it abstains and the
     model stays as it is. Candidates are tried in order, and unless ``thorough`` the first one that passes ends the trials. The
-    one taken then repairs the model again with all clean rows, those that judged it among them: its trial speaks of a repair
-    by three quarters of the rows. ``run.outcome.figures`` holds all trials.
+    one taken then repairs the model again with all clean rows, those that judged it among them: its trial is about a repair
+    with three quarters of the rows. ``run.outcome.figures`` holds all trials.
 
     Which proxies count: those that the copy obeys on at least ``planted`` of the held-back rows and of which fine-tuning leaves
     at least ``hard``. A kind that the model can't learn, as fine tones on tiny pictures, proves nothing about a repair; it is
@@ -85,8 +85,8 @@ class Auto(Repair):
     no trace of planting either, so it is taken off.
 
     Known limits: a trial by proxies can't show what is unlike all proxies. Antidote doses patches, blends, waves and warps,
-    so of the kinds here only "generator" and "tone" are strangers to it. On five tuning victims (digits, seeds 11 and 12,
-    six repairs each) the worst proxy's success went with attack success at a rank correlation of 0.83, that of universal
+    so of the kinds here only "generator" and "tone" are new to it. On five tuning victims (digits, seeds 11 and 12,
+    six repairs each) the worst proxy's success agreed with attack success at a rank correlation of 0.83, that of universal
     perturbations at 0.36; of 13 repairs that left at most 10 % of the worst proxy, one left 11 % of the attack. For tables
     it abstains. Measured on digits in float32 (width 8, 20 % clean rows, seeds 15 and 16, on which nothing was chosen, five
     attacks): it called 10 of 10 victims repaired, of which the worst kept 1.5 % of attack success (Antidote alone: 1.2 %), in
@@ -137,7 +137,7 @@ class Auto(Repair):
                 raise InputError("candidates names auto itself; expected other repairs")
             needs = create("repair", candidate).needs
             if needs.trigger or needs.target:
-                raise InputError(f"candidates names {candidate}, which must be told the trigger or its class")
+                raise InputError(f"candidates names {candidate}, which needs the trigger or its class")
 
     @classmethod
     @preset
@@ -244,7 +244,7 @@ class Auto(Repair):
 
 
 def choose(trials: Sequence[Trial], before: Rate, *, accept: float, cost: float) -> tuple[Trial | None, str]:
-    """The trial to take and how sure that is, in a sentence; None and why if none will do.
+    """The trial to take and how sure that is, in a sentence; None and the reason if none is good enough.
 
     Args:
         trials: One for each candidate.
@@ -270,7 +270,7 @@ def choose(trials: Sequence[Trial], before: Rate, *, accept: float, cost: float)
     high = 100 * trial.worst.interval[1]
     return trial, (
         f"took {trial.name}: of {len(trial.proxies)} kinds of hardened proxies the worst works on {trial.worst.hits} of "
-        f"{trial.worst.total} rows afterwards (at most {high:.0f} %); triggers unlike all of them are not covered"
+        f"{trial.worst.total} rows afterward (at most {high:.0f} %); triggers unlike all of them are not covered"
     )
 
 

@@ -1,6 +1,6 @@
 """Proxy backdoors: triggers that the defender plants into a copy of the model, to see which repair makes them fail.
 
-All kinds are planted into one copy, each with a class of its own, so one repair of the copy answers for every kind.
+All kinds are planted into one copy, each with a class of its own, so that one repair of the copy tests every kind.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def plant(model: nn.Module, proxies: list[Proxy], rows: Split, run: Run, steps: 
         run: Device, precision, seeds.
         steps: Number of updates.
         batch_size: Rows an update.
-        label: Of the loop; another one orders the rows otherwise.
+        label: Of the loop; it decides the order of the rows.
     """
 
     def stamp(batch: Batch) -> None:
@@ -100,7 +100,7 @@ def success(model: nn.Module, proxies: list[Proxy], rows: Split, run: Run) -> di
 
 
 class _Stamped(nn.Module):
-    """The model behind a trigger."""
+    """A model whose inputs get a trigger first."""
 
     def __init__(self, model: nn.Module, stamp: Stamp) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""CBD: a clean model from poisoned rows, beside a deliberately backdoored twin."""
+"""CBD: a clean model from poisoned rows, trained beside a deliberately backdoored one."""
 
 from theriac.training_defenses.cbd.method import CBD
 

@@ -1,4 +1,4 @@
-"""CBD's first stage: train f_B for a number of steps or up to a criterion, then look at what it has learnt."""
+"""CBD's first stage: train f_B for a number of steps or up to a criterion, then look at what it has learned."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.models.network import to_input
+from theriac.models._undisturbed import undisturbed
+from theriac.models.outputs import over_rows
 from theriac.training import Batch, Recipe, StepResult, loop
 
 PROBE_ROWS = 2048  # rows on which a criterion is looked at; its standard error is at most 1.1 points
@@ -29,17 +30,13 @@ def gce(logits: torch.Tensor, y: torch.Tensor, q: float) -> torch.Tensor:
     return (1 - (q * p).exp()) / q
 
 
-@torch.no_grad()
 def outputs(model: nn.Module, split: Split, run: Run, batch_size: int = 512) -> torch.Tensor:
-    """Logits of every row, without augmentation and in eval mode, (N, K) on the run's device; the mode is restored."""
-    was_training = model.training
-    model.eval()
-    parts = []
-    for at in run.each("outputs", split.batches(batch_size), len(split) // batch_size + 1):
-        with run.autocast():
-            parts.append(wide(model(to_input(split.rows(at).to(run.device)))))
-    model.train(was_training)
-    return torch.cat(parts)
+    """Logits of every row, without augmentation and in eval mode, (N, K) on the run's device; the mode is restored.
+
+    Not ``run_over``: NaN is for the caller to judge, and the logits stay on the device.
+    """
+    with undisturbed(model), run.autocast():
+        return over_rows(lambda x, _: wide(model(x)), split, run=run, batch_size=batch_size)
 
 
 def losses(model: nn.Module, split: Split, run: Run) -> torch.Tensor:
@@ -105,7 +102,7 @@ def train_biased(
 
 @dataclass(frozen=True)
 class Health:
-    """What f_B has learnt, judged by rows and labels alone: nobody says here which rows are poisoned."""
+    """What f_B has learned, judged by rows and labels alone, without the truth about poisoned rows."""
 
     steps: int
     mean: float  # of CE_B over all rows, without augmentation
@@ -135,7 +132,7 @@ class Health:
             )
         if self.verdict == "unclear":
             return (
-                f"{text} is unclear: no group of rows is fitted clearly ahead of the others; it may have learnt a trigger "
+                f"{text} is unclear: no group of rows is fitted clearly ahead of the others; it may have learned a trigger "
                 "first, or easy clean rows, and then the weights favor the poisoned rows"
             )
         return ""
@@ -165,20 +162,20 @@ def judge(logits: torch.Tensor, y: torch.Tensor, steps: int, threshold: float) -
     Returns:
         Verdict "underfit": CE_B is high on average (over 0.4 times the entropy of the labels, which is ln K where classes are
         equally large), has no low-loss mode of its own, and the rows that are fitted best do not share one label (that of most
-        rows aside). An f_B that gives nearly all rows one answer has learnt the sizes of the classes, whatever its modes.
+        rows aside). An f_B that gives nearly all rows one answer has learned the sizes of the classes, whatever its modes.
         "overfit": more than half of the rows are under the threshold. "unclear": neither, but there is no mode of its own, and
         no label that has nearly all of the rows that are fitted best; on images such states ranked the poison first and last.
-        All ends are coarse, and a silent check proves nothing: an f_B that learnt easy clean rows ahead of a slow trigger can
-        look like one that learnt the trigger.
+        All bounds are coarse, and no warning proves nothing: an f_B that learned easy clean rows ahead of a slow trigger can
+        look like one that learned the trigger.
     """
     ce = F.cross_entropy(logits, y, reduction="none")
-    probability, seen = logits.softmax(1).max(1)
+    probability, predictions = logits.softmax(1).max(1)
     sure = probability > 0.9
-    sure_wrong = float((sure & (seen != y)).sum() / sure.sum().clamp_min(1))
+    sure_wrong = float((sure & (predictions != y)).sum() / sure.sum().clamp_min(1))
     q05, q50, q95 = (float(q) for q in ce.double().quantile(torch.tensor([0.05, 0.5, 0.95], device=ce.device).double()))
     mean, low = float(ce.mean()), float((ce < threshold).float().mean())
     # a model that answers one class for everything has a low-loss mode too: the rows of that class
-    answers = torch.bincount(seen, minlength=logits.shape[1])
+    answers = torch.bincount(predictions, minlength=logits.shape[1])
     one_answer = sure_wrong >= 0.2 or int(answers.max()) >= ONE_ANSWER * len(y)
     share = torch.bincount(y, minlength=logits.shape[1]) / len(y)
     leader, one_label = _one_label(ce, y)
@@ -190,7 +187,7 @@ def judge(logits: torch.Tensor, y: torch.Tensor, steps: int, threshold: float) -
     verdict: Literal["healthy", "unclear", "underfit", "overfit"] = (
         "underfit" if underfit else "overfit" if low > OVERFIT_SHARE else "healthy" if clear else "unclear"
     )
-    right = float((seen == y).float().mean())
+    right = float((predictions == y).float().mean())
     return Health(steps, mean, q05, q50, q95, low, right, separate, one_label, verdict)
 
 

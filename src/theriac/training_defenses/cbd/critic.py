@@ -149,7 +149,7 @@ class Adversary:
             return self.scale * contrast(self.critic, r, z, draw)
 
     def penalty(self, r: torch.Tensor, z: torch.Tensor, *salt: object) -> torch.Tensor:
-        """E for f_C's step: the critic stands still, only ``z`` carries a gradient."""
+        """E for f_C's step: the critic is fixed, only ``z`` carries a gradient."""
         self.critic.requires_grad_(False)
         return self.value(r, z, "down", *salt)
 
@@ -172,7 +172,7 @@ def critic_pass(
     batch_size: int,
     epoch: int,
 ) -> None:
-    """One pass of critic steps over all rows, with an order and augmentation of its own, as the released code alternates.
+    """One pass of critic steps over all rows, with its own order and augmentation, as the released code alternates.
 
     Args:
         adversary: The critic.

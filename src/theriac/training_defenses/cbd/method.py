@@ -1,4 +1,4 @@
-"""CBD: train on poisoned rows with the help of a model that has learnt little but the backdoor."""
+"""CBD: train on poisoned rows with the help of a model that has learned little but the backdoor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from annotated_types import Interval
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,7 +25,7 @@ from theriac.training_defenses.cbd.critic import Adversary, critic_pass
 from theriac.training_defenses.cbd.stage2 import Biased, RowLosses, first_rows, pair
 
 STARVED = 0.05  # ours: mean raw weight of a label under which its accuracy fell to nearly nothing on digits
-FEW = 20  # ours: rows of a class below which its accuracy says little
+FEW = 20  # ours: rows of a class; with fewer, its accuracy is too uncertain
 LOST = 0.5  # ours: a class counts as lost below this share of the middle class's accuracy
 
 
@@ -46,7 +46,7 @@ class CBD(TrainingDefense):
     and a penalty on the norm of f_C's embedding (``beta``).
 
     Stage 1 is stated in **steps** (the released 5 epochs are 3,910 steps on CIFAR-10) or by a criterion, never in epochs: an
-    f_B that has not learnt the trigger **inverts** the method and favors the poison, and one trained too long starves f_C of
+    f_B that has not learned the trigger **inverts** the method and favors the poison, and one trained too long starves f_C of
     clean rows. A health check warns of both ends; it cannot see everything (docs/methods/cbd.md).
 
     Deviations: augmentation follows the data's card (crop and flip on CIFAR-10 as the released code; traffic signs are never
@@ -90,7 +90,7 @@ class CBD(TrainingDefense):
     critic_lr: Positive = 1e-3  # of Adam; ours for `paper`: four times as sensitive as the code's 0.2 (measured)
     critic_drop_every: Whole = 0  # epochs between divisions of critic_lr by 10; code: 20
     critic_norm: Literal["spectral", "root"] = "spectral"  # code divides by the square root of the norm, biases too
-    critic_dropout: Annotated[float, Field(ge=0, le=0.99)] = 0.2  # code, active in all phases
+    critic_dropout: Annotated[float, Interval(ge=0, le=0.99)] = 0.2  # code, active in all phases
     alternate: Literal["step", "epoch"] = "step"  # grade R for the paper; code: an epoch of critic steps, then one of f_C
     beta: NonNegative = 0.0  # of half the squared norm of f_C's embedding; absent from the code
     biased_loss: Literal["ce", "gce"] = "ce"  # "gce" is ours
@@ -270,7 +270,7 @@ class CBD(TrainingDefense):
             )
 
     def _stage1(self, f_b: nn.Module, split: Split, run: Run) -> torch.Tensor:
-        """Train f_B, freeze it, and look at it; its cross-entropy on every row, (N,)."""
+        """Train f_B, freeze it and judge it; returns its cross-entropy on every row, (N,)."""
 
         def step(net: nn.Module, batch: Batch) -> StepResult:
             logits = net(batch.x)

@@ -1,4 +1,4 @@
-"""CBD's second stage, the plumbing: the two networks, the frozen f_B, and what is remembered of every row."""
+"""CBD's second stage: the two networks, the frozen f_B, and the latest losses and weight of every row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from theriac.training_defenses.cbd.biased import losses, wide
 
 
 def pair(build: Buildable, split: Split, run: Run, *, normalize: bool) -> tuple[nn.Module, nn.Module]:
-    """f_B and f_C: one architecture, initial weights drawn apart.
+    """f_B and f_C: one architecture, independent initial weights.
 
     Args:
         build: Anything buildable; a module is copied twice, so both start from its weights.
@@ -41,13 +41,13 @@ def first_rows(split: Split, run: Run) -> torch.Tensor:
 
 
 class Biased:
-    """The frozen f_B: losses and embeddings of a batch, computed on its views or once for ever.
+    """The frozen f_B: losses and embeddings of a batch, computed on its views, or once for all epochs.
 
     Args:
         model: f_B, trained.
         split: Training rows.
         run: Device, precision.
-        embeds: Whether anybody needs the embeddings.
+        embeds: Whether the embeddings are needed.
         layer: Whose input is the embedding; None = the last linear layer.
         cached: Take both from one pass over the rows without augmentation. This is another method wherever augmentation is
             random: a view whose crop lost the trigger keeps the low weight of its row.
@@ -66,9 +66,9 @@ class Biased:
         )
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """CE_B (B,) and r (B, h; h = 0 where nobody needs it) of model inputs, labels and positions of rows; no gradients."""
+        """CE_B (B,) and r (B, h; h = 0 where it is not needed) of model inputs, labels and positions of rows; no gradients."""
         if self.cached:
-            if self.cache is None:
+            if self.cache is None:  # not over_rows: one forward pass gives the losses and the embeddings
                 parts = [self._once(at) for at in self.run.each("losses of the biased model", self.split.batches(512))]
                 self.cache = torch.cat([ce for ce, _ in parts]), torch.cat([r for _, r in parts])
             return self.cache[0][position], self.cache[1][position]
@@ -85,7 +85,7 @@ class Biased:
         return F.cross_entropy(wide(logits), self.split.y[at].to(self.run.device), reduction="none"), r
 
     def record(self, row_losses: RowLosses) -> None:
-        """Leave f_B, and losses and weights by row, in the run's folder: for a judge who knows which rows are poisoned."""
+        """Write f_B, and losses and weights by row, into the run's folder: for an evaluation that knows the poisoned rows."""
         if self.run.folder is None:
             return
         rows = {
@@ -104,7 +104,7 @@ class RowLosses:
     Args:
         split: Training rows.
         device: Where the losses come from.
-        epochs: Keep the raw weights of so many epochs, (epochs, N) in half precision, for whoever knows the poisoned rows.
+        epochs: Number of epochs whose raw weights are kept, (epochs, N) in half precision; 0 keeps none.
     """
 
     def __init__(self, split: Split, device: torch.device, epochs: int = 0) -> None:
@@ -130,7 +130,7 @@ class RowLosses:
         return loss / top[y].clamp_min(1e-8).to(loss.dtype)
 
     def report(self, threshold: float) -> dict[str, float]:
-        """What the epoch just done saw: quantiles of CE_B, share of rows under the threshold, the label of the least weight."""
+        """Figures of the last epoch: quantiles of CE_B, share of rows under the threshold, the label of the least weight."""
         q = self.ce_b.quantile(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], device=self.ce_b.device)).tolist()
         figures = dict(zip(("ce_b_q05", "ce_b_q25", "ce_b_q50", "ce_b_q75", "ce_b_q95"), q, strict=True))
         label, weight = self.lightest()

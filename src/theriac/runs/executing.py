@@ -1,4 +1,4 @@
-"""Do a job: check everything, own the folder, work, score, record. What the command line, the bench and Python all call."""
+"""Do a job: check everything, lock the folder, work, score, record. The command line, the bench and Python all call this."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 from theriac.attacks import Planted
 from theriac.core.errors import InputError, NothingToDoError
 from theriac.core.paths import as_path
-from theriac.core.run import Run
+from theriac.core.run import Run, Sink
 from theriac.core.split import Data, Split
 from theriac.debias import Debiasing
 from theriac.metrics import Comparison, Evaluation, Fairness, Verdict, compare, evaluate, judge, listed, pairs_of
@@ -41,7 +41,7 @@ class Record:
     Args:
         job: What was done.
         folder: The run folder.
-        data: The record in its ``run.json``, but for what every saved model says of itself.
+        data: The record in its ``run.json``, without the fields that every saved model has.
         model: The model that was scored and saved.
         planted: The trigger that it was scored with; None if there was none.
         before: Scores of the model that a repair was given.
@@ -75,6 +75,7 @@ def execute(
     notes: Sequence[str] = (),
     say: Callable[[str], None] | None = None,
     data: Data | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> Record | None:
     """Do a job and keep its result in a run folder.
 
@@ -91,6 +92,7 @@ def execute(
         notes: Warnings that came before, for the record.
         say: Called with a sentence when the work goes on from an earlier start.
         data: The rows, if ``job.data`` was loaded already.
+        sinks: Where events go beside the folder's ``events.jsonl``; see :mod:`theriac.runs.sinks`.
 
     Returns:
         The record; None in a process of a group (torchrun) that is not the first.
@@ -111,7 +113,7 @@ def execute(
     """
     started = time.time()
     rank = world()[1]
-    run = Run(seed=job.seed, device=device, precision=job.precision, quiet=quiet or rank > 0 or None)
+    run = Run(seed=job.seed, device=device, precision=job.precision, quiet=quiet or rank > 0 or None, sinks=sinks)
     with run.listening() as heard:
         work = _WORK[job.kind](job, run, data)
         home = as_path("--out", work.folder if folder is None else folder)
@@ -165,7 +167,7 @@ class _Work(ABC):
 
     identity: dict[str, Any]  # plain data that determine the result; equal in two runs of the same job
     folder: Path  # where it goes if nobody says
-    sized: nn.Module  # a model as large as the one that will be saved
+    sized: nn.Module  # a model of the size that will be saved
     recipe_name: str
     parent: Path | None = None  # run folder of the model that is repaired; never written to
 
@@ -337,7 +339,7 @@ class _Debiasing(_Work):
         self.method = job.defense
         if self.method.group_at_inference:
             raise InputError(
-                f"--method {self.method.name} gives a model that must be told each row's group, which a run folder can't hold; "
+                f"--method {self.method.name} gives a model that needs each row's group, which a run folder can't hold; "
                 "take another preset (theriac list debiasing), or use it from Python"
             )
         rows = self.data
@@ -419,7 +421,7 @@ def _judge(job: Job, data: Data, run: Run) -> Planted | None:
 
 
 def _recorded(victim: Opened, test: Split, planted: Planted | None, run: Run) -> Evaluation | None:
-    """The scores that a model's own run folder holds, where measuring would count the same.
+    """The scores in a model's own run folder, where measuring again would give the same.
 
     Weights, rows, trigger, precision, device, processor and versions must be those of the record; None otherwise.
     """

@@ -1,4 +1,4 @@
-"""A model card in Markdown, from the record of a run: what was done, what was measured, and what nobody guarantees."""
+"""A model card in Markdown, from the record of a run: what was done, what was measured, and what is not guaranteed."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _done(record: Mapping[str, Any]) -> Iterator[str]:
         if outcome.get("reason"):
             yield f"Reason: {_text(outcome['reason'])}."
         if outcome.get("basis"):
-            yield f"What the method itself says of it: {_text(outcome['basis'])}."
+            yield f"The method's own judgment: {_text(outcome['basis'])}."
         clean = section(record, "clean")
         if clean:
             yield f"It was given {_text(clean.get('rows'))} clean rows from {_text(clean.get('from')) or 'rows of the user'}."
@@ -125,7 +125,7 @@ def _limits(record: Mapping[str, Any]) -> Iterator[str]:
         yield "- Accuracy on clean rows says nothing about a backdoor."
     data = section(record, "data")
     if data.get("known") is not True:
-        yield "- The data come from a source whose past is unknown; poisoned rows among them would not show in these figures."
+        yield "- The origin of the data is unknown; poisoned rows among them would not show in these figures."
     if data.get("held_out"):
         yield "- The test rows were held out from the same source as the training rows."
     yield "- The figures are for rows like the test rows, and one seed."
