@@ -214,7 +214,7 @@ def _reordered(entry: _Seen, rows: Split, choose: torch.Tensor) -> _Seen:
 def _shapes(net: nn.Module, rows: Split, model: nn.Module, run: Run, logits: str | int | None) -> Iterator[Way]:
     """The ways to try; the model's own first, the simplest before the others."""
     own = _own(model)
-    if own is not None:
+    if own is not None and isinstance(model, Classifier):
         names = model.card.classes
         other = names != rows.card.classes and set(names) == set(rows.card.classes)
         yield Way(name=OWN, options={**own, **({"classes": names} if other else {})})
