@@ -351,6 +351,31 @@ def known(record: dict[str, Any]) -> bool:
     return ATTACKS.get(record["attack"], (record["attack"],))[0] in FITTED
 
 
+def fresh_parts(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Which fresh networks each figure is of: all, the narrow ones, and those of width 16."""
+    wide = np.array([r["model"] == "preact16" for r in records], bool)
+    parts = {"fresh": np.ones(len(records), bool), "fresh_narrow": ~wide, "fresh_wide": wide}
+    return {name: rows for name, rows in parts.items() if any(rows)}
+
+
+def range_of(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """What networks a probability is calibrated for: boxes of pictures' sides and parameters that the fitted part spans."""
+    plan = yaml.safe_load(PLAN.read_text())
+    some = th.load("digits").train.sample(20, stratified=True)
+    models = {r["model"]: plan["models"][r["model"]] for r in records}
+    nets = {name: make(Builder(spec["name"], spec["options"]), some, th.Run(quiet=True)) for name, spec in models.items()}
+    layers = {name: sum(isinstance(m, nn.Conv2d) for m in net.modules()) for name, net in nets.items()}
+    boxes = (  # sides, and networks of the fitted part that show which sizes of networks go with them
+        ([8, 16], lambda r: r["model"] != "preact16"),
+        ([8, 8], lambda r: r["set"] == "digits"),
+    )
+    regions = []
+    for sides, inside in boxes:
+        sizes = [r["parameters"] for r in records if inside(r)]
+        regions.append({"side": sides, "parameters": [min(sizes), max(sizes)]})
+    return {"regions": regions, "classes": [5, 10], "convolutions": min(layers.values()), "rows": ROWS}
+
+
 def fit_all(out: Path, table: Table) -> None:
     """Fit on the part ``fit``, choose strength and thresholds there by leaving one network out, report on the part ``held``."""
     records = [r for r in table if truth(r) is not None]
@@ -384,11 +409,13 @@ def fit_all(out: Path, table: Table) -> None:
             "strength": c,
             "left_one_out": figures_of(inner, y["fit"], words_of(which, model, x["fit"], inner, (low, high))),
             **{k: figures_of(chances["held"][rows], y["held"][rows], words["held"][rows]) for k, rows in subsets.items()},
-            "fresh": figures_of(chances["fresh"], y["fresh"], words["fresh"]),
+            **{
+                name: figures_of(chances["fresh"][rows], y["fresh"][rows], words["fresh"][rows])
+                for name, rows in fresh_parts(part["fresh"]).items()
+            },
         }
         shown[which] = tuple(np.concatenate([values["held"], values["fresh"]]) for values in (chances, y))
-    sizes = [r["parameters"] for r in part["fit"]]
-    shipped["range"] = {"side": [8, 16], "classes": [5, 10], "parameters": [min(sizes), max(sizes)], "rows": ROWS}
+    shipped["range"] = range_of(part["fit"])
     shipped["provenance"] = {
         "made_by": "python benchmarks/population.py fit",
         "plan": "benchmarks/plans/population.yaml",

@@ -15,13 +15,16 @@ from theriac.scanning.calibration import calibration, judge, word
 RESTS = {"weights": "weights", "behavior": "behavior"}
 PARTS = {
     "left_one_out": "fitted part, each network left out once",
-    "fresh": "fresh",
+    "fresh": "fresh, all",
+    "fresh_narrow": "fresh, width 8",
+    "fresh_wide": "fresh, width 16",
     "held_out": "held out, all",
     "held_out_known": "held out, attacks of the fitted part",
     "held_out_other": "held out, other attacks",
 }
 WORDS = ("clean", "suspicious", "backdoored", "abstains")
 GOAL = 0.95
+BEYOND = ("network", "accuracy", "attack success", "excess", "patch lead", "uncalibrated")
 
 
 def page(results: Path = RESULTS) -> str:
@@ -30,6 +33,8 @@ def page(results: Path = RESULTS) -> str:
     shipped = calibration()
     weak = shipped["provenance"]["left_out"]
     counted = [r for r in records if r["key"] not in weak]
+    beyond = [r for r in counted if r["part"] == "beyond"]
+    counted = [r for r in counted if r["part"] != "beyond"]
     held, fresh = ([r for r in counted if r["part"] == part] for part in ("held", "fresh"))
     both = held + fresh
     fitted = shipped["provenance"]["fitted_on"]
@@ -45,8 +50,10 @@ def page(results: Path = RESULTS) -> str:
     missed = "is missed" if figures["fresh"]["auroc"] < GOAL else "is reached"
     return (
         "# Scan, on networks that it was not fitted on\n\n"
-        f"With clean pictures, the AUROC on fresh networks is {_area(figures['fresh'])}: the goal of {GOAL} {missed}. Fresh "
-        "ones were measured after everything was settled on the fitted part (five of them were looked at early). "
+        f"With clean pictures, the AUROC on fresh networks is {_area(figures['fresh'])}: the goal of {GOAL} {missed}. "
+        "Fresh ones were measured after everything was settled on the fitted part (five of them were looked at early). "
+        "The model was then fitted anew with the width-16 networks of round 6, so those of round 5 are judged a second time; "
+        f"nothing was chosen by them. On those of width 16 it is {_area(figures['fresh_wide'])}. "
         "On the older held-out part, whose networks "
         f"were seen by earlier versions of the scan, it is {_area(figures['held_out'])}, and on those of its attacks that the "
         f"fitted part does not have {_area(figures['held_out_other'])}. {_weakest(both)}\n\n"
@@ -72,6 +79,7 @@ def page(results: Path = RESULTS) -> str:
         f"{grid(('networks', 'benign', 'backdoored'), verdicts)}\n\n"
         f"Median time of a network: weights {1000 * seconds['weights']:.0f} ms (on a loaded machine), behavior "
         f"{seconds['behavior']:.1f} s of one processor. Reliability: [population.svg](population.svg).\n\n"
+        f"{_beyond_range(beyond)}"
         "## By kind, held out and fresh\n\n"
         f"{grid(('networks', 'count', 'verdicts', 'mean probability'), by_kind)}\n\n"
         "## Each network, held out and fresh\n\n"
@@ -131,6 +139,23 @@ def _kind(record: Record) -> str:
     if "attack" in record:
         return f"{record['attack']}{how}"
     return f"benign, {record['control']}" if "control" in record else f"benign{how}"
+
+
+def _beyond_range(records: list[Record]) -> str:
+    """What is measured of networks of which there are too few; empty if there is none."""
+    if not records:
+        return ""
+    slowest = max(r["seconds"]["behavior"] for r in records)
+    body = []
+    for r in records:
+        key, _, acc, asr, share = _line(r)
+        body.append((key, acc, asr, *(f"{r['features'][name]:.2f}" for name in ("excess", "patch_lead")), share))
+    return (
+        "## CIFAR-10 in full size, where it abstains\n\n"
+        "Networks of width 16 at 32 x 32 pixels, too few to fit or to report rates: what the scan measures of them, and the "
+        f"probability that it shows as uncalibrated. Their behavior took at most {slowest:.0f} s of one processor, on a loaded "
+        f"machine.\n\n{grid(BEYOND, body)}\n\n"
+    )
 
 
 def _by_kind(kind: str, records: list[Record]) -> tuple[str, ...]:

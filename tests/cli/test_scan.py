@@ -74,6 +74,8 @@ def test_a_program_is_scanned_as_far_as_it_goes(theriac, own: tuple[str, Path], 
     assert parts(done.json) == ["file", "weights", "behavior"]
     assert any("a repaired twin" in text for text in done.json["skipped"])
     assert done.json["probability"] is None
+    assert "scan the module that it was made of" in done.json["reason"]
+    assert not any("not known" in risk["what"] for risk in done.json["file"]["risks"])
 
 
 def test_a_checkpoint_of_another_library(theriac, tmp_path: Path) -> None:
@@ -83,6 +85,15 @@ def test_a_checkpoint_of_another_library(theriac, tmp_path: Path) -> None:
          "data_path": "x", "clean_data": "mnist", "bd_train": {}, "bd_test": {}}, tmp_path / "attack_result.pt"
     )  # fmt: skip
     done = theriac("scan", tmp_path / "attack_result.pt", "--data", "digits", "--json")
+    assert done.code == 3, done.err
+    assert parts(done.json) == ["file", "weights"]
+
+
+def test_a_network_of_timm_is_made_for_the_classes_of_the_data(theriac, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("test_resnet", num_classes=10, in_chans=1).state_dict(), tmp_path / "net.pth")
+    words = ("--model-option", "in_chans=1", "--wrap", "channels=1", "--wrap", "size=32", "--data", "digits", "--json")
+    done = theriac("scan", "--model", "timm:test_resnet", "--weights", tmp_path / "net.pth", *words)
     assert done.code == 3, done.err
     assert parts(done.json) == ["file", "weights"]
 

@@ -46,12 +46,13 @@ def export(
     import theriac as th
     from theriac.cli import _show
     from theriac.core.paths import as_path
-    from theriac.models import make_own
+    from theriac.runs.folder import read
+    from theriac.runs.opening import own_class
 
     home = as_path("RUN_FOLDER", path)
     form = to or ("torch" if like is not None and not like.endswith(".safetensors") else "safetensors")
     folder = as_path("--out", out or home.resolve().with_name(f"{home.resolve().name}-{form}"))
-    into = None if model is None else make_own(model, opt.pairs(model_option, "--model-option"))
+    into = None if model is None else own_class(read(home), model, opt.pairs(model_option, "--model-option"))
     written = th.export(home, folder, form, like=like, into=into)  # type: ignore[arg-type]  # checked there
     if as_json:
         paths = {"written": str(written), "card": str(folder / "MODEL_CARD.md")}

@@ -213,10 +213,11 @@ def _reordered(entry: _Tried, rows: Split, choose: torch.Tensor) -> _Tried:
 
 def _shapes(net: nn.Module, rows: Split, model: nn.Module, run: Run, logits: str | int | None) -> Iterator[Way]:
     """The ways to try; the model's own first, the simplest before the others."""
-    if isinstance(model, Adapted):
+    own = _own(model)
+    if own is not None and isinstance(model, Classifier):
         names = model.card.classes
         other = names != rows.card.classes and set(names) == set(rows.card.classes)
-        yield Way(name=OWN, options={**_own(model), **({"classes": names} if other else {})})
+        yield Way(name=OWN, options={**own, **({"classes": names} if other else {})})
     card, shape = rows.card, _fit(net, rows, logits)
     for layout in ("nchw", "nhwc"):
         for order in ("rgb", "bgr") if shape.get("channels", card.channels) == 3 else ("rgb",):
@@ -258,7 +259,13 @@ def _fit(net: nn.Module, rows: Split, logits: str | int | None) -> dict[str, Any
     return {}
 
 
-def _own(model: Adapted) -> dict[str, Any]:
+def _own(model: nn.Module) -> dict[str, Any] | None:
+    """The options of the way in which a model came; None for a bare network."""
+    if not isinstance(model, Classifier):
+        return None
+    if not isinstance(model, Adapted):  # a network that is built here is normalized by its card, or not at all
+        mean, std = ((tuple(round(float(v), _DIGITS) for v in part)) for part in (model.card.mean, model.card.std))
+        return {"mean": mean, "std": std} if mean and (set(mean), set(std)) != ({0.0}, {1.0}) else {}
     held = model.spec["options"]
     return {k: held[k] for k in ("mean", "std", "size", "channels", "order", "layout") if held.get(k) is not None}
 

@@ -74,18 +74,21 @@ def factory(text: str) -> Callable[..., Any]:
     return made
 
 
-@typed("text", "options")
-def make_own(text: str, options: Mapping[str, Any] | None = None) -> nn.Module:
+@typed("text", "options", "classes")
+def make_own(text: str, options: Mapping[str, Any] | None = None, *, classes: int | None = None) -> nn.Module:
     """A fresh network from a user's own class or function; its random numbers do not depend on what ran before.
 
     Args:
         text: As :func:`factory` takes it, or ``timm:NAME`` for a network of that package, without pretrained weights.
         options: Keywords for the class or function.
+        classes: Number of classes of a network of timm, where ``options`` name no ``num_classes``.
 
     Raises:
         InputError: If it can't be found, refuses the options, raises, or makes something else than a module with numbers.
     """
     options = dict(options or {})
+    if classes is not None and str(text).startswith(f"{TIMM}:"):
+        options.setdefault("num_classes", classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         make = _timm(text) if str(text).startswith(f"{TIMM}:") else factory(text)
@@ -143,7 +146,7 @@ def open_own(
         (4, 3)
     """
     wrapping = checked_wrapping(wrapping)
-    net = make_own(text, options)
+    net = make_own(text, options, classes=card.num_classes)
     if weights is not None:
         load_weights(net, weights, key=key, tensors_only=tensors_only)
     if isinstance(net, Classifier):

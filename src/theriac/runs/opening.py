@@ -269,7 +269,8 @@ def open_outside(path: str | Path | None, request: Request) -> tuple[nn.Module, 
     if path is not None and request.weights is not None:
         raise InputError(f"--weights is {request.weights!r}, and MODEL is {str(path)!r}; one of them names the weights")
     file = request.weights if path is None else path
-    data, net = request.source(request.data).load(), make_own(request.model, request.model_options)
+    data = request.source(request.data).load()
+    net = make_own(request.model, request.model_options, classes=data.card.num_classes)
     if file is not None:
         load_weights(net, file, key=request.weights_key, tensors_only=request.tensors_only)
     name = request.model.rpartition(":")[2] if file is None else as_path("MODEL", file).stem
@@ -417,7 +418,19 @@ def _network_of(where: Path, record: Mapping[str, Any], request: Request) -> Cla
             f"theriac.evaluate(theriac.load_model(folder, into={own}(...)), rows). "
             f"What its record says is shown by: theriac report {where}"
         )
-    return load_model(where, into=make_own(str(request.model), request.model_options) if into else None)
+    return load_model(where, into=own_class(record, str(request.model), request.model_options) if into else None)
+
+
+def own_class(record: Mapping[str, Any], name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
+    """A fresh network of a user's own class, for the weights of a run folder.
+
+    Args:
+        record: Of the folder, which says how many classes a network of timm has.
+        name: As :func:`theriac.models.make_own` takes it.
+        options: Keywords for the class.
+    """
+    classes = section(record, "card").get("classes")
+    return make_own(name, options, classes=len(classes) if isinstance(classes, list) else None)
 
 
 def _from_folder(where: Path, request: Request) -> Opened:

@@ -29,14 +29,16 @@ from theriac.scanning.weights import Evidence
 
 ROWS = 200  # ours: clean rows that the twin is fine-tuned on
 COUNTED = 60  # ours: rows that triggers are counted on, at most; others than those that they were searched on
-PAIRS = 200  # ours: rows times classes in one step of a search
-TWIN = Antidote(epochs=5, steps=100, batch_size=32, lr=0.05)  # ours: short, not tuned
+PAIRS = 200  # ours: rows times classes in one step of a search of pictures of at most SIDE pixels a side
+SIDE = 16  # ours: of larger pictures fewer rows are searched on, so that a scan stays short
+# ours: short, not tuned; all that its defaults might change is named, since the shipped probability was fitted with this twin
+TWIN = Antidote(epochs=5, steps=100, batch_size=32, lr=0.05, dose=0.6, families=("patch", "blend", "wave", "freq", "warp"))
 PATTERNS = {"patch": "patches", "perturbation": "perturbations", "warp": "warps"}
 
 
-def rows_for(classes: int) -> int:
-    """How many clean rows the searches use."""
-    return max(5, min(40, PAIRS // classes))
+def rows_for(classes: int, side: int) -> int:
+    """How many clean rows the searches use, by the number of classes and the larger side of a picture."""
+    return max(5, min(40, PAIRS * SIDE // (classes * max(SIDE, side))))
 
 
 def look_at_behavior(model: nn.Module, clean: Split, run: Run) -> Evidence:
@@ -50,7 +52,7 @@ def look_at_behavior(model: nn.Module, clean: Split, run: Run) -> Evidence:
     began = time.perf_counter()
     count = clean.num_classes
     pool = _drawn(clean, ROWS, run)
-    few = _drawn(pool, rows_for(count), run)
+    few = _drawn(pool, rows_for(count, max(clean.card.size)), run)
     apart = ~torch.isin(pool.index, few.index)
     counted = (_drawn(pool.where(apart), COUNTED, run) if bool(apart.any()) else few).to(run.device)
     searched, rows = to_input(few.to(run.device).x), to_input(counted.x)

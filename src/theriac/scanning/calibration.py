@@ -95,6 +95,10 @@ def _chance(odds: float) -> float:
     return 1 / (1 + math.exp(-max(-30.0, min(30.0, odds))))
 
 
+def _within(value: float, bounds: tuple[float, float]) -> bool:
+    return bounds[0] <= value <= bounds[1]
+
+
 def out_of_range(model: nn.Module, card: Card, rows: int | None = None) -> tuple[str, ...]:
     """Why a network is unlike those of the population by pictures' size, classes, architecture, or is scanned with fewer rows.
 
@@ -106,19 +110,30 @@ def out_of_range(model: nn.Module, card: Card, rows: int | None = None) -> tuple
     allowed, reasons = calibration()["range"], []
     if card.kind != "image":
         return ("it takes rows of a table",)
-    for name, value in (("side", min(card.size)), ("side", max(card.size)), ("classes", card.num_classes)):
-        low, high = allowed[name]
-        if not low <= value <= high:
-            reasons.append(f"its pictures have {value} pixels a side" if name == "side" else f"it has {value} classes")
+    if any(hasattr(m, "unrepairable") for m in model.modules()):
+        return (
+            "it is a program of torch.export, which has no repaired twin to compare with; scan the module that it was made of",
+        )
+    sides = (min(card.size), max(card.size))
+    near = [region for region in allowed["regions"] if all(_within(side, region["side"]) for side in sides)]
+    if not near:
+        reasons.append(f"its pictures have {' x '.join(map(str, card.size))} pixels")
+    if not _within(card.num_classes, allowed["classes"]):
+        reasons.append(f"it has {card.num_classes} classes")
+    inside = getattr(getattr(model, "prepare", None), "size", None)
+    if inside is not None and tuple(inside) != card.size:
+        reasons.append(f"it resizes its pictures to {' x '.join(map(str, inside))} pixels")
     if not any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
         reasons.append("it has no BatchNorm")
     dense = sum(isinstance(m, nn.Linear) for m in model.modules())
     if dense > 1:  # a plain network of this kind with BadNets at 99 % success was given the probability 0.16
         reasons.append(f"it has {dense} fully connected layers, and those have one")
+    layers = sum(isinstance(m, nn.Conv2d) for m in model.modules())
+    if layers < allowed["convolutions"]:  # a plain network of four with BadNets at 99 % success was given 0.41
+        reasons.append(f"it has {layers} convolutions, and those have {allowed['convolutions']} or more")
     size = sum(p.numel() for p in model.parameters())
-    low, high = allowed["parameters"]
-    if not low / 2 <= size <= 2 * high:
-        reasons.append(f"it has {size:,} parameters")
+    if not any(region["parameters"][0] / 2 <= size <= 2 * region["parameters"][1] for region in near or allowed["regions"]):
+        reasons.append(f"it has {size:,} parameters" + (" for pictures of this size" if near else ""))
     if rows is not None and rows < allowed["rows"]:
         reasons.append(f"there are {rows} clean pictures, and those were scanned with {allowed['rows']}")
     return tuple(dict.fromkeys(reasons))

@@ -221,6 +221,10 @@ def _zip(file: _File, depth: int) -> _Look:
         return "damaged archive", [*risks, file.risk("unread", f"an archive that readers read differently: {error}")]
 
 
+_EXPORTED = "/data/weights/"  # of a torch.export program, which may hold a pickle in place of numbers
+_NUMBERS = r"/data/\d+$|/\.data/\d+\.storage$|/data/weights/weight_\d+$"  # members with the numbers of tensors
+
+
 def _members(file: _File, archive: Archive, depth: int) -> _Look:
     names, risks = list(archive.members), list[Risk]()
     if archive.total > max(UNPACKED_FLOOR, UNPACKED_RATIO * file.size):
@@ -235,10 +239,10 @@ def _members(file: _File, archive: Archive, depth: int) -> _Look:
             continue
         if ".." in name.split("/") or name.startswith(("/", "\\")):
             risks.append(file.risk("code", f"a member that unpacks outside of the folder: {line(name)[:80]}"))
-        if re.search(r"/data/\d+$|/\.data/\d+\.storage$", name):  # numbers of tensors
+        if re.search(_NUMBERS, name):
             head = bytearray(min(member.size, 8))
             archive.read_into(member, memoryview(head))
-            if not _hides(bytes(head)):
+            if not _hides(bytes(head)) and not (_EXPORTED in name and re.match(rb"\x80[\x02-\x05]", head)):
                 continue
         data = bytearray(min(member.size, LOOKED_AT))
         budget -= len(data)

@@ -24,15 +24,17 @@ from theriac.core.run import Run, as_run
 from theriac.core.split import Data, Split
 from theriac.core.version import VERSION
 from theriac.data import align
+from theriac.models import run_over
 from theriac.models.outputs import evaluating, module_of
 from theriac.runs import Request, open_network
 from theriac.scanning._model_page import page
-from theriac.scanning.behavior import PATTERNS, look_at_behavior
+from theriac.scanning.behavior import PATTERNS, ROWS, look_at_behavior
 from theriac.scanning.calibration import EVEN, Judgment, calibration, judge, out_of_range, word
 from theriac.scanning.files import FileReport, inspect
 from theriac.scanning.weights import Evidence, look_at_weights
 
 EXIT = {"clean": 0, "suspicious": 1, "backdoored": 2, "abstains": 3}
+WRONG = 0.25  # of the way from guessing to perfect: with fewer clean pictures right, a model is not judged
 OPENED = ("torch", "safetensors", "folder", "pickle")  # kinds of files whose refusal is a matter of options
 
 
@@ -240,6 +242,8 @@ def _scan(model: Any, clean: Split | Data | str | Path | None, run: Run, request
         return ModelScan(name=name, verdict="abstains", reason=reason, parts=tuple(parts), file=file, card=card)
     with run.listening(), run.progress("scan"):
         reasons = out_of_range(net, card, None if rows is None else len(rows))
+        if rows is not None:
+            reasons += _unlike_its_labels(net, rows, run)
         evidence, judgment, skipped = _look(net, card, rows, run, parts, reasons, prior)
     return _decide(name, file, parts, skipped, evidence, judgment, card, reasons, prior)
 
@@ -264,6 +268,17 @@ def _clean_rows(clean: Split | Data | str | Path | None, net: torch.nn.Module, r
         rows = request.source(str(clean), card.size[0] if card is not None and square else None).load()
     rows = rows.test if isinstance(rows, Data) else as_clean(rows)
     return rows if card is None else align(rows, card, "the model")
+
+
+def _unlike_its_labels(net: torch.nn.Module, rows: Split, run: Run) -> tuple[str, ...]:
+    """Why the pictures can't be those that the model is for: it gets hardly more of them right than guessing would."""
+    few = rows if len(rows) <= ROWS else rows.sample(ROWS, seed=run.seed, stratified=True)
+    hits = int((run_over(net, few, run=run).argmax(1).cpu() == few.y.cpu()).sum())
+    chance = int(few.count().max()) / len(few)
+    if hits / len(few) > chance + WRONG * (1 - chance):
+        return ()
+    cure = "they or the way it takes them are wrong (theriac check tries others)"
+    return (f"it gets {hits} of {len(few)} clean pictures right, so {cure}",)
 
 
 def _look(

@@ -98,7 +98,8 @@ def scan_repair(before: nn.Module, after: nn.Module, rows: Split, run: Run | Non
     run = as_run(run)
     if not isinstance(rows, Split) or rows.is_table:
         raise InputError("rows is no Split of pictures; models of tables are not scanned")
-    most = ROWS if len(rows) >= 1.5 * ROWS else max(len(rows) // 2, rows_for(rows.num_classes))
+    fewest = rows_for(rows.num_classes, max(rows.card.size))
+    most = ROWS if len(rows) >= 1.5 * ROWS else max(len(rows) // 2, fewest)
     few = rows.sample(min(len(rows), most), seed=run.seed, stratified=True)
     first, second = (scan(model, few, run) for model in (before, after))
     if "patch" not in first.classes:

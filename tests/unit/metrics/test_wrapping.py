@@ -117,3 +117,10 @@ def test_plain_data(trained, digits, run):
     assert told["best"]["name"] == "as it is wrapped"
     assert told["rows"] == 400
     assert any(w["accuracy"] is None and w["reason"] for w in told["ways"])
+
+
+def test_a_network_that_came_normalized_as_it_was_trained_is_as_given(trained, digits, run):
+    """Its own normalization is one of the ways, also where no --wrap named it, as of a checkpoint of another library."""
+    result = th.check_wrapping(trained, digits.test, run=run)
+    assert result.as_given
+    assert any(way.name == "as it is wrapped" and way.rate.value > 0.8 for way in (result.best, *result.alike))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,22 @@ def test_unknown_options_and_weights_of_another_network_are_refused(file: Path, 
 def test_what_names_code_and_what_does_not():
     assert all(map(is_own, ("a.b:C", "my net.py:make", "C:\\x\\net.py:Net", "timm:resnet18.a1_in1k")))
     assert not any(map(is_own, ("preact_resnet18", "net.py", "", ":x", "x:", "x:3")))
+
+
+def test_a_network_of_timm_is_made_for_as_many_classes_as_the_data_have(digits: th.Data, monkeypatch):
+    class Timm:  # stands in for the package, which is not installed where the tests run
+        @staticmethod
+        def list_models():
+            return ["tiny"]
+
+        @staticmethod
+        def create_model(name, pretrained, num_classes=1000):
+            assert (name, pretrained) == ("tiny", False)
+            return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+    monkeypatch.setitem(sys.modules, "timm", Timm)
+    assert open_own("timm:tiny", card=digits.card)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    assert make_own("timm:tiny", {"num_classes": 3}, classes=10)[1].out_features == 3
 
 
 # contradictions in adapt

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import theriac as th
 from theriac.cli.main import app
 from theriac.core.errors import InputError
+from theriac.models.builder import make_net
 from theriac.models.lipschitz import conv_norm_pairs
 from theriac.report.folders import _Folder, _scanned
 from theriac.scanning import behavior, inspect, scan_repair
@@ -281,11 +282,41 @@ def test_networks_unlike_the_population_get_no_verdict_but_a_number(data: th.Dat
     assert result.verdict == "abstains"
     assert result.probability is not None
     assert not result.calibrated
-    assert "18 pixels" in result.reason
+    assert "18 x 18 pixels" in result.reason
     plain = th.adapt(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)), card=data.card)
     assert "no BatchNorm" in th.scan(plain).reason
     table = th.Split(torch.randn(40, 5), torch.arange(40) % 2)
     assert "tables" in th.scan(th.build("mlp", table)).reason
+
+
+def test_the_range_goes_as_far_as_the_networks_that_were_fitted_on(data: th.Data):
+    """Width 16 on pictures of 8 pixels is in it, and neither that nor full-size pictures of CIFAR-10 are beyond."""
+    larger = {side: data.card.replace(size=(side, side)) for side in (16, 32)}
+    for width, card, lacks in (
+        (8, data.card, None),
+        (16, data.card, None),
+        (16, larger[16], "parameters for pictures of this size"),
+        (8, larger[32], "32 x 32 pixels"),
+    ):
+        reasons = fitted.out_of_range(make_net("preact_resnet18", card, {"width": width}), card, 200)
+        assert [lacks in reason for reason in reasons] == ([] if lacks is None else [True]), reasons
+    few = nn.Sequential(nn.Conv2d(1, 64, 3), nn.BatchNorm2d(64), nn.Conv2d(64, 128, 3), nn.Flatten(), nn.Linear(2048, 10))
+    (reason,) = fitted.out_of_range(few, data.card, 200)
+    assert "2 convolutions" in reason
+    net = make_net("preact_resnet18", data.card, {"width": 8})
+    (reason,) = fitted.out_of_range(th.adapt(net, size=16, card=data.card), data.card, 200)
+    assert "resizes its pictures to 16 x 16" in reason
+
+
+def test_a_model_that_gets_the_clean_pictures_wrong_is_not_judged(folder: Path, data: th.Data, monkeypatch):
+    monkeypatch.setattr(behavior, "TWIN", th.repairs.Antidote(epochs=1, steps=1))
+    monkeypatch.setattr(behavior, "KINDS", {name: replace(kind, steps=1) for name, kind in KINDS.items()})
+    wrong = th.Split(data.test.x, (data.test.y + 1) % 10, card=data.test.card)
+    result = th.scan(th.load_model(folder), wrong)
+    assert result.verdict == "abstains"
+    assert not result.calibrated
+    assert "of 200 clean pictures right" in result.reason
+    assert "theriac check" in result.reason
 
 
 def test_weights_alone_give_no_verdict(folder: Path):
