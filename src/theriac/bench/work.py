@@ -124,6 +124,8 @@ class Worker:
             return Answer(node.key, "busy" if isinstance(error, BusyError) else "full" if full else "stopped", str(error))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            if "KeyboardInterrupt" in reason:  # it came inside of a library, which made an error of its own of it
+                return Answer(node.key, "stopped", reason)
             self.store.failed(node.key, reason, traceback.format_exc(), cost.facts(self._run(node), {}))
             return Answer(node.key, "failed", reason)
         return Answer(node.key, "done")

@@ -273,7 +273,10 @@ def _clean_rows(clean: Split | Data | str | Path | None, net: torch.nn.Module, r
 def _unlike_its_labels(net: torch.nn.Module, rows: Split, run: Run) -> tuple[str, ...]:
     """Why the pictures can't be those that the model is for: it gets hardly more of them right than guessing would."""
     few = rows if len(rows) <= ROWS else rows.sample(ROWS, seed=run.seed, stratified=True)
-    hits = int((run_over(net, few, run=run).argmax(1).cpu() == few.y.cpu()).sum())
+    try:
+        hits = int((run_over(net, few, run=run).argmax(1).cpu() == few.y.cpu()).sum())
+    except InputError:  # logits that are no numbers: the parts that follow say why
+        return ()
     chance = int(few.count().max()) / len(few)
     if hits / len(few) > chance + WRONG * (1 - chance):
         return ()

@@ -122,7 +122,12 @@ def test_a_failing_job_does_not_stop_the_others(people: Path, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize(
-    ("error", "raised"), [(DiskFullError("the disk is full: x"), DiskFullError), (KeyboardInterrupt(), StoppedError)]
+    ("error", "raised"),
+    [
+        (DiskFullError("the disk is full: x"), DiskFullError),
+        (KeyboardInterrupt(), StoppedError),
+        (RuntimeError("a library says: KeyboardInterrupt: "), StoppedError),  # Ctrl-C that came inside of compiled code
+    ],
 )
 def test_what_stops_everything_leaves_a_store_that_goes_on(
     error: BaseException, raised: type[Exception], people: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
