@@ -33,12 +33,12 @@ class Antidote(Repair):
 
     Threat model: clean rows with labels; knows neither trigger nor target, and searches for neither.
 
-    Known limits: it covers kinds of triggers, and a kind that it does not draw may survive: in a pilot, leaving the patches out
-    left a patch backdoor in place, while dense triggers were reduced by other dense families. Triggers that depend on the image
-    (SSBA, Input-aware, LIRA), that mean something (an object, a composition) or that an attacker chose outside of the families
-    are not covered. An attacker who knows this method can also train with its triggers and true labels as covers. Where rows
-    are few and classes many it costs more accuracy than plain fine-tuning. For tables, whose columns are set at random, it is
-    not measured.
+    Known limits: it covers kinds of triggers, and a kind that it does not draw may survive: in a pilot, leaving the patches
+    out left a patch backdoor in place, while dense triggers were reduced by other dense families. Triggers that mean
+    something (an object, a composition) are not covered. An attacker who knows this method can train with its families and
+    true labels as covers and take a trigger outside of them: changed tones kept 7 to 19 % on digits. Where rows are few and
+    classes many it costs accuracy: with 1,000 rows of CIFAR-10 four to five points, as plain fine-tuning at a large step
+    does. For tables, whose columns are set at random, it is not measured.
 
     Cost: one forward and one backward pass a row and epoch, as plain fine-tuning; drawing and stamping take a few percent.
 
