@@ -1,4 +1,4 @@
-"""Antidote (ours): fine-tune with many small doses of many venoms, each with its true label."""
+"""Antidote (ours): fine-tune on clean rows, most of them stamped with random triggers and all with their true label."""
 
 from __future__ import annotations
 

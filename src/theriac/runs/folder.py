@@ -116,7 +116,7 @@ def size_of(model: nn.Module) -> int:
 def write(out: Path, model: nn.Module, planted: Planted | None, record: Mapping[str, Any], run: Run) -> None:
     """Write a finished run; ``run.json`` is written last, before cleaning up, so a folder that has one is complete.
 
-    Afterwards the folder holds one clean history of events, and neither plan nor checkpoints.
+    Afterward the folder holds one clean history of events, and neither plan nor checkpoints.
     """
     with writing("--out", out):
         write_run(out, model, planted, record, run)
