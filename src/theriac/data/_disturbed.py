@@ -9,6 +9,7 @@ from theriac.core.ranges import Seed, typed
 from theriac.core.split import Split
 
 DISTURBANCES = ("imbalanced", "confused", "label_noise", "one_class_noise")
+"""Kinds of disturbance, by the names that :func:`disturbed` takes."""
 
 
 @typed()
