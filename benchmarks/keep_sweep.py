@@ -9,11 +9,23 @@ Run it with::
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
+from typing import Any
 
 from table import RESULTS, Table
 
 from theriac.bench import Store, rows
 from theriac.bench.tables import LABELS
+
+
+def portable(value: Any) -> Any:
+    """Plain data with only the last part of each absolute path, such as a data set's folder: the rest is of one machine."""
+    if isinstance(value, dict):
+        return {name: portable(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [portable(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def main() -> None:
@@ -29,6 +41,8 @@ def main() -> None:
         place = [str(row[name]) for name in (*LABELS, "role", "seed", "defense_seed") if row[name] not in (None, "")]
         if row["role"].startswith("judged"):  # counts of a benign model: its own training and repair say how it was made
             del row["options"]
+        else:
+            row["options"] = json.dumps(portable(json.loads(row["options"])))
         facts = {name: value for name, value in row.items() if value is not None and name != "key"}
         table.put(" / ".join(place), {**facts, "job": row["key"], "command": words.command})
     print(f"{table.path}: {len(done)} results")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from theriac.core.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
+from keep_sweep import portable
 from result_tables import sweeps
 from table import FIELDS, Table, tables
 
@@ -66,6 +68,18 @@ def test_every_committed_record_says_how_it_was_made(plan: str):
     assert all(name in record for record in table for name in FIELDS)
     keys = [record["key"] for record in table]
     assert keys == sorted(keys)
+
+
+@pytest.mark.parametrize("plan", sorted(tables()))
+def test_no_committed_record_names_a_folder_of_a_machine(plan: str):
+    """No value is an absolute path, in the options' own JSON neither."""
+    text = Table.of(plan).path.read_text(encoding="utf-8")
+    assert not re.search(r'"/\w', text)
+
+
+def test_paths_are_kept_by_their_last_part():
+    options = {"data": {"name": "/somewhere/cifar10", "rows": 5}, "rates": [0.1, "a/b", "/x/y.png"]}
+    assert portable(options) == {"data": {"name": "cifar10", "rows": 5}, "rates": [0.1, "a/b", "y.png"]}
 
 
 def test_a_sweeps_page_by_hand(tmp_path: Path):
