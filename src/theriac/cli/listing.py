@@ -92,14 +92,19 @@ def _written() -> dict[str, Any] | None:
     return copy if copy["files"] == _files() else None
 
 
+def _copy() -> dict[str, Any] | None:
+    """The written copy where it answers: torch is not loaded, so the registry holds nothing of a user's own."""
+    return None if "torch" in sys.modules else _written()
+
+
 def _listed(topic: str) -> list[dict[str, Any]]:
-    written = None if "torch" in sys.modules else _written()
+    written = _copy()
     entries: list[dict[str, Any]] = _entries(topic) if written is None else written["topics"][topic]
     return entries
 
 
 def _described(name: str) -> dict[str, Any]:
-    written = None if "torch" in sys.modules else _written()
+    written = _copy()
     if written is None:
         return _detail(name)
     if name not in written["cards"]:
