@@ -30,7 +30,7 @@ PARTS = ("data", "models", "recipes", "attacks", "defenses")
 GROUP = ("name", *PARTS, "clean", "seeds", "defense_seeds", "controls")  # what a group may say
 KEYS = (*GROUP, "defaults", "groups", "precision", "limits", "keep", "positive")
 DEFENSES = ("repair", "training", "debiasing")  # kinds of methods that may stand under "defenses"
-_SOURCE = ("augment", "rows", "classes", "disturbed")  # options of data beside those of `load`
+_SOURCE = ("augment", "rows", "test_rows", "classes", "disturbed")  # options of data beside those of `load`
 _LOADS = tuple(k for k in inspect.signature(load).parameters if k not in ("source", "augment"))
 
 

@@ -461,5 +461,5 @@ def _source(where: Path, record: Mapping[str, Any], model: Classifier, request: 
     if Path(source.name).is_absolute() and not as_path("data", source.name).exists():
         raise InputError(f"the data of {where} were at {source.name}, which is not there any more; give --data")
     new = request.source(source.name)
-    options, augment, rows = source.options | new.options, new.augment or source.augment, new.rows or source.rows
-    return dataclasses.replace(new, options=options, augment=augment, rows=rows)
+    source = dataclasses.replace(source, options=source.options | new.options, augment=new.augment or source.augment)
+    return source if new.rows is None else dataclasses.replace(source, rows=new.rows, test_rows=None)

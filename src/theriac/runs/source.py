@@ -29,6 +29,7 @@ class Source:
     options: dict[str, Any] = field(default_factory=dict)  # keywords of theriac.load
     augment: dict[str, Any] | None = None  # the policy that was asked for; None: the data set's own
     rows: int | None = None  # most rows of each part
+    test_rows: int | None = None  # most rows of the test part, in place of `rows`: a test takes as long as its rows are many
     classes: int | None = None  # only the first so many classes
     disturbed: dict[str, Any] | None = None  # keywords of theriac.data.disturbed, for the training rows
 
@@ -39,7 +40,7 @@ class Source:
         Args:
             name: A known name, or the path of a folder or file.
             options: Keywords of ``theriac.load``.
-            **more: ``augment``, ``rows``, ``classes`` and ``disturbed``.
+            **more: ``augment``, ``rows``, ``test_rows``, ``classes`` and ``disturbed``.
 
         Raises:
             InputError: On a number of rows or classes, an augmentation policy or a disturbance that can't be.
@@ -51,6 +52,8 @@ class Source:
             more["augment"] = dataclasses.asdict(validated(Augment, more["augment"], "--augment"))
         if more.get("rows") is not None:
             check.integer("--rows", more["rows"], 1)
+        if more.get("test_rows") is not None:
+            check.integer("test_rows", more["test_rows"], 1)
         if more.get("classes") is not None:
             check.integer("classes", more["classes"], 2)
         if more.get("disturbed") is not None:
@@ -65,7 +68,7 @@ class Source:
 
     def facts(self) -> dict[str, Any]:
         """What decides the rows, as plain data; of what is done to them only what is."""
-        more = {name: getattr(self, name) for name in ("classes", "disturbed")}
+        more = {name: getattr(self, name) for name in ("test_rows", "classes", "disturbed")}
         plain = {"name": self.name, "options": self.options, "rows": self.rows}
         return plain | {name: value for name, value in more.items() if value is not None}
 
@@ -85,16 +88,22 @@ class Source:
                 raise unknown("data option", key, _LOADS)
         policy = None if self.augment is None else validated(Augment, self.augment, "--augment")
         data = load(self.name, augment=policy, **self.options)
-        most, seed, count = self.rows, self.options.get("seed", 0), self.classes
+        seed, count = self.options.get("seed", 0), self.classes
         if count is not None:
             check.integer("classes", count, 2, data.card.num_classes)
             card = data.card.replace(classes=data.card.classes[:count], content_hash="")
             data = _each(data, lambda split: split.where(split.y < count).replace(card=card))
-        if most is not None:
-            data = _each(data, lambda s: s if len(s) <= most else split_off(s, most / len(s), seed=seed)[1])
+        if self.rows is not None or self.test_rows is not None:
+            cut = _each(data, lambda split: _at_most(split, self.rows, seed))
+            data = cut if self.test_rows is None else dataclasses.replace(cut, test=_at_most(data.test, self.test_rows, seed))
         if self.disturbed is not None:
             data = dataclasses.replace(data, train=disturbed(data.train, **self.disturbed))
         return data
+
+
+def _at_most(split: Split, rows: int | None, seed: int) -> Split:
+    """So many rows at most, with every class in proportion."""
+    return split if rows is None or len(split) <= rows else split_off(split, rows / len(split), seed=seed)[1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -156,3 +156,11 @@ def test_recorded_scores_are_those_before_a_repair_where_measuring_counts_the_sa
     assert done.data["parent"]["scores"] == ("of its record" if change == "nothing" else "measured")
     if change != "nothing":
         assert done.before == measured
+
+
+def test_a_model_of_part_of_its_data_is_opened_with_the_same_part(tmp_path: Path) -> None:
+    source = Source.of("digits", rows=100, test_rows=40, classes=5)
+    job = dataclasses.replace(_victim(), data=source, attack=None)
+    assert execute(job, tmp_path / "five", device="cpu", quiet=True) is not None
+    data = open_model(tmp_path / "five").data
+    assert (len(data.train), len(data.test), data.card.num_classes) == (100, 40, 5)
