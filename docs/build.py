@@ -23,7 +23,7 @@ from result_tables import attacks as attack_tables  # noqa: E402
 from result_tables import for_card  # noqa: E402
 from result_tables import speed as speed_tables  # noqa: E402
 
-from theriac.cli import listing  # noqa: E402
+from theriac.cli import _names  # noqa: E402
 from theriac.core.errors import InputError  # noqa: E402
 from theriac.core.files import write_atomically  # noqa: E402
 from theriac.core.method import KINDS, Method, methods  # noqa: E402
@@ -68,7 +68,7 @@ def pages(docs: Path = DOCS) -> dict[Path, str]:
     for path, parts in (*others, (docs / "reference" / "cli.md", {"commands": commands()})):
         texts[path] = fill(path.read_text(encoding="utf-8"), parts, tuple(parts), path)
     if docs == DOCS:
-        texts[listing.INDEX] = listing.index()
+        texts[_names.INDEX] = _names.index()
     return texts
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from theriac.cli import listing
+from theriac.cli import _names
 
 HEAVY = ("torch", "numpy", "sklearn", "matplotlib", "pyarrow")
 
@@ -56,8 +56,8 @@ print(quick.stdout == slow.stdout, quick.exit_code, slow.exit_code)
 
 
 def test_the_written_index_is_that_of_the_registry_and_small() -> None:
-    text = listing.INDEX.read_text(encoding="utf-8")
-    assert text == listing.index(), "run: python docs/build.py"
+    text = _names.INDEX.read_text(encoding="utf-8")
+    assert text == _names.index(), "run: python docs/build.py"
     assert json.loads(text)["topics"]["repairs"][0]["name"] == "age"
     topics, _, cards = text.partition('"cards"')
     assert len(topics) < 400 * topics.count("\n")  # one short line an entry
@@ -67,7 +67,7 @@ def test_the_written_index_is_that_of_the_registry_and_small() -> None:
 def test_a_method_that_is_not_in_the_index_is_listed(tmp_path: Path) -> None:
     """A fresh file in the package: the written copy is of other files, so that the registry answers."""
     package = tmp_path / "theriac"
-    shutil.copytree(listing.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(_names.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     toy = (package / "repairs" / "ft.py").read_text(encoding="utf-8").replace("class FT(", "class Toy(")
     toy = re.sub(r'name: ClassVar\[str\] = "ft"', 'name: ClassVar[str] = "a_toy"', toy)
     (package / "repairs" / "a_toy.py").write_text(toy, encoding="utf-8")
@@ -132,6 +132,9 @@ def test_shell_completion_installs_itself_and_completes(tmp_path: Path) -> None:
         ("theriac re", 1, {"repair", "report", "results"}),
         ("theriac list de", 2, {"detectors", "debiasing"}),
         ("theriac repair --me", 2, {"--method"}),
+        ("theriac repair x --method ft", 4, {"ft", "ft_sam"}),
+        ("theriac train --attack sig", 3, {"sig"}),
+        ("theriac list wr", 2, {"wrn_16_1"}),
     ],
 )
 def test_what_completion_offers(line: str, word: int, offered: set[str]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 
+from theriac.cli._names import offered
 from theriac.core.errors import InputError, shortened
 from theriac.core.progress import silence
 from theriac.core.text import shorten
@@ -17,13 +18,31 @@ from theriac.core.text import shorten
 REPAIR, UNJUDGED, DEBIASING, EXAMPLE_ATTACK = "auto", "antidote", "dwb", "badnets"
 _DATA, _METHOD, _RUN = "Data", "Method", "Run"
 
+
+def names(*topics: str) -> Callable[[str], list[str]]:
+    """Completion of a word by the names that ``theriac list`` gives for these topics."""
+    return lambda incomplete: offered(topics, incomplete)
+
+
 DataName = Annotated[
     str,
-    typer.Option("--data", "-d", help="A known name, a folder of images or parquet files, or one file.", rich_help_panel=_DATA),
+    typer.Option(
+        "--data",
+        "-d",
+        help="A known name, a folder of images or parquet files, or one file.",
+        rich_help_panel=_DATA,
+        autocompletion=names("data"),
+    ),
 ]
 OptionalData = Annotated[
     str | None,
-    typer.Option("--data", "-d", help="Data to use; left out: what the model was trained on.", rich_help_panel=_DATA),
+    typer.Option(
+        "--data",
+        "-d",
+        help="Data to use; left out: what the model was trained on.",
+        rich_help_panel=_DATA,
+        autocompletion=names("data"),
+    ),
 ]
 Size = Annotated[
     int | None, typer.Option("--size", help="Resize images to this side in pixels.", rich_help_panel=_DATA, show_default=False)
@@ -67,12 +86,36 @@ Rows = Annotated[
         show_default="all",
     ),
 ]
-Method = Annotated[str, typer.Option("--method", help="NAME or NAME:PRESET; see theriac list.", rich_help_panel=_METHOD)]
+Repair = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help="NAME or NAME:PRESET; see theriac list repairs.",
+        rich_help_panel=_METHOD,
+        autocompletion=names("repairs"),
+    ),
+]
+Debiasing = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help="NAME or NAME:PRESET; see theriac list debiasing.",
+        rich_help_panel=_METHOD,
+        autocompletion=names("debiasing"),
+    ),
+]
 MethodOption = Annotated[
     list[str] | None, typer.Option("--option", help="KEY=VALUE of the method.", rich_help_panel=_METHOD, show_default=False)
 ]
 Attack = Annotated[
-    str, typer.Option("--attack", "-a", help="NAME or NAME:PRESET; see theriac list attacks.", rich_help_panel="Attack")
+    str,
+    typer.Option(
+        "--attack",
+        "-a",
+        help="NAME or NAME:PRESET; see theriac list attacks.",
+        rich_help_panel="Attack",
+        autocompletion=names("attacks"),
+    ),
 ]
 KnownAttack = Annotated[
     str | None,
@@ -81,6 +124,7 @@ KnownAttack = Annotated[
         "-a",
         help="Attack to measure: NAME[:PRESET], or none. Left out: the one that the run folder knows.",
         rich_help_panel="Attack",
+        autocompletion=names("attacks"),
     ),
 ]
 AttackOption = Annotated[
@@ -108,6 +152,7 @@ Architecture = Annotated[
         help="Architecture (theriac list models), or your own code: module:Class, file.py:function, timm:NAME. "
         "Left out: preact_resnet18 for images, mlp for tables.",
         rich_help_panel="Model",
+        autocompletion=names("models"),
         show_default=False,
     ),
 ]

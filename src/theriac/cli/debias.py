@@ -32,7 +32,7 @@ def debias(
     ] = None,
     augment: opt.Augment = None,
     data_option: opt.DataOption = None,
-    method: opt.Method = opt.DEBIASING,
+    method: opt.Debiasing = opt.DEBIASING,
     option: opt.MethodOption = None,
     model: opt.Architecture = None,
     width: opt.Width = None,

@@ -1,35 +1,14 @@
-"""``theriac list``: what there is, by name, from the registry or a written copy of it.
-
-Reading the registry imports torch, which takes ten times as long as everything else here. So the package holds a copy of what
-the topics list and of every card, ``index.json``, which ``python docs/build.py`` writes. The registry answers instead where
-torch is loaded already (it may then hold methods of a user's own), and where the package's files are not those of the copy (a
-method is new).
-"""
+"""``theriac list``: what there is, by name."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
-import re
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from theriac.cli import _options as opt
 from theriac.cli import _print
-from theriac.core.errors import unknown
-
-if TYPE_CHECKING:
-    from theriac.core.method import Method
-
-_KINDS = {"attacks": "attack", "training": "training", "repairs": "repair", "detectors": "detector", "debiasing": "debiasing"}
-TOPICS = (*_KINDS, "models", "data", "recipes")
-INDEX = Path(__file__).with_name("index.json")
-PACKAGE = Path(__file__).parents[1]
-_FOLDERS = ("attacks", "training_defenses", "repairs", "detectors", "debias", "models", "data", "training")
+from theriac.cli._names import TOPICS, described, listed, offered, words
 
 
 def list_names(
@@ -38,22 +17,22 @@ def list_names(
         typer.Argument(
             metavar="[WHAT]",
             help=f"{', '.join(TOPICS)}; or the name of one method or model.",
-            autocompletion=lambda incomplete: [topic for topic in TOPICS if topic.startswith(incomplete)],
+            autocompletion=lambda incomplete: [t for t in TOPICS if t.startswith(incomplete)] or offered(TOPICS, incomplete),
         ),
     ] = None,
     as_json: opt.Json = False,
 ) -> None:
     """List attacks, repairs, models, data sets and recipes; with the name of one method or model, its options."""
     if what is None:
-        listed = {topic: entries for topic in TOPICS if (entries := _listed(topic))}
+        shown = {topic: entries for topic in TOPICS if (entries := listed(topic))}
     elif what.lower() in TOPICS:
-        listed = {what.lower(): _listed(what.lower())}
+        shown = {what.lower(): listed(what.lower())}
     else:
-        listed = {what.lower(): [_described(what.lower())]}
+        shown = {what.lower(): [described(what.lower())]}
     if as_json:
-        _print.as_json(listed)
+        _print.as_json(shown)
         return
-    for topic, entries in listed.items():
+    for topic, entries in shown.items():
         if topic in TOPICS:
             if not entries:
                 _print.tell(f"no {topic} yet")
@@ -64,113 +43,6 @@ def list_names(
             _show_model(entries[0])
         else:
             _show_detail(entries[0])
-
-
-def index() -> str:
-    """The text of the written copy: what each topic lists, each method's card, one a line, and which files it was read from."""
-    topics, names = [], []
-    for topic in TOPICS:
-        entries = _entries(topic)
-        topics.append(f"{json.dumps(topic)}: [\n" + ",\n".join(json.dumps(entry) for entry in entries) + "\n]")
-        names += [entry["name"] for entry in entries if topic in _KINDS or topic == "models"]
-    cards = ",\n".join(f"{json.dumps(name)}: {json.dumps(_detail(name))}" for name in names)
-    return f'{{"files": {json.dumps(_files())}, "topics": {{\n{",".join(topics)}\n}}, "cards": {{\n{cards}\n}}}}\n'
-
-
-def _files(package: Path = PACKAGE) -> str:
-    """A short hash of the names of the package's files that can hold what is listed."""
-    names = sorted(path.relative_to(package).as_posix() for folder in _FOLDERS for path in (package / folder).rglob("*.py"))
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
-
-
-@functools.cache
-def _written() -> dict[str, Any] | None:
-    """What the topics list, and the cards, by the written copy; None if there is none or it is of other files."""
-    if not INDEX.is_file():
-        return None
-    copy: dict[str, Any] = json.loads(INDEX.read_text(encoding="utf-8"))
-    return copy if copy["files"] == _files() else None
-
-
-def _copy() -> dict[str, Any] | None:
-    """The written copy where it answers: torch is not loaded, so the registry holds nothing of a user's own."""
-    return None if "torch" in sys.modules else _written()
-
-
-def _listed(topic: str) -> list[dict[str, Any]]:
-    written = _copy()
-    entries: list[dict[str, Any]] = _entries(topic) if written is None else written["topics"][topic]
-    return entries
-
-
-def _described(name: str) -> dict[str, Any]:
-    written = _copy()
-    if written is None:
-        return _detail(name)
-    if name not in written["cards"]:
-        raise unknown("topic, method or model", name, [*TOPICS, *written["cards"]])
-    entry: dict[str, Any] = written["cards"][name]
-    return entry
-
-
-def _entries(topic: str) -> list[dict[str, Any]]:
-    if topic in _KINDS:
-        from theriac.core.method import methods
-
-        return [_method(cls) for cls in methods(_KINDS[topic]).values()]
-    if topic == "models":
-        from theriac.models import architecture, architectures
-
-        described = [architecture(name) for name in architectures()]
-        return [{"name": a.name, "what": a.what, "for": a.rows, "options": [o["name"] for o in a.options]} for a in described]
-    if topic == "data":
-        from theriac import data
-
-        return [{"name": name} for name in data.names()]
-    from theriac.training import recipe
-
-    return [_recipe(recipe(name)) for name in ("paper_100", "fast_8", "adam_30")]
-
-
-def _method(cls: type[Method]) -> dict[str, Any]:
-    import dataclasses
-
-    needs = dataclasses.asdict(cls.needs)
-    share, optional = needs.pop("usual_clean_share"), needs.pop("optional")
-    needed = [key.replace("_", " ") for key, value in needs.items() if value and key != "labels"]
-    if share:
-        needed = [f"{w} ({100 * share:g} %)" if w == "clean rows" else w for w in needed]
-    needed += [f"{name.replace('_', ' ')}, if known" for name in optional]
-    return {
-        "name": cls.name,
-        "what": _first_sentence(cls),
-        "presets": list(cls.presets()),
-        "needs": needed,
-        "title": cls.title,
-        "source": cls.source,
-    }
-
-
-def _detail(name: str) -> dict[str, Any]:
-    """One method's card or one architecture's options, as plain data.
-
-    Raises:
-        InputError: If there is neither of this name.
-    """
-    import dataclasses
-
-    from theriac.core.method import methods
-    from theriac.models import architecture, architectures
-    from theriac.report.cards import card
-
-    if name in architectures():
-        return {"kind": "model", **dataclasses.asdict(architecture(name))}
-    known = {n: cls for kind in _KINDS.values() for n, cls in methods(kind).items()}
-    if name not in known:
-        raise unknown("topic, method or model", name, [*TOPICS, *known, *architectures()])
-    facts = card(known[name]).to_dict()
-    options = [{"option": o.pop("name"), **o} for o in facts.pop("options")]
-    return {**facts, "source": known[name].source, "options": options}
 
 
 def _show_detail(entry: dict[str, Any]) -> None:
@@ -186,9 +58,9 @@ def _show_detail(entry: dict[str, Any]) -> None:
         "cost": entry["cost"],
         "known limits": " ".join(entry["limits"]),
     }
-    _print.rows(entry["title"], ("", ""), [[key, _words(_text(value))] for key, value in facts.items() if value])
+    _print.rows(entry["title"], ("", ""), [[key, words(_text(value))] for key, value in facts.items() if value])
     presets = [
-        [p["name"], _words(p["what"]), ", ".join(f"{k}={v}" for k, v in p["changes"].items()) or "nothing"]
+        [p["name"], words(p["what"]), ", ".join(f"{k}={v}" for k, v in p["changes"].items()) or "nothing"]
         for p in entry["presets"]
     ]
     if presets:
@@ -201,28 +73,6 @@ def _show_model(entry: dict[str, Any]) -> None:
     _print.rows(entry["name"], ("", ""), [["what", entry["what"]], ["for", f"{entry['rows']} rows"]])
     table = [[o["name"], o["default"], o["type"], o["meaning"]] for o in entry["options"]]
     _print.rows("options (--model-option KEY=VALUE)", ("option", "default", "type", "what it is"), table)
-
-
-def _recipe(recipe: Any) -> dict[str, Any]:
-    return {
-        "name": recipe.name,
-        "optimizer": recipe.optimizer,
-        "lr": recipe.lr,
-        "schedule": recipe.schedule,
-        "batch": recipe.batch_size,
-        "weight decay": recipe.weight_decay,
-        "epochs": f"{recipe.epochs}, or any other number in the name",
-    }
-
-
-def _first_sentence(cls: type[Any]) -> str:
-    text = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
-    return _words(text.split(". ")[0].rstrip("."))
-
-
-def _words(text: str) -> str:
-    """Docstring markup as plain text: no code marks, roles or emphasis."""
-    return re.sub(r":\w+:`~?([^`]+)`", r"\1", text).replace("`", "").replace("**", "")
 
 
 def _text(value: Any) -> str:

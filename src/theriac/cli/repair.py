@@ -12,7 +12,7 @@ from theriac.cli import _options as opt
 def repair(
     ctx: typer.Context,
     path: opt.ModelPath = None,
-    method: opt.Method = opt.REPAIR,
+    method: opt.Repair = opt.REPAIR,
     option: opt.MethodOption = None,
     clean: Annotated[
         str,

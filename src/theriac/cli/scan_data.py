@@ -20,6 +20,7 @@ def scan_data(
         typer.Option(
             "--detector",
             help="Detector of rows; may be repeated. Left out: the usual four.",
+            autocompletion=opt.names("detectors"),
             show_default=False,
         ),
     ] = None,

@@ -31,6 +31,7 @@ def train(
         typer.Option(
             "--recipe",
             help="Family and epochs; see theriac list recipes.",
+            autocompletion=opt.names("recipes"),
             rich_help_panel="Model",
             show_default="fast_8, or adam_30 for tables",
         ),
@@ -40,6 +41,7 @@ def train(
         typer.Option(
             "--defense",
             help="Train so that poison in the rows does less harm: NAME[:PRESET]; see theriac list training.",
+            autocompletion=opt.names("training"),
             rich_help_panel="Defense",
         ),
     ] = "none",
