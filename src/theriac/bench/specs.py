@@ -18,7 +18,7 @@ from theriac.core.errors import InputError, shortened, unknown
 from theriac.core.method import Method, create, methods
 from theriac.core.paths import as_path
 from theriac.core.ranges import Seed, check_fields
-from theriac.data import load
+from theriac.data import check_name, load
 from theriac.models import Builder, architectures
 from theriac.runs import Clean, Source
 from theriac.runs.job import method_facts, model_facts
@@ -296,6 +296,7 @@ class _Reader:
         label = options.pop("as", None) or Path(name).name
         if self.home is not None and len(Path(name).parts) > 1 and (self.home / name).exists():
             name = str(self.home / name)
+        check_name(name)
         more = {k: options.pop(k) for k in _SOURCE if k in options}
         if isinstance(more.get("disturbed"), str):
             more["disturbed"] = {"kind": more["disturbed"]}

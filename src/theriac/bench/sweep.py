@@ -109,15 +109,11 @@ def run(
         (3, 3)
     """
     checked, load = read_spec(spec), Loader()
-    check.integer("workers", workers, 1, 1024)
-    check.integer("threads", threads, 0, 1024)
-    check_sinks(events)
+    _check_settings(engine, workers, threads, events)
     devices = tuple(part.strip() for part in device.split(","))
     plan = make_plan(checked, device=devices[0], load=load)
     folder = Path("runs", checked.name) if store is None else Path(store)
     settings = Settings(store=str(folder), device=devices[0], command=command, events=tuple(events))
-    if isinstance(engine, str) and engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
     with Store(folder) as opened:
         opened.enter(plan)
         if retry_failed:
@@ -299,7 +295,24 @@ class Forecast:
         return len(self.plan.nodes) - len(self.done)
 
 
-def forecast(spec: Spec | Mapping[str, Any] | str | Path, store: str | Path | None = None, *, device: str = "auto") -> Forecast:
+def _check_settings(engine: str | Callable[[Settings], Engine], workers: int, threads: int, events: Sequence[str]) -> None:
+    check.integer("workers", workers, 1, 1024)
+    check.integer("threads", threads, 0, 1024)
+    check_sinks(events)
+    if isinstance(engine, str) and engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+
+
+def forecast(
+    spec: Spec | Mapping[str, Any] | str | Path,
+    store: str | Path | None = None,
+    *,
+    device: str = "auto",
+    engine: str | Callable[[Settings], Engine] = "auto",
+    workers: int = 1,
+    threads: int = 0,
+    events: Sequence[str] = (),
+) -> Forecast:
     """Plan a spec and look what is done, without any work.
 
     The predicted time of a job is the median of finished jobs of the store that are most like it: of the same kind, method,
@@ -309,13 +322,18 @@ def forecast(spec: Spec | Mapping[str, Any] | str | Path, store: str | Path | No
         spec: A YAML file, a mapping, or a Spec.
         store: Folder of results; left out: ``runs/NAME``. It is not made.
         device: As for :func:`run`.
+        engine: Only checked, as are the next three, so that what was planned starts.
+        workers: Jobs at a time.
+        threads: Threads of torch in each worker.
+        events: Sinks of events.
 
     Raises:
-        InputError: If the spec is wrong, or the store is something else or damaged.
+        InputError: If the spec or a setting is wrong, or the store is something else or damaged.
     """
     from theriac.bench.store import FILE, options_of
 
     checked = read_spec(spec)
+    _check_settings(engine, workers, threads, events)
     plan = make_plan(checked, device=device.split(",")[0])
     folder = Path("runs", checked.name) if store is None else Path(store)
     if not (folder / FILE).exists():

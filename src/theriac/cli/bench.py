@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,21 +49,21 @@ def bench(
     from theriac import bench as benches
     from theriac.cli import _sweeps
 
+    settings: dict[str, Any] = {
+        "device": device,
+        "engine": engine,
+        "workers": workers,
+        "threads": threads,
+        "events": events or (),
+    }
     if plan:
-        _sweeps.show_plan(benches.forecast(spec, store, device=device), workers, as_json=as_json)
+        _sweeps.show_plan(benches.forecast(spec, store, **settings), workers, as_json=as_json)
         return
-    sweep = benches.run(
-        spec,
-        store,
-        engine=engine,
-        workers=workers,
-        threads=threads,
-        address=address,
-        device=device,
-        retry_failed=retry_failed,
-        quiet=quiet,
-        command=_sweeps.typed(ctx),
-        events=events or (),
-        say=_sweeps.warn,
-    )
+    more: dict[str, Any] = {
+        "address": address,
+        "retry_failed": retry_failed,
+        "command": _sweeps.typed(ctx),
+        "say": _sweeps.warn,
+    }
+    sweep = benches.run(spec, store, quiet=quiet, **settings, **more)
     _sweeps.show(sweep, as_json=as_json)

@@ -8,12 +8,13 @@ from theriac.data._known import names
 from theriac.data._labels import split_off
 from theriac.data._regroup import regroup
 from theriac.data.alignment import align, align_to
-from theriac.data.loading import load
+from theriac.data.loading import check_name, load
 
 __all__ = [
     "DISTURBANCES",
     "align",
     "align_to",
+    "check_name",
     "disturbed",
     "from_tensors",
     "load",

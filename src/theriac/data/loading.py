@@ -133,6 +133,17 @@ def load(
     raise no_such_name(str(source))
 
 
+def check_name(source: str) -> None:
+    """Refuse a misspelled name of a data set before anything is read; a path may be one of another machine.
+
+    Raises:
+        InputError: If it is neither a path nor a known name, with the nearest ones.
+    """
+    path = as_path("source", source)
+    if len(path.parts) <= 1 and not path.suffix and canonical(source) is None and source != "digits" and not path.exists():
+        raise no_such_name(source)
+
+
 def _name_of(path: Path) -> str:
     """The folder's name, also for a file that is called after its part, such as train.csv."""
     from theriac.data._sources import part_of

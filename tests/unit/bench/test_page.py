@@ -198,9 +198,13 @@ def test_numbers_that_mislead_are_said_before_the_table(quick: dict[str, Any], t
     assert again.stdout.split("defense")[0] == result.stdout.split("defense")[0]
 
 
-def test_a_plan_refuses_workers_that_are_none(quick: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [("--workers", "-3", "workers is -3"), ("--events", "wrong", "'wrong'"), ("--engine", "foo", "unknown engine 'foo'")],
+)
+def test_a_plan_refuses_what_its_sweep_would(option: str, value: str, said: str, quick: dict[str, Any], tmp_path: Path) -> None:
     spec = tmp_path / "quick.yaml"
     spec.write_text(str(quick))
-    result = CliRunner().invoke(app, ["bench", str(spec), "--store", str(tmp_path / "store"), "--plan", "--workers", "-3"])
+    result = CliRunner().invoke(app, ["bench", str(spec), "--store", str(tmp_path / "store"), "--plan", option, value])
     assert result.exit_code == 2
-    assert "workers is -3" in result.output
+    assert said in result.output

@@ -90,6 +90,7 @@ FAULTS = {
     "data: digits\ngroups:\n  - seeds: [1, 1]\n": (3, "comes twice"),
     "data: {name: digits, disturbed: noise}\n": (1, "unknown disturbance 'noise'"),
     "data: {name: digits, classes: 1}\n": (1, "expected a whole number of at least 2"),
+    "seeds: [0]\ndata:\n  - digits\n  - {name: digts, rows: 100}\n": (4, "did you mean 'digits'"),
     "data: {name: digits, test_rows: 0}\n": (1, "test_rows"),
     "data: digits\nrecipes: {name: fast_1, augment: {flips: true}}\n": (2, "flips"),
 }

@@ -7,6 +7,7 @@ import theriac as th
 from theriac.core.errors import InputError
 from theriac.data import DISTURBANCES, disturbed
 from theriac.runs import Source
+from theriac.runs.recording import data_hash
 
 
 def rows(count: int = 4000, classes: int = 4) -> th.Split:
@@ -59,3 +60,10 @@ def test_a_source_has_fewer_classes_and_disturbs_training_rows_only() -> None:
     assert set(data.train.y.tolist()) == set(range(5))
     with pytest.raises(InputError, match="at most 10"):
         Source.of("digits", classes=11).load()
+
+
+def test_draws_of_other_seeds_have_other_hashes() -> None:
+    draws = [Source.of("digits", {"seed": seed}, rows=300).load() for seed in (0, 1, 1)]
+    hashes = [data_hash(data) for data in draws]
+    assert hashes[0] != hashes[1] == hashes[2]
+    assert draws[1].train.card.content_hash == ""  # that of all rows is not theirs
