@@ -389,17 +389,19 @@ def _scatter(cells: Sequence[SweepCell], setting: str, share: str) -> dict[str, 
     def at(asr: float, acc: float) -> tuple[float, float]:
         return round(left + (right - left) * asr, 1), round(bottom - (bottom - top) * (acc - low) / (1 - low), 1)
 
+    spots = [at(*point) for point in points]
     dots = [
         {
-            "x": at(*point)[0],
-            "y": at(*point)[1],
+            "x": spots[i][0],
+            "y": spots[i][1],
+            "label": label,
             "number": i + 1,
             "front": i in best,
             "name": name,
             "asr": f"{100 * point[0]:.1f}",
             "acc": f"{100 * point[1]:.1f}",
         }
-        for i, (name, point) in enumerate(zip(full, points, strict=True))
+        for i, (name, point, label) in enumerate(zip(full, points, label_places(spots), strict=True))
     ]
     return {
         "share": share,
@@ -411,6 +413,32 @@ def _scatter(cells: Sequence[SweepCell], setting: str, share: str) -> dict[str, 
         "attacks": len(attacks),
         "partial": len(by) - len(full),
     }
+
+
+def label_places(spots: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Where the numbers of dots stand so that none covers another number or a dot, as near to its dot as that allows.
+
+    Args:
+        spots: Centers of the dots, in units of the plot.
+
+    Returns:
+        Centers of the numbers, in the same order. Where a crowd leaves no room, the place with the most room.
+    """
+    turns = [math.radians(angle) for angle in (-45, 45, 0, -90, 90, -135, 135, 180)]  # first above and right, as usual
+    around = [(r * math.cos(a), r * math.sin(a)) for r in range(13, 76, 7) for a in turns]
+    taken: list[tuple[float, float]] = []
+    for x, y in spots:
+        near = [(round(x + dx, 1), round(y + dy, 1)) for dx, dy in around]
+        inside = [p for p in near if 8 <= p[0] <= 452 and 18 <= p[1] <= 230]
+        room = {p: min(_gap(p, q, 15, 12) for q in taken) if taken else 1.0 for p in inside}
+        free = {p: min(room[p], *(_gap(p, q, 11, 10) for q in spots)) for p in inside}
+        taken.append(next((p for p in inside if free[p] >= 1), max(inside, key=free.__getitem__)))
+    return taken
+
+
+def _gap(a: tuple[float, float], b: tuple[float, float], width: float, height: float) -> float:
+    """How far apart two places are, in boxes of this size: at 1 they just do not touch."""
+    return max(abs(a[0] - b[0]) / width, abs(a[1] - b[1]) / height)
 
 
 def _controls(cells: Sequence[SweepCell]) -> list[tuple[str, ...]]:

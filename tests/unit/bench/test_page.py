@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import re
 import shutil
 import subprocess
@@ -16,7 +17,19 @@ from theriac.cli.main import app
 from theriac.core.errors import InputError
 from theriac.report.figures import write_figure
 from theriac.report.page import style
-from theriac.report.sweeps import DARK, LIGHT, STEPS, Comparison, Number, SweepCell, front, headline, shade, write_sweep
+from theriac.report.sweeps import (
+    DARK,
+    LIGHT,
+    STEPS,
+    Comparison,
+    Number,
+    SweepCell,
+    front,
+    headline,
+    label_places,
+    shade,
+    write_sweep,
+)
 
 CHROMIUM = shutil.which("chromium")
 
@@ -196,6 +209,18 @@ def test_numbers_that_mislead_are_said_before_the_table(quick: dict[str, Any], t
     assert "(victim): " in result.stdout.split("defense")[0]
     again = CliRunner().invoke(app, ["results", str(store)])
     assert again.stdout.split("defense")[0] == result.stdout.split("defense")[0]
+
+
+def test_numbers_of_a_plot_cover_neither_numbers_nor_dots() -> None:
+    generator = random.Random(0)
+    crowd = [(round(generator.gauss(420, 8), 1), round(generator.gauss(40, 4), 1)) for _ in range(12)]  # most fail alike
+    spots = [*crowd, crowd[0], (60.0, 30.0), (200.0, 130.0)]
+    labels = label_places(spots)
+    assert len(labels) == len(spots)
+    for i, (x, y) in enumerate(labels):
+        assert all(abs(x - a) >= 15 or abs(y - b) >= 12 for a, b in labels[:i]), i
+        assert all(abs(x - a) >= 11 or abs(y - b) >= 10 for a, b in spots), i
+    assert labels[-1] == (209.2, 120.8)  # alone: above and to the right
 
 
 @pytest.mark.parametrize(
