@@ -424,7 +424,7 @@ def label_places(spots: Sequence[tuple[float, float]]) -> list[tuple[float, floa
     Returns:
         Centers of the numbers, in the same order. Where a crowd leaves no room, the place with the most room.
     """
-    turns = [math.radians(angle) for angle in (-45, 45, 0, -90, 90, -135, 135, 180)]  # first above and right, as usual
+    turns = [math.radians(angle) for angle in (-45, 45, 0, -90, 90, -135, 135, 180, -20, 20, -70, 70, -110, 110, 160)]
     around = [(r * math.cos(a), r * math.sin(a)) for r in range(13, 76, 7) for a in turns]
     taken: list[tuple[float, float]] = []
     for x, y in spots:
