@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -124,6 +125,27 @@ def test_it_repairs_a_network_and_says_what_it_rests_on(digits, victim):
     assert all(torch.equal(value, victim.state_dict()[name]) for name, value in before.items())
 
 
+class EnoughError(Exception):
+    pass
+
+
+def test_trials_take_few_of_many_rows(digits, trained, monkeypatch):
+    rows = digits.train.sample(0.5, seed=3, stratified=True)
+    fresh = th.Run(seed=2, **PLAIN)
+    seen: list[int] = []
+
+    def trial(method: Auto, name: str, model: Any, proxied: Any, hard: Any, fit: Any, held: Any, *others: Any) -> None:
+        both = torch.cat([fit.index, held.index])
+        assert len(both.unique()) == len(both)  # none judges that repaired
+        seen.extend([len(fit), len(held), int(fit.count().min())])
+        raise EnoughError
+
+    monkeypatch.setattr(Auto, "_trial", trial)
+    with pytest.raises(EnoughError):
+        dataclasses.replace(SHORT, judging_rows=80, plant_steps=2, tuning_steps=3).repair(trained, rows, fresh)
+    assert seen == [80, 80, 8]
+
+
 def test_too_few_rows_and_tables_are_said(digits, trained, run):
     Auto().repair(trained, digits.train.sample(60, seed=1, stratified=True), run)
     assert run.outcome.status == "abstained"
@@ -155,6 +177,7 @@ def test_proxies_that_do_not_withstand_fine_tuning_prove_nothing(digits, trained
         ({"candidates": ("fft",)}, "fft"),
         ({"kinds": ("cat",)}, "cat"),
         ({"accept": 1.5}, "accept"),
+        ({"judging_rows": 10}, "at least 20"),
     ],
 )
 def test_bad_options(options, message):

@@ -77,7 +77,7 @@ class Auto(Repair):
     does unplanted; where intervals overlap, the more accurate one. If that success is above ``accept``, it abstains and the
     model stays as it is. Candidates are tried in order, and unless ``thorough`` the first one that passes ends the trials. The
     one taken then repairs the model again with all clean rows, those that judged it among them: its trial is about a repair
-    with three quarters of the rows. ``run.outcome.figures`` holds all trials.
+    with three quarters of the rows, and with ``judging_rows`` at most. ``run.outcome.figures`` holds all trials.
 
     Which proxies count: those that the copy obeys on at least ``planted`` of the held-back rows and of which fine-tuning leaves
     at least ``hard``. A kind that the model can't learn, as fine tones on tiny pictures, proves nothing about a repair; it is
@@ -111,11 +111,13 @@ class Auto(Repair):
     name: ClassVar[str] = "auto"
     title: ClassVar[str] = "Auto"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4  # 4: judging_rows, tuning_steps
 
     candidates: tuple[str, ...] = ("antidote", "antidote:long", "ft_sam")  # NAME or NAME:PRESET of repairs; ours
     kinds: tuple[str, ...] = KINDS  # kinds of proxies; ours
     held_back: Share = 0.25  # share of the clean rows that judge; ours
+    judging_rows: Count = 1000  # most rows that judge, and most that trials repair with, for time's sake; ours
+    tuning_steps: Count = 100  # most updates of the fine-tuning that proxies must withstand; ours, above what digits take
     plant_steps: Count = 150  # updates that plant the proxies, a round; ours, checked on tuning victims
     rounds: Count = 3  # most rounds of planting; ours, likewise
     hardened: Fraction = 0.9  # planting ends when fine-tuning leaves this much of every kind; ours, from the pilot
@@ -133,6 +135,10 @@ class Auto(Repair):
         for name, values in (("candidates", self.candidates), ("kinds", self.kinds)):
             if not values or len(set(values)) < len(values):
                 raise InputError(f"{name} is {values}; expected at least one name, each once")
+        if self.judging_rows < LEAST_HELD:
+            raise InputError(
+                f"judging_rows is {self.judging_rows}; expected at least {LEAST_HELD}, or no rate is certain enough"
+            )
         for candidate in self.candidates:
             if candidate.partition(":")[0] == self.name:
                 raise InputError("candidates names auto itself; expected other repairs")
@@ -143,8 +149,8 @@ class Auto(Repair):
     @classmethod
     @preset
     def fast(cls) -> Auto:
-        """Ours: two candidates."""
-        return cls(candidates=("antidote", "ft:strong"))
+        """Ours: half of the length first; not tuned."""
+        return cls(candidates=("antidote:fast", "antidote"))
 
     def inside(self) -> tuple[Repair, ...]:
         """The candidates, whose versions are part of every key."""
@@ -153,11 +159,15 @@ class Auto(Repair):
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
         if clean.is_table:
             return self._abstain(model, run, "its proxies are triggers for images, and these are rows of a table")
-        count = round(self.held_back * len(clean))
+        share = min(self.held_back, self.judging_rows / len(clean))
+        count = round(share * len(clean))
         if count < LEAST_HELD or len(clean) - count < LEAST_HELD:
             least = round(LEAST_HELD / min(self.held_back, 1 - self.held_back + 1e-9))
             return self._abstain(model, run, f"{len(clean)} clean rows are too few to judge by; it needs {least}")
-        held, fit = clean.cut(self.held_back, seed=run.stream_seed("method", "auto-held"), stratified=True)
+        seed = run.stream_seed("method", "auto-held")
+        held, fit = clean.cut(share, seed=seed, stratified=True)
+        if len(fit) > self.judging_rows:
+            fit = fit.sample(self.judging_rows, seed=seed, stratified=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of repairs of copies; what matters is in the figures
             proxies, proxied, obeyed, left = self._planted(model, fit, held, run)
@@ -205,7 +215,8 @@ class Auto(Repair):
         proxies, copy = draw_proxies(self.kinds, fit, run), model
         obeyed: dict[str, Rate] = {}
         left: dict[str, Rate] = {}
-        tuning = create("repair", "ft", epochs=10, batch_size=32)
+        epochs = max(1, min(10, self.tuning_steps * 32 // len(fit)))
+        tuning = create("repair", "ft", epochs=epochs, batch_size=32)
         for number in run.each("planting proxies", range(self.rounds), self.rounds):
             copy = plant(copy, proxies, fit, run, self.plant_steps, 64, f"auto-plant-{number}")
             obeyed = success(copy, proxies, held, run)
