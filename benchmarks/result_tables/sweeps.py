@@ -19,27 +19,40 @@ def sweeps(results: Path = RESULTS) -> dict[str, list[Row]]:
 
 
 def page(name: str, rows: Sequence[Row]) -> str:
-    """One sweep."""
-    groups = grouped(rows)
-    defended = [group for group in groups if group.role == "defended"]
-    attacks = list(dict.fromkeys(row["attack"] for row in rows if row["role"] == "victim"))
-    order = sorted({group.defense for group in defended}, key=lambda defense: (_worst(defended, defense)[0], defense))
+    """One sweep, a part for each of its settings (data, model, recipe)."""
     first = rows[0]
     facts = dict.fromkeys(
         ", ".join(str(row[part]) for part in ("machine", "device", "precision", "versions") if row.get(part)) for row in rows
     )
-    clean = dict.fromkeys(group.labels[5] for group in defended if group.labels[5])
+    clean = dict.fromkeys(str(row["clean"]) for row in rows if row["role"] == "defended" and row["clean"])
+    if len(clean) > 1:  # a defense with fewer clean rows is another one
+        rows = [{**row, "defense": " ".join(filter(None, (row["defense"], row["clean"])))} for row in rows]
+    settings: dict[str, list[Row]] = {}
+    for row in rows:
+        settings.setdefault(f"{row['data']}, {row['model']}, {row['recipe']}", []).append(row)
+    drawn = f", clean rows {' and '.join(clean)}" if clean else ""
     lines = [
         f"# {name.removeprefix('sweep_').replace('_', ' ').capitalize()}",
         "",
-        f"{first['data']}, {first['model']}, {first['recipe']}, clean rows {' and '.join(clean)}; `{first['command']}`. "
+        f"{'; '.join(settings)}{drawn}; `{first['command']}`. "
         f"Made by `python benchmarks/make_tables.py` from `{name}.jsonl`; {'; '.join(facts)}.",
         "",
         "Percent, over the seeds that are there. Worst: of all attacks and seeds. Excess: points of attack success above "
         "that of a benign model after the same repair, under the same trigger; an untargeted trigger, or one that hides the "
         "picture, counts errors of every model.",
-        "",
-        "## Defenses",
+    ]
+    for setting, inside in settings.items():
+        lines += ["", *_setting(inside, f" ({setting})" if len(settings) > 1 else "")]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _setting(rows: Sequence[Row], place: str) -> list[str]:
+    groups = grouped(rows)
+    defended = [group for group in groups if group.role == "defended"]
+    attacks = list(dict.fromkeys(row["attack"] for row in rows if row["role"] == "victim"))
+    order = sorted({group.defense for group in defended}, key=lambda defense: (_worst(defended, defense)[0], defense))
+    return [
+        f"## Defenses{place}",
         "",
         *_grid(
             (
@@ -51,17 +64,16 @@ def page(name: str, rows: Sequence[Row]) -> str:
         "",
         f"Victims: {_victims(groups)}. A cell misleads where the model answers one class, lost one, or obeys without trigger.",
         "",
-        "## Attack success by attack, mean over seeds",
+        f"## Attack success by attack, mean over seeds{place}",
         "",
         *_grid(("attack", "benign", "victim", *order), [_by_attack(groups, attack, order) for attack in attacks]),
         "",
-        "## The true label back (RA), mean over seeds",
+        f"## The true label back (RA), mean over seeds{place}",
         "",
         *_grid(("attack", "benign", *order), [_by_attack(groups, attack, order, "ra") for attack in attacks]),
         "",
-        *_compared(defended, order),
+        *_compared(defended, order, place),
     ]
-    return "\n".join(lines).rstrip() + "\n"
 
 
 def _row(record: dict[str, Any]) -> Row:
@@ -147,7 +159,7 @@ def _by_attack(groups: Sequence[Group], attack: str, order: Sequence[str], numbe
     return cells
 
 
-def _compared(defended: Sequence[Group], order: Sequence[str]) -> list[str]:
+def _compared(defended: Sequence[Group], order: Sequence[str], place: str) -> list[str]:
     plain = {" ".join(filter(None, (group.defense, group.labels[5]))): group.defense for group in defended}
     body = [
         [
@@ -167,7 +179,7 @@ def _compared(defended: Sequence[Group], order: Sequence[str]) -> list[str]:
     if not body:
         return []
     how = "Wilcoxon's signed-rank test over attacks, each by its mean over the seeds that both have; Holm over all pairs."
-    return [f"## {order[0]} beside the others", "", how, "", *_grid(head, body)]
+    return [f"## {order[0]} beside the others{place}", "", how, "", *_grid(head, body)]
 
 
 def _grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:

@@ -104,3 +104,15 @@ def test_a_sweeps_page_by_hand(tmp_path: Path):
     assert "| a | 5.0 (5.0 to 5.0) | 100.0 (100.0 to 100.0) | 15.0 |" in text
     assert "| b | 5.0 (5.0 to 5.0) | 100.0 (100.0 to 100.0) | 45.0 |" in text
     assert "Victims: 4, accuracy 90.0 on average, attack success 100.0 to 100.0." in text
+
+
+def test_a_page_tells_budgets_and_settings_apart():
+    rows = sweeps.sweeps()["sweep_tabular"]
+    part = re.search(r"## Defenses\n\n(?:.*\n){2}((?:\|.*\n)+)", sweeps.page("sweep_tabular", rows))
+    assert part is not None
+    names = [line.split("|")[1].strip() for line in part[1].splitlines()]
+    assert {"FT 1 %", "FT 5 %"} <= set(names)
+    assert len(names) == len(set(names))
+    other = [{**row, "recipe": "adam_300"} for row in rows]
+    both = sweeps.page("sweep_tabular", [*rows, *other])
+    assert re.findall(r"## Defenses(.*)", both) == [" (adult, mlp, adam_30)", " (adult, mlp, adam_300)"]
