@@ -95,7 +95,9 @@ class WrappingCheck:
     def __str__(self) -> str:
         if self.best is None:
             return f"no usual way of handing over pictures is far better than guessing ({100 * self.chance:.0f} %)"
-        tail = "" if self.verdict == "fits" else f"; {len(self.alike)} other ways do about as well"
+        count = len(self.alike)
+        others = "another way does" if count == 1 else f"{count} other ways do"
+        tail = "" if self.verdict == "fits" else f"; {others} about as well"
         return f"{self.best.name}: accuracy {self.best.rate}{tail}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,6 +153,7 @@ def check_wrapping(
     choose = torch.randperm(len(few), generator=torch.Generator().manual_seed(0)) % 2 == 0
     counts = torch.bincount(few.y.cpu(), minlength=few.num_classes)
     tried = [_try(net, few, way, choose, run, logits) for way in _shapes(net, few, model, run, logits)]
+    tried = [tried[0], *(entry for entry in tried[1:] if tried[0][0].name != OWN or not _same(entry, tried[0]))]
     if all(entry[0].rate is None for entry in tried):
         raise InputError(f"the network takes these pictures in no usual way; the first reason: {tried[0][0].reason}")
     tried += [_reordered(entry, few, choose) for entry in tried if entry[0].rate is not None]
@@ -177,6 +180,11 @@ def _try(net: nn.Module, rows: Split, way: Way, choose: torch.Tensor, run: Run, 
         place = torch.tensor([rows.card.classes.index(name) for name in way.options["classes"]])
         out = torch.empty_like(out).index_copy_(1, place, out)
     return _counted(way, out, rows.y.cpu(), choose, out)
+
+
+def _same(a: _Tried, b: _Tried) -> bool:
+    """Whether two ways are one, by what the network returns."""
+    return a[3] is not None and b[3] is not None and torch.allclose(a[3], b[3], rtol=1e-4, atol=1e-5)
 
 
 def _counted(way: Way, out: torch.Tensor, y: torch.Tensor, choose: torch.Tensor, logits: torch.Tensor) -> _Tried:

@@ -124,3 +124,12 @@ def test_a_network_that_came_normalized_as_it_was_trained_is_as_given(trained, d
     result = th.check_wrapping(trained, digits.test, run=run)
     assert result.as_given
     assert any(way.name == "as it is wrapped" and way.rate.value > 0.8 for way in (result.best, *result.alike))
+
+
+def test_a_way_that_is_the_model_s_own_is_listed_once(trained, digits, run):
+    plain = th.adapt(usual(trained), card=digits.card)  # takes pixels from 0 to 1 as they are
+    result = th.check_wrapping(plain, digits.test, run=run)
+    assert (result.best.name, result.verdict) == ("as it is wrapped", "fits")
+    assert "pixels 0 to 1" not in [way.name for way in result.ways]
+    bare = th.check_wrapping(plain.net, digits.test, run=run)
+    assert bare.best.name == "pixels 0 to 1"
