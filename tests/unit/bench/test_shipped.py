@@ -67,6 +67,14 @@ def test_the_digits_matrix_has_every_repair_on_pictures_but_those_that_it_names(
     assert all(methods("repair")[name].title.split()[0] in line for name in absent)
 
 
+def test_the_zoo_has_every_attack_on_pictures_but_those_that_it_names() -> None:
+    path = SPECS / "zoo.yaml"
+    absent = {"group_trojan", "tabular_blend", "tabular_value"}
+    assert {entry.value.name for entry in read_spec(path).attacks} == set(methods("attack")) - absent
+    (line,) = (line for line in path.read_text().splitlines() if "Attacks left out" in line)
+    assert all(methods("attack")[name].title.split()[0] in line for name in absent)
+
+
 def test_the_population_has_fitted_and_fresh_networks_of_both_kinds() -> None:
     spec = read_spec(SPECS / "population.yaml")
     counts = Counter[tuple[str, bool]]()
