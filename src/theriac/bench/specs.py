@@ -19,7 +19,7 @@ from theriac.core.method import Method, create, methods
 from theriac.core.paths import as_path
 from theriac.core.ranges import Seed, check_fields
 from theriac.data import check_name, load
-from theriac.models import Builder, architectures
+from theriac.models import Builder, architecture
 from theriac.runs import Clean, Source
 from theriac.runs.job import method_facts, model_facts
 from theriac.training import Recipe, recipe
@@ -176,8 +176,14 @@ class _Reader:
             with self.marked.at():
                 raise InputError("data is missing; expected a name, such as data: digits")
         positive = self.top.get("positive")
+        title = self._text(self.top.get("name", name), ("name",))
+        if title.startswith(".") or any(c in title for c in "/\\:"):
+            with self.marked.at("name"):
+                raise InputError(
+                    f"name is {title!r}; expected one without / \\ : and no dot at its start: a folder is named so"
+                )
         made = Spec(
-            name=self._text(self.top.get("name", name), ("name",)),
+            name=title,
             **{key: self._read(key) for key in GROUP[1:]},
             precision=self._choice("precision", "auto", ("auto", "fp32", "bf16")),
             limits=self._limits(),
@@ -306,8 +312,10 @@ class _Reader:
         if item is None or isinstance(item, Builder):
             return [Entry("usual model" if item is None else item.name, item)]
         name, own, options = self._options("models", item, lambda k: True, "an architecture")
-        if name.lower() not in architectures():
-            raise unknown("architecture", name, architectures())
+        known = [option["name"] for option in architecture(name).options]
+        for key in options:
+            if key not in (*known, "as"):
+                raise unknown(f"option of {name.lower()}", key, known)
         label = options.pop("as", None) or _worded(name.lower(), {k: v for k, v in own.items() if k != "as"})
         return [Entry(self._text(label, (*where, "as")), Builder(name.lower(), options))]
 

@@ -91,6 +91,11 @@ FAULTS = {
     "data: {name: digits, disturbed: noise}\n": (1, "unknown disturbance 'noise'"),
     "data: {name: digits, classes: 1}\n": (1, "expected a whole number of at least 2"),
     "seeds: [0]\ndata:\n  - digits\n  - {name: digts, rows: 100}\n": (4, "did you mean 'digits'"),
+    "name: ../outside\ndata: digits\n": (1, "without /"),
+    "name: .hidden\ndata: digits\n": (1, "no dot at its start"),
+    "data:\n  - digits\n  - !!python/object/apply:os.system [ls]\n": (3, "python/object/apply:os.system' is not taken"),
+    "data: !mine digits\n": (1, "'!mine' is not taken"),
+    "data: digits\nmodels: {name: preact_resnet18, widht: 3}\n": (2, "did you mean 'width'"),
     "data: {name: digits, test_rows: 0}\n": (1, "test_rows"),
     "data: digits\nrecipes: {name: fast_1, augment: {flips: true}}\n": (2, "flips"),
 }
