@@ -6,7 +6,7 @@ from pathlib import Path
 
 from table import RESULTS, tables
 
-from result_tables import age, attacks, debias, file_scan, leaderboard, population, repairs, rows, sweeps, training
+from result_tables import age, attacks, debias, file_scan, leaderboard, lengths, population, repairs, rows, sweeps, training
 from result_tables.reading import attack_plans, repair_plans
 from theriac.core.method import Method
 
@@ -37,5 +37,7 @@ def pages(results: Path = RESULTS) -> dict[Path, str]:
     if "rows" in tables(results):
         texts["rows"] = rows.page(results)
     texts |= {name: sweeps.page(name, kept) for name, kept in sweeps.sweeps(results).items()}
+    if lengths.NAME in tables(results):
+        texts["lengths"] = lengths.page(results)
     texts["leaderboard"] = leaderboard.page(results)
     return {results / f"{plan}.md": text for plan, text in texts.items()}

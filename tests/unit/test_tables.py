@@ -15,7 +15,7 @@ from theriac.core.errors import InputError
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from keep_sweep import portable
-from result_tables import sweeps
+from result_tables import lengths, sweeps
 from table import FIELDS, Table, tables
 
 ABOUT = {"command": "a test", "machine": {}}
@@ -116,3 +116,24 @@ def test_a_page_tells_budgets_and_settings_apart():
     other = [{**row, "recipe": "adam_300"} for row in rows]
     both = sweeps.page("sweep_tabular", [*rows, *other])
     assert re.findall(r"## Defenses(.*)", both) == [" (adult, mlp, adam_30)", " (adult, mlp, adam_300)"]
+
+
+def test_a_short_form_is_fast_only_where_it_reaches_the_same_in_a_fifth_of_the_time():
+    def rows(acc: float, asr: list[float], seconds: float) -> list[dict[str, object]]:
+        return [
+            {"attack": "a", "seed": k, "defense": "", "acc": acc, "asr": value, "cpu_seconds": seconds}
+            for k, value in enumerate(asr)
+        ]
+
+    long = rows(0.90, [0.10, 0.20, 0.30], 50.0)
+    same = lengths.compared("x", rows(0.905, [0.105, 0.205, 0.305], 10.0), long)
+    assert same is not None
+    assert (same.same, same.time, same.verdict) == (True, 0.2, "fast")
+    assert same.changes["asr"] == pytest.approx([0.005] * 3)
+    slow = lengths.compared("x", rows(0.905, [0.105, 0.205, 0.305], 10.1), long)
+    assert slow is not None
+    assert slow.verdict == "the same, but not in a fifth of the time"
+    other = lengths.compared("x", rows(0.90, [0.15, 0.26, 0.35], 1.0), long)  # 5 points more, with little spread
+    assert other is not None
+    assert other.verdict == "another result"
+    assert lengths.compared("x", long[:1], long) is None
