@@ -149,8 +149,8 @@ class Auto(Repair):
     @classmethod
     @preset
     def fast(cls) -> Auto:
-        """Ours: half of the length first; not tuned."""
-        return cls(candidates=("antidote:fast", "antidote"))
+        """Ours: one candidate, and one round of planting."""
+        return cls(candidates=("antidote",), rounds=1)
 
     def inside(self) -> tuple[Repair, ...]:
         """The candidates, whose versions are part of every key."""
