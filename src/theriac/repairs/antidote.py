@@ -101,10 +101,7 @@ class Antidote(Repair):
 
         def stamp(batch: Batch) -> None:
             if batch.epoch < dosed_epochs:
-                rows = self.dosed(len(batch.x)).to(batch.x.device)
-                batch.x = batch.x.index_copy(
-                    0, rows, kinds.mixture(batch.x[rows], drawn, run.generator("method", "antidote", batch.step))
-                )
+                batch.x = kinds.dosed(batch.x, self.dose, drawn, run.generator("method", "antidote", batch.step))
 
         answers = self._answers(model, clean, run) if self.soft else None
 
@@ -118,14 +115,6 @@ class Antidote(Repair):
             return loss, {"accuracy": (logits.argmax(1) == batch.y).float().mean()}
 
         return loop(model, clean, run, recipe, step=step, after_augment=stamp, label="antidote", about=self)
-
-    def dosed(self, rows: int) -> torch.Tensor:
-        """Places of the rows of a batch that are stamped: ``floor(dose x rows)`` of them, evenly spread, int64.
-
-        The order of a batch is random already; spread evenly, each rank of a parallel training gets its share.
-        """
-        at = torch.arange(rows, dtype=torch.float64)
-        return torch.nonzero(((at + 1) * self.dose + 1e-9).floor() > (at * self.dose + 1e-9).floor())[:, 0]
 
     def _answers(self, model: nn.Module, clean: Split, run: Run) -> torch.Tensor:
         """What the given model says of each unstamped, unaugmented row, as probabilities (N, K)."""

@@ -252,6 +252,28 @@ def mixture(x: torch.Tensor, families: Sequence[Family], draw: torch.Generator) 
     return out
 
 
+def spread(rows: int, share: float) -> torch.Tensor:
+    """Places of ``floor(share x rows)`` rows of a batch, evenly spread, int64.
+
+    The order of a batch is random already; spread evenly, each rank of a parallel training gets its share.
+    """
+    at = torch.arange(rows, dtype=torch.float64)
+    return torch.nonzero(((at + 1) * share + 1e-9).floor() > (at * share + 1e-9).floor())[:, 0]
+
+
+def dosed(x: torch.Tensor, share: float, families: Sequence[Family], draw: torch.Generator) -> torch.Tensor:
+    """A copy of a batch in which a share of the rows, evenly spread, is stamped by :func:`mixture`.
+
+    Args:
+        x: Rows, as the families take them.
+        share: In [0, 1].
+        families: As :func:`mixture` takes them.
+        draw: CPU generator.
+    """
+    rows = spread(len(x), share).to(x.device)
+    return x.index_copy(0, rows, mixture(x[rows], families, draw))
+
+
 def _uniform(shape: tuple[int, ...], low: float, high: float, draw: torch.Generator) -> torch.Tensor:
     return low + (high - low) * torch.rand(shape, generator=draw)
 

@@ -15,6 +15,7 @@ from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.repairs import Antidote, antidote
 from theriac.training import Batch
+from theriac.triggers.families import spread
 
 
 def make_run(seed: int = 0) -> Run:
@@ -44,7 +45,7 @@ def caught(monkeypatch: pytest.MonkeyPatch) -> Caught:
 
 @pytest.mark.parametrize(("rows", "dose", "count"), [(64, 0.6, 38), (10, 0.6, 6), (5, 1.0, 5), (3, 0.1, 0), (20, 0.05, 1)])
 def test_the_dose_is_a_share_and_spread_evenly(rows: int, dose: float, count: int) -> None:
-    at = Antidote(dose=dose).dosed(rows)
+    at = spread(rows, dose)
     assert len(at) == count
     for size in (2, 4):  # each rank's half or quarter of a batch gets its share, give or take one row
         parts = [int(((at >= k * rows / size) & (at < (k + 1) * rows / size)).sum()) for k in range(size)]
@@ -58,7 +59,7 @@ def test_only_dosed_rows_change_and_labels_stay_true(caught: Caught, digits: Dat
     batch = caught.batch(x, y)
     changed = (batch.x != x).flatten(1).any(1)
     dosed = torch.zeros(40, dtype=torch.bool)
-    dosed[method.dosed(40)] = True
+    dosed[spread(40, method.dose)] = True
     assert not bool((changed & ~dosed).any())
     assert int(changed.sum()) >= 18  # of 20; a black square on black changes nothing
     assert torch.equal(batch.y, y)

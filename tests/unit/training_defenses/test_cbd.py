@@ -26,6 +26,7 @@ from theriac.training_defenses.cbd import biased as _biased
 from theriac.training_defenses.cbd.biased import gce, judge, losses
 from theriac.training_defenses.cbd.critic import Adversary, Critic, contrast, root_of_norm, spectral_norm
 from theriac.training_defenses.cbd.stage2 import Biased, RowLosses, pair
+from theriac.triggers import families
 
 LN2 = math.log(2)
 
@@ -217,7 +218,7 @@ def test_cutout_is_sized_to_the_pictures():
 
 def test_presets_and_registry():
     assert methods("training")["cbd"] is CBD
-    assert CBD.presets() == ("official", "official_mi", "ours_robust_fb", "paper", "to_target")
+    assert CBD.presets() == ("dosed", "official", "official_mi", "ours_robust_fb", "paper", "to_target")
     assert CBD() == CBD.official()
     for name in CBD.presets():
         method = create("training", f"cbd:{name}")
@@ -402,8 +403,32 @@ def test_the_cache_changes_the_method_where_views_differ(small):
     assert not torch.allclose(state(fit(quick(), moving)), state(fit(quick(cached=True), moving)), rtol=1e-3)
 
 
+def test_doses_are_for_the_second_network_alone(small, monkeypatch):
+    plain = small.replace(card=small.card.replace(augment=Augment()))
+    came: dict[str, list[torch.Tensor]] = {"biased": [], "dosed": []}
+
+    def judged(self, x, y, position):
+        came["biased"].append(x.clone())
+        return x.new_ones(len(x)), x.new_zeros(len(x), 0)
+
+    def blank(x, share, families, draw):
+        came["dosed"].append(x.clone())
+        assert share == 0.5
+        assert len(families) == 6
+        return torch.zeros_like(x)
+
+    monkeypatch.setattr(Biased, "__call__", judged)
+    undosed = fit(quick(), plain)
+    monkeypatch.setattr(families, "dosed", blank)
+    blind = fit(quick(dose=0.5), plain)
+    assert len(came["dosed"]) == 6  # two epochs of three batches
+    assert all(torch.equal(a, b) for a, b in zip(came["biased"][6:], came["dosed"], strict=True))
+    assert not torch.allclose(state(undosed), state(blind))
+    assert float(blind.body[1].running_mean.abs().max()) < float(undosed.body[1].running_mean.abs().max())  # it saw zeros only
+
+
 @pytest.mark.parametrize(
-    "options", [{}, {"mi": 0.01, "alternate": "epoch", "critic_norm": "root"}, {"class_norm": True, "mi": 0.1}]
+    "options", [{}, {"mi": 0.01, "alternate": "epoch", "critic_norm": "root"}, {"class_norm": True, "mi": 0.1}, {"dose": 0.5}]
 )
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(small, tmp_path, monkeypatch, options):
     from theriac.training import checkpoint

@@ -23,6 +23,7 @@ from theriac.training_defenses.base import TrainingDefense
 from theriac.training_defenses.cbd.biased import gce, judge, outputs, train_biased, wide
 from theriac.training_defenses.cbd.critic import Adversary, critic_pass
 from theriac.training_defenses.cbd.stage2 import Biased, RowLosses, first_rows, pair
+from theriac.triggers import families as kinds
 
 STARVED = 0.05  # ours: mean raw weight of a label under which its accuracy fell to nearly nothing on digits
 FEW = 20  # ours: rows of a class; with fewer, its accuracy is too uncertain
@@ -96,6 +97,7 @@ class CBD(TrainingDefense):
     biased_loss: Literal["ce", "gce"] = "ce"  # "gce" is ours
     q: Share = 0.7  # of gce; LfF's value (grade R)
     class_norm: bool = False  # ours, after LfF: losses divided by the largest of their class before the weight is formed
+    dose: Fraction = 0.0  # ours: share of f_C's rows with a random trigger and their given label, as Antidote doses; code: 0
     cached: bool = False  # ours: CE_B once, of rows without augmentation; a trigger cropped out of a view keeps its low weight
     layer: str | None = None  # whose input is the embedding; None = the last linear layer
 
@@ -128,6 +130,12 @@ class CBD(TrainingDefense):
     def ours_robust_fb(cls) -> CBD:
         """Ours: `official` with generalized cross-entropy for f_B, which learns more slowly (digits; one seed of CIFAR-10)."""
         return cls(biased_loss="gce")
+
+    @classmethod
+    @preset
+    def dosed(cls) -> CBD:
+        """Ours: `to_target` with Antidote's random triggers on 60 % of the rows of stage 2."""
+        return cls(stage1_target=0.12, stage1_until="healthy", dose=0.6)
 
     def recipe(self, card: Card) -> Recipe:
         """Stage 2 as a training recipe; plain training with it is the baseline to compare with."""
@@ -183,6 +191,7 @@ class CBD(TrainingDefense):
         biased = Biased(f_b, split, run, embeds=embeds, layer=self.layer, cached=self.cached)
         adversary = self._adversary(biased.hidden, run) if self.mi else None
         row_losses = RowLosses(split, run.device, self.epochs if run.folder is not None else 0)
+        doses = [kinds.Columns.of(split)] if split.is_table else list(kinds.IMAGES.values())
         opened = -1  # the epoch whose critic pass is done
 
         def both(net: nn.Module, x: torch.Tensor, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -203,7 +212,10 @@ class CBD(TrainingDefense):
                 critic_pass(adversary, embed, split, run, policy, self.batch_size, batch.epoch)
                 opened = batch.epoch
             ce_b, r = biased(batch.x, batch.y, batch.position)
-            logits, z = both(net, batch.x, r)
+            x = batch.x  # f_B judges what came, so a dose does not change a row's weight by itself
+            if self.dose:
+                x = kinds.dosed(x, self.dose, doses, run.generator("method", "cbd-doses", batch.step))
+            logits, z = both(net, x, r)
             ce_c = F.cross_entropy(wide(logits), batch.y, reduction="none")
             row_losses.note(batch, ce_b, ce_c)
             if self.class_norm:
