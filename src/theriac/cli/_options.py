@@ -14,8 +14,9 @@ from theriac.core.errors import InputError, shortened
 from theriac.core.progress import silence
 from theriac.core.text import shorten
 
-# defaults, and the only methods that commands name; the second repairs where the first can't judge
-REPAIR, UNJUDGED, DEBIASING, EXAMPLE_ATTACK = "auto", "antidote", "dwb", "badnets"
+# defaults, and the only methods that commands name; the second and third repair where the first can't judge
+REPAIR, UNJUDGED, UNJUDGED_TABLE = "auto", "antidote", "antidote:table"
+DEBIASING, EXAMPLE_ATTACK = "dwb", "badnets"
 _DATA, _METHOD, _RUN = "Data", "Method", "Run"
 
 

@@ -108,6 +108,7 @@ def repair(
     if planted is None:
         _show.tell("the attack is not known here, so only clean accuracy was measured (--attack names one)")
     if outcome["status"] == "abstained" and method == opt.REPAIR:
-        _show.tell(f"the same command with --method {opt.UNJUDGED} repairs it and judges nothing")
+        other = opt.UNJUDGED if opened.data.card.kind == "image" else opt.UNJUDGED_TABLE
+        _show.tell(f"the same command with --method {other} repairs it and judges nothing")
     _show.saved(record.folder)
     _show.following("report", str(record.folder))

@@ -126,11 +126,13 @@ def test_tables_get_columns_set(caught: Caught) -> None:
     columns = (Column(name="a"), Column(name="b"), Column(name="c", kind="categorical", categories=("x", "y")))
     x = torch.cat([torch.randn(40, 2, generator=draw), torch.randint(0, 2, (40, 1), generator=draw).float()], 1)
     clean = Split(x, (x[:, 0] > 0).long(), card=Card(name="t", kind="table", classes=("no", "yes"), columns=columns))
-    Antidote(dose=0.5).repair(nn.Linear(3, 2), clean, make_run())
+    Antidote.table().replace(dose=0.5).repair(nn.Linear(3, 2), clean, make_run())
     batch = caught.batch(x, clean.y)
     assert 10 <= int((batch.x != x).any(1).sum()) <= 20
     assert set(batch.x[:, 2].tolist()) <= {0.0, 1.0}
     assert torch.equal(batch.y, clean.y)
+    with pytest.warns(UserWarning, match=r"lr is 0.1, a step size for pictures.*antidote:table takes 0.001"):
+        Antidote().repair(nn.Linear(3, 2), clean, make_run())
 
 
 @pytest.mark.parametrize(
