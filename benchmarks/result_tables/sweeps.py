@@ -50,10 +50,13 @@ def _setting(rows: Sequence[Row], place: str) -> list[str]:
     groups = grouped(rows)
     defended = [group for group in groups if group.role == "defended"]
     attacks = list(dict.fromkeys(row["attack"] for row in rows if row["role"] == "victim"))
-    order = sorted({group.defense for group in defended}, key=lambda defense: (_worst(defended, defense)[0], defense))
+    misleads = {d: _misleading(defended, d) for d in {group.defense for group in defended}}
+    order = sorted(misleads, key=lambda d: (2 * misleads[d][0] > misleads[d][1], _worst(defended, d)[0], d))
+    hollow = [f"{d} ({count} of {cells})" for d in order if 2 * (count := misleads[d][0]) > (cells := misleads[d][1])]
     return [
         f"## Defenses{place}",
         "",
+        *([f"**Misleading in most of their cells, and last for it: {', '.join(hollow)}.**", ""] if hollow else []),
         *_grid(
             (
                 *("defense", "seeds", "mean ASR", "worst ASR", "at", "worst excess", "at"),
@@ -90,6 +93,12 @@ def _worst(groups: Sequence[Group], defense: str) -> tuple[float, str]:
         (row["asr"], f"{row['attack']}, seed {row['seed']}") for g in _of(groups, defense) for row in g.done if row["attack"]
     ]
     return max(((share, place) for share, place in cells if share is not None), default=(0.0, ""))
+
+
+def _misleading(groups: Sequence[Group], defense: str) -> tuple[int, int]:
+    """Cells in which the model answers one class, lost one, or obeys without a trigger; and all cells."""
+    rows = [row for group in _of(groups, defense) for row in group.done if row["attack"]]
+    return sum(bool(row["degenerate"]) for row in rows), len(rows)
 
 
 def _excess(rows: Sequence[Row], groups: Sequence[Group], defense: str) -> tuple[float | None, str]:
@@ -135,7 +144,7 @@ def _line(defended: Sequence[Group], groups: Sequence[Group], defense: str) -> l
         excess_place,
         "" if cost is None else f"{100 * cost:+.1f}",
         _share(_mean([row["ra"] for row in rows])),
-        f"{sum(bool(row['degenerate']) for row in rows)} of {len(rows)}",
+        "{} of {}".format(*_misleading(defended, defense)),
         f"{_mean([row['cpu_seconds'] for row in rows]) or 0:.0f}",
     ]
 

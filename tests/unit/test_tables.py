@@ -95,14 +95,21 @@ def test_a_sweeps_page_by_hand(tmp_path: Path):
         more = {"degenerate": "It answers one class."} if asr == 0.6 else {}
         fixed = {"role": "defended", "defense": "fix", "clean": "5 %", "asr": asr, "acc": 0.88, "ra": 0.5, "cpu_seconds": 2.0}
         table.put(f"{attack}{seed}d", {**about, **fixed, **more, "job": "2"})
+        empty = fixed | {
+            "defense": "empty",
+            "asr": 0.0,
+            "degenerate": "It answers one class." if (attack, seed) != ("a", 0) else "",
+        }
+        table.put(f"{attack}{seed}e", {**about, **empty, "job": "5"})
         table.put(f"{attack}{seed}j", {**about, "role": "judged", "defense": "none", "clean": "", "asr": 0.05, "job": "3"})
         control = {"role": "judged defended", "defense": "fix", "clean": "5 %", "asr": 0.02 if seed else 0.01}
         table.put(f"{attack}{seed}c", {**about, **control, "job": "4"})
     (name, rows), *_ = sweeps.sweeps(tmp_path).items()
     text = sweeps.page(name, rows)
     assert "| fix | 0, 1 | 30.0 | 60.0 | b, seed 1 | +58.0 | b, seed 1 | -2.0 | 50.0 | 1 of 4 | 2 |" in text
-    assert "| a | 5.0 (5.0 to 5.0) | 100.0 (100.0 to 100.0) | 15.0 |" in text
-    assert "| b | 5.0 (5.0 to 5.0) | 100.0 (100.0 to 100.0) | 45.0 |" in text
+    assert "| a | 5.0 (5.0 to 5.0) | 100.0 (100.0 to 100.0) | 15.0 | 0.0 |" in text  # the empty one last, for all its zeros
+    assert "| b | 5.0 (5.0 to 5.0) | 100.0 (100.0 to 100.0) | 45.0 | 0.0 |" in text
+    assert "**Misleading in most of their cells, and last for it: empty (3 of 4).**" in text
     assert "Victims: 4, accuracy 90.0 on average, attack success 100.0 to 100.0." in text
 
 
