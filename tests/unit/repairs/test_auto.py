@@ -135,15 +135,35 @@ def test_trials_take_few_of_many_rows(digits, trained, monkeypatch):
     seen: list[int] = []
 
     def trial(method: Auto, name: str, model: Any, proxied: Any, hard: Any, fit: Any, held: Any, *others: Any) -> None:
-        both = torch.cat([fit.index, held.index])
+        whole, part = fit
+        both = torch.cat([whole.index, held.index])
         assert len(both.unique()) == len(both)  # none judges that repaired
-        seen.extend([len(fit), len(held), int(fit.count().min())])
+        seen.extend([len(whole), len(part), len(held), int(part.count().min())])
         raise EnoughError
 
     monkeypatch.setattr(Auto, "_trial", trial)
-    with pytest.raises(EnoughError):
-        dataclasses.replace(SHORT, judging_rows=80, plant_steps=2, tuning_steps=3).repair(trained, rows, fresh)
-    assert seen == [80, 80, 8]
+    few = dataclasses.replace(SHORT, judging_rows=80, plant_steps=2, tuning_steps=3)
+    for method in (few, dataclasses.replace(few, again=False)):
+        with pytest.raises(EnoughError):
+            method.repair(trained, rows, fresh)
+    assert seen == [80, 80, 80, 8, len(rows) - 80, 80, 80, 8]
+
+
+def test_without_another_repair_the_model_that_was_judged_is_returned(digits, victim, monkeypatch):
+    rows = digits.train.sample(0.2, seed=3, stratified=True)
+    fixed: list[nn.Module] = []
+    real = Auto._trial
+
+    def trial(*args: Any) -> Any:
+        result, model = real(*args)
+        fixed.append(model)
+        return result, model
+
+    monkeypatch.setattr(Auto, "_trial", trial)
+    run = th.Run(seed=2, **PLAIN)
+    quick = dataclasses.replace(SHORT, candidates=("antidote:fast",), again=False, plant_steps=5, accept=1.0, cost=1.0)
+    assert quick.repair(victim, rows, run) is fixed[0]
+    assert run.outcome.status == "repaired"
 
 
 def test_too_few_rows_and_tables_are_said(digits, trained, run):

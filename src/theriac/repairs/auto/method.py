@@ -77,7 +77,8 @@ class Auto(Repair):
     does unplanted; where intervals overlap, the more accurate one. If that success is above ``accept``, it abstains and the
     model stays as it is. Candidates are tried in order, and unless ``thorough`` the first one that passes ends the trials. The
     one taken then repairs the model again with all clean rows, those that judged it among them: its trial is about a repair
-    with three quarters of the rows, and with ``judging_rows`` at most. ``run.outcome.figures`` holds all trials.
+    with three quarters of the rows, and with ``judging_rows`` at most. With ``again=False`` it keeps the model that was judged,
+    which all rows but the held-back ones repaired. ``run.outcome.figures`` holds all trials.
 
     Which proxies count: those that the copy obeys on at least ``planted`` of the held-back rows and of which fine-tuning leaves
     at least ``hard``. A kind that the model can't learn, as fine tones on tiny pictures, proves nothing about a repair; it is
@@ -125,6 +126,7 @@ class Auto(Repair):
     planted: Fraction = 0.8  # a kind that the copy obeys less is left out; ours
     accept: Fraction = 0.1  # most success of the worst proxy, beyond that unplanted, of a model that is called repaired; ours
     thorough: bool = False  # try every candidate, and take the most accurate of those that can't be told apart; ours
+    again: bool = True  # repair once more with all clean rows, those that judged among them; ours
     cost: Fraction = 0.05  # most accuracy that may be lost on the held-back rows, chance aside; ours
 
     def __post_init__(self) -> None:
@@ -149,8 +151,8 @@ class Auto(Repair):
     @classmethod
     @preset
     def fast(cls) -> Auto:
-        """Ours: one candidate, and one round of planting."""
-        return cls(candidates=("antidote",), rounds=1)
+        """Ours: one candidate, one round of planting, and no second repair of the model."""
+        return cls(candidates=("antidote",), rounds=1, again=False)
 
     def inside(self) -> tuple[Repair, ...]:
         """The candidates, whose versions are part of every key."""
@@ -165,9 +167,8 @@ class Auto(Repair):
             least = round(LEAST_HELD / min(self.held_back, 1 - self.held_back + 1e-9))
             return self._abstain(model, run, f"{len(clean)} clean rows are too few to judge by; it needs {least}")
         seed = run.stream_seed("method", "auto-held")
-        held, fit = clean.cut(share, seed=seed, stratified=True)
-        if len(fit) > self.judging_rows:
-            fit = fit.sample(self.judging_rows, seed=seed, stratified=True)
+        held, rest = clean.cut(share, seed=seed, stratified=True)
+        fit = rest if len(rest) <= self.judging_rows else rest.sample(self.judging_rows, seed=seed, stratified=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of repairs of copies; what matters is in the figures
             proxies, proxied, obeyed, left = self._planted(model, fit, held, run)
@@ -184,8 +185,14 @@ class Auto(Repair):
                 return self._abstain(model, run, f"{reason}; more clean rows would help", shares)
             before, base = _counts(model, held, run), success(model, hard, held, run)
             trials: list[Trial] = []
+            judged: dict[str, nn.Module] = {}
             for name in run.each("trying repairs", self.candidates, len(self.candidates)):
-                trials.append(self._trial(name, model, proxied, hard, fit, held, before, base, run))
+                result, fixed = self._trial(
+                    name, model, proxied, hard, (fit if self.again else rest, fit), held, before, base, run
+                )
+                trials.append(result)
+                if not self.again:
+                    judged[name] = fixed
                 trial, reason = choose(trials, _rate(before), accept=self.accept, cost=self.cost)
                 if trial is not None and not self.thorough:
                     break
@@ -199,11 +206,12 @@ class Auto(Repair):
         }
         if trial is None:
             return self._abstain(model, run, reason, figures)
-        chosen, own = create("repair", trial.name), _apart(run, "chosen")
-        fixed: nn.Module = chosen.repair(model, clean if chosen.needs.takes("clean_rows") else None, own)
+        if self.again:
+            chosen, own = create("repair", trial.name), _apart(run, "chosen")
+            judged[trial.name] = chosen.repair(model, clean if chosen.needs.takes("clean_rows") else None, own)
         run.outcome = Outcome(status="repaired", basis=reason, figures={"chosen": trial.name, **figures})
         run.event("auto", chosen=trial.name, summary=reason)
-        return fixed
+        return judged[trial.name]
 
     def _planted(
         self, model: nn.Module, fit: Split, held: Split, run: Run
@@ -232,22 +240,23 @@ class Auto(Repair):
         model: nn.Module,
         proxied: nn.Module,
         proxies: list[Proxy],
-        fit: Split,
+        fit: tuple[Split, Split],
         held: Split,
         before: Sequence[ClassCount],
         base: Mapping[str, Rate],
         run: Run,
-    ) -> Trial:
+    ) -> tuple[Trial, nn.Module]:
+        """The result of one candidate, and the model that it repaired; ``fit`` are the rows for the model and for the copy."""
         candidate, own = create("repair", name), _apart(run, "repair", name)
-        rows = fit if candidate.needs.takes("clean_rows") else None
-        fixed = candidate.repair(model, rows, own)
-        trial = candidate.repair(proxied, rows, _apart(run, "proxied", name))
+        rows = fit if candidate.needs.takes("clean_rows") else (None, None)
+        fixed: nn.Module = candidate.repair(model, rows[0], own)
+        trial = candidate.repair(proxied, rows[1], _apart(run, "proxied", name))
         after = _counts(fixed, held, run)
         fell = tuple(old.name for old, _ in fallen(before, after))
         outcome = "repaired" if own.outcome is None else own.outcome.status
         unplanted = success(fixed, proxies, held, run)
         control = {kind: max(rate, unplanted[kind], key=lambda r: r.value) for kind, rate in base.items()}
-        return Trial(name, success(trial, proxies, held, run), _rate(after), fell, outcome, control)
+        return Trial(name, success(trial, proxies, held, run), _rate(after), fell, outcome, control), fixed
 
     def _abstain(self, model: nn.Module, run: Run, reason: str, figures: Mapping[str, Any] | None = None) -> nn.Module:
         warnings.warn(f"Auto leaves the model as it is: {reason}", stacklevel=3)
