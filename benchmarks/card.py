@@ -18,7 +18,6 @@ import argparse
 import functools
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -77,14 +76,14 @@ def training_rates(
 
 
 def sweep(spec: Path, store: Path, device: str, seconds: float) -> dict[str, Any]:
-    """Run a sweep for so many seconds at most, as somebody would who stops it with Ctrl-C."""
+    """Run a sweep for so many seconds at most, and stop it so that the same command goes on with it."""
     words = [sys.executable, "-m", "theriac", "bench", str(spec), "--store", str(store), "--device", device]
     began = time.monotonic()
     process = subprocess.Popen(words, start_new_session=True)
     try:
         code = process.wait(timeout=max(1.0, seconds - SETTLING))
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # which ends it as Ctrl-C does, also where this runs in the background and Ctrl-C is ignored
         try:
             code = process.wait(timeout=SETTLING)
         except subprocess.TimeoutExpired:  # what was finished is in the store

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
@@ -114,17 +117,19 @@ class Worker:
 
     def _do(self, node: Node, home: Path, events: JobEvents) -> Answer:
         cost = _Cost(self.settings.device)
+        came: list[int] = []
         try:
-            with _silent():
-                result, picture = self._judged(node) if node.kind == "judge" else self._executed(node, events)
-            files = self.store.keep(home) if node.kind != "judge" else []
-            self.store.done(node.key, result, facts=cost.facts(self._run(node), result), files=files, picture=picture)
+            with _interrupts(came):
+                with _silent():
+                    result, picture = self._judged(node) if node.kind == "judge" else self._executed(node, events)
+                files = self.store.keep(home) if node.kind != "judge" else []
+                self.store.done(node.key, result, facts=cost.facts(self._run(node), result), files=files, picture=picture)
         except (BusyError, DiskFullError, StoppedError, KeyboardInterrupt) as error:
             full = isinstance(error, DiskFullError) or "disk is full" in str(error)
             return Answer(node.key, "busy" if isinstance(error, BusyError) else "full" if full else "stopped", str(error))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            if "KeyboardInterrupt" in reason:  # it came inside of a library, which made an error of its own of it
+            if came or "KeyboardInterrupt" in reason:  # Ctrl-C inside of a library, which made an error of its own of it
                 return Answer(node.key, "stopped", reason)
             self.store.failed(node.key, reason, traceback.format_exc(), cost.facts(self._run(node), {}))
             return Answer(node.key, "failed", reason)
@@ -249,6 +254,27 @@ def _peak() -> float | None:
     except ImportError:  # pragma: no cover - not on this system
         return None
     return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@contextlib.contextmanager
+def _interrupts(came: list[int]) -> Iterator[None]:
+    """Note interrupts beside raising them: compiled code that calls Python may turn the exception into any other."""
+    if threading.current_thread() is not threading.main_thread():  # no other thread may set handlers
+        yield
+        return
+    raising = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is signal.default_int_handler]
+
+    def noted(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
+    for number in raising:
+        signal.signal(number, noted)
+    try:
+        yield
+    finally:
+        for number in raising:
+            signal.signal(number, signal.default_int_handler)
 
 
 @contextlib.contextmanager
