@@ -87,24 +87,15 @@ Rows = Annotated[
         show_default="all",
     ),
 ]
-Repair = Annotated[
-    str,
-    typer.Option(
-        "--method",
-        help="NAME or NAME:PRESET; see theriac list repairs.",
-        rich_help_panel=_METHOD,
-        autocompletion=names("repairs"),
-    ),
-]
-Debiasing = Annotated[
-    str,
-    typer.Option(
-        "--method",
-        help="NAME or NAME:PRESET; see theriac list debiasing.",
-        rich_help_panel=_METHOD,
-        autocompletion=names("debiasing"),
-    ),
-]
+
+
+def _method(topic: str) -> Any:
+    help_text = f"NAME or NAME:PRESET; see theriac list {topic}."
+    return typer.Option("--method", help=help_text, rich_help_panel=_METHOD, autocompletion=names(topic))
+
+
+Repair = Annotated[str, _method("repairs")]
+Debiasing = Annotated[str, _method("debiasing")]
 MethodOption = Annotated[
     list[str] | None, typer.Option("--option", help="KEY=VALUE of the method.", rich_help_panel=_METHOD, show_default=False)
 ]
