@@ -182,10 +182,10 @@ class Run:
             return
         before = read_bytes(path, _EVENTS).decode("utf-8", "replace").splitlines()
         lines = [line for line in before if not stale(_parsed(line))]
-        write_atomically(path, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
         if after or len(lines) < len(before):  # else it is the first start
-            for sink in self.sinks:
+            for sink in self.sinks:  # before the file: killed in between, the next start finds the lines and tells them again
                 sink.forget(name, after)
+        write_atomically(path, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """The recorded events of one name, in order."""

@@ -45,6 +45,25 @@ def test_epochs_that_come_again_are_announced(tmp_path: Path) -> None:
     assert told == [("train", 1), ("forget", 0), ("train", 1)]
 
 
+def test_a_kill_while_epochs_are_forgotten_loses_no_announcement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "all.jsonl"
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for stop in (None, killed, None):  # the second start is killed between the stream and the folder's own file
+        run = Run(quiet=True, folder=tmp_path / "run", sinks=[JsonLines(path)])
+        if stop is not None:
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr("theriac.core.run.write_atomically", stop)
+                run.forget("train", 0)
+            continue
+        run.forget("train", 0)
+        run.event("train", epoch=1)
+    told = [(line["event"], line.get("epoch", line.get("after"))) for line in lines(path)]
+    assert told == [("train", 1), ("forget", 0), ("forget", 0), ("train", 1)]
+
+
 def test_a_file_that_cannot_be_written_costs_no_work(tmp_path: Path) -> None:
     run = Run(quiet=True, sinks=[JsonLines(tmp_path)])
     with pytest.warns(UserWarning, match="events can't be written"):
