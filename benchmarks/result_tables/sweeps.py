@@ -29,7 +29,10 @@ def page(name: str, rows: Sequence[Row]) -> str:
         rows = [{**row, "defense": " ".join(filter(None, (row["defense"], row["clean"])))} for row in rows]
     settings: dict[str, list[Row]] = {}
     for row in rows:
-        settings.setdefault(f"{row['data']}, {row['model']}, {row['recipe']}", []).append(row)
+        place = f"{row['data']}, {row['model']}"
+        own = dict.fromkeys(r["recipe"] for r in rows if r["recipe"] and (r["data"], r["model"]) == (row["data"], row["model"]))
+        for recipe in [row["recipe"]] if row["recipe"] else own:  # a training defense has none: it stands beside every victim
+            settings.setdefault(f"{place}, {recipe}", []).append(row)
     drawn = f", clean rows {' and '.join(clean)}" if clean else ""
     lines = [
         f"# {name.removeprefix('sweep_').replace('_', ' ').capitalize()}",
