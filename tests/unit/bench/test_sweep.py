@@ -141,10 +141,14 @@ def test_what_stops_everything_leaves_a_store_that_goes_on(
                 signal.raise_signal(signal.SIGINT)
         raise error
 
-    with monkeypatch.context() as patch:
-        patch.setattr(FT, "_repair", stop)
-        with pytest.raises(raised):
-            run(spec_of(people), tmp_path, quiet=True)
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run in the background, where Ctrl-C is ignored
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(FT, "_repair", stop)
+            with pytest.raises(raised):
+                run(spec_of(people), tmp_path, quiet=True)
+    finally:
+        signal.signal(signal.SIGINT, usual)
     sweep = run(spec_of(people), tmp_path, quiet=True)
     assert sweep.done == 12
     assert 0 < sweep.made < 12
