@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import clocked, copy_rate, operations
+from timing import clocked, copy_rate, matmul_rate, operations
 
 import theriac as th
 from theriac.core.run import Run
@@ -49,12 +49,8 @@ SETTLING = 20.0  # seconds that a stopped sweep is given to write its last resul
 
 def rates(run: Run) -> dict[str, Any]:
     """What the device could do at best: operations a second at the run's precision, and bytes a second of a copy."""
-    device = run.device
-    size = 8192 if device.type == "cuda" else 512
-    a = torch.randn(size, size, device=device, dtype=run.dtype)
-    a @ a  # the first one loads what the others use
-    product = min(clocked(lambda: a @ a, device) for _ in range(5))
-    return {"what": "rates", "matmul_tflops": 2e-12 * size**3 / product, "copy_gbytes": copy_rate(device) / 1e9}
+    product, copied = matmul_rate(run.device, run.dtype), copy_rate(run.device)
+    return {"what": "rates", "matmul_tflops": 1e-12 * product, "copy_gbytes": 1e-9 * copied}
 
 
 def training_rates(

@@ -54,10 +54,10 @@ def started(words: Sequence[str], source: Path = ROOT / "src", **settings: str) 
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
-def matmul_rate(device: torch.device) -> float:
-    """Operations a second of a square matrix product in float32."""
+def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """Operations a second of a square matrix product."""
     size = 1024 if device.type == "cpu" else 8192
-    a, b = torch.randn(2, size, size, device=device)
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     return 2 * size**3 / min(clocked(lambda: a @ b, device) for _ in range(5))
 
 
