@@ -95,9 +95,7 @@ def read(path: Path) -> Marked:
 def _plain(node: yaml.Node, where: Where, lines: dict[Where, int], file: str) -> Any:
     line = node.start_mark.line + 1
     lines[where] = line
-    if (
-        not node.tag.startswith("tag:yaml.org,2002:") or ":python/" in node.tag
-    ):  # it would be ignored, which is not what it says
+    if not node.tag.startswith("tag:yaml.org,2002:") or ":python/" in node.tag:  # else it would be ignored without a word
         raise InputError(f"{file}, line {line}: the tag {shortened(node.tag)} is not taken; expected plain values")
     if len(lines) > MOST or len(where) > DEEPEST:
         raise InputError(f"{file}, line {line}: expected at most {MOST:,} values, nested at most {DEEPEST} deep")

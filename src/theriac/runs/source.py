@@ -96,9 +96,9 @@ class Source:
         if self.rows is not None or self.test_rows is not None:
             cut = _each(data, lambda split: _at_most(split, self.rows, seed))
             data = cut if self.test_rows is None else dataclasses.replace(cut, test=_at_most(data.test, self.test_rows, seed))
-        if seed and (self.rows is not None or self.test_rows is not None):  # other rows of the same number, so another hash
-            card = data.card.replace(content_hash="")
-            data = _each(data, lambda split: split.replace(card=card))
+            if seed:  # other rows of the same number, so another hash
+                unhashed = data.card.replace(content_hash="")
+                data = _each(data, lambda split: split.replace(card=unhashed))
         if self.disturbed is not None:
             data = dataclasses.replace(data, train=disturbed(data.train, **self.disturbed))
         return data
