@@ -21,6 +21,7 @@ from theriac.metrics import Rate
 from theriac.metrics.intervals import over_seeds
 
 RATES = ("acc", "asr", "ra")
+GONE = {"antidote": {"soft": 0.0, "temperature": 2.0}}  # options that are no more, at values that did nothing
 
 
 def attack_words(attack: Record | None) -> str:
@@ -69,6 +70,8 @@ def changes(config: Record) -> tuple[str, Record]:
     cls = method_class(config["method"])
     if cls is None:
         return "", {k: v for k, v in config.items() if k != "method"}
+    gone = GONE.get(config["method"], {})
+    config = {name: value for name, value in config.items() if name not in gone or value != gone[name]}
     usual = json.loads(json.dumps(cls().config()))
     full = {**usual, **json.loads(json.dumps(config))}
     with contextlib.suppress(InputError):  # an option that is no more

@@ -16,7 +16,7 @@ from theriac.core.method import Needs, preset, register
 from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Share
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.models import run_over
+from theriac.models.editing import duplicate
 from theriac.repairs._sgd import by_sgd
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
@@ -70,8 +70,7 @@ class Antidote(Repair):
     momentum: Fraction = 0.9  # ours, as FT
     weight_decay: NonNegative = 5e-4  # ours, as FT
     schedule: Literal["constant", "cosine", "one_cycle", "multistep"] = "cosine"  # ours, as FT
-    soft: Fraction = 0.0  # weight of the given model's own answers for the unstamped rows; 0: labels only
-    temperature: Positive = 2.0  # of those answers; ours, the pilot's
+    match: NonNegative = 0.0  # weight of answering stamped mixtures of rows as the given model answers them unstamped; ours
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,6 +94,12 @@ class Antidote(Repair):
 
     @classmethod
     @preset
+    def matched(cls) -> Antidote:
+        """Ours: for few rows; also agrees with the given model on mixed rows, over twice the steps. Five times the time."""
+        return cls(match=1.0, steps=400, travel=40.0)
+
+    @classmethod
+    @preset
     def table(cls) -> Antidote:
         """Ours: for tables, far smaller and more steps; chosen on rows held out of Adult's training file (seed 11)."""
         return cls(lr=0.001, steps=800)
@@ -106,6 +111,8 @@ class Antidote(Repair):
         return by_sgd(self, epochs=epochs, schedule=self.schedule, lr=min(self.lr, self.travel / (epochs * batches)))
 
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
+        if clean.is_table and self.match:
+            raise InputError(f"match is {self.match:g}; it mixes pictures, and {clean.card.name!r} is a table")
         if clean.is_table and self.lr > TABLE_LR:
             warnings.warn(
                 f"lr is {self.lr:g}, a step size for pictures; on tables it made networks answer one class "
@@ -115,24 +122,38 @@ class Antidote(Repair):
         recipe = self.recipe(len(clean))
         drawn = [kinds.Columns.of(clean)] if clean.is_table else [kinds.IMAGES[family] for family in self.families]
         dosed_epochs = recipe.epochs - round(self.rinse * recipe.epochs)
+        teacher = duplicate(model).to(run.device).eval().requires_grad_(False) if self.match else None
 
         def stamp(batch: Batch) -> None:
+            x = batch.x
+            if teacher is not None:
+                mixed = blended_rows(x, run.generator("method", "antidote", "match", batch.step))
+                x = torch.cat([x, mixed])
             if batch.epoch < dosed_epochs:
-                batch.x = kinds.dosed(batch.x, self.dose, drawn, run.generator("method", "antidote", batch.step))
-
-        answers = self._answers(model, clean, run) if self.soft else None
+                x = kinds.dosed(x, self.dose, drawn, run.generator("method", "antidote", batch.step))
+            batch.x = x if teacher is None else torch.stack([*x.chunk(2), mixed], 1)  # by row: ranks share batches out so
 
         def step(net: nn.Module, batch: Batch) -> StepResult:
-            logits = net(batch.x)
-            loss = F.cross_entropy(logits, batch.y)
-            if answers is not None:
-                cooled = F.log_softmax(logits / self.temperature, 1)
-                apart = F.kl_div(cooled, answers[batch.position], reduction="batchmean") * self.temperature**2
-                loss = (1 - self.soft) * loss + self.soft * apart
-            return loss, {"accuracy": (logits.argmax(1) == batch.y).float().mean()}
+            if teacher is None:
+                logits = net(batch.x)
+                loss = F.cross_entropy(logits, batch.y)
+                return loss, {"accuracy": (logits.argmax(1) == batch.y).float().mean()}
+            stamped, stamped_mixed, mixed = batch.x.unbind(1)
+            logits, said = net(torch.cat([stamped, stamped_mixed])).chunk(2)  # one pass: BatchNorm sees both
+            with torch.no_grad():
+                answers = teacher(mixed).softmax(1)
+            apart = F.kl_div(F.log_softmax(said, 1), answers, reduction="batchmean")
+            loss = F.cross_entropy(logits, batch.y) + self.match * apart
+            return loss, {"accuracy": (logits.argmax(1) == batch.y).float().mean(), "apart": apart.detach()}
 
         return loop(model, clean, run, recipe, step=step, after_augment=stamp, label="antidote", about=self)
 
-    def _answers(self, model: nn.Module, clean: Split, run: Run) -> torch.Tensor:
-        """What the given model says of each unstamped, unaugmented row, as probabilities (N, K)."""
-        return (run_over(model, clean, run=run).to(run.device) / self.temperature).softmax(1)
+
+def blended_rows(x: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+    """Pictures (B, C, H, W), each blended with another row of the batch by a share of its own, uniform in [0, 1].
+
+    That is the mixture of mixup (Zhang et al., ICLR 2018); labels are not mixed, since a model answers.
+    """
+    shift = int(torch.randint(1, len(x), (), generator=draw)) if len(x) > 1 else 0
+    share = torch.rand(len(x), 1, 1, 1, generator=draw).to(x)
+    return x + share * (x.roll(shift, 0) - x)

@@ -14,6 +14,7 @@ from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.repairs import Antidote, antidote
+from theriac.repairs.antidote import blended_rows
 from theriac.training import Batch
 from theriac.triggers.families import spread
 
@@ -106,19 +107,48 @@ def test_only_the_chosen_families_are_drawn(caught: Caught, digits: Data, traine
     assert bool(along.all())
 
 
-def test_soft_answers_are_those_of_the_given_model(caught: Caught, digits: Data, trained: nn.Module) -> None:
+def test_stamped_mixed_rows_are_to_be_answered_as_the_given_model_answers_them_unstamped(
+    caught: Caught, digits: Data, trained: nn.Module
+) -> None:
     clean = digits.train.sample(30, seed=1)
-    Antidote(soft=0.25, temperature=2.0).repair(trained, clean, make_run())
-    with torch.no_grad():
-        given = trained(clean.x.float() / 255)
+    Antidote(match=0.25, dose=0.5).repair(trained, clean, make_run())
+    x, y = clean.x[:6].float() / 255, clean.y[:6]
+    batch = caught.batch(x, y, step=5)
+    stamped, stamped_mixed, mixed = batch.x.unbind(1)
+    assert torch.equal(mixed, blended_rows(x, make_run().generator("method", "antidote", "match", 5)))
+    for plain, changed in ((x, stamped), (mixed, stamped_mixed)):
+        assert 2 <= int((plain != changed).flatten(1).any(1).sum()) <= 3  # half of them; a stamp may change nothing
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    x, rows = torch.rand(6, 1, 8, 8), torch.tensor([4, 0, 29, 7, 7, 12])
-    loss, _ = caught.more["step"](net, Batch(x, clean.y[rows], rows, 0, 0, make_run()))
-    logits = net(x)
-    teacher, student = (given[rows] / 2).softmax(1), (logits / 2).softmax(1)
-    apart = (teacher * (teacher.log() - student.log())).sum(1).mean() * 4
-    by_hand = 0.75 * F.cross_entropy(logits, clean.y[rows]) + 0.25 * apart
+    loss, _ = caught.more["step"](net, batch)
+    with torch.no_grad():
+        teacher, student = trained(mixed).softmax(1), net(stamped_mixed).softmax(1)
+    apart = (teacher * (teacher.log() - student.log())).sum(1).mean()
+    by_hand = F.cross_entropy(net(stamped), y) + 0.25 * apart
     assert loss.item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+def test_mixed_rows_lie_between_a_row_and_another_one() -> None:
+    rows = torch.eye(7).view(7, 7, 1, 1)  # a mixture then shows its shares
+    shares = []
+    for seed in range(200):
+        mixed = blended_rows(rows, torch.Generator().manual_seed(seed)).view(7, 7)
+        others = mixed - mixed.diag().diag()
+        assert torch.allclose(mixed.sum(1), torch.ones(7))
+        assert bool(((mixed >= 0) & (mixed <= 1)).all())
+        assert int((others > 0).sum(1).max()) == 1  # one other row each, and each row once
+        assert int((others > 0).sum(0).max()) == 1
+        shares.append(others.sum(1))
+    drawn = torch.cat(shares)
+    assert abs(float(drawn.mean()) - 1 / 2) < 0.03  # uniform
+    assert abs(float(drawn.var()) - 1 / 12) < 0.01
+    assert torch.equal(blended_rows(rows[:1], torch.Generator()), rows[:1])
+
+
+def test_mixing_is_for_pictures() -> None:
+    card = Card(name="t", kind="table", classes=("no", "yes"), columns=(Column(name="a"), Column(name="b")))
+    table = Split(torch.randn(40, 2), torch.arange(40) % 2, card=card)
+    with pytest.raises(InputError, match=r"match is 1; it mixes pictures, and 't' is a table"):
+        Antidote.matched().repair(nn.Linear(2, 2), table, make_run())
 
 
 def test_tables_get_columns_set(caught: Caught) -> None:
@@ -146,8 +176,7 @@ def test_tables_get_columns_set(caught: Caught) -> None:
         ({"steps": 0}, "steps"),
         ({"epochs": 0}, "epochs"),
         ({"lr": -1.0}, "lr"),
-        ({"soft": 2.0}, "soft"),
-        ({"temperature": 0.0}, "temperature"),
+        ({"match": -1.0}, "match"),
         ({"rinse": -0.1}, "rinse"),
         ({"batch_size": 0}, "batch_size"),
         ({"schedule": "none"}, "schedule"),
