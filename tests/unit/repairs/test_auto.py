@@ -13,6 +13,7 @@ import theriac as th
 from theriac.core.errors import InputError
 from theriac.metrics import Rate
 from theriac.repairs import Auto
+from theriac.repairs.auto import method as auto_method
 from theriac.repairs.auto.method import Trial, choose
 from theriac.repairs.auto.proxies import KINDS, draw_proxies, success
 
@@ -147,6 +148,32 @@ def test_trials_take_few_of_many_rows(digits, trained, monkeypatch):
         with pytest.raises(EnoughError):
             method.repair(trained, rows, fresh)
     assert seen == [80, 80, 80, 8, len(rows) - 80, 80, 80, 8]
+
+
+@pytest.mark.parametrize(
+    ("correct", "tried", "chosen"),
+    [
+        ({"ft": 71, "fst": 72}, ["ft"], "ft"),  # one of 72 rows is 1.4 %
+        ({"ft": 69, "fst": 71}, ["ft", "fst"], "fst"),
+        ({"ft": 69, "fst": 68, "d3": 72}, ["ft", "fst", "d3"], "d3"),
+        ({"ft": 70, "fst": 68, "d3": 69}, ["ft", "fst", "d3"], "ft"),
+    ],
+)
+def test_a_repair_that_costs_accuracy_does_not_end_the_trials(digits, trained, monkeypatch, correct, tried, chosen):
+    names: list[str] = []
+
+    def trial(method: Auto, name: str, model: Any, *others: Any) -> Any:
+        names.append(name)
+        return Trial(name, dict.fromkeys(SHORT.kinds, Rate(0, 72)), Rate(correct[name], 72)), model
+
+    monkeypatch.setattr(Auto, "_trial", trial)
+    monkeypatch.setattr(auto_method, "_rate", lambda counts: Rate(72, 72))
+    monkeypatch.setattr(auto_method, "success", lambda *args: dict.fromkeys(SHORT.kinds, Rate(0, 72)))
+    run = th.Run(seed=2, **PLAIN)
+    method = dataclasses.replace(SHORT, candidates=tuple(correct), plant_steps=2, tuning_steps=3, again=False, cost=1.0)
+    method.repair(trained, digits.train.sample(0.2, seed=3, stratified=True), run)
+    assert names == tried
+    assert run.outcome.figures["chosen"] == chosen
 
 
 def test_without_another_repair_the_model_that_was_judged_is_returned(digits, victim, monkeypatch):

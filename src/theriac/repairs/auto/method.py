@@ -75,7 +75,8 @@ class Auto(Repair):
     How it chooses: candidates that lose more than ``cost`` of accuracy on the held-back rows and more than chance explains,
     or single classes, are out. Of the others, the one with the least success of its worst proxy, beyond what that trigger
     does unplanted; where intervals overlap, the more accurate one. If that success is above ``accept``, it abstains and the
-    model stays as it is. Candidates are tried in order, and unless ``thorough`` the first one that passes ends the trials. The
+    model stays as it is. Candidates are tried in order, and unless ``thorough`` the trials end with the first that passes and
+    loses at most ``spare`` of accuracy: where few rows make the quick ones costly, the next is tried for a better one. The
     one taken then repairs the model again with all clean rows, those that judged it among them: its trial is about a repair
     with three quarters of the rows, and with ``judging_rows`` at most. With ``again=False`` it keeps the model that was judged,
     which all rows but the held-back ones repaired. ``run.outcome.figures`` holds all trials.
@@ -114,9 +115,9 @@ class Auto(Repair):
     name: ClassVar[str] = "auto"
     title: ClassVar[str] = "Auto"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
-    version: ClassVar[int] = 4  # 4: judging_rows, tuning_steps
+    version: ClassVar[int] = 5  # 4: judging_rows, tuning_steps; 5: spare, Antidote matched
 
-    candidates: tuple[str, ...] = ("antidote", "antidote:long", "ft_sam")  # NAME or NAME:PRESET of repairs; ours
+    candidates: tuple[str, ...] = ("antidote", "antidote:matched", "ft_sam")  # NAME or NAME:PRESET of repairs; ours
     kinds: tuple[str, ...] = KINDS  # kinds of proxies; ours
     held_back: Share = 0.25  # share of the clean rows that judge; ours
     judging_rows: Count = 1000  # most rows that judge, and most that trials repair with, for time's sake; ours
@@ -127,6 +128,7 @@ class Auto(Repair):
     hard: Fraction = 0.5  # a kind of which fine-tuning leaves less is not counted; ours
     planted: Fraction = 0.8  # a kind that the copy obeys less is left out; ours
     accept: Fraction = 0.1  # most success of the worst proxy, beyond that unplanted, of a model that is called repaired; ours
+    spare: Fraction = 0.02  # most accuracy lost, as counted, by a candidate that passes and ends the trials; ours, not tuned
     thorough: bool = False  # try every candidate, and take the most accurate of those that can't be told apart; ours
     again: bool = True  # repair once more with all clean rows, those that judged among them; ours
     cost: Fraction = 0.05  # most accuracy that may be lost on the held-back rows, chance aside; ours
@@ -196,7 +198,9 @@ class Auto(Repair):
                 if not self.again:
                     judged[name] = fixed
                 trial, reason = choose(trials, _rate(before), accept=self.accept, cost=self.cost)
-                if trial is not None and not self.thorough:
+                if self.thorough or trial is None:
+                    continue
+                if _rate(before).value - trial.accuracy.value <= self.spare:
                     break
         if out:
             reason = f"{reason}; left out, since the model does not learn them: {', '.join(out)}"
