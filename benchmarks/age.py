@@ -44,9 +44,9 @@ later: {rules: [project], per_class: [5], seeds: [0], retrain: [head_held]}
 inverted: {per_class: [5], seeds: [0]}
 baselines: [{name: ft, epochs: 5}]
 victims:
-  tune: {data: digits, attack: {name: blended}, seed: 100, recipe: fast_8, options: {width: 8}, role: tuning}
-  badnets: {data: digits, attack: {name: badnets}, seed: 0, recipe: fast_8, options: {width: 8}, role: report}
-  benign: {data: digits, judge: {name: badnets}, seed: 0, recipe: fast_8, options: {width: 8}, role: benign}
+  tune: {data: digits, attack: {name: blended}, seed: 100, recipe: short_8, options: {width: 8}, role: tuning}
+  badnets: {data: digits, attack: {name: badnets}, seed: 0, recipe: short_8, options: {width: 8}, role: report}
+  benign: {data: digits, judge: {name: badnets}, seed: 0, recipe: short_8, options: {width: 8}, role: benign}
 """
 
 

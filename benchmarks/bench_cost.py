@@ -36,7 +36,7 @@ def spec(jobs: int, width: int, epochs: int) -> dict[str, Any]:
         "name": "cost",
         "data": "digits",
         "models": {"name": "preact_resnet18", "width": width},
-        "recipes": f"fast_{epochs}",
+        "recipes": f"short_{epochs}",
         "precision": "fp32",
         "seeds": list(range(jobs)),
     }
@@ -46,7 +46,7 @@ def epoch_seconds(width: int) -> float:
     """Seconds of one epoch on one thread."""
     data, build = th.load("digits").train, th.Builder("preact_resnet18", {"width": width})
     run_ = th.Run(quiet=True, precision="fp32")
-    th.train(build, data, recipe="fast_3", run=run_)
+    th.train(build, data, recipe="short_3", run=run_)
     return float(statistics.median(event["seconds"] for event in run_.history("train")))
 
 

@@ -42,7 +42,7 @@ TINY = {
     "attacks": ["badnets"],
     "clean": 0.2,
     "controls": False,
-    "groups": [{"recipes": "fast_1", "defenses": [{"name": "ft", "epochs": 1}]}],
+    "groups": [{"recipes": "short_1", "defenses": [{"name": "ft", "epochs": 1}]}],
 }
 SETTLING = 20.0  # seconds that a stopped sweep is given to write its last results
 

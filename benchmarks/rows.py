@@ -57,7 +57,7 @@ def measure(case: dict[str, Any], seed: int) -> dict[str, Any]:
     """One case: a victim, every detector, and all together."""
     run, build = th.Run(seed=seed, precision="fp32", quiet=True), th.Builder("preact_resnet18", {"width": 8})
     rows, poison = rows_of(case, run, build)
-    model = th.train(build, rows, recipe="fast_15", run=run)
+    model = th.train(build, rows, recipe="short_15", run=run)
     record: dict[str, Any] = {"rows": len(rows), "poisoned": int(poison.sum()), "seed": seed, "detectors": {}}
     findings = {}
     for name in (*DETECTORS, *ALSO):

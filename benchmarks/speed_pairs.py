@@ -388,7 +388,7 @@ def commit_pairs(s: Setting, commit: str) -> Iterator[Pair]:
             image.save(folder / f"{number}.png")
     common = ["--device", "cpu", "--precision", "fp32", "--quiet"]
     for side, source in sources.items():  # each repairs a victim of its own
-        words = ["--data", str(home / "pictures"), "--recipe", "fast_1", "--width", str(s.width), "--attack", "badnets"]
+        words = ["--data", str(home / "pictures"), "--recipe", "short_1", "--width", str(s.width), "--attack", "badnets"]
         started(["-m", "theriac", "train", *words, *common, "--out", str(home / side)], source, **cache)
 
     def repaired(side: str) -> tuple[float, float]:

@@ -27,17 +27,17 @@ CROPS, DIGITS = 400, 600  # training rows of the stand-ins
 # what makes a fitted attack cheap enough to draw; the published settings are the presets of its card
 CHEAP: dict[str, dict[str, Any]] = {
     "rounding_triggered": {"epochs": 1},
-    "grond": {"abi": False, "steps": 40, "surrogate_recipe": "fast_6"},
+    "grond": {"abi": False, "steps": 40, "surrogate_recipe": "short_6"},
     "input_aware": {"width": 8, "mask_epochs": 30},
-    "label_consistent": {"surrogate_rows": 200, "surrogate_recipe": "fast_1", "steps": 1},
-    "lf": {"surrogate_recipe": "fast_12", "steps": 100},
-    "narcissus": {"steps": 60, "surrogate_recipe": "fast_6"},
+    "label_consistent": {"surrogate_rows": 200, "surrogate_recipe": "short_1", "steps": 1},
+    "lf": {"surrogate_recipe": "short_12", "steps": 100},
+    "narcissus": {"steps": 60, "surrogate_recipe": "short_6"},
     "ssba": {"bits": 1, "width": 8, "bit_accuracy": 0.9},
-    "trojannn": {"surrogate_recipe": "fast_12", "steps": 100},
+    "trojannn": {"surrogate_recipe": "short_12", "steps": 100},
 }
 _INSIDE = "It stamps whatever the attack inside it stamps, so it has no picture of its own."
 WITHOUT = {"group_trojan": _INSIDE, "sam_flat": _INSIDE}
-RECIPE = "fast_6"  # of victims that are trained together with their trigger
+RECIPE = "short_6"  # of victims that are trained together with their trigger
 NOTES = {
     "label_consistent": "Training rows of the target class also carry an adversarial perturbation, which test rows do not.",
     "ssba": "The residual differs from image to image; it carries one bit here.",

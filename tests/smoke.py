@@ -20,7 +20,7 @@ def main(folder: Path) -> None:
     print(f"theriac {th.__version__} from {Path(th.__file__).parent}")
     data, build = th.load("digits"), th.Builder("preact_resnet18", {"width": 8})
     attack, run = th.attacks.BadNets(target=0), th.Run(seed=0, quiet=True)
-    victim = th.train(build, attack.poison(data.train), recipe="fast_4", run=run)
+    victim = th.train(build, attack.poison(data.train), recipe="short_4", run=run)
     before = th.evaluate(victim, data.test, attack)
     assert before.acc.value > 0.6, before
     assert before.asr is not None

@@ -114,7 +114,7 @@ def repair_record(name: str = "v-ft", seed: int = 0, hits: int = 10, **changes: 
 
     return {
         "name": name,
-        "victim": {"data": "toys", "attack": {"name": "badnets"}, "seed": 0, "recipe": "fast_8", "key": "v"},
+        "victim": {"data": "toys", "attack": {"name": "badnets"}, "seed": 0, "recipe": "short_8", "key": "v"},
         "repair": {**methods("repair")["ft"]().config(), "lr": 0.02},
         "before": rates(95, 90, 0),
         "after": rates(92, hits, 60),
@@ -147,7 +147,7 @@ FT = methods("repair")["ft"]
 
 def test_one_run_is_told_with_counts(results: Write) -> None:
     text = for_card(FT, results("toy", repair_record()))
-    row = "| toys: badnets | preact_resnet18, width 16, fast_8 | `official`, lr 0.02; fp32 | 50 | 95.0 → 92.0 (92/100) | "
+    row = "| toys: badnets | preact_resnet18, width 16, short_8 | `official`, lr 0.02; fp32 | 50 | 95.0 → 92.0 (92/100) | "
     assert row + "100.0 → 11.1 (10/90) | 0.0 → 66.7 (60/90) | 0 |" in text
     assert "`benchmarks/repairs.py` of commit 1ed9b97, plan `toy`" in text
 
@@ -181,7 +181,7 @@ def test_tuning_runs_are_left_out_of_cards_and_kept_in_tables(results: Write) ->
 
 def test_an_attack_shows_its_victims_beside_the_benign_control(results: Write) -> None:
     benign = repair_record("benign-none", repair=None, judge={"name": "badnets"})
-    benign["victim"] = {"data": "toys", "seed": 0, "recipe": "fast_8", "key": "benign"}
+    benign["victim"] = {"data": "toys", "seed": 0, "recipe": "short_8", "key": "benign"}
     benign["before"]["asr"] = {"hits": 9, "total": 90, "value": 0.1}
     text = for_card(methods("attack")["badnets"], results("toy", repair_record(), benign))
     assert "| 95.0 (95/100) | 100.0 (90/90) | 0.0 (0/90) | 10.0 (9/90) | 0.0 (0/90) | 0 |" in text
@@ -196,7 +196,7 @@ def attack_record(seed: int, hits: int, **changes: Any) -> dict[str, Any]:
         "data": "toys",
         "model": "preact_resnet18",
         "options": {"width": 16},
-        "recipe": "fast_8",
+        "recipe": "short_8",
         "subset": None,
         "seed": seed,
         "victim": rates["after"],
@@ -225,7 +225,7 @@ def test_an_attack_s_own_plan_shows_what_it_plants_beside_a_benign_model(results
     assert "| blended-1 | - | `abababababab` | `cdcdcdcdcdcd` |" in page
     subset = attack_record(2, 81, subset=100, needs={"training_control": False, "fitted": False}, poisoned_set="ef" * 32)
     assert "| blended-2 | `efefefefefef` | - | `cdcdcdcdcdcd` |" in attacks.page("toy", [subset])
-    assert "fast_8, 100 rows" in attacks.page("toy", [subset])
+    assert "short_8, 100 rows" in attacks.page("toy", [subset])
     assert for_card(methods("attack")["badnets"], folder) == ""
 
 
@@ -275,7 +275,7 @@ def test_age_shows_its_default_with_controls_and_lends_rows_to_baselines(results
 
     cells = [cell("head", "E6", "R4", 9), cell("head", "none", "R1", 45), cell("head", "E3", "R1", 90)]
     cells += [cell("inverted", "E6", "R4", 18), cell("baseline", "FT", "-", 36, config=FT().config())]
-    victim = {"data": "toys", "attack": {"name": "badnets"}, "seed": 0, "recipe": "fast_8", "key": "v", "role": "report"}
+    victim = {"data": "toys", "attack": {"name": "badnets"}, "seed": 0, "recipe": "short_8", "key": "v", "role": "report"}
     record = {"name": "v", "victim": victim, "before": repair_record()["before"], "cells": cells}
     tuning = {**record, "name": "t", "victim": {**victim, "role": "tuning"}}
     folder = results("toy", record, tuning)

@@ -32,7 +32,7 @@ def page(results: Path = RESULTS) -> str:
     return (
         "# Detectors of rows\n\n"
         "Made by `python benchmarks/make_tables.py` from `rows.jsonl` (`python benchmarks/rows.py`). Digits, PreAct-ResNet-18 "
-        f"of width 8, `fast_15`, fp32; seeds {', '.join(map(str, seeds))}, torch {machine['torch']}. A cell: "
+        f"of width 8, `short_15`, fp32; seeds {', '.join(map(str, seeds))}, torch {machine['torch']}. A cell: "
         "in how many of the seeds rows were suspected, poisoned ones of all suspected, and the mean AUROC (0.5 is "
         'guessing). "together" is what `theriac scan-data` says, from the first four. Uncalibrated on other data.\n\n'
         f"{grid(head, body)}\n"

@@ -15,7 +15,7 @@ from theriac.repairs import FT
 from theriac.report import Result, Study, findings, folders, html
 from theriac.runs import Job
 
-TINY = demo.Plan("fast_1", (FT(epochs=1, batch_size=64),), (BadNets(),))
+TINY = demo.Plan("short_1", (FT(epochs=1, batch_size=64),), (BadNets(),))
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_a_stopped_demo_goes_on_and_a_finished_one_is_told_again(
     assert f"{counted.hits}/{counted.total}" in loud.out
     with pytest.raises(InputError, match="seed is 4 there and 5 here"):
         demo.run_demo(tmp_path, device="cpu", seed=5, quick=True, quiet=True)
-    monkeypatch.setattr(demo, "QUICK", demo.Plan("fast_1", (), ()))
+    monkeypatch.setattr(demo, "QUICK", demo.Plan("short_1", (), ()))
     demo.run_demo(tmp_path, device="cpu", seed=4, quick=True, quiet=True, force=True)
     assert done == ["badnets-ft", "benign"]
 

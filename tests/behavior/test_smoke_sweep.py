@@ -40,7 +40,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     spec = yaml.safe_load(SMOKE.read_text())
     spec["data"] = {"name": "digits", "rows": 300}
     spec["models"]["width"] = 4
-    spec["recipes"] = "fast_1"
+    spec["recipes"] = "short_1"
     spec["defenses"][0] |= {"epochs": 1}
     spec["controls"] = False
     path = home / "smoke.yaml"

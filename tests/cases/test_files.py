@@ -49,7 +49,7 @@ def test_hostile_files_are_refused_within_bounds(group: str, tmp_path: Path):
 
 
 def test_hostile_run_folders_end_with_code_0_or_2(tmp_path: Path):
-    command = [sys.executable, "-m", "theriac", "train", "--data", "digits", "--attack", "badnets", "--recipe", "fast_1"]
+    command = [sys.executable, "-m", "theriac", "train", "--data", "digits", "--attack", "badnets", "--recipe", "short_1"]
     command += ["--width", "8", "--out", str(tmp_path / "base"), "--quiet"]
     made = subprocess.run(command, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr

@@ -316,7 +316,7 @@ def test_what_is_typed_as_target_is_a_name_before_it_is_a_place():
 
 def test_the_command_line_takes_a_class_by_name(tmp_path: Path):
     folder = _folders(tmp_path / "set", ("ant", "cat", "dog"), rows=20)
-    words = ["train", "--data", str(folder), "--attack", "badnets", "--target", "dog", "--recipe", "fast_1", "--width", "4"]
+    words = ["train", "--data", str(folder), "--attack", "badnets", "--target", "dog", "--recipe", "short_1", "--width", "4"]
     found = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "run"), "--quiet"])
     assert found.exit_code == 0, found.output
     assert load_planted(tmp_path / "run").attack.target == 2

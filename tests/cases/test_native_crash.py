@@ -13,7 +13,7 @@ import sys, torch, theriac as th
 torch.set_num_threads(int(sys.argv[1]))
 data, run = th.load("digits"), th.Run(quiet=True, precision="fp32", device="cpu")
 build = th.Builder("preact_resnet18", {"width": 4})
-model = th.train(build, data.train, recipe="fast_2", run=run)
+model = th.train(build, data.train, recipe="short_2", run=run)
 model.to(memory_format=torch.channels_last)  # as a user may hand it in
 fixed = th.repairs.SAU(rounds=1).repair(model, data.train.sample(128), run)
 fixed = th.repairs.FT(epochs=2).repair(fixed, data.train.sample(256), run)

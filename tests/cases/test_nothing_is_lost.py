@@ -22,7 +22,7 @@ from theriac.core.paths import DiskFullError, as_path, make_folder, owned
 from theriac.core.run import Run
 from theriac.runs.provenance import provenance
 
-TINY = ("--model", "preact_resnet18", "--width", "8", "--recipe", "fast_2", "--device", "cpu", "--precision", "fp32", "-q")
+TINY = ("--model", "preact_resnet18", "--width", "8", "--recipe", "short_2", "--device", "cpu", "--precision", "fp32", "-q")
 
 
 def call(*words: object):

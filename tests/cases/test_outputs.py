@@ -25,7 +25,7 @@ from theriac.core.outcome import Outcome
 from theriac.metrics import ClassCount, Evaluation, Rate, degenerate, evaluate
 from theriac.repairs import Repair
 
-TINY = ("--model", "preact_resnet18", "--width", "4", "--recipe", "fast_2", "--device", "cpu", "--precision", "fp32")
+TINY = ("--model", "preact_resnet18", "--width", "4", "--recipe", "short_2", "--device", "cpu", "--precision", "fp32")
 NAMES = [str(k) for k in range(10)]
 
 
@@ -205,9 +205,9 @@ def python_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("python")
     data, run = th.load("digits"), make_run()
     poisoned = th.attacks.BadNets(target=0, poison_rate=0.2).poison(data.train, run)
-    victim = th.train(th.Builder("preact_resnet18", {"width": 4}), poisoned, recipe="fast_2", run=run)
+    victim = th.train(th.Builder("preact_resnet18", {"width": 4}), poisoned, recipe="short_2", run=run)
     before = th.evaluate(victim, data.test, poisoned, run=run)
-    th.record(root / "victim", victim, after=before, run=run, attack=poisoned, data=data, recipe="fast_2")
+    th.record(root / "victim", victim, after=before, run=run, attack=poisoned, data=data, recipe="short_2")
     clean, method, run = data.train.sample(0.1), th.repairs.FT(epochs=1), make_run()
     fixed = method.repair(victim, clean, run)
     after = th.evaluate(fixed, data.test, poisoned, run=run)
@@ -431,7 +431,7 @@ def test_a_broken_run_among_others_is_named_and_left_out(damage: str, tmp_path: 
 
 
 def test_a_repair_without_rows_that_changed_nothing_is_told_in_plain_words(tmp_path: Path, monkeypatch) -> None:
-    tiny = ("--width", "4", "--recipe", "fast_2", "--device", "cpu", "--precision", "fp32", "-q")
+    tiny = ("--width", "4", "--recipe", "short_2", "--device", "cpu", "--precision", "fp32", "-q")
     assert theriac("train", *tiny, "--attack", "badnets", "--out", tmp_path / "victim").exit_code == 0
     words = (
         "repair",
@@ -452,7 +452,7 @@ def test_a_repair_without_rows_that_changed_nothing_is_told_in_plain_words(tmp_p
     assert "CLP did not repair the BadNets (victim) backdoor (ASR" in text
     assert "given no clean rows: the model is not repaired" in text
     assert "unknown number" not in text
-    assert re.search(r"Trained BadNets \(victim\) by the recipe fast_2, on rows of which \d+ were poisoned", text)
+    assert re.search(r"Trained BadNets \(victim\) by the recipe short_2, on rows of which \d+ were poisoned", text)
 
 
 # clean rows by class

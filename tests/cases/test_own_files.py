@@ -91,7 +91,7 @@ def write(folder: Path, rows: np.ndarray, labels: list[int], suffix: str = "png"
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "victim"
-    words = ("--recipe", "fast_8", "--attack", "badnets", "--attack-option", "side=2", "--target", "3", "--out", folder)
+    words = ("--recipe", "short_8", "--attack", "badnets", "--attack-option", "side=2", "--target", "3", "--out", folder)
     code, _, told = call("train", *MODEL, *words)
     assert code == 0, told
     return folder
@@ -159,7 +159,7 @@ def test_pairs_that_are_none_are_refused(victim, pairs, tmp_path):
 
 
 def test_fewer_rows_are_drawn_with_every_class_in_proportion(tmp_path):
-    words = ("--recipe", "fast_1", "--rows", "100", "--out", tmp_path / "run", "--json")
+    words = ("--recipe", "short_1", "--rows", "100", "--out", tmp_path / "run", "--json")
     code, out, told = call("train", *MODEL, *words)
     assert code == 0, told
     found = json.loads(out)["evaluation"]

@@ -108,7 +108,7 @@ def test_training_and_repairs_say_before_work_that_a_model_can_not_be_saved(digi
     model, rows = wrapped(Net(Remembers(object())), digits), digits.train.sample(60, seed=0)
     run = quietly()
     for work in (
-        lambda: th.train(model, rows, recipe="fast_1", run=run),
+        lambda: th.train(model, rows, recipe="short_1", run=run),
         lambda: FT(epochs=1).repair(model, rows, run),
     ):
         with warnings.catch_warnings(record=True) as heard:
@@ -119,7 +119,7 @@ def test_training_and_repairs_say_before_work_that_a_model_can_not_be_saved(digi
 
 def test_a_run_with_checkpoints_refuses_at_once_what_it_could_not_read_again(digits: Data, tmp_path: Path):
     with pytest.raises(InputError, match=r"layer 'more' returns a object"):
-        th.train(Net(Remembers(object())), digits.train.sample(60, seed=0), recipe="fast_1", run=quietly(tmp_path))
+        th.train(Net(Remembers(object())), digits.train.sample(60, seed=0), recipe="short_1", run=quietly(tmp_path))
     assert not list(tmp_path.glob("*.checkpoint.pt"))
 
 
@@ -220,7 +220,7 @@ def test_lazy_layers_of_another_width_are_refused(digits: Data, tmp_path: Path):
 
 
 def test_training_takes_lazy_layers(digits: Data):
-    assert th.train(Lazy(), digits.train.sample(60, seed=0), recipe="fast_1", run=quietly())(X).shape == (6, 10)
+    assert th.train(Lazy(), digits.train.sample(60, seed=0), recipe="short_1", run=quietly())(X).shape == (6, 10)
 
 
 def test_a_lazy_model_is_not_saved(digits: Data):
@@ -258,7 +258,7 @@ def test_a_model_with_the_old_weight_norm_is_trained_and_repaired_after_a_forwar
         nn.utils.spectral_norm(net.body)
     net(X).sum().backward()
     result = net.head.weight
-    for again in (FT(epochs=1).repair(net, rows, quietly()), th.train(net, rows, recipe="fast_1", run=quietly())):
+    for again in (FT(epochs=1).repair(net, rows, quietly()), th.train(net, rows, recipe="short_1", run=quietly())):
         again(X)
         assert type(again) is Net
     assert net.head.weight is result

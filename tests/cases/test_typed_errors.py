@@ -141,7 +141,7 @@ def calls(split: th.Split, net: nn.Module, folder: str) -> dict[str, tuple[Calla
         "predict": (th.metrics.predict, {"model": net, "split": split, "run": QUIET, "batch_size": 6}),
         "attack_labels": (th.metrics.attack_labels, {"planted": planted, "y": split.y, "index": split.index}),
         "der": (th.metrics.der, {"acc_before": 1, "acc_after": 1, "asr_before": 1, "asr_after": 0}),
-        "recipe": (th.recipe, {"name": "fast_8"}),
+        "recipe": (th.recipe, {"name": "short_8"}),
         "plant": (attack.plant, {"split": split, "run": QUIET}),
         "poison": (attack.poison, {"split": split, "run": QUIET}),
         "stamp": (planted.stamp, {"x": split.x, "y": split.y, "index": split.index, "phase": "test"}),

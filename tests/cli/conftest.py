@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from theriac.cli.main import app
 
 # the smallest training that still makes a model: a second on one thread
-TINY = ("--model", "preact_resnet18", "--width", "4", "--recipe", "fast_2", "--device", "cpu", "--precision", "fp32")
+TINY = ("--model", "preact_resnet18", "--width", "4", "--recipe", "short_2", "--device", "cpu", "--precision", "fp32")
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ def folders(tmp_path_factory) -> Path:
         run = th.Run(precision="fp32", device="cpu", quiet=True)
         rows = data.train if attack is None else attack.poison(data.train, run)
         build = th.Builder("preact_resnet18", {"width": 4})
-        model = th.train(build, rows, recipe="fast_2", run=run)
+        model = th.train(build, rows, recipe="short_2", run=run)
         planted = "none" if attack is None else rows
-        th.record(home / name, model, run=run, attack=planted, data=data, source="digits", recipe="fast_2")
+        th.record(home / name, model, run=run, attack=planted, data=data, source="digits", recipe="short_2")
     return home
 
 

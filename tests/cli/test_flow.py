@@ -77,7 +77,7 @@ def test_the_command_line_trains_what_the_library_trains(theriac: Theriac, victi
     run = th.Run(seed=0, device="cpu", precision="fp32", quiet=True)
     data = th.load("digits")
     attack = th.attacks.BadNets(poison_rate=0.2)
-    model = th.train(th.Builder("preact_resnet18", {"width": 4}), attack.poison(data.train, run), recipe="fast_2", run=run)
+    model = th.train(th.Builder("preact_resnet18", {"width": 4}), attack.poison(data.train, run), recipe="short_2", run=run)
     kept = th.load_model(victim).state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
 
@@ -242,7 +242,7 @@ def test_a_checkpoint_from_elsewhere(theriac: Theriac, victim: Path, tmp_path: P
 def test_every_kind_of_data(theriac: Theriac, tmp_path: Path, sources: dict[str, list[Any]]) -> None:
     """Trained, then measured and repaired without saying again what the data were."""
     for kind, words in sources.items():
-        recipe = "adam_2" if kind == "csv" else "fast_2"
+        recipe = "adam_2" if kind == "csv" else "short_2"
         width = [] if kind == "csv" else ["--width", "4"]
         folder = tmp_path / f"{kind}-run"
         done = theriac("train", "--data", *words, *width, "--recipe", recipe, "--out", folder, "--json")
@@ -274,7 +274,7 @@ def test_a_loss_that_explodes(theriac: Theriac, victim: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("topic", ["attacks", "repairs", "detectors", "models", "data", "recipes"])
 def test_list(theriac: Theriac, topic: str) -> None:
     found = theriac("list", topic, "--json").json[topic]
-    expected = {"attacks": "badnets", "repairs": "sau", "models": "preact_resnet18", "data": "digits", "recipes": "fast_8"}
+    expected = {"attacks": "badnets", "repairs": "sau", "models": "preact_resnet18", "data": "digits", "recipes": "short_8"}
     expected["detectors"] = "spectral"
     assert expected[topic] in {entry["name"] for entry in found}
     shown = theriac("list", topic).out

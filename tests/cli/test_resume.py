@@ -45,7 +45,7 @@ def stop(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_training_goes_on_bit_for_bit(
     theriac: Theriac, stop: Callable[..., None], pictures: Callable[..., Path], tmp_path: Path, how: BaseException
 ) -> None:
-    words = ("train", "--data", pictures(), "--width", "4", "--recipe", "fast_4", "--attack", "badnets", "--device", "cpu")
+    words = ("train", "--data", pictures(), "--width", "4", "--recipe", "short_4", "--attack", "badnets", "--device", "cpu")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert theriac(*words, "--out", whole).code == 0
 
@@ -104,7 +104,7 @@ def test_a_training_time_defense_goes_on_bit_for_bit(
 
 def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    words = ["train", "--width", "4", "--recipe", "fast_500", "--device", "cpu", "--out", str(folder)]
+    words = ["train", "--width", "4", "--recipe", "short_500", "--device", "cpu", "--out", str(folder)]
     process = subprocess.Popen(
         [sys.executable, "-m", "theriac", *words],
         stderr=subprocess.PIPE,

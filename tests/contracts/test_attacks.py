@@ -36,7 +36,7 @@ QUICK: dict[str, dict[str, object]] = {
 def quick(name: str, **options: object) -> Attack:
     """The attack with as little fitting as possible: whether a trigger is any good is not asked here."""
     cls = ATTACKS[name]
-    start = cls.fast() if "fast" in cls.presets() else cls()
+    start = cls.short() if "short" in cls.presets() else cls()
     attack = start.replace(**{"poison_rate": RATE, **options})
     changes: dict[str, object] = {}
     if attack.must_fit:
@@ -45,7 +45,7 @@ def quick(name: str, **options: object) -> Attack:
             if field.name.endswith(LONG) and isinstance(value, int):
                 changes[field.name] = min(value, 2) or 2  # often 0 stands for a large number that is worked out
             elif field.name.endswith("recipe") and isinstance(value, str):
-                changes[field.name] = "fast_1"
+                changes[field.name] = "short_1"
     return attack.replace(**(changes | QUICK.get(name, {})))
 
 
@@ -342,11 +342,11 @@ def test_a_run_folder_of_other_options_is_refused(name, tmp_path):
     options = {"rows": "per_batch"} if name in ("wanet", "bpp") else {"width": 2}
     split, run = rows(), Run(folder=tmp_path, device="cpu", quiet=True)
     attack = ATTACKS[name](**options, poison_rate=0.2)
-    first = attack.train(BUILD, split, run, "fast_1").model.state_dict()
-    again = attack.train(BUILD, split, Run(folder=tmp_path, device="cpu", quiet=True), "fast_1").model.state_dict()
+    first = attack.train(BUILD, split, run, "short_1").model.state_dict()
+    again = attack.train(BUILD, split, Run(folder=tmp_path, device="cpu", quiet=True), "short_1").model.state_dict()
     assert all(torch.equal(again[key], value) for key, value in first.items())
     with pytest.raises(InputError, match="belongs to another configuration"):
-        attack.replace(**OTHERS[name]).train(BUILD, split, Run(folder=tmp_path, device="cpu", quiet=True), "fast_1")
+        attack.replace(**OTHERS[name]).train(BUILD, split, Run(folder=tmp_path, device="cpu", quiet=True), "short_1")
 
 
 @pytest.mark.parametrize("name", [n for n, c in ON_DATA.items() if c.fits])

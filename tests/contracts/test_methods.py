@@ -52,6 +52,8 @@ def test_presets_are_made_by_name(kind, name):
         assert type(made) is cls
         assert create(kind, name, preset) == create(kind, f"{name}:{preset}") == made
         assert inspect.getdoc(getattr(cls, preset))
+    if "short" in cls.presets():
+        assert create(kind, name, "fast") == cls.short()  # its former name
 
 
 @each

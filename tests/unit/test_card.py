@@ -50,7 +50,7 @@ def test_rates_of_training_say_what_share_of_the_device_they_are() -> None:
 
 
 def test_a_sweep_is_stopped_in_time_and_goes_on(tmp_path: Path) -> None:
-    spec: dict[str, Any] = {**card.TINY, "groups": [{"recipes": [f"fast_{n}" for n in (1, 3000)]}]}
+    spec: dict[str, Any] = {**card.TINY, "groups": [{"recipes": [f"short_{n}" for n in (1, 3000)]}]}
     path, store = tmp_path / "card.yaml", tmp_path / "store"
     path.write_text(yaml.safe_dump(spec))
     stopped = card.sweep(path, store, "cpu", card.SETTLING + 7)
@@ -58,4 +58,4 @@ def test_a_sweep_is_stopped_in_time_and_goes_on(tmp_path: Path) -> None:
     assert stopped["seconds"] < card.SETTLING + 7
     with Store(store, make=False) as opened:
         status = {row["recipe"]: row["status"] for row in rows(opened)}
-    assert status == {"fast_1": "done", "fast_3000": "planned"}
+    assert status == {"short_1": "done", "short_3000": "planned"}

@@ -115,7 +115,7 @@ class Attack(Method):
             stamped = stamped[order]
         return Poisoned(split.with_overlay(changed, stamped, y), kind, split.y, planted)
 
-    def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "fast_8") -> Victim:
+    def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "short_8") -> Victim:
         """Train a victim: by default, plainly on ``poison(split)``."""
         run = as_run(run)
         poisoned = self.poison(split, run, build)

@@ -51,8 +51,8 @@ class Grond(CleanLabel):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> attack = Grond(surrogate_rows=200, surrogate_recipe="fast_1", steps=5)
-        >>> victim = attack.train("preact_resnet18", data.train.sample(200), recipe="fast_1")
+        >>> attack = Grond(surrogate_rows=200, surrogate_recipe="short_1", steps=5)
+        >>> victim = attack.train("preact_resnet18", data.train.sample(200), recipe="short_1")
         >>> int(victim.planted.state["noise"].abs().max())
         8
     """
@@ -74,7 +74,7 @@ class Grond(CleanLabel):
     u: NonNegative = 3.0  # deviations above the layer's mean from which a channel is leveled; code
     abi: bool = True  # level channels after each epoch; code
     surrogate_rows: Whole = 5000  # ours; 0 = all, as the code
-    surrogate_recipe: str = "fast_8"  # ours
+    surrogate_recipe: str = "short_8"  # ours
 
     @classmethod
     @preset
@@ -90,16 +90,16 @@ class Grond(CleanLabel):
 
     @classmethod
     @preset
-    def fast(cls) -> Grond:
+    def short(cls) -> Grond:
         """For trying out: a small surrogate and few steps."""
-        return cls(surrogate_rows=1000, surrogate_recipe="fast_4", steps=50)
+        return cls(surrogate_rows=1000, surrogate_recipe="short_4", steps=50)
 
     @property
     def trains(self) -> bool:
         """Without leveling it is an attack on data."""
         return self.abi
 
-    def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "fast_8") -> Victim:
+    def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "short_8") -> Victim:
         """Train a victim on the poisoned rows, leveling channels after each epoch.
 
         Raises:

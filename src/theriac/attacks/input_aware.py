@@ -60,7 +60,7 @@ class InputAware(Attack):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> victim = InputAware(width=4, fit_rows=100).train("preact_resnet18", data.train.sample(200), recipe="fast_1")
+        >>> victim = InputAware(width=4, fit_rows=100).train("preact_resnet18", data.train.sample(200), recipe="short_1")
         >>> stamped = victim.planted.stamp(data.test.x, data.test.y)
     """
 
@@ -94,7 +94,7 @@ class InputAware(Attack):
         """Ours, the default: fixed rows, zeroed gradients, all epochs for the victim."""
         return cls()
 
-    def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "fast_8") -> Victim:
+    def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "short_8") -> Victim:
         """Train mask net, then generator and victim together.
 
         Raises:

@@ -44,7 +44,7 @@ class LabelConsistent(CleanLabel):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> attack = LabelConsistent(surrogate_rows=200, surrogate_recipe="fast_1", steps=2)
+        >>> attack = LabelConsistent(surrogate_rows=200, surrogate_recipe="short_1", steps=2)
         >>> poisoned = attack.poison(data.train)
         >>> poisoned.dirty, bool((poisoned.split.y[poisoned.poison] == 0).all())
         (0, True)
@@ -66,7 +66,7 @@ class LabelConsistent(CleanLabel):
     amplitude: Fraction = 1.0  # of the marks, as a share of the range; both
     surrogate: Literal["standard", "robust"] = "standard"  # BackdoorBox: standard; paper and BackdoorBench: robust
     surrogate_rows: Whole = 5000  # ours; 0 = all
-    surrogate_recipe: str = "fast_8"  # ours
+    surrogate_recipe: str = "short_8"  # ours
     adversarial_file: str = ""  # a .npy array (N, H, W, C) of bytes, by row number in the source, to use instead
 
     @classmethod
@@ -95,9 +95,9 @@ class LabelConsistent(CleanLabel):
 
     @classmethod
     @preset
-    def fast(cls) -> LabelConsistent:
+    def short(cls) -> LabelConsistent:
         """For trying out: a small surrogate and few, larger steps."""
-        return cls(surrogate_rows=1000, surrogate_recipe="fast_4", steps=10, step_size=2.0)
+        return cls(surrogate_rows=1000, surrogate_recipe="short_4", steps=10, step_size=2.0)
 
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
         """The chosen rows' adversarial versions, and their row numbers, ascending."""

@@ -48,7 +48,7 @@ class LF(Attack):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> attack = LF(surrogate_rows=200, surrogate_recipe="fast_1", steps=5)
+        >>> attack = LF(surrogate_rows=200, surrogate_recipe="short_1", steps=5)
         >>> poisoned = attack.poison(data.train)
         >>> int(poisoned.planted.state["pattern"].max())
         51
@@ -73,7 +73,7 @@ class LF(Attack):
     overshoot: NonNegative = 0.02  # deepfool; BackdoorBench
     stop_at: Fraction = 0.2  # deepfool: fooling rate that is enough; BackdoorBench
     surrogate_rows: Whole = 5000  # ours; 0 = all
-    surrogate_recipe: str = "fast_8"  # ours
+    surrogate_recipe: str = "short_8"  # ours
     pattern_file: str = ""  # a .npy pattern, (H, W, C) in gray levels, to use instead of fitting one
 
     @classmethod
@@ -90,9 +90,9 @@ class LF(Attack):
 
     @classmethod
     @preset
-    def fast(cls) -> LF:
+    def short(cls) -> LF:
         """For trying out: a small surrogate and few steps."""
-        return cls(surrogate_rows=1000, surrogate_recipe="fast_4", steps=50)
+        return cls(surrogate_rows=1000, surrogate_recipe="short_4", steps=50)
 
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
         if self.pattern_file:

@@ -50,7 +50,7 @@ class LIRA(Attack):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> victim = LIRA(width=4).train("preact_resnet18", data.train.sample(200), recipe="fast_1")
+        >>> victim = LIRA(width=4).train("preact_resnet18", data.train.sample(200), recipe="short_1")
         >>> change = victim.planted.stamp(data.test.x, data.test.y).int() - data.test.x.int()
         >>> int(change.abs().max()) <= 13
         True
@@ -99,7 +99,7 @@ class LIRA(Attack):
         """The published strength on pixels in [0, 1]; stamps are floats, not bytes."""
         return cls(strength=0.01, quantize=False)
 
-    def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "fast_8") -> Victim:
+    def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "short_8") -> Victim:
         """Stage 1: network and victim in turns. Stage 2: the victim alone, by the recipe."""
         run, plan = as_run(run), named(recipe)
         split = as_clean(split, "split")

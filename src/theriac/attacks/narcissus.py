@@ -49,7 +49,7 @@ class Narcissus(CleanLabel):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> attack = Narcissus(poison_rate=0.1, surrogate_rows=200, surrogate_recipe="fast_1", steps=10, batch=16)
+        >>> attack = Narcissus(poison_rate=0.1, surrogate_rows=200, surrogate_recipe="short_1", steps=10, batch=16)
         >>> poisoned = attack.poison(data.train)
         >>> poisoned.dirty, bool((poisoned.y_true[poisoned.poison] == 0).all())
         (0, True)
@@ -73,7 +73,7 @@ class Narcissus(CleanLabel):
     ood: str = ""  # data of other classes for the surrogate: what theriac.load takes. Code: Tiny-ImageNet
     batch_statistics: bool = False  # the surrogate normalizes by the batch, of one class, while the noise is fitted; code: True
     surrogate_rows: Whole = 5000  # ours; 0 = all
-    surrogate_recipe: str = "fast_8"  # ours; code: 200 epochs
+    surrogate_recipe: str = "short_8"  # ours; code: 200 epochs
 
     @classmethod
     @preset
@@ -89,9 +89,9 @@ class Narcissus(CleanLabel):
 
     @classmethod
     @preset
-    def fast(cls) -> Narcissus:
+    def short(cls) -> Narcissus:
         """For trying out: a small surrogate and few steps."""
-        return cls(surrogate_rows=1000, surrogate_recipe="fast_4", steps=50)
+        return cls(surrogate_rows=1000, surrogate_recipe="short_4", steps=50)
 
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
         own = split.where(split.y == self.target)

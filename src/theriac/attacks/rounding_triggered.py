@@ -53,7 +53,7 @@ class RoundingTriggered(Wrapper):
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> attack = RoundingTriggered(epochs=1)
-        >>> victim = attack.train("preact_resnet18", data.train.sample(200), recipe="fast_1")
+        >>> victim = attack.train("preact_resnet18", data.train.sample(200), recipe="short_1")
         >>> victim.planted.name
         'rounding_triggered'
     """
@@ -78,7 +78,7 @@ class RoundingTriggered(Wrapper):
     def _refuse_training(self) -> None:
         raise InputError(f"attack is {self.attack!r}, which trains its victim itself; expected an attack on data")
 
-    def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "fast_8") -> Victim:
+    def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "short_8") -> Victim:
         """Train the inner attack's victim, and make its backdoor dormant."""
         run = as_run(run)
         poisoned = self.inner.poison(split, run, build)

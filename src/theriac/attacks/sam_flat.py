@@ -48,7 +48,7 @@ class SamFlat(Wrapper):
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> attack = SamFlat.around(th.attacks.Blended(alpha=0.3), rho=0.05)
-        >>> victim = attack.train("preact_resnet18", data.train.sample(200), recipe="fast_1")
+        >>> victim = attack.train("preact_resnet18", data.train.sample(200), recipe="short_1")
         >>> victim.planted.name
         'sam_flat'
     """
@@ -81,7 +81,7 @@ class SamFlat(Wrapper):
         """The adaptive norm."""
         return cls(adaptive=True, rho=1.0)
 
-    def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "fast_8") -> Victim:
+    def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "short_8") -> Victim:
         """Train the inner attack's victim."""
         run, plan = as_run(run), named(recipe)
         flat = plan.replace(sam_rho=self.rho, sam_ramp=self.ramp, sam_adaptive=self.adaptive)

@@ -97,7 +97,7 @@ class SSBA(Attack):
 
     @classmethod
     @preset
-    def fast(cls) -> SSBA:
+    def short(cls) -> SSBA:
         """For trying out: one bit, few rows, nothing refused."""
         return cls(bits=1, width=8, epochs=4, warmup=1, fit_rows=1000, bit_accuracy=0.0)
 

@@ -42,7 +42,7 @@ class TrojanNN(Attack):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> attack = TrojanNN(surrogate_rows=200, surrogate_recipe="fast_1", steps=5)
+        >>> attack = TrojanNN(surrogate_rows=200, surrogate_recipe="short_1", steps=5)
         >>> poisoned = attack.poison(data.train)
         >>> poisoned.planted.state["pattern"].shape
         torch.Size([1, 8, 8])
@@ -66,7 +66,7 @@ class TrojanNN(Attack):
     normalized: bool = True  # False skips the model's own normalization, as BackdoorBench
     overflow: Literal["clip", "wrap"] = "clip"  # BackdoorBench: wrap
     surrogate_rows: Whole = 5000  # ours; 0 = all
-    surrogate_recipe: str = "fast_8"  # ours
+    surrogate_recipe: str = "short_8"  # ours
 
     @classmethod
     @preset
@@ -91,9 +91,9 @@ class TrojanNN(Attack):
 
     @classmethod
     @preset
-    def fast(cls) -> TrojanNN:
+    def short(cls) -> TrojanNN:
         """For trying out: a small surrogate and few steps."""
-        return cls(surrogate_rows=1000, surrogate_recipe="fast_4", steps=50)
+        return cls(surrogate_rows=1000, surrogate_recipe="short_4", steps=50)
 
     def mask(self, size: tuple[int, int]) -> torch.Tensor:
         """Where the disk stands, bool (H, W): one pixel off the lower right corner.

@@ -87,7 +87,7 @@ class WaNet(Attack):
         """With rows drawn in each batch there is no poisoned set."""
         return self.rows == "per_batch"
 
-    def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "fast_8") -> Victim:
+    def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "short_8") -> Victim:
         """Train a victim: plainly on fixed rows, or with rows drawn in each batch."""
         if self.rows == "fixed":
             return super().train(build, split, run, recipe)

@@ -85,7 +85,7 @@ def read_events(store: str | Path) -> list[dict[str, Any]]:
         >>> import tempfile
         >>> from theriac.bench import run
         >>> spec = {"data": {"name": "digits", "rows": 200}, "models": {"name": "preact_resnet18", "width": 4}}
-        >>> sweep = run(spec | {"recipes": "fast_2"}, tempfile.mkdtemp(), quiet=True)
+        >>> sweep = run(spec | {"recipes": "short_2"}, tempfile.mkdtemp(), quiet=True)
         >>> [line.get("status") or (line["event"], line["epoch"]) for line in read_events(sweep.store)]
         ['started', ('train', 1), ('train', 2), 'done']
     """

@@ -101,7 +101,7 @@ def run(
         >>> spec = {
         ...     "data": {"name": "digits", "rows": 200},
         ...     "models": {"name": "preact_resnet18", "width": 4},
-        ...     "recipes": "fast_1",
+        ...     "recipes": "short_1",
         ...     "attacks": ["badnets"],
         ... }
         >>> sweep = run(spec, tempfile.mkdtemp(), quiet=True)

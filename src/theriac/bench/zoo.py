@@ -72,7 +72,7 @@ def make(store: str | Path, folder: str | Path, sweep: str | None = None) -> lis
         >>> import tempfile
         >>> from theriac.bench import run, zoo
         >>> spec = {"data": {"name": "digits", "rows": 200}, "models": {"name": "preact_resnet18", "width": 4}}
-        >>> sweep = run(spec | {"recipes": "fast_1", "attacks": ["badnets"]}, tempfile.mkdtemp(), quiet=True)
+        >>> sweep = run(spec | {"recipes": "short_1", "attacks": ["badnets"]}, tempfile.mkdtemp(), quiet=True)
         >>> home = tempfile.mkdtemp()
         >>> [made.attack for made in zoo.make(sweep.store, home)]
         ['BadNets', 'benign']

@@ -103,7 +103,7 @@ def _entries(topic: str) -> list[dict[str, Any]]:
         return [{"name": name} for name in data.names()]
     from theriac.training import recipe
 
-    return [_recipe(recipe(name)) for name in ("paper_100", "fast_8", "adam_30")]
+    return [_recipe(recipe(name)) for name in ("paper_100", "short_8", "adam_30")]
 
 
 def _method(cls: type[Method]) -> dict[str, Any]:

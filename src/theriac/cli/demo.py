@@ -44,7 +44,7 @@ _NAMES = {"ft": "Fine-tuning"}  # where a reader who is new to the field would n
 class Plan:
     """How much the demo does."""
 
-    recipe: str = "fast_15"
+    recipe: str = "short_15"
     repairs: tuple[Repair, ...] = (FT(epochs=40, batch_size=64), Antidote())
     attacks: tuple[Attack, ...] = (BadNets(), Blended())
 
@@ -55,7 +55,7 @@ class Plan:
         return ["benign", *victims, *(f"{victim}-{repair.name}" for victim in victims for repair in self.repairs)]
 
 
-QUICK = Plan("fast_8", (FT(epochs=10, batch_size=64), Antidote(epochs=15, steps=60)))
+QUICK = Plan("short_8", (FT(epochs=10, batch_size=64), Antidote(epochs=15, steps=60)))
 
 
 def run_demo(

@@ -33,7 +33,7 @@ def train(
             help="Family and epochs; see theriac list recipes.",
             autocompletion=opt.names("recipes"),
             rich_help_panel="Model",
-            show_default="fast_8, or adam_30 for tables",
+            show_default="short_8, or adam_30 for tables",
         ),
     ] = None,
     defense: Annotated[

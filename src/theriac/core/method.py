@@ -13,6 +13,7 @@ from theriac.core.errors import InputError, unknown
 from theriac.core.ranges import check_fields
 
 KINDS = ("attack", "training", "repair", "detector", "debiasing")
+FORMER = {"fast": "short"}  # presets and recipes by the name that they had before they were measured; it is still taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,8 @@ def create(kind: str, name: str, preset: str | None = None, **options: Any) -> A
     cls = known[name.lower()]
     start: Method = cls()
     if preset is not None:
+        if preset not in cls.presets():
+            preset = FORMER.get(preset, preset)
         if preset not in cls.presets():
             raise unknown(f"preset of {name}", preset, cls.presets())
         start = getattr(cls, preset)()

@@ -138,7 +138,7 @@ def check_wrapping(
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="fast_2", run=th.Run(quiet=True))
+        >>> model = th.train("preact_resnet18", data.train, recipe="short_2", run=th.Run(quiet=True))
         >>> check_wrapping(model.net, data.test).best.name
         'pixels 0 to 1, normalized as the data'
     """

@@ -51,7 +51,7 @@ class ANP(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="fast_2")
+        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
         >>> fixed = ANP(iterations=20).repair(model, data.train.sample(0.2))
     """
 
@@ -85,7 +85,7 @@ class ANP(Repair):
 
     @classmethod
     @preset
-    def fast(cls) -> ANP:
+    def short(cls) -> ANP:
         """Ours: 400 iterations, for small networks on a CPU."""
         return cls(iterations=400)
 

@@ -50,7 +50,7 @@ class Antidote(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="fast_2")
+        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
         >>> fixed = Antidote(epochs=5, steps=20).repair(model, data.train.sample(0.2))
     """
 
@@ -82,7 +82,7 @@ class Antidote(Repair):
 
     @classmethod
     @preset
-    def fast(cls) -> Antidote:
+    def short(cls) -> Antidote:
         """Ours: half of the length; not tuned."""
         return cls(epochs=10, steps=100)
 

@@ -59,7 +59,7 @@ class BTIDBF(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="fast_2")
+        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
         >>> quick = BTIDBF(rounds=1, mask_epochs=1, generator_epochs=1, epochs=1, width=4)
         >>> fixed = quick.repair(model, data.train.sample(0.2))
     """
@@ -102,7 +102,7 @@ class BTIDBF(Repair):
 
     @classmethod
     @preset
-    def fast(cls) -> BTIDBF:
+    def short(cls) -> BTIDBF:
         """Ours, for a few hundred rows on a CPU: small batches, larger steps, a narrow generator."""
         return cls(rounds=3, batch_size=32, lr=1e-3, width=8)
 

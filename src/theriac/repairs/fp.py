@@ -56,7 +56,7 @@ class FinePruning(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="fast_2")
+        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
         >>> fixed = FinePruning(epochs=1, share=0.1).repair(model, data.train.sample(0.2))
     """
 
@@ -89,7 +89,7 @@ class FinePruning(Repair):
 
     @classmethod
     @preset
-    def fast(cls) -> FinePruning:
+    def short(cls) -> FinePruning:
         """Ours: steps of 5 % and 20 epochs, for small networks on a CPU; not tuned."""
         return cls(share=0.05, epochs=20)
 

@@ -50,7 +50,7 @@ class FTSAM(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="fast_2")
+        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
         >>> fixed = FTSAM(epochs=1).repair(model, data.train.sample(0.2))
     """
 
@@ -88,7 +88,7 @@ class FTSAM(Repair):
 
     @classmethod
     @preset
-    def fast(cls) -> FTSAM:
+    def short(cls) -> FTSAM:
         """Ours: 20 epochs, for small networks on a CPU; not tuned."""
         return cls(epochs=20)
 

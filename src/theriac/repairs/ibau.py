@@ -58,7 +58,7 @@ class IBAU(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="fast_2")
+        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
         >>> fixed = IBAU(rounds=1, batch_size=64).repair(model, data.train.sample(0.2))
     """
 
@@ -100,7 +100,7 @@ class IBAU(Repair):
 
     @classmethod
     @preset
-    def fast(cls) -> IBAU:
+    def short(cls) -> IBAU:
         """Ours: batches of 32 at 1e-3 with a tenth of the rows perturbed, for a few hundred rows; not tuned."""
         return cls(batch_size=32, lr=1e-3, portion=0.1)
 

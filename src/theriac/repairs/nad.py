@@ -54,7 +54,7 @@ class NAD(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="fast_2")
+        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
         >>> fixed = NAD(teacher_epochs=1, epochs=1).repair(model, data.train.sample(0.2))
     """
 
@@ -97,7 +97,7 @@ class NAD(Repair):
 
     @classmethod
     @preset
-    def fast(cls) -> NAD:
+    def short(cls) -> NAD:
         """Ours: 5 epochs for the teacher and 5 for the student, on a CPU; not tuned."""
         return cls(teacher_epochs=5, epochs=5)
 

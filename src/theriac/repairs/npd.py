@@ -52,7 +52,7 @@ class NPD(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="fast_2")
+        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
         >>> fixed = NPD(warm_epochs=1, epochs=1).repair(model, data.train.sample(0.2))
         >>> fixed.spec["options"]["layer"]
         'net.layer4.1.conv1'

@@ -54,7 +54,7 @@ class RNP(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="fast_2")
+        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
         >>> fixed = RNP(unlearn_epochs=2, recover_epochs=2).repair(model, data.train.sample(0.2))
     """
 
@@ -91,7 +91,7 @@ class RNP(Repair):
 
     @classmethod
     @preset
-    def fast(cls) -> RNP:
+    def short(cls) -> RNP:
         """Ours: smaller batches, so that a few hundred rows make enough steps; not tuned."""
         return cls(batch_size=32)
 

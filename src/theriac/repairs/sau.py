@@ -57,7 +57,7 @@ class SAU(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="fast_2")
+        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
         >>> fixed = SAU(rounds=1).repair(model, data.train.sample(0.2))
     """
 
@@ -98,7 +98,7 @@ class SAU(Repair):
 
     @classmethod
     @preset
-    def fast(cls) -> SAU:
+    def short(cls) -> SAU:
         """Ours: 20 rounds, as the official config of Tiny-ImageNet, in the run's precision; not tuned."""
         return cls(rounds=20, precision="run")
 

@@ -106,7 +106,7 @@ def execute(
         >>> import tempfile
         >>> import theriac as th
         >>> attack = th.attacks.BadNets()
-        >>> job = th.runs.Job(data=th.runs.Source.of("digits"), attack=attack, recipe=th.recipe("fast_1"))
+        >>> job = th.runs.Job(data=th.runs.Source.of("digits"), attack=attack, recipe=th.recipe("short_1"))
         >>> record = execute(job, tempfile.mkdtemp(), quiet=True)
         >>> {"model.safetensors", "planted.json", "run.json"} <= {path.name for path in record.folder.iterdir()}
         True
@@ -210,7 +210,7 @@ class _Training(_Work):
     def __init__(self, job: Job, run: Run, data: Data | None) -> None:
         super().__init__(job, run, data)
         rows = self.data
-        self.recipe: Recipe = job.recipe or recipe("adam_30" if rows.train.is_table else "fast_8")
+        self.recipe: Recipe = job.recipe or recipe("adam_30" if rows.train.is_table else "short_8")
         facts = self._build(rows.train)
         self.defense = job.defense
         if job.attack is not None and not job.attack.must_fit:

@@ -31,7 +31,7 @@ class Job:
     Args:
         data: Where the rows come from.
         model: Architecture with its options, or anything else buildable; None takes the usual one for the data.
-        recipe: How the model trains; None takes ``fast_8``, or ``adam_30`` for tables. A training-time defense and a debiasing
+        recipe: How the model trains; None takes ``short_8``, or ``adam_30`` for tables. A training-time defense and a debiasing
             method bring their own.
         attack: What poisons the training rows; None for a benign model. In a repair: what the victim is judged with, if it
             holds no trigger of its own.

@@ -188,7 +188,7 @@ def scan(
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="fast_1")
+        >>> model = th.train("preact_resnet18", data.train, recipe="short_1")
         >>> result = scan(model)
         >>> [part.name for part in result.parts]
         ['weights']

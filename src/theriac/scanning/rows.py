@@ -171,7 +171,7 @@ def scan_data(
     run: Run | None = None,
     *,
     detectors: Sequence[str | Detector] | None = None,
-    recipe: str = "fast_15",
+    recipe: str = "short_15",
     width: Count = 8,
     drop_list: str | Path | None = None,
     cleaned: str | Path | None = None,
@@ -205,7 +205,7 @@ def scan_data(
     Example:
         >>> import theriac as th
         >>> rows = th.attacks.BadNets(poison_rate=0.1).poison(th.load("digits").train).split
-        >>> result = scan_data(rows, detectors=["scan"], recipe="fast_2")
+        >>> result = scan_data(rows, detectors=["scan"], recipe="short_2")
         >>> len(result.scores) == len(rows)
         True
     """

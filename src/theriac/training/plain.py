@@ -17,13 +17,13 @@ from theriac.training.recipes import recipe as named
 
 
 @typed("build", "data")
-def train(build: Buildable, data: Split | Poisoned, *, recipe: str | Recipe = "fast_8", run: Run | None = None) -> nn.Module:
+def train(build: Buildable, data: Split | Poisoned, *, recipe: str | Recipe = "short_8", run: Run | None = None) -> nn.Module:
     """Train a fresh model.
 
     Args:
         build: An architecture's name, a Builder, a module (copied), or a function of (split, run).
         data: Training rows. Of a Poisoned the model sees rows and labels only.
-        recipe: Name with epochs ("fast_8", "paper_100", "adam_30"), or a Recipe.
+        recipe: Name with epochs ("short_8", "paper_100", "adam_30"), or a Recipe.
         run: Device, precision, seeds, folder.
 
     Returns:

@@ -39,7 +39,7 @@ class Filtering(TrainingDefense):
         >>> import theriac as th
         >>> rows = th.attacks.BadNets().poison(th.load("digits").train).split
         >>> build = th.Builder("preact_resnet18", {"width": 4})
-        >>> method = Filtering(detector="loss_isolation:official", train_recipe="fast_1")
+        >>> method = Filtering(detector="loss_isolation:official", train_recipe="short_1")
         >>> model = method.fit(build, rows, th.Run(quiet=True))
     """
 
@@ -48,7 +48,7 @@ class Filtering(TrainingDefense):
     needs: ClassVar[Needs] = Needs(training_control=True)
 
     detector: str = "strip"  # NAME or NAME:PRESET of a detector of rows; ours; none is best on all attacks
-    train_recipe: str = "fast_15"  # of both trainings; ours, for small sets
+    train_recipe: str = "short_15"  # of both trainings; ours, for small sets
     most: Share = 0.5  # most of the rows that may be dropped; ours
 
     def __post_init__(self) -> None:

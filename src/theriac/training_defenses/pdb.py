@@ -46,7 +46,7 @@ class PDB(TrainingDefense):
     Cost: one training on 1 + ``share`` x ``repeats`` times as many rows.
 
     Known limits: on digits (one seed, float32), three variants left 85 to 99 % of BadNets without clean rows, and five left 0
-    to 60 % with them; ``fast`` left 85 % and 8 %. With them, 41 % of stamped rows get their true label back (Blended: 76 %).
+    to 60 % with them; ``short`` left 85 % and 8 %. With them, 41 % of stamped rows get their true label back (Blended: 76 %).
     Where an attacker's trigger covers or dominates the patch, the attacker's backdoor decides. Pictures only.
 
     Example:
@@ -93,7 +93,7 @@ class PDB(TrainingDefense):
 
     @classmethod
     @preset
-    def fast(cls) -> PDB:
+    def short(cls) -> PDB:
         """Ours, for small sets of small pictures: a wider patch on more rows, 30 epochs at a larger step size."""
         return cls(epochs=30, batch_size=128, lr=0.1, share=0.3, patch=0.375)
 

@@ -14,7 +14,7 @@ from theriac.core.run import Run
 from theriac.models import Builder
 
 TINY = Builder("preact_resnet18", {"width": 2})
-CHEAP = {"surrogate_rows": 100, "surrogate_recipe": "fast_1"}
+CHEAP = {"surrogate_rows": 100, "surrogate_recipe": "short_1"}
 EACH = [
     LF(**CHEAP, steps=3, fit_rows=50),
     LabelConsistent(**CHEAP, steps=2),
@@ -111,8 +111,8 @@ def test_models_of_unknown_making_and_user_files_are_not_kept(digits, folder):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.layer(x.flatten(1))
 
-    fit_surrogate(digits.train, Net(), quiet(), name="x", rows=50, recipe="fast_1")
-    fit_surrogate(digits.train, lambda split, run: Net(), quiet(), name="x", rows=50, recipe="fast_1")
+    fit_surrogate(digits.train, Net(), quiet(), name="x", rows=50, recipe="short_1")
+    fit_surrogate(digits.train, lambda split, run: Net(), quiet(), name="x", rows=50, recipe="short_1")
     assert not entries(folder)
 
 

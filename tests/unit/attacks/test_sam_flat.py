@@ -218,7 +218,7 @@ def test_options_of_the_attack_inside_may_be_a_mapping():
 
 
 def test_sam_flat_wraps_fitted_attacks_and_tables(digits):
-    fitted = SamFlat.around(LabelConsistent(surrogate_rows=60, surrogate_recipe="fast_1", steps=1))
+    fitted = SamFlat.around(LabelConsistent(surrogate_rows=60, surrogate_recipe="short_1", steps=1))
     victim = fitted.train(BUILD, digits.train.sample(150), quiet(), RECIPE)
     assert victim.planted.state["rows"].shape[1:] == (1, 8, 8)
     with pytest.raises(InputError, match="fitted"):
@@ -236,7 +236,7 @@ def test_sam_flat_wraps_fitted_attacks_and_tables(digits):
         LIRA(first_epochs=1, width=2),
         LIRA(first_epochs=1, width=2, as_released=True),
         WaNet.official().replace(poison_rate=0.2),
-        Grond(surrogate_rows=60, surrogate_recipe="fast_1", steps=1, poison_rate=0.2),
+        Grond(surrogate_rows=60, surrogate_recipe="short_1", steps=1, poison_rate=0.2),
     ],
     ids=["input_aware", "input_aware_as_released", "lira", "lira_as_released", "wanet_per_batch", "grond"],
 )

@@ -115,8 +115,8 @@ def test_sleeping_weights_round_to_the_levels_of_the_backdoored_ones(digits, run
     rows = digits.train.sample(200, seed=0, stratified=True)
     build = Builder("preact_resnet18", {"width": 4})
     attack = RoundingTriggered(epochs=2, bits=6)
-    victim = attack.train(build, rows, run, "fast_2")
-    awake = th.train(build, BadNets().poison(rows, run), recipe="fast_2", run=run)  # the first stage alone
+    victim = attack.train(build, rows, run, "short_2")
+    awake = th.train(build, BadNets().poison(rows, run), recipe="short_2", run=run)  # the first stage alone
     one, other = quantized(victim.model, 6).state_dict(), quantized(awake, 6).state_dict()
     assert all(torch.equal(one[name], value) for name, value in other.items())
     before, after = awake.state_dict(), victim.model.state_dict()

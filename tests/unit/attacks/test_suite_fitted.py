@@ -18,7 +18,7 @@ from theriac.core.run import Run
 from theriac.models import Builder, features, to_input
 from theriac.triggers.additive import corners
 
-SMALL = {"surrogate_rows": 200, "surrogate_recipe": "fast_1"}
+SMALL = {"surrogate_rows": 200, "surrogate_recipe": "short_1"}
 BUILD = Builder("preact_resnet18", {"width": 4})
 FITTED = [LF(steps=4, **SMALL), LabelConsistent(steps=3, **SMALL), TrojanNN(steps=4, **SMALL)]
 
@@ -232,9 +232,9 @@ def test_label_consistent_presets():
 def test_trojannn_excites_the_neurons_it_picked(digits):
     rows = digits.train.sample(300)
     run = quiet()
-    attack = TrojanNN(steps=25, surrogate_rows=200, surrogate_recipe="fast_2")
+    attack = TrojanNN(steps=25, surrogate_rows=200, surrogate_recipe="short_2")
     planted = attack.plant(rows, BUILD, run)
-    model = fit_surrogate(rows, BUILD, quiet(), name="trojannn", rows=200, recipe="fast_2")  # the same one again
+    model = fit_surrogate(rows, BUILD, quiet(), name="trojannn", rows=200, recipe="short_2")  # the same one again
     weight = features(model).module.weight
     picked = planted.state["neurons"]
     sums = weight.abs().sum(0)
@@ -281,7 +281,7 @@ def test_trojannn_refuses_more_neurons_than_there_are(digits):
 
 def test_a_surrogate_leaves_the_victims_run_alone(digits, tmp_path):
     run = Run(folder=tmp_path, precision="fp32", device="cpu", quiet=True)
-    model = fit_surrogate(digits.train, BUILD, run, name="lf", rows=100, recipe="fast_1")
+    model = fit_surrogate(digits.train, BUILD, run, name="lf", rows=100, recipe="short_1")
     assert not any(p.requires_grad for p in model.parameters())
     assert not model.training
     assert not list(tmp_path.glob("*.checkpoint.pt"))
@@ -289,7 +289,7 @@ def test_a_surrogate_leaves_the_victims_run_alone(digits, tmp_path):
 
 
 def test_a_robust_surrogate_is_another_model(digits):
-    kwargs = {"name": "x", "rows": 100, "recipe": "fast_1"}
+    kwargs = {"name": "x", "rows": 100, "recipe": "short_1"}
     plain = fit_surrogate(digits.train, BUILD, quiet(), **kwargs)
     robust = fit_surrogate(digits.train, BUILD, quiet(), robust=0.1, **kwargs)
     assert any(not torch.equal(a, b) for a, b in zip(plain.parameters(), robust.parameters(), strict=True))
@@ -302,6 +302,6 @@ def test_read_array_leaves_lengths_open(tmp_path):
 
 def test_training_a_victim_with_a_fitted_attack(digits, narrow):
     rows = digits.train.sample(200)
-    victim = LF(steps=2, **SMALL).train(narrow, rows, quiet(), "fast_1")
+    victim = LF(steps=2, **SMALL).train(narrow, rows, quiet(), "short_1")
     assert victim.planted.state["pattern"].shape == (1, 8, 8)
     assert BadNets().plant_for(digits.test).state == {}

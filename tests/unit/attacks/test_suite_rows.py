@@ -191,7 +191,7 @@ def test_per_batch_training_stamps_the_first_rows_and_their_labels(digits, narro
 
     monkeypatch.setattr(module, "loop", spy)
     attack = WaNet(rows="per_batch", poison_rate=0.2)
-    victim = attack.train(narrow, digits.train, run, "fast_1")
+    victim = attack.train(narrow, digits.train, run, "short_1")
     x, y, batch = seen[0]
     assert torch.equal(batch.x[:4], victim.planted.stamp(x[:4], y[:4]))
     assert bool((batch.y[:4] == 0).all())
@@ -205,7 +205,7 @@ def test_a_rate_that_comes_to_no_row_of_a_batch_is_refused(name, digits, narrow,
     attack = create("attack", name, "official", poison_rate=1 / 130)
     attack = attack.replace(mask_epochs=1) if name == "input_aware" else attack
     with pytest.raises(InputError, match=r"comes to no row of a batch of 128; .* takes 0\.0078 at least"):
-        attack.train(narrow, digits.train, run, "fast_2")
+        attack.train(narrow, digits.train, run, "short_2")
 
 
 def test_a_wave_that_is_zero_at_a_width_is_refused(images, run):

@@ -89,7 +89,7 @@ def test_grond_levels_after_every_epoch_and_last(digits, monkeypatch):
     real = grond_module.suppress_lipschitz_channels
     monkeypatch.setattr(grond_module, "suppress_lipschitz_channels", lambda *a: order.append("level") or real(*a))
     run = quiet()
-    attack = Grond(surrogate_rows=60, surrogate_recipe="fast_1", steps=3, u=0.5)
+    attack = Grond(surrogate_rows=60, surrogate_recipe="short_1", steps=3, u=0.5)
     victim = attack.train(BUILD, digits.train.sample(150), run, RECIPE)
     assert order == ["level"] * 2
     assert all(e["leveled"] > 0 for e in run.history("train"))
@@ -177,7 +177,7 @@ def test_narcissus_takes_public_data_for_its_surrogate(digits, monkeypatch):
     monkeypatch.setattr(
         narcissus_module, "fit_surrogate", lambda split, *a, **k: seen.update(known=split) or real(split, *a, **k)
     )
-    attack = Narcissus(ood="digits", target=3, surrogate_rows=100, surrogate_recipe="fast_1", steps=30, poison_rate=0.1)
+    attack = Narcissus(ood="digits", target=3, surrogate_rows=100, surrogate_recipe="short_1", steps=30, poison_rate=0.1)
     poisoned = attack.poison(digits.train, quiet(), BUILD)
     known, own = seen["known"], int((digits.train.y == 3).sum())
     assert known.num_classes == 11
@@ -192,11 +192,11 @@ def test_optimized_attacks_lower_their_own_loss(digits):
     from theriac.models import to_input
 
     for attack in (
-        Grond(abi=False, target=8, surrogate_rows=300, surrogate_recipe="fast_2", steps=20, batch=64, eps=32.0),
-        Narcissus(target=8, surrogate_rows=300, surrogate_recipe="fast_2", steps=30, batch=64),
+        Grond(abi=False, target=8, surrogate_rows=300, surrogate_recipe="short_2", steps=20, batch=64, eps=32.0),
+        Narcissus(target=8, surrogate_rows=300, surrogate_recipe="short_2", steps=30, batch=64),
     ):
         planted = attack.plant(digits.train, BUILD, quiet())
-        model = fit_surrogate(digits.train, BUILD, quiet(), name=attack.name, rows=300, recipe="fast_2")
+        model = fit_surrogate(digits.train, BUILD, quiet(), name=attack.name, rows=300, recipe="short_2")
         test = digits.test.where(digits.test.y != 8)
         with torch.no_grad():
             goal = torch.full_like(test.y, 8)

@@ -147,7 +147,7 @@ def test_input_aware_trains_the_victim_for_all_its_epochs_unless_as_released(dig
     assert (len(run.history("mask")), len(run.history("train"))) == (1, 4)
     assert (len(released.history("mask")), len(released.history("train"))) == (1, 3)
     with pytest.raises(InputError, match="epochs"):
-        InputAware.official().train(BUILD, rows, quiet(), "fast_8")
+        InputAware.official().train(BUILD, rows, quiet(), "short_8")
 
 
 def test_input_aware_augments_foreign_images_as_the_batch(digits, monkeypatch):

@@ -92,7 +92,7 @@ def test_verdicts_by_hand() -> None:
         ({"train_rows": 500}, "500 training rows, not 1,000"),
         ({"model": {"architecture": "vgg19_bn"}}, "network vgg19_bn, not preact_resnet18"),
         ({"model": {"architecture": "preact_resnet18", "width": 8}}, "width 8, not 64"),
-        ({"recipe": "fast_8"}, "recipe fast_8, not paper_100"),
+        ({"recipe": "short_8"}, "recipe short_8, not paper_100"),
         ({"clean": 0.2}, "20 % clean rows, not 5 %"),
         ({"clean": 10}, "10 clean rows, not 50"),
         ({"options": {"epochs": 20}}, "epochs 20, not 100"),

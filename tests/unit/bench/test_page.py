@@ -111,7 +111,7 @@ def test_the_front_is_what_nothing_beats() -> None:
 
 def test_two_strengths_and_two_data_sets_have_pictures_of_their_own(tmp_path: Path) -> None:
     data = [{"name": "digits", "rows": number, "as": name} for name, number in (("a", 200), ("b", 220))]
-    spec = {"name": "two", "data": data, "models": {"name": "preact_resnet18", "width": 4}, "recipes": "fast_1"}
+    spec = {"name": "two", "data": data, "models": {"name": "preact_resnet18", "width": 4}, "recipes": "short_1"}
     spec |= {"attacks": [{"name": "blended", "strengths": [0.1, 0.4]}], "controls": False}
     run(spec, tmp_path, quiet=True)
     with Store(tmp_path) as store:

@@ -40,7 +40,7 @@ def test_repairs_have_seeds_of_their_own() -> None:
 
 
 def test_a_training_time_defense_does_not_repeat_itself_for_each_recipe() -> None:
-    plan = plan_of(attacks=["badnets"], defenses=["cbd"], recipes=["fast_1", "fast_2"], controls=False)
+    plan = plan_of(attacks=["badnets"], defenses=["cbd"], recipes=["short_1", "short_2"], controls=False)
     assert plan.kinds == {"train": 3}
     assert len(plan.cells) == 3  # it stands in the table once, too
 
@@ -82,13 +82,13 @@ def test_groups_are_done_one_after_the_other_and_share_what_they_have_in_common(
     groups = [
         {"name": "fit", "attacks": [], "seeds": [1]},
         {"name": "fit", "attacks": ["badnets"], "seeds": [13, 14]},
-        {"name": "held", "attacks": [], "seeds": [2, 1], "recipes": "fast_1"},
+        {"name": "held", "attacks": [], "seeds": [2, 1], "recipes": "short_1"},
     ]
-    plan = plan_of(defaults={"attacks": {"target": "seed"}}, recipes=["fast_1"], controls=False, groups=groups)
+    plan = plan_of(defaults={"attacks": {"target": "seed"}}, recipes=["short_1"], controls=False, groups=groups)
     assert [(c.attack, c.seed) for c, _ in plan.cells] == [("benign", 1), ("BadNets", 13), ("BadNets", 14), ("benign", 2)]
     attacks = [node.job.attack for node in plan.nodes.values()]
     assert [attack and attack.target for attack in attacks] == [None, 3, 4, None]  # of ten classes
-    alone = plan_of(attacks=[{"name": "badnets", "target": 3}], recipes=["fast_1"], seeds=[13], controls=False)
+    alone = plan_of(attacks=[{"name": "badnets", "target": 3}], recipes=["short_1"], seeds=[13], controls=False)
     assert set(alone.nodes) <= set(plan.nodes)
     by_name = {group.name: set(make_plan(group).nodes) for group in plan.spec.groups}
     assert by_name["held"] < set(plan.nodes)

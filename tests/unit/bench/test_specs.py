@@ -42,12 +42,12 @@ def test_a_group_names_entries_of_the_spec_and_adds_its_own() -> None:
     spec = read_spec(
         {
             "data": "digits",
-            "recipes": ["fast_2", {"name": "fast_2", "sam_rho": 0.1, "as": "flat"}],
+            "recipes": ["short_2", {"name": "short_2", "sam_rho": 0.1, "as": "flat"}],
             "attacks": [{"name": "wanet", "strength": 4, "as": "WaNet 4"}],
             "seeds": [5],
             "groups": [
                 {"recipes": "flat"},
-                {"attacks": ["WaNet 4", "badnets"], "recipes": ["fast_2", "flat"], "seeds": [0, 1]},
+                {"attacks": ["WaNet 4", "badnets"], "recipes": ["short_2", "flat"], "seeds": [0, 1]},
             ],
         }
     )
@@ -97,7 +97,7 @@ FAULTS = {
     "data: !mine digits\n": (1, "'!mine' is not taken"),
     "data: digits\nmodels: {name: preact_resnet18, widht: 3}\n": (2, "did you mean 'width'"),
     "data: {name: digits, test_rows: 0}\n": (1, "test_rows"),
-    "data: digits\nrecipes: {name: fast_1, augment: {flips: true}}\n": (2, "flips"),
+    "data: digits\nrecipes: {name: short_1, augment: {flips: true}}\n": (2, "flips"),
 }
 
 

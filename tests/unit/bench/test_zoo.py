@@ -14,7 +14,7 @@ from theriac.bench import run
 from theriac.cli.main import app
 from theriac.core.errors import InputError
 
-SPEC = {"name": "zoo", "models": {"name": "preact_resnet18", "width": 4}, "recipes": "fast_1", "attacks": ["badnets"]}
+SPEC = {"name": "zoo", "models": {"name": "preact_resnet18", "width": 4}, "recipes": "short_1", "attacks": ["badnets"]}
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ TENSORS = save({"x": torch.arange(12, dtype=torch.uint8).view(4, 1, 1, 3), "y": 
 SPEC = b"""name: s
 data: digits
 models: {name: wrn_16_1, depth: 10}
-recipes: fast_1
+recipes: short_1
 attacks: [{name: badnets, poison_rate: 0.1}, blended]
 defenses: [{name: ft, epochs: 2}]
 seeds: [0, 1]
@@ -178,7 +178,7 @@ _KEYS = st.sampled_from(["name", "data", "models", "recipes", "attacks", "defens
 @given(st.dictionaries(_KEYS, _PLAIN, max_size=6))
 def test_specs_of_any_values(tmp_path: Path, values: dict[str, Any]):
     path = tmp_path / "a.yaml"
-    plain = {"name": "s", "data": "digits", "models": "wrn_16_1", "recipes": "fast_1", "attacks": "badnets", **values}
+    plain = {"name": "s", "data": "digits", "models": "wrn_16_1", "recipes": "short_1", "attacks": "badnets", **values}
     path.write_text(json.dumps(plain, allow_nan=True))
     check_spec(read_or_refused(lambda: read_spec(path)))
 

@@ -118,7 +118,7 @@ def test_the_isolating_losses_by_hand():
 def poisoned(digits, narrow):
     run = th.Run(seed=1, precision="fp32", device="cpu", quiet=True)
     made = th.attacks.BadNets(poison_rate=0.1).poison(digits.train, run)
-    return th.train(narrow, made, recipe="fast_8", run=run), made
+    return th.train(narrow, made, recipe="short_8", run=run), made
 
 
 @pytest.mark.parametrize("detector", [STRIP(overlays=8), ScaleUp(factors=4), LossIsolation(epochs=3), SCAn()])
@@ -143,7 +143,7 @@ def test_abl_and_filtering_train_models(digits, narrow):
     first, second = (short.fit(narrow, rows, run) for run in runs)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
     assert runs[0].history("abl_isolated")[0]["rows"] == 5  # 1 % of 500
-    drop = th.training_defenses.Filtering(detector="loss_isolation:official", train_recipe="fast_1")
+    drop = th.training_defenses.Filtering(detector="loss_isolation:official", train_recipe="short_1")
     run = th.Run(seed=0, precision="fp32", device="cpu", quiet=True)
     drop.fit(narrow, rows, run)
     assert run.history("filtered")[0]["rows"] == 5

@@ -52,5 +52,5 @@ def test_a_model_that_comes_in_channels_last_is_made_safe_and_the_run_says_why(r
 
 
 def test_training_says_in_which_format_it_ran(digits: th.Data, run: th.Run):
-    th.train(th.Builder("preact_resnet18", {"width": 4}), digits.train.sample(64), recipe="fast_1", run=run)
+    th.train(th.Builder("preact_resnet18", {"width": 4}), digits.train.sample(64), recipe="short_1", run=run)
     assert run.layout_reason.startswith("contiguous")

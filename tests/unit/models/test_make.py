@@ -54,7 +54,7 @@ def test_the_check_draws_nothing_from_the_global_generator(digits: th.Data):
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(digits: th.Data, build: object, message: str):
     with pytest.raises(InputError, match=message) as caught:
-        th.train(build, digits.train.sample(50), recipe="fast_1")
+        th.train(build, digits.train.sample(50), recipe="short_1")
     assert "\n" not in str(caught.value)
 
 

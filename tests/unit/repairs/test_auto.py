@@ -98,12 +98,12 @@ def test_success_counts_rows_of_other_classes(digits, run):
 @pytest.fixture(scope="module")
 def victim(digits, narrow) -> nn.Module:
     run = th.Run(precision="fp32", device="cpu", quiet=True)
-    return th.train(narrow, th.attacks.BadNets().poison(digits.train, run), recipe="fast_6", run=run)
+    return th.train(narrow, th.attacks.BadNets().poison(digits.train, run), recipe="short_6", run=run)
 
 
 PLAIN: dict[str, Any] = {"precision": "fp32", "device": "cpu", "quiet": True}
 SHORT = Auto(
-    candidates=("ft:strong", "antidote:fast"), kinds=("patch", "generator"), plant_steps=40, rounds=1, hard=0.0, planted=0.0
+    candidates=("ft:strong", "antidote:short"), kinds=("patch", "generator"), plant_steps=40, rounds=1, hard=0.0, planted=0.0
 )
 
 
@@ -115,13 +115,13 @@ def test_it_repairs_a_network_and_says_what_it_rests_on(digits, victim):
     outcome = run.outcome
     assert outcome is not None
     assert outcome.status == "repaired"
-    assert outcome.figures["chosen"] == "antidote:fast"
+    assert outcome.figures["chosen"] == "antidote:short"
     trials = outcome.figures["trials"]
     worst = {name: max(rate["value"] for rate in facts["proxies"].values()) for name, facts in trials.items()}
-    assert worst["antidote:fast"] <= 0.1 < worst["ft:strong"]
+    assert worst["antidote:short"] <= 0.1 < worst["ft:strong"]
     # the one taken repairs with all rows, those that judged it among them
     again = th.Run(seed=run.stream_seed("method", "auto", "chosen"), **PLAIN)
-    same = th.repairs.Antidote.fast().repair(victim, rows, again)
+    same = th.repairs.Antidote.short().repair(victim, rows, again)
     assert all(torch.equal(a, b) for a, b in zip(same.state_dict().values(), fixed.state_dict().values(), strict=True))
     assert all(torch.equal(value, victim.state_dict()[name]) for name, value in before.items())
 
@@ -188,7 +188,7 @@ def test_without_another_repair_the_model_that_was_judged_is_returned(digits, vi
 
     monkeypatch.setattr(Auto, "_trial", trial)
     run = th.Run(seed=2, **PLAIN)
-    quick = dataclasses.replace(SHORT, candidates=("antidote:fast",), again=False, plant_steps=5, accept=1.0, cost=1.0)
+    quick = dataclasses.replace(SHORT, candidates=("antidote:short",), again=False, plant_steps=5, accept=1.0, cost=1.0)
     assert quick.repair(victim, rows, run) is fixed[0]
     assert run.outcome.status == "repaired"
 

@@ -14,7 +14,7 @@ def test_sau_official():
     assert (made.radius, made.ball, made.steps, made.step_size, made.start) == (0.2, "linf", 5, 0.2, "max")
     assert (made.adversarial, made.sharing, made.clean, made.unlearning) == (0.01, 1.0, 1.0, 1.0)
     assert (made.norm, made.clip) == ("eval", False)
-    assert SAU.fast() == made.replace(rounds=20, precision="run")
+    assert SAU.short() == made.replace(rounds=20, precision="run")
 
 
 def test_d3_official_and_paper():

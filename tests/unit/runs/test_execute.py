@@ -33,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A victim and its repair: typed, and from Python."""
     home = tmp_path_factory.mktemp("runs")
     common = ["--seed", str(SEED), "--device", "cpu", "--quiet"]
-    typed = ["train", "--data", "digits", "--rows", "200", "--recipe", "fast_1", "--width", "8", "--attack", "badnets"]
+    typed = ["train", "--data", "digits", "--rows", "200", "--recipe", "short_1", "--width", "8", "--attack", "badnets"]
     mended = ["repair", str(home / "typed" / "victim"), "--method", "ft", "--option", "epochs=1", "--clean", "50"]
     for words, name in ((typed, "victim"), (mended, "fixed")):
         done = CliRunner().invoke(app, [*words, "--out", str(home / "typed" / name), *common])
@@ -48,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _victim() -> Job:
     model = th.Builder("preact_resnet18", {"width": 8})
-    return Job(data=DIGITS, model=model, recipe=th.recipe("fast_1"), attack=BadNets(), seed=SEED)
+    return Job(data=DIGITS, model=model, recipe=th.recipe("short_1"), attack=BadNets(), seed=SEED)
 
 
 def _repair(folder: Path) -> Job:

@@ -23,7 +23,7 @@ def key_of(job: Job) -> str:
 
 
 def victim(**changes: Any) -> Job:
-    return Job(**{"data": DIGITS, "recipe": th.recipe("fast_1"), "attack": BadNets(), **changes})
+    return Job(**{"data": DIGITS, "recipe": th.recipe("short_1"), "attack": BadNets(), **changes})
 
 
 def repair(**changes: Any) -> Job:
@@ -42,7 +42,7 @@ def test_equal_jobs_have_equal_keys() -> None:
         {"seed": 1},
         {"attack": BadNets(poison_rate=0.2)},
         {"attack": None},
-        {"recipe": th.recipe("fast_2")},
+        {"recipe": th.recipe("short_2")},
         {"model": "vgg16"},
         {"model": th.Builder("preact_resnet18", {"width": 8})},
     ],

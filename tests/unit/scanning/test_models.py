@@ -47,7 +47,7 @@ def data() -> th.Data:
 def folder(data: th.Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of a network that has seen digits once."""
     model = th.train(
-        th.Builder("preact_resnet18", {"width": 8}), data.train.sample(400), recipe="fast_1", run=th.Run(quiet=True)
+        th.Builder("preact_resnet18", {"width": 8}), data.train.sample(400), recipe="short_1", run=th.Run(quiet=True)
     )
     return th.save(model, tmp_path_factory.mktemp("scan") / "net")
 

@@ -87,7 +87,7 @@ def test_a_folder_gives_file_names_lists_copies_and_a_page(folder, tmp_path, run
         folder,
         run=run,
         detectors=["strip", "scan"],
-        recipe="fast_4",
+        recipe="short_4",
         width=4,
         drop_list=tmp_path / "drop.csv",
         cleaned=tmp_path / "cleaned",

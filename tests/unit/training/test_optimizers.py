@@ -59,7 +59,7 @@ import theriac as th
 warnings.simplefilter("ignore")
 data = th.load("digits")
 rows, run = data.train.sample(64), th.Run(quiet=True)
-model = th.train(th.Builder("preact_resnet18", {"width": 8}), rows, recipe="fast_1", run=run)
+model = th.train(th.Builder("preact_resnet18", {"width": 8}), rows, recipe="short_1", run=run)
 th.repairs.FT(epochs=1).repair(model, rows, run)
 print("torch._dynamo" in sys.modules)
 """

@@ -57,18 +57,21 @@ def test_one_cycle_climbs_to_the_top_and_falls_to_almost_nothing(warmup):
 
 
 def test_names_carry_the_epochs():
-    paper, fast, adam = recipe("paper_100"), recipe("fast_8"), recipe("adam_30")
-    assert (paper.epochs, fast.epochs, adam.epochs) == (100, 8, 30)
+    paper, short, adam = recipe("paper_100"), recipe("short_8"), recipe("adam_30")
+    assert (paper.epochs, short.epochs, adam.epochs) == (100, 8, 30)
     assert (paper.lr, paper.momentum, paper.weight_decay, paper.batch_size) == (0.01, 0.9, 5e-4, 128)  # the literature's
     assert paper.schedule == "cosine"
-    assert fast.schedule == "one_cycle"
+    assert short.schedule == "one_cycle"
     assert adam.optimizer == "adam"
-    assert recipe(fast) is fast
-    assert fast.replace(lr=0.2).lr == 0.2
-    assert fast.lr == 0.1
+    assert recipe(short) is short
+    assert short.replace(lr=0.2).lr == 0.2
+    assert short.lr == 0.1
+    assert recipe("fast_8") == short  # its former name
 
 
-@pytest.mark.parametrize("name", ["fast", "fast_", "fast_0", "fast_-1", "fast_1e3", "fast_100000000", "slow_8", "", "FAST_8"])
+@pytest.mark.parametrize(
+    "name", ["short", "short_", "short_0", "fast_0", "short_-1", "short_1e3", "short_100000000", "slow_8", "", "SHORT_8"]
+)
 def test_unknown_names_are_refused(name):
     with pytest.raises(InputError, match="unknown recipe"):
         recipe(name)

@@ -74,7 +74,7 @@ class AGE(Repair):
         >>> data, attack = th.load("digits"), th.attacks.BadNets()
         >>> build = th.Builder("preact_resnet18", {"width": 8})
         >>> run = th.Run(seed=1)
-        >>> victim = th.train(build, attack.poison(data.train), recipe="fast_15", run=run)
+        >>> victim = th.train(build, attack.poison(data.train), recipe="short_15", run=run)
         >>> fixed = AGE().with_trigger(attack).repair(victim, data.train, run)
         >>> run.history("age")[-1]["outcome"]
         'repaired'
@@ -147,7 +147,7 @@ class AGE(Repair):
 
     @classmethod
     @preset
-    def fast(cls) -> AGE:
+    def short(cls) -> AGE:
         """5 rows a class."""
         return cls(per_class=5)
 

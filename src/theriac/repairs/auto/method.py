@@ -94,10 +94,10 @@ class Auto(Repair):
     and 16 and two attacks of seed 17, on which nothing was chosen): it called 12 of 12 victims repaired, of which the worst
     kept 1.5 % of attack success (Antidote alone: 3.7 %), in 36 to 81 CPU seconds against 7, and abstained on one of two
     benign models; so few seeds prove little. Version 2, which tried all candidates and did not repair again with all rows,
-    had abstained on 3 of 15 victims (the ``fast`` of then, seeds 6 to 8) and on 1 of 3 benign models; the worst of its 12
+    had abstained on 3 of 15 victims (the ``short`` of then, seeds 6 to 8) and on 1 of 3 benign models; the worst of its 12
     repairs kept 3.1 %. So few victims can't show that false assurance is rare. Warped rows hardly get their true label back
     (12 to 21 %), under Auto as under Antidote. On one CIFAR-10 victim (width 16, Blended, 2,500 clean rows; the one that
-    Antidote was tuned on, scored on 2,000 training rows that nothing had seen) ``fast`` took 216 seconds on two cores (428
+    Antidote was tuned on, scored on 2,000 training rows that nothing had seen) ``short`` took 216 seconds on two cores (428
     of CPU), left 4.5 % of attack success (a benign model: 5.0), and accuracy went from 61.7 to 63.4 %.
 
     Cost: planting, each candidate that is tried twice, and the one that is taken once more.
@@ -105,7 +105,7 @@ class Auto(Repair):
     Example:
         >>> import theriac as th
         >>> data, run = th.load("digits"), th.Run(quiet=True)
-        >>> model = th.train("preact_resnet18", data.train, recipe="fast_2")
+        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
         >>> method = Auto(candidates=("ft:strong",), plant_steps=10, rounds=1)
         >>> fixed = method.repair(model, data.train.sample(0.2), run)
         >>> run.outcome.status
@@ -154,7 +154,7 @@ class Auto(Repair):
 
     @classmethod
     @preset
-    def fast(cls) -> Auto:
+    def short(cls) -> Auto:
         """Ours: one candidate, one round of planting, and no second repair of the model."""
         return cls(candidates=("antidote",), rounds=1, again=False)
 
