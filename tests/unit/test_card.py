@@ -53,9 +53,14 @@ def test_a_sweep_is_stopped_in_time_and_goes_on(tmp_path: Path) -> None:
     spec: dict[str, Any] = {**card.TINY, "groups": [{"recipes": [f"short_{n}" for n in (1, 3000)]}]}
     path, store = tmp_path / "card.yaml", tmp_path / "store"
     path.write_text(yaml.safe_dump(spec))
-    stopped = card.sweep(path, store, "cpu", card.SETTLING + 7)
-    assert stopped["exit"] != 0
-    assert stopped["seconds"] < card.SETTLING + 7
-    with Store(store, make=False) as opened:
-        status = {row["recipe"]: row["status"] for row in rows(opened)}
+    status: dict[str, str] = {}
+    for seconds in (7, 15, 30):  # on a busy machine the first ones end before a job does; the next goes on
+        stopped = card.sweep(path, store, "cpu", card.SETTLING + seconds)
+        assert stopped["exit"] != 0
+        assert stopped["seconds"] < card.SETTLING + seconds
+        if (store / "store.sqlite").exists():
+            with Store(store, make=False) as opened:
+                status = {row["recipe"]: row["status"] for row in rows(opened)}
+        if status.get("short_1") == "done":
+            break
     assert status == {"short_1": "done", "short_3000": "planned"}

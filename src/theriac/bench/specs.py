@@ -172,7 +172,7 @@ class _Reader:
                 if part not in PARTS:
                     raise unknown("part in defaults", part, PARTS)
         groups = self.top.get("groups")
-        if "data" not in self.top and groups is None:
+        if not self.top.get("data") and groups is None:
             with self.marked.at():
                 raise InputError("data is missing; expected a name, such as data: digits")
         positive = self.top.get("positive")

@@ -176,6 +176,9 @@ _KEYS = st.sampled_from(["name", "data", "models", "recipes", "attacks", "defens
 
 @BOUNDED
 @given(st.dictionaries(_KEYS, _PLAIN, max_size=6))
+@example({"data": None})
+@example({"data": []})
+@example({"attacks": None, "defenses": []})
 def test_specs_of_any_values(tmp_path: Path, values: dict[str, Any]):
     path = tmp_path / "a.yaml"
     plain = {"name": "s", "data": "digits", "models": "wrn_16_1", "recipes": "short_1", "attacks": "badnets", **values}
