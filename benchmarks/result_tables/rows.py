@@ -16,6 +16,7 @@ NAMES = {
     "activation_clustering": "Activation Clustering",
     "scale_up": "SCALE-UP",
     "loss_isolation": "Loss isolation",
+    "agpd": "AGPD",
 }
 
 
@@ -34,7 +35,8 @@ def page(results: Path = RESULTS) -> str:
         "Made by `python benchmarks/make_tables.py` from `rows.jsonl` (`python benchmarks/rows.py`). Digits, PreAct-ResNet-18 "
         f"of width 8, `short_15`, fp32; seeds {', '.join(map(str, seeds))}, torch {machine['torch']}. A cell: "
         "in how many of the seeds rows were suspected, poisoned ones of all suspected, and the mean AUROC (0.5 is "
-        'guessing). "together" is what `theriac scan-data` says, from the first four. Uncalibrated on other data.\n\n'
+        'guessing). "together" is what `theriac scan-data` says, from the first four. AGPD gets 100 clean '
+        "test rows, the others none. Uncalibrated on other data.\n\n"
         f"{grid(head, body)}\n"
     )
 

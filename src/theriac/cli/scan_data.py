@@ -24,6 +24,14 @@ def scan_data(
             show_default=False,
         ),
     ] = None,
+    clean: Annotated[
+        str | None,
+        typer.Option(
+            "--clean",
+            help="Rows that no attack has touched, for detectors that take some: a folder or known data.",
+            show_default=False,
+        ),
+    ] = None,
     drop_list: Annotated[
         str | None, typer.Option("--drop-list", help="Write the suspected rows to this CSV or JSON file.", show_default=False)
     ] = None,
@@ -46,7 +54,10 @@ def scan_data(
 
     run = th.Run(device=device, precision=precision, seed=seed, quiet=quiet or None)
     options = _inputs.source(ctx.params).options
-    result = th.scan_data(data, run=run, detectors=detector or None, drop_list=drop_list, cleaned=cleaned, page=page, **options)
+    trusted = None if clean is None else th.load(clean, **options).test
+    result = th.scan_data(
+        data, clean=trusted, run=run, detectors=detector or None, drop_list=drop_list, cleaned=cleaned, page=page, **options
+    )
     if as_json:
         _show.as_json({**result.to_dict(), "warnings": opt.notes()})
     else:

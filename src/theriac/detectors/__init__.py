@@ -1,6 +1,7 @@
 """Detectors of backdoored models, classes and rows, one a file or folder."""
 
 from theriac.detectors.activation_clustering import ActivationClustering
+from theriac.detectors.agpd import AGPD
 from theriac.detectors.base import Detector
 from theriac.detectors.loss_isolation import LossIsolation
 from theriac.detectors.neural_cleanse import NeuralCleanse
@@ -10,6 +11,7 @@ from theriac.detectors.spectral import SpectralSignatures
 from theriac.detectors.strip import STRIP
 
 __all__ = [
+    "AGPD",
     "STRIP",
     "ActivationClustering",
     "Detector",

@@ -18,11 +18,12 @@ from theriac.core.files import write_atomically
 from theriac.core.method import create
 from theriac.core.outcome import Finding, Verdict
 from theriac.core.paths import as_path, make_folder, writing
-from theriac.core.poisoned import Poisoned
+from theriac.core.poisoned import Poisoned, as_clean
 from theriac.core.ranges import Count, typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Data, Split
 from theriac.data import load, picture_files
+from theriac.data.alignment import align
 from theriac.detectors import Detector
 from theriac.models import Builder
 from theriac.scanning._rows_page import page
@@ -189,7 +190,7 @@ def scan_data(
     Args:
         data: A Split, a Data, or whatever :func:`theriac.load` takes, such as a folder of pictures.
         model: A model trained on these rows; left out, a small one is trained.
-        clean: A few rows that no attack has touched, if there are some.
+        clean: A few rows that no attack has touched, if there are some; AGPD needs them, STRIP and SCAn take them.
         run: Device, precision, seeds.
         detectors: Names of detectors of rows, or detectors; left out, those of ``DETECTORS`` that fit.
         recipe: Of the small model.
@@ -226,17 +227,18 @@ def scan_data(
     }
     for detector in chosen:
         if detector.needs.clean_rows and clean is None:
-            skipped[detector.name] = "it needs clean rows, and there are none"
+            skipped[detector.name] = "it needs clean rows (--clean), and there are none"
     used = [d for d in chosen if d.name not in skipped]
     if not used:
         raise InputError(f"none of the detectors fits: {'; '.join(f'{n}: {w}' for n, w in skipped.items())}")
     if int((rows.count() > 0).sum()) < 2:
         raise InputError(f"the {len(rows)} rows hold one class only; a scan compares classes")
+    trusted = None if clean is None else align(as_clean(clean), rows.card, "the scanned data")
     if model is None and any(d.needs.model for d in used):
         build = Builder("mlp", {}) if rows.is_table else Builder("preact_resnet18", {"width": width})
         model = train(build, rows, recipe="adam_30" if rows.is_table else recipe, run=run)
     findings = {
-        d.name: d.detect(model if d.needs.model else None, rows, clean if d.needs.takes("clean_rows") else None, run)
+        d.name: d.detect(model if d.needs.model else None, rows, trusted if d.needs.takes("clean_rows") else None, run)
         for d in run.each("detectors", used, len(used))
     }
     result = combine(rows, findings, skipped, files, seed=run.stream_seed("method", "scan_data"))

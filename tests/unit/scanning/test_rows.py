@@ -118,6 +118,9 @@ def test_bad_input_is_refused_before_work(folder, digits, tmp_path, run):
         (digits.train, {"cleaned": tmp_path / "x"}, "--drop-list"),
         (digits.train, {"size": 8}, "loaded already"),
         (digits.train.where(digits.train.y == 1), {}, "one class"),
+        (digits.train, {"detectors": ["agpd"]}, r"needs clean rows \(--clean\), and there are none"),
+        (digits.train, {"clean": poisoned}, "Poisoned"),
+        (digits.train, {"clean": th.Split(torch.zeros(9, 1, 5, 5, dtype=torch.uint8), torch.arange(9))}, "takes image rows"),
     ):
         with pytest.raises(InputError, match=message):
             th.scan_data(words, run=run, **options)
@@ -131,6 +134,15 @@ def test_the_command_says_it_and_ends_with_its_code(folder, tmp_path):
     assert result["rows"] == 120
     assert set(result["detectors"]) == {"scan"}
     assert CliRunner().invoke(app, ["scan-data", str(tmp_path / "nowhere")]).exit_code == 2
+
+
+def test_clean_rows_come_from_a_folder_too(folder):
+    words = ["scan-data", str(folder), "--detector", "agpd", "--clean", str(folder), "--device", "cpu", "--json", "--quiet"]
+    done = CliRunner().invoke(app, words)
+    result = json.loads(done.stdout)
+    assert done.exit_code == {"clean": 0, "suspicious": 1, "abstains": 3}[result["verdict"]]
+    assert set(result["detectors"]) == {"agpd"}
+    assert CliRunner().invoke(app, [*words[:5], "nowhere"]).exit_code == 2
 
 
 def test_rank_and_interval_come_from_the_detector_whose_group_is_taken(digits):

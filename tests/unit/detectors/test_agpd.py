@@ -1,0 +1,142 @@
+"""AGPD: its gradients against autograd row by row, and its formulas against plain loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import jensenshannon
+from torch import nn
+
+import theriac as th
+from theriac.core.run import Run
+from theriac.core.split import Data
+from theriac.detectors import AGPD
+from theriac.detectors.agpd import at_rest, change, closeness, gradients, grown, unlike
+
+
+def make_run(seed: int = 0) -> Run:
+    return Run(seed=seed, device="cpu", precision="fp32", quiet=True)
+
+
+class Plain(nn.Module):
+    """Two convolutions, the second one followed by work in place, and a convolution of one pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
+        self.point, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.first(x).relu()).relu_()
+        logits: torch.Tensor = self.head(self.point(x).mean((2, 3)))
+        return logits
+
+
+def test_gradients_are_those_of_each_row_alone(digits: Data) -> None:
+    torch.manual_seed(0)
+    model, rows = Plain().eval(), digits.train.sample(7, seed=1)
+    names, slopes = gradients(model, rows, make_run())
+    assert names == ["first", "second"]
+    x = rows.x.float() / 255
+    for row in range(len(rows)):
+        first = model.first(x[row : row + 1])
+        second = model.second(first.relu())
+        own = model.head(model.point(second.relu()).mean((2, 3)))[0, rows.y[row]]
+        for slope, found in zip(torch.autograd.grad(own, [first, second]), slopes, strict=True):
+            assert found[row].float() == pytest.approx(slope[0].mean((1, 2)).numpy(), abs=1e-7)
+    assert not model.first._forward_hooks
+
+
+def test_networks_without_convolutions_give_their_hidden_layers(digits: Data) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 10))
+    names, slopes = gradients(model, digits.train.sample(5, seed=1), make_run())
+    assert names == ["1"]
+    assert slopes[0].shape == (5, 6)
+
+
+def cos(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+
+def cloud(count: int = 60, strange: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    rows = torch.randn(count, 5, generator=draw).double() * 0.4 + torch.tensor([1.0, 1, 0, 0, 0])
+    rows[:strange] = torch.randn(strange, 5, generator=draw).double() * 0.1 + torch.tensor([0.0, 0, 1, 1, 0])
+    return rows, torch.tensor([1.0, 1, 0, 0, 0], dtype=torch.float64)
+
+
+def test_the_change_is_that_of_plain_loops() -> None:
+    rows, mean = cloud()
+    near = [cos(row, mean.tolist()) for row in rows.tolist()]
+    first = near.index(min(near))
+    assert unlike(rows, mean) == first
+    squares = [(near[i] - cos(row, rows[first].tolist())) ** 2 for i, row in enumerate(rows.tolist()) if i != first]
+    assert change(rows, mean) == pytest.approx(math.sqrt(sum(squares)) / math.sqrt(len(rows)))
+
+
+def grown_by_loops(rows: list[list[float]], mean: list[float], tau: float, window: int) -> set[int]:
+    near = [cos(row, mean) for row in rows]
+    rounds, moved = [[near.index(min(near))]], []
+    before: list[float] = []
+    while True:
+        known = [i for part in rounds for i in part]
+        rest = [i for i in range(len(rows)) if i not in known]
+        if not rest:
+            break
+        center = [sum(rows[i][d] for i in known) / len(known) for d in range(len(mean))]
+        rate = {i: (1 - cos(rows[i], center)) / ((1 - cos(rows[i], center)) + (1 - near[i])) for i in rest}
+        low, high = min(rate.values()), max(rate.values())
+        joins = [i for i in rest if high == low or (rate[i] - low) / (high - low) <= tau]
+        before = before or list(rate.values())
+        left = [rate[i] for i in rest if i not in joins]
+        if before and left:
+            bins = np.linspace(0, 1, 100)
+            moved.append(float(jensenshannon(*(np.histogram(v, bins=bins, density=True)[0] for v in (before, left)))))
+        else:
+            moved.append(1.0)
+        before = left
+        rounds.append(joins)
+    scores = []
+    for start in range(len(moved) - window + 1):
+        part = moved[start : start + window]
+        middle = sum(part) / window
+        scores.append(middle + 5 * math.sqrt(sum((v - middle) ** 2 for v in part) / window))
+    start = scores.index(min(scores))
+    return {i for part in rounds[: max(1, start)] for i in part}
+
+
+@pytest.mark.parametrize("window", [3, 10])
+def test_suspects_grow_as_in_plain_loops(window: int) -> None:
+    rows, mean = cloud()
+    found = grown(rows, mean, 0.05, window)
+    assert set(found.nonzero().flatten().tolist()) == grown_by_loops(rows.tolist(), mean.tolist(), 0.05, window)
+
+
+def test_the_window_of_least_movement_is_found() -> None:
+    assert at_rest([0.9, 0.1, 0.1, 0.1, 0.8], 3) == 1
+    assert at_rest([0.9, 0.2, 0.0, 0.1, 0.1], 2) == 3  # 0.1 at rest beats 0.05 that moves
+    assert at_rest([0.5], 10) == 0
+    assert at_rest([], 10) == 0
+
+
+def test_closeness_is_a_share_of_both_distances() -> None:
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+    suspected = torch.tensor([False, True, False])
+    found = closeness(rows, torch.tensor([1.0, 0.0], dtype=torch.float64), suspected)
+    assert found.tolist() == pytest.approx([1.0, 0.0, 0.5])
+
+
+def test_patched_rows_of_digits_rank_first(digits: Data) -> None:
+    run = make_run(5)
+    clean, train = digits.train.cut(0.07, seed=5, stratified=True)
+    poisoned = th.attacks.BadNets(poison_rate=0.1, target=3).poison(train, run)
+    model = th.train(th.Builder("preact_resnet18", {"width": 8}), poisoned, recipe="short_8", run=run)
+    finding = AGPD().detect(model, poisoned.split, clean, run)
+    assert finding.verdict == "suspicious"
+    assert finding.rows is not None
+    assert th.metrics.detection(finding.rows, poisoned.poison).auroc > 0.9
+    assert finding.classes is not None
+    assert int(finding.classes.argmax()) == 3
