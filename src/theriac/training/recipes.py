@@ -80,7 +80,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     # BackdoorBench @ f02e353 and the SAU and D3 repositories: SGD 0.01/0.9/5e-4, batch 128, cosine over the epochs
     "paper": {"lr": 0.01, "weight_decay": 5e-4, "schedule": "cosine", "drop_last": True},
     # ours: one cycle to 0.1; 8 epochs reach about 84 % on CIFAR-10 at width 16 (benchmarks/results). Not called fast: its
-    # victims are as accurate and obey as well, but fine-tuning leaves far more of their backdoors (sweep_lengths.md there)
+    # victims are as accurate and obey as well, but fine-tuning leaves far more of their backdoors (lengths.md there)
     "short": {"lr": 0.1, "weight_decay": 5e-4, "schedule": "one_cycle", "nesterov": True, "drop_last": True},
     # ours, for tables and other small sets
     "adam": {"optimizer": "adam", "lr": 1e-3, "weight_decay": 1e-4, "schedule": "cosine"},
