@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.spatial.distance import jensenshannon
 from torch import nn
 from torch.nn import functional as F
 
@@ -223,6 +222,8 @@ def at_rest(moved: list[float], window: int) -> int:
 
 def _moved(before: np.ndarray, after: np.ndarray) -> float:
     """Jensen-Shannon distance of two histograms of closeness; 1 where one is empty."""
+    from scipy.spatial.distance import jensenshannon  # here, so that importing the package does not load scipy
+
     if not len(before) or not len(after):
         return 1.0
     first, second = (np.histogram(values, bins=BINS, density=True)[0] for values in (before, after))
