@@ -54,9 +54,8 @@ def scan_data(
 
     run = th.Run(device=device, precision=precision, seed=seed, quiet=quiet or None)
     options = _inputs.source(ctx.params).options
-    trusted = None if clean is None else th.load(clean, **options).test
     result = th.scan_data(
-        data, clean=trusted, run=run, detectors=detector or None, drop_list=drop_list, cleaned=cleaned, page=page, **options
+        data, clean=clean, run=run, detectors=detector or None, drop_list=drop_list, cleaned=cleaned, page=page, **options
     )
     if as_json:
         _show.as_json({**result.to_dict(), "warnings": opt.notes()})

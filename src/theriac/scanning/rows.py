@@ -168,7 +168,7 @@ class DataScan:
 def scan_data(
     data: Any,
     model: Any = None,
-    clean: Split | None = None,
+    clean: Split | Data | str | Path | None = None,
     run: Run | None = None,
     *,
     detectors: Sequence[str | Detector] | None = None,
@@ -190,7 +190,8 @@ def scan_data(
     Args:
         data: A Split, a Data, or whatever :func:`theriac.load` takes, such as a folder of pictures.
         model: A model trained on these rows; left out, a small one is trained.
-        clean: A few rows that no attack has touched, if there are some; AGPD needs them, STRIP and SCAn take them.
+        clean: A few rows that no attack has touched, if there are some; AGPD needs them, STRIP and SCAn take them. A Split, or
+            what :func:`theriac.load` takes by name or path: its test rows, or all rows where it has no test part of its own.
         run: Device, precision, seeds.
         detectors: Names of detectors of rows, or detectors; left out, those of ``DETECTORS`` that fit.
         recipe: Of the small model.
@@ -233,7 +234,7 @@ def scan_data(
         raise InputError(f"none of the detectors fits: {'; '.join(f'{n}: {w}' for n, w in skipped.items())}")
     if int((rows.count() > 0).sum()) < 2:
         raise InputError(f"the {len(rows)} rows hold one class only; a scan compares classes")
-    trusted = None if clean is None else align(as_clean(clean), rows.card, "the scanned data")
+    trusted = None if clean is None else align(_clean_rows(clean, options), rows.card, "the scanned data")
     if model is None and any(d.needs.model for d in used):
         build = Builder("mlp", {}) if rows.is_table else Builder("preact_resnet18", {"width": width})
         model = train(build, rows, recipe="adam_30" if rows.is_table else recipe, run=run)
@@ -359,6 +360,14 @@ def _rows_of(data: Any, options: Mapping[str, Any]) -> tuple[Split, tuple[Path, 
         if every and int(rows.index.max()) < len(every):
             files = tuple(every[i] for i in rows.index.tolist())
     return rows, files
+
+
+def _clean_rows(clean: Any, options: Mapping[str, Any]) -> Split:
+    if isinstance(clean, (str, Path)):
+        clean = load(clean, **options)
+    if isinstance(clean, Data):
+        clean = _rows_of(clean, {})[0] if clean.held_out else clean.test
+    return as_clean(clean)
 
 
 def _joined(parts: Sequence[Split]) -> Split:

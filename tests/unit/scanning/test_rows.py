@@ -16,7 +16,7 @@ import theriac as th
 from theriac.cli.main import app
 from theriac.core.errors import InputError
 from theriac.core.outcome import Finding
-from theriac.scanning.rows import combine, places, share_interval
+from theriac.scanning.rows import _clean_rows, combine, places, share_interval
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,8 @@ def test_clean_rows_come_from_a_folder_too(folder):
     result = json.loads(done.stdout)
     assert done.exit_code == {"clean": 0, "suspicious": 1, "abstains": 3}[result["verdict"]]
     assert set(result["detectors"]) == {"agpd"}
+    assert len(_clean_rows(str(folder), {})) == 120  # all of them: the folder has no test part of its own
+    assert len(_clean_rows("digits", {})) == len(th.load("digits").test)
     assert CliRunner().invoke(app, [*words[:5], "nowhere"]).exit_code == 2
 
 
