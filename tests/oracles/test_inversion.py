@@ -14,7 +14,8 @@ from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.detectors.neural_cleanse.inversion import InvertedTrigger, Schedule, anomaly_index, confirm, invert, judge
-from theriac.detectors.neural_cleanse.search import Search, frozen
+from theriac.detectors.neural_cleanse.search import Search
+from theriac.models._undisturbed import frozen
 
 
 class Rows(nn.Module):

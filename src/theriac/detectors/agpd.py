@@ -17,8 +17,8 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.detectors._rows import Divided, agreement, answer, by_class, names_of, outlying, standing
 from theriac.detectors.base import Detector
-from theriac.detectors.neural_cleanse.search import frozen
 from theriac.models import batch_rows, to_input
+from theriac.models._undisturbed import frozen
 
 BINS = np.linspace(0, 1, 100)  # code: of the histograms of closeness
 TRUSTED = slice(-4, -1)  # code: the layers that are asked where no class is an outlier

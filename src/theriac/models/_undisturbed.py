@@ -27,6 +27,20 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode without parameter gradients; modes and flags are put back afterward."""
+    modes, wants = [(m, m.training) for m in model.modules()], [p.requires_grad for p in model.parameters()]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes:  # each its own: some may have been frozen
+            module.training = training
+        for parameter, want in zip(model.parameters(), wants, strict=True):
+            parameter.requires_grad_(want)
+
+
 def blank(model: nn.Module, shape: tuple[int, ...], rows: int) -> torch.Tensor:
     """Rows of zeros in the model's precision and on its device, (``rows``, *``shape``)."""
     like = next(model.parameters(), None)

@@ -19,7 +19,7 @@ from theriac.core.split import Split
 from theriac.models.editing import duplicate
 from theriac.repairs._sgd import by_sgd
 from theriac.repairs.base import Repair
-from theriac.training import Batch, Recipe, StepResult, loop
+from theriac.training import Batch, Recipe, StepResult, cross_entropy_step, loop
 from theriac.triggers import families as kinds
 
 TABLE_LR = 0.01  # ours: at 0.03 a network of Adult collapsed already, at 0.01 none did
@@ -139,9 +139,7 @@ class Antidote(Repair):
 
         def step(net: nn.Module, batch: Batch) -> StepResult:
             if teacher is None:
-                logits = net(batch.x)
-                loss = F.cross_entropy(logits, batch.y)
-                return loss, {"accuracy": (logits.argmax(1) == batch.y).float().mean()}
+                return cross_entropy_step(net, batch)
             stamped, stamped_mixed, mixed = batch.x.unbind(1)
             logits, said = net(torch.cat([stamped, stamped_mixed])).chunk(2)  # one pass: BatchNorm sees both
             with torch.no_grad():

@@ -21,8 +21,8 @@ from torch import nn
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.detectors.neural_cleanse.search import frozen
 from theriac.models import to_input
+from theriac.models._undisturbed import frozen
 from theriac.repairs import Antidote
 from theriac.scanning._searches import KINDS, Kind, arrivals, mask_and_pattern, search
 from theriac.scanning.weights import Evidence

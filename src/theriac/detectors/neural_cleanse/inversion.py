@@ -26,8 +26,9 @@ from theriac.core.poisoned import as_clean
 from theriac.core.ranges import Count, typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
-from theriac.detectors.neural_cleanse.search import Schedule, Search, frozen
+from theriac.detectors.neural_cleanse.search import Schedule, Search
 from theriac.models import batch_rows
+from theriac.models._undisturbed import frozen
 from theriac.models.layout import arranged
 
 FEWEST_CLASSES = 5  # ours: with fewer, a median over classes is too uncertain, and the search abstains

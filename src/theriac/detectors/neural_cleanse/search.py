@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -113,20 +112,6 @@ class Schedule:
             confirm=18,
             lean=True,
         )
-
-
-@contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode without parameter gradients; modes and flags are put back afterward."""
-    modes, wants = [(m, m.training) for m in model.modules()], [p.requires_grad for p in model.parameters()]
-    model.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, training in modes:  # each its own: some may have been frozen
-            module.training = training
-        for parameter, want in zip(model.parameters(), wants, strict=True):
-            parameter.requires_grad_(want)
 
 
 def _squash(z: torch.Tensor) -> torch.Tensor:

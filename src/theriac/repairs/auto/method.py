@@ -198,9 +198,8 @@ class Auto(Repair):
                 if not self.again:
                     judged[name] = fixed
                 trial, reason = choose(trials, _rate(before), accept=self.accept, cost=self.cost)
-                if self.thorough or trial is None:
-                    continue
-                if _rate(before).value - trial.accuracy.value <= self.spare:
+                spared = trial is not None and _rate(before).value - trial.accuracy.value <= self.spare
+                if spared and not self.thorough:
                     break
         if out:
             reason = f"{reason}; left out, since the model does not learn them: {', '.join(out)}"
