@@ -296,6 +296,22 @@ class Data:
         """The card shared by the splits."""
         return self.train.card
 
+    def joined(self) -> Split:
+        """All rows of a source whose parts were drawn from it (``held_out``), in its order; of any other the training rows."""
+        if not self.held_out:
+            return self.train
+        parts = [self.train, self.test] + ([] if self.val is None else [self.val])
+        index = torch.cat([part.index for part in parts])
+        order = index.argsort()
+        x, y = (torch.cat([getattr(part, name) for part in parts])[order] for name in ("x", "y"))
+        groups = [part.group for part in parts if part.group is not None]
+        group = torch.cat(groups)[order] if len(groups) == len(parts) else None
+        return Split(x, y, group=group, index=index[order], card=self.card)
+
+    def handed_in(self) -> Split:
+        """The rows that are meant where somebody names these data as clean ones: the test part, or all where it has none."""
+        return self.joined() if self.held_out else self.test
+
 
 def with_moments(split: Split) -> Split:
     """The split as it is, or, if it is of images and its card has no channel moments (one written by hand), with them."""

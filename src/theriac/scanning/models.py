@@ -26,7 +26,8 @@ from theriac.core.version import VERSION
 from theriac.data import align
 from theriac.models import run_over
 from theriac.models.outputs import evaluating, module_of
-from theriac.runs import Request, open_network
+from theriac.runs import Request, folder, open_network
+from theriac.runs.recording import data_hash
 from theriac.scanning._model_page import page
 from theriac.scanning.behavior import PATTERNS, ROWS, look_at_behavior
 from theriac.scanning.calibration import EVEN, Judgment, calibration, judge, out_of_range, word
@@ -172,8 +173,9 @@ def scan(
         model: A module from pixels in [0, 1] to logits, a Victim, or the path of what ``theriac.runs.open_model`` opens: a
             run folder, a file of weights, a ``.pt2`` program, a folder of transformers or timm, another library's checkpoint.
             None takes the class that ``request.model`` names, with ``request.weights``.
-        clean: Pictures that no attack has touched, with labels: a Split, or a name or path that :func:`theriac.load` takes. 200
-            are used; with fewer the probability is uncalibrated, and without any the behavior is not looked at.
+        clean: Pictures that no attack has touched, with labels: a Split, or a name or path that :func:`theriac.load` takes: its
+            test part, or all of its pictures where it has none. 200 are used; with fewer the probability is uncalibrated, and
+            without any the behavior is not looked at.
         run: Device, precision, seeds.
         request: Data and architecture, where the path does not name them; ``clean`` by name serves as data where they are
             needed and no others are named.
@@ -233,7 +235,7 @@ def _scan(model: Any, clean: Split | Data | str | Path | None, run: Run, request
     elif model is None:
         name, net = str(request.model).rpartition(":")[2], open_network(None, request, run)
     net = module_of(net)
-    rows = _clean_rows(clean, net, request)
+    rows = _clean_rows(clean, net, request, path)
     card = getattr(net, "card", None) or (None if rows is None else rows.card)
     if card is None:
         raise InputError("model carries no card; wrap it with theriac.adapt, or hand in clean pictures")
@@ -258,7 +260,10 @@ def _unopened(name: str, verdict: Verdict, reason: str, parts: list[Part], file:
     return ModelScan(name=name, verdict=verdict, reason=reason, parts=tuple(parts), skipped=skipped, file=file)
 
 
-def _clean_rows(clean: Split | Data | str | Path | None, net: torch.nn.Module, request: Request) -> Split | None:
+def _clean_rows(
+    clean: Split | Data | str | Path | None, net: torch.nn.Module, request: Request, path: Path | None
+) -> Split | None:
+    """The clean pictures; of the data that a run folder's model was trained on, only those that it did not see."""
     if clean is None:
         return None
     card = getattr(net, "card", None)
@@ -266,8 +271,16 @@ def _clean_rows(clean: Split | Data | str | Path | None, net: torch.nn.Module, r
     if isinstance(clean, (str, Path)):
         square = card is not None and card.kind == "image" and len(set(card.size)) == 1 and card.size[0]
         rows = request.source(str(clean), card.size[0] if card is not None and square else None).load()
-    rows = rows.test if isinstance(rows, Data) else as_clean(rows)
+    if isinstance(rows, Data):
+        rows = rows.test if _trained_on(path, rows) else rows.handed_in()
+    rows = as_clean(rows)
     return rows if card is None else align(rows, card, "the model")
+
+
+def _trained_on(path: Path | None, data: Data) -> bool:
+    if path is None or not (path / folder.RECORD).is_file():
+        return False
+    return folder.section(folder.read(path), "data").get("hash") == data_hash(data)
 
 
 def _unlike_its_labels(net: torch.nn.Module, rows: Split, run: Run) -> tuple[str, ...]:

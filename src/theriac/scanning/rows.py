@@ -351,9 +351,7 @@ def _rows_of(data: Any, options: Mapping[str, Any]) -> tuple[Split, tuple[Path, 
     if isinstance(data, Split):
         return data, ()
     loaded = data if isinstance(data, Data) else load(data, **options)
-    parts = [loaded.train, *([loaded.val] if loaded.val is not None and loaded.held_out else [])]
-    parts += [loaded.test] if loaded.held_out else []
-    rows = parts[0] if len(parts) == 1 else _joined(parts)
+    rows = loaded.joined()
     files: tuple[Path, ...] = ()
     if isinstance(data, (str, Path)) and not rows.is_table:
         every = picture_files(data)
@@ -365,17 +363,7 @@ def _rows_of(data: Any, options: Mapping[str, Any]) -> tuple[Split, tuple[Path, 
 def _clean_rows(clean: Any, options: Mapping[str, Any]) -> Split:
     if isinstance(clean, (str, Path)):
         clean = load(clean, **options)
-    if isinstance(clean, Data):
-        clean = _rows_of(clean, {})[0] if clean.held_out else clean.test
-    return as_clean(clean)
-
-
-def _joined(parts: Sequence[Split]) -> Split:
-    """Parts that were drawn from one source, in its order."""
-    index = torch.cat([part.index for part in parts])
-    order = index.argsort()
-    x, y = (torch.cat([getattr(part, name) for part in parts])[order] for name in ("x", "y"))
-    return Split(x, y, index=index[order], card=parts[0].card)
+    return clean.handed_in() if isinstance(clean, Data) else as_clean(clean)
 
 
 def _quoted(value: Any) -> Any:

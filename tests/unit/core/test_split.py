@@ -320,6 +320,22 @@ def test_as_clean_lets_only_splits_pass():
     assert Data(split, split).card == CARD
 
 
+def test_parts_of_one_source_are_joined_in_its_order_and_those_of_two_are_not():
+    split = make()
+    train, val, test = (split.take(torch.tensor(rows)) for rows in ([4, 0, 7], [9], [2, 1]))
+    whole = Data(train, test, val, held_out=True).joined()
+    rows = [0, 1, 2, 4, 7, 9]
+    assert whole.index.tolist() == split.index[rows].tolist()
+    assert torch.equal(whole.x, split.x[rows])
+    assert torch.equal(whole.y, split.y[rows])
+    assert whole.group is not None
+    assert split.group is not None
+    assert torch.equal(whole.group, split.group[rows])
+    assert Data(train, test, val, held_out=True).handed_in().index.tolist() == whole.index.tolist()
+    assert Data(train, test, val).joined() is train
+    assert Data(train, test, val).handed_in() is test
+
+
 @pytest.mark.parametrize(
     ("positions", "told"),
     [

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
@@ -20,11 +21,12 @@ from theriac.core.errors import InputError
 from theriac.models.builder import make_net
 from theriac.models.lipschitz import conv_norm_pairs
 from theriac.report.folders import _Folder, _scanned
+from theriac.runs import Request
 from theriac.scanning import behavior, inspect, scan_repair
 from theriac.scanning import calibration as fitted
 from theriac.scanning._searches import KINDS, arrivals, mask_and_pattern, search
 from theriac.scanning.behavior import look_at_behavior
-from theriac.scanning.models import ModelScan, sarif
+from theriac.scanning.models import ModelScan, _clean_rows, sarif
 from theriac.scanning.weights import look_at_weights, measure_head, standing_out
 
 
@@ -364,6 +366,22 @@ def test_the_command_scans_a_folder_with_clean_pictures(folder: Path, tmp_path: 
     assert 0 <= result["probability"] <= 1
     assert json.loads(report.read_text())["version"] == "2.1.0"
     assert "data:image/png" in (out / "scan.html").read_text()
+
+
+def test_a_folder_of_clean_pictures_is_taken_whole_unless_the_model_was_trained_on_it(folder: Path, tmp_path: Path):
+    pictures, few = tmp_path / "pictures", th.load("digits").test
+    for k in range(10):
+        (pictures / str(k)).mkdir(parents=True)
+        for i, row in enumerate(few.x[few.y == k][:10]):
+            Image.fromarray(row[0].numpy()).save(pictures / str(k) / f"{i}.png")
+    net, request = th.load_model(folder), Request()
+    assert len(_clean_rows(str(pictures), net, request, folder)) == 100  # not only the fifth that would be held out
+    assert len(_clean_rows("digits", net, request, folder)) == len(few)
+    home, words = tmp_path / "run", ["--recipe", "short_1", "--model-option", "width=4", "--quiet"]
+    done = CliRunner().invoke(app, ["train", "--data", str(pictures), "--out", str(home), *words])
+    assert done.exit_code == 0, done.output
+    seen = _clean_rows(str(pictures), th.load_model(home), request, home)
+    assert sorted(seen.index.tolist()) == sorted(th.load(pictures).test.index.tolist())
 
 
 def test_bad_input_ends_with_64_since_2_is_an_answer(tmp_path: Path, folder: Path):
