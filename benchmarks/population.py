@@ -49,10 +49,10 @@ from theriac.core.files import read_json, write_atomically, write_json
 from theriac.core.method import create
 from theriac.data import disturbed
 from theriac.metrics import brier, detection
-from theriac.models import Builder, make, run_over
+from theriac.models import Builder, classifier, make, run_over
 from theriac.scanning import calibration
 from theriac.scanning.behavior import ROWS, look_at_behavior
-from theriac.scanning.weights import look_at_weights
+from theriac.scanning.weights import look_at_weights, sorted_weights
 from theriac.training import Batch, cross_entropy_step, loop, recipe
 
 PLAN = Path(__file__).resolve().parent / "plans" / "population.yaml"
@@ -61,8 +61,9 @@ AXES = ("set", "model", "recipe", "seed", "attack", "rate", "train", "control")
 SHIPPED = Path(theriac.scanning.__file__).with_name("calibration.json")
 FITTED = ("badnets", "blended", "tact", "wanet")  # attacks of the fitted part
 WORKS = 0.5  # attack success, less what goes to the target without the trigger, from which on a network counts as backdoored
+SORTED_STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)  # of the classifier on sorted weights; chosen there, too
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # inverse of the penalty; chosen on the fitted part
-WEIGHTS = ("channel_peak", "head_sum", "head_length", "head_peak", "head_bias", "probe_share")
+WEIGHTS = ("channel_peak", "head_sum", "head_length", "head_peak", "head_bias", "probe_share", "sorted_weights")
 BEHAVIOR = ("excess", "patch_lead")
 ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "badnets_all_to_all": ("badnets", {"mode": "all_to_all"}),
@@ -278,9 +279,16 @@ def measured(model: nn.Module, rows: th.Split) -> dict[str, Any]:
     weights, began = look_at_weights(model, rows.card.shape), time.process_time()
     behavior = look_at_behavior(model, rows, th.Run(quiet=True, precision="fp32"))
     return {
-        "features": {k: round(v, 5) for k, v in {**weights.features, **behavior.features}.items()},
+        "features": {k: round(v, 5) for k, v in {**weights.features, **behavior.features}.items() if k != "sorted_weights"},
+        "sorted": sorted_of(model),
         "seconds": {"weights": round(weights.seconds, 4), "behavior": round(time.process_time() - began, 2)},
     }
+
+
+def sorted_of(model: nn.Module) -> list[float]:
+    """Quantiles of sorted weights; the score that a scan makes of them is fitted on these."""
+    _, head = classifier(model)
+    return [round(v, 3) for v in sorted_weights(model, head).tolist()]
 
 
 def truth(record: dict[str, Any]) -> bool | None:
@@ -381,7 +389,7 @@ def fit_all(out: Path, table: Table) -> None:
     records = [r for r in table if truth(r) is not None]
     weak = [r["key"] for r in table if truth(r) is None]
     part = {name: [r for r in records if r["part"] == name] for name in ("fit", "held", "fresh")}
-    shipped: dict[str, Any] = {"version": 1}
+    shipped: dict[str, Any] = {"version": 1, "sorted": fit_sorted(part)}
     shown: dict[str, Any] = {}
     for which, names in (("weights", WEIGHTS), ("behavior", BEHAVIOR)):
         x, y = ({k: np.array([f(r) for r in v]) for k, v in part.items()} for f in (features_of(names), truth))
@@ -425,6 +433,34 @@ def fit_all(out: Path, table: Table) -> None:
     }
     write_json(out, shipped)
     plot(shown, RESULTS / "population.svg")
+
+
+def fit_sorted(part: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Fit the linear classifier on sorted weights, and give every network its score as one more measurement.
+
+    Networks of the fitted part get the score of a classifier that was fitted without them, so that what is fitted on top of it
+    does not take its success on known networks for success.
+    """
+    x = {name: np.array([r["sorted"] for r in records]) for name, records in part.items()}
+    y = {name: np.array([truth(r) for r in records]).astype(int) for name, records in part.items()}
+    losses = {c: brier(torch.tensor(left_out(x["fit"], y["fit"], c)), torch.tensor(y["fit"] == 1)) for c in SORTED_STRENGTHS}
+    c = min(losses, key=lambda value: losses[value])
+    scaler, logistic = model = fitted(x["fit"], y["fit"], c)
+    chances = {name: left_out(x["fit"], y["fit"], c) if name == "fit" else odds(model, x[name]) for name in part}
+    for name, records in part.items():
+        for record, chance in zip(records, chances[name], strict=True):
+            record["features"] = {**record["features"], "sorted_weights": float(np.log(chance / (1 - chance)))}
+    numbers = {"centers": scaler.mean_, "scales": scaler.scale_, "slopes": logistic.coef_[0]}
+    figures = {
+        report: figures_of(chances[name], y[name], np.full(len(y[name]), "abstains"))
+        for report, name in (("left_one_out", "fit"), ("held_out", "held"), ("fresh", "fresh"))
+    }
+    return {
+        **{name: [round(float(v), 5) for v in values] for name, values in numbers.items()},
+        "intercept": round(float(logistic.intercept_[0]), 6),
+        "strength": c,
+        **figures,
+    }
 
 
 def features_of(names: tuple[str, ...]) -> Any:

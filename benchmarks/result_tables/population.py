@@ -40,7 +40,8 @@ def page(results: Path = RESULTS) -> str:
     fitted = shipped["provenance"]["fitted_on"]
     seconds = {part: statistics.median(r["seconds"][part] for r in counted) for part in RESTS}
     head = ("rests on", "networks (benign + backdoored)", "AUROC (95 %)", "caught at 1 % FPR", "at 5 % FPR", "Brier")
-    body = [_figures(RESTS[which], PARTS[part], shipped[which][part]) for which in RESTS for part in PARTS]
+    body = [_figures("sorted weights alone", PARTS[p], shipped["sorted"][p]) for p in ("left_one_out", "fresh", "held_out")]
+    body += [_figures(RESTS[which], PARTS[part], shipped[which][part]) for which in RESTS for part in PARTS]
     verdicts = [_verdicts(PARTS[part], shipped["behavior"][part]) for part in PARTS]
     kinds = sorted({_kind(r) for r in both})
     by_kind = [_by_kind(kind, [r for r in both if _kind(r) == kind]) for kind in kinds]
@@ -75,6 +76,9 @@ def page(results: Path = RESULTS) -> str:
         "networks whose trigger sends less than 50 % of the rows to its target beyond those that go there without it are left "
         "out, being neither benign nor backdoored.\n\n"
         f"{grid(head, body)}\n\n"
+        "Sorted weights: a linear classifier on quantiles of the sorted weights, whose log-odds are one of the measurements of "
+        "the weights. Its strength was chosen on the fitted part; a variant with four times as many quantiles had been looked "
+        "at on the held-out and fresh networks before (AUROC 0.53 and 0.72).\n\n"
         f"Verdicts with clean pictures ({' / '.join(WORDS)}); without them every scan abstains:\n\n"
         f"{grid(('networks', 'benign', 'backdoored'), verdicts)}\n\n"
         f"Median time of a network: weights {1000 * seconds['weights']:.0f} ms (on a loaded machine), behavior "

@@ -1,7 +1,8 @@
 """From measurements to a probability: a logistic model fitted on a population of small networks, shipped as plain JSON.
 
-``calibration.json`` holds, for each of two sets of measurements (weights alone; weights and behavior), names, centers, scales
-and slopes, the thresholds, the range of networks it was fitted on, and what it reached on held-out networks.
+``calibration.json`` holds the linear classifier on sorted weights, whose log-odds are one measurement; for each of two sets of
+measurements (weights alone; weights and behavior) names, centers, scales, slopes and thresholds; the range of networks it was
+fitted on; and what it reached on held-out networks.
 ``benchmarks/population.py fit`` makes it.
 """
 
@@ -15,6 +16,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+import torch
 from torch import nn
 
 from theriac.core.card import Card
@@ -89,6 +91,17 @@ def judge(features: Mapping[str, float], which: str, reasons: tuple[str, ...] = 
     moved.sort(key=lambda pair: -abs(pair[1]))
     all_of_them = _chance(odds + sum(share for _, share in moved))
     return Judgment(all_of_them, tuple(outside), None if reasons else _chance(odds + inside), tuple(moved[:4]))
+
+
+def sorted_score(curves: torch.Tensor) -> float:
+    """Log-odds of a backdoor by the linear classifier on sorted weights, see :func:`theriac.scanning.weights.sorted_weights`.
+
+    Each quantile counts as no farther than ``FARTHEST`` standard deviations from the population's mean.
+    """
+    fitted = calibration()["sorted"]
+    centers, scales, slopes = (torch.tensor(fitted[k], dtype=torch.float64) for k in ("centers", "scales", "slopes"))
+    away = ((curves.double() - centers) / scales).clamp(-FARTHEST, FARTHEST)
+    return float(away @ slopes + fitted["intercept"])
 
 
 def _chance(odds: float) -> float:

@@ -2,8 +2,8 @@
 
 Two published data-free ideas are reconstructed here from one-line descriptions in notes (their papers were not read, so none of
 their figures is claimed): random probes into the head ("HTell", arXiv:2605.18908), and a static analysis of the final layer
-("DFBScanner", arXiv:2605.18907). A linear classifier on summaries of weights is the idea of arXiv:2411.03445; here these
-summaries are features of the one logistic model of :mod:`theriac.scanning.calibration`.
+("DFBScanner", arXiv:2605.18907). A linear classifier on sorted weights is the idea of arXiv:2411.03445, which fits one for
+networks of one architecture; ours is fitted on several, so it takes quantiles of what is sorted, of each third of the layers.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from theriac.core.errors import InputError
 from theriac.models import classifier
 from theriac.models._undisturbed import blank
 from theriac.models.lipschitz import channel_constants, conv_norm_pairs
+from theriac.scanning.calibration import sorted_score
 
 PROBES = 2000  # ours: random feature vectors that are sent into the head
+QUANTILES = 9  # ours: of each set of sorted weights, from the least to the largest
+AT_MOST = 2048  # ours: weights of a layer that are sorted, evenly spaced; more change the quantiles by little
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +92,11 @@ def look_at_weights(model: nn.Module, shape: tuple[int, ...]) -> Evidence:
         measure_head(head, features, classes)
     except InputError as error:
         missing.append(f"head: {error}")
+    else:
+        try:
+            features["sorted_weights"] = sorted_score(sorted_weights(model, head))
+        except InputError as error:
+            missing.append(f"sorted weights: {error}")
     return Evidence(
         features=features, classes=classes, notes=tuple(notes), missing=tuple(missing), seconds=time.perf_counter() - began
     )
@@ -111,3 +119,49 @@ def measure_head(head: nn.Linear, features: dict[str, float], classes: dict[str,
     share = torch.bincount(logits.argmax(1), minlength=len(weight)).double() / PROBES
     classes["probes"] = standing_out(logits.mean(0))
     features["probe_share"] = float(share.max())
+
+
+def sorted_weights(model: nn.Module, head: nn.Linear) -> torch.Tensor:
+    """Quantiles of sorted weights, float64 (27 + 6 * 27,).
+
+    A renumbering of channels leaves them as they are, but for which weights of a large layer are looked at.
+
+    First those of the head: of each quantile of its rows the largest less the median, the least less the median, and the median
+    over classes. Then, averaged over the first, middle and last third of the layers: of convolutions the weights in standard
+    deviations, and the lengths of what belongs to one output and to one input channel over their mean; of BatchNorms the scales
+    and shifts over the mean size of the scales, and the logarithm of the variances over their mean.
+
+    Raises:
+        InputError: If there are fewer than three convolutions or BatchNorms.
+    """
+    convs = [m.weight.detach() for m in model.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.affine and m.running_var is not None]
+    if min(len(convs), len(norms)) < 3:
+        raise InputError(f"it has {len(convs)} convolutions and {len(norms)} BatchNorms; sorted weights need three of each")
+    weight = head.weight.detach()
+    rows = _quantiles(weight / _positive(weight.std())).sort(0).values
+    middle = rows.median(0).values
+    parts = [rows[-1] - middle, rows[0] - middle, middle]
+    some = [c.flatten()[:: -(-c.numel() // AT_MOST)] for c in convs]
+    squares = [c.square().sum((2, 3)) for c in convs]
+    lengths = [[square.sum(side).sqrt() for square in squares] for side in (1, 0)]
+    scales = [_positive(m.weight.detach().abs().mean()) for m in norms]
+    for layers in (
+        [weights / _positive(weights.std()) for weights in some],
+        *([each / _positive(each.mean()) for each in side] for side in lengths),
+        [m.weight.detach() / scale for m, scale in zip(norms, scales, strict=True)],
+        [m.bias.detach() / scale for m, scale in zip(norms, scales, strict=True)],
+        [_positive(m.running_var / _positive(m.running_var.mean())).log() for m in norms if m.running_var is not None],
+    ):
+        curves = torch.stack([_quantiles(layer) for layer in layers])
+        parts += [third.mean(0) for third in curves.tensor_split(3)]
+    return torch.cat(parts)
+
+
+def _quantiles(values: torch.Tensor) -> torch.Tensor:
+    """Of the last dimension, float64 (..., QUANTILES)."""
+    return torch.quantile(values.float().cpu(), torch.linspace(0, 1, QUANTILES), dim=-1).movedim(0, -1).double()
+
+
+def _positive(value: torch.Tensor) -> torch.Tensor:
+    return value.clamp_min(1e-12)

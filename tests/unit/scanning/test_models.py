@@ -27,7 +27,7 @@ from theriac.scanning import calibration as fitted
 from theriac.scanning._searches import KINDS, arrivals, mask_and_pattern, search
 from theriac.scanning.behavior import look_at_behavior
 from theriac.scanning.models import ModelScan, _clean_rows, sarif
-from theriac.scanning.weights import look_at_weights, measure_head, standing_out
+from theriac.scanning.weights import QUANTILES, look_at_weights, measure_head, sorted_weights, standing_out
 
 
 class Evil:
@@ -236,6 +236,41 @@ def test_the_weights_are_measured_in_three_passes_of_one_row(data: th.Data):
     assert math.isclose(seen.features["head_sum"], float(standing_out(weight.sum(1)).max()), abs_tol=1e-6)
 
 
+def test_sorted_weights_are_those_of_the_network_however_its_channels_are_numbered(data: th.Data):
+    model = th.build("preact_resnet18", data.train, width=8).eval()
+    net, head = model.net, model.net.linear
+    with torch.no_grad():
+        for number, norm in enumerate(m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.weight.copy_(torch.linspace(0.5, 1.5 + number, len(norm.weight)))
+    first = sorted_weights(model, head)
+    assert first.shape == ((3 + 6 * 3) * QUANTILES,)
+    rows = (head.weight.detach() / head.weight.detach().std()).double().sort(1).values
+    assert torch.allclose(first[[0, QUANTILES - 1]], (rows.max(0).values - rows.median(0).values)[[0, -1]])
+    block, order = net.layer1[0], torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():  # the channels between the two convolutions of a block
+        block.conv1.weight.copy_(block.conv1.weight[order])
+        block.conv2.weight.copy_(block.conv2.weight[:, order])
+        for values in (block.bn2.weight, block.bn2.bias, block.bn2.running_mean, block.bn2.running_var):
+            values.copy_(values[order])
+    assert torch.allclose(sorted_weights(model, head), first, atol=1e-6)
+    with torch.no_grad():
+        head.weight.mul_(3.0)  # units do not matter either
+        block.conv1.weight.mul_(2.0)
+    assert torch.allclose(sorted_weights(model, head), first, atol=1e-6)
+    with torch.no_grad():
+        head.weight[4] += 1.0
+    assert not torch.allclose(sorted_weights(model, head)[: 3 * QUANTILES], first[: 3 * QUANTILES], atol=0.1)
+    with pytest.raises(InputError, match="0 convolutions"):
+        sorted_weights(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), head)
+
+
+def test_the_score_of_sorted_weights_is_linear_up_to_six_deviations(monkeypatch):
+    made = {"centers": [1.0, 2.0], "scales": [2.0, 1.0], "slopes": [0.5, -1.0], "intercept": 0.25}
+    monkeypatch.setattr(fitted, "calibration", lambda: {"sorted": made})
+    assert fitted.sorted_score(torch.tensor([3.0, 2.5])) == 0.25 + 0.5 * 1 - 1.0 * 0.5
+    assert fitted.sorted_score(torch.tensor([1e9, 2.0])) == 0.25 + 0.5 * fitted.FARTHEST
+
+
 def test_what_is_shipped_is_what_the_committed_measurements_give():
     """The shipped numbers on held-out networks are those of the shipped model on the committed table."""
     shipped = fitted.calibration()
@@ -244,7 +279,8 @@ def test_what_is_shipped_is_what_the_committed_measurements_give():
     weak = shipped["provenance"]["left_out"]
     for which, part in itertools.product(("weights", "behavior"), ("held", "fresh")):
         held = [r for r in records if r["part"] == part and r["key"] not in weak]
-        chances = [fitted.judge(r["features"], which).probability for r in held]  # type: ignore[union-attr]
+        measured = [r["features"] | {"sorted_weights": fitted.sorted_score(torch.tensor(r["sorted"]))} for r in held]
+        chances = [fitted.judge(features, which).probability for features in measured]  # type: ignore[union-attr]
         figures = th.metrics.detection(chances, ["attack" in r for r in held])
         assert math.isclose(figures.auroc, shipped[which]["held_out" if part == "held" else part]["auroc"], abs_tol=2e-4)
         low, high = shipped[which]["thresholds"]
