@@ -374,7 +374,7 @@ def _decide(
         reason = (
             evidence.notes[0].rstrip(".") if evidence.broken else unlike or "what the verdict rests on could not be measured"
         )
-        return ModelScan(verdict="abstains", reason=reason, outside=reasons, **common)
+        return _with_its_file(ModelScan(verdict="abstains", reason=reason, outside=reasons, **common))
     common |= {
         "probability": judgment.probability if which == "behavior" else None,
         "outside": judgment.outside,
@@ -396,9 +396,16 @@ def _decide(
         reason = "nothing stands out" + (
             "" if prior == EVEN else f" enough, if {100 * prior:g} % of such networks are backdoored"
         )
-    if file is not None and file.risky and verdict in ("clean", "abstains"):
-        verdict, reason = "suspicious", f"the file holds more than numbers: {file.risks[0].what}; and of the network, {reason}"
-    return ModelScan(verdict=verdict, reason=reason, **common)
+    return _with_its_file(ModelScan(verdict=verdict, reason=reason, **common))
+
+
+def _with_its_file(scan: ModelScan) -> ModelScan:
+    """The scan, at least suspicious where the file holds more than numbers, whatever is said of the network."""
+    file = scan.file
+    if file is None or not file.risky or scan.verdict not in ("clean", "abstains"):
+        return scan
+    reason = f"the file holds more than numbers: {file.risks[0].what}; and of the network, {scan.reason}"
+    return dataclasses.replace(scan, verdict="suspicious", reason=reason)
 
 
 def _file_in_words(file: FileReport) -> str:
