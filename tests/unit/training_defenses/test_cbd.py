@@ -311,7 +311,7 @@ def test_stage_1_stops_when_the_criterion_is_met(digits, narrow):
 
 
 def test_stage_1_goes_on_while_the_check_calls_f_b_underfit(digits, narrow, monkeypatch):
-    rows, options = digits.train.sample(400), {"stage1_steps": 300, "stage1_target": 0.2, "threshold": 1.5, "epochs": 1}
+    rows, options = digits.train.sample(400), {"stage1_steps": 120, "stage1_target": 0.2, "threshold": 1.5, "epochs": 1}
     taken = {}
     for until in ("target", "healthy"):
         for patience in (0, 15, 1000):
@@ -330,7 +330,7 @@ def test_stage_1_goes_on_while_the_check_calls_f_b_underfit(digits, narrow, monk
     reached = taken["target", 0]
     assert taken["target", 15] == taken["target", 1000] == taken["healthy", 0] == reached
     assert taken["healthy", 15] >= reached + 12  # two refusals, six steps apart; the share may dip meanwhile
-    assert taken["healthy", 1000] == 300  # the steps are a limit all the same
+    assert taken["healthy", 1000] == 120  # the steps are a limit all the same
 
 
 def test_f_b_stands_still_in_stage_2(small, monkeypatch):
