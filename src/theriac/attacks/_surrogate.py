@@ -28,8 +28,7 @@ class FitError(TheriacError):
 
 def side_run(run: Run, name: str) -> Run:
     """A run for the attacker's own work: same machine, seeds from the ``poison`` stream alone, nothing kept in a folder."""
-    precision = "bf16" if run.dtype == torch.bfloat16 else "fp32"
-    return Run(seed=run.stream_seed("poison", name), device=run.device, precision=precision, quiet=run.quiet)
+    return Run(seed=run.stream_seed("poison", name), device=run.device, precision=run.precision, quiet=run.quiet)
 
 
 def part_of(split: Split, rows: int, run: Run, name: str) -> Split:

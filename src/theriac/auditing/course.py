@@ -78,7 +78,7 @@ def audit(
     if attack is None:
         attack = next((m.planted for m in (victim, model) if hasattr(m, "planted")), None)
     planted = planted_on(attack, test if train is None else train)
-    inner = Run(seed=run.seed, streams=run.streams, device=run.device, precision=_named(run), quiet=True)
+    inner = Run(seed=run.seed, streams=run.streams, device=run.device, precision=run.precision, quiet=True)
     course = _Course(nets, train, test, planted, inner, options)
     looks: list[Callable[[], None]] = [course.as_it_is, course.rounded_and_pruned]
     if train is not None:
@@ -103,10 +103,6 @@ def audit(
         unseen=tuple(dict.fromkeys(course.unseen)),
         options=dataclasses.asdict(options),
     )
-
-
-def _named(run: Run) -> str:
-    return "bf16" if run.dtype == torch.bfloat16 else "fp32"
 
 
 @dataclass

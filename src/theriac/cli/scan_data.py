@@ -19,7 +19,7 @@ def scan_data(
         list[str] | None,
         typer.Option(
             "--detector",
-            help="Detector of rows; may be repeated. Left out: the usual four.",
+            help="Detector of rows; may be repeated. Left out: the usual four, and the repaired twin with --clean.",
             autocompletion=opt.names("detectors"),
             show_default=False,
         ),
@@ -28,7 +28,7 @@ def scan_data(
         str | None,
         typer.Option(
             "--clean",
-            help="Rows that no attack has touched, for detectors that take some: a folder or known data.",
+            help="Rows that no attack has touched, ten a class or more: a folder or known data. They help most.",
             show_default=False,
         ),
     ] = None,

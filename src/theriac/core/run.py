@@ -90,6 +90,15 @@ class Run:
     def __repr__(self) -> str:
         return f"Run(seed={self.seed}, device={str(self.device)!r}, {self.precision_reason})"
 
+    @property
+    def precision(self) -> str:
+        """What "auto" came to: "bf16" or "fp32"."""
+        return "bf16" if self.dtype == torch.bfloat16 else "fp32"
+
+    def apart(self, *salt: object) -> Run:
+        """A quiet run of its own for work inside a method: same device and precision, a seed from the ``method`` stream."""
+        return Run(seed=self.stream_seed("method", *salt), device=self.device, precision=self.precision, quiet=True)
+
     # randomness
 
     def stream_seed(self, stream: str, *salt: object) -> int:

@@ -5,6 +5,7 @@ from theriac.detectors.agpd import AGPD
 from theriac.detectors.base import Detector
 from theriac.detectors.loss_isolation import LossIsolation
 from theriac.detectors.neural_cleanse import NeuralCleanse
+from theriac.detectors.repaired_twin import RepairedTwin
 from theriac.detectors.scale_up import ScaleUp
 from theriac.detectors.scan_statistics import SCAn
 from theriac.detectors.spectral import SpectralSignatures
@@ -17,6 +18,7 @@ __all__ = [
     "Detector",
     "LossIsolation",
     "NeuralCleanse",
+    "RepairedTwin",
     "SCAn",
     "ScaleUp",
     "SpectralSignatures",

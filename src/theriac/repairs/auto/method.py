@@ -212,7 +212,7 @@ class Auto(Repair):
         if trial is None:
             return self._abstain(model, run, reason, figures)
         if self.again:
-            chosen, own = create("repair", trial.name), _apart(run, "chosen")
+            chosen, own = create("repair", trial.name), run.apart("auto", "chosen")
             judged[trial.name] = chosen.repair(model, clean if chosen.needs.takes("clean_rows") else None, own)
         run.outcome = Outcome(status="repaired", basis=reason, figures={"chosen": trial.name, **figures})
         run.event("auto", chosen=trial.name, summary=reason)
@@ -233,7 +233,7 @@ class Auto(Repair):
         for number in run.each("planting proxies", range(self.rounds), self.rounds):
             copy = plant(copy, proxies, fit, run, self.plant_steps, 64, f"auto-plant-{number}")
             obeyed = success(copy, proxies, held, run)
-            left = success(tuning.repair(copy, fit, _apart(run, "tuned", number)), proxies, held, run)
+            left = success(tuning.repair(copy, fit, run.apart("auto", "tuned", number)), proxies, held, run)
             learned = [kind for kind, rate in obeyed.items() if rate.value >= self.planted]
             if learned and min(left[kind].value for kind in learned) >= self.hardened:
                 break
@@ -252,10 +252,10 @@ class Auto(Repair):
         run: Run,
     ) -> tuple[Trial, nn.Module]:
         """The result of one candidate, and the model that it repaired; ``fit`` are the rows for the model and for the copy."""
-        candidate, own = create("repair", name), _apart(run, "repair", name)
+        candidate, own = create("repair", name), run.apart("auto", "repair", name)
         rows = fit if candidate.needs.takes("clean_rows") else (None, None)
         fixed: nn.Module = candidate.repair(model, rows[0], own)
-        trial = candidate.repair(proxied, rows[1], _apart(run, "proxied", name))
+        trial = candidate.repair(proxied, rows[1], run.apart("auto", "proxied", name))
         after = _counts(fixed, held, run)
         fell = tuple(old.name for old, _ in fallen(before, after))
         outcome = "repaired" if own.outcome is None else own.outcome.status
@@ -313,12 +313,6 @@ def _facts(trial: Trial) -> dict[str, Any]:
         "fell": list(trial.fell),
         "outcome": trial.outcome,
     }
-
-
-def _apart(run: Run, *salt: object) -> Run:
-    """A quiet run with a seed of its own, on the same device in the same precision."""
-    precision = "bf16" if run.dtype == torch.bfloat16 else "fp32"
-    return Run(seed=run.stream_seed("method", "auto", *salt), device=run.device, precision=precision, quiet=True)
 
 
 def _counts(model: nn.Module, rows: Split, run: Run) -> tuple[ClassCount, ...]:
