@@ -1,11 +1,12 @@
-"""Detectors of rows on poisoned and benign digits: what they rank first, what they flag, and false alarms where nothing is.
+"""Detectors of rows on poisoned and benign sets: what they rank first, what they flag, and false alarms where nothing is.
 
 Run it again with::
 
-    python benchmarks/rows.py
+    python benchmarks/rows.py --data fashion_mnist=<folder>
 
 Each case and seed has one record in ``benchmarks/results/rows.jsonl``; detectors that it has are skipped. Thresholds were
-chosen on seeds 11 to 13, the detectors that take part after a look at seed 0; other seeds are reported.
+chosen on seeds 11 to 13, the detectors that take part after a look at seed 0; other seeds are reported. Without the folder only
+digits are measured.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from victims import machine
 
 import theriac as th
 from theriac.core.method import create
-from theriac.scanning.rows import DETECTORS, OVERLAYS, combine
+from theriac.models import run_over
+from theriac.scanning.rows import DETECTORS, LEADING, OVERLAYS, DataScan, combine, usual_recipe
 
-ALSO = ("scale_up", "loss_isolation", "agpd")  # measured, but no part of a scan by default
-CLEAN = 100  # test rows for those that need clean ones; others get none
+ALSO = ("scale_up", "loss_isolation", "agpd")  # measured on digits, but no part of a scan by default
+CLEAN = {"digits": 100, "fashion_mnist": 200}  # test rows for those that need clean ones; others get none
+ROWS = 3000  # of Fashion-MNIST's training rows
 
 CASES: dict[str, dict[str, Any]] = {
     "badnets": {"attack": "badnets"},
@@ -36,11 +39,22 @@ CASES: dict[str, dict[str, Any]] = {
     "benign, imbalanced": {"keep": [1.0, 0.2]},
     "benign, 10 % wrong labels": {"noise": 0.1},
 }
+CASES |= {
+    f"Fashion-MNIST: {name}": {**CASES[name], "data": "fashion_mnist"}
+    for name in ("badnets", "blended", "badnets 3 %", "benign", "benign, 10 % wrong labels")
+}
 
 
-def rows_of(case: dict[str, Any], run: th.Run, build: Any) -> tuple[th.Split, torch.Tensor]:
+def data_of(case: dict[str, Any], seed: int, paths: dict[str, str]) -> th.Data:
+    """The clean set of a case."""
+    name = case.get("data", "digits")
+    data = th.load(paths.get(name, name))
+    return data if name == "digits" else th.Data(data.train.sample(ROWS, seed=seed), data.test)
+
+
+def rows_of(case: dict[str, Any], data: th.Data, run: th.Run, build: Any) -> tuple[th.Split, torch.Tensor]:
     """The rows of a case as they would come, and which of them are poisoned."""
-    rows, draw = th.load("digits").train, torch.Generator().manual_seed(run.seed)
+    rows, draw = data.train, torch.Generator().manual_seed(run.seed)
     if "attack" in case:
         poisoned = create("attack", case["attack"], **case.get("options", {})).poison(rows, run, build)
         return poisoned.split, poisoned.poison
@@ -54,18 +68,21 @@ def rows_of(case: dict[str, Any], run: th.Run, build: Any) -> tuple[th.Split, to
     return rows, torch.zeros(len(rows), dtype=torch.bool)
 
 
-def measure(case: dict[str, Any], seed: int, known: dict[str, Any]) -> dict[str, Any]:
+def measure(case: dict[str, Any], data: th.Data, seed: int, known: dict[str, Any]) -> dict[str, Any]:
     """One case: a victim, every detector that its record does not have, and all together."""
     run, build = th.Run(seed=seed, precision="fp32", quiet=True), th.Builder("preact_resnet18", {"width": 8})
-    rows, poison = rows_of(case, run, build)
-    model = th.train(build, rows, recipe="short_15", run=run)
-    record: dict[str, Any] = {"rows": len(rows), "poisoned": int(poison.sum()), "seed": seed, **known}
+    rows, poison = rows_of(case, data, run, build)
+    recipe = usual_recipe(rows)
+    model = th.train(build, rows, recipe=recipe, run=run)
+    learned = run_over(model, rows, run=run).argmax(1).cpu() == rows.y.cpu()
+    clean = data.test.sample(CLEAN[case.get("data", "digits")], seed=seed, stratified=True)
+    record: dict[str, Any] = {"rows": len(rows), "poisoned": int(poison.sum()), "seed": seed, "recipe": recipe}
+    record |= {"clean": len(clean), "learned": int((learned & poison).sum()), **known}
     record["detectors"] = dict(known.get("detectors", {}))
-    if not set(DETECTORS) <= set(record["detectors"]):
+    if not {LEADING, *DETECTORS} <= set(record["detectors"]):
         record["detectors"] = {}  # what they say together needs all of them
-    clean = th.load("digits").test.sample(CLEAN, seed=seed, stratified=True)
     findings = {}
-    for name in (*DETECTORS, *ALSO):
+    for name in wanted(case):
         if name in record["detectors"]:
             continue
         options: dict[str, Any] = {"overlays": OVERLAYS} if name == "strip" else {}
@@ -75,11 +92,21 @@ def measure(case: dict[str, Any], seed: int, known: dict[str, Any]) -> dict[str,
         finding = detector.detect(model if detector.needs.model else None, rows, given, run=run)
         findings[name] = finding
         record["detectors"][name] = judged(finding, poison) | {"cpu_seconds": round(time.process_time() - clock, 2)}
-    if not findings.keys() >= set(DETECTORS):
-        return record
-    scan = combine(rows, {name: findings[name] for name in DETECTORS}, {}, seed=seed)
+    if findings.keys() >= {LEADING, *DETECTORS}:
+        for part, names in (("together", DETECTORS), ("together_clean", (LEADING, *DETECTORS))):
+            record[part] = answer_of(combine(rows, {name: findings[name] for name in names}, {}, seed=seed), poison)
+    return record
+
+
+def wanted(case: dict[str, Any]) -> tuple[str, ...]:
+    """Detectors of a case."""
+    return (LEADING, *DETECTORS, *(() if "data" in case else ALSO))
+
+
+def answer_of(scan: DataScan, poison: torch.Tensor) -> dict[str, Any]:
+    """The answer of several detectors beside the truth."""
     flagged = poison[list(scan.flagged)] if scan.flagged else poison[:0]
-    record["together"] = {
+    return {
         "verdict": scan.verdict,
         "flagged": len(scan.flagged),
         "right": int(flagged.sum()),
@@ -87,7 +114,6 @@ def measure(case: dict[str, Any], seed: int, known: dict[str, Any]) -> dict[str,
         "interval": None if scan.interval is None else list(scan.interval),
         "auroc": auroc(scan.scores, poison),
     }
-    return record
 
 
 def judged(finding: Any, poison: torch.Tensor) -> dict[str, Any]:
@@ -109,20 +135,24 @@ def auroc(scores: torch.Tensor, poison: torch.Tensor) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--only", default="", help="cases whose name begins so")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    out = Table.of("rows", RESULTS)
+    out, paths = Table.of("rows", RESULTS), dict(item.split("=", 1) for item in args.data)
     for seed in args.seeds:
         for name, case in CASES.items():
             key = f"{name}, seed {seed}"
             known = out.get(key) or {}
-            if set(known.get("detectors", ())) >= {*DETECTORS, *ALSO}:
+            if set(known.get("detectors", ())) >= set(wanted(case)) or not name.startswith(args.only):
                 continue
-            record = measure(case, seed, known)
+            if "data" in case and case["data"] not in paths:
+                continue
+            record = measure(case, data_of(case, seed, paths), seed, known)
             out.put(key, {**record, "case": name, "machine": machine(), "command": "python benchmarks/rows.py"})
             said = {n: f"{d['verdict'][:4]} {d['right']}/{d['flagged']} {d['auroc']}" for n, d in record["detectors"].items()}
-            print(key, record["poisoned"], said, record["together"], flush=True)
+            print(key, record["poisoned"], said, record["together_clean"], flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from table import RESULTS, Record, Table
 from theriac.report.cards import grid
 
 NAMES = {
+    "repaired_twin": "Repaired twin",
     "strip": "STRIP",
     "scan": "SCAn",
     "spectral": "Spectral Signatures",
@@ -18,6 +19,7 @@ NAMES = {
     "loss_isolation": "Loss isolation",
     "agpd": "AGPD",
 }
+ANSWERS = {"together": "scan without clean rows", "together_clean": "scan with them"}
 
 
 def page(results: Path = RESULTS) -> str:
@@ -25,24 +27,53 @@ def page(results: Path = RESULTS) -> str:
     cases: dict[str, list[Record]] = {}
     for record in Table.of("rows", results):
         cases.setdefault(str(record["case"]), []).append(record)
-    names = [*NAMES, "together"]
-    head = ["rows", *NAMES.values(), "together"]
-    body = [[case, *(_cell(members, name) for name in names)] for case, members in sorted(cases.items())]
-    seeds = sorted({record["seed"] for members in cases.values() for record in members})
-    machine = next(iter(cases.values()))[0]["machine"]
+    head = ["rows", "learned", *ANSWERS.values(), *NAMES.values()]
+    body = [
+        [case, _learned(members), *(_cell(members, name) for name in (*ANSWERS, *NAMES))]
+        for case, members in sorted(cases.items())
+    ]
+    every = [record for members in cases.values() for record in members]
+    seeds = sorted({record["seed"] for record in every})
     return (
         "# Detectors of rows\n\n"
-        "Made by `python benchmarks/make_tables.py` from `rows.jsonl` (`python benchmarks/rows.py`). Digits, PreAct-ResNet-18 "
-        f"of width 8, `short_15`, fp32; seeds {', '.join(map(str, seeds))}, torch {machine['torch']}. A cell: "
-        "in how many of the seeds rows were suspected, poisoned ones of all suspected, and the mean AUROC (0.5 is "
-        'guessing). "together" is what `theriac scan-data` says, from the first four. AGPD gets 100 clean '
-        "test rows, the others none. Uncalibrated on other data.\n\n"
+        f"{_headline(every)}\n\n"
+        "Made by `python benchmarks/make_tables.py` from `rows.jsonl` (`python benchmarks/rows.py --data "
+        "fashion_mnist=<folder>`). Digits, and 3,000 rows of Fashion-MNIST; PreAct-ResNet-18 of width 8, trained as "
+        f"`theriac scan-data` does, fp32; seeds {', '.join(map(str, seeds))}, torch {every[0]['machine']['torch']}. A cell: in "
+        "how many of the seeds rows were suspected, poisoned ones of all suspected, and the mean AUROC (0.5 is guessing). "
+        "Learned: poisoned rows that the network gives their wrong label. Without clean rows a scan takes the word of STRIP, "
+        "SCAn, Spectral Signatures and Activation Clustering. The repaired twin and AGPD get 100 clean test rows of digits, "
+        "200 of Fashion-MNIST, the others none. Thresholds were chosen on other seeds of digits, the twin's also on "
+        "Fashion-MNIST.\n\n"
         f"{grid(head, body)}\n"
     )
 
 
+def _headline(records: list[Record]) -> str:
+    """What a scan says with and without clean rows, of sets with and without poison."""
+    parts = []
+    for name, words in (("together_clean", "with clean rows"), ("together", "without")):
+        attacked = [r for r in records if r["poisoned"]]
+        caught = [r for r in attacked if r[name]["right"] >= 0.5 * r["poisoned"]]
+        alarms = [r for r in records if not r["poisoned"] and r[name]["flagged"]]
+        benign = len(records) - len(attacked)
+        parts.append(
+            f"{words} it names half of the poisoned rows or more in {len(caught)} of {len(attacked)} poisoned sets, and "
+            f"suspects rows of {len(alarms)} of {benign} benign ones"
+        )
+    text = "; ".join(parts)
+    return f"**{text[0].upper()}{text[1:]}.**"
+
+
+def _learned(members: list[Record]) -> str:
+    poisoned = sum(m["poisoned"] for m in members)
+    return f"{100 * sum(m['learned'] for m in members) / poisoned:.0f} %" if poisoned else ""
+
+
 def _cell(members: list[Record], name: str) -> str:
-    parts: list[dict[str, Any]] = [m["together"] if name == "together" else m["detectors"][name] for m in members]
+    parts: list[dict[str, Any]] = [m[name] if name in ANSWERS else m["detectors"].get(name) for m in members]
+    if None in parts:
+        return "-"
     raised = sum(part["verdict"] == "suspicious" for part in parts)
     right, flagged = (sum(part[key] for part in parts) for key in ("right", "flagged"))
     areas = [part["auroc"] for part in parts if part["auroc"] is not None]
