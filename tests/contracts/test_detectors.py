@@ -23,7 +23,7 @@ from theriac.core.split import Data, Split
 from theriac.detectors import Detector
 
 DETECTORS = methods("detector")
-LONG = ("epochs", "rounds", "iterations")  # what a new detector counts is cut to two
+LONG = ("epochs", "steps", "rounds", "iterations")  # what a new detector counts is cut to two
 WORDS = {"model": "model", "rows": "rows", "clean_rows": "clean"}
 
 
