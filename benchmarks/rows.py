@@ -6,7 +6,9 @@ Run it again with::
 
 Each case and seed has one record in ``benchmarks/results/rows.jsonl``; detectors that it has are skipped. Thresholds were
 chosen on seeds 11 to 13, the detectors that take part after a look at seed 0; other seeds are reported. Without the folder only
-digits are measured.
+digits are measured. The repaired twin is also measured on the victims of a sweep whose networks were kept::
+
+    python benchmarks/rows.py --store <its store> --spec benchmarks/specs/cifar_matrix.yaml
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +25,8 @@ from table import RESULTS, Table
 from victims import machine
 
 import theriac as th
+from theriac.bench import Store, make_plan, read_spec
+from theriac.bench.plans import Loader, Node
 from theriac.core.method import create
 from theriac.models import run_over
 from theriac.scanning.rows import DETECTORS, LEADING, OVERLAYS, DataScan, combine, usual_recipe
@@ -98,6 +104,36 @@ def measure(case: dict[str, Any], data: th.Data, seed: int, known: dict[str, Any
     return record
 
 
+def measure_victim(node: Node, home: Path) -> dict[str, Any]:
+    """The repaired twin on one network of a sweep, and on the rows that it was trained on."""
+    data, job, seed = node.job.data.load(), node.job, node.job.seed
+    rows, poison = data.train, torch.zeros(len(data.train), dtype=torch.bool)
+    if job.attack is not None:
+        poisoned = job.attack.poison(rows, th.Run(seed=seed, quiet=True), job.model)
+        rows, poison = poisoned.split, poisoned.poison
+    run, model = th.Run(seed=seed, precision="fp32", quiet=True), th.load_model(home)
+    learned = run_over(model, rows, run=run).argmax(1).cpu() == rows.y.cpu()
+    clean = data.test.sample(20 * rows.num_classes, seed=seed, stratified=True)
+    clock = time.process_time()
+    finding = create("detector", LEADING).detect(model, rows, clean, run=run)
+    found = judged(finding, poison) | {"cpu_seconds": round(time.process_time() - clock, 2)}
+    record: dict[str, Any] = {"rows": len(rows), "poisoned": int(poison.sum()), "seed": seed, "clean": len(clean)}
+    return record | {"learned": int((learned & poison).sum()), "detectors": {LEADING: found}}
+
+
+def victims(store: Path, spec: Path) -> Iterator[tuple[str, Node, Path]]:
+    """Networks of a sweep that are done, with names; none of attacks that are trained with their victim."""
+    load, checked = Loader(), read_spec(spec)
+    with Store(store, make=False) as opened:
+        for group in checked.groups:
+            for node in make_plan(group, load=load).nodes.values():
+                trained = (
+                    node.job.kind == "train" and node.job.defense is None and not getattr(node.job.attack, "trains", False)
+                )
+                if trained and opened.status(node.key) == "done":
+                    yield f"{checked.name}: {node.cell.attack or 'benign'}", node, opened.home(node.key)
+
+
 def wanted(case: dict[str, Any]) -> tuple[str, ...]:
     """Detectors of a case."""
     return (LEADING, *DETECTORS, *(() if "data" in case else ALSO))
@@ -137,10 +173,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[3, 4, 5])
     parser.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--only", default="", help="cases whose name begins so")
+    parser.add_argument("--store", type=Path, help="networks of the sweep in this store, and nothing else")
+    parser.add_argument("--spec", type=Path, help="of that store")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     out, paths = Table.of("rows", RESULTS), dict(item.split("=", 1) for item in args.data)
+    if args.store:
+        for name, node, home in victims(args.store, args.spec):
+            key, command = f"{name}, seed {node.job.seed}", f"python benchmarks/rows.py --store <store> --spec {args.spec}"
+            if key not in out:
+                record = measure_victim(node, home)
+                out.put(key, {**record, "case": name, "machine": machine(), "command": command})
+                print(key, record, flush=True)
+        return
     for seed in args.seeds:
         for name, case in CASES.items():
             key = f"{name}, seed {seed}"

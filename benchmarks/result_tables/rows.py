@@ -44,14 +44,14 @@ def page(results: Path = RESULTS) -> str:
         "Learned: poisoned rows that the network gives their wrong label. Without clean rows a scan takes the word of STRIP, "
         "SCAn, Spectral Signatures and Activation Clustering. The repaired twin and AGPD get 100 clean test rows of digits, "
         "200 of Fashion-MNIST, the others none. Thresholds were chosen on other seeds of digits, the twin's also on "
-        "Fashion-MNIST.\n\n"
+        "Fashion-MNIST. Rows named after a sweep are of its networks: of width 16, 10,000 rows of CIFAR-10, 200 clean ones.\n\n"
         f"{grid(head, body)}\n"
     )
 
 
 def _headline(records: list[Record]) -> str:
     """What a scan says with and without clean rows, of sets with and without poison."""
-    parts = []
+    parts, records = [], [r for r in records if "together" in r]
     for name, words in (("together_clean", "with clean rows"), ("together", "without")):
         attacked = [r for r in records if r["poisoned"]]
         caught = [r for r in attacked if r[name]["right"] >= 0.5 * r["poisoned"]]
@@ -71,8 +71,9 @@ def _learned(members: list[Record]) -> str:
 
 
 def _cell(members: list[Record], name: str) -> str:
-    parts: list[dict[str, Any]] = [m[name] if name in ANSWERS else m["detectors"].get(name) for m in members]
-    if None in parts:
+    told: list[dict[str, Any] | None] = [m.get(name) if name in ANSWERS else m["detectors"].get(name) for m in members]
+    parts = [part for part in told if part is not None]
+    if len(parts) < len(told):
         return "-"
     raised = sum(part["verdict"] == "suspicious" for part in parts)
     right, flagged = (sum(part[key] for part in parts) for key in ("right", "flagged"))

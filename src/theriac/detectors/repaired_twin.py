@@ -44,6 +44,9 @@ class RepairedTwin(Detector):
 
     A row's score is the log probability of its label by the model, less that by the twin; flagged rows rank first.
 
+    Measured (benchmarks/results/rows.md, seeds that nothing was chosen on): with ten clean rows a class it named 97 % of the
+    poisoned digits, with twenty 94 % of Fashion-MNIST's and 91 % of CIFAR-10's; 2, 17 and 25 % of what it suspected was clean.
+
     Cost: one repair by Antidote, and two forward passes a row.
 
     Known limits: rows that were poisoned under their true label (SIG, Label-consistent, Narcissus) lose nothing. An attack on
