@@ -183,11 +183,11 @@ def scan_data(
 ) -> DataScan:
     """Look for poisoned rows with several detectors, each of which can say that nothing stands out.
 
-    Rows are suspected if at least half of the detectors that suspect anything suspect them, or, where no row has so many,
-    if one does. Where that is nearly all of a class, the detectors contradict each other about which part of it is
-    poisoned, and the smallest part is taken. The combined rank is the mean, over the detectors that agree with that (over
-    all if none suspects anything), of a row's place among all rows. Of a set without a test part of its own, all
-    rows are scanned.
+    Where the repaired twin suspects rows, those are the answer. Else rows are suspected if at least half of the detectors that
+    suspect anything suspect them, or, where no row has so many, if one does; where that is nearly all of a class, the
+    detectors contradict each other about which part of it is poisoned, and the smallest part is taken. The combined rank is
+    the mean, over the detectors that agree with that (over all if none suspects anything), of a row's place among all rows.
+    Of a set without a test part of its own, all rows are scanned.
 
     Args:
         data: A Split, a Data, or whatever :func:`theriac.load` takes, such as a folder of pictures.

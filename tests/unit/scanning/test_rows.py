@@ -16,7 +16,7 @@ import theriac as th
 from theriac.cli.main import app
 from theriac.core.errors import InputError
 from theriac.core.outcome import Finding
-from theriac.scanning.rows import _clean_rows, combine, places, share_interval
+from theriac.scanning.rows import _clean_rows, combine, places, share_interval, usual_recipe
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,27 @@ def test_rows_that_half_of_the_suspecting_detectors_suspect_are_suspected(digits
     assert (none.verdict, none.share, none.exit_code) == ("clean", None, 0)
     silent = Finding(verdict="abstains", reason="too few rows")
     assert combine(rows, {"e": silent}, {}).exit_code == 3
+
+
+def test_the_repaired_twin_is_the_answer_where_it_suspects_rows(digits):
+    rows = digits.train.take(torch.arange(100))
+    scores = torch.arange(100, 0, -1).double()
+    others = {"a": finding((1, 2, 3), scores.flip(0)), "b": finding((1, 2), scores.flip(0))}
+    scan = combine(rows, {"repaired_twin": finding((7, 8), scores), **others}, {})
+    assert sorted(scan.flagged) == [7, 8]
+    assert "suspected by repaired_twin; 3 detectors looked" in scan.reason
+    assert torch.equal(scan.scores, places(scores))  # the order is its own, too
+    clean = combine(rows, {"repaired_twin": finding((), scores), **others}, {})
+    assert sorted(clean.flagged) == [1, 2, 3]  # each by half of those that suspect rows
+
+
+def test_few_rows_are_trained_on_longer():
+    def rows(count):
+        return th.Split(torch.zeros(count, 1, 4, 4, dtype=torch.uint8), torch.arange(count) % 4)
+
+    # 600 updates of 128 rows, within 15 to 60 epochs
+    assert [usual_recipe(rows(n)) for n in (60, 1437, 3000, 20000)] == ["short_60", "short_55", "short_27", "short_15"]
+    assert usual_recipe(th.Split(torch.rand(50, 3), torch.arange(50) % 2)) == "adam_30"
 
 
 def test_of_both_halves_of_a_class_the_smaller_is_suspected(digits):
