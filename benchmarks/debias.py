@@ -4,7 +4,9 @@
 
 One record a (task, method, seed) in ``benchmarks/results/debias.jsonl``; what is there is skipped. All methods of a task
 share rows, architecture and recipe; every model is the last iterate, and nothing is selected on test rows. Tables:
-``make_tables.py``.
+``make_tables.py``. Plain training is tuned for a task on rows held out of the training rows of another seed, with::
+
+    python benchmarks/debias.py benchmarks/plans/debias.yaml --tune fairface-longer --data fairface=<folder>
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from victims import machine, thin
 import theriac as th
 from theriac.core.method import create
 from theriac.data import regroup
+from theriac.debias._select import cut_validation
 from theriac.debias._teacher import AskedTeacher, query_map
+from theriac.debias.base import groups_of
 from theriac.metrics import flip_rate
 from theriac.models import Builder, parameter_count
 from theriac.training import Recipe
@@ -35,6 +39,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path)
     parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument(
+        "--tune", default="", metavar="TASK", help="train the variants of its ``tuning`` and print their scores"
+    )
     parser.add_argument("--only", default="", help="run only what has this in its name, task-method-seed")
     parser.add_argument("--runs", type=Path, default=None, help="folder for checkpoints, so that a killed run goes on")
     parser.add_argument("--threads", type=int, default=2)
@@ -43,6 +50,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     plan = yaml.safe_load(args.plan.read_text(encoding="utf-8"))
     paths = dict(item.split("=", 1) for item in args.data)
+    if args.tune:
+        tune(args, plan["tasks"][args.tune], paths)
+        return
     out = Table.of("debias", args.out)
     for task_name, task in plan["tasks"].items():
         for seed in task["seeds"]:
@@ -69,8 +79,13 @@ def one(
     record: dict[str, Any] = {"method": name, "config": None}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if options is None:
-            model: Any = th.train(build, train, recipe=plain_recipe(task["recipe"], len(train)), run=run)
+        if options is None or options["name"] == "plain":
+            own = {k: v for k, v in (options or {}).items() if k != "name"}
+            record["config"] = {"method": "plain", **own} if own else None
+            model: Any = th.train(build, train, recipe=plain_recipe(task["recipe"] | own, len(train)), run=run)
+        elif options["name"] == "boosting":
+            record["config"] = {"method": "boosting", **{k: v for k, v in options.items() if k != "name"}}
+            model = boosted(train, test, seed, options.get("constraint", ""), options.get("how", ""))
         else:
             method = create("debiasing", options["name"], options.get("preset"), **fitted(options, task))
             record["config"] = method.config()
@@ -89,7 +104,11 @@ def one(
         "seed": seed,
         "rows": {"train": len(train), "test": len(test), "cells": cell_counts(train), "test_cells": cell_counts(test)},
         "data": {"name": train.card.name, "hash": train.content_hash(), "groups": list(train.card.groups)},
-        "model": {"name": task["model"], "options": task.get("model_options", {}), "parameters": parameter_count(model)},
+        "model": {
+            "name": task["model"],
+            "options": task.get("model_options", {}),
+            "parameters": parameter_count(model) if isinstance(model, torch.nn.Module) else None,
+        },
         "recipe": task["recipe"],
         "precision": run.precision_reason,
         "fairness": told.to_dict(),
@@ -102,8 +121,64 @@ def plain_recipe(told: dict[str, Any], rows: int) -> Recipe:
     """What the methods use, for training without any of them; steps become whole passes, as there."""
     size = told["batch_size"]
     epochs = told.get("epochs") or math.ceil(told["steps"] / math.ceil(rows / size))
-    more = {"lr": told.get("lr", 1e-3), "augment": told.get("augment", "card")}
+    more = {"lr": told.get("lr", 1e-3), "augment": told.get("augment", "card"), "weight_decay": told.get("weight_decay", 0.0)}
+    if isinstance(more["augment"], dict):
+        more["augment"] = th.Augment(**more["augment"])
     return Recipe(name="plain", epochs=epochs, batch_size=size, optimizer="adam", schedule="constant", **more)
+
+
+def tune(args: argparse.Namespace, task: dict[str, Any], paths: dict[str, str]) -> None:
+    """Plain training with each variant of the task's ``tuning``, scored on a fifth of every cell of the training rows."""
+    asked = task["tuning"]
+    train, _ = TASKS[task["rows"]](paths, asked["seed"], **task.get("options", {}))
+    run = th.Run(seed=asked["seed"], quiet=True, precision=task.get("precision", "auto"))
+    rest, held = cut_validation(train, 0.2, run)
+    out = Table.of("debias_tuning", args.out)
+    for name, own in asked["variants"].items():
+        stem = f"{args.tune}-{name}-seed{asked['seed']}"
+        if stem in out:
+            continue
+        began = time.perf_counter()
+        build = Builder(task["model"], task.get("model_options", {}))
+        model = th.train(build, rest, recipe=plain_recipe(task["recipe"] | own, len(rest)), run=run)
+        told = th.fairness(model, held, run=run)
+        record = {"name": stem, "task": args.tune, "variant": name, "options": own, "seed": asked["seed"], "held": len(held)}
+        record |= {
+            "recipe": task["recipe"],
+            "precision": run.precision_reason,
+            "fairness": told.to_dict(),
+            "machine": machine(),
+        }
+        record |= {"seconds": round(time.perf_counter() - began, 1), "command": command(args, stem)}
+        out.put(stem, record)
+        print(line(record), flush=True)
+
+
+def boosted(train: th.Split, test: th.Split, seed: int, constraint: str, how: str) -> torch.Tensor:
+    """Predictions of gradient boosting on a table: plain, with group thresholds, or by fairlearn's reductions.
+
+    Thresholds are fitted on a fifth of every cell that boosting does not see, and need the group at inference; reductions do
+    not. ``constraint`` is "demographic_parity" or "equalized_odds".
+    """
+    from fairlearn.postprocessing import ThresholdOptimizer
+    from fairlearn.reductions import DemographicParity, EqualizedOdds, ExponentiatedGradient
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    kinds = [column.kind == "categorical" for column in train.card.columns]
+    made = HistGradientBoostingClassifier(categorical_features=kinds, random_state=seed)
+    x, y, rows = train.x.numpy(), train.y.numpy(), test.x.numpy()
+    if how == "reductions":
+        moments = {"demographic_parity": DemographicParity, "equalized_odds": EqualizedOdds}
+        fair = ExponentiatedGradient(made, moments[constraint]())
+        fair.fit(x, y, sensitive_features=groups_of(train).numpy())
+        return torch.as_tensor(fair.predict(rows, random_state=seed)).long()
+    if how == "thresholds":
+        rest, held = cut_validation(train, 0.2, th.Run(seed=seed, quiet=True))
+        made.fit(rest.x.numpy(), rest.y.numpy())
+        chosen = ThresholdOptimizer(estimator=made, constraints=constraint, prefit=True, predict_method="predict_proba")
+        chosen.fit(held.x.numpy(), held.y.numpy(), sensitive_features=groups_of(held).numpy())
+        return torch.as_tensor(chosen.predict(rows, sensitive_features=groups_of(test).numpy(), random_state=seed)).long()
+    return torch.as_tensor(made.fit(x, y).predict(rows)).long()
 
 
 def fitted(options: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from theriac.core.errors import InputError
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from keep_sweep import portable
-from result_tables import lengths, sweeps
+from result_tables import debias, lengths, sweeps
 from table import FIELDS, Table, tables
 
 ABOUT = {"command": "a test", "machine": {}}
@@ -144,3 +144,41 @@ def test_a_short_form_is_fast_only_where_it_reaches_the_same_in_a_fifth_of_the_t
     assert other is not None
     assert other.verdict == "another result"
     assert lengths.compared("x", long[:1], long) is None
+
+
+@pytest.mark.parametrize(
+    ("gap", "worst", "word"),
+    [
+        ((-0.1, True), (0.0, False), "no harm"),
+        ((-0.1, True), (0.1, True), "no harm"),
+        ((-0.1, True), (-0.1, True), "a trade"),
+        ((-0.1, False), (-0.1, True), "harm"),
+        ((0.1, True), (0.0, False), "harm"),
+        ((0.1, True), (0.1, True), "a trade, the other way"),
+        ((-0.1, False), (0.1, False), "not distinguishable"),
+        ((0.1, False), (0.1, True), "better for the worst group, gap not distinguishable"),
+    ],
+)
+def test_what_debiasing_comes_to(gap: tuple[float, bool], worst: tuple[float, bool], word: str):
+    assert debias.verdict(gap, worst) == word
+
+
+def test_debiasing_is_compared_by_pairs_of_seeds():
+    def record(method: str, seed: int, gap: float, acc: float) -> dict[str, object]:
+        rate = {"value": acc, "hits": 0, "total": 1}
+        figures = {"odds_gap": gap, "dp_gap": gap, "acc": rate, "bacc": acc, "worst_group": rate}
+        return {"method": method, "seed": seed, "fairness": figures}
+
+    plain = [record("plain", seed, 0.3 + 0.05 * seed, 0.8) for seed in range(5)]
+    fairer = [record("reweighing", seed, 0.1 + 0.05 * seed + 0.001 * (seed % 2), 0.8) for seed in range(5)]
+    noisy = [record("dba", seed, 0.2 + 0.1 * (-1) ** seed * seed, 0.8) for seed in range(5)]
+    few = [record("dwb-exact", seed, 0.0, 0.8) for seed in range(4)]
+    lines = debias._beside_plain([*plain, *fairer, *noisy, *few]).splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == ["reweighing", "dba"]  # four seeds are too few
+    assert "**-20.0**" in lines[2]  # the seeds' own spread of 5 points a seed cancels
+    assert "no harm" in lines[2]
+    assert "not distinguishable" in lines[3]
+    assert debias._beside_dwb([*plain, *few]) == ""
+    beside = debias._beside_dwb([*plain, *(dict(r, method="dwb-exact") for r in fairer)])
+    assert "-20.0 (p 0.000)" in beside
+    assert "differs" in beside

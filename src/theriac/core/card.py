@@ -33,6 +33,8 @@ class Augment:
     flip: bool = False  # horizontal, with probability 1/2
     cutout: Whole = 0  # side of a square set to zero; 0 = none
     rotation: Annotated[float, Interval(ge=0, le=180)] = 0.0  # largest angle in degrees, drawn uniformly from both sides
+    randaugment: Whole = 0  # operations of RandAugment on each picture, before all else; 0 = none
+    magnitude: Annotated[float, Interval(ge=0, le=30)] = 9.0  # of these operations
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from theriac.core.card import Augment
 from theriac.core.errors import InputError
+from theriac.data.randaugment import randaugment
 
 
 def augment(x: torch.Tensor, policy: Augment, generator: torch.Generator) -> torch.Tensor:
@@ -26,6 +27,8 @@ def augment(x: torch.Tensor, policy: Augment, generator: torch.Generator) -> tor
     Returns:
         New images of the same shape, dtype and device.
     """
+    if policy.randaugment:
+        x = randaugment(x, policy.randaugment, policy.magnitude, generator)
     if policy.rotation:
         x = rotate(x, policy.rotation, generator)
     if policy.crop_pad:

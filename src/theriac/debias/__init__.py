@@ -7,6 +7,8 @@ from theriac.debias._teacher import AskedTeacher, query_map
 from theriac.debias.base import Debiasing, cells
 from theriac.debias.dba import DBA
 from theriac.debias.dwb import DwB
+from theriac.debias.group_dro import GroupDRO
+from theriac.debias.last_layer import LastLayer
 from theriac.debias.logit_adjust import GroupLogitAdjust
 from theriac.debias.resampling import Resampling
 from theriac.debias.reweighing import Reweighing
@@ -20,7 +22,9 @@ __all__ = [
     "Debiasing",
     "DwB",
     "DwBClassifier",
+    "GroupDRO",
     "GroupLogitAdjust",
+    "LastLayer",
     "Resampling",
     "Reweighing",
     "cells",

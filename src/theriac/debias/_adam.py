@@ -72,8 +72,8 @@ class Distilled(AdamTrained):
     def _student_recipe(self, rows: int) -> Recipe:
         return self._adam(f"{self.name}_student", self.student_epochs, self.student_steps, rows)
 
-    def _teach(self, student: nn.Module, teacher: GroupAware, split: Split, run: Run, **more: Any) -> nn.Module:
-        """The student, taught on clean rows by a model that gets each row's group."""
+    def _teach(self, student: nn.Module, teacher: GroupAware, split: Split, run: Run, mark: str = "", **more: Any) -> nn.Module:
+        """The student, taught on clean rows by a model that gets each row's group; ``mark`` ends the name of its events."""
         return distill(
             student,
             by_group(teacher, groups_of(split), run),
@@ -83,7 +83,7 @@ class Distilled(AdamTrained):
             soft=self.soft,
             hard=self.hard,
             temperature=self.temperature,
-            label=f"{self.name}_student",
+            label=f"{self.name}_student{mark}",
             about=self,
             **more,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,14 @@ def cut_validation(split: Split, share: float, run: Run) -> tuple[Split, Split]:
     return split.where(~held), split.where(held)
 
 
+def choice(scores: Sequence[tuple[float, float]]) -> int:
+    """The position of the least z(Bias) - z(bACC) among pairs of both, standardized over all; the earliest of equals."""
+    pairs = torch.tensor(scores, dtype=torch.float64)
+    spread = pairs.std(0, correction=0)
+    z = (pairs - pairs.mean(0)) / torch.where(spread > 0, spread, 1.0)
+    return int((z[:, 0] - z[:, 1]).argmin())
+
+
 class Selector:
     """Keeps each epoch's weights and its scores on validation rows; the epoch with the least z(Bias) - z(bACC) wins.
 
@@ -73,11 +81,8 @@ class Selector:
         return {"val_bias": odds_gap, "val_bacc": figures.bacc}
 
     def choice(self) -> int:
-        """The number of the best epoch, counted from 0; the earliest of equals."""
-        scores = torch.tensor(self.scores, dtype=torch.float64)
-        spread = scores.std(0, correction=0)
-        z = (scores - scores.mean(0)) / torch.where(spread > 0, spread, 1.0)
-        return int((z[:, 0] - z[:, 1]).argmin())
+        """The number of the best epoch, counted from 0."""
+        return choice(self.scores)
 
     def best(self, run: Run, label: str) -> nn.Module:
         """The network with the weights of the best epoch, in eval mode."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Any
 
 import pytest
@@ -12,11 +14,15 @@ from torch.nn import functional as F
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.debias import DBA, GroupLogitAdjust, Resampling, Reweighing, dba_rates
+from theriac.debias import DBA, GroupDRO, GroupLogitAdjust, LastLayer, Resampling, Reweighing, dba_rates
 from theriac.debias._columns import without_columns
+from theriac.debias._lasso import lasso
 from theriac.debias._rates import prior_offsets, reweighing
+from theriac.debias._select import cut_validation
 from theriac.debias.base import cells
-from theriac.models import Builder, GroupAware, make
+from theriac.debias.group_dro import Adversary, Balanced
+from theriac.metrics import fairness
+from theriac.models import Builder, GroupAware, classifier, make
 from theriac.training import Recipe, train
 from theriac.triggers.bank import TriggerColumns
 
@@ -203,3 +209,130 @@ def test_three_groups_and_classes_work_where_they_can():
         model = method.fit(SMALL, split, make_run())
         out = model(split.x, group) if isinstance(model, GroupAware) else model(split.x)
         assert out.shape == (300, 3)
+
+
+def train_plainly(split: Split, **options: Any) -> nn.Module:
+    return train(SMALL, split, recipe=Recipe(optimizer="adam", schedule="constant", **options), run=make_run())
+
+
+def test_the_adversary_moves_by_the_formula():
+    draw = torch.Generator().manual_seed(1)
+    counts = torch.tensor([40, 4, 9, 100])
+    adversary = Adversary(counts, 0.5, adjustment=2.0)
+    weights = [0.25] * 4
+    for _ in range(3):
+        losses = torch.rand(12, generator=draw, dtype=torch.float64).float()
+        cell = torch.randint(0, 3, (12,), generator=draw)  # no row of the last cell
+        means = [float(losses[cell == c].mean()) if (cell == c).any() else 0.0 for c in range(4)]
+        weights = [w * math.exp(0.5 * (m + 2 / math.sqrt(n))) for w, m, n in zip(weights, means, counts.tolist(), strict=True)]
+        weights = [w / sum(weights) for w in weights]
+        loss = adversary(losses, cell)
+        assert float(loss) == pytest.approx(sum(w * m for w, m in zip(weights, means, strict=True)), rel=1e-5)
+    assert adversary.weights.tolist() == pytest.approx(weights, rel=1e-5)
+    other = Adversary(counts, 0.5)
+    other.load_state_dict(adversary.state_dict())
+    assert torch.equal(other.weights, adversary.weights)
+
+
+def test_equal_losses_leave_the_adversary_where_it_is():
+    adversary = Adversary(torch.tensor([5, 5]), 0.1)
+    adversary(torch.full((8,), 3.0), torch.tensor([0, 1] * 4))
+    assert adversary.weights.tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_balanced_batches_draw_every_cell_and_row_alike():
+    cell = torch.tensor([2] * 30 + [0] * 3 + [1] * 10)[torch.randperm(43, generator=torch.Generator().manual_seed(0))]
+    at = Balanced(cell, 3)(60_000, torch.Generator().manual_seed(2))
+    times = torch.bincount(at, minlength=43).double() / 60_000
+    for c, rows in ((0, 3), (1, 10), (2, 30)):
+        assert times[cell == c].tolist() == pytest.approx([1 / 3 / rows] * rows, rel=0.2)
+
+
+def test_group_dro_helps_the_worst_cell_more_than_plain_training(table):
+    train, test = table(4000), table(4000, seed=7)
+    options = {"epochs": 8, "batch_size": 100, "lr": 0.01}
+    plain = train_plainly(train, **options)
+    robust = GroupDRO(**options, step_size=0.1).fit(SMALL, train, make_run())
+    before, after = (fairness(model, test).worst_cell[1].value for model in (plain, robust))
+    assert after > before + 0.1
+    run = make_run()
+    GroupDRO(epochs=1).fit(SMALL, train, run)
+    (told,) = run.history("cell_weights")
+    assert sum(map(sum, told["weights"])) == pytest.approx(1)
+
+
+def test_the_lasso_meets_its_conditions():
+    draw = torch.Generator().manual_seed(4)
+    x = torch.randn(5, 90, 6, generator=draw, dtype=torch.float64)
+    y = torch.randint(0, 3, (5, 90), generator=draw)
+    y = torch.where(x[..., 0] > 0.5, 0, y)
+    strength = torch.tensor([3.0, 1.0, 0.3, 0.05, 0.001])
+    weight, bias = lasso(x, y, strength, 3)
+    assert bias.sum(1).tolist() == pytest.approx([0] * 5, abs=1e-9)
+    wrong = (x @ weight.mT + bias[:, None]).softmax(2) - F.one_hot(y, 3)
+    slope = strength[:, None, None] * (wrong.mT @ x)
+    used = weight != 0
+    assert torch.allclose(slope[used], -weight[used].sign(), atol=1e-4)  # the penalty's slope is met where a weight is used
+    assert float(slope[~used].abs().max()) <= 1 + 1e-4  # and not exceeded where it is not
+    assert float((strength[:, None] * wrong.sum(1)).abs().max()) < 1e-4  # the intercepts are free
+    assert used.flatten(1).sum(1).tolist()[-1] == 0
+    assert int(used[0].sum()) > int(used[3].sum())
+
+
+def test_the_lasso_is_scikit_learns():
+    from sklearn.linear_model import LogisticRegression
+
+    draw = torch.Generator().manual_seed(6)
+    x = torch.randn(2, 120, 8, generator=draw, dtype=torch.float64)
+    y = (x[..., 0] + 0.5 * torch.randn(2, 120, generator=draw) > 0).long()
+    weight, bias = lasso(x, y, torch.tensor([0.5, 0.05]), 2)
+    for p, c in enumerate((0.5, 0.05)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # versions name the penalty differently
+            theirs = LogisticRegression(C=c, penalty="l1", solver="saga", max_iter=20_000, tol=1e-9).fit(
+                x[p].numpy(), y[p].numpy()
+            )
+        assert (weight[p, 1] - weight[p, 0]).tolist() == pytest.approx(theirs.coef_[0].tolist(), abs=1e-3)
+        assert float(bias[p, 1] - bias[p, 0]) == pytest.approx(float(theirs.intercept_[0]), abs=1e-3)
+
+
+@pytest.mark.parametrize("preset", ["official", "training"])
+def test_only_the_last_layer_is_retrained(table, preset):
+    split = table(1200)
+    method = getattr(LastLayer, preset)().replace(**QUICK)
+    run = make_run()
+    model = method.fit(SMALL, split, run)
+    rest, held = cut_validation(split, 0.2, make_run())
+    assert len(held) == pytest.approx(240, abs=4)
+    plain = make(SMALL, split, make_run())
+    from theriac.training import loop
+
+    loop(plain, rest, make_run(), PLAIN, label="last_layer")
+    name, _ = classifier(model)
+    theirs = plain.state_dict()
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, theirs[k])}
+    assert changed == {f"{name}.weight", f"{name}.bias"}
+    (told,) = run.history("last_layer_strength")
+    assert told["chosen"] == told["strengths"][max(range(7), key=lambda i: told["worst_cells"][i])]
+
+
+def test_last_layer_retraining_makes_groups_more_alike(table):
+    train, test = table(4000), table(4000, seed=7)
+    options = {"epochs": 8, "batch_size": 100, "lr": 0.01}
+    before = fairness(train_plainly(train, **options), test)
+    after = fairness(LastLayer(**options).fit(SMALL, train, make_run()), test)
+    assert after.odds_gap < before.odds_gap / 2
+
+
+def test_last_layer_needs_two_rows_of_a_cell_on_either_side(table):
+    split = table(300)
+    cell = 2 * split.group + split.y
+    few = torch.cat([(cell != 1).nonzero()[:, 0], (cell == 1).nonzero()[:3, 0]])
+    run = make_run()
+    with pytest.raises(InputError, match=r"group 0 and label 1 have 3 training rows, and held_back 0\.2 leaves fewer than 2"):
+        LastLayer(**QUICK).fit(SMALL, split.take(few), run)
+    assert not run.events
+    with pytest.raises(InputError, match="has no bias"):
+        LastLayer(**QUICK).fit(lambda s, r: nn.Linear(4, 2, bias=False), split, run)
+    with pytest.raises(InputError, match="strengths is empty"):
+        LastLayer(strengths=())

@@ -10,7 +10,7 @@ from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.debias import DwB
-from theriac.debias._select import Selector, cut_validation
+from theriac.debias._select import Selector, choice, cut_validation
 from theriac.debias._teacher import query_map
 from theriac.debias.base import cells
 from theriac.metrics import fairness, predict
@@ -293,3 +293,47 @@ def test_soft_and_hard_labels_both_count(table):
         DwB(soft=0, hard=0)
     with pytest.raises(InputError, match="two groups"):
         DwB(rule="multi", stamping="doubled")
+
+
+def test_a_teacher_may_learn_the_task_before_the_triggers(table):
+    split, run = table(300), make_run()
+    method = DwB(**QUICK, teacher_start="plain", student=False)
+    spies = Spies()
+    method.fit(spies, split, run)
+    assert [e["event"] for e in run.events if e.get("epoch") == 1] == ["dwb_plain", "dwb_teacher"]
+    (teacher,) = spies.made  # one network: the plain one goes on as the teacher
+    seen = torch.cat(teacher.seen)
+    assert len(seen) == 4 * 300
+    triggers = seen[:, split.x.shape[1] :]
+    assert not triggers[: 2 * 300].any()
+    assert (triggers[2 * 300 :].sum(1) == 1).all()
+    # the same start as plain training with the student's recipe, on the network that has columns for triggers
+    assert run.history("dwb_plain")[-1]["lr"] == run.history("dwb_teacher")[0]["lr"]
+    assert DwB.pictures().teacher_start == "plain"
+
+
+def test_validation_rows_choose_among_strengths(table):
+    split, run = table(1200), make_run()
+    strengths = (0.0, 1.0, 3.0)
+    method = DwB(**QUICK, strengths=strengths, val_share=0.25)
+    model = method.fit(SMALL, split, run)
+    (told,) = run.history("dwb_strength")
+    assert told["strengths"] == list(strengths)
+    _, held = cut_validation(split, 0.25, make_run())
+    chosen = strengths.index(told["chosen"])
+    assert chosen == choice(told["scores"])
+    kept = fairness(model, held)
+    assert told["scores"][chosen] == pytest.approx((kept.odds_gap, kept.bacc))
+    assert [len(run.history(f"dwb_student_{k:g}")) for k in strengths] == [2, 2, 2]
+    rates = [e["rates"] for e in run.history("dwb_rates")]
+    assert rates[0][0] == pytest.approx(rates[0][1])  # strength 0: both labels alike
+    assert abs(rates[2][1][0] - rates[2][0][0]) > abs(rates[1][1][0] - rates[1][0][0])
+    with pytest.raises(InputError, match="strengths is"):
+        DwB(strengths=(1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"), [([(0.3, 0.8), (0.1, 0.8)], 1), ([(0.1, 0.5), (0.1, 0.9)], 1), ([(0.2, 0.7)] * 3, 0)]
+)
+def test_the_choice_by_bias_and_accuracy(scores, best):
+    assert choice(scores) == best
