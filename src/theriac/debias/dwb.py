@@ -193,6 +193,7 @@ class DwB(Distilled):
             start = fit_stamped(start, split, run, recipe, label="dwb_plain", about=self)
         judges = held if self.select == "validation" else None
         if held is None or not self.strengths:
+            stored(run, "dwb_assignment", which=self.assign(split, run), index=split.index)
             return self._made(build, start, bank, split, judges, run)
         made, scores = [], []
         for strength in self.strengths:
@@ -203,6 +204,8 @@ class DwB(Distilled):
             scores.append((figures.odds_gap, figures.bacc))
         chosen = choice(scores)
         run.event("dwb_strength", chosen=self.strengths[chosen], strengths=list(self.strengths), scores=scores)
+        which = self.replace(strength=self.strengths[chosen]).assign(split, run)
+        stored(run, "dwb_assignment", which=which, index=split.index)
         return made[chosen]
 
     def _made(
@@ -224,7 +227,7 @@ class DwB(Distilled):
             split: Training rows.
             held: Validation rows that pick epochs, if any.
             run: Device, precision, streams, folder.
-            mark: Ends the names of events and files, where there are several.
+            mark: Ends the names of events and checkpoints, where there are several.
         """
         counts = cells(split)
         stamps, rates = self.stamps(len(counts)).to(run.device), self.rates(counts)
@@ -245,7 +248,6 @@ class DwB(Distilled):
             which=which,
             selector=None if held is None else Selector(held, logits_of, run),
         )
-        stored(run, f"dwb_assignment{mark}", which=which, index=split.index)
         logits = logits_of(teacher).to(run.device)
         if not self.student:
             return logits

@@ -43,9 +43,9 @@ class LastLayer(OneStage):
     for each of ``strengths``, with all cells cut to the size of the smallest, and the strength is kept whose worst cell is best
     on the other half. The new layer is the mean of ``retrains`` fits, each with a cut of its own, on all held-back rows.
 
-    Deviations: the released code holds validation rows that were collected apart, and that were no less than 20 % of the
-    training rows; here they are cut from the training rows, so the network learns from fewer. The intercept has no penalty
-    (the released code's solver shrinks it), and more than two classes are fitted together.
+    Deviations: the released code has validation rows beside its training rows; here they are cut from the training rows, so the
+    network learns from fewer. The intercept has no penalty (the released code's solver shrinks it), and more than two classes
+    are fitted together.
 
     Cost: as plain training; the fits take seconds.
 
