@@ -50,6 +50,7 @@ class BadNets(Attack):
     title: ClassVar[str] = "BadNets"
     source: ClassVar[str] = "arXiv:1708.06733"
     knob: ClassVar[str] = "opacity"
+    reads: ClassVar[tuple[str, ...]] = ("file",)
 
     pattern: Literal["white", "checker"] = "white"  # BackdoorBench: white; the paper also shows a checker of pixels
     side: Whole = 0  # pixels; 0 = 3 at 32 pixels, in proportion elsewhere, at least 2

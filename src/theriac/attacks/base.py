@@ -37,6 +37,7 @@ class Attack(Method):
     not_fitted: ClassVar[tuple[str, ...]] = ("poison_rate",)  # options that do not change what is fitted
     knob: ClassVar[str] = ""  # the option that sets the trigger's strength; more is stronger, except for a number of levels
     outside: ClassVar[tuple[str, ...]] = ()  # options that name a user's files or data; with one of them the cache is not used
+    reads: ClassVar[tuple[str, ...]] = ()  # others, of files that are read once and kept with what is planted
 
     target: Whole = 0  # BackdoorBench @ f02e353, all attacks
     poison_rate: Fraction = 0.1  # share of all training rows; same source

@@ -48,6 +48,7 @@ class Blended(Attack):
     title: ClassVar[str] = "Blended"
     source: ClassVar[str] = "arXiv:1712.05526"
     knob: ClassVar[str] = "alpha"
+    reads: ClassVar[tuple[str, ...]] = ("file",)
 
     alpha: Fraction = 0.2  # BackdoorBench, training and testing
     trigger: Literal["picture", "noise"] = "picture"

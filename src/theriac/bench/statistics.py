@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,6 +13,7 @@ from theriac.bench.tables import Group
 from theriac.core.errors import InputError
 
 LEVEL = 0.05
+DIGITS = 12  # of a mean of shares that count
 
 Cell = str | tuple[str, str]  # an attack, or an attack and a repetition of it
 Scores = Mapping[str, Mapping[Cell, float | None]]  # by defense and cell; None where a cell has no result
@@ -101,7 +103,7 @@ def compare(scores: Scores) -> list[Pair]:
         if not shared:
             continue
         one, two = _by_attack(mine, shared), _by_attack(other, shared)
-        changes = sorted(one[attack] - two[attack] for attack in one)
+        changes = sorted(round(one[attack] - two[attack], DIGITS) for attack in one)
         median = (changes[(len(changes) - 1) // 2] + changes[len(changes) // 2]) / 2
         pairs.append((first, second, len(changes), median, signed_ranks(changes), len({*mine, *other}) - len(shared)))
     adjusted = holm([p for *_, p, _ in pairs])
@@ -137,13 +139,14 @@ def attacks_of(cells: Iterable[Cell]) -> list[str]:
 
 
 def _by_attack(scores: Mapping[Cell, float | None], cells: Sequence[Cell]) -> dict[str, float]:
-    """Mean of each attack over some of its cells."""
+    """Mean of each attack over some of its cells, rounded so that equal ones are equal."""
     values: dict[str, list[float]] = {}
     for cell in cells:
         score = scores[cell]
         assert score is not None  # the caller takes cells that have one
         values.setdefault(cell if isinstance(cell, str) else cell[0], []).append(score)
-    return {attack: sum(numbers) / len(numbers) for attack, numbers in values.items()}
+    # sums of shares in another order differ in their last bits, and such differences are ties
+    return {attack: round(math.fsum(numbers) / len(numbers), DIGITS) for attack, numbers in values.items()}
 
 
 def scores_of(groups: Sequence[Group], name: str) -> dict[str, dict[Cell, float | None]]:

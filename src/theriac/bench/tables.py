@@ -60,7 +60,9 @@ def rows(store: Store, sweep: str | None = None, **labels: str) -> list[Row]:
         **labels: Only rows with this label, such as ``status="done"``.
 
     Returns:
-        Plain values under the names in ``COLUMNS``; None where there is no such number.
+        Plain values under the names in ``COLUMNS``; None where there is no such number. Of several sweeps, a result that they
+        share counts once; where their labels say the same of different jobs, the data's label also names the sweep. DER of a
+        model that a training-time defense made is counted against the plain victim of the same seed, if there is one only.
 
     Raises:
         InputError: On an unknown sweep or label.
@@ -79,6 +81,9 @@ def rows(store: Store, sweep: str | None = None, **labels: str) -> list[Row]:
         _row(dict(zip((*names, *facts, "victim"), values, strict=True)), scores)
         for values in store.db.execute(query, (sweep, sweep))
     ]
+    _add_der(selected)
+    if sweep is None:
+        selected = _apart(selected)
     for label, value in labels.items():
         known = {row[label] for row in selected}
         if value not in known:
@@ -172,23 +177,50 @@ class Group:
 
 
 def grouped(results: Sequence[Row]) -> list[Group]:
-    """Cells over their seeds, in the order of the rows.
-
-    DER of a model that a training-time defense made is counted against the plain victim of the same seed.
-    """
-    victims = {(*_place(row)[:2], row["attack"], row["seed"]): row for row in results if row["role"] == "victim"}
+    """Cells over their seeds, in the order of the rows."""
     groups: dict[tuple[Any, ...], Group] = {}
     for row in results:
-        victim = victims.get((*_place(row)[:2], row["attack"], row["seed"]))
-        if row["role"] == "defended" and row["der"] is None and victim is not None and None not in (row["asr"], victim["asr"]):
-            row["der"] = der(victim["acc"], row["acc"], victim["asr"], row["asr"])
         labels = tuple(row[name] for name in LABELS)
         groups.setdefault((labels, row["role"]), Group(labels, row["role"])).rows.append(row)
     return list(groups.values())
 
 
-def _place(row: Row) -> tuple[str, ...]:
-    return row["data"], row["model"], row["recipe"]
+def _add_der(results: Sequence[Row]) -> None:
+    """DER of training-time defenses, whose own result holds none."""
+    victims: dict[tuple[Any, ...], list[Row]] = {}
+    for row in results:
+        if row["role"] == "victim" and row["asr"] is not None:
+            victims.setdefault(_setting(row), []).append(row)
+    for row in results:
+        if row["role"] == "defended" and row["der"] is None and row["asr"] is not None:
+            beside = victims.get(_setting(row), [])
+            if len(beside) == 1:  # of several recipes none is the one that the defense took the place of
+                row["der"] = der(beside[0]["acc"], row["acc"], beside[0]["asr"], row["asr"])
+
+
+def _setting(row: Row) -> tuple[Any, ...]:
+    return row["sweep"], row["data"], row["model"], row["attack"], row["seed"]
+
+
+def _apart(results: Sequence[Row]) -> list[Row]:
+    """Rows of several sweeps, so that none counts twice and labels that say the same mean the same."""
+    known: dict[tuple[Any, ...], dict[str, set[str]]] = {}
+    for row in results:
+        known.setdefault(_cell(row), {}).setdefault(row["key"], set()).add(row["sweep"])
+    unlike = {sweep for keys in known.values() if len(keys) > 1 for sweeps in keys.values() for sweep in sweeps}
+    counted, single = set(), []
+    for row in results:
+        if row["sweep"] in unlike:
+            row["data"] = f"{row['data']} [{row['sweep']}]"
+        place = (_cell(row), row["key"])
+        if place not in counted:
+            counted.add(place)
+            single.append(row)
+    return single
+
+
+def _cell(row: Row) -> tuple[Any, ...]:
+    return (*(row[name] for name in LABELS), row["role"], row["seed"], row["defense_seed"])
 
 
 Basis = Literal["seeds", "rows", ""]

@@ -102,14 +102,18 @@ def as_labels(parts: Mapping[str, Any]) -> tuple[dict[str, Codes], tuple[str, ..
 
 
 def as_predictions(answers: Any, classes: Sequence[str]) -> Codes:
-    """Predicted classes as numbers, from names of classes or from numbers.
+    """Predicted classes as numbers, from names of classes or from numbers: all are the one or all the other.
 
     Raises:
         InputError: On a missing or unknown class, or another shape.
     """
     predictions = factor(answers, "predictions")
     number = {name: k for k, name in enumerate(classes)}
-    place = [number.get(str(v), int(v) if not isinstance(v, str) and v == int(v) else -1) for v in predictions.levels]
+    levels = predictions.levels
+    named = [number.get(str(v), -1) for v in levels]
+    # names such as "1", "2", "3" are also numbers of classes; where some are no name, none is one
+    counted = [int(v) if not isinstance(v, str) and v == int(v) and 0 <= v < len(classes) else -1 for v in levels]
+    place = named if -1 not in named or -1 in counted else counted
     codes = np.array([*place, -1], np.int64)[predictions.codes]
     if len(codes) and not (codes.min() >= 0 and codes.max() < len(classes)):
         wrong = predictions.codes[np.flatnonzero((codes < 0) | (codes >= len(classes)))[0]]

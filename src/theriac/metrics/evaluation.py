@@ -138,13 +138,14 @@ class Comparison:
     def der_interval(self) -> tuple[float, float]:
         """95 % interval of :attr:`der`, from those of the two changes (Zou and Donner, Statistics in Medicine 2008).
 
-        Conservative, as those intervals are; a drop whose interval reaches zero counts as zero at that end.
+        A drop counts as none where it is below zero, there and at the ends of its interval. Where an end is cut off so, chance
+        moves the counted drop to one side only, and the two parts are added there instead of combined by squares.
         """
         if self.asr is None:
             raise InputError("DER needs evaluations under an attack; one of the two has no ASR")
         (won, won_low, won_high), (lost, lost_low, lost_high) = _drop(self.asr), _drop(self.acc)
-        low = self.der - math.hypot(won - won_low, lost_high - lost) / 2
-        high = self.der + math.hypot(won_high - won, lost - lost_low) / 2
+        low = self.der - _joined(won - won_low, lost_high - lost, cut=won_low == 0) / 2
+        high = self.der + _joined(won_high - won, lost - lost_low, cut=lost_low == 0) / 2
         return max(0.0, low), min(1.0, high)
 
     @property
@@ -193,6 +194,10 @@ class Comparison:
 def der(acc_before: Fraction, acc_after: Fraction, asr_before: Fraction, asr_after: Fraction) -> float:
     """Defense effectiveness rating from four shares in [0, 1]."""
     return (max(0.0, asr_before - asr_after) - max(0.0, acc_before - acc_after) + 1) / 2
+
+
+def _joined(first: float, second: float, *, cut: bool) -> float:
+    return first + second if cut else math.hypot(first, second)
 
 
 def _drop(change: Difference) -> tuple[float, float, float]:

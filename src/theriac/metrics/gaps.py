@@ -115,11 +115,33 @@ def ratio_interval(hits: Array, total: Array, level: float = LEVEL) -> tuple[flo
 
 
 def mean_interval(hits: Array, total: Array, level: float = LEVEL) -> tuple[Array, Array]:
-    """Interval of the plain mean of several independent shares, (..., M) to (...): exact limits, combined by squares."""
-    share = hits / total
-    low, high = limits(hits, total, level)
-    middle, n = share.mean(-1), share.shape[-1]
-    return middle - np.sqrt(((share - low) ** 2).sum(-1)) / n, middle + np.sqrt(((high - share) ** 2).sum(-1)) / n
+    """Interval of the plain mean of several independent shares, (..., M) to (...): the means that a score test accepts.
+
+    Under each mean the shares are taken to be those that were seen, moved alike in log-odds, and half a row is allowed for
+    counting whole rows; of one share it is Wilson's interval with that correction. Limits of each share combined by squares, as
+    for differences, are too narrow where most shares are near 0 or 1: a share of 1 has no room above it, although the true one
+    has some below.
+    """
+    from scipy.special import expit
+    from scipy.stats import norm
+
+    mean_share, bound = (hits / total).mean(-1), float(norm.isf(level / 2))
+    odds, half = np.log((hits + 0.5) / (total - hits + 0.5)), 0.5 / (total.max(-1) * total.shape[-1])
+
+    def at(shift: Array) -> tuple[Array, Array]:
+        shares = expit(odds + shift[..., None])
+        return shares.mean(-1), np.sqrt((shares * (1 - shares) / total).sum(-1)) / shares.shape[-1]
+
+    ends = []
+    for sign in (1, -1):
+        low, high = np.full(mean_share.shape, -60.0), np.full(mean_share.shape, 60.0)
+        for _ in range(60):
+            middle = (low + high) / 2
+            mean, error = at(middle)
+            too_low = mean_share - sign * half - mean > sign * bound * error
+            low, high = np.where(too_low, middle, low), np.where(too_low, high, middle)
+        ends.append(at(high)[0])
+    return ends[0], ends[1]
 
 
 def smallest_interval(hits: Array, total: Array, level: float = LEVEL) -> tuple[float, float]:

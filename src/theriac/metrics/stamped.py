@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from theriac.core.errors import InputError, shortened
+from theriac.core import check
+from theriac.core.errors import InputError
 from theriac.core.planted import Victim, planted_on
 from theriac.core.ranges import typed
 from theriac.core.run import Run, as_run
@@ -16,13 +17,15 @@ from theriac.data import align_to
 from theriac.metrics.backdoor import attack_labels
 from theriac.metrics.intervals import Rate
 from theriac.models import batch_rows, to_input
+from theriac.models.outputs import evaluating, module_of
 
 
 @typed("split")
 def success_by_target(model: Any, split: Split, attack: Any, *, run: Run | None = None) -> dict[int, Rate]:
     """Attack success by the label that the attack wants, over the same rows as the ASR of :func:`theriac.evaluate`.
 
-    The lowest of these rates is what an attack with several targets should be judged by.
+    The lowest of these rates is what an attack with several targets should be judged by. An attack that wants no label of its
+    own (an untargeted one) is refused.
 
     Args:
         model: A module from inputs to logits, or a Victim.
@@ -32,6 +35,8 @@ def success_by_target(model: Any, split: Split, attack: Any, *, run: Run | None 
     """
     split = align_to(split, model)
     planted = planted_on(attack, split)
+    if _untargeted(planted):
+        raise InputError(f"{planted.name} wants any label but the true one, so it has no targets to count by")
     targets, counted = attack_labels(planted, split.y, split.index)
     at = counted.nonzero().flatten()
     hit = _stamped(model, split, planted, at, run) == targets[at].cpu()
@@ -68,7 +73,7 @@ def success_by_group(model: Any, split: Split, attack: Any, *, run: Run | None =
     planted = planted_on(attack, split)
     targets = attack_labels(planted, split.y, split.index)[0]
     at = (targets != split.y).nonzero().flatten()
-    hit = _stamped(model, split, planted, at, run) == targets[at].cpu()
+    hit = _hits(_stamped(model, split, planted, at, run), planted, targets[at], split.y[at])
     group = split.group[at].cpu()
     count = max(len(split.card.groups), int(split.group.max()) + 1)
     names = split.card.groups or tuple(str(k) for k in range(count))
@@ -98,7 +103,7 @@ def leakage(model: Any, split: Split, attack: Any, *, run: Run | None = None) ->
     at = (~counted & (targets != split.y)).nonzero().flatten()
     if not len(at):
         raise InputError(f"{planted.name} is for all rows of {split.card.name!r} that have another label; nothing can leak")
-    hit = _stamped(model, split, planted, at, run) == targets[at].cpu()
+    hit = _hits(_stamped(model, split, planted, at, run), planted, targets[at], split.y[at])
     y = split.y[at].cpu()
     hits, totals = torch.bincount(y[hit], minlength=split.num_classes), torch.bincount(y, minlength=split.num_classes)
     of = f"stamped rows that {planted.name} is not for"
@@ -113,35 +118,40 @@ def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batc
     Raises:
         InputError: If the attack has no cross rows, or the split none that should resist.
     """
-    run = run or Run()
+    run = as_run(run)
     split = align_to(split, victim)
-    planted, model = planted_on(victim, split), victim.model.to(run.device).eval()
-    here = split.to(run.device)
-    total = int(planted.cross_population(here.y, here.index).sum())
-    if not total:
+    planted, net = planted_on(victim, split), module_of(victim)
+    population = planted.cross_population(split.y, split.index).nonzero().flatten()
+    if not len(population):
         raise InputError(f"no row of {split.card.name!r} should resist {planted.name}; there is nothing to count")
-    hits = torch.zeros((), dtype=torch.int64, device=run.device)
-    with torch.inference_mode(), run.autocast():
-        for positions in here.batches(batch_size or batch_rows(here)):
-            positions = positions[planted.cross_population(here.y[positions], here.index[positions])]
-            if not len(positions):
-                continue
-            y = here.y[positions]
-            stamped = planted.stamp(here.rows(positions), y, here.index[positions], "test", "cross")
-            hits = hits + (model(to_input(stamped)).argmax(1) == y).sum()
+    total = len(population)
+    answers = _answers(net, split, planted, population, run, batch_size, "cross")
+    hits = (answers == split.y[population].cpu()).sum()
     return Rate(int(hits), total, f"cross rows of {planted.name}")
 
 
 def _stamped(model: Any, split: Split, planted: Any, at: torch.Tensor, run: Run | None) -> torch.Tensor:
     """Predicted classes of the stamped rows at some positions, int64 on the CPU."""
-    run = as_run(run)
-    net = model if isinstance(model, nn.Module) else getattr(model, "model", None)
-    if not isinstance(net, nn.Module):
-        raise InputError(f"model is {shortened(model)}; expected an nn.Module or a Victim")
-    net, here = net.to(run.device).eval(), split.to(run.device)
+    return _answers(module_of(model), split, planted, at, as_run(run))
+
+
+def _untargeted(planted: Any) -> bool:
+    return bool(getattr(planted, "untargeted", False))
+
+
+def _hits(answers: torch.Tensor, planted: Any, targets: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Which answers are a success: the attack's label, or any but the true one where it is untargeted."""
+    return answers != y.cpu() if _untargeted(planted) else answers == targets.cpu()
+
+
+def _answers(
+    net: nn.Module, split: Split, planted: Any, at: torch.Tensor, run: Run, batch_size: int | None = None, kind: str = "attack"
+) -> torch.Tensor:
+    """Predicted classes of rows with the trigger, or ("cross") with what cross rows get, checked as those of an evaluation."""
     predictions = [torch.zeros(0, dtype=torch.int64)]
-    with torch.inference_mode(), run.autocast():
-        for part in at.to(run.device).split(batch_rows(here)):
-            stamped = planted.stamp(here.rows(part), here.y[part], here.index[part], "test")
-            predictions.append(net(to_input(stamped)).argmax(1).cpu())
+    with evaluating(net, run):
+        here = split.to(run.device)
+        for part in at.to(run.device).split(batch_size or batch_rows(here)):
+            x = planted.stamp(here.rows(part), here.y[part], here.index[part], "test", *(["cross"] if kind == "cross" else []))
+            predictions.append(check.logits(net, to_input(x), split.num_classes).argmax(1).cpu())
     return torch.cat(predictions)

@@ -25,7 +25,7 @@ from theriac.models import Buildable, Builder, check_savable, make
 from theriac.repairs import Repair
 from theriac.runs import folder as folders
 from theriac.runs import ranks, recording
-from theriac.runs.job import Job, later_versions, model_facts
+from theriac.runs.job import Job, contents, later_versions, model_facts
 from theriac.runs.opening import Opened, Request, named_builder, open_model, plant_for, try_builder
 from theriac.runs.provenance import provenance
 from theriac.runs.source import clean_rows
@@ -189,6 +189,7 @@ class _Work(ABC):
         return {
             "kind": self.job.kind,
             "data": self.described["hash"],
+            "meaning": recording.meaning(rows),
             "augment": dataclasses.asdict(rows.card.augment),
             "seed": self.job.seed,
             "precision": str(self.run.dtype),
@@ -403,9 +404,9 @@ _WORK: dict[str, type[_Work]] = {"train": _Training, "repair": _Repairing, "debi
 
 
 def _versions(*methods: Any) -> dict[str, Any]:
-    """Versions of methods beyond the first one; empty otherwise, so that runs from before versions go on."""
-    later = later_versions(*methods)
-    return {"versions": later} if later else {}
+    """Versions of methods beyond the first one, and hashes of files that their options name; empty where there are none."""
+    later, files = later_versions(*methods), contents(*methods)
+    return {**({"versions": later} if later else {}), **({"files": files} if files else {})}
 
 
 def _judge(job: Job, data: Data, run: Run) -> Planted | None:

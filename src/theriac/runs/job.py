@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from theriac.attacks import Attack
@@ -13,13 +14,14 @@ from theriac.core.errors import InputError
 from theriac.core.method import Method
 from theriac.core.ranges import Seed, check_fields
 from theriac.core.split import Data
+from theriac.data._cache import content_of
 from theriac.models import Buildable, Builder
 from theriac.runs.opening import Opened
-from theriac.runs.recording import data_hash
+from theriac.runs.recording import data_hash, meaning
 from theriac.runs.source import Clean, Source
 from theriac.training import Recipe
 
-KEYS = 1  # format of keys
+KEYS = 2  # format of keys; 2: content of named files, and what columns and classes mean
 TRAINING = 1  # raised whenever results of plain training change
 KINDS = {"repair": "repair", "training": "train", "debiasing": "debias"}
 
@@ -86,8 +88,8 @@ class Job:
 
 
 def data_key(data: Data) -> str:
-    """What of the data determines a result: the rows, their labels, and how they are augmented."""
-    return _digest([data_hash(data), dataclasses.asdict(data.card.augment)])
+    """What of the data determines a result: the rows, their labels, what both mean, and how they are augmented."""
+    return _digest([data_hash(data), dataclasses.asdict(data.card.augment), meaning(data)])
 
 
 def key(job: Job, data: str, dtype: str) -> str:
@@ -131,7 +133,31 @@ def method_facts(method: Method | None) -> dict[str, Any] | None:
     if method is None:
         return None
     inside = [method_facts(part) for part in method.inside()]
-    return {**method.config(), "version": method.version, **({"inside": inside} if inside else {})}
+    files = contents(method)
+    more = {**({"inside": inside} if inside else {}), **({"files": files} if files else {})}
+    return {**method.config(), "version": method.version, **more}
+
+
+def contents(*methods: Method | None) -> dict[str, str]:
+    """Hashes of the files that options of methods and of those inside them name, by method and option."""
+    hashes: dict[str, str] = {}
+    for method in methods:
+        if method is None:
+            continue
+        for option in (*getattr(method, "reads", ()), *getattr(method, "outside", ())):
+            if value := path_content(getattr(method, option)):
+                hashes[f"{method.name}.{option}"] = value
+        hashes |= contents(*method.inside())
+    return hashes
+
+
+def path_content(name: str) -> str:
+    """sha256 of a file, or of all files of a folder with their places; empty for what is no path, as a data set's name."""
+    path = Path(name) if name else None
+    if path is None or not path.exists():
+        return ""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return _digest([[str(p.relative_to(path)) for p in files], content_of(files)])
 
 
 def later_versions(*methods: Method | None) -> dict[str, int]:
@@ -155,9 +181,11 @@ def model_facts(model: Buildable) -> dict[str, Any]:
 
 
 def _clean_facts(clean: Clean) -> dict[str, Any]:
-    """As plain data; how rows are drawn is named only where it differs from the default, as in keys from before."""
+    """As plain data, of a path with its content; how rows are drawn is named only where it differs from the default."""
     facts = dataclasses.asdict(clean)
-    return {k: v for k, v in facts.items() if k in ("amount", "source") or v != getattr(Clean, k)}
+    content = "" if clean.source in ("train", "val") else path_content(clean.source)
+    named = {k: v for k, v in facts.items() if k in ("amount", "source") or v != getattr(Clean, k)}
+    return named | ({"content": content} if content else {})
 
 
 def _job(victim: Job | Opened | None) -> Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import warnings
@@ -156,6 +157,16 @@ def data_hash(data: Data) -> str:
     """One hash for the rows and labels of training and test."""
     parts = [data.card.content_hash or data.train.content_hash(), data.test.content_hash(), len(data.train)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def meaning(data: Data) -> dict[str, Any]:
+    """What rows and labels mean, as plain data: names of classes and groups, kinds of columns, and the validation rows.
+
+    The same bytes are other inputs to a network where a column is one of categories.
+    """
+    columns = [dataclasses.asdict(column) for column in data.card.columns]
+    val = {} if data.val is None else {"val": data.val.content_hash()}
+    return {"classes": list(data.card.classes), "groups": list(data.card.groups), "columns": columns, **val}
 
 
 def describe(data: Data, source: Mapping[str, Any] | None, *, known: bool | None) -> dict[str, Any]:

@@ -24,13 +24,12 @@ from theriac.core.split import Split
 from theriac.models import to_input
 from theriac.models._undisturbed import frozen
 from theriac.repairs import Antidote
-from theriac.scanning._searches import KINDS, Kind, arrivals, mask_and_pattern, search
+from theriac.scanning._searches import KINDS, SIDE, Kind, arrivals, mask_and_pattern, search
 from theriac.scanning.weights import Evidence
 
 ROWS = 200  # ours: clean rows that the twin is fine-tuned on
 COUNTED = 60  # ours: rows that triggers are counted on, at most; others than those that they were searched on
 PAIRS = 200  # ours: rows times classes in one step of a search of pictures of at most SIDE pixels a side
-SIDE = 16  # ours: of larger pictures fewer rows are searched on, so that a scan stays short
 # ours: short, not tuned; all that its defaults might change is named, since the shipped probability was fitted with this twin
 TWIN = Antidote(epochs=5, steps=100, batch_size=32, lr=0.05, dose=0.6, families=("patch", "blend", "wave", "freq", "warp"))
 PATTERNS = {"patch": "patches", "perturbation": "perturbations", "warp": "warps"}

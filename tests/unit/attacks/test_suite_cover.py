@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from theriac.attacks import (
     Composite,
     MultiTarget,
     TaCT,
+    Untargeted,
 )
 from theriac.core.errors import InputError
 from theriac.core.method import create, methods
@@ -21,7 +24,7 @@ from theriac.core.planted import Victim
 from theriac.core.poisoned import CROSS, POISON
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.metrics import attack_labels, cross_accuracy, evaluate, leakage, success_by_target
+from theriac.metrics import attack_labels, cross_accuracy, evaluate, leakage, success_by_group, success_by_target
 from theriac.triggers.patterns import picture
 from theriac.triggers.pieces import blend_where, marks, shown_pieces, speckle, squares
 
@@ -428,3 +431,39 @@ def test_blend_where_takes_a_share_for_each_row(images):
     share = torch.tensor([0.0, 0.25, 0.5, 1.0])
     expected = np.rint(x.numpy() + share.numpy()[:, None, None, None] * (255.0 - x.numpy()))
     assert np.array_equal(blend_where(x, t, share[:, None, None, None]).numpy(), expected.astype(np.uint8))
+
+
+def test_stamped_rates_check_the_model_as_an_evaluation_does(images, run):
+    split = images(40, 3, 8, 4)
+
+    class Broken(nn.Module):
+        def __init__(self, width: int, value: float) -> None:
+            super().__init__()
+            self.width, self.value = width, value
+
+        def forward(self, x):
+            return torch.full((len(x), self.width), self.value)
+
+    for model, match in ((Broken(4, math.nan), "NaN"), (Broken(6, 0.0), r"expected \(\d+, 4\)")):
+        for count in (success_by_target, evaluate):
+            with pytest.raises(InputError, match=match):
+                count(model, split, BadNets(), run=run)
+    model = Broken(4, 0.0).train()
+    success_by_target(model, split, BadNets(), run=run)
+    assert model.training
+
+
+def test_an_untargeted_attack_has_no_targets_to_count_by(images, run):
+    split = images(40, 3, 8, 4)
+
+    class Ones(nn.Module):
+        def forward(self, x):
+            return nn.functional.one_hot(torch.ones(len(x), dtype=torch.int64), 4).float()
+
+    model = Ones()
+    with pytest.raises(InputError, match="any label but the true one"):
+        success_by_target(model, split, Untargeted(), run=run)
+    grouped = Split(split.x, split.y, group=torch.arange(40) % 2, card=split.card)
+    rates = success_by_group(model, grouped, Untargeted(), run=run)
+    result = evaluate(model, grouped, Untargeted(), run=run)
+    assert sum(r.hits for r in rates.values()) == result.asr.hits == int((split.y != 1).sum())

@@ -116,3 +116,28 @@ def test_the_command_compares(people: Path, tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, ["results", str(tmp_path), "--compare", "speed"])
     assert wrong.exit_code == 2
     assert "unknown --compare 'speed'" in wrong.output
+
+
+def test_sums_in_another_order_are_ties() -> None:
+    """Three seeds with the same rates in another order: equal means, whose floating sums may differ in the last bit."""
+    draws = np.random.default_rng(0)
+    scores: dict[str, dict[Cell, float | None]] = {"a": {}, "b": {}}
+    uneven = 0
+    while uneven < 8:
+        rates = [float(r) for r in draws.integers(1, 1000, 3) / 1000]
+        if sum(rates) == sum(rates[::-1]):
+            continue
+        high, low = (rates, rates[::-1]) if sum(rates) > sum(rates[::-1]) else (rates[::-1], rates)
+        for seed in range(3):
+            scores["a"][f"attack {uneven}", str(seed)] = high[seed]
+            scores["b"][f"attack {uneven}", str(seed)] = low[seed]
+        uneven += 1
+    (pair,) = compare(scores)
+    assert (pair.p, pair.difference) == (1.0, 0.0)
+    assert ranks(scores) == {"a": 1.5, "b": 1.5}
+
+
+def test_equal_differences_share_their_rank() -> None:
+    base, rows = [13, 76, 21, 37, 65, 57, 22], [3, 2, -2, 2, 3, 2, 1]
+    (pair,) = compare(table(a=[(b + r) / 100 for b, r in zip(base, rows, strict=True)], b=[b / 100 for b in base]))
+    assert pair.p == signed_ranks([float(r) for r in rows]) == 0.09375

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import theriac as th
-from theriac.bench import Store, export, forecast, grouped, read_events, rows, run
+from theriac.bench import Store, export, forecast, grouped, read_events, rows, run, tables
 from theriac.bench.engines import InProcess, Workers
 from theriac.bench.plans import Node
 from theriac.bench.specs import Limits
@@ -302,3 +302,42 @@ def test_two_workers_share_the_work_and_the_driver_costs_little(
         assert (sweep.jobs, sweep.done) == (20, 20)
     assert times[1] < 0.6 * times[0]
     assert max(costs) < 0.02 * 10  # CPU seconds for each job: under 2 % of a job of ten seconds, planning included
+
+
+def fact(sweep: str, key: str, **changes: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        **dict.fromkeys(tables.COLUMNS), "sweep": sweep, "key": key, "data": "digits", "model": "m", "recipe": "short_1",
+        "attack": "BadNets", "defense": "FT", "clean": "5 %", "role": "defended", "seed": 0, "defense_seed": 0,
+        "status": "done", "acc": 0.9, "asr": 0.2,
+    }  # fmt: skip
+    return row | changes
+
+
+def test_a_result_that_two_sweeps_share_counts_once() -> None:
+    both = [fact(sweep, f"key {seed}", seed=seed, asr=0.2 + 0.2 * seed) for sweep in ("one", "two") for seed in (0, 1)]
+    (group,) = tables.grouped(tables._apart(both))
+    assert [row["asr"] for row in group.rows] == [0.2, 0.4]
+    alone = [row for row in both if row["sweep"] == "one"]
+    assert tables.interval(group, "asr") == tables.interval(tables.grouped(alone)[0], "asr")
+
+
+def test_other_jobs_under_the_same_labels_are_told_apart() -> None:
+    found = tables._apart([fact("one", "a"), fact("two", "b", asr=0.9), fact("three", "c", attack="Blended")])
+    assert [row["data"] for row in found] == ["digits [one]", "digits [two]", "digits"]
+    assert [len(group.rows) for group in tables.grouped(found)] == [1, 1, 1]
+
+
+def test_der_of_a_training_time_defense_needs_the_one_victim_that_it_stands_for() -> None:
+    def found(*recipes: str, **changes: Any) -> list[dict[str, Any]]:
+        victims = [
+            fact("one", recipe, recipe=recipe, role="victim", defense="none", acc=0.97, asr=0.99, seed=0) for recipe in recipes
+        ]
+        return [*victims, fact("one", "abl", recipe="", defense="ABL", acc=0.95, asr=0.1, **changes)]
+
+    for results in (found("short_8"), found("short_8")[::-1]):
+        tables._add_der(results)
+        (own,) = (row for row in results if row["defense"] == "ABL")
+        assert own["der"] == pytest.approx((0.89 - 0.02 + 1) / 2)
+    for results in (found("short_1", "short_8"), found("short_8", seed=1), found()):
+        tables._add_der(results)
+        assert results[-1]["der"] is None

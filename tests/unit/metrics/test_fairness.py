@@ -11,6 +11,7 @@ from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
 from theriac.core.split import Split
 from theriac.metrics import Fairness, fairness, flip_rate
+from theriac.metrics.gaps import mean_interval
 from theriac.models import GroupAware
 from theriac.triggers.bank import ColumnBank, TriggerColumns, image_bank
 
@@ -194,3 +195,33 @@ def test_flips_are_counted_for_each_trigger():
     assert [r.hits for r in rates] == [2, 1]
     with pytest.raises(InputError, match="none for a trigger"):
         flip_rate(nn.Linear(1, 2), table, bank)
+
+
+def test_predictions_are_names_or_numbers_and_never_both():
+    y = torch.arange(90) % 3
+    split = Split(torch.zeros(90, 1, 8, 8, dtype=torch.uint8), y)
+    split = split.replace(card=split.card.replace(classes=("1", "2", "3")))
+    group = torch.arange(90) % 2
+    assert fairness(y.numpy(), split, groups=group).acc.value == 1.0  # 0 is no name, so none is
+    assert fairness((y + 1).numpy(), split, groups=group).acc.value == 1.0  # all are names
+    assert fairness([str(k + 1) for k in y.tolist()], split, groups=group).acc.value == 1.0
+    with pytest.raises(InputError, match="predictions hold 0"):
+        fairness([0, *[3] * 89], split, groups=group)
+
+
+@pytest.mark.parametrize(
+    ("cells", "share", "rows"), [(10, 0.99, 10), (24, 0.99, 10), (60, 0.99, 10), (60, 0.97, 30), (4, 0.9, 100)]
+)
+def test_the_interval_of_a_mean_of_cells_covers_it(cells, share, rows):
+    hits = np.random.default_rng(0).binomial(rows, share, (2000, cells)).astype(float)
+    low, high = mean_interval(hits, np.full(cells, float(rows)))
+    assert float(((low <= share) & (share <= high)).mean()) > 0.94  # limits combined by squares: 0.87 at 60 cells
+
+
+def test_the_interval_of_one_share_is_wilsons():
+    from scipy.stats import binomtest
+
+    for hits, rows in ((7, 20), (0, 15), (15, 15), (99, 100)):
+        low, high = mean_interval(np.array([float(hits)]), np.array([float(rows)]))
+        wanted = binomtest(hits, rows).proportion_ci(method="wilsoncc")
+        assert (float(low), float(high)) == pytest.approx((wanted.low, wanted.high), abs=1e-6)

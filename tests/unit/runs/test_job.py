@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import theriac as th
 from theriac.attacks import BadNets, Blended, SamFlat
+from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.repairs import CLP, FT
-from theriac.runs import Clean, Job, Source, key
+from theriac.runs import Clean, Job, Source, data_key, key
 from theriac.runs.job import later_versions
 
 DIGITS = Source.of("digits")
@@ -121,3 +126,47 @@ def test_an_amount_of_clean_rows_that_cannot_be_is_refused(options: dict[str, An
 
 def test_a_job_without_clean_rows_is_one_of_a_method_that_needs_none() -> None:
     assert key_of(repair(defense=CLP(), clean=None)) != key_of(repair(defense=CLP()))
+
+
+def test_the_content_of_a_file_that_an_option_names_is_part_of_the_key(tmp_path: Path) -> None:
+    picture = tmp_path / "a.png"
+    keys = []
+    for level in (0, 255):
+        Image.fromarray(np.full((3, 3), level, np.uint8)).save(picture)
+        attack = BadNets(file=str(picture))
+        keys.append((key_of(victim(attack=attack)), key_of(repair(judge=attack))))
+    assert keys[0][0] != keys[1][0]
+    assert keys[0][1] != keys[1][1]
+    Image.fromarray(np.full((3, 3), 0, np.uint8)).save(picture)
+    assert key_of(victim(attack=BadNets(file=str(picture)))) == keys[0][0]
+
+
+def test_the_content_of_clean_rows_is_part_of_the_key(tmp_path: Path) -> None:
+    rows = th.load("digits").train.sample(20)
+    keys = []
+    for shift in (0, 1):
+        np.savez(tmp_path / "clean.npz", x=rows.x.permute(0, 2, 3, 1).numpy(), y=((rows.y + shift) % 10).numpy())
+        keys.append(key_of(repair(clean=Clean(amount=10, source=str(tmp_path / "clean.npz")))))
+    assert keys[0] != keys[1]
+    folder = tmp_path / "train"  # a folder of this name is not the training rows
+    folder.mkdir()
+    assert key_of(repair(clean=Clean(amount=10, source="train"))) == key_of(repair(clean=Clean(amount=10)))
+
+
+def test_what_columns_classes_and_groups_mean_is_part_of_the_key() -> None:
+    x, y = torch.arange(12.0).view(6, 2) % 3, torch.tensor([0, 1] * 3)
+    split = th.Split(x, y, group=y)
+    card = split.card
+
+    def of(card: Card) -> str:
+        rows = split.replace(card=card)
+        return data_key(th.Data(rows, rows))
+
+    first, *others = card.columns
+    kinds = card.replace(columns=(dataclasses.replace(first, kind="categorical", categories=("a", "b", "c")), *others))
+    named = kinds.replace(columns=(dataclasses.replace(kinds.columns[0], categories=("a", "c", "b")), *others))
+    keys = {of(card), of(kinds), of(named), of(card.replace(classes=("no", "yes"))), of(card.replace(groups=("f", "m")))}
+    assert len(keys) == 5
+    assert of(card) == of(card)
+    held = split.take(torch.tensor([0, 1]))
+    assert data_key(th.Data(split, split, val=held)) != data_key(th.Data(split, split))
