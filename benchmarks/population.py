@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -59,6 +60,7 @@ PLAN = Path(__file__).resolve().parent / "plans" / "population.yaml"
 SPEC = PLAN.parents[1] / "specs" / "population.yaml"
 AXES = ("set", "model", "recipe", "seed", "attack", "rate", "train", "control")
 SHIPPED = Path(theriac.scanning.__file__).with_name("calibration.json")
+LARGE = ("cifar32", "fashion28")  # sets of pictures of 28 and 32 pixels a side
 FITTED = ("badnets", "blended", "tact", "wanet")  # attacks of the fitted part
 WORKS = 0.5  # attack success, less what goes to the target without the trigger, from which on a network counts as backdoored
 SORTED_STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)  # of the classifier on sorted weights; chosen there, too
@@ -67,6 +69,7 @@ WEIGHTS = ("channel_peak", "head_sum", "head_length", "head_peak", "head_bias", 
 BEHAVIOR = ("excess", "patch_lead")
 ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "badnets_all_to_all": ("badnets", {"mode": "all_to_all"}),
+    "badnets_6": ("badnets", {"side": 6}),
     "badnets_checker": ("badnets", {"pattern": "checker", "side": 3, "margin": 1}),
     "badnets_faint": ("badnets", {"opacity": 0.5, "side": 3}),
     "noise": ("blended", {"trigger": "noise", "alpha": 0.3}),
@@ -360,27 +363,30 @@ def known(record: dict[str, Any]) -> bool:
 
 
 def fresh_parts(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Which fresh networks each figure is of: all, the narrow ones, and those of width 16."""
+    """Which fresh networks each figure is of: all, the narrow ones, those of width 16, and those of larger pictures."""
     wide = np.array([r["model"] == "preact16" for r in records], bool)
-    parts = {"fresh": np.ones(len(records), bool), "fresh_narrow": ~wide, "fresh_wide": wide}
+    large = np.array([r["set"] in LARGE for r in records], bool)
+    parts = {"fresh": np.ones(len(records), bool), "fresh_narrow": ~wide & ~large, "fresh_wide": wide, "fresh_large": large}
     return {name: rows for name, rows in parts.items() if any(rows)}
 
 
 def range_of(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """What networks a probability is calibrated for: boxes of pictures' sides and parameters that the fitted part spans."""
+    """What networks a probability is calibrated for: boxes of sides, parameters and accuracy that it spans."""
     plan = yaml.safe_load(PLAN.read_text())
     some = th.load("digits").train.sample(20, stratified=True)
     models = {r["model"]: plan["models"][r["model"]] for r in records}
     nets = {name: make(Builder(spec["name"], spec["options"]), some, th.Run(quiet=True)) for name, spec in models.items()}
     layers = {name: sum(isinstance(m, nn.Conv2d) for m in net.modules()) for name, net in nets.items()}
     boxes = (  # sides, and networks of the fitted part that show which sizes of networks go with them
-        ([8, 16], lambda r: r["model"] != "preact16"),
+        ([8, 16], lambda r: r["model"] != "preact16" and r["set"] not in LARGE),
         ([8, 8], lambda r: r["set"] == "digits"),
+        ([28, 32], lambda r: r["set"] in LARGE),
     )
     regions = []
     for sides, inside in boxes:
         sizes = [r["parameters"] for r in records if inside(r)]
-        regions.append({"side": sides, "parameters": [min(sizes), max(sizes)]})
+        right = math.floor(20 * min(r["acc"] for r in records if inside(r))) / 20
+        regions.append({"side": sides, "parameters": [min(sizes), max(sizes)], "accuracy": right})
     return {"regions": regions, "classes": [5, 10], "convolutions": min(layers.values()), "rows": ROWS}
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.debias.base import groups_of
+from theriac.debias.base import groups_of, named_cell
 from theriac.metrics.by_group import fairness
 from theriac.metrics.fair import Fairness
 
@@ -34,7 +34,7 @@ def cut_validation(split: Split, share: float, run: Run) -> tuple[Split, Split]:
         if len(mine) < 2:
             a, k = divmod(int(c), split.num_classes)
             raise InputError(
-                f"the cell of group {a} and label {k} has one row, which can't be in both training and validation rows"
+                f"the cell of {named_cell(split, a, k)} has one row, which can't be in both training and validation rows"
             )
         held[mine[: min(max(1, round(share * len(mine))), len(mine) - 1)]] = True
     held = held.to(split.device)

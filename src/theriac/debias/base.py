@@ -130,12 +130,17 @@ def cells(split: Split) -> torch.Tensor:
     counts = group_counts(split.y, group, split.num_classes, number)
     if not bool((counts > 0).all()):
         a, k = (counts == 0).nonzero()[0].tolist()
-        name = split.card.groups[a] if split.card.groups else str(a)
         raise InputError(
-            f"no training row has group {name!r} and label {split.card.classes[k]!r}; every cell needs at least one "
+            f"no training row has {named_cell(split, a, k)}; every cell needs at least one "
             "(theriac.data.regroup merges groups or leaves some out)"
         )
     return counts
+
+
+def named_cell(split: Split, group: int, label: int) -> str:
+    """A cell of group and label in words."""
+    name = split.card.groups[group] if split.card.groups else str(group)
+    return f"group {name!r} and label {split.card.classes[label]!r}"
 
 
 def stored(run: Run, name: str, **tensors: Any) -> None:

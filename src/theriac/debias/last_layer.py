@@ -18,7 +18,7 @@ from theriac.debias._adam import OneStage
 from theriac.debias._lasso import lasso
 from theriac.debias._select import cut_validation
 from theriac.debias._training import build_with, fit_stamped
-from theriac.debias.base import groups_of
+from theriac.debias.base import groups_of, named_cell
 from theriac.models import Buildable, classifier, run_over
 from theriac.models.editing import editable
 from theriac.models.network import to_input
@@ -85,14 +85,17 @@ class LastLayer(OneStage):
         """Fitted on the training rows, the strength chosen on the held-back ones: its other variant (grade A)."""
         return cls(fit_on="training", retrains=10)
 
-    def _refuse(self, counts: torch.Tensor) -> None:
+    def check(self, split: Split) -> torch.Tensor:
+        """As of all methods, and every cell needs :data:`LEAST` rows on either side of the cut."""
+        counts = super().check(split)
         group, label = divmod(int(counts.argmin()), counts.shape[1])
         rows = int(counts.min())
-        if round(self.held_back * rows) < LEAST or rows - round(self.held_back * rows) < LEAST:
+        if min(round(self.held_back * rows), rows - round(self.held_back * rows)) < LEAST:
             raise InputError(
-                f"group {group} and label {label} have {rows} training rows, and held_back {self.held_back} leaves fewer than "
-                f"{LEAST} of them on one side; bring more rows of this cell, or change held_back"
+                f"{rows} training rows have {named_cell(split, group, label)}, and held_back {self.held_back} leaves fewer "
+                f"than {LEAST} of them on one side; bring more rows of this cell, or change held_back"
             )
+        return counts
 
     def _fit(self, build: Buildable, split: Split, counts: torch.Tensor, run: Run) -> nn.Module:
         rest, held = cut_validation(split, self.held_back, run)

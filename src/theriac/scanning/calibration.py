@@ -150,3 +150,18 @@ def out_of_range(model: nn.Module, card: Card, rows: int | None = None) -> tuple
     if rows is not None and rows < allowed["rows"]:
         reasons.append(f"there are {rows} clean pictures, and those were scanned with {allowed['rows']}")
     return tuple(dict.fromkeys(reasons))
+
+
+def too_often_wrong(card: Card, hits: int, rows: int) -> str:
+    """Why a network is unlike those of the population by its accuracy on clean pictures; empty if it is not.
+
+    Args:
+        card: What its inputs are: for larger pictures there were other networks.
+        hits: Clean pictures that it gets right.
+        rows: Clean pictures.
+    """
+    sides = (min(card.size), max(card.size))
+    least = [r["accuracy"] for r in calibration()["range"]["regions"] if all(_within(side, r["side"]) for side in sides)]
+    if not least or hits / rows >= min(least):
+        return ""
+    return f"it gets {hits} of {rows} clean pictures right, and those got {100 * min(least):.0f} % or more"

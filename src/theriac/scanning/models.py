@@ -30,7 +30,7 @@ from theriac.runs import Request, folder, open_network
 from theriac.runs.recording import data_hash
 from theriac.scanning._model_page import page
 from theriac.scanning.behavior import PATTERNS, ROWS, look_at_behavior
-from theriac.scanning.calibration import EVEN, Judgment, calibration, judge, out_of_range, word
+from theriac.scanning.calibration import EVEN, Judgment, calibration, judge, out_of_range, too_often_wrong, word
 from theriac.scanning.files import FileReport, inspect
 from theriac.scanning.weights import Evidence, look_at_weights
 
@@ -284,7 +284,7 @@ def _trained_on(path: Path | None, data: Data) -> bool:
 
 
 def _unlike_its_labels(net: torch.nn.Module, rows: Split, run: Run) -> tuple[str, ...]:
-    """Why the pictures can't be those that the model is for: it gets hardly more of them right than guessing would."""
+    """Why the pictures can't be those that the model is for, or the model is weaker than those of the population."""
     few = rows if len(rows) <= ROWS else rows.sample(ROWS, seed=run.seed, stratified=True)
     try:
         hits = int((run_over(net, few, run=run).argmax(1).cpu() == few.y.cpu()).sum())
@@ -292,7 +292,8 @@ def _unlike_its_labels(net: torch.nn.Module, rows: Split, run: Run) -> tuple[str
         return ()
     chance = int(few.count().max()) / len(few)
     if hits / len(few) > chance + WRONG * (1 - chance):
-        return ()
+        weak = too_often_wrong(rows.card, hits, len(few))
+        return (weak,) if weak else ()
     cure = "they or the way it takes them are wrong (theriac check tries others)"
     return (f"it gets {hits} of {len(few)} clean pictures right, so {cure}",)
 

@@ -329,7 +329,9 @@ def test_last_layer_needs_two_rows_of_a_cell_on_either_side(table):
     cell = 2 * split.group + split.y
     few = torch.cat([(cell != 1).nonzero()[:, 0], (cell == 1).nonzero()[:3, 0]])
     run = make_run()
-    with pytest.raises(InputError, match=r"group 0 and label 1 have 3 training rows, and held_back 0\.2 leaves fewer than 2"):
+    with pytest.raises(
+        InputError, match=r"3 training rows have group '0' and label '1', and held_back 0\.2 leaves fewer than 2"
+    ):
         LastLayer(**QUICK).fit(SMALL, split.take(few), run)
     assert not run.events
     with pytest.raises(InputError, match="has no bias"):

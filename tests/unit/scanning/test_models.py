@@ -329,12 +329,15 @@ def test_networks_unlike_the_population_get_no_verdict_but_a_number(data: th.Dat
 
 def test_the_range_goes_as_far_as_the_networks_that_were_fitted_on(data: th.Data):
     """Width 16 on pictures of 8 pixels is in it, and neither that nor full-size pictures of CIFAR-10 are beyond."""
-    larger = {side: data.card.replace(size=(side, side)) for side in (16, 32)}
+    larger = {side: data.card.replace(size=(side, side)) for side in (16, 20, 32, 64)}
     for width, card, lacks in (
         (8, data.card, None),
         (16, data.card, None),
         (16, larger[16], "parameters for pictures of this size"),
-        (8, larger[32], "32 x 32 pixels"),
+        (8, larger[20], "20 x 20 pixels"),
+        (8, larger[32], None),
+        (16, larger[32], "parameters for pictures of this size"),
+        (8, larger[64], "64 x 64 pixels"),
     ):
         reasons = fitted.out_of_range(make_net("preact_resnet18", card, {"width": width}), card, 200)
         assert [lacks in reason for reason in reasons] == ([] if lacks is None else [True]), reasons
@@ -355,6 +358,20 @@ def test_a_model_that_gets_the_clean_pictures_wrong_is_not_judged(folder: Path, 
     assert not result.calibrated
     assert "of 200 clean pictures right" in result.reason
     assert "theriac check" in result.reason
+
+
+def test_a_weak_model_of_larger_pictures_is_not_judged(data: th.Data):
+    """The fitted networks of 28 and 32 pixels are right in half of the pictures or more; of small pictures some are weaker."""
+    large = data.card.replace(size=(32, 32))
+    assert "99 of 200 clean pictures right, and those got 50 % or more" in fitted.too_often_wrong(large, 99, 200)
+    assert fitted.too_often_wrong(large, 100, 200) == ""
+    assert fitted.too_often_wrong(data.card, 99, 200) == ""
+    assert fitted.too_often_wrong(data.card.replace(size=(64, 64)), 0, 200) == ""  # another reason says why it is not judged
+
+
+def test_patches_of_larger_pictures_take_more_steps():
+    assert [KINDS["patch"].steps_at(side) for side in (8, 16, 32, 64, 500)] == [24, 24, 48, 96, 96]
+    assert [KINDS["warp"].steps_at(side) for side in (8, 64)] == [20, 20]
 
 
 def test_weights_alone_give_no_verdict(folder: Path):
