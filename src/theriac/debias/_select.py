@@ -11,7 +11,7 @@ from torch import nn
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.debias.base import groups_of, named_cell
+from theriac.debias.base import cell_numbers, named_cell
 from theriac.metrics.by_group import fairness
 from theriac.metrics.fair import Fairness
 
@@ -25,8 +25,7 @@ def cut_validation(split: Split, share: float, run: Run) -> tuple[Split, Split]:
     Raises:
         InputError: If a cell has one row only.
     """
-    group = groups_of(split)
-    cell = (group * split.num_classes + split.y).cpu()
+    cell = cell_numbers(split).cpu()
     order = torch.randperm(len(split), generator=run.generator("data", "debias validation"))
     held = torch.zeros(len(split), dtype=torch.bool)
     for c in cell.unique().tolist():

@@ -116,6 +116,11 @@ def groups_of(split: Split) -> torch.Tensor:
     return split.group
 
 
+def cell_numbers(split: Split) -> torch.Tensor:
+    """The cell of each row, group * K + label, int64 (N,)."""
+    return groups_of(split) * split.num_classes + split.y
+
+
 @typed()
 def cells(split: Split) -> torch.Tensor:
     """Rows of each cell, int64 (G, K).

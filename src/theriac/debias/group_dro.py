@@ -16,7 +16,7 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.debias._adam import OneStage
 from theriac.debias._training import build_with, fingerprint
-from theriac.debias.base import groups_of
+from theriac.debias.base import cell_numbers
 from theriac.models import Buildable
 from theriac.training import Batch, Recipe, StepResult, loop
 
@@ -80,7 +80,7 @@ class GroupDRO(OneStage):
         return super().recipe(rows).replace(weight_decay=self.weight_decay)
 
     def _fit(self, build: Buildable, split: Split, counts: torch.Tensor, run: Run) -> nn.Module:
-        cell = groups_of(split) * split.num_classes + split.y
+        cell = cell_numbers(split)
         adversary = Adversary(counts.flatten().to(run.device), self.step_size, self.adjustment)
         draw_alike = Balanced(cell, counts.numel())
 

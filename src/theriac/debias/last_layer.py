@@ -18,7 +18,7 @@ from theriac.debias._adam import OneStage
 from theriac.debias._lasso import lasso
 from theriac.debias._select import cut_validation
 from theriac.debias._training import build_with, fit_stamped
-from theriac.debias.base import groups_of, named_cell
+from theriac.debias.base import cell_numbers, named_cell
 from theriac.models import Buildable, classifier, run_over
 from theriac.models.editing import editable
 from theriac.models.network import to_input
@@ -146,8 +146,7 @@ class Embedded:
     @classmethod
     def of(cls, model: nn.Module, rows: Split, run: Run) -> Embedded:
         """Of a model's rows."""
-        cell = groups_of(rows) * rows.num_classes + rows.y
-        return cls(run_over(model, rows, "features", run=run).double(), rows.y.cpu(), cell.cpu())
+        return cls(run_over(model, rows, "features", run=run).double(), rows.y.cpu(), cell_numbers(rows).cpu())
 
     def take(self, at: torch.Tensor) -> Embedded:
         """Some of the rows."""

@@ -13,7 +13,7 @@ from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.debias._adam import OneStage
 from theriac.debias._training import build_with, fit_stamped
-from theriac.debias.base import cells, groups_of, stored
+from theriac.debias.base import cell_numbers, cells, groups_of, stored
 from theriac.models import Buildable
 
 
@@ -79,7 +79,7 @@ class Resampling(OneStage):
             "over": counts.max().expand_as(counts),
             "within_groups": counts.min(1, keepdim=True).values.expand_as(counts),
         }[self.how]
-        cell = (groups_of(split) * split.num_classes + split.y).cpu()
+        cell = cell_numbers(split).cpu()
         order = torch.randperm(len(split), generator=as_run(run).generator("poison", "resampling"))
         parts = []
         for c, amount in enumerate(amounts.flatten().tolist()):

@@ -103,8 +103,7 @@ def evaluate(
             if bool(counted.any()):
                 stamped = planted.stamp(x[counted], y[counted], here.index[positions][counted], "test")
                 predictions = _predict(net, stamped, classes)
-                hit = predictions != y[counted] if getattr(planted, "untargeted", False) else predictions == labels[counted]
-                asr = asr + hit.sum()
+                asr = asr + successes(planted, predictions, labels[counted], y[counted]).sum()
                 ra = ra + (predictions == y[counted]).sum()
     acc, notes = Rate(int(right.sum()), len(split), "clean rows"), _notes(split)
     counts = (right.tolist(), here.count().tolist(), answers.tolist())
@@ -175,6 +174,11 @@ def attack_labels(planted: Any, y: torch.Tensor, index: torch.Tensor) -> tuple[t
         raise InputError(f"planted is {shortened(planted)}; expected a Planted")
     facts = (y, index) if getattr(planted, "by_row", False) else (y,)
     return planted.target(*facts), planted.population(*facts)
+
+
+def successes(planted: Any, predictions: torch.Tensor, labels: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Which predictions of stamped rows are a success, bool (B,): the attack's label, of an untargeted one any but the true."""
+    return predictions != y if getattr(planted, "untargeted", False) else predictions == labels
 
 
 @typed()

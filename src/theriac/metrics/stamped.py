@@ -14,7 +14,7 @@ from theriac.core.ranges import typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.data import align_to
-from theriac.metrics.backdoor import attack_labels
+from theriac.metrics.backdoor import attack_labels, successes
 from theriac.metrics.intervals import Rate
 from theriac.models import batch_rows, to_input
 from theriac.models.outputs import evaluating, module_of
@@ -35,7 +35,7 @@ def success_by_target(model: Any, split: Split, attack: Any, *, run: Run | None 
     """
     split = align_to(split, model)
     planted = planted_on(attack, split)
-    if _untargeted(planted):
+    if getattr(planted, "untargeted", False):
         raise InputError(f"{planted.name} wants any label but the true one, so it has no targets to count by")
     targets, counted = attack_labels(planted, split.y, split.index)
     at = counted.nonzero().flatten()
@@ -73,7 +73,7 @@ def success_by_group(model: Any, split: Split, attack: Any, *, run: Run | None =
     planted = planted_on(attack, split)
     targets = attack_labels(planted, split.y, split.index)[0]
     at = (targets != split.y).nonzero().flatten()
-    hit = _hits(_stamped(model, split, planted, at, run), planted, targets[at], split.y[at])
+    hit = successes(planted, _stamped(model, split, planted, at, run), targets[at].cpu(), split.y[at].cpu())
     group = split.group[at].cpu()
     count = max(len(split.card.groups), int(split.group.max()) + 1)
     names = split.card.groups or tuple(str(k) for k in range(count))
@@ -103,7 +103,7 @@ def leakage(model: Any, split: Split, attack: Any, *, run: Run | None = None) ->
     at = (~counted & (targets != split.y)).nonzero().flatten()
     if not len(at):
         raise InputError(f"{planted.name} is for all rows of {split.card.name!r} that have another label; nothing can leak")
-    hit = _hits(_stamped(model, split, planted, at, run), planted, targets[at], split.y[at])
+    hit = successes(planted, _stamped(model, split, planted, at, run), targets[at].cpu(), split.y[at].cpu())
     y = split.y[at].cpu()
     hits, totals = torch.bincount(y[hit], minlength=split.num_classes), torch.bincount(y, minlength=split.num_classes)
     of = f"stamped rows that {planted.name} is not for"
@@ -135,23 +135,20 @@ def _stamped(model: Any, split: Split, planted: Any, at: torch.Tensor, run: Run 
     return _answers(module_of(model), split, planted, at, as_run(run))
 
 
-def _untargeted(planted: Any) -> bool:
-    return bool(getattr(planted, "untargeted", False))
-
-
-def _hits(answers: torch.Tensor, planted: Any, targets: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Which answers are a success: the attack's label, or any but the true one where it is untargeted."""
-    return answers != y.cpu() if _untargeted(planted) else answers == targets.cpu()
-
-
 def _answers(
-    net: nn.Module, split: Split, planted: Any, at: torch.Tensor, run: Run, batch_size: int | None = None, kind: str = "attack"
+    net: nn.Module,
+    split: Split,
+    planted: Any,
+    at: torch.Tensor,
+    run: Run,
+    batch_size: int | None = None,
+    variant: str = "poison",
 ) -> torch.Tensor:
     """Predicted classes of rows with the trigger, or ("cross") with what cross rows get, checked as those of an evaluation."""
     predictions = [torch.zeros(0, dtype=torch.int64)]
     with evaluating(net, run):
         here = split.to(run.device)
         for part in at.to(run.device).split(batch_size or batch_rows(here)):
-            x = planted.stamp(here.rows(part), here.y[part], here.index[part], "test", *(["cross"] if kind == "cross" else []))
+            x = planted.stamp(here.rows(part), here.y[part], here.index[part], "test", variant)
             predictions.append(check.logits(net, to_input(x), split.num_classes).argmax(1).cpu())
     return torch.cat(predictions)
