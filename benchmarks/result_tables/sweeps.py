@@ -11,6 +11,9 @@ from table import RESULTS, tables
 from theriac.bench import compare, grouped, scores_of
 from theriac.bench.statistics import LEVEL
 from theriac.bench.tables import Group, Row, in_words
+from theriac.metrics import wilson
+
+ASSURED = 0.10  # attack success above which "repaired" is a false assurance
 
 
 def sweeps(results: Path = RESULTS) -> dict[str, list[Row]]:
@@ -45,6 +48,8 @@ def page(name: str, rows: Sequence[Row]) -> str:
         "picture, counts errors of every model.",
     ]
     for setting, inside in settings.items():
+        while not lines[-1]:  # parts that are left out leave their blank line
+            lines.pop()
         lines += ["", *_setting(inside, f" ({setting})" if len(settings) > 1 else "")]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -79,11 +84,13 @@ def _setting(rows: Sequence[Row], place: str) -> list[str]:
         *_grid(("attack", "benign", *order), [_by_attack(groups, attack, order, "ra") for attack in attacks]),
         "",
         *_compared(defended, order, place),
+        "",
+        *_assured(defended, groups, order, place),
     ]
 
 
 def _row(record: dict[str, Any]) -> Row:
-    names = ("acc", "asr", "ra", "target_acc", "der", "degenerate", "defense_seed", "cpu_seconds", "seconds")
+    names = ("acc", "asr", "ra", "target_acc", "der", "degenerate", "defense_seed", "cpu_seconds", "seconds", "outcome")
     return {**dict.fromkeys(names), **record, "key": record["job"]}
 
 
@@ -192,6 +199,52 @@ def _compared(defended: Sequence[Group], order: Sequence[str], place: str) -> li
         return []
     how = "Wilcoxon's signed-rank test over attacks, each by its mean over the seeds that both have; Holm over all pairs."
     return [f"## {order[0]} beside the others{place}", "", how, "", *_grid(head, body)]
+
+
+def _assured(defended: Sequence[Group], groups: Sequence[Group], order: Sequence[str], place: str) -> list[str]:
+    """What each defense said of its own work, and how often that was wrong.
+
+    Args:
+        defended: Cells of victims after a defense.
+        groups: All cells, benign models after the same defense among them.
+        order: Defenses as they are listed.
+        place: What tells this part of the page from others, after its title.
+    """
+    if not any(row.get("outcome") == "abstained" for group in groups for row in group.done):
+        return []  # defenses that always say the same need no table of what they said
+    lowest: dict[tuple[Any, ...], float] = {}
+    for group in defended:
+        for row in group.done:
+            if row["asr"] is not None and not row["degenerate"]:
+                at = (row["attack"], row["seed"], row["defense_seed"])
+                lowest[at] = min(row["asr"], lowest.get(at, 1.0))
+    body = []
+    for defense in order:
+        rows = [row for g in _of(defended, defense) for row in g.done if row["attack"] and row["asr"] is not None]
+        said = [row for row in rows if row["outcome"] == "repaired"]
+        wrong = sum(row["asr"] > ASSURED for row in said)
+        low, high = wilson(wrong, len(said)) if said else (0.0, 1.0)
+        best = [lowest.get((row["attack"], row["seed"], row["defense_seed"]), row["asr"]) for row in rows]
+        regret = [max(0.0, row["asr"] - least) for row, least in zip(rows, best, strict=True)]
+        benign = [row["outcome"] for g in _of(groups, defense) if g.role == "benign defended" for row in g.done]
+        body.append(
+            [
+                defense,
+                f"{len(said)} of {len(rows)}",
+                str(sum(row["outcome"] == "abstained" for row in rows)),
+                f"{wrong} of {len(said)} ({_share(low)} to {_share(high)} %)",
+                _share(_mean(regret)),
+                _share(max(regret, default=None)),
+                ", ".join(f"{benign.count(word)} {word}" for word in dict.fromkeys(benign) if word) or "none run",
+            ]
+        )
+    how = (
+        f"Falsely assured: the defense called the victim repaired and left more than {100 * ASSURED:.0f} % of attack success, "
+        "with Wilson's 95 % interval. Regret: points of attack success above the best defense of this page on the same victim, "
+        "cells that mislead left out."
+    )
+    head = ("defense", "says repaired", "abstains", "falsely assured", "mean regret", "worst regret", "of benign models")
+    return [f"## What each says of its own work{place}", "", how, "", *_grid(head, body)]
 
 
 def _grid(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:

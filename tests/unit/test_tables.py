@@ -113,6 +113,32 @@ def test_a_sweeps_page_by_hand(tmp_path: Path):
     assert "Victims: 4, accuracy 90.0 on average, attack success 100.0 to 100.0." in text
 
 
+def test_what_a_defense_says_of_its_own_work_is_counted_by_hand(tmp_path: Path):
+    """Auto calls two of three victims repaired, wrongly once; a benign model it abstains on. Plain calls all repaired."""
+    base = {"data": "d", "model": "m", "recipe": "r", "status": "done", "machine": "x", "versions": "v", **ABOUT}
+    base |= {"options": "{}", "acc": 0.9, "ra": 0.5, "clean": "5 %", "job": "1"}
+    table = Table.of("sweep_toy", tmp_path)
+    cells = {
+        ("auto", "a"): (0.02, "repaired", ""),
+        ("auto", "b"): (0.30, "repaired", ""),
+        ("auto", "c"): (1.00, "abstained", ""),
+        ("plain", "a"): (0.05, "repaired", ""),
+        ("plain", "b"): (0.10, "repaired", ""),
+        ("plain", "c"): (0.00, "repaired", "It answers one class."),
+    }
+    for (defense, attack), (asr, outcome, degenerate) in cells.items():
+        own = {"role": "defended", "attack": attack, "defense": defense, "asr": asr, "outcome": outcome}
+        table.put(f"{defense}{attack}", {**base, **own, "degenerate": degenerate, "seed": 0})
+        table.put(f"v{attack}", {**base, "role": "victim", "defense": "none", "attack": attack, "asr": 1.0, "seed": 0})
+    table.put("auto", {**base, "role": "benign defended", "attack": "", "defense": "auto", "outcome": "abstained", "seed": 0})
+    (name, rows), *_ = sweeps.sweeps(tmp_path).items()
+    text = sweeps.page(name, rows)
+    assert "| auto | 2 of 3 | 1 | 1 of 2 (9.5 to 90.5 %) | 6.7 | 20.0 | 1 abstained |" in text
+    assert "| plain | 3 of 3 | 0 | 0 of 3 (0.0 to 56.1 %) | 1.0 | 3.0 | none run |" in text
+    silent = [row | {"outcome": "repaired"} for row in rows]
+    assert "its own work" not in sweeps.page(name, silent)
+
+
 def test_a_page_tells_budgets_and_settings_apart():
     rows = sweeps.sweeps()["sweep_tabular"]
     part = re.search(r"## Defenses\n\n(?:.*\n){2}((?:\|.*\n)+)", sweeps.page("sweep_tabular", rows))
