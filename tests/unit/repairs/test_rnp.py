@@ -44,9 +44,13 @@ def test_unlearning_ends_with_the_epoch_that_reaches_the_bound(trained, clean, r
 
 
 def test_unlearning_gives_up_after_its_epochs(trained, clean, run):
-    _, right = RNP(unlearn_epochs=2, unlearn_lr=1e-6).unlearn(copy.deepcopy(trained), clean, run)
+    """Steps too small to unlearn anything: it ends with its epochs, far from the bound, and the weights are where they were."""
+    method = RNP(unlearn_epochs=2, unlearn_lr=1e-9)
+    model, right = method.unlearn(copy.deepcopy(trained), clean, run)
     assert len(run.history("rnp_unlearn")) == 2
-    assert right > 0.9
+    assert right > 0.5 > method.unlearned  # rows are augmented, and BatchNorm counts by batches
+    for after, before in zip(model.parameters(), trained.parameters(), strict=True):
+        torch.testing.assert_close(after, before)
 
 
 def test_gradients_are_clipped_where_it_says_so(trained, clean, run):

@@ -93,7 +93,7 @@ def test_a_table_model_feeds_zeros_for_plain_rows():
     assert torch.equal(model(x), inner(torch.cat([x, torch.zeros(4, 2)], 1)))
     stamped = bank.apply(x, torch.tensor([0, 1, -1, 0]))
     assert torch.equal(model(stamped), inner(stamped))
-    assert torch.equal(model(stamped)[2:3], model(x[2:3]))
+    torch.testing.assert_close(model(stamped)[2:3], model(x[2:3]))  # products of other shapes differ in the last bits
     with pytest.raises(InputError, match="expected"):
         model(torch.randn(4, 4))
     wide = bank.widen(Split(x, torch.tensor([0, 1, 0, 1])))
