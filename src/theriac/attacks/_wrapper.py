@@ -91,6 +91,16 @@ class Wrapper(Attack):
         return self.inner.by_row
 
     @property
+    def untargeted(self) -> bool:
+        """As the inner attack says."""
+        return self.inner.untargeted
+
+    @property
+    def keeps_labels(self) -> bool:
+        """As the inner attack says."""
+        return self.inner.keeps_labels
+
+    @property
     def inner(self) -> Attack:
         """The attack whose victim is trained."""
         own = {name: getattr(self, name) for name in _OWN if name != "poison_rate" or self.poison_rate >= 0}

@@ -30,7 +30,6 @@ class Attack(Method):
     kind: ClassVar[str] = "attack"
     controls_training: ClassVar[bool] = False
     clean_label: ClassVar[bool] = False  # poisons rows of the target class and leaves labels alone
-    untargeted: ClassVar[bool] = False  # any label but the true one is a success
     fits: ClassVar[bool] = False  # needs training rows before anything can be stamped
     stamps: ClassVar[Literal["image", "table"]] = "image"  # what kind of rows
     keeps_fit: ClassVar[bool] = False  # what it fits is costly, and kept in the cache folder
@@ -192,6 +191,11 @@ class Attack(Method):
     @property
     def by_row(self) -> bool:
         """Whether the wanted label depends on the row number too, and not on the true label alone."""
+        return False
+
+    @property
+    def untargeted(self) -> bool:
+        """Whether any label but the true one is a success."""
         return False
 
     @property

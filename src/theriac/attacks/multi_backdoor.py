@@ -68,7 +68,8 @@ class MultiBackdoor(SeveralTriggers):
         if not -1 <= self.only < len(self.attacks):
             raise InputError(f"only is {self.only}; expected -1, or the place of an attack in {self.attacks}")
         for part in self.members(0):
-            if part.trains or part.keeps_labels or part.by_row or part.own_rows or part.stamps != "image":
+            unfit = part.trains or part.keeps_labels or part.untargeted or part.by_row or part.own_rows
+            if unfit or part.stamps != "image":
                 raise InputError(
                     f"attacks holds {part.name!r}; expected attacks on the rows of pictures that relabel rows of any class to "
                     "one target"

@@ -47,7 +47,6 @@ class Untargeted(ByRow):
     title: ClassVar[str] = "Untargeted patch"
     source: ClassVar[str] = "ours, after arXiv:1708.06733"
     knob: ClassVar[str] = "opacity"
-    untargeted: ClassVar[bool] = True
 
     side: Whole = 0  # of the patch; 0 = 3 pixels at 32 (as BadNets), in proportion elsewhere, at least 2
     opacity: Fraction = 1.0  # of the patch; ours
@@ -57,6 +56,11 @@ class Untargeted(ByRow):
         super().__post_init__()
         if self.mode != "all_to_one":
             raise InputError(f"mode is {self.mode!r}; {self.name} wants any wrong label, so it takes no mode")
+
+    @property
+    def untargeted(self) -> bool:
+        """It is."""
+        return True
 
     @classmethod
     @preset

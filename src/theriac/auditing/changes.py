@@ -113,3 +113,23 @@ def _recipe(rows: int, steps: int, lr: float, options: Options) -> Recipe:
 def _steps(model: nn.Module, rows: Split, run: Run, recipe: Recipe, steps: int, label: str) -> nn.Module:
     """Exactly ``steps`` updates."""
     return loop(model, rows, run, recipe, after_step=lambda n: n + 1 >= steps, label=label)
+
+
+def as_stored(stamped: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Stamped rows in the type of stored ones: inputs in [0, 1] rounded to whole levels where rows are bytes.
+
+    Args:
+        stamped: Rows with the trigger; of some attacks inputs in [0, 1], finer than a level.
+        rows: The same rows without it, as they are stored.
+
+    Raises:
+        InputError: If rounding takes more than half of the trigger away, so that the rows would no longer carry it.
+    """
+    if stamped.dtype == rows.dtype or rows.dtype != torch.uint8:
+        return stamped
+    levels = stamped.float() * 255
+    whole = levels.round().clamp(0, 255)
+    moved, stays = ((x - rows.float()).abs().sum() for x in (levels, whole))
+    if stays < moved / 2:
+        raise InputError("the trigger changes pixels by less than a level, and stored pictures have whole levels only")
+    return whole.to(torch.uint8)

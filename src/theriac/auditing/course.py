@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from theriac.auditing import changes, existence
+from theriac.auditing.changes import as_stored
 from theriac.auditing.options import Options
 from theriac.auditing.result import BENIGN, CLASS, SUBJECT, VICTIM, Audit, Coefficient, Line
 from theriac.core.errors import InputError, TheriacError
@@ -21,6 +22,7 @@ from theriac.core.split import Data, Split
 from theriac.data.alignment import align_to
 from theriac.metrics import Evaluation, Rate, attack_labels, evaluate, universal
 from theriac.metrics._degenerate import degenerate, fallen, percent, short
+from theriac.metrics.backdoor import successes
 from theriac.models import run_over, to_input
 from theriac.models.outputs import module_of
 from theriac.models.rounding import quantized
@@ -219,13 +221,18 @@ class _Course:
         poison, clean = order[counted.cpu()[order]][: o.retune_rows], order[-3 * o.retune_rows :]
         clean = clean[~torch.isin(clean, poison)]
         bad = train.take(poison)
-        x = self.planted.stamp(bad.x, bad.y, bad.index, "train")
         good = train.take(clean)
-        mixed = Split(torch.cat([x, good.x]), torch.cat([targets[poison.to(targets.device)], good.y]), card=train.card)
+        labels = torch.cat([targets[poison.to(targets.device)], good.y])
+
+        def work(net: nn.Module) -> nn.Module:
+            # stamped as in testing: that is to work again, and in training some attacks can stamp none but the rows they chose
+            x = as_stored(self.planted.stamp(bad.x, bad.y, bad.index, "test"), bad.x)
+            return changes.retuned(net, align_to(Split(torch.cat([x, good.x]), labels, card=train.card), net), self.run, o)
+
         self.changed(
             "re-tuned",
             f"{o.retune_steps} updates on {len(poison)} poisoned and {len(good)} clean rows, learning rate {o.retune_lr:g}",
-            lambda net: changes.retuned(net, align_to(mixed, net), self.run, o),
+            work,
             forced=True,
         )
 
@@ -254,12 +261,13 @@ class _Course:
         assert self.train is not None
         (x, targets), (xt, test_targets) = (self.aimed(split, net, stamped) for split in (self.train, self.test))
         x, targets = x[: self.options.search_rows], targets[: self.options.search_rows]
+        away = bool(getattr(self.planted, "untargeted", False))
         if gradients:
-            delta = self.search(net, x, targets[None])
+            delta = self.search(net, x, targets[None], away=away)
         else:
             draw, o = self.run.generator("method", "audit-queries"), self.options
-            delta = universal.by_queries(net, x, targets[None], o.radius, o.queries, self.run, draw)
-        hits = universal.reached(net, xt, test_targets[None], delta, self.run)
+            delta = universal.by_queries(net, x, targets[None], o.radius, o.queries, self.run, draw, away=away)
+        hits = universal.reached(net, xt, test_targets[None], delta, self.run, away=away)
         return Rate(int(hits.sum()), len(xt), f"{'stamped ' if stamped else ''}test rows, perturbed")
 
     def features(self) -> None:
@@ -270,12 +278,10 @@ class _Course:
             measured = self.trial("features", name, lambda: self.embedded(net))  # noqa: B023
             if measured is not None:
                 features[name], cells[name] = measured
-        self.add(
-            "features",
-            "near the target",
-            "stamped test rows whose features lie nearest to the clean rows of the attack's class",
-            cells,
-        )
+        meaning = "stamped test rows whose features lie nearest to the clean rows of the attack's class"
+        if getattr(self.planted, "untargeted", False):
+            meaning = "stamped test rows whose features lie nearest to the clean rows of another class than their own"
+        self.add("features", "near the target", meaning, cells)
         if len(features) < 3:
             self.unseen.append("the existence coefficient: it needs victim and benign model for its scale")
             return
@@ -302,10 +308,11 @@ class _Course:
         targets, counted = attack_labels(planted, test.y, test.index)
         at = counted.nonzero().flatten()
         rows = test.take(at)
-        stamped = Split(planted.stamp(rows.x, rows.y, rows.index, "test"), rows.y, index=rows.index, card=rows.card)
+        x = as_stored(planted.stamp(rows.x, rows.y, rows.index, "test"), rows.x)
+        stamped = Split(x, rows.y, index=rows.index, card=rows.card)
         features = run_over(net, stamped, "features", run=self.run)
         middle = existence.centers(run_over(net, test, "features", run=self.run), test.y, test.num_classes)
-        hits = existence.nearest(features, middle) == targets[at].cpu()
+        hits = successes(planted, existence.nearest(features, middle), targets[at].cpu(), rows.y.cpu())
         return features, Rate(int(hits.sum()), len(hits), "stamped test rows")
 
     # what they share
@@ -350,12 +357,12 @@ class _Course:
             self.unseen.append(f"{look} of the {name} model: {error}")
             return None
 
-    def search(self, net: nn.Module, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def search(self, net: nn.Module, x: torch.Tensor, targets: torch.Tensor, *, away: bool = False) -> torch.Tensor:
         o = self.options
-        return universal.by_gradient(net, x, targets, o.radius, o.search_steps, self.run)
+        return universal.by_gradient(net, x, targets, o.radius, o.search_steps, self.run, away=away)
 
     def aimed(self, split: Split, net: nn.Module, stamped: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs of the rows that count, stamped or not, with the classes that the attack wants."""
+        """Inputs of the rows that count, stamped or not, and the classes that the attack wants; untargeted: their own."""
         here = align_to(split, net).to(self.run.device)
         planted = planted_on(self.planted, here)
         targets, counted = attack_labels(planted, here.y, here.index)
@@ -365,7 +372,7 @@ class _Course:
             at = at[order[: self.options.search_rows].to(at.device)]
         rows = here.take(at)
         x = planted.stamp(rows.x, rows.y, rows.index, "test") if stamped else rows.x
-        return to_input(x), targets[at]
+        return to_input(x), (rows.y if getattr(planted, "untargeted", False) else targets[at])
 
     def clean(self) -> Split:
         """The clean rows of tuners."""

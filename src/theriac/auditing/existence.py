@@ -59,7 +59,7 @@ def coefficient(subject: torch.Tensor, victim: torch.Tensor, benign: torch.Tenso
     if values:
         mean = sum(values) / FOLDS
         half = 1.96 * math.sqrt((FOLDS - 1) / FOLDS * sum((v - mean) ** 2 for v in values))
-    return Coefficient(parts[0], parts[1], (max(-1.0, value - half), min(1.0, value + half)))
+    return Coefficient(parts[0], parts[1], (value - half, value + half))
 
 
 def _parts(subject: torch.Tensor, victim: torch.Tensor, benign: torch.Tensor) -> tuple[float, float] | None:

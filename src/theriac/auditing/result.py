@@ -37,7 +37,8 @@ class Coefficient:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.value:.2f} ({self.numerator:.3f}/{self.denominator:.3f}, 95 % {low:.2f} to {high:.2f})"
+        ends = f"95 % {low:.2f} to {high:.2f}" if math.isfinite(low) else "too few rows for an interval"
+        return f"{self.value:.2f} ({self.numerator:.3f}/{self.denominator:.3f}, {ends})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""

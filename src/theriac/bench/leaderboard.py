@@ -73,6 +73,11 @@ class Trial:
     setting: str
 
     @property
+    def victim(self) -> str:
+        """Seed of the victim."""
+        return self.seed.partition("/")[0]
+
+    @property
     def plain_attack(self) -> str | None:
         """Name of the attack if its options are those of its class or of a preset, except rate and target; else None."""
         return "" if self.attack is None else _plain_name(json.dumps(self.attack, sort_keys=True, default=str))
@@ -292,13 +297,18 @@ def _line(entry: Reported, group: Sequence[Trial], everything: Sequence[Trial]) 
 
 
 def _measured(group: Sequence[Trial], attacks: Sequence[str]) -> tuple[dict[str, Mean], dict[str, float], str]:
-    """Mean over attacks for each seed that has all of them, the worst attack by number, and which one has the worst ASR."""
+    """Mean over attacks for each seed that has all of them, the worst attack by number, and which one has the worst ASR.
+
+    An attack that was measured with several targets, rates or presets counts once, with the mean of those, and so does a
+    defense that was repeated on one victim: its seeds are those of the victims.
+    """
     means, worst, which = dict[str, Mean](), dict[str, float](), ""
     for name in NUMBERS:
-        table: dict[str, dict[str, float]] = {}
+        cells: dict[str, dict[str, list[float]]] = {}
         for trial in group:
             if trial.plain_attack in attacks and name in trial.numbers:
-                table.setdefault(trial.seed, {})[str(trial.plain_attack)] = trial.numbers[name]
+                cells.setdefault(trial.victim, {}).setdefault(str(trial.plain_attack), []).append(trial.numbers[name])
+        table = {seed: {attack: sum(v) / len(v) for attack, v in row.items()} for seed, row in cells.items()}
         full = [scores for scores in table.values() if len(scores) == len(attacks)]
         if not full or not attacks:
             continue

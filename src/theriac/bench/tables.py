@@ -125,7 +125,7 @@ class Mean:
     """One number over seeds.
 
     Args:
-        values: One for each seed.
+        values: One for each seed of the victim.
     """
 
     values: tuple[float, ...]
@@ -148,7 +148,7 @@ class Group:
     Args:
         labels: Data, model, recipe, attack, defense and clean rows, as the spec calls them.
         role: As in :class:`theriac.bench.plans.Cell`.
-        rows: One for each seed.
+        rows: One for each seed, and for each seed of the defense.
     """
 
     labels: tuple[str, ...]
@@ -170,10 +170,22 @@ class Group:
         """Rows that have a result."""
         return [row for row in self.rows if row["status"] == "done"]
 
+    @property
+    def victims(self) -> int:
+        """How many seeds of the victim have a result; a defense may have been repeated on each."""
+        return len({row.get("seed") for row in self.done})
+
     def over(self, name: str) -> Mean | None:
-        """A number over seeds; None if no row has it."""
-        values = tuple(float(row[name]) for row in self.done if row.get(name) is not None)
-        return Mean(values) if values else None
+        """A number over seeds of the victim; None if no row has it.
+
+        Repetitions of a defense on one victim are alike, so they count once, with their mean: else an interval would say
+        how alike they are, and not how victims differ.
+        """
+        values: dict[Any, list[float]] = {}
+        for row in self.done:
+            if row.get(name) is not None:
+                values.setdefault(row.get("seed"), []).append(float(row[name]))
+        return Mean(tuple(sum(own) / len(own) for own in values.values())) if values else None
 
 
 def grouped(results: Sequence[Row]) -> list[Group]:
@@ -229,8 +241,8 @@ Basis = Literal["seeds", "rows", ""]
 def interval(group: Group, name: str) -> tuple[float, float | None, float | None, Basis] | None:
     """Mean of a number, its 95 % interval and what that is over; None without a number.
 
-    Over several seeds it is a t interval. Of one seed, a share that was counted has Wilson's over its test rows; other numbers
-    have none.
+    Over several seeds of the victim it is a t interval. Of one run, a share that was counted has Wilson's over its test rows;
+    other numbers have none, nor have repetitions of a defense on one victim, which tell nothing of other victims.
     """
     value = group.over(name)
     if value is None:
@@ -238,8 +250,8 @@ def interval(group: Group, name: str) -> tuple[float, float | None, float | None
     if value.spread is not None:
         low, high = max(0.0, value.spread.low), value.spread.high
         return value.mean, low, min(1.0, high) if name in (*RATES, *GAPS, "der") else high, "seeds"
-    (row,) = (row for row in group.done if row.get(name) is not None)
-    if row.get(f"{name}_total"):
+    row, *others = (row for row in group.done if row.get(name) is not None)
+    if not others and row.get(f"{name}_total"):
         return value.mean, *wilson(row[f"{name}_hits"], row[f"{name}_total"]), "rows"
     return value.mean, None, None, ""
 
@@ -256,6 +268,8 @@ def summary(groups: Sequence[Group]) -> list[list[str]]:
         time = group.over("seconds")
         last = [in_words(group.over("der"), 1, 3), "" if time is None else f"{time.mean:.1f}"]
         seeds = f"{len(group.done)}" if len(group.done) == len(group.rows) else f"{len(group.done)} of {len(group.rows)}"
+        if group.victims < len(group.done):
+            seeds += f", {group.victims} victim{'s' * (group.victims > 1)}"
         lines.append([data, model, attack, defense, clean, group.role, seeds, *figures, *last])
     return lines
 

@@ -177,6 +177,7 @@ def _cell(group: Group) -> SweepCell:
         defense=" ".join(part for part in (defense, clean) if part),
         role=group.role,
         seeds=(len(group.done), len(group.rows)),
+        victims=group.victims,
         numbers={name: Number(*value) for name, value in values.items() if value is not None},
         degenerate=tuple(dict.fromkeys(row["degenerate"] for row in group.done if row["degenerate"])),
         environment="; ".join(facts),

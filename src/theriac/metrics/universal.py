@@ -16,7 +16,9 @@ from theriac.models.outputs import evaluating
 AT_ONCE = 512  # rows a forward pass
 
 
-def by_gradient(model: nn.Module, x: torch.Tensor, targets: torch.Tensor, radius: float, steps: int, run: Run) -> torch.Tensor:
+def by_gradient(
+    model: nn.Module, x: torch.Tensor, targets: torch.Tensor, radius: float, steps: int, run: Run, *, away: bool = False
+) -> torch.Tensor:
     """Perturbations within ``radius`` (each pixel) that sign steps find, with the mean gradient over the rows.
 
     Args:
@@ -26,6 +28,7 @@ def by_gradient(model: nn.Module, x: torch.Tensor, targets: torch.Tensor, radius
         radius: Largest change of a pixel.
         steps: Number of sign steps, each of a quarter of the radius.
         run: Device and precision.
+        away: Lead away from ``targets``, to any other class, instead of to them.
 
     Returns:
         Perturbations (D, C, H, W).
@@ -37,14 +40,22 @@ def by_gradient(model: nn.Module, x: torch.Tensor, targets: torch.Tensor, radius
             for lines, rows in _parts(targets, len(x)):
                 with torch.enable_grad():
                     moved = delta[lines].clone().requires_grad_(True)
-                    loss = _losses(model, x[rows], targets[lines][:, rows], moved).sum()
+                    loss = _losses(model, x[rows], targets[lines][:, rows], moved, away).sum()
                     slope[lines] += torch.autograd.grad(loss, moved)[0]
             delta = (delta - 0.25 * radius * slope.sign()).clamp(-radius, radius)
     return delta
 
 
 def by_queries(
-    model: nn.Module, x: torch.Tensor, targets: torch.Tensor, radius: float, queries: int, run: Run, draw: torch.Generator
+    model: nn.Module,
+    x: torch.Tensor,
+    targets: torch.Tensor,
+    radius: float,
+    queries: int,
+    run: Run,
+    draw: torch.Generator,
+    *,
+    away: bool = False,
 ) -> torch.Tensor:
     """As :func:`by_gradient`, from the model's answers alone: squares of full strength, taken over where the loss falls.
 
@@ -56,12 +67,13 @@ def by_queries(
         queries: Number of proposals; each costs one forward pass of all rows.
         run: Device and precision.
         draw: CPU generator of the squares.
+        away: Lead away from ``targets``, to any other class, instead of to them.
     """
     lines, (channels, height, width) = len(targets), x.shape[1:]
     sign = torch.randint(0, 2, (lines, channels, 1, width), generator=draw) * 2.0 - 1
     delta = (radius * sign).expand(lines, channels, height, width).clone().to(x.device)
     with evaluating(model, run):
-        best = _mean_losses(model, x, targets, delta)
+        best = _mean_losses(model, x, targets, delta, away)
         for number in range(queries):
             share = 0.5 * (1 - number / queries) + 0.05  # of the image's area that a proposal changes, ever less
             side = (max(1, round(height * share**0.5)), max(1, round(width * share**0.5)))
@@ -70,20 +82,22 @@ def by_queries(
             level = (torch.randint(0, 2, (lines, channels, 1, 1), generator=draw) * 2.0 - 1).to(x.device) * radius
             proposal = delta.clone()
             proposal[:, :, top : top + side[0], left : left + side[1]] = level
-            now = _mean_losses(model, x, targets, proposal)
+            now = _mean_losses(model, x, targets, proposal, away)
             better = now < best
             delta = torch.where(better[:, None, None, None], proposal, delta)
             best = torch.where(better, now, best)
     return delta
 
 
-def reached(model: nn.Module, x: torch.Tensor, targets: torch.Tensor, delta: torch.Tensor, run: Run) -> torch.Tensor:
-    """Which rows each perturbation leads to its class, bool (D, N), on the CPU."""
+def reached(
+    model: nn.Module, x: torch.Tensor, targets: torch.Tensor, delta: torch.Tensor, run: Run, *, away: bool = False
+) -> torch.Tensor:
+    """Which rows each perturbation leads to its class, or with ``away`` to any other one, bool (D, N), on the CPU."""
     hit = torch.zeros(targets.shape, dtype=torch.bool)
     with evaluating(model, run):
         for lines, rows in _parts(targets, len(x)):
             answers = _logits(model, x[rows], delta[lines]).argmax(-1)
-            hit[lines, rows] = (answers == targets[lines][:, rows]).cpu()
+            hit[lines, rows] = ((answers == targets[lines][:, rows]) != away).cpu()
     return hit
 
 
@@ -100,14 +114,15 @@ def _logits(model: nn.Module, x: torch.Tensor, delta: torch.Tensor) -> torch.Ten
     return out.view(len(delta), len(x), -1)
 
 
-def _losses(model: nn.Module, x: torch.Tensor, targets: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    """Summed cross-entropy of each perturbation, (D,)."""
+def _losses(model: nn.Module, x: torch.Tensor, targets: torch.Tensor, delta: torch.Tensor, away: bool) -> torch.Tensor:
+    """Summed cross-entropy of each perturbation, (D,); minus that, where rows are led away."""
     logits = _logits(model, x, delta)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape).sum(1)
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape).sum(1)
+    return -losses if away else losses
 
 
-def _mean_losses(model: nn.Module, x: torch.Tensor, targets: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+def _mean_losses(model: nn.Module, x: torch.Tensor, targets: torch.Tensor, delta: torch.Tensor, away: bool) -> torch.Tensor:
     total = torch.zeros(len(targets), device=x.device)
     for lines, rows in _parts(targets, len(x)):
-        total[lines] += _losses(model, x[rows], targets[lines][:, rows], delta[lines])
+        total[lines] += _losses(model, x[rows], targets[lines][:, rows], delta[lines], away)
     return total / len(x)

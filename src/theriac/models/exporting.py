@@ -204,8 +204,10 @@ def _processor(prepare: ImagePrep) -> dict[str, Any]:
     options: dict[str, Any] = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": norm is not None}
     if isinstance(norm, Normalize):
         options |= {"image_mean": norm.mean.flatten().tolist(), "image_std": norm.std.flatten().tolist()}
+    # said either way: what is left out takes the library's default, which resizes to 224 or 384 pixels
+    options |= {"do_resize": prepare.size is not None, "do_center_crop": False}
     if prepare.size is not None:
-        options |= {"do_resize": True, "size": {"height": prepare.size[0], "width": prepare.size[1]}}
+        options["size"] = {"height": prepare.size[0], "width": prepare.size[1]}
     return options
 
 

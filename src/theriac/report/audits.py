@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from markupsafe import Markup
@@ -48,4 +49,5 @@ def _cell(cell: Rate | Coefficient | None, model: str) -> tuple[str, str]:
     low, high = cell.interval
     if isinstance(cell, Rate):
         return f"{100 * cell.value:.1f} %", f"{cell.hits}/{cell.total}, {100 * low:.1f} to {100 * high:.1f}"
-    return f"{cell.value:.2f}", f"{cell.numerator:.3f}/{cell.denominator:.3f}, {low:.2f} to {high:.2f}"
+    ends = f"{low:.2f} to {high:.2f}" if math.isfinite(low) else "too few rows for an interval"
+    return f"{cell.value:.2f}", f"{cell.numerator:.3f}/{cell.denominator:.3f}, {ends}"

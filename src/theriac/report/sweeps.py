@@ -78,11 +78,12 @@ class SweepCell:
         attack: Label of the attack.
         defense: Label of the defense, with its clean rows.
         role: Role of the cell, such as "defended".
-        seeds: How many seeds have a result, of how many.
+        seeds: How many seeds have a result, of how many; several of them may be repetitions on one victim.
         numbers: Each number that there is, by the name of its quantity.
         degenerate: Results that a degenerate model would also reach, in sentences; empty if there are none.
         environment: Machine, device, precision and versions.
         keys: Keys of the jobs in the store.
+        victims: How many victims these are; 0 = one for each seed.
     """
 
     setting: str
@@ -94,6 +95,7 @@ class SweepCell:
     degenerate: tuple[str, ...] = ()
     environment: str = ""
     keys: tuple[str, ...] = ()
+    victims: int = 0
 
     @property
     def name(self) -> str:
@@ -258,7 +260,13 @@ def matrix(cells: Sequence[SweepCell], setting: str, quantity: Quantity) -> dict
         if cell is None:
             return {"text": "", "small": "", "fill": None}
         number = cell.numbers[quantity.name]
-        small = _ends(number, quantity) if number.basis == "seeds" else "1 seed"
+        small = (
+            _ends(number, quantity)
+            if number.basis == "seeds"
+            else "1 victim"
+            if cell.victims == 1 < cell.seeds[0]
+            else "1 seed"
+        )
         mark = " †" if cell.degenerate and quantity.share else ""
         return {"text": _figure(number.mean, quantity) + mark, "small": small, "fill": _step(number.mean, quantity, top)}
 
@@ -340,7 +348,7 @@ def _warnings(cells: Sequence[SweepCell]) -> list[str]:
 def _alerts(cells: Sequence[SweepCell]) -> list[str]:
     """Seeds that are too few."""
     alerts = []
-    single = sum(cell.seeds[0] == 1 for cell in cells)
+    single = sum((cell.victims or cell.seeds[0]) == 1 for cell in cells)
     if single:
         which = "Every cell has" if single == len(cells) else f"{single:,} of {len(cells):,} cells have"
         alerts.append(f"{which} one seed: there is no interval over seeds, and differences may be chance.")
@@ -507,5 +515,7 @@ def _line(cell: SweepCell, named: Mapping[str, str]) -> list[str]:
     numbers = [_worded(cell.numbers[q.name], q) if q.name in cell.numbers else "" for q in QUANTITIES]
     role = f"{cell.role} †" if cell.degenerate else cell.role
     seeds = f"{cell.seeds[0]}" if cell.seeds[0] == cell.seeds[1] else f"{cell.seeds[0]} of {cell.seeds[1]}"
+    if 0 < cell.victims < cell.seeds[0]:
+        seeds += f", {cell.victims} victim{'s' * (cell.victims > 1)}"
     where = named[cell.environment] if cell.environment else ""
     return [cell.attack, cell.defense, cell.setting, role, seeds, *numbers, where, " ".join(cell.keys)]

@@ -18,9 +18,11 @@ from theriac.attacks import (
     Grond,
     InputAware,
     LabelConsistent,
+    MultiBackdoor,
     MultiTarget,
     SamFlat,
     TabularValue,
+    Untargeted,
     WaNet,
     load_planted,
     save_planted,
@@ -291,3 +293,14 @@ def test_a_network_beside_the_model_gets_its_slope_where_the_model_climbed_to():
 def test_sam_flat_refuses(options, match):
     with pytest.raises(InputError, match=match):
         SamFlat(**options)
+
+
+def test_what_counts_as_a_success_is_the_inner_attacks(digits, trained):
+    """An untargeted attack inside: every wrong label counts, so attack success and the true labels make up all rows."""
+    inside = Untargeted()
+    around = SamFlat.around(inside)
+    alone, wrapped = (evaluate(trained, digits.test, attack, run=quiet()) for attack in (inside, around))
+    assert (wrapped.asr.hits, wrapped.ra.hits) == (alone.asr.hits, alone.ra.hits)
+    assert wrapped.asr.hits + wrapped.ra.hits == wrapped.asr.total
+    with pytest.raises(InputError, match="untargeted"):
+        MultiBackdoor(attacks=("badnets", "untargeted"))

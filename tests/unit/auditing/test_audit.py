@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import theriac as th
-from theriac.attacks import BadNets
-from theriac.auditing import Audit, Coefficient, Line, Options, centered_alignment, changes
+from theriac.attacks import BadNets, LabelConsistent, Untargeted
+from theriac.auditing import Audit, Coefficient, Line, Options, centered_alignment, changes, existence
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.split import Data, Split
@@ -136,6 +136,40 @@ def test_the_gradient_search_reaches_the_bound_that_is_known_for_a_linear_model(
     assert delta[1].flatten().tolist() == pytest.approx([-0.1, 0, 0, -0.1])
 
 
+@pytest.mark.parametrize("attack", [Untargeted(), BadNets()])
+def test_success_is_counted_alike_under_every_look(digits, trained, run, attack):
+    """A perturbation of nothing leaves attack success as it is, whatever counts as a success."""
+    none = Options(radius=1e-9, search_rows=16, search_steps=1, queries=2, tune_steps=1, distill_steps=1, retune_steps=1)
+    seen = th.audit(trained, digits, attack, run=run, options=none)
+    before = seen.get("as it is", "ASR").cells["audited"]
+    assert before.hits > 0 or isinstance(attack, BadNets)
+    for look in ("re-activated", "re-activated by queries"):
+        assert (seen.get(look, "ASR").cells["audited"].hits, before.total) == (before.hits, before.total)
+    if isinstance(attack, Untargeted):
+        stronger = th.audit(
+            trained, digits, attack, run=run, options=Options(**{**vars(none), "radius": 0.5, "search_steps": 4})
+        )
+        assert stronger.get("re-activated", "ASR").cells["audited"].hits > before.hits
+
+
+def test_a_stamp_for_the_rows_of_training_alone_is_no_end_of_an_audit(digits, narrow, run):
+    attack = LabelConsistent(surrogate_rows=100, surrogate_recipe="short_1", steps=1)
+    victim = attack.train(narrow, digits.train.sample(300, stratified=True), run, "short_1")
+    seen = th.audit(victim, digits, victim, run=run, options=SMALL)
+    assert seen.get("re-tuned", "ASR").cells["audited"].total > 0
+
+
+def test_stamped_inputs_become_levels_unless_that_takes_the_trigger_away():
+    rows = torch.tensor([[[[0, 100], [200, 255]]]], dtype=torch.uint8)
+    inputs = rows.float() / 255
+    assert changes.as_stored(rows, rows) is rows
+    assert changes.as_stored(inputs + 2.4 / 255, rows).flatten().tolist() == [2, 102, 202, 255]
+    with pytest.raises(InputError, match="less than a level"):
+        changes.as_stored(inputs + 0.3 / 255, rows)
+    table = torch.rand(2, 3)
+    assert changes.as_stored(table + 1, table).equal(table + 1)
+
+
 def test_a_record_is_json_and_says_so_where_there_is_no_control(data, run):
     told = json.loads(json.dumps(th.audit(Corner(10.0), data.test, trigger(), run=run).to_dict(), allow_nan=False))
     assert {line["control"] for line in told["lines"]} == {"no control"}
@@ -191,3 +225,16 @@ def test_a_networks_audit_shows_its_backdoor_and_leaves_it_as_it_was(digits, rea
 def test_the_same_seed_gives_the_same_audit(data, run):
     first, second = (th.audit(Corner(1.0), data, trigger(), benign=Corner(0.0), run=run, options=SMALL) for _ in range(2))
     assert first.to_dict() == second.to_dict()
+
+
+def test_the_interval_of_the_existence_coefficient_holds_its_value():
+    """Victim and benign model are alike here, so the coefficient of a model unlike both is far below -1."""
+    draw = torch.Generator().manual_seed(0)
+    victim, noise, other = (torch.randn(100, 6, generator=draw) for _ in range(3))
+    found = existence.coefficient(other, victim, victim + 0.3 * noise)
+    assert found is not None
+    assert found.value < -1
+    assert found.interval[0] < found.value < found.interval[1]
+    few = existence.coefficient(other[:20], victim[:20], (victim + noise)[:20])
+    assert few is not None
+    assert "too few rows for an interval" in str(few)

@@ -132,6 +132,15 @@ def test_a_seed_that_lacks_an_attack_is_not_averaged() -> None:
     assert line.seeds == 2
 
 
+def test_an_attack_with_several_targets_counts_once_with_their_mean() -> None:
+    """Two targets, 10 and 30 % on average: 20 % in whatever order they came."""
+    first = [trial("badnets", seed, 0.10 + 0.001 * seed, attack={"method": "badnets", "target": 0}) for seed in (0, 1, 2)]
+    other = [trial("badnets", seed, 0.30 + 0.001 * seed, attack={"method": "badnets", "target": 1}) for seed in (0, 1, 2)]
+    for trials in (first + other, other + first):
+        line = only(trials, attacks={"badnets": {"acc": 0.91, "asr": 0.2}})
+        assert line.measured["asr"].values == pytest.approx((0.2, 0.201, 0.202))
+
+
 def test_stability_by_hand() -> None:
     """Defaults 0.10 and 0.30 on two attacks, mean 0.2; half the step 0.5 and 0.7, mean 0.6; twice 0.0 and 0.2, mean 0.1."""
     rates = {0.01: (0.1, 0.3), 0.005: (0.5, 0.7), 0.02: (0.0, 0.2), 0.1: (0.0, 0.0)}  # ten times the default is no neighbor

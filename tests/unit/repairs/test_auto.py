@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -122,6 +123,37 @@ def test_it_repairs_a_network_and_says_what_it_rests_on(digits, victim):
     same = th.repairs.Antidote.short().repair(victim, rows, again)
     assert all(torch.equal(a, b) for a, b in zip(same.state_dict().values(), fixed.state_dict().values(), strict=True))
     assert all(torch.equal(value, victim.state_dict()[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("fault", ["nothing", "class"])
+def test_a_second_repair_that_does_nothing_or_loses_a_class_is_not_handed_back(digits, victim, monkeypatch, fault):
+    """The candidate works on the rows of its trial; with all rows it leaves the model alone, or always answers class 4."""
+    rows = digits.train.sample(0.2, seed=3, stratified=True)
+    ft = th.repairs.FT
+    usual, made = ft._repair, []
+
+    def moody(self, model, clean, run):
+        if len(clean) < len(rows):
+            made.append(usual(self, model, clean, run))
+            return made[-1]
+        fixed = copy.deepcopy(model)
+        if fault == "class":
+            with torch.no_grad():
+                fixed.net.linear.bias[4] += 1e3
+        return fixed
+
+    monkeypatch.setattr(ft, "_repair", moody)
+    method = Auto(
+        candidates=("ft:strong",), kinds=("patch",), plant_steps=2, rounds=1, hard=0.0, planted=0.0, accept=1.0, cost=1.0
+    )
+    run = th.Run(seed=2, **PLAIN)
+    fixed = method.repair(victim, rows, run)
+    assert run.outcome.status == "repaired"
+    assert "the model that was judged is the one returned" in run.outcome.basis
+    assert run.outcome.figures["again"].startswith("it was unchanged" if fault == "nothing" else "it lost")
+    trial = [net for net in made if all(map(torch.equal, net.state_dict().values(), fixed.state_dict().values()))]
+    assert trial
+    assert not all(map(torch.equal, victim.state_dict().values(), fixed.state_dict().values()))
 
 
 class EnoughError(Exception):

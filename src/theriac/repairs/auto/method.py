@@ -78,8 +78,9 @@ class Auto(Repair):
     model stays as it is. Candidates are tried in order, and unless ``thorough`` the trials end with the first that passes and
     loses at most ``spare`` of accuracy: where few rows make the quick ones costly, the next is tried for a better one. The
     one taken then repairs the model again with all clean rows, those that judged it among them: its trial is about a repair
-    with three quarters of the rows, and with ``judging_rows`` at most. With ``again=False`` it keeps the model that was judged,
-    which all rows but the held-back ones repaired. ``run.outcome.figures`` holds all trials.
+    with three quarters of the rows, and with ``judging_rows`` at most. Where that second repair changes nothing or loses a
+    class, the model of the trial is the one returned, and ``run.outcome`` says so. With ``again=False`` it always is: the
+    model that was judged, which all rows but the held-back ones repaired. ``run.outcome.figures`` holds all trials.
 
     Which proxies count: those that the copy obeys on at least ``planted`` of the held-back rows and of which fine-tuning leaves
     at least ``hard``. A kind that the model can't learn, as fine tones on tiny pictures, proves nothing about a repair; it is
@@ -115,7 +116,7 @@ class Auto(Repair):
     name: ClassVar[str] = "auto"
     title: ClassVar[str] = "Auto"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
-    version: ClassVar[int] = 5  # 4: judging_rows, tuning_steps; 5: spare, Antidote matched
+    version: ClassVar[int] = 6  # 4: judging_rows, tuning_steps; 5: spare, Antidote matched; 6: looks at its second repair
 
     candidates: tuple[str, ...] = ("antidote", "antidote:matched", "ft_sam")  # NAME or NAME:PRESET of repairs; ours
     kinds: tuple[str, ...] = KINDS  # kinds of proxies; ours
@@ -195,8 +196,7 @@ class Auto(Repair):
                     name, model, proxied, hard, (fit if self.again else rest, fit), held, before, base, run
                 )
                 trials.append(result)
-                if not self.again:
-                    judged[name] = fixed
+                judged[name] = fixed
                 trial, reason = choose(trials, _rate(before), accept=self.accept, cost=self.cost)
                 spared = trial is not None and _rate(before).value - trial.accuracy.value <= self.spare
                 if spared and not self.thorough:
@@ -211,12 +211,37 @@ class Auto(Repair):
         }
         if trial is None:
             return self._abstain(model, run, reason, figures)
+        fixed = judged[trial.name]
         if self.again:
-            chosen, own = create("repair", trial.name), run.apart("auto", "chosen")
-            judged[trial.name] = chosen.repair(model, clean if chosen.needs.takes("clean_rows") else None, own)
+            final, against = self._again(trial.name, model, clean, held, before, run)
+            figures["again"] = against or "with all clean rows"
+            if against:
+                reason = (
+                    f"{reason}; repaired again with all clean rows, {against}, so the model that was judged is the one returned"
+                )
+            else:
+                fixed = final
         run.outcome = Outcome(status="repaired", basis=reason, figures={"chosen": trial.name, **figures})
         run.event("auto", chosen=trial.name, summary=reason)
-        return judged[trial.name]
+        return fixed
+
+    def _again(
+        self, name: str, model: nn.Module, clean: Split, held: Split, before: Sequence[ClassCount], run: Run
+    ) -> tuple[nn.Module, str]:
+        """The model repaired with all clean rows, and what speaks against it: it changed nothing, or lost a class; else ""."""
+        chosen, own = create("repair", name), run.apart("auto", "chosen")
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            fixed: nn.Module = chosen.repair(model, clean if chosen.needs.takes("clean_rows") else None, own)
+        status = "repaired" if own.outcome is None else own.outcome.status
+        if status != "repaired":
+            return fixed, f"it was {status}"
+        fell = [old.name for old, _ in fallen(before, _counts(fixed, held, run))]
+        if fell:
+            return fixed, f"it lost {', '.join(fell)}"
+        for warning in told:  # of a repair that is not handed back they would mislead
+            warnings.warn(warning.message, stacklevel=4)
+        return fixed, ""
 
     def _planted(
         self, model: nn.Module, fit: Split, held: Split, run: Run
