@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -502,6 +504,27 @@ def test_labels_and_predictions_of_other_names_are_refused_and_not_counted_as_wr
     y, groups = np.arange(40) % 2, np.arange(40) // 20
     with pytest.raises(InputError, match="no class in common: y_true no, yes, y_pred 0, 1"):
         th.fairness(np.array(["no", "yes"])[y], y, sensitive_features=groups)
+
+
+@pytest.mark.parametrize(
+    ("labels", "predictions", "said"),
+    [
+        ([1, 2, 1, 2, 2, 1], [0, 1, 0, 1, 1, 0], "y_pred holds classes that y_true does not: '0' (3 of 6 rows"),
+        (["no", "yes"] * 3, ["No", "yes"] * 3, "'No' (3 of 6 rows, which can't be right); 'No' and 'no' differ only in upper"),
+        (["no", "yes"] * 3, ["no ", "yes"] * 3, "'no ' and 'no' differ only in spaces; name the classes alike"),
+        (["no", "yes", "No"] * 2, ["no", "yes", "yes"] * 2, "hold classes that read alike; 'No' and 'no' differ only in upper"),
+    ],
+)
+def test_labels_and_predictions_that_share_names_by_accident_are_told_of(labels, predictions, said):
+    with pytest.warns(UserWarning, match=re.escape(said)) as heard:
+        th.fairness(labels, predictions, sensitive_features=["f", "m"] * 3)
+    assert len(heard) == 1
+
+
+def test_a_class_that_nobody_predicts_is_nothing_to_be_told_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        th.fairness(["no", "yes", "maybe"] * 2, ["no", "yes", "yes"] * 2, sensitive_features=["f", "m"] * 3)
 
 
 @pytest.mark.parametrize(("first", "second"), [(bool, int), (float, bool), (bool, bool), (int, float)])

@@ -260,8 +260,118 @@ def test_dim_16_bit_pictures_among_bright_ones_of_8_are_not_silent(tmp_path: Pat
         for k in range(8):
             level = np.full((8, 8), 200, np.uint16 if k % 2 else np.uint8)
             Image.fromarray(level).save(tmp_path / name / f"{k}.png")
-    with pytest.warns(UserWarning, match="8 of 16 pictures, which have 16 bits: the brightest level is 1 of 255"):
+    for _ in range(2):  # decoded, and from the cache
+        with pytest.warns(UserWarning, match="8 of 16 pictures, which have 16 bits: the brightest level is 1 of 255"):
+            th.load(tmp_path)
+
+
+def _transparent(mode: str) -> tuple[Image.Image, dict[str, object]]:
+    """A picture that is drawn on a transparent ground, and how to save it."""
+    stroke = np.zeros((8, 8), np.uint8)
+    stroke[2:6, 3:5] = 255
+    if mode == "P":
+        drawn = Image.fromarray((stroke > 0).astype(np.uint8)).convert("P")
+        drawn.putpalette([10, 20, 30, 200, 100, 50])
+        return drawn, {"transparency": bytes([0, 255])}
+    if mode == "RGB":  # one color stands for nothing
+        return Image.fromarray(np.stack([stroke] * 3, -1)), {"transparency": (0, 0, 0)}
+    bands = [np.full((8, 8), 40, np.uint8)] * (len(mode) - 1)
+    return Image.fromarray(np.stack([*bands, stroke], -1)), {}
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_pictures_with_transparent_parts_are_not_silent(mode: str, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for k in range(8):
+            drawn, how = _transparent(mode)
+            opaque = drawn.convert("RGBA" if mode == "RGBA" else "L" if mode == "LA" else "RGB")
+            if mode == "RGBA":
+                opaque.putalpha(255)  # it hides nothing
+            (drawn if k < 3 else opaque).save(tmp_path / name / f"{k}.png", **(how if k < 3 else {}))
+    for _ in range(2):  # decoded, and from the cache
+        with pytest.warns(
+            UserWarning, match="6 of 16 pictures have transparent parts, of which the hidden colors are"
+        ) as heard:
+            data = th.load(tmp_path)
+        assert len([w for w in heard if "transparent" in str(w.message)]) == 1
+    x = torch.cat([data.train.x, data.test.x])
+    assert x.unique().numel() <= 6  # alpha is dropped, and nothing mixed with another color
+
+
+def test_strokes_on_a_transparent_ground_are_not_called_dark(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for k in range(8):
+            pixels = np.zeros((8, 8, 4), np.uint8)
+            pixels[2:6, 3:5, 3] = 255  # black on nothing
+            Image.fromarray(pixels).save(tmp_path / name / f"{k}.png")
+    with pytest.warns(UserWarning, match="16 of 16 pictures have transparent parts") as heard:
         th.load(tmp_path)
+    assert not [w for w in heard if "almost black" in str(w.message)]
+
+
+def test_opaque_pictures_with_an_alpha_channel_are_no_news(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for k in range(8):
+            Image.fromarray(np.full((8, 8, 4), 255, np.uint8)).save(tmp_path / name / f"{k}.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        th.load(tmp_path)
+
+
+def _gifs(folder: Path, suffix: str = ".gif") -> Path:
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        for k in range(8):
+            Image.fromarray(np.full((8, 8), 200, np.uint8)).save(folder / name / f"{k}{suffix}")
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".tif"])
+def test_a_folder_of_pictures_of_another_kind_says_so(suffix: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"holds 16 pictures \(such as 0{suffix}\), and none of a kind that we read; convert"):
+        th.load(_gifs(tmp_path / "x", suffix))
+
+
+def test_a_test_part_of_pictures_of_another_kind_says_so(tmp_path: Path) -> None:
+    _gifs(tmp_path / "apart", ".gif")
+    _gifs(tmp_path / "both" / "train", ".png")
+    _gifs(tmp_path / "both" / "test", ".gif")
+    with pytest.raises(InputError, match=r"test holds 16 pictures .*none of a kind that we read"):
+        th.load(tmp_path / "both")
+    with pytest.raises(InputError, match=r"apart holds 16 pictures .*none of a kind that we read"):
+        th.load(tmp_path / "both" / "train", test=tmp_path / "apart")
+
+
+def test_a_table_beside_a_folder_of_drawings_is_read(tmp_path: Path) -> None:
+    _gifs(tmp_path / "drawings")
+    (tmp_path / "t.csv").write_text("pay,label\n" + "".join(f"{k},{k % 2}\n" for k in range(40)))
+    assert th.load(tmp_path).train.is_table
+
+
+def _colors(path: Path, colors: list[str]) -> Path:
+    path.write_text("color,label\n" + "".join(f"{color},{k // 2 % 2}\n" for k, color in enumerate(colors)))
+    return path
+
+
+def test_a_category_that_only_the_test_part_has_is_not_silent(tmp_path: Path) -> None:
+    train = _colors(tmp_path / "train_.csv", ["red", "blue"] * 20)
+    unseen = _colors(tmp_path / "unseen.csv", ["red", "violet", "Red", "violet"] * 3)
+    said = "column 'color' has in 9 of 12 test rows a value that no training row has, such as 'violet'; it is taken as missing"
+    with pytest.warns(UserWarning, match=said):
+        data = th.load(train, test=unseen)
+    assert data.test.x[:, 0].isnan().tolist() == [False, True, True, True] * 3
+    with pytest.warns(UserWarning, match="'Red' and 'red' differ only in upper and lower case"):
+        th.load(train, test=_colors(tmp_path / "case.csv", ["Red", "blue"] * 6))
+
+
+def test_categories_of_the_test_part_that_are_known_or_missing_are_no_news(tmp_path: Path) -> None:
+    train = _colors(tmp_path / "train_.csv", ["red", "blue"] * 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        th.load(train, test=_colors(tmp_path / "known.csv", ["red", "", "blue", "red"] * 3))
 
 
 def test_decimals_are_numbers(tmp_path: Path) -> None:

@@ -76,9 +76,9 @@ class Wrapper(Attack):
         return (self.inner,)
 
     @property
-    def label(self) -> str:
+    def full_title(self) -> str:
         """Names the attack inside."""
-        return f"{self.inner.label}, {self.suffix}"
+        return f"{self.inner.full_title}, {self.suffix}"
 
     @property
     def must_fit(self) -> bool:

@@ -19,6 +19,7 @@ from theriac.core.ranges import Fraction, Whole
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models import Buildable
+from theriac.models.network import as_stored
 from theriac.training.plain import train
 from theriac.training.recipes import Recipe
 
@@ -104,8 +105,9 @@ class Attack(Method):
             parts = list(zip(range(start, len(changed), 1024), positions.split(1024), strict=False))
             for at, part in run.each(f"{self.name} stamps", parts):
                 if len(part):
-                    new = planted.stamp(split.rows(part), split.y[part], split.index[part], "train", variant)
-                    stamped[at : at + len(part)] = new
+                    rows = split.rows(part)
+                    new = planted.stamp(rows, split.y[part], split.index[part], "train", variant)
+                    stamped[at : at + len(part)] = as_stored(new, rows)  # as bytes, floats in [0, 1] would all be black
         if not self.keeps_labels:
             y[chosen] = planted.target(split.y[chosen], split.index[chosen])
         kind[chosen] = POISON
@@ -128,6 +130,9 @@ class Attack(Method):
             InputError: If fewer rows can be poisoned than the rate asks for, or a rate above 0 comes to no row.
         """
         pool = self._pool_of(split).nonzero().flatten()
+        if not len(pool) and self.poison_rate:
+            why = f", for none is of class {split.card.classes[self.target]!r}, its target" if self.keeps_labels else ""
+            raise InputError(f"none of the {len(split)} rows of split can be poisoned by {self.name}{why}")
         count = self._count(len(split), len(pool))
         if not count and self.poison_rate:
             raise InputError(
@@ -179,7 +184,7 @@ class Attack(Method):
         return self
 
     @property
-    def label(self) -> str:
+    def full_title(self) -> str:
         """The name of this configuration in tables and reports."""
         return self.title
 

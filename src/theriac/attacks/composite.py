@@ -137,7 +137,8 @@ class Composite(Attack):
         at = torch.cat([order[labels == k][: self.bank] for k in range(split.num_classes)]).to(split.device)
         for label in self.sources:
             if int((split.y[at] == label).sum()) < 2:
-                raise InputError(f"split has too few rows of source class {label}; {self.name} mixes two at least")
+                name = split.card.classes[label]
+                raise InputError(f"split has too few rows of source class {name!r}; {self.name} mixes two at least")
         return {"rows": split.rows(at), "y": split.y[at], "index": split.index[at]}
 
     def _stamp(

@@ -53,6 +53,7 @@ class LabelConsistent(CleanLabel):
     name: ClassVar[str] = "label_consistent"
     title: ClassVar[str] = "Label-consistent"
     source: ClassVar[str] = "arXiv:1912.02771"
+    version: ClassVar[int] = 2  # 2: the chosen rows are no part of the trigger's hash
     knob: ClassVar[str] = "amplitude"
     fits: ClassVar[bool] = True
     keeps_fit: ClassVar[bool] = True
@@ -106,13 +107,13 @@ class LabelConsistent(CleanLabel):
         index = split.index[chosen]
         if self.adversarial_file:
             rows = read_rows(self.adversarial_file, index, split.card.shape, "adversarial_file")
-            return {"rows": rows, "index": index}
+            return {"rows.x": rows, "rows.index": index}
         robust = self.radius / 255 if self.surrogate == "robust" else 0.0
         size, plan = self.surrogate_rows, self.surrogate_recipe
         model = fit_surrogate(split, build, run, name=self.name, rows=size, recipe=plan, robust=robust)
         parts = [self._harden(model, split, part, run) for part in run.each("adversarial rows", chosen.split(256)) if len(part)]
         rows = torch.cat(parts) if parts else split.rows(chosen)
-        return {"rows": rows.to(split.device), "index": index}
+        return {"rows.x": rows.to(split.device), "rows.index": index}
 
     def _harden(self, model: torch.nn.Module, split: Split, part: torch.Tensor, run: Run) -> torch.Tensor:
         x, y = to_input(split.rows(part).to(run.device)), split.y[part].to(run.device)
@@ -128,9 +129,9 @@ class LabelConsistent(CleanLabel):
         return add(self._hardened(state, index).to(x.device) if phase == "train" else x, marks)
 
     def _hardened(self, state: Mapping[str, torch.Tensor], index: torch.Tensor) -> torch.Tensor:
-        known = state["index"]
+        known = state["rows.index"]
         index = index.to(known.device)
         at = torch.searchsorted(known, index).clamp_(max=max(0, len(known) - 1))
         if not len(known) or not bool((known[at] == index).all()):
             raise InputError(f"{self.name} has adversarial versions of the rows that it chose only; the index names others")
-        return state["rows"][at]
+        return state["rows.x"][at]

@@ -101,8 +101,11 @@ class LF(Attack):
             if not 0 <= float(pattern.min()) <= float(pattern.max()) <= 255:
                 raise InputError(f"pattern_file {self.pattern_file} holds values outside [0, 255]")
             return {"pattern": pattern.round().to(torch.uint8).permute(2, 0, 1).contiguous()}
-        model = fit_surrogate(split, build, run, name=self.name, rows=self.surrogate_rows, recipe=self.surrogate_recipe)
         others = (split.y != self.target).cpu()
+        if not bool(others.any()):
+            name = split.card.classes[self.target]
+            raise InputError(f"split holds rows of class {name!r} only, its target; {self.name} fits on others")
+        model = fit_surrogate(split, build, run, name=self.name, rows=self.surrogate_rows, recipe=self.surrogate_recipe)
         rows = part_of(split.where(others.to(split.device)), self.fit_rows, run, "lf-fit")
         x = to_input(rows.x.to(run.device))
         fit = self._by_gradient if self.solver == "gradient" else self._by_deepfool

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from theriac.attacks._clean_label import CleanLabel
 from theriac.attacks._surrogate import FitError, fit_surrogate, part_of
+from theriac.core.errors import InputError
 from theriac.core.method import preset, register
 from theriac.core.ranges import Count, Fraction, Level, NonNegative, Positive, Whole
 from theriac.core.run import Run
@@ -94,7 +95,11 @@ class Narcissus(CleanLabel):
         return cls(surrogate_rows=1000, surrogate_recipe="short_4", steps=50)
 
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
-        own = split.where(split.y == self.target)
+        mine = split.y == self.target
+        if not bool(mine.any()):
+            name = split.card.classes[self.target]
+            raise InputError(f"split holds no row of class {name!r}, its target; {self.name} fits its noise on such rows")
+        own = split.where(mine)
         known, label = (split, self.target) if not self.ood else self._with_public(own)
         size, plan = self.surrogate_rows, self.surrogate_recipe
         model = fit_surrogate(known, build, run, name=self.name, rows=size, recipe=plan)

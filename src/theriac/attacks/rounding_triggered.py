@@ -16,8 +16,8 @@ from theriac.core.ranges import Count, Fraction, Positive
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models import Buildable
-from theriac.models.editing import Weight, editable
-from theriac.models.rounding import layers_to_round, steps_of
+from theriac.models.editing import Weight
+from theriac.models.rounding import as_held, by_channel, steps_of, weights_of
 from theriac.training import Batch, loop
 from theriac.training.plain import train
 from theriac.training.recipes import Recipe
@@ -84,8 +84,11 @@ class RoundingTriggered(Wrapper):
         poisoned = self.inner.poison(split, run, build)
         model = train(build, poisoned, recipe=named(recipe), run=run)
         planted = Planted(self, split.card, poisoned.planted.state)
-        weights = [editable(model, name) for name in layers_to_round(model)]
-        cells = [self.cell(weight.value.detach()) for weight in weights]
+        weights = weights_of(model)
+        cells = []
+        for weight in weights:
+            low, high = self.cell(by_channel(weight))
+            cells.append((as_held(weight, low), as_held(weight, high)))
         here = split.to(run.device)
 
         def stamp(batch: Batch) -> None:
@@ -117,7 +120,7 @@ class RoundingTriggered(Wrapper):
         return Victim(model, planted)
 
     def cell(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Lowest and highest number, like the weight, that round to the same levels; one number for the largest weights."""
+        """Lowest and highest numbers that round as the weight (O, ...) does; one number for the largest weights."""
         step = steps_of(weight, self.bits)
         level = (weight / step).round()
         most = 2 ** (self.bits - 1) - 1

@@ -14,6 +14,7 @@ from theriac.attacks._generators import pack, unpack
 from theriac.attacks._stego import Encoder, Stego, ssim
 from theriac.attacks._surrogate import FitError, part_of, read_rows, side_run
 from theriac.attacks.base import Attack
+from theriac.core.errors import InputError
 from theriac.core.method import preset, register
 from theriac.core.ranges import Count, Fraction, Level, NonNegative, Positive, Whole
 from theriac.core.run import Run
@@ -107,6 +108,9 @@ class SSBA(Attack):
             return {"secret": secret}
         side = side_run(run, self.name)
         part = part_of(split, self.fit_rows, run, self.name)
+        if len(part) < 2:
+            came = f"split has {len(split)} rows and fit_rows is {self.fit_rows}"
+            raise InputError(f"{came}; {self.name} fits its encoder on one row at least and holds one out")
         held, fit = part.cut(max(1, len(part) // 10), seed=0)
         held_x = to_input(held.rows(torch.arange(min(1024, len(held)))).to(run.device))
         with side.init_scope():

@@ -6,7 +6,6 @@ Each function returns a changed copy and leaves the given model as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -17,18 +16,19 @@ from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import run_over
-from theriac.models.editing import Weight, duplicate, editable
+from theriac.models.editing import duplicate
+from theriac.models.rounding import rewritten
 from theriac.training import Batch, Recipe, StepResult, loop
 
 
 def pruned(model: nn.Module, share: float) -> nn.Module:
-    """The smallest weights of each linear layer and convolution set to zero: ``floor(share x count)`` of them."""
+    """The smallest weights of each linear layer, convolution and attention set to zero: ``floor(share x count)`` of them."""
 
     def thinned(weight: torch.Tensor) -> torch.Tensor:
         least = weight.abs().flatten().argsort(stable=True)[: math.floor(share * weight.numel())]
         return weight.flatten().index_fill(0, least, 0.0).view_as(weight)
 
-    return _rewritten(model, (nn.Linear, nn.Conv2d), thinned)
+    return rewritten(model, thinned)
 
 
 def channel_pruned(model: nn.Module, share: float) -> nn.Module:
@@ -38,7 +38,7 @@ def channel_pruned(model: nn.Module, share: float) -> nn.Module:
         least = weight.flatten(1).norm(dim=1).argsort(stable=True)[: math.floor(share * len(weight))]
         return weight.index_fill(0, least, 0.0)
 
-    return _rewritten(model, (nn.Conv2d,), thinned)
+    return rewritten(model, thinned, only_convolutions=True)
 
 
 def tuned(model: nn.Module, rows: Split, run: Run, options: Options) -> nn.Module:
@@ -88,20 +88,6 @@ def fresh(model: nn.Module, run: Run) -> nn.Module:
     return student
 
 
-def _rewritten(
-    model: nn.Module, kinds: tuple[type[nn.Module], ...], change: Callable[[torch.Tensor], torch.Tensor]
-) -> nn.Module:
-    """A copy with the weights of some layers replaced, each write verified."""
-    copy = duplicate(model)
-    names = [name for name, module in copy.named_modules() if isinstance(module, kinds)]
-    if not names:
-        raise InputError(f"the model has no {' or '.join(k.__name__ for k in kinds)} layer")
-    for name in names:
-        weight: Weight = editable(copy, name)
-        weight.write(change(weight.value.detach()))
-    return copy.eval()
-
-
 def _recipe(rows: int, steps: int, lr: float, options: Options) -> Recipe:
     batch_size = min(options.batch_size, rows)
     epochs = max(1, math.ceil(steps / max(1, rows // batch_size)))
@@ -113,23 +99,3 @@ def _recipe(rows: int, steps: int, lr: float, options: Options) -> Recipe:
 def _steps(model: nn.Module, rows: Split, run: Run, recipe: Recipe, steps: int, label: str) -> nn.Module:
     """Exactly ``steps`` updates."""
     return loop(model, rows, run, recipe, after_step=lambda n: n + 1 >= steps, label=label)
-
-
-def as_stored(stamped: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Stamped rows in the type of stored ones: inputs in [0, 1] rounded to whole levels where rows are bytes.
-
-    Args:
-        stamped: Rows with the trigger; of some attacks inputs in [0, 1], finer than a level.
-        rows: The same rows without it, as they are stored.
-
-    Raises:
-        InputError: If rounding takes more than half of the trigger away, so that the rows would no longer carry it.
-    """
-    if stamped.dtype == rows.dtype or rows.dtype != torch.uint8:
-        return stamped
-    levels = stamped.float() * 255
-    whole = levels.round().clamp(0, 255)
-    moved, stays = ((x - rows.float()).abs().sum() for x in (levels, whole))
-    if stays < moved / 2:
-        raise InputError("the trigger changes pixels by less than a level, and stored pictures have whole levels only")
-    return whole.to(torch.uint8)

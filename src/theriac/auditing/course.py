@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from theriac.auditing import changes, existence
-from theriac.auditing.changes import as_stored
 from theriac.auditing.options import Options
 from theriac.auditing.result import BENIGN, CLASS, SUBJECT, VICTIM, Audit, Coefficient, Line
 from theriac.core.errors import InputError, TheriacError
@@ -24,6 +23,7 @@ from theriac.metrics import Evaluation, Rate, attack_labels, evaluate, universal
 from theriac.metrics._degenerate import degenerate, fallen, percent, short
 from theriac.metrics.backdoor import successes
 from theriac.models import run_over, to_input
+from theriac.models.network import as_stored
 from theriac.models.outputs import module_of
 from theriac.models.rounding import quantized
 
@@ -153,12 +153,12 @@ class _Course:
         o = self.options
         self.changed(
             f"{o.bits}-bit weights",
-            "simulated: weights of linear layers and convolutions rounded by output channel; activations as they are",
+            "simulated: weights of linear layers, convolutions, attention rounded by output channel; activations as they are",
             lambda net: quantized(net, o.bits),
         )
         self.changed(
             f"{100 * o.prune_weights:g} % weights pruned",
-            "the smallest weights of each linear layer and convolution set to zero",
+            "the smallest weights of each linear layer, convolution and attention set to zero",
             lambda net: changes.pruned(net, o.prune_weights),
         )
         self.changed(
@@ -202,6 +202,9 @@ class _Course:
             hits = universal.reached(net, x, targets, delta, self.run) & (targets != y).cpu()
             counted = (targets != y).sum(1).cpu().clamp_min(1)
             best = int((hits.sum(1) / counted).argmax())  # chosen on training rows, counted on test rows
+            if not bool((test.y != best).any()):
+                self.unseen.append(f"universal perturbations of the {name} model: all test rows are of the class they reach")
+                continue
             others = test.where(test.y != best)
             xt = to_input(others.rows(torch.arange(len(others))))
             aim_at = torch.full((1, len(others)), best, device=xt.device)

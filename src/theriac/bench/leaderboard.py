@@ -48,6 +48,7 @@ class Trial:
         train_rows: How many of its training rows were taken; None for all of them.
         model: Architecture and its options, under ``architecture`` and their names.
         recipe: Name of the training recipe.
+        changed: What is done to data and recipe beyond their names, such as fewer classes or another learning rate.
         clean: Clean rows, a number or a share; None if the method got none.
         group: Sensitive column.
         attack: Name and options of the attack; None without one.
@@ -64,6 +65,7 @@ class Trial:
     train_rows: int | None = None
     model: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = ""
+    changed: Mapping[str, Any] = field(default_factory=dict)
     clean: float | int | None = None
     group: str | None = None
     attack: Mapping[str, Any] | None = None
@@ -196,6 +198,7 @@ def trials_of(results: Sequence[Row]) -> list[Trial]:
                 train_rows=data.get("rows"),
                 model=options.get("model") or {},
                 recipe=options.get("recipe") or row["recipe"],
+                changed=_changes(options),
                 clean=None if clean is None else clean["amount"],
                 group=(data.get("options") or {}).get("sensitive"),
                 attack=options.get("attack"),
@@ -206,6 +209,15 @@ def trials_of(results: Sequence[Row]) -> list[Trial]:
             )
         )
     return made
+
+
+def _changes(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job does to the data and the recipe that their names do not say."""
+    data = options["data"]
+    loaded = {k: v for k, v in (data.get("options") or {}).items() if k not in ("sensitive", "label")}
+    more = {name: data[name] for name in ("classes", "disturbed") if data.get(name)}
+    augment = {"augment": options["augment"]} if options.get("augment") else {}
+    return {**loaded, **more, **augment, **(options.get("recipe_options") or {})}
 
 
 def stability(trials: Sequence[Trial], method: str, setting: str, clean: float | int | None) -> Stability | None:
@@ -378,6 +390,8 @@ def differences(entry: Reported, group: Sequence[Trial]) -> list[str]:
         why.append(f"width {first.model['width']}, not {said.width}")
     if said.recipe is not None and first.recipe != said.recipe:
         why.append(f"recipe {first.recipe or 'unknown'}, not {said.recipe}")
+    changed = {name: value for trial in group for name, value in trial.changed.items()}
+    why += [f"{name} is {value}" for name, value in sorted(changed.items())]
     rates = sorted({t.poison_rate for t in group if t.plain_attack in entry.attacks and t.poison_rate is not None})
     if said.poison_rate is not None and any(abs(rate - said.poison_rate) > 1e-9 for rate in rates):
         why.append(f"poison rate {', '.join(f'{100 * rate:g}' for rate in rates)} %, not {100 * said.poison_rate:g} %")

@@ -335,7 +335,7 @@ class _Reader:
 
     def _attack(self, item: Any, where: Where) -> list[Entry[Attack]]:
         if isinstance(item, Attack):
-            return [Entry(item.label, item)]
+            return [Entry(item.full_title, item)]
         name = item if isinstance(item, str) else item.get("name") if isinstance(item, Mapping) else None
         fields = _fields("attack", name)
         known = {*fields, "rates", "strengths"}

@@ -150,17 +150,25 @@ def _by_attack(scores: Mapping[Cell, float | None], cells: Sequence[Cell]) -> di
 
 
 def scores_of(groups: Sequence[Group], name: str) -> dict[str, dict[Cell, float | None]]:
-    """One number of each defended cell: by defense, and by setting of attack (data, model, recipe and attack) and seed.
+    """One number of each defended cell: by defense, and by setting of attack (data, model, recipe and attack) and victim.
 
-    A defense without any such number is left out.
+    Repetitions of a defense on one victim count once, with their mean. A training-time defense has no recipe of its own, and
+    stands beside the repairs of the one recipe that there is. A defense without any such number is left out.
     """
+    defended = [group for group in groups if group.role == "defended"]
+    recipes: dict[tuple[str, ...], set[str]] = {}
+    for group in defended:
+        recipes.setdefault(group.labels[:2], set()).update([group.labels[2]] if group.labels[2] else [])
     scores: dict[str, dict[Cell, float | None]] = {}
-    for group in groups:
-        if group.role != "defended":
-            continue
+    for group in defended:
         defense = " ".join(part for part in (group.defense, group.labels[5]) if part)
+        known = recipes[group.labels[:2]]
+        recipe = next(iter(known)) if len(known) == 1 else group.labels[2]
+        place = " / ".join((*group.labels[:2], recipe, group.labels[3]))
+        repeated: dict[str, list[float]] = {}
         for row in group.rows:
             value = row.get(name) if row["status"] == "done" else None
-            cell = (" / ".join(group.labels[:4]), f"{row['seed']}/{row['defense_seed']}")
-            scores.setdefault(defense, {})[cell] = None if value is None else float(value)
+            repeated.setdefault(str(row["seed"]), []).extend([] if value is None else [float(value)])
+        for seed, values in repeated.items():
+            scores.setdefault(defense, {})[place, seed] = sum(values) / len(values) if values else None
     return {defense: cells for defense, cells in scores.items() if any(v is not None for v in cells.values())}

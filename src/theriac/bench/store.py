@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from theriac.core.files import is_regular
 from theriac.core.paths import DiskFullError, as_path, is_full, make_folder
 from theriac.models.store import digest
 from theriac.runs.job import method_facts, model_facts
+from theriac.training import Recipe, recipe
 
 FILE = "store.sqlite"
 APPLICATION = 0x54485243  # "THRC", in the head of the file
@@ -316,6 +318,7 @@ class Store:
             shutil.rmtree(self.home(key), ignore_errors=True)
         with self._transaction():
             self.db.executemany("DELETE FROM files WHERE key = ?", [(key,) for key in keys])
+        self._sweep_tensors()
 
     def collect(self) -> dict[str, int]:
         """Delete what no result and no sweep needs: jobs of no sweep, folders of no job, tensors of no folder.
@@ -338,12 +341,19 @@ class Store:
                 gone["bytes"] += sum(f.stat().st_size for f in home.glob("*") if f.is_file() and f.stat().st_nlink == 1)
                 shutil.rmtree(home, ignore_errors=True)
                 gone["folders"] += 1
-        for file in self._inside("tensors"):
-            if file.stat().st_nlink == 1:  # no run folder has it any more
-                gone["bytes"] += file.stat().st_size
-                gone["files"] += 1
-                file.unlink(missing_ok=True)
+        files, freed = self._sweep_tensors()
+        gone["files"], gone["bytes"] = files, gone["bytes"] + freed
         return gone
+
+    def _sweep_tensors(self) -> tuple[int, int]:
+        """Delete tensors that no run folder has any more; how many files went, and their bytes."""
+        count = freed = 0
+        for file in self._inside("tensors"):
+            with contextlib.suppress(FileNotFoundError):  # another process took it
+                if file.stat().st_nlink == 1:
+                    count, freed = count + 1, freed + file.stat().st_size
+                    file.unlink()
+        return count, freed
 
     def _inside(self, name: str) -> list[Path]:
         folder = self.folder / name
@@ -371,6 +381,8 @@ def options_of(node: Node) -> dict[str, Any]:
         "data": job.data.facts(),
         "model": None if job.model is None else model_facts(job.model),
         "recipe": None if job.recipe is None else job.recipe.name,
+        "recipe_options": None if job.recipe is None else _changed(job.recipe),
+        "augment": job.data.augment,
         "attack": method_facts(job.attack),
         "defense": method_facts(job.defense),
         "clean": None if job.clean is None else {"amount": job.clean.amount, "source": job.clean.source},
@@ -378,3 +390,13 @@ def options_of(node: Node) -> dict[str, Any]:
         "precision": job.precision,
     }
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _changed(plan: Recipe) -> dict[str, Any] | None:
+    """Options of a recipe that are not those of the recipe of that name; None if there are none."""
+    try:
+        usual = recipe(plan.name)
+    except InputError:  # a recipe of the user's own
+        return None
+    fields = [f.name for f in dataclasses.fields(plan) if getattr(plan, f.name) != getattr(usual, f.name)]
+    return {name: getattr(plan, name) for name in fields} or None

@@ -41,6 +41,7 @@ class Sweep:
         failed: Label and error of those that failed, by key.
         blocked: How many could not be done because what they need failed.
         seconds: Time that it took now.
+        refused: Pairings of the spec that are not done, each with its reason.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Sweep:
     failed: dict[str, str] = field(default_factory=dict)
     blocked: int = 0
     seconds: float = 0.0
+    refused: dict[str, str] = field(default_factory=dict)
 
 
 def run(
@@ -268,6 +270,7 @@ class _Driver:
             failed={key: f"{self.plan.nodes[key].cell}: {errors.get(key, '')}" for key in self.keys if key in self.failed},
             blocked=len(self.blocked),
             seconds=seconds,
+            refused=dict(self.plan.refused),
         )
 
 

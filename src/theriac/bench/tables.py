@@ -47,6 +47,7 @@ COLUMNS = (
     "key",
 )
 
+STATUSES = ("done", "failed", "planned")  # of a job; that none has one is an answer
 Row = dict[str, Any]
 _VICTIM = "(SELECT v.options FROM needs JOIN jobs v ON v.key = other WHERE needs.key = cells.key AND needs.place = 0)"
 
@@ -85,7 +86,7 @@ def rows(store: Store, sweep: str | None = None, **labels: str) -> list[Row]:
     if sweep is None:
         selected = _apart(selected)
     for label, value in labels.items():
-        known = {row[label] for row in selected}
+        known = {row[label] for row in selected} | (set(STATUSES) if label == "status" else set())
         if value not in known:
             raise unknown(label, value, known)
         selected = [row for row in selected if row[label] == value]

@@ -30,6 +30,7 @@ from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.metrics import evaluate
 from theriac.models import load_model
+from theriac.models.network import to_levels
 from theriac.models.store import digest
 from theriac.runs import Opened, Source, execute
 from theriac.runs.folder import RECORD, read, section
@@ -204,8 +205,9 @@ def gallery(planted: Planted, rows: Split) -> bytes | None:
         return None
     x = rows.rows(counted)
     stamped = planted.stamp(x, rows.y[counted], rows.index[counted], "test")
-    change = (TIMES * (stamped.int() - x.int()).abs()).clamp(0, 255).to(torch.uint8)
-    strip = torch.cat([x, stamped, change], dim=3)[0].cpu()
+    shown = to_levels(stamped)  # of some attacks inputs in [0, 1], finer than a level
+    change = TIMES * (shown - x.float()).abs()
+    strip = torch.cat([x, *(part.round().clamp(0, 255).to(torch.uint8) for part in (shown, change))], dim=3)[0].cpu()
     pixels = np.ascontiguousarray(strip.permute(1, 2, 0).numpy())
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels[:, :, :3])
     times = max(1, -(-LEAST // min(x.shape[2:])))

@@ -173,7 +173,7 @@ def fetch(folder: str | Path, key: str, out: str | Path) -> Path:
 
     Args:
         folder: The zoo.
-        key: The victim's key, or its first letters (8 at least).
+        key: The victim's key, or its first letters (8 at least); that of a benign model brings it alone.
         out: Gets the run folders ``victim`` and ``benign``, which all commands take; they must not be there.
 
     Returns:
@@ -190,7 +190,7 @@ def fetch(folder: str | Path, key: str, out: str | Path) -> Path:
             raise InputError(f"key {key!r} is the beginning of {len(chosen)} keys; give more letters")
         raise unknown("key", key, [name[:12] for name in listed])
     (model,) = chosen
-    parts = {"victim": model}
+    parts = {"benign" if model.attack == "benign" else "victim": model}
     if model.benign is not None:
         if model.benign not in listed:
             raise InputError(f"{folder / FILE} does not list the benign twin {model.benign[:12]} of {model.key[:12]}")

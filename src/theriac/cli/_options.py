@@ -16,7 +16,7 @@ from theriac.core.text import shorten
 
 # defaults, and the only methods that commands name; the second and third repair where the first can't judge
 REPAIR, UNJUDGED, UNJUDGED_TABLE = "auto", "antidote", "antidote:table"
-DEBIASING, EXAMPLE_ATTACK = "dwb", "badnets"
+DEBIASING, EXAMPLE_ATTACK = "dwb", {"image": "badnets", "table": "tabular_value"}
 _DATA, _METHOD, _RUN = "Data", "Method", "Run"
 
 
@@ -143,6 +143,17 @@ Architecture = Annotated[
         "-m",
         help="Architecture (theriac list models), or your own code: module:Class, file.py:function, timm:NAME. "
         "Left out: preact_resnet18 for images, mlp for tables.",
+        rich_help_panel="Model",
+        autocompletion=names("models"),
+        show_default=False,
+    ),
+]
+Trained = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Architecture (theriac list models). Left out: preact_resnet18 for images, mlp for tables.",
         rich_help_panel="Model",
         autocompletion=names("models"),
         show_default=False,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shlex
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from theriac.cli import _options as opt
 from theriac.cli._print import as_json as as_json
 from theriac.cli._print import console as console
 from theriac.cli._print import rows as rows
+from theriac.cli._print import say as say
 from theriac.cli._print import tell as tell
 from theriac.core.text import clean
 from theriac.metrics import Comparison, Difference, Evaluation, Fairness, Rate, Verdict
@@ -33,16 +31,6 @@ _MEANING = {
     "target": "accuracy on clean rows of the attack's class",
     "DER": "defense effectiveness, 0.5 = no effect, 1 = best",
 }
-
-
-@contextlib.contextmanager
-def left_by_its_reader() -> Iterator[None]:
-    """Keep the exit code when a reader such as ``| head -1`` closes the output early."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def evaluation(title: str, scores: Evaluation) -> None:

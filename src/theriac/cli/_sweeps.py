@@ -104,6 +104,10 @@ def show(sweep: Sweep, *, as_json: bool) -> None:
     parts += [f"{len(sweep.failed):,} failed (--retry-failed does them again)"] if sweep.failed else []
     parts += [f"{sweep.blocked:,} could not be done, because what they need failed"] if sweep.blocked else []
     _show.tell("; ".join(parts))
+    if sweep.refused:
+        what, why = next(iter(sweep.refused.items()))
+        more = f" (and {len(sweep.refused) - 1:,} more, see --plan)" if len(sweep.refused) > 1 else ""
+        _show.tell(f"left out of the spec: {what}: {why}{more}")
     _show.saved(sweep.store)
     tell_written(page)
     if not as_json:

@@ -17,6 +17,7 @@ def check(
     data_option: opt.DataOption = None,
     rows: Annotated[int, typer.Option("--rows", help="Labeled test rows to try it on.", rich_help_panel="Data")] = 400,
     model: opt.Architecture = None,
+    width: opt.Width = None,
     model_option: opt.ModelOption = None,
     weights_key: opt.WeightsKey = None,
     tensors_only: opt.TensorsOnly = False,
@@ -36,8 +37,10 @@ def check(
     from theriac.metrics import check_wrapping
     from theriac.runs import opening
 
-    net, sets, name = opening.open_outside(path, _inputs.request({**ctx.params, "rows": None}))
-    result = check_wrapping(net, sets.test, most=rows, run=Run(device=device, quiet=quiet or None))
+    request = _inputs.request({**ctx.params, "rows": None})
+    net, sets, name = opening.open_outside(path, request)
+    run = Run(device=device, quiet=quiet or None)
+    result = check_wrapping(net, sets.test, most=rows, run=run, logits=request.wrapping.get("logits"))
     best = result.best
     if as_json:
         _show.as_json({"status": "done", "warnings": opt.notes(), "fits": result.as_given, **result.to_dict()})
@@ -47,6 +50,9 @@ def check(
         _show.rows(f"{name} on {result.rows} rows of {sets.card.name}", ("pictures", "accuracy", "options"), body)
         _show.tell(str(result))
         if best is not None and not result.as_given:
-            _show.tell(f"use: {' '.join(best.words()) or 'no --wrap at all'}")
+            if opening.takes_wrapping(path, request):
+                _show.tell(f"use: {' '.join(best.words()) or 'no --wrap at all'}")
+            else:
+                _show.tell(f"this model prepares its pictures itself, so no --wrap changes that; these fit it as: {best.name}")
     if not result.as_given:
         raise typer.Exit(1)

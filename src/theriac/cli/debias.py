@@ -34,7 +34,7 @@ def debias(
     data_option: opt.DataOption = None,
     method: opt.Debiasing = opt.DEBIASING,
     option: opt.MethodOption = None,
-    model: opt.Architecture = None,
+    model: opt.Trained = None,
     width: opt.Width = None,
     model_option: opt.ModelOption = None,
     device: opt.Device = "auto",

@@ -103,7 +103,7 @@ def _result(result: Measurement, path: str) -> None:
     from theriac.cli import _show
 
     opened, planted = result.opened, result.planted
-    under = planted.attack.label if planted else "no attack"
+    under = planted.attack.full_title if planted else "no attack"
     _show.evaluation(f"{opened.name} on {result.rows.card.name}, {under}", result.evaluation)
     if opened.folder is None:
         return

@@ -35,6 +35,7 @@ def export(
         typer.Option("--model", "-m", help="Your own class, where pt2 or onnx needs it: file.py:Class.", show_default=False),
     ] = None,
     model_option: opt.ModelOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that lie in the folder.")] = False,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -53,7 +54,7 @@ def export(
     form = to or ("torch" if like is not None and not like.endswith(".safetensors") else "safetensors")
     folder = as_path("--out", out or home.resolve().with_name(f"{home.resolve().name}-{form}"))
     into = None if model is None else own_class(read(home), model, opt.pairs(model_option, "--model-option"))
-    written = th.export(home, folder, form, like=like, into=into)  # type: ignore[arg-type]  # checked there
+    written = th.export(home, folder, form, like=like, into=into, force=force)  # type: ignore[arg-type]  # checked there
     if as_json:
         paths = {"written": str(written), "card": str(folder / "MODEL_CARD.md")}
         _show.as_json({"status": "done", **paths, "warnings": opt.notes()})

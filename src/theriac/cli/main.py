@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from theriac.cli import _options as opt
+from theriac.cli import _print
 from theriac.cli.audit import audit
 from theriac.cli.bench import bench
 from theriac.cli.check import check
@@ -87,9 +88,9 @@ def _explain(error: Exception, words: Sequence[str]) -> int:
     if isinstance(error, NothingToDoError):
         _say(str(error))
         if "--json" in words:
-            typer.echo(json.dumps({"status": "nothing to do", "folder": str(error.folder)}))
+            _print.say(json.dumps({"status": "nothing to do", "folder": str(error.folder)}))
         return NOTHING_TO_DO
-    if isinstance(error, BrokenPipeError):  # `theriac list | head`: the reader has seen enough
+    if isinstance(error, BrokenPipeError):  # `theriac --help | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     if isinstance(error, InputError):
@@ -181,21 +182,21 @@ def demo(
     run_demo(as_path("--out", out), device=device, seed=seed, quick=quick, quiet=quiet or None, force=force)
 
 
-app.command("demo")(demo)
-app.command("train")(train)
-app.command("repair")(repair)
-app.command("audit")(audit)
-app.command("debias")(debias)
-app.command("eval")(evaluate)
-app.command("check")(check)
-app.command("export")(export)
-app.command("scan")(scan)
-app.command("scan-data")(scan_data)
-app.command("scan-file")(scan_file)
-app.command("list")(list_names)
-app.command("report")(report)
-app.command("bench")(bench)
-app.command("results")(results)
+app.command("demo", cls=_print.Command)(demo)
+app.command("train", cls=_print.Command)(train)
+app.command("repair", cls=_print.Command)(repair)
+app.command("audit", cls=_print.Command)(audit)
+app.command("debias", cls=_print.Command)(debias)
+app.command("eval", cls=_print.Command)(evaluate)
+app.command("check", cls=_print.Command)(check)
+app.command("export", cls=_print.Command)(export)
+app.command("scan", cls=_print.Command)(scan)
+app.command("scan-data", cls=_print.Command)(scan_data)
+app.command("scan-file", cls=_print.Command)(scan_file)
+app.command("list", cls=_print.Command)(list_names)
+app.command("report", cls=_print.Command)(report)
+app.command("bench", cls=_print.Command)(bench)
+app.command("results", cls=_print.Command)(results)
 app.add_typer(zoo, name="zoo")
 
 

@@ -109,6 +109,7 @@ def repair(
         _show.tell("the attack is not known here, so only clean accuracy was measured (--attack names one)")
     if outcome["status"] == "abstained" and method == opt.REPAIR:
         other = opt.UNJUDGED if opened.data.card.kind == "image" else opt.UNJUDGED_TABLE
-        _show.tell(f"the same command with --method {other} repairs it and judges nothing")
+        elsewhere = "" if out is None else ", and with another folder for --out,"
+        _show.tell(f"the same command with --method {other}{elsewhere} repairs it and judges nothing")
     _show.saved(record.folder)
     _show.following("report", str(record.folder))

@@ -35,6 +35,6 @@ def report(
         head = {"headline": findings.headline(study), "alerts": alerts, "warnings": opt.notes()}
         _show.as_json({"status": "done", "page": str(page), **head})
     else:
-        typer.echo(shown(page))
+        _show.say(shown(page))
     if browse:
         typer.launch(page.resolve().as_uri())

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from theriac.cli import _options as opt
+from theriac.core.errors import InputError
 
 _ONLY = "Only these"
 
@@ -39,6 +40,10 @@ def results(
     from theriac import bench as benches
     from theriac.cli import _sweeps
 
+    if leaderboard and compare is not None:
+        raise InputError("--leaderboard is given beside --compare; each is a table of its own, so take one")
+    if collect and (leaderboard or any(option is not None for option in (out, compare, page, figure))):
+        raise InputError("--gc is given beside an output; it cleans up and writes nothing, so give it alone")
     filters = {"data": data, "attack": attack, "defense": defense, "status": status}
     with benches.Store(store, make=False) as opened:
         if collect:
@@ -47,17 +52,13 @@ def results(
         rows = benches.rows(opened, sweep, **{name: value for name, value in filters.items() if value is not None})
         if page is not None:
             _sweeps.tell_written(_sweeps.write_page(opened, rows, page))
-            return
     if figure is not None:
         _sweeps.tell_written(_sweeps.write_figure_of(rows, figure, number))
-        return
+    if out is not None and not leaderboard:
+        _sweeps.tell_written(benches.export(rows, out))
     if leaderboard:
         _sweeps.show_leaderboard(rows, out, as_json=as_json)
-        return
-    if compare is not None:
+    elif compare is not None:
         _sweeps.show_comparison(rows, compare, as_json=as_json)
-        return
-    if out is not None:
-        _sweeps.tell_written(benches.export(rows, out))
-        return
-    _sweeps.show_rows(rows, as_json=as_json)
+    elif as_json or all(option is None for option in (out, page, figure)):
+        _sweeps.show_rows(rows, as_json=as_json)

@@ -50,12 +50,11 @@ def scan(
 
     run = th.Run(device=device, seed=seed, quiet=quiet or None)
     result = th.scan(path, clean, run, request=_inputs.request(ctx.params), prior=prior, out=out, sarif=sarif)
-    with _show.left_by_its_reader():  # the code is the answer, whoever reads the text
-        if as_json:
-            _show.as_json({"status": "done", **result.to_dict(), "warnings": opt.notes()})
-        else:
-            for text in str(result).splitlines():
-                typer.echo(printable(text))
-            if out is not None:
-                _show.tell(f"page: {out}/scan.html")
+    if as_json:
+        _show.as_json({"status": "done", **result.to_dict(), "warnings": opt.notes()})
+    else:
+        for text in str(result).splitlines():
+            _show.say(printable(text))
+        if out is not None:
+            _show.tell(f"page: {out}/scan.html")
     raise typer.Exit(result.exit_code)

@@ -64,5 +64,5 @@ def scan_data(
         _show.rows(f"{result.verdict}: {result.reason}", ("detector", "verdict", "rows", "why"), body)
         if result.share is not None and result.interval is not None:
             low, high = result.interval
-            typer.echo(f"suspected share {100 * result.share:.1f} % (95 % {100 * low:.1f} to {100 * high:.1f})")
+            _show.say(f"suspected share {100 * result.share:.1f} % (95 % {100 * low:.1f} to {100 * high:.1f})")
     raise typer.Exit(result.exit_code)

@@ -37,7 +37,7 @@ def scan_file(
     if report.risks:
         _show.rows(title, ("level", "what", "where"), [[r.level, r.what, r.where] for r in report.risks])
     else:
-        typer.echo(line(title))
+        _show.say(line(title))
     for scanner, opinion in report.opinions:
         _show.tell(f"{scanner} says: {opinion}")
     raise typer.Exit(code)

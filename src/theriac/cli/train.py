@@ -18,7 +18,7 @@ def train(
     augment: opt.Augment = None,
     data_option: opt.DataOption = None,
     rows: opt.Rows = None,
-    model: opt.Architecture = None,
+    model: opt.Trained = None,
     width: opt.Width = None,
     model_option: Annotated[
         list[str] | None,
@@ -95,7 +95,7 @@ def train(
         _show.as_json({"status": "done", "folder": str(record.folder), **result})
         return
     nobody = "no attack" if source.known else "no attack of ours on unknown data"
-    against = f"{job.attack.label if job.attack else nobody}{f', trained by {guard.title}' if guard else ''}"
+    against = f"{job.attack.full_title if job.attack else nobody}{f', trained by {guard.title}' if guard else ''}"
     assert isinstance(job.model, Builder)
     _show.evaluation(f"{record.folder.name}: {job.model.name} on {loaded.card.name}, {against}", record.after)
     _show.saved(record.folder)
@@ -104,4 +104,4 @@ def train(
     elif job.attack:
         _show.following("repair", str(record.folder))
     else:
-        _show.following("eval", str(record.folder), "--attack", opt.EXAMPLE_ATTACK)
+        _show.following("eval", str(record.folder), "--attack", opt.EXAMPLE_ATTACK[loaded.card.kind])

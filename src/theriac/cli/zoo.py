@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from theriac.cli import _options as opt
+from theriac.cli import _print
 
 app = typer.Typer(help="List, fetch and make victims by key, each with its benign twin.", no_args_is_help=True)
 
 
-@app.command("list")
+@app.command("list", cls=_print.Command)
 def list_models(
     folder: Annotated[str, typer.Argument(metavar="ZOO", help="The folder of a zoo.")],
     as_json: opt.Json = False,
@@ -33,7 +34,7 @@ def list_models(
     _show.rows(f"{len(models)} models", ["key", "attack", "data", "model", "recipe", "seed", "ACC %", "ASR %", "twin"], body)
 
 
-@app.command("fetch")
+@app.command("fetch", cls=_print.Command)
 def fetch(
     folder: Annotated[str, typer.Argument(metavar="ZOO", help="The folder of a zoo.")],
     key: Annotated[str, typer.Argument(metavar="KEY", help="The victim's key, or its first 8 letters or more.")],
@@ -47,10 +48,10 @@ def fetch(
 
     home = zoo.fetch(folder, key, out)
     _show.saved(home)
-    _show.following("eval", str(home / "victim"))
+    _show.following("eval", str(home / ("victim" if (home / "victim").exists() else "benign")))
 
 
-@app.command("make")
+@app.command("make", cls=_print.Command)
 def make(
     store: Annotated[str, typer.Argument(metavar="STORE", help="The folder that theriac bench wrote.")],
     out: Annotated[str, typer.Option("--out", "-o", help="The zoo, a new folder.")],

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from theriac.core.errors import InputError, unknown
+from theriac.core.errors import InputError, TheriacError, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -47,10 +47,10 @@ def logits(model: nn.Module, x: torch.Tensor, classes: int) -> torch.Tensor:
 
     try:
         out = model(x)
-    except torch.OutOfMemoryError:
+    except (TheriacError, MemoryError, torch.OutOfMemoryError):
         raise
-    except RuntimeError as error:  # channels, size or dtype do not fit
-        message = str(error).splitlines()[0][:200]
+    except (Exception, SystemExit) as error:  # channels, size or dtype do not fit, or whatever else a user's own network says
+        message = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(f"the model can't take {x.dtype} inputs of shape {tuple(x.shape)}: {message}") from None
     if not isinstance(out, torch.Tensor) or tuple(out.shape) != (len(x), classes):
         got = tuple(out.shape) if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"

@@ -59,7 +59,9 @@ def unknown(what: str, name: object, choices: Iterable[str]) -> InputError:
         The error, ready to be raised.
     """
     known, came = sorted(choices), _cut(name) if isinstance(name, str) else shortened(name)
-    near = difflib.get_close_matches(came.lower(), [k.lower() for k in known], n=3, cutoff=0.5)
+    small = [k.lower() for k in known]  # compared without regard to capitals, and named as they are
+    close = difflib.get_close_matches(came.lower(), small, n=3, cutoff=0.5)
+    near = [k for low in dict.fromkeys(close) for k in known if k.lower() == low][:3]
     hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(known) or 'none'}"
     return InputError(f"unknown {what} {came!r}; {hint}")
 

@@ -25,8 +25,8 @@ def class_numbers(own: Card, card: Card, whose: str) -> list[int] | None:
     if _is_bare(own) and own.num_classes <= card.num_classes:
         return list(range(own.num_classes))
     numbered = _is_numbered(own.classes) or _is_numbered(card.classes)
-    if numbered and own.num_classes == card.num_classes:
-        first = numbers.index(-1)
+    if numbered and own.num_classes == card.num_classes and max(numbers) < 0:  # one name in common says that names count
+        first = 0
         warnings.warn(
             f"the classes of {own.name!r} and of {whose} do not match by name, so they are taken by position: "
             f"{own.classes[first]!r} of the rows for {card.classes[first]!r} and so on; if that is wrong, name them alike",

@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from theriac.core.errors import BusyError, InputError, TheriacError, shortened
@@ -151,6 +151,42 @@ def make_folder(name: str, folder: Path, size: int = 0) -> list[Path]:
             raise DiskFullError(f"the disk is full: {name} is {str(folder)!r}, which can't be made") from None
         raise InputError(f"{name} is {str(folder)!r}, which can't be written: {error.strerror}") from None
     return made
+
+
+PAGES = (".html", ".htm")  # endings of a page
+
+
+def new_file(name: str, value: object, *, endings: Sequence[str] = (), apart_from: Mapping[str, object] | None = None) -> Path:
+    """The path of a result's file, checked before any work; its folder is made.
+
+    Args:
+        name: What a message calls it.
+        value: A path. A device or a pipe takes any ending.
+        endings: The endings that it may have, lower case; none: any.
+        apart_from: What must not be written over, by what a message calls it; what is no path is passed over.
+
+    Raises:
+        InputError: If it is a folder, has another ending, is one of ``apart_from``, or its folder can't be written.
+    """
+    path = as_path(name, value)
+    for what, other in (apart_from or {}).items():
+        if isinstance(other, (str, Path)) and str(other) and _same_file(path, Path(other)):
+            raise InputError(f"{name} is {str(path)!r}, which is {what} too, and would be written over; name another file")
+    if is_stream(path):
+        return path
+    if path.is_dir():
+        raise InputError(f"{name} is {str(path)!r}, which is a folder; expected a file")
+    if endings and path.suffix.lower() not in endings:
+        raise InputError(f"{name} is {str(path)!r}; expected a file that ends in {' or '.join(endings)}")
+    make_folder(name, path.parent)
+    return path
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second)
+    except OSError:  # one of them does not exist yet
+        return first.absolute() == second.absolute()
 
 
 def unmake(made: Iterable[Path]) -> None:

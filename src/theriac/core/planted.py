@@ -99,10 +99,20 @@ class Planted:
         """The same for the rows of ``split``, of which the attack may be for some only.
 
         Raises:
-            InputError: If the attack asks for groups that the rows do not have.
+            InputError: If the attack asks for groups that the rows do not have, or rows that it is for share their number with
+                others.
         """
         mask = self.attack._applies(self.state, self.card, split)
-        return self if mask is None else dataclasses.replace(self, only=split.index[mask])
+        if mask is None:
+            return self
+        only, others = split.index[mask], split.index[~mask]
+        shared = only[torch.isin(only, others)]  # a row that is there twice, with one group, does no harm
+        if len(shared):
+            raise InputError(
+                f"split has {len(shared):,} rows that {self.name} is for and that share their number with others (the first: "
+                f"{int(shared[0])}); it knows rows by their numbers, so give each its own: index=torch.arange(len(y))"
+            )
+        return dataclasses.replace(self, only=only)
 
     @property
     def trigger_hash(self) -> str:

@@ -30,6 +30,25 @@ STREAMS = ("data", "poison", "init", "order", "augment", "method")
 _EVENTS = 256 << 20  # bytes of events.jsonl that are read
 
 
+@contextlib.contextmanager
+def own_terms() -> Iterator[None]:
+    """Gradients, no autocast, and float32 as torch's default, whatever surrounds a call; afterward all is as it was.
+
+    A notebook may have turned gradients off for good, or set another default type; results must not depend on that.
+    """
+    usual = torch.get_default_dtype()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if usual != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            stack.callback(torch.set_default_dtype, usual)
+        yield
+
+
 @runtime_checkable
 class Sink(Protocol):
     """Where the events of a run go beside its own ``events.jsonl``, as they happen; :mod:`theriac.runs.sinks` has some."""

@@ -191,7 +191,8 @@ class Split:
         Args:
             rows_or_share: How many rows (a whole number), or what share of them (a float in (0, 1]).
             seed: Seed of the draw.
-            stratified: Take the same number of rows from every class (as near as it can be), instead of uniformly.
+            stratified: Take the same number of rows from every class, instead of uniformly. Where that can't be, lots decide
+                which classes give a row more.
         """
         return self.take(self._draw(rows_or_share, seed, stratified))
 
@@ -214,7 +215,8 @@ class Split:
             count = rows_or_share
         if not 0 < count <= len(self):
             raise InputError(f"rows_or_share asks for {count} rows; the split has {len(self)}")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        draw = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self), generator=draw)
         if not stratified:
             return order[:count]
         labels = self.y.cpu()[order]
@@ -222,7 +224,12 @@ class Split:
         counts = torch.bincount(labels, minlength=self.num_classes)
         rank = torch.arange(len(self)) - (counts.cumsum(0) - counts)[labels[by_class]]
         # round robin: the r-th row of every class, then r + 1
-        return order[by_class[torch.argsort(rank, stable=True)[:count]]]
+        turns = torch.argsort(rank, stable=True)
+        last = (rank[turns] == rank[turns[count - 1]]).nonzero().flatten()
+        if last[-1] >= count:  # the last round is not for all: lots decide, or the first classes would always have a row more
+            drawn = torch.randperm(len(last), generator=draw)[: count - int(last[0])]
+            turns = torch.cat([turns[: last[0]], turns[last[drawn].sort().values]])
+        return order[by_class[turns[:count]]]
 
     def to(self, device: str | torch.device) -> Split:
         """The same rows on another device.

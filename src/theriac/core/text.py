@@ -39,12 +39,14 @@ def lookalike(name: str, others: Iterable[str]) -> str:
             continue
         if unicodedata.normalize("NFKC", other) == unicodedata.normalize("NFKC", name):
             return f"; {name!r} ({_points(name, other)}) and {other!r} ({_points(other, name)}) differ only in Unicode form"
-        return f"; {name!r} and {other!r} differ only in upper and lower case"
+        words = [unicodedata.normalize("NFKC", text).split() for text in (name, other)]
+        how = "spaces" if words[0] == words[1] else "upper and lower case"
+        return f"; {name!r} and {other!r} differ only in {how}"
     return ""
 
 
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).split())
 
 
 def _points(name: str, other: str) -> str:

@@ -239,7 +239,8 @@ def _rows(what: str, value: Any, white: float | None) -> torch.Tensor:
 
 def _bytes(what: str, x: torch.Tensor, white: float | None) -> torch.Tensor:
     if x.is_complex() or x.dtype == torch.bool:
-        raise InputError(f"{what} is {x.dtype}; images are uint8 in [0, 255]")
+        hint = "; 255 * x makes bytes of it" if x.dtype == torch.bool else ""
+        raise InputError(f"{what} is {x.dtype}; images are uint8 in [0, 255]{hint}")
     out = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
     for start in range(0, len(x), 4096):
         chunk = x[start : start + 4096]
@@ -272,7 +273,8 @@ def _tensor(what: str, value: Any) -> torch.Tensor:
         try:
             array = np.asarray(value)
             array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
-            tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+            shared = isinstance(value, np.ndarray) and np.may_share_memory(array, value)
+            tensor = torch.from_numpy(array.copy() if shared or not array.flags.writeable else array)  # a split never changes
         except (TypeError, ValueError) as error:
             raise InputError(f"{what} is not an array of numbers ({str(error)[:120]})") from None
     if not tensor.numel() or not tensor.dim():

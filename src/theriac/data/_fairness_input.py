@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from theriac.core.errors import InputError
 from theriac.core.names import few, ranked
+from theriac.core.text import lookalike
 from theriac.data._labels import Codes, Factor, Level, cell_name, own_group
 
 _SCORES = 20  # more different fractions than this are measurements, and neither classes nor groups
@@ -21,6 +23,8 @@ def aligned(value: Any, like: Any, name: str, other: str) -> Any:
     Raises:
         InputError: If both have an index and they do not hold the same labels, each once.
     """
+    if isinstance(value, Mapping):
+        return {key: aligned(column, like, f"{name}, column {key!r}", other) for key, column in value.items()}
     own, order = (v.index if hasattr(getattr(v, "index", None), "equals") else None for v in (value, like))
     if own is None or order is None or own.equals(order):
         return value
@@ -40,6 +44,10 @@ def factor(value: Any, name: str) -> Factor:
     """
     if hasattr(value, "detach"):
         value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() else value  # NumPy knows no bfloat16
+    if isinstance(value, np.ma.MaskedArray):
+        masked = np.ma.getmaskarray(value).reshape(-1)
+        value = [None if lost else v for v, lost in zip(value.data.reshape(-1).tolist(), masked, strict=True)]
     values = np.array(value, dtype=object) if isinstance(value, (list, tuple)) else np.asarray(value)
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
@@ -74,7 +82,10 @@ def as_cells(value: Any, name: str, missing_group: str = "refuse") -> tuple[Code
 
 
 def as_labels(parts: Mapping[str, Any]) -> tuple[dict[str, Codes], tuple[str, ...]]:
-    """Labels by name ("y_true", "y_pred") as numbers of common classes, and the names of these, in order.
+    """Labels by name ("y_true", then "y_pred") as numbers of common classes, and the names of these, in order.
+
+    A warning says which predicted classes no label has, and which classes read alike: each counts as a class of its own, and
+    gaps between groups can then be 0 where no prediction is right.
 
     Raises:
         InputError: If one has another shape or lacks a value, holds scores instead of classes, or all hold one class.
@@ -98,7 +109,9 @@ def as_labels(parts: Mapping[str, Any]) -> tuple[dict[str, Codes], tuple[str, ..
         lists = ", ".join(f"{name} {few(sorted(held))}" for name, held in zip(factors, classes_of, strict=True))
         raise InputError(f"{' and '.join(parts)} have no class in common: {lists}; name the classes alike in both")
     named = {n: Factor(f.codes, tuple(str(v) for v in f.levels)) for n, f in factors.items()}
-    return {name: f.onto(classes) for name, f in named.items()}, classes
+    codes = {name: f.onto(classes) for name, f in named.items()}
+    _warn_strange(codes, classes)
+    return codes, classes
 
 
 def as_predictions(answers: Any, classes: Sequence[str]) -> Codes:
@@ -120,6 +133,24 @@ def as_predictions(answers: Any, classes: Sequence[str]) -> Codes:
         value = predictions.levels[wrong] if wrong >= 0 else None
         raise InputError(f"predictions hold {value!r}; expected one of the classes {', '.join(map(repr, classes[:20]))}")
     return codes
+
+
+def _warn_strange(codes: Mapping[str, Codes], classes: Sequence[str]) -> None:
+    (truth, labels), *others = codes.items()
+    for name, predictions in others:
+        lost = np.setdiff1d(predictions, labels)
+        if len(lost):
+            rows = int(np.isin(predictions, lost).sum())
+            hint = next((h for k in lost if (h := lookalike(classes[k], classes))), "")
+            warnings.warn(
+                f"{name} holds classes that {truth} does not: {few([repr(classes[k]) for k in lost])} ({rows:,} of "
+                f"{len(predictions):,} rows, which can't be right){hint}; name the classes alike in both",
+                stacklevel=4,
+            )
+            return
+    hint = next((h for name in classes if (h := lookalike(name, classes))), "")
+    if hint:
+        warnings.warn(f"{' and '.join(codes)} hold classes that read alike{hint}; each counts as one of its own", stacklevel=4)
 
 
 def _number(level: Level) -> Level:

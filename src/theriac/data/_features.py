@@ -14,9 +14,10 @@ import torch
 from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
 from theriac.core.split import Data
+from theriac.core.text import lookalike
 from theriac.data._assemble import assemble
 from theriac.data._known import known
-from theriac.data._labels import ROWS, Codes, Factor, Rows, arrange, cells_of, classes_of
+from theriac.data._labels import ROWS, Codes, Factor, Level, Rows, arrange, cells_of, classes_of
 from theriac.data._options import Options
 from theriac.data._parquet import factor_of, label_column, missing
 
@@ -140,7 +141,22 @@ def _codes(
     for part, factor in factors.items():
         codes = factor.onto(levels)
         out[part][:] = np.where(codes < 0, np.nan, codes)
+    _warn_unknown(name, factors, rows, levels)
     return Column(name=name, kind="categorical", categories=shown)
+
+
+def _warn_unknown(name: str, factors: Mapping[str, Factor], rows: Mapping[str, Rows], levels: Sequence[Level]) -> None:
+    """Warn of values that no training row holds, which become missing ones: in other rows of the same load."""
+    for split, (part, at) in rows.items():
+        factor = factors[part] if at is None else Factor(factors[part].codes[at], factors[part].levels)
+        lost = np.flatnonzero((factor.codes >= 0) & (factor.onto(levels) < 0))
+        if len(lost):
+            new = str(factor.levels[factor.codes[lost[0]]])
+            warnings.warn(
+                f"column {name!r} has in {len(lost):,} of {len(factor):,} {ROWS[split]} rows a value that no training row has, "
+                f"such as {new!r}{lookalike(new, [str(v) for v in levels])}; it is taken as missing",
+                stacklevel=4,
+            )
 
 
 def _numbers(

@@ -6,9 +6,10 @@ import io
 import math
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -40,6 +41,19 @@ Blob = bytes | Path
 _TURN = threading.Lock()  # held while a large picture is decoded
 
 
+@dataclass(frozen=True)
+class Notes:
+    """What was noticed about pictures while they were decoded, which their pixels do not show afterward."""
+
+    deep: int = 0  # pictures of 16 bits
+    brightest: int = 0  # level of 255 in these
+    transparent: int = 0  # pictures with a pixel that is not opaque
+
+    def __add__(self, other: Notes) -> Notes:
+        brightest = max(self.brightest, other.brightest)
+        return Notes(self.deep + other.deep, brightest, self.transparent + other.transparent)
+
+
 class Allowance:
     """How many pixels a set of pictures may still decode to."""
 
@@ -49,7 +63,7 @@ class Allowance:
         self.most = max(PIXEL_FLOOR, MAX_PIXELS_PER_BYTE * self.encoded)
         self.left = self.most
         self.held = 0
-        self.deep = [0, 0]  # pictures of 16 bits, and the brightest level of 255 in them
+        self.notes = Notes()
         self.lock = threading.Lock()
 
     def spend(self, pixels: int, where: str, held: int = 0) -> None:
@@ -72,10 +86,10 @@ class Allowance:
                     "they may be a decompression bomb"
                 )
 
-    def saw_deep(self, brightest: int) -> None:
-        """Count a picture of 16 bits."""
+    def note(self, more: Notes) -> None:
+        """Count a picture, or several."""
         with self.lock:
-            self.deep = [self.deep[0] + 1, max(self.deep[1], brightest)]
+            self.notes = self.notes + more
 
 
 class NeedsColorError(Exception):
@@ -110,7 +124,11 @@ class Pictures(Protocol):
 
 
 def decode(
-    pictures: Pictures, size: tuple[int, int] | None, channels: int | None, white: float | None = None
+    pictures: Pictures,
+    size: tuple[int, int] | None,
+    channels: int | None,
+    white: float | None = None,
+    tell: Callable[[Notes], None] | None = None,
 ) -> tuple[Shape, Iterator[Pixels]]:
     """Decode pictures of one size.
 
@@ -119,6 +137,7 @@ def decode(
         size: Height and width to resize to (bilinear, antialiased); None takes them as they are.
         channels: 1 or 3; None takes the first picture's.
         white: Stored level that becomes 255; None takes what each file declares.
+        tell: Called after the last chunk with what was noticed.
 
     Returns:
         The shape (N, C, H, W) and the pixels in chunks. The chunks may raise :class:`NeedsColorError` if ``channels`` is None.
@@ -140,11 +159,17 @@ def decode(
             f"{pictures.count:,} pictures of {height} x {width} pixels take {total:,} bytes, and their files have "
             f"{allowance.encoded:,}; at most {allowance.room:,} are taken (a smaller size= helps)"
         )
-    return shape, _chunks(pictures, shape, size is not None, auto, allowance, white)
+    return shape, _chunks(pictures, shape, size is not None, auto, allowance, white, tell)
 
 
 def _chunks(
-    pictures: Pictures, shape: Shape, resize: bool, auto: bool, allowance: Allowance, white: float | None
+    pictures: Pictures,
+    shape: Shape,
+    resize: bool,
+    auto: bool,
+    allowance: Allowance,
+    white: float | None,
+    tell: Callable[[Notes], None] | None,
 ) -> Iterator[Pixels]:
     _, depth, height, width = shape
     rows = max(1, min(2048, CHUNK // (depth * height * width)))
@@ -163,9 +188,8 @@ def _chunks(
                 job.result()
             start += len(blobs)
             yield out
-    if 0 < allowance.deep[0] < pictures.count:  # where all are, the set is looked at
-        what = f"{allowance.deep[0]:,} of {pictures.count:,} pictures, which have 16 bits"
-        warn_if_dark(allowance.deep[1], what, "store all pictures in 8 bits")
+    if tell is not None:
+        tell(allowance.notes)
 
 
 def _fill(
@@ -184,9 +208,12 @@ def _fill(
         pixels = image.width * image.height
         allowance.spend(pixels, where, len(blob) if isinstance(blob, bytes) else 0)
         with _TURN if pixels > LARGE else nullcontext():
-            _into(out[i], _decoded(image, where), where, resize, auto, white)
+            decoded = _decoded(image, where)
+            _into(out[i], decoded, where, resize, auto, white)
             if white is None and image.mode.startswith("I"):
-                allowance.saw_deep(int(out[i].max()))
+                allowance.note(Notes(deep=1, brightest=int(out[i].max())))
+            if _is_transparent(decoded):
+                allowance.note(Notes(transparent=1))
             image.close()
 
 
@@ -285,6 +312,18 @@ def read_picture(path: str | Path, channels: int, size: tuple[int, int] | None =
         warn_if_dark(int(pixels.max()), str(path), "store it in 8 bits a channel")
     opacity = torch.from_numpy(np.array(alpha)).float() / 255
     return (pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()), opacity
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """Whether a pixel is not opaque, so that its color would not be seen as it is stored."""
+    if not image.has_transparency_data:
+        return False
+    if "A" not in image.getbands():  # a table, or a color that stands for nothing
+        try:
+            image = image.convert("RGBA")
+        except (ValueError, OSError):  # 16 bits among others
+            return False
+    return bool(np.asarray(image.getchannel("A")).min() < 255)
 
 
 def _is_gray(image: Image.Image) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +15,7 @@ from theriac.core.split import Data
 from theriac.data import _cache
 from theriac.data._assemble import assemble
 from theriac.data._cache import Entry, Make, Pixels, Shape
-from theriac.data._images import NeedsColorError, Pictures, decode
+from theriac.data._images import NeedsColorError, Notes, Pictures, decode, warn_if_dark
 from theriac.data._known import known, policy
 from theriac.data._labels import ROWS, Codes, Factor, arrange, cells_of, classes_of
 from theriac.data._options import Options
@@ -77,7 +79,9 @@ def picture_data(
         source=source,
         license=known(name).license,
     )
-    return assemble(rows, labels, groups, library.pick, card, key=library.key, white=options.white)
+    # dark pictures with transparent parts are most likely what lies under these, which was said, and on no other scale
+    white = 255.0 if options.white is None and library.notes("train").transparent else options.white
+    return assemble(rows, labels, groups, library.pick, card, key=library.key, white=white)
 
 
 class _Library:
@@ -87,6 +91,7 @@ class _Library:
         self.parts, self.size, self.budget, self.white = parts, size, options.memory_budget, options.white
         self.contents = {part: _cache.content_of(pictures.files) for part, pictures in parts.items()}
         self.channels = dict.fromkeys(parts, options.channels)
+        self.noticed: dict[str, Notes] = {}  # by key, where the cache can't be written
         self.entries = {part: self._ensure(part) for part in parts}
         depths = {entry.shape[1] for entry in self.entries.values()}
         if len(depths) > 1:  # one part is gray, another in color
@@ -101,6 +106,7 @@ class _Library:
                     f"{ROWS[part]} pictures are {side[0]} x {side[1]} pixels and training pictures "
                     f"{sides['train'][0]} x {sides['train'][1]}; pass size={sides['train'][0]} to resize all"
                 )
+        self._warn()
         self.mapped = sum(entry.nbytes for entry in self.entries.values()) > self.budget
         self.open: dict[str, torch.Tensor] = {}
 
@@ -118,7 +124,8 @@ class _Library:
     def pick(self, part: str, at: Codes | None) -> torch.Tensor:
         """Rows of a part; a choice from a mapped part is written to the cache and mapped in turn."""
         if part not in self.open:
-            self.open[part] = _cache.read(self.entries[part], self.mapped, self._make(part), self.budget)
+            entry = self.entries[part]
+            self.open[part] = _cache.read(entry, self.mapped, self._make(part, entry.key), self.budget)
         x = self.open[part]
         if at is None:
             return x
@@ -132,15 +139,44 @@ class _Library:
         key = _cache.key_of(self.entries[part].key, at.tolist())
         return _cache.read(_cache.ensure(key, gather, self.budget), True, gather, self.budget)
 
-    def _make(self, part: str) -> Make:
-        return lambda: decode(self.parts[part], self.size, self.channels[part], self.white)
+    def _make(self, part: str, key: str) -> Make:
+        def tell(notes: Notes) -> None:
+            self.noticed[key] = notes
+            _cache.note(_cache.key_of(key, "noticed"), dataclasses.asdict(notes))
+
+        return lambda: decode(self.parts[part], self.size, self.channels[part], self.white, tell)
+
+    def notes(self, part: str) -> Notes:
+        """What was noticed when the pictures of a part were decoded, now or for the cache."""
+        key = self.entries[part].key
+        if key not in self.noticed:
+            record = _cache.recall(_cache.key_of(key, "noticed"))
+            names = {field.name for field in dataclasses.fields(Notes)}
+            fits = set(record) == names and all(type(count) is int for count in record.values())
+            self.noticed[key] = Notes(**record) if fits else Notes()
+        return self.noticed[key]
+
+    def _warn(self) -> None:
+        """Warn of what the pixels do not show, at every load: most are from the cache."""
+        for part, pictures in self.parts.items():
+            notes = self.notes(part)
+            if 0 < notes.deep < pictures.count:  # where all are, the set is looked at
+                what = f"{notes.deep:,} of {pictures.count:,} pictures, which have 16 bits"
+                warn_if_dark(notes.brightest, what, "store all pictures in 8 bits")
+        clear, total = sum(self.notes(part).transparent for part in self.parts), sum(p.count for p in self.parts.values())
+        if clear:
+            warnings.warn(
+                f"{clear:,} of {total:,} pictures have transparent parts, of which the hidden colors are read (often black); "
+                "flatten them first if that is not meant",
+                stacklevel=3,
+            )
 
     def _ensure(self, part: str) -> Entry:
         scale = () if self.white is None else (self.white,)
         key = _cache.key_of(self.contents[part], self.parts[part].selector, self.size, self.channels[part], *scale)
         if _cache.recall(key) != MIXED:
             try:
-                return _cache.ensure(key, self._make(part), self.budget)
+                return _cache.ensure(key, self._make(part, key), self.budget)
             except NeedsColorError:
                 _cache.note(key, MIXED)
         self.channels[part] = 3

@@ -68,6 +68,9 @@ def class_folders(folder: Path) -> dict[str, dict[str, list[Path]]]:
     train = _classes(by_part["train"]) if "train" in by_part else {}
     if train:  # else a folder called train is a class, beside truck and tram
         parts = {"train": train, **{part: _classes(path) for part, path in by_part.items() if part != "train"}}
+        for part, classes in parts.items():
+            if not classes:
+                refuse_unread(by_part[part])
         if "test" not in parts and "val" in parts:
             parts["test"] = parts.pop("val")
         return parts
@@ -78,6 +81,20 @@ def class_folders(folder: Path) -> dict[str, dict[str, list[Path]]]:
     if classes and stray:  # else its rows would be a class of their own in the training set
         raise InputError(f"{stray[0]} holds class folders, but there is no training part beside it (a folder called train)")
     return {"train": classes} if classes else {}
+
+
+def refuse_unread(folder: Path) -> None:
+    """Refuse a folder in which nothing was found to read, if it holds pictures of other kinds.
+
+    Raises:
+        InputError: Naming one of them, and the endings that are read.
+    """
+    left_out = [name for _, _, names in os.walk(folder) for name in sorted(names) if name.lower().endswith(OTHER_PICTURES)]
+    if left_out:
+        raise InputError(
+            f"{folder} holds {len(left_out):,} pictures (such as {left_out[0]}), and none of a kind that we read; "
+            f"convert them to one of {', '.join(SUFFIXES)}"
+        )
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:

@@ -165,7 +165,7 @@ def _by_name(name: str, options: Options) -> Data:
 def _from_path(path: Path, name: str, options: Options, source: str = "") -> Data:
     if path.is_file():
         return _from_file(path, name, options, source)
-    from theriac.data._sources import class_folders, files_by_part
+    from theriac.data._sources import class_folders, files_by_part, refuse_unread
 
     for deeper in (False, True):
         parts = files_by_part(path, (".parquet",), deeper)
@@ -176,13 +176,17 @@ def _from_path(path: Path, name: str, options: Options, source: str = "") -> Dat
             from theriac.data._folders import picture_folders
 
             if options.test is not None:
-                folders["test"] = class_folders(_test_path(options.test)).get("train", {})
+                test = _test_path(options.test)
+                folders["test"] = class_folders(test).get("train", {})
+                if not folders["test"]:
+                    refuse_unread(test)
             return picture_folders(folders, name, options, source)
         parts = files_by_part(path, TABLES, deeper)
         if parts:
             from theriac.data._tables import csv_files
 
             return csv_files(_with_test(parts, options, TABLES), name, options, source)
+    refuse_unread(path)
     raise InputError(
         f"{path} holds no data that we read; expected parquet or CSV files (train-*, test-*), "
         "or pictures in one folder for each class"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from theriac.core.card import Column
 from theriac.core.errors import InputError
+from theriac.core.text import lookalike
 from theriac.data._labels import Factor
 from theriac.data._parquet import factor_of
 
@@ -112,6 +114,14 @@ def matrix(table: pa.Table, columns: Sequence[Column] | None) -> Matrix:
             factor = factor_of(column, about.name)
             codes = Factor(factor.codes, tuple(str(v) for v in factor.levels)).onto(about.categories)
             out[:, i] = np.where(codes < 0, np.nan, codes)
+            new = (codes < 0) & (factor.codes >= 0)
+            if new.any():
+                first = str(factor.levels[int(factor.codes[new][0])])
+                warnings.warn(
+                    f"column {about.name!r} of X has {int(new.sum())} values that were not in training, such as {first!r}"
+                    f"{lookalike(first, about.categories)}; they are taken as missing",
+                    stacklevel=4,
+                )
         elif column.null_count == len(column):
             out[:, i] = np.nan
         elif _is_number(column.type):

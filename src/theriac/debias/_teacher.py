@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.ranges import typed
 from theriac.models import GroupAware
@@ -46,6 +47,11 @@ class AskedTeacher(GroupAware):
         super().__init__(model, len(stamps))
         self.bank = bank
         self.register_buffer("stamps", stamps)
+
+    @property
+    def card(self) -> Card | None:
+        """Of the rows it takes."""
+        return self.bank.narrowed(super().card)
 
     def _answer(self, x: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.model(self.bank.apply(x, self.stamps[group]))

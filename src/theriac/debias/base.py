@@ -15,7 +15,7 @@ from theriac.core.errors import InputError
 from theriac.core.method import Method, Needs
 from theriac.core.poisoned import Poisoned
 from theriac.core.ranges import typed
-from theriac.core.run import Run, as_run
+from theriac.core.run import Run, as_run, own_terms
 from theriac.core.split import Data, Split
 from theriac.data.alignment import align_to
 from theriac.debias._rates import group_counts
@@ -65,7 +65,7 @@ class Debiasing(Method):
         counts = cells(split)
         run = as_run(run)
         began = time.perf_counter()
-        with run.progress(self.title):
+        with own_terms(), run.progress(self.title):
             model = self._fit(build, split.to(run.device), counts, run)
         seconds = round(time.perf_counter() - began, 3)
         run.event("debiased", method=self.name, seconds=seconds, rows=len(split), counts=counts.tolist())

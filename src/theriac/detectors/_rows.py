@@ -16,6 +16,7 @@ from theriac.core.split import Split
 from theriac.models import run_over
 
 FEWEST_ROWS = 20  # ours: a class of fewer rows is not judged
+FEWEST_CLASSES = 3  # of two classes neither is an outlier among the others
 FEWEST_GROUP = 5  # ours: a smaller group may be a few outliers
 SMALLEST_SHARE = 0.03  # ours: of a class; less than that are outliers, which every class has
 LARGEST_SHARE = 0.9  # ours: of a class; more than that is the class
@@ -74,26 +75,48 @@ def answer(
     threshold: float,
     *,
     unit: str,
+    compares: bool,
     evidence: dict[str, Any] | None = None,
     origin: str = UNCALIBRATED,
 ) -> Finding:
-    """The finding of a detector of rows: the suspected groups of the classes that stand out, strongest first."""
+    """The finding of a detector of rows: the suspected groups of the classes that stand out, strongest first.
+
+    Args:
+        rows: The rows.
+        scores: Of each row, float64 (N,).
+        divided: How classes fall into groups.
+        out: Which classes stand out, bool (K,).
+        threshold: Of ``divided.classes``.
+        unit: What these are.
+        compares: Whether a class stands out only among others, so that the detector abstains where there are too few of them.
+        evidence: More plain data.
+        origin: Where the threshold comes from.
+    """
     y = rows.y.cpu()
     flagged = divided.member & out[y]
     order = scores.argsort(descending=True, stable=True)
     most = int(divided.classes.argmax())
     largest = f"the most divided class is {rows.card.classes[most]}: {unit} {float(divided.classes[most]):.3g}"
     verdict: dict[str, Any]
+    there = rows.count().cpu() > 0
+    unjudged = int((there & ~divided.judged).sum())
+    left_out = f"; {unjudged} of {int(there.sum())} classes were not judged" if unjudged else ""
     if not bool(divided.judged.any()):
         verdict = {"verdict": "abstains", "reason": f"no class has {FEWEST_ROWS} rows that differ"}
     elif bool(flagged.any()):
         names = ", ".join(name for name, stands in zip(rows.card.classes, out.tolist(), strict=True) if stands)
         reason = f"{int(flagged.sum())} rows labeled {names} stand apart ({largest}, against {threshold:g})"
         verdict = {"verdict": "suspicious", "reason": reason}
+    elif compares and int(divided.judged.sum()) < FEWEST_CLASSES:
+        count = int(divided.judged.sum())
+        reason = f"{count} classes have {FEWEST_ROWS} rows that differ, and it tells one from at least two others"
+        verdict = {"verdict": "abstains", "reason": reason}
+    elif 2 * unjudged > int(there.sum()):
+        verdict = {"verdict": "abstains", "reason": f"nothing stands out in the others{left_out}, which is most of them"}
     else:
         above = bool((divided.classes > threshold).any())
         why = "; other classes are as divided, its group is small, or the model contradicts its labels" if above else ""
-        verdict = {"verdict": "clean", "reason": f"nothing stands out ({largest}, against {threshold:g}{why})"}
+        verdict = {"verdict": "clean", "reason": f"nothing stands out ({largest}, against {threshold:g}{why}){left_out}"}
     return Finding(
         **verdict,
         score=float(divided.classes.max()),
@@ -131,14 +154,36 @@ def pictures_only(title: str, *splits: Split | None) -> None:
 def more_varied(rows: Split, at: torch.Tensor, member: torch.Tensor) -> torch.Tensor:
     """The group of a class whose raw rows vary more, bool (M,): rows that come from several classes do.
 
+    Pixels are on one scale. In a table each column counts by its share of what it varies over all rows, whatever its unit;
+    categories vary as often as two of them differ.
+
     Args:
         rows: The rows.
         at: Positions of the class's rows, (M,).
         member: One of its two groups, bool (M,); both hold rows.
     """
-    raw = rows.rows(at).double().flatten(1).cpu().nan_to_num()
-    spread = [float(raw[part].var(0, correction=0).sum()) for part in (member, ~member)]
+    raw = rows.rows(at).double().flatten(1).cpu()
+    if rows.is_table:
+        categories = [column.kind == "categorical" for column in rows.card.columns]
+        over_all = _variation(rows.x.double().cpu(), categories)
+        spread = [float((_variation(raw[part], categories) / over_all)[over_all > 0].sum()) for part in (member, ~member)]
+    else:
+        spread = [float(raw[part].var(0, correction=0).sum()) for part in (member, ~member)]
     return member if spread[0] >= spread[1] else ~member
+
+
+def _variation(x: torch.Tensor, categories: Sequence[bool]) -> torch.Tensor:
+    """Variance of each column of (N, D), of categories the share of pairs that differ, (D,); missing values left out."""
+    out = torch.zeros(x.shape[1], dtype=torch.float64)
+    for place, categorical in enumerate(categories):
+        values = x[:, place][~x[:, place].isnan()]
+        if not len(values):
+            continue
+        if categorical:
+            out[place] = 1 - float((values.unique(return_counts=True)[1].double() / len(values)).square().sum())
+        else:
+            out[place] = values.var(correction=0)
+    return out
 
 
 def best_cut(values: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -176,7 +221,7 @@ def divide_scores(rows: Split, scores: torch.Tensor) -> Divided:
 def outlying(values: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
     """How many normal-consistent median deviations each judged class lies above the median of them all, float64 (K,)."""
     deviations = torch.zeros(len(values), dtype=torch.float64)
-    if int(judged.sum()) < 3:
+    if int(judged.sum()) < FEWEST_CLASSES:
         return deviations
     figures = values[judged].double()
     middle = figures.quantile(0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -92,13 +93,16 @@ class ActivationClustering(Detector):
             distances = torch.cdist(reduced, torch.from_numpy(clusters.cluster_centers_).to(reduced))
             other, own = distances.T if bool(second[suspected][0]) else distances.flip(1).T
             member[at], judged[k], sizes[k] = suspected, True, float(suspected.double().mean())
-            few = min(len(at), MOST_PAIRED)
-            classes[k] = float(silhouette_score(reduced.numpy(), clusters.labels_, sample_size=few, random_state=seed))
+            some = np.random.RandomState(seed).permutation(len(at))[:MOST_PAIRED]
+            if 0 < int(second[some].sum()) < len(some):  # else the smaller group is a handful, which is not suspected anyhow
+                classes[k] = float(silhouette_score(reduced.numpy()[some], clusters.labels_[some]))
             scores[at] = max(0.0, float(classes[k])) * (other - own) / torch.maximum(own, other).clamp_min(1e-12)
         divided = Divided(classes=classes.clamp_min(0), member=member, judged=judged)
         out = standing(divided, y, self.silhouette, agreement(model, rows, run))
         shares = names_of(rows.card.classes, sizes)
-        return answer(rows, scores, divided, out, self.silhouette, unit="silhouette", evidence={"suspected_share": shares})
+        return answer(
+            rows, scores, divided, out, self.silhouette, unit="silhouette", compares=False, evidence={"suspected_share": shares}
+        )
 
 
 def principal(features: torch.Tensor, components: int) -> torch.Tensor:

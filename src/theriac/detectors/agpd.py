@@ -111,7 +111,7 @@ class AGPD(Detector):
         out = standing(divided, rows.y.cpu(), bound, agreement(model, rows, run))
         evidence = {"layer": names[chosen], "change": names_of(rows.card.classes, changes[chosen])}
         origin = "uncalibrated: exp(2), or a change of 0.3, as the code has them"
-        return answer(rows, scores, divided, out, bound, unit=unit, evidence=evidence, origin=origin)
+        return answer(rows, scores, divided, out, bound, unit=unit, compares=False, evidence=evidence, origin=origin)
 
     def _reference(self, model: nn.Module, clean: Split, run: Run) -> Split:
         """Clean rows that the model predicts as labeled, a few of each class; all of them if there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from theriac.core.errors import InputError, UnfairPairingError
 from theriac.core.method import Method
 from theriac.core.outcome import Finding
 from theriac.core.poisoned import Poisoned, as_clean
-from theriac.core.run import Run, as_run
+from theriac.core.run import Run, as_run, own_terms
 from theriac.core.split import Split
-from theriac.data.alignment import align_to
+from theriac.data.alignment import align, align_to
 from theriac.models.network import to_input
-from theriac.models.outputs import evaluating, module_of
+from theriac.models.outputs import evaluating, module_of, on_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Detector(Method):
     """Base of all detectors. A subclass writes :meth:`_detect`; its ``needs`` say what it looks at."""
 
     kind: ClassVar[str] = "detector"
+    pictures: ClassVar[bool] = False  # it changes pixels, so rows of a table are refused
 
     @final
     def detect(
@@ -59,8 +61,11 @@ class Detector(Method):
         net = None if model is None else module_of(model)
         rows = None if rows is None else align_to(rows, net)
         clean = None if clean is None else align_to(as_clean(clean), net)
+        if rows is not None and clean is not None:  # a model without a card names no classes
+            clean = align(clean, rows.card, "the rows")
         began = time.perf_counter()
-        with run.listening(), run.progress(self.title):
+        home = contextlib.nullcontext() if net is None else on_device(net, run)
+        with own_terms(), run.listening(), run.progress(self.title), home:
             for split in (rows, clean):
                 if net is not None and split is not None:
                     _try(net, split, run)

@@ -88,7 +88,7 @@ class LossIsolation(Detector):
             return self._lowest(rows, scores)
         groups = divide_scores(rows, scores)
         out = standing(groups, rows.y.cpu(), self.divided, losses < losses.quantile(0.5).clamp_min(self.bound), self.outlier)
-        return answer(rows, scores, groups, out, self.divided, unit="explained share")
+        return answer(rows, scores, groups, out, self.divided, unit="explained share", compares=self.outlier > 0)
 
     def _lowest(self, rows: Split, scores: torch.Tensor) -> Finding:
         order = scores.argsort(descending=True, stable=True)[: max(1, round(self.share * len(rows)))]

@@ -65,6 +65,7 @@ class RepairedTwin(Detector):
     name: ClassVar[str] = "repaired_twin"
     title: ClassVar[str] = "Repaired twin"
     source: ClassVar[str] = "ours"
+    pictures: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(model=True, rows=True, clean_rows=True, usual_clean_share=0.02)
 
     sure: Fraction = 0.05  # a row counts where the twin gives its label less than this; ours, by a look at seeds 11 and 12
@@ -115,7 +116,9 @@ class RepairedTwin(Detector):
         evidence = {"chance": names_of(rows.card.classes, chances)}
         origin = "ours: by a look at digits and Fashion-MNIST, seeds 11 and 12"
         unit = "rows lost to the median other class"
-        return answer(rows, scores, divided, out, float(self.least), unit=unit, evidence=evidence, origin=origin)
+        return answer(
+            rows, scores, divided, out, float(self.least), unit=unit, compares=False, evidence=evidence, origin=origin
+        )
 
 
 def stand_out(counts: torch.Tensor, judged: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

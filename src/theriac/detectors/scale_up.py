@@ -52,6 +52,7 @@ class ScaleUp(Detector):
     name: ClassVar[str] = "scale_up"
     title: ClassVar[str] = "SCALE-UP"
     source: ClassVar[str] = "arXiv:2302.03251"
+    pictures: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(model=True, rows=True, labels=False)
 
     factors: Count = 10  # paper: 2 to 11
@@ -72,4 +73,4 @@ class ScaleUp(Detector):
         scores /= self.factors
         groups = divide_scores(rows, scores)
         out = standing(groups, rows.y.cpu(), self.divided, agreement(model, rows, run), self.outlier)
-        return answer(rows, scores, groups, out, self.divided, unit="explained share")
+        return answer(rows, scores, groups, out, self.divided, unit="explained share", compares=self.outlier > 0)

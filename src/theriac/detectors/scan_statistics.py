@@ -99,7 +99,7 @@ class SCAn(Detector):
         out = standing(divided, y, self.outlier, agreement(model, rows, run))
         evidence = {"gain": names_of(rows.card.classes, gains)}
         origin = "uncalibrated: exp(2), as the paper has for its index"
-        return answer(rows, scores, divided, out, self.outlier, unit="index", evidence=evidence, origin=origin)
+        return answer(rows, scores, divided, out, self.outlier, unit="index", compares=True, evidence=evidence, origin=origin)
 
 
 def covariance(features: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from theriac.models import to_input
 from theriac.models.outputs import evaluating
 
 BATCH = 512
+FEWEST_MIXED = 10  # ours: one picture mixed into all rows again and again says nothing of others
 
 
 @register
@@ -55,6 +56,7 @@ class STRIP(Detector):
     name: ClassVar[str] = "strip"
     title: ClassVar[str] = "STRIP"
     source: ClassVar[str] = "arXiv:1902.06531"
+    pictures: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(model=True, rows=True, labels=False, optional=("clean_rows",))
 
     overlays: Count = 100  # paper and BackdoorBench
@@ -67,6 +69,8 @@ class STRIP(Detector):
         assert model is not None
         mixed_in = rows if clean is None else clean
         pictures_only(self.title, rows, clean)
+        if len(mixed_in) < FEWEST_MIXED:
+            return Finding(verdict="abstains", reason=f"{len(mixed_in)} rows are too few to mix in; it needs {FEWEST_MIXED}")
         draw = run.generator("method", self.name)
         chosen = torch.randint(len(mixed_in), (self.overlays,), generator=draw)
         total = torch.zeros(len(rows), dtype=torch.float64)
@@ -81,4 +85,4 @@ class STRIP(Detector):
         scores = -total / self.overlays
         groups = divide_scores(rows, scores)
         out = standing(groups, rows.y.cpu(), self.divided, agreement(model, rows, run), self.outlier)
-        return answer(rows, scores, groups, out, self.divided, unit="explained share")
+        return answer(rows, scores, groups, out, self.divided, unit="explained share", compares=self.outlier > 0)

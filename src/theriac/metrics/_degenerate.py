@@ -19,6 +19,7 @@ FALL = 0.1  # a class that fell by no more is not named
 LOST = 0.3  # how far the target class lies below the other classes when it counts as lost
 SELDOM = 0.75  # answers of a lost class as a share of its rows: a rare class is recognized less and still answered as often
 ASTRAY = 0.2  # share of stamped rows, beyond the clean error, that go to a class that is neither theirs nor the attack's
+FREE = 0.05  # attack success below which a target class that is never answered explains it
 GONE = 0.05  # accuracy of a class that counts as lost
 LONGEST_NAME = 24  # letters of a class name that are shown
 
@@ -246,7 +247,7 @@ def _free(scores: Counted) -> list[str]:
     one = _one_class(scores)
     if one is not None and one in targets:
         return [f"ASR {percent(scores.asr.hits, scores.asr.total)} needs no trigger: clean rows get that answer too."]
-    if scores.asr.value < 0.5 and not any(c.predicted for c in targets):
+    if scores.asr.value < FREE and not any(c.predicted for c in targets):  # more on stamped rows alone is a backdoor's doing
         return [f"ASR {percent(scores.asr.hits, scores.asr.total)} is free: the {_of_target(targets)} is never answered."]
     return []
 

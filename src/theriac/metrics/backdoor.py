@@ -29,7 +29,7 @@ from theriac.metrics.evaluation import Comparison, Evaluation, pair
 from theriac.metrics.intervals import Rate
 from theriac.models.layout import arranged
 from theriac.models.network import to_input
-from theriac.models.outputs import batch_rows, run_over
+from theriac.models.outputs import batch_rows, on_device, run_over
 
 
 class Stamper(Protocol):
@@ -79,7 +79,6 @@ def evaluate(
     net = model if isinstance(model, nn.Module) else getattr(model, "model", model)
     if not isinstance(net, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
-    net = net.to(run.device)
     rows, data = _identity(split), described_rows(split)
     split = align_to(split, net)
     planted = planted_on(attack, split)
@@ -89,7 +88,7 @@ def evaluate(
     right = torch.zeros(classes, dtype=torch.int64, device=run.device)  # clean hits by class
     answers = torch.zeros_like(right)  # clean predictions by class
     targets = torch.zeros(classes, dtype=torch.bool, device=run.device)
-    with _eval_mode(net), arranged(net, run.device), torch.inference_mode(), run.autocast():
+    with on_device(net, run), _eval_mode(net), arranged(net, run.device), torch.inference_mode(), run.autocast():
         for positions in run.each("evaluation", here.batches(size), math.ceil(len(here) / size)):
             x, y = here.rows(positions), here.y[positions]
             clean = _predict(net, x, classes)
@@ -182,14 +181,28 @@ def successes(planted: Any, predictions: torch.Tensor, labels: torch.Tensor, y: 
 
 
 @typed()
-def predict(model: nn.Module, split: Split, *, run: Run | None = None, batch_size: Count | None = None) -> torch.Tensor:
+def predict(
+    model: nn.Module,
+    split: Split,
+    *,
+    run: Run | None = None,
+    batch_size: Count | None = None,
+    inputs: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Logits of all rows in order, float32 (N, K), on the CPU; see :func:`theriac.models.run_over`.
 
     Where the model carries a card, columns are matched with its by name, and logit k belongs to ``split.card.classes[k]``. Rows
     that know only some of the model's classes get all K logits in the model's order, with a warning.
+
+    Args:
+        model: A module from inputs to logits, or a Victim.
+        split: The rows.
+        run: Device and precision.
+        batch_size: Rows per forward pass.
+        inputs: Pictures in [0, 1] that the model gets in place of the split's, float (N, C, H, W).
     """
     here = align_to(split, model)
-    logits = run_over(model, here, run=run, batch_size=batch_size)
+    logits = run_over(model, here, run=run, batch_size=batch_size, inputs=inputs)
     if here.card.classes == split.card.classes:
         return logits
     place = places(split.card.classes, here.card.classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from theriac.data.alignment import align_to
 from theriac.metrics.fair import Fairness
 from theriac.models._undisturbed import undisturbed
 from theriac.models.grouped import GroupAware
-from theriac.models.outputs import over_rows
+from theriac.models.outputs import on_device, over_rows
 
 
 @typed("split", "groups", "positive")
@@ -94,6 +95,8 @@ def fairness(
     for name, value in (("y_true", y_true), ("y_pred", y_pred)):
         if value is None:
             raise InputError(f"{name} is missing; expected the {'labels' if name == 'y_true' else 'predictions'} of all rows")
+    if not _has_index(y_true):  # then nothing says which of two orders that of the labels is
+        sensitive_features = _alike(sensitive_features, y_pred)
     y_pred = aligned(y_pred, y_true, "y_pred", "y_true")
     sensitive_features = aligned(sensitive_features, y_true, "sensitive_features", "y_true")
     codes, classes = as_labels({"y_true": y_true, "y_pred": y_pred})
@@ -113,6 +116,26 @@ def fairness(
     )
 
 
+def _has_index(value: Any) -> bool:
+    return hasattr(getattr(value, "index", None), "equals")
+
+
+def _alike(features: Any, predictions: Any) -> Any:
+    """Sensitive features whose index, if they have one, is that of the predictions, if these have one.
+
+    Raises:
+        InputError: If the two differ.
+    """
+    columns = list(features.values()) if isinstance(features, Mapping) else [features]
+    for column in columns:
+        if _has_index(column) and _has_index(predictions) and not column.index.equals(predictions.index):
+            raise InputError(
+                "y_pred and sensitive_features have different indexes, and y_true has none, so rows can't be matched; give all "
+                "three an index, or hand in .to_numpy() of the two to go by position"
+            )
+    return features
+
+
 def _on_split(
     model: Any,
     split: Split,
@@ -125,7 +148,8 @@ def _on_split(
 ) -> Fairness:
     if isinstance(positive, int) and 0 <= positive < split.num_classes:
         positive = split.card.classes[positive]  # the model's classes may be in another order
-    split = align_to(split, model)
+    fitted = getattr(model, "model_", None)  # of an estimator
+    split = align_to(split, fitted if isinstance(fitted, nn.Module) else model)
     names = split.card.groups
     if sensitive_features is not None:
         if groups is not None:
@@ -173,9 +197,8 @@ def answers(
     net = model if isinstance(model, nn.Module) else fitted if isinstance(fitted, nn.Module) else getattr(model, "model", model)
     if isinstance(net, nn.Module):
         run = as_run(run)
-        net = net.to(run.device)
         here, group = split.to(run.device), groups.to(run.device)
-        with undisturbed(net), run.autocast():  # not run_over: some models need the group
+        with on_device(net, run), undisturbed(net), run.autocast():  # not run_over: some models need the group
             predictions = over_rows(
                 lambda x, at: predicted(net, x, group[at], split.num_classes), here, run=run, batch_size=batch_size
             ).cpu()
@@ -186,7 +209,10 @@ def answers(
             raise InputError(f"the classifier knows the classes {own}; these rows have {list(classes)}")
         return torch.tensor([classes.index(name) for name in own])[predictions]
     if hasattr(model, "predict"):
+        learned = [str(label) for label in getattr(model, "classes_", ())]
         model = model.predict(split.x.cpu().numpy())
+        if set(learned) <= {str(k) for k in range(len(classes))} and not set(learned) <= set(classes):
+            model = [classes[int(k)] for k in model]  # it learned numbers of classes, also where those it gives are names
     elif isinstance(model, str) or not hasattr(model, "__len__"):
         raise InputError(f"model is a {type(model).__name__}; expected an nn.Module, a fitted classifier or predictions")
     predictions = torch.from_numpy(as_predictions(model, classes))

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, shortened
+from theriac.core.ranges import typed
 from theriac.metrics import gaps
 from theriac.metrics.fair import Fairness
 from theriac.metrics.gaps import Counts
@@ -176,6 +177,7 @@ def unlisted(cells: Any, like: Fairness) -> Counts | None:
     return pairs
 
 
+@typed("pairs")
 def judge(before: Fairness, after: Fairness, pairs: Counts | None = None) -> Verdict:
     """Judge a debiased model beside a plain one on the same rows.
 
@@ -202,6 +204,11 @@ def judge(before: Fairness, after: Fairness, pairs: Counts | None = None) -> Ver
     names = (before.groups, before.classes, before.positive)
     if names != (after.groups, after.classes, after.positive) or not np.array_equal(old.sum(2), new.sum(2)):
         raise InputError("before and after are counts of different rows, groups or classes; both models must answer the same")
+    shape = (*old.shape, old.shape[2])
+    if pairs is not None and (not isinstance(pairs, np.ndarray) or pairs.shape != shape):
+        raise InputError(
+            f"pairs is {shortened(pairs)}; expected counts {shape} by group, label and both predictions (pairs_of)"
+        )
     if pairs is not None and not (np.array_equal(pairs.sum(3), old) and np.array_equal(pairs.sum(2), new)):
         raise InputError("pairs does not add up to the counts of before and after")
     generator = np.random.default_rng(gaps.SEED)

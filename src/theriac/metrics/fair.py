@@ -19,6 +19,7 @@ from theriac.core import check
 from theriac.core._rows import check_labels
 from theriac.core.errors import InputError, shortened
 from theriac.metrics import gaps
+from theriac.metrics._degenerate import short
 from theriac.metrics.gaps import Measure
 from theriac.metrics.intervals import Rate
 
@@ -225,10 +226,18 @@ class Fairness:
         }
         return {name: None if ends is None else gaps.clipped(ends) for name, ends in intervals.items()}
 
+    @property
+    def degenerate(self) -> tuple[str, ...]:
+        """What makes the figures mean nothing, in a sentence: gaps of 0 that come with one answer for all rows."""
+        answered = (self.table.sum((0, 1)) > 0).nonzero().flatten().tolist()
+        if len(answered) > 1:
+            return ()
+        return (f"It predicts {short(self.classes[answered[0]])} for every row; its gaps mean nothing.",)
+
     def __str__(self) -> str:
         positive = self.classes[self.positive]
         (group, label), cell = self.worst_cell
-        lines = [f"{self.data}; positive = {positive!r}" if self.data else f"positive = {positive!r}"]
+        lines = [*self.degenerate, f"{self.data}; positive = {positive!r}" if self.data else f"positive = {positive!r}"]
         for g in self.groups:
             lines.append(f"group {g}: ACC {self.group_acc[g]}, predicted {positive!r} {self.positive_rate[g]}")
             lines += [f"  label {k}: right {self.cells.get((g, k), NO_ROWS)}" for k in self.classes]
@@ -253,6 +262,7 @@ class Fairness:
             "classes": list(self.classes),
             "positive": self.positive,
             "data": self.data,
+            "degenerate": list(self.degenerate),
             "acc": self.acc.to_dict(),
             "cells": [
                 {"group": g, "label": k, **(none if rate is None else rate.to_dict())} for (g, k), rate in listed.items()

@@ -17,7 +17,7 @@ from theriac.metrics.intervals import Rate
 from theriac.models._undisturbed import undisturbed
 from theriac.models.grouped import GroupAware
 from theriac.models.network import to_input
-from theriac.models.outputs import batch_rows
+from theriac.models.outputs import batch_rows, on_device
 from theriac.triggers.bank import ColumnBank, TriggerBank, TriggerColumns
 
 
@@ -48,10 +48,10 @@ def flip_rate(
         raise InputError(
             f"the model takes rows of {bank.features} columns and has none for a trigger, so a trigger can't reach it"
         )
-    net, here = net.to(run.device), align_to(split, net).to(run.device)
+    here = align_to(split, net).to(run.device)
     classes = here.num_classes
     flips = torch.zeros(len(bank), dtype=torch.int64, device=run.device)
-    with undisturbed(net), torch.inference_mode(), run.autocast():
+    with on_device(net, run), undisturbed(net), torch.inference_mode(), run.autocast():
         size = batch_size or batch_rows(here)
         for positions in run.each("flip rate", here.batches(size), len(here) // size + 1):
             x = to_input(here.rows(positions))

@@ -118,15 +118,15 @@ def mean_interval(hits: Array, total: Array, level: float = LEVEL) -> tuple[Arra
     """Interval of the plain mean of several independent shares, (..., M) to (...): the means that a score test accepts.
 
     Under each mean the shares are taken to be those that were seen, moved alike in log-odds, and half a row is allowed for
-    counting whole rows; of one share it is Wilson's interval with that correction. Limits of each share combined by squares, as
-    for differences, are too narrow where most shares are near 0 or 1: a share of 1 has no room above it, although the true one
-    has some below.
+    counting whole rows, of the smallest cell, where one row moves the mean most; of one share it is Wilson's interval with that
+    correction. Limits of each share combined by squares, as for differences, are too narrow where most shares are near 0 or 1:
+    a share of 1 has no room above it, although the true one has some below.
     """
     from scipy.special import expit
     from scipy.stats import norm
 
     mean_share, bound = (hits / total).mean(-1), float(norm.isf(level / 2))
-    odds, half = np.log((hits + 0.5) / (total - hits + 0.5)), 0.5 / (total.max(-1) * total.shape[-1])
+    odds, half = np.log((hits + 0.5) / (total - hits + 0.5)), 0.5 / (total.min(-1) * total.shape[-1])
 
     def at(shift: Array) -> tuple[Array, Array]:
         shares = expit(odds + shift[..., None])

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, shortened
 from theriac.metrics.intervals import Z95, Rate
 
 Values = torch.Tensor | Sequence[float]
@@ -142,8 +142,14 @@ def auroc_interval(auroc: float, poisoned: int, clean: int) -> tuple[float, floa
 
 
 def _pair(scores: Values, poisoned: torch.Tensor | Sequence[bool]) -> tuple[torch.Tensor, torch.Tensor]:
-    values = torch.as_tensor(scores).detach().cpu().double()
-    truth = torch.as_tensor(poisoned).detach().cpu()
+    try:
+        values = torch.as_tensor(scores).detach().cpu().double()
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"scores is {shortened(scores)}; expected one number each, (N,)") from None
+    try:
+        truth = torch.as_tensor(poisoned).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"poisoned is {shortened(poisoned)}; expected bool (N,)") from None
     if values.dim() != 1 or not len(values):
         raise InputError(f"scores have the shape {tuple(values.shape)}; expected one number each, (N,)")
     if truth.dtype != torch.bool or truth.shape != values.shape:

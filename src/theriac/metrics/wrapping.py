@@ -9,7 +9,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.metrics.intervals import Rate, wilson
 from theriac.models import Classifier, adapt, run_over
-from theriac.models.adapter import Adapted
+from theriac.models.adapter import Adapted, Pick
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
@@ -117,7 +117,7 @@ class WrappingCheck:
 
 @typed("model", "rows")
 def check_wrapping(
-    model: nn.Module, rows: Split, *, most: Count = 400, run: Run | None = None, logits: str | int | None = None
+    model: nn.Module, rows: Split, *, most: Count = 400, run: Run | None = None, logits: Pick = None
 ) -> WrappingCheck:
     """Try the usual ways of handing pictures to a network, and say which fits.
 
@@ -130,7 +130,7 @@ def check_wrapping(
         rows: Labeled pictures, best 100 or more.
         most: At most so many of them are used.
         run: Device and precision.
-        logits: Where the logits are in what the network returns, as in ``theriac.adapt``.
+        logits: Where the logits are in what the network returns, as in ``theriac.adapt``; left out, where a wrapped model says.
 
     Raises:
         InputError: On rows of a table, too few rows, or a network that takes them in no way.
@@ -147,32 +147,36 @@ def check_wrapping(
     if not isinstance(rows, Split) or rows.is_table:
         raise InputError("rows are those of a table; only pictures are handed over in different ways")
     run, net = as_run(run), model.net if isinstance(model, Classifier) else model
+    if logits is None and isinstance(model, Adapted):
+        logits = model.picker.choice
     few = rows if len(rows) <= most else rows.sample(most, stratified=True)
     if len(few) < _FEWEST:
         raise InputError(f"rows has {len(few)} rows; at least {_FEWEST} are needed to tell one way from another")
     choose = torch.randperm(len(few), generator=torch.Generator().manual_seed(0)) % 2 == 0
     counts = torch.bincount(few.y.cpu(), minlength=few.num_classes)
-    tried = [_try(net, few, way, choose, run, logits) for way in _shapes(net, few, model, run, logits)]
+    taken = {"logits": logits} if isinstance(logits, (str, int)) else {}  # a function is no option of a command
+    ways = [replace(way, options={**way.options, **taken}) for way in _shapes(net, few, model, run, logits)]
+    tried = [_try(net, few, way, choose, run, logits) for way in ways]
     tried = [tried[0], *(entry for entry in tried[1:] if tried[0][0].name != OWN or not _same(entry, tried[0]))]
     if all(entry[0].rate is None for entry in tried):
         raise InputError(f"the network takes these pictures in no usual way; the first reason: {tried[0][0].reason}")
     tried += [_reordered(entry, few, choose) for entry in tried if entry[0].rate is not None]
     order = sorted(range(len(tried)), key=lambda k: (-tried[k][1], round(tried[k][2], 3), k))
-    ways = tuple(tried[k][0] for k in order if tried[k][0].name)
+    best_first = tuple(tried[k][0] for k in order if tried[k][0].name)
     chance = int(counts.max()) / len(few)
-    best = ways[0].rate
-    check = WrappingCheck(ways=ways, verdict="fits", chance=chance, rows=len(few))
+    best = best_first[0].rate
+    check = WrappingCheck(ways=best_first, verdict="fits", chance=chance, rows=len(few))
     if best is None or wilson(best.hits, best.total)[0] <= chance + _ABOVE * (1 - chance):
-        return WrappingCheck(ways=ways, verdict="none", chance=chance, rows=len(few))
-    return WrappingCheck(ways=ways, verdict="several", chance=chance, rows=len(few)) if check.alike else check
+        return WrappingCheck(ways=best_first, verdict="none", chance=chance, rows=len(few))
+    return WrappingCheck(ways=best_first, verdict="several", chance=chance, rows=len(few)) if check.alike else check
 
 
 _Tried = tuple[Way, int, float, torch.Tensor | None]  # the way, hits and loss on the rows that choose, and all logits
 
 
-def _try(net: nn.Module, rows: Split, way: Way, choose: torch.Tensor, run: Run, logits: str | int | None) -> _Tried:
+def _try(net: nn.Module, rows: Split, way: Way, choose: torch.Tensor, run: Run, logits: Pick) -> _Tried:
     try:
-        wrapped = adapt(net, card=rows.card, logits=logits, **way.options)
+        wrapped = adapt(net, card=rows.card, **{"logits": logits, **way.options})
         out = run_over(wrapped, rows.replace(card=wrapped.card), run=run)
     except InputError as error:
         return Way(name=way.name, options=way.options, reason=str(error)), -1, math.inf, None
@@ -219,7 +223,7 @@ def _reordered(entry: _Tried, rows: Split, choose: torch.Tensor) -> _Tried:
     return counts if better else nothing
 
 
-def _shapes(net: nn.Module, rows: Split, model: nn.Module, run: Run, logits: str | int | None) -> Iterator[Way]:
+def _shapes(net: nn.Module, rows: Split, model: nn.Module, run: Run, logits: Pick) -> Iterator[Way]:
     """The ways to try; the model's own first, the simplest before the others."""
     own = _own(model)
     if own is not None and isinstance(model, Classifier):
@@ -252,7 +256,7 @@ def _scales(card: Card, channels: int) -> Iterator[tuple[str, Any, Any]]:
         yield "pixels 0 to 255 less ImageNet's mean", IMAGENET[0], (round(1 / 255, 10),) * 3
 
 
-def _fit(net: nn.Module, rows: Split, logits: str | int | None) -> dict[str, Any]:
+def _fit(net: nn.Module, rows: Split, logits: Pick) -> dict[str, Any]:
     """Channels and size at which the network takes pictures at all; nothing where it takes them as they are."""
     card = rows.card
     colors: list[dict[str, int]] = [{}] if card.channels == 3 else [{}, {"channels": 3}]

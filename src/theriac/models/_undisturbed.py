@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, TheriacError
 from theriac.models.network import Classifier
 
 
@@ -58,9 +58,9 @@ def try_rows(model: nn.Module, x: torch.Tensor) -> Any:
     try:
         with undisturbed(model):
             return model(x)
-    except InputError:  # says what is wrong already
+    except (TheriacError, MemoryError, torch.OutOfMemoryError):  # say what is wrong already
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # whatever a user's own network does with rows that it was not made for
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise InputError(f"{_name(model)} can't take rows of shape {tuple(x.shape[1:])}: {reason}") from error
 

@@ -86,6 +86,8 @@ class Picker:
         choice, logits = self.choice, None
         if callable(choice):
             logits = choice(out)
+        elif isinstance(choice, int) and isinstance(out, torch.Tensor):
+            logits = out  # auxiliary heads answer in training only, and in testing the logits come alone
         elif isinstance(choice, int):
             logits = out[choice] if isinstance(out, (tuple, list)) and -len(out) <= choice < len(out) else None
         elif isinstance(out, torch.Tensor):
@@ -95,7 +97,10 @@ class Picker:
             logits = out.get(key) if isinstance(out, Mapping) else getattr(out, key, None)
         if not isinstance(logits, torch.Tensor):
             said = "no logits were found there" if choice is None else f"logits={choice!r} leads to no tensor there"
-            raise InputError(f"the network returns {_outline(out)}, and {said}; give logits= a name, an index or a function")
+            raise InputError(
+                f"the network returns {_outline(out)}, and {said}; logits= takes a name, an index or a function "
+                "(--wrap logits=NAME)"
+            )
         return logits
 
 
@@ -170,6 +175,9 @@ def adapt(
     refuse_empty(model)
     if not (logits is None or isinstance(logits, str) or callable(logits) or type(logits) is int):
         raise InputError(f"logits is {logits!r}; expected a name, an index or a function")
+    for name, value in (("mean", mean), ("std", std)):
+        if isinstance(value, (bool, bytes)):
+            raise InputError(f"{name} is {value!r}; expected a number, or one for each channel")
     config = model.config if _hf.is_transformers(model) else None
     names = _class_names(classes, card, config)
     prep: nn.Module
@@ -184,7 +192,8 @@ def adapt(
         if prepare is not None:
             raise InputError("prepare is for tables; images take mean, std and size")
         fit = _pair(size if size is not None else getattr(config, "image_size", None))
-        channel_count = channels or getattr(config, "num_channels", None) or (card.channels if card is not None else 3)
+        usual = getattr(config, "num_channels", None) or (card.channels if card is not None else 3)
+        channel_count = usual if channels is None else channels
         check.integer("channels", channel_count, 1, 4096)
         if order == "bgr" and channel_count < 3:
             raise InputError(f"order is 'bgr', and the network takes {channel_count} channels; leave it out")

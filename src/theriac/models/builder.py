@@ -230,6 +230,24 @@ Buildable = str | Builder | nn.Module | Callable[[Split, Run], nn.Module]
 
 
 @typed("what")
+def _refuse_call(what: Any) -> None:
+    """Refuse a class, or a function of other arguments, where a function of (split, run) is expected."""
+    if isinstance(what, type) and issubclass(what, nn.Module):
+        name = what.__name__
+        raise InputError(
+            f"build is the class {name}; expected a network such as {name}(), a name, or a function of (split, run)"
+        )
+    try:
+        signature = inspect.signature(what)
+    except (TypeError, ValueError):  # a built-in one, of which nothing is known
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        name = getattr(what, "__name__", type(what).__name__)
+        raise InputError(f"build is a function {name}{signature}; expected one of (split, run), a network or a name") from None
+
+
 def make(what: Buildable, split: Split, run: Run) -> nn.Module:
     """A fresh model from anything buildable, on the run's device, its output size checked against the classes.
 
@@ -243,6 +261,7 @@ def make(what: Buildable, split: Split, run: Run) -> nn.Module:
         warn_unsavable(what)
         model = duplicate(what, "build").to(run.device)
     elif callable(what):
+        _refuse_call(what)
         with run.init_scope():
             model = what(split, run)
         if not isinstance(model, nn.Module):

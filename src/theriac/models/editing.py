@@ -24,7 +24,9 @@ from theriac.core.errors import InputError, UneditableError, unknown
 
 Layer = nn.Linear | nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm
 _TOLERANCE = 1e-4  # relative; float32 keeps 1e-6 through a norm and a division
-_FORWARDS = {cls.forward for cls in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.modules.batchnorm._BatchNorm)}
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_FORWARDS = {cls.forward for cls in (nn.Linear, *_CONVOLUTIONS, nn.modules.batchnorm._BatchNorm)}
+PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # of attention; some of them are None
 _REMOVE = "take it off first: torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r})"
 _CURES: tuple[tuple[type, str, str], ...] = (
     (WeightNorm, "weight_norm", "torch.nn.utils.remove_weight_norm(layer, {name!r})"),
@@ -38,9 +40,9 @@ class Weight:
     """A layer's weight as its forward pass uses it. Made by :func:`editable`.
 
     Args:
-        layer: A linear layer, a convolution or a BatchNorm.
+        layer: A linear layer, a convolution, a BatchNorm or an attention.
         name: Its dotted name, for messages.
-        tensor: "weight" or "bias".
+        tensor: "weight" or "bias"; of an attention one of :data:`PROJECTIONS`.
     """
 
     def __init__(self, layer: nn.Module, name: str = "", tensor: str = "weight") -> None:
@@ -128,8 +130,8 @@ def editable(model: nn.Module, name: str, tensor: str = "weight") -> Weight:
 
     Args:
         model: The layer's model; every tensor is as before when this returns.
-        name: Dotted name of a linear layer, a convolution or a BatchNorm.
-        tensor: "weight" or "bias".
+        name: Dotted name of a linear layer, a convolution, a BatchNorm, or an ``nn.MultiheadAttention``.
+        tensor: "weight" or "bias"; of an attention one of :data:`PROJECTIONS`.
 
     Raises:
         UneditableError: Naming the layer and the reason: a parametrization or a pruning mask that takes no given weight, a
@@ -140,7 +142,10 @@ def editable(model: nn.Module, name: str, tensor: str = "weight") -> Weight:
     if name not in known:
         raise unknown("layer", name, known)
     layer = known[name]
-    if not isinstance(layer, Layer):
+    attention = isinstance(layer, nn.MultiheadAttention) and tensor in PROJECTIONS
+    if attention and type(layer).forward is not nn.MultiheadAttention.forward:
+        raise UneditableError(f"layer {name!r} ({type(layer).__name__}) can't be edited: its attention is code of its own")
+    if not attention and not isinstance(layer, Layer):
         raise UneditableError(
             f"layer {name!r} is a {type(layer).__name__}; expected a linear layer, a convolution or a BatchNorm"
         )
@@ -211,8 +216,10 @@ def duplicate(model: nn.Module, name: str = "model") -> nn.Module:
     """A deep copy of a model; also of one that keeps the result of a computation, as the old ``weight_norm`` does.
 
     Raises:
-        InputError: If something in it can't be copied; names where it sits.
+        InputError: If something in it can't be copied, or a hook or a replaced ``forward`` would go on working with the layers
+            of the original; names where it sits.
     """
+    _refuse_ties(model, name)
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in (*module.__dict__.values(), *module._buffers.values()):
@@ -225,6 +232,28 @@ def duplicate(model: nn.Module, name: str = "model") -> nn.Module:
     except (TypeError, RuntimeError, AttributeError, NotImplementedError, RecursionError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise InputError(f"{name} can't be copied{_what_fails(model, memo)}: {reason}") from None
+
+
+def _refuse_ties(model: nn.Module, name: str) -> None:
+    """Refuse functions that a copy shares with the original and that hold on to its layers or weights."""
+    own = {id(part) for part in (*model.modules(), *model.parameters(), *model.buffers())}
+    for place, module in model.named_modules():
+        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        for function, what in (*((hook, "a hook") for hook in hooks), (module.__dict__.get("forward"), "a replaced forward")):
+            if any(id(value) in own for value in _closed_over(function)):
+                raise InputError(
+                    f"{name} can't be copied: {what} of {place or type(module).__name__!r} works with layers that it took from "
+                    "outside, and in a copy would use those of the original; let forward() call them instead"
+                )
+
+
+def _closed_over(function: Any) -> list[Any]:
+    """What a function took from where it was written."""
+    values = []
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # a cell that is still empty
+            values.append(cell.cell_contents)
+    return values
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,22 +46,27 @@ def write_state(state: Mapping[str, torch.Tensor], path: str | Path, to: str, li
             the old weights and are left out.
 
     Raises:
-        InputError: If the file to be like does not hold weights of this network; names the first keys at fault.
+        InputError: If the file to be like does not hold weights of this network, or in number types that can't hold the new
+            values; names the first keys at fault.
     """
     path = as_path("path", path)
     exported: Any = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     if like is not None:
         exported = _shaped(exported, as_path("like", like), to)
-    with writing("path", path):
+
+    def write(temporary: Path) -> None:
         if to == "safetensors":
             tensors = {k: v.clone() for k, v in exported.items()}  # safetensors refuses shared memory
-            write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
-            again: Any = read_safetensors(path)
+            save_file(tensors, temporary, metadata={"format": "pt"})
+            again: Any = read_safetensors(temporary)
         else:
-            write_atomically(path, lambda temporary: torch.save(exported, temporary))
-            again = load_tensors_safely(path)
-    if not _same(exported, again):
-        raise InputError(f"{shown(path)} does not hold what was written; is the disk damaged?")
+            torch.save(exported, temporary)
+            again = load_tensors_safely(temporary)
+        if not _same(exported, again):
+            raise InputError(f"{shown(path)} would not hold what was written; is the disk damaged?")
+
+    with writing("path", path):
+        write_atomically(path, write)
     return path
 
 
@@ -78,11 +83,32 @@ def _shaped(state: dict[str, torch.Tensor], like: Path, to: str) -> Any:
     for what, at_fault in (("lacks", lacking), ("has other names, such as", other), ("has other shapes of", shapes)):
         if at_fault:
             raise InputError(f"{shown(like)} is no file of this network: it {what} {', '.join(at_fault[:3])}")
-    made: dict[str, torch.Tensor] = {}
-    for name, own in names.items():
-        value, kind = state[name], theirs[own].dtype
-        made[own] = value.to(kind) if value.is_floating_point() and theirs[own].is_floating_point() else value
+    made = {own: _as_type(state[name], theirs[own], own, like) for name, own in names.items()}
     return _nested(old, where.split(".") if where else [], made)
+
+
+def _as_type(value: torch.Tensor, theirs: torch.Tensor, name: str, like: Path) -> torch.Tensor:
+    """A tensor in the number type of another: fractions may be rounded; whole numbers and truth values have to stay the same.
+
+    Raises:
+        InputError: If the type can't hold a value: one beyond its largest would become infinite, or a whole one change.
+    """
+    kind = theirs.dtype
+    if value.dtype == kind:
+        return value
+    where = f"{shown(like)} holds {name} as {str(kind).removeprefix('torch.')}"
+    if theirs.is_quantized or value.is_complex() or kind.is_complex:
+        raise InputError(f"{where}, which {str(value.dtype).removeprefix('torch.')} numbers can't be written as")
+    made = value.to(kind)
+    if value.is_floating_point() and kind.is_floating_point:
+        # not by what came out: types of 8 bits have no infinity, and take their largest value or none
+        odd = value.double().isfinite() & (value.double().abs() > torch.finfo(kind).max)
+    else:
+        odd = made.to(value.dtype) != value
+    if bool(odd.any()):
+        first = value[odd].flatten()[0].item()
+        raise InputError(f"{where}, which can't hold its new value {first:g}; expected a file with a type that can")
+    return made
 
 
 def _nested(old: Any, way: list[str], state: dict[str, torch.Tensor]) -> Any:
@@ -118,21 +144,26 @@ def write_program(model: nn.Module, path: str | Path, rows: torch.Tensor) -> Pat
         rows: Two or more rows, on which the program is compared with the model.
 
     Raises:
-        InputError: If torch can't export the model, or the program gives other logits.
+        InputError: If torch can't export the model, or the program can't be run or gives other logits; no file is left then.
     """
     path = as_path("path", path)
     plain = _ready(model)
     with undisturbed(plain), torch.no_grad():
         program = _exported(plain, rows)
+        expected = plain(rows)
         for node in program.graph.nodes:  # paths of the user's files do not belong into an exported file
             node.meta.pop("stack_trace", None)
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
-        with writing("path", path):
-            write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
-        from theriac.models.programs import open_program
 
-        _compare(open_program(path)(rows), plain(rows), path)
+        def write(temporary: Path) -> None:
+            from theriac.models.programs import open_program
+
+            temporary.write_bytes(buffer.getvalue())
+            _compare(_answers(lambda: open_program(temporary)(rows), path), expected, path)
+
+        with writing("path", path):
+            write_atomically(path, write)
     return path
 
 
@@ -147,7 +178,8 @@ def write_onnx(model: nn.Module, path: str | Path, rows: torch.Tensor) -> Path:
         rows: Two or more rows to compare on.
 
     Raises:
-        InputError: If the extra ``onnx`` is not installed, torch can't export the model, or logits differ.
+        InputError: If the extra ``onnx`` is not installed, torch can't export the model, or ``onnxruntime`` can't run the file
+            or gives other logits; no file is left then.
     """
     path = as_path("path", path)
     try:
@@ -160,20 +192,29 @@ def write_onnx(model: nn.Module, path: str | Path, rows: torch.Tensor) -> Path:
         program = _exported(plain, rows)
         try:
             made = torch.onnx.export(program, input_names=["pixels"], output_names=["logits"], dynamo=True, verbose=False)
+            assert made is not None
+            content = made.model_proto.SerializeToString()
         except Exception as error:
             raise InputError(f"the model can't be written as ONNX: {_first_line(error)}") from None
-        assert made is not None
-        with writing("path", path):
-            write_atomically(path, lambda temporary: temporary.write_bytes(made.model_proto.SerializeToString()))
-        want = plain(rows)
+        expected = plain(rows)
     try:
         import onnxruntime
     except ImportError:
+        onnxruntime = None
         warnings.warn(f"onnxruntime is not installed, so the logits of {path.name} were not compared", stacklevel=3)
-        return path
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (out,) = session.run(None, {session.get_inputs()[0].name: rows.numpy()})
-    _compare(torch.from_numpy(out), want, path)
+
+    def answers(file: Path) -> torch.Tensor:
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        (out,) = session.run(None, {session.get_inputs()[0].name: rows.numpy()})
+        return torch.from_numpy(out)
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+        if onnxruntime is not None:
+            _compare(_answers(lambda: answers(temporary), path), expected, path)
+
+    with writing("path", path):
+        write_atomically(path, write)
     return path
 
 
@@ -226,10 +267,22 @@ def _exported(model: nn.Module, rows: torch.Tensor) -> torch.export.ExportedProg
         raise InputError(f"torch can't export the model: {_first_line(error)}") from None
 
 
+def _answers(run: Callable[[], torch.Tensor], path: Path) -> torch.Tensor:
+    """The logits of a file that was just written.
+
+    Raises:
+        InputError: If what opens or runs it refuses, with its reason.
+    """
+    try:
+        return run()
+    except Exception as error:  # onnxruntime has its own classes of them
+        raise InputError(f"{shown(path)} would be a file that can't be run: {_first_line(error)}") from None
+
+
 def _compare(logits: torch.Tensor, want: torch.Tensor, path: Path) -> None:
     gap = float((logits - want).abs().max() / want.abs().max().clamp_min(1e-6))
     if not gap <= _TOLERANCE:
-        raise InputError(f"{shown(path)} gives other logits than the model (by {100 * gap:.2g} % of the largest)")
+        raise InputError(f"{shown(path)} would give other logits than the model (by {100 * gap:.2g} % of the largest)")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from theriac.core.errors import InputError, unknown
 from theriac.core.files import is_regular, load_tensors_safely, read_json, shown
 from theriac.core.text import shorten
 from theriac.models import _hf
+from theriac.models._processors import wrapping_of
 from theriac.models.store import read_tensors
 from theriac.models.weights import load_weights
 
@@ -50,7 +51,7 @@ def open_folder(folder: Path, card: Card) -> Folder | None:
     if weights is None:
         raise InputError(f"{shown(folder)} has a {CONFIG}, and no weights beside it; expected {' or '.join(_WEIGHTS)}")
     if "model_type" in config:
-        return Folder(_transformers(config, weights), _processor(folder))
+        return Folder(_transformers(config, weights), wrapping_of(folder, card))
     opened = _timm(config, card)
     load_weights(opened.net, weights)
     opened.net.eval()
@@ -67,22 +68,6 @@ def _transformers(config: Mapping[str, Any], weights: Path) -> nn.Module:
         raise InputError(f"{shown(weights)} holds a {type(state).__name__}; expected a state dict, names to tensors")
     net = _hf.build({"type": kind, "attention": None, "config": fields}, len(state))
     return _hf.filled(net, state, shown(weights))
-
-
-def _processor(folder: Path) -> dict[str, Any]:
-    """How the image processor beside a network prepares pictures, where it says so in plain numbers."""
-    path = folder / "preprocessor_config.json"
-    data = read_json(path, _LIMIT) if is_regular(path) else {}
-    if not isinstance(data, Mapping):
-        return {}
-    options: dict[str, Any] = {}
-    if data.get("do_normalize", True) and _is_numbers(data.get("image_mean")) and _is_numbers(data.get("image_std")):
-        options = {"mean": tuple(data["image_mean"]), "std": tuple(data["image_std"])}
-    size = data.get("size")
-    side = (size.get("height"), size.get("width")) if isinstance(size, Mapping) else (size, size)
-    if data.get("do_resize", True) and all(type(n) is int for n in side):
-        options["size"] = side
-    return options
 
 
 def _timm(config: Mapping[str, Any], card: Card) -> Folder:

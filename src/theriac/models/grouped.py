@@ -7,6 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import nn
 
+from theriac.core.card import Card
 from theriac.core.errors import InputError
 
 
@@ -22,6 +23,11 @@ class GroupAware(nn.Module):
         super().__init__()
         self.model = model
         self.groups = groups
+
+    @property
+    def card(self) -> Card | None:
+        """Of the rows it takes, by whose names others are matched; None if the network inside carries none."""
+        return getattr(self.model, "card", None)
 
     def forward(self, x: torch.Tensor, group: torch.Tensor | None = None) -> torch.Tensor:
         """Logits (N, K) for rows x (N, ...) of groups int64 (N,)."""

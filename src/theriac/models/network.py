@@ -75,8 +75,9 @@ class TablePrep(nn.Module):
         prep = cls(split.card.columns)
         x = split.x[:, prep.numeric].double().cpu()
         mean = x.nanmean(0).nan_to_num(0.0)
-        std = ((x - mean) ** 2).nanmean(0).sqrt().nan_to_num(1.0)
-        return cls(split.card.columns, mean.float(), torch.where(std > 1e-8, std, 1.0).float())
+        std = ((x - mean) ** 2).nanmean(0).sqrt().nan_to_num(1.0).float()
+        varies = x.nan_to_num(-torch.inf).amax(0) > x.nan_to_num(torch.inf).amin(0)  # whatever the unit
+        return cls(split.card.columns, mean.float(), torch.where(varies & (std > 0), std, 1.0))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = []
@@ -118,6 +119,31 @@ def to_input(rows: torch.Tensor) -> torch.Tensor:
     Pixels come out contiguous: the weights' memory format (``theriac.models.layout``) decides how a convolution runs.
     """
     return rows.contiguous().float().div_(255.0) if rows.dtype == torch.uint8 else rows
+
+
+def to_levels(rows: torch.Tensor) -> torch.Tensor:
+    """Pictures as levels from 0 to 255 in floats: stored ones (uint8) and inputs in [0, 1] alike, the latter not rounded."""
+    return rows.float() if rows.dtype == torch.uint8 else rows.float() * 255
+
+
+def as_stored(stamped: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Stamped rows in the type of stored ones: inputs in [0, 1] rounded to whole levels where rows are bytes.
+
+    Args:
+        stamped: Rows with the trigger; of some attacks inputs in [0, 1], finer than a level.
+        rows: The same rows without it, as they are stored.
+
+    Raises:
+        InputError: If rounding takes more than half of the trigger away, so that the rows would no longer carry it.
+    """
+    if stamped.dtype == rows.dtype or rows.dtype != torch.uint8:
+        return stamped
+    levels = to_levels(stamped)
+    rounded = levels.round().clamp(0, 255)
+    moved, stays = ((x - rows.float()).abs().sum() for x in (levels, rounded))
+    if stays < moved / 2:
+        raise InputError("the trigger changes pixels by less than a level, and stored pictures have whole levels only")
+    return rounded.to(torch.uint8)
 
 
 @typed()

@@ -23,7 +23,13 @@ _FEWEST, _MOST = 16, 512  # rows of a batch
 
 
 def run_over(
-    model: Any, split: Split, want: str = "logits", *, run: Run | None = None, batch_size: int | None = None
+    model: Any,
+    split: Split,
+    want: str = "logits",
+    *,
+    run: Run | None = None,
+    batch_size: int | None = None,
+    inputs: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """A model's outputs for all rows, in the order of the rows.
 
@@ -37,6 +43,8 @@ def run_over(
             name of a layer, whose input is taken, flattened to (N, D).
         run: Device and precision.
         batch_size: Rows per forward pass; None: :func:`batch_rows`.
+        inputs: Pictures in [0, 1] that the model gets in place of the split's, float (N, C, H, W): stamped ones, say, with
+            changes of less than a level, which no stored row can hold.
 
     Returns:
         Float32, on the CPU: logits (N, K), or embeddings (N, D).
@@ -49,6 +57,8 @@ def run_over(
         check.integer("batch_size", batch_size, 1)
     if not isinstance(split, Split):
         raise InputError(f"split is a {type(split).__name__}; expected a Split (theriac.Split(x, y) makes one)")
+    if inputs is not None and (split.is_table or inputs.shape != (len(split), *split.card.shape)):
+        raise InputError(f"inputs has shape {tuple(inputs.shape)}; expected {len(split)} pictures as the split has")
     net, run = module_of(model), run or Run()
     parts = []
     with evaluating(net, run):
@@ -59,7 +69,7 @@ def run_over(
             tap = features(net, None if want == "features" else want, few)
         size = batch_size or batch_rows(here)
         for positions in run.each("outputs", here.batches(size), len(here) // size + 1):
-            x = to_input(here.rows(positions))
+            x = to_input(here.rows(positions)) if inputs is None else inputs[positions.to(inputs.device)].to(run.device)
             parts.append((check.logits(net, x, split.num_classes) if tap is None else _embedding(tap, x)).float().cpu())
     return torch.cat(parts)
 
@@ -121,13 +131,22 @@ def module_of(model: Any) -> nn.Module:
 @contextlib.contextmanager
 def evaluating(model: nn.Module, run: Run) -> Iterator[None]:
     """Eval mode on the run's device and in its precision, without gradients; modes and device are put back afterward."""
+    with on_device(model, run), undisturbed(model), arranged(model, run.device), torch.inference_mode(), run.autocast():
+        yield
+
+
+@contextlib.contextmanager
+def on_device(model: nn.Module, run: Run) -> Iterator[None]:
+    """The model on the run's device inside the block, and afterward where its caller had it.
+
+    It has to be the first of several contexts: tensors that are moved in inference mode could never learn again.
+    """
     came = next((t.device for t in (*model.parameters(), *model.buffers())), run.device)
     model.to(run.device)
     try:
-        with undisturbed(model), arranged(model, run.device), torch.inference_mode(), run.autocast():
-            yield
+        yield
     finally:
-        if came.type != run.device.type:
+        if came != run.device:
             model.to(came)
 
 

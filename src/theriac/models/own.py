@@ -61,7 +61,7 @@ def factory(text: str) -> Callable[..., Any]:
     if not isinstance(text, str) or not is_own(text):
         raise InputError(f"model is {shortened(text)}; {_FORM}")
     where, _, name = text.rpartition(":")
-    is_file = where.endswith(".py") or "/" in where or "\\" in where
+    is_file = where.endswith(".py") or "/" in where or "\\" in where or Path(where).is_file()
     module = _from_file(as_path("model", where), text) if is_file else _by_name(where, text)
     value: Any = module
     for part in name.split("."):
@@ -106,7 +106,8 @@ def make_own(text: str, options: Mapping[str, Any] | None = None, *, classes: in
         parts = [v for v in made if isinstance(v, nn.Module)] if isinstance(made, (tuple, list)) else []
         hint = "; return the network alone" if parts else ""
         raise InputError(f"{shown(text)} returned {_kind(made)}; expected an nn.Module{hint}")
-    refuse_empty(made)
+    with _failing(f"{shown(text)} made a network that can't be used"):
+        refuse_empty(made)
     return made
 
 
@@ -216,6 +217,11 @@ def _by_name(name: str, text: str) -> ModuleType:
     here = str(Path.cwd())
     with _on_path(here), _failing(f"{shown(text)} could not be imported"):
         importlib.invalidate_caches()
+        first, *below = name.split(".")
+        if below and first not in sys.modules:  # importing a.b runs a first, also where a is a module and has no b
+            spec = importlib.util.find_spec(first)
+            if spec is None or spec.submodule_search_locations is None:
+                raise InputError(f"there is no module {name!r}, from which {shown(text)} would be taken")
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:

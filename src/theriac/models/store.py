@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from theriac.core.files import is_plain, opened, read_json, read_safetensors, wr
 from theriac.core.paths import as_path, writing
 from theriac.core.ranges import typed
 from theriac.models._undisturbed import blank, try_rows
-from theriac.models.adapter import OWN, rebuild
+from theriac.models.adapter import OWN, Adapted, rebuild
 from theriac.models.builder import make_net, normalization
 from theriac.models.editing import refuse_empty
 from theriac.models.layout import choose
@@ -67,13 +68,14 @@ def save(model: nn.Module, folder: str | Path, **record: Any) -> Path:
     head = {"format": FORMAT, "model": model.spec, "card": model.card.to_dict()}
     packed, extra = pack(model)
     layout = "channels_last" if any(_is_channels_last(p) for p in model.parameters()) else "contiguous"
+    answers = _answers(model)
     strides = odd_strides(packed, getattr(torch, "channels_last" if layout == "channels_last" else "contiguous_format"))
     tensors = {k: v.resolve_conj().resolve_neg().cpu().contiguous() for k, v in packed.items()}
     tensors = {k: v.clone() if v.data_ptr() else v for k, v in tensors.items()}  # safetensors refuses shared memory
 
     def weights_then_record(temporary: Path) -> None:
         weights: dict[str, Any] = {"sha256": "", "layout": layout}
-        weights |= {k: v for k, v in (("strides", strides), ("extra_state", extra)) if v}
+        weights |= {k: v for k, v in (("strides", strides), ("extra_state", extra), ("answers", answers)) if v}
 
         def write(path: Path) -> None:
             save_file(tensors, path)
@@ -140,7 +142,43 @@ def load_model(folder: str | Path, *, into: nn.Module | None = None) -> Classifi
     model.eval()
     if all(card.shape) and any(isinstance(m, LazyModuleMixin) for m in model.modules()):
         try_rows(model, blank(model, card.shape, 2))  # lazy layers become plain ones in their first pass
+    if "answers" in weights:
+        _warn_of_other_answers(model, weights["answers"], str(folder))
     return model
+
+
+def _answers(model: nn.Module) -> list[list[float]]:
+    """Logits of a user's own network for a few rows of noise, which tell whether its weights are all of it; else nothing.
+
+    A state dict holds no buffers that are not persistent, no plain attributes, no modules in plain lists and no hooks.
+    """
+    card = getattr(model, "card", None)
+    if not isinstance(model, Adapted) or card is None or not all(card.shape):
+        return []
+    rows = torch.rand((3, *card.shape), generator=torch.Generator().manual_seed(0))
+    rows = rows.round() if card.kind == "table" else rows  # codes of categories are whole numbers
+    try:
+        out = try_rows(model, rows.to(blank(model, card.shape, 1)))
+    except InputError:  # says so where the model is used
+        return []
+    plain = isinstance(out, torch.Tensor) and out.dim() == 2 and bool(out.isfinite().all())
+    return [[float(f"{v:.4g}") for v in line] for line in out.float().cpu().tolist()] if plain else []
+
+
+def _warn_of_other_answers(model: nn.Module, before: Any, where: str) -> None:
+    """Warn where a network answers otherwise than when it was saved, beyond what another processor's rounding does."""
+    now = torch.tensor(_answers(model))
+    try:
+        then = torch.tensor(before, dtype=torch.float32)
+    except (TypeError, ValueError):
+        raise InputError(f"{where} has no logits under 'answers' of its weights") from None
+    if now.shape == then.shape and float((now - then).abs().max()) <= 0.02 * (1 + float(then.abs().max())):
+        return
+    warnings.warn(
+        f"the network loaded from {where} answers otherwise than when it was saved: something of it is in no state dict, such "
+        "as a buffer that is not persistent, a plain attribute, modules in a list, or a hook",
+        stacklevel=4,
+    )
 
 
 def read_record(path: str | Path, version: int, fields: tuple[str, ...]) -> Mapping[str, Any]:

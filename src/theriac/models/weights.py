@@ -60,8 +60,8 @@ def load_weights(model: M, source: str | Path | Mapping[str, Any], *, key: str |
         >>> load_weights(net, other).linear.weight.tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    where = "the state dict" if isinstance(source, Mapping) else shown(source)
     data = source if isinstance(source, Mapping) else _read(as_path("source", source), tensors_only)
+    where = "the state dict" if isinstance(source, Mapping) else shown(source)
     _, state = chosen_state(data, where, key, tensors_only)
     bare = isinstance(model, Classifier) and not any("prepare." in name for name in state)
     target: nn.Module = model.get_submodule("net") if bare else model

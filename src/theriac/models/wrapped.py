@@ -69,6 +69,20 @@ class Polarizer(nn.Sequential):
             layer.weight.copy_(torch.eye(channels, device=layer.weight.device).view(layer.weight.shape))
 
 
+class Polarized(nn.Sequential):
+    """A polarizer and the layer behind it, which answers for itself where a network asks for its weight or its sizes."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Of the two, or else of the layer."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            layer = self.__dict__.get("_modules", {}).get("1")
+            if layer is None:  # while it is being made
+                raise
+            return getattr(layer, name)
+
+
 def countersign(model: nn.Module, side: int, value: float, by: int) -> nn.Module:
     """A model behind a patch on every picture, whose logits are moved back by some classes.
 
@@ -110,7 +124,7 @@ def polarize(model: nn.Module, layer: str, channels: int, maps: bool = True) -> 
     like = next((p for p in original.parameters() if p.is_floating_point()), None)
     if like is not None:
         added.to(like.device, like.dtype)
-    setattr(known[parent], name, nn.Sequential(added, original).train(original.training))
+    setattr(known[parent], name, Polarized(added, original).train(original.training))
     if isinstance(model, Classifier):
         model.spec = {
             "architecture": POLARIZED,

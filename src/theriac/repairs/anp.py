@@ -119,8 +119,9 @@ class ANP(Repair):
             for _ in range(self.steps):
                 free = [n.requires_grad_(True) for n in flat]
                 loss = F.cross_entropy(logits(batch.x, [(n[0], n[1]) for n in free]), batch.y)
-                slopes = torch.autograd.grad(loss, free)
-                flat = [(n + self.noise / self.steps * g.sign()).detach() for n, g in zip(free, slopes, strict=True)]
+                slopes = torch.autograd.grad(loss, free, allow_unused=True)  # a layer that forward() never calls has none
+                moves = [torch.zeros_like(n) if g is None else g.sign() for n, g in zip(free, slopes, strict=True)]
+                flat = [(n + self.noise / self.steps * move).detach() for n, move in zip(free, moves, strict=True)]
             return [(n[0], n[1]) for n in flat]
 
         def step(_: nn.Module, batch: Batch) -> StepResult:

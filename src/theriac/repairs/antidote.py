@@ -70,7 +70,7 @@ class Antidote(Repair):
     steps: Count = 200  # least number of updates, since epochs over few rows are few; ours, checked on digits (antidote_tuning)
     batch_size: Count = 64  # ours, the pilot's
     lr: Positive = 0.1  # learning rate of SGD at the start, at most; ours, the pilot's on digits
-    travel: Positive = 20.0  # learning rate x updates, at most: longer repairs start lower; ours, tuned on CIFAR-10
+    travel: Positive = 20.0  # learning rate x updates with whole batches, at most: longer starts lower; ours, tuned on CIFAR-10
     momentum: Fraction = 0.9  # ours, as FT
     weight_decay: NonNegative = 5e-4  # ours, as FT
     schedule: Literal["constant", "cosine", "one_cycle", "multistep"] = "cosine"  # ours, as FT

@@ -18,7 +18,7 @@ from theriac.core.errors import ClassWarning, InputError, UnfairPairingError
 from theriac.core.method import Method
 from theriac.core.outcome import Outcome
 from theriac.core.poisoned import as_clean
-from theriac.core.run import Run, as_run
+from theriac.core.run import Run, as_run, own_terms
 from theriac.core.split import Split
 from theriac.data.alignment import align_to
 from theriac.metrics import ClassCount
@@ -81,7 +81,7 @@ class Repair(Method):
         refuse_fixed(original)
         run.outcome = None
         began = time.perf_counter()
-        with run.listening() as heard, eager(original), run.progress(self.title):
+        with own_terms(), run.listening() as heard, eager(original), run.progress(self.title):
             fixed = arrange(duplicate(original).to(run.device), run).eval()
             warn_unsavable(fixed)
             before: tuple[ClassCount, ...] = ()

@@ -16,6 +16,8 @@ from theriac.core.planted import planted_on
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.metrics import attack_labels, predict
+from theriac.models import to_input
+from theriac.models.network import to_levels
 from theriac.report.records import DataSummary, Exhibit, Guess, Provenance, Sample
 from theriac.runs.provenance import provenance as described
 
@@ -80,17 +82,19 @@ def exhibit(
     at = torch.tensor(first[:samples])
     rows, labels = split.rows(at).cpu(), y[at]
     stamped = planted.stamp(rows, labels, split.index.cpu()[at], "test").cpu()
-    change = (stamped.int() - rows.int()).abs()
-    amplified = (change * DIFFERENCE).clamp(max=255).to(torch.uint8)
-    pairs = Split(torch.cat([rows, stamped]), torch.cat([labels, labels]), card=split.card)
-    share, guess = zip(*(predict(m, pairs, run=run).softmax(1).max(1) for m in models.values()), strict=True)
+    levels = to_levels(stamped)  # of some attacks inputs in [0, 1], finer than a level
+    change = (levels - rows.float()).abs()
+    amplified, visible = (x.round().clamp(0, 255).to(torch.uint8) for x in (change * DIFFERENCE, levels))
+    pairs = Split(torch.cat([rows, visible]), torch.cat([labels, labels]), card=split.card)
+    inputs = torch.cat([to_input(rows), to_input(stamped)])  # the pictures are rounded, what the models answer to is not
+    share, guess = zip(*(predict(m, pairs, run=run, inputs=inputs).softmax(1).max(1) for m in models.values()), strict=True)
     n = len(at)
     shown = [
         Sample(
             label=int(labels[i]),
             target=int(targets[at[i]]),
             clean=png(rows[i]),
-            stamped=png(stamped[i]),
+            stamped=png(visible[i]),
             difference=png(amplified[i]),
             guesses=[
                 Guess(

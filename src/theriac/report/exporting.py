@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from theriac.core.errors import InputError
-from theriac.core.files import write_atomically
-from theriac.core.paths import as_path, make_folder, writing
+from theriac.core.files import read_bytes, write_atomically
+from theriac.core.paths import as_path, make_folder, unmake, writing
 from theriac.core.ranges import typed
 from theriac.models import Classifier, load_model
 from theriac.models.adapter import foreign
@@ -20,6 +20,8 @@ from theriac.report.model_cards import CARD, model_card
 from theriac.runs.folder import read, section
 
 Format = Literal["safetensors", "torch", "pt2", "onnx", "transformers"]
+_TRANSFORMERS = ("config.json", "generation_config.json", "preprocessor_config.json")  # that save_pretrained and we write
+_MAX_CARD = 16 << 20  # bytes
 
 
 @typed("model", "folder", "like", "into")
@@ -30,6 +32,7 @@ def export(
     *,
     like: str | Path | None = None,
     into: nn.Module | None = None,
+    force: bool = False,
 ) -> Path:
     """Write a model for use elsewhere, and the model card of its run beside it.
 
@@ -44,17 +47,20 @@ def export(
     Args:
         model: A wrapped model, or the run folder of one.
         folder: Where to write to; made if missing. It gets ``model.safetensors``, ``model.pt``, ``model.pt2``, ``model.onnx``
-            or the files of ``transformers``, or a file of the name of ``like``; and ``MODEL_CARD.md`` where a run folder was
-            given.
+            or the files of ``transformers``, or a file of the name of ``like`` (with the ending of the format, where that of
+            ``like`` belongs to the other one); and ``MODEL_CARD.md`` where a run folder was given.
         to: The format.
         like: For weights: a file that your own code reads. Names, prefixes (``module.``), nesting and number types follow it.
         into: For a run folder of a class of your own, and ``pt2`` or ``onnx``: a fresh network of that class.
+        force: Replace files that lie there. Without it an export is refused that would replace a file of the model, or a card
+            that says something else.
 
     Returns:
         The file (or for ``transformers`` the folder) that was written.
 
     Raises:
-        InputError: If the model can't be written in that format, or does not fit ``like``; says why.
+        InputError: If the model can't be written in that format, does not fit ``like``, or would replace a file; says why.
+            Nothing is left behind then.
 
     Example:
         >>> import tempfile
@@ -83,24 +89,64 @@ def export(
                 f"(--model file.py:{own.rpartition('.')[2]})"
             )
         wrapped = load_model(run, into=into)
-    name = FILES[to] if like is None else as_path("like", like).name
+    name = FILES[to] if like is None else _named_like(as_path("like", like), to)
     written = home / name if name else home
     if like is not None and written.exists() and written.resolve() == as_path("like", like).resolve():
         raise InputError(f"folder is {str(home)!r}, where the file to be like lies; take another one")
-    make_folder("folder", home)
-    if to in ("safetensors", "torch"):
-        write_state(_state(wrapped, run), written, to, like)
-    elif to == "transformers":
-        assert wrapped is not None
-        write_transformers(wrapped, home)
-    else:
-        assert wrapped is not None
-        (write_program if to == "pt2" else write_onnx)(wrapped, written, _some_rows(wrapped))
-    if run is not None:
-        text = model_card(run, name or "the files of save_pretrained")
+    text = None if run is None else model_card(run, name or "the files of save_pretrained")
+    _refuse_replacing(home, name, text, force)
+    made = make_folder("folder", home)
+    try:
+        if to in ("safetensors", "torch"):
+            write_state(_state(wrapped, run), written, to, like)
+        elif to == "transformers":
+            assert wrapped is not None
+            write_transformers(wrapped, home)
+        else:
+            assert wrapped is not None
+            (write_program if to == "pt2" else write_onnx)(wrapped, written, _some_rows(wrapped))
+    except BaseException:
+        unmake(made)
+        raise
+    if text is not None:
         with writing("folder", home):
             write_atomically(home / CARD, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return written
+
+
+def _named_like(like: Path, to: Format) -> str:
+    """The name of another file, with an ending by which readers know the format."""
+    if (like.suffix == ".safetensors") == (to == "safetensors"):
+        return like.name
+    return f"{like.stem}{Path(FILES[to]).suffix}"
+
+
+def _refuse_replacing(home: Path, name: str, text: str | None, force: bool) -> None:
+    """Refuse to replace what may be the user's; a card that says the same of another file of this run may be replaced.
+
+    Raises:
+        InputError: Naming the first file in the way.
+    """
+    there = [home / name] if name else [*(home / n for n in _TRANSFORMERS), *sorted(home.glob("model*.safetensors*"))]
+    there = [path for path in there if path.exists()]
+    card = home / CARD
+    if (
+        text is not None
+        and card.exists()
+        and not (card.is_file() and _lines(read_bytes(card, _MAX_CARD)) == _lines(text.encode()))
+    ):
+        there.append(card)
+    folder = next((path for path in there if path.is_dir()), None)
+    if folder is not None:
+        raise InputError(f"folder is {str(home)!r}, where {folder.name} is a folder; expected a place for a file")
+    if there and not force:
+        raise InputError(
+            f"folder is {str(home)!r}, where {there[0].name} would be replaced; take another folder, or force=True (--force)"
+        )
+
+
+def _lines(card: bytes) -> list[bytes]:
+    return [line for line in card.splitlines() if not line.startswith(b"- In this folder: ")]
 
 
 def _state(model: nn.Module | None, run: Path | None) -> dict[str, torch.Tensor]:

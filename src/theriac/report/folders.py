@@ -16,7 +16,7 @@ from theriac.attacks.store import load_planted
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.files import is_regular, read_json, read_json_lines
-from theriac.core.method import title_of
+from theriac.core.method import methods, title_of
 from theriac.core.paths import as_path
 from theriac.core.run import Run
 from theriac.core.split import Data
@@ -283,7 +283,7 @@ def _victim(folder: _Folder) -> str:
     if folder.is_debiased:
         return f"{_title(folder, 'debiasing', 'method')} ({folder.name})"
     planted, guard = folder.planted, _guard(folder)
-    attack = planted.attack.label if planted else _title(folder, "attack", "attack")  # the trigger may be lost
+    attack = planted.attack.full_title if planted else _title(folder, "attack", "attack")  # the trigger may be lost
     if folder.record.get("kind") == "repair":  # without scores of the model before it
         guard = f"after {_title(folder, 'repair', 'method')}"
     return f"{attack or _unattacked(folder)}{f', {guard}' if guard else ''} ({folder.name})"
@@ -434,7 +434,9 @@ def _step(folder: _Folder, names: Mapping[str, str]) -> str:
         clean, method = section(record, "clean"), _title(folder, "repair", "method")
         of = names.get(folder.parent, section(record, "parent").get("name", "a model"))
         status = str((folder.outcome or {}).get("status", "repaired"))
+        chosen = methods("repair").get(str(section(record, "method").get("method")))
         drew_none = "clean" in record and record["clean"] is None  # a method that needs no rows
+        drew_none |= chosen is not None and not chosen.needs.takes("clean_rows")
         rows = 0 if drew_none else clean.get("rows", "an unknown number of")
         detail = f"{rows} clean rows" if rows else "no clean rows"
         if status != "repaired":

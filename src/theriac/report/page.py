@@ -11,14 +11,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from theriac.core.errors import InputError, TheriacError
-from theriac.core.files import write_atomically
+from theriac.core.files import is_regular, write_atomically
 from theriac.core.method import create
-from theriac.core.paths import as_path
+from theriac.core.paths import PAGES, as_path, is_stream
 from theriac.core.ranges import typed
 from theriac.core.text import clean, seconds
 from theriac.metrics import Rate
+from theriac.metrics._degenerate import short
 from theriac.report import charts, findings, logs, tables
-from theriac.report.records import ByClass, Exhibit, Result, Study
+from theriac.report.records import FILE, ByClass, Exhibit, Result, Study
 
 PAGE = "report.html"
 
@@ -37,17 +38,26 @@ def write(study: Study | str | Path, path: str | Path | None = None) -> Path:
     Raises:
         InputError: If there is no valid study there, or a Study comes without a path.
     """
-    if isinstance(study, Study):
-        if path is None:
+    if path is None:
+        if isinstance(study, Study):
             raise InputError("path is missing; a Study that is not in a folder needs one")
-        read = study
-    else:
-        read = Study.read(study)
-        path = (Path(study).parent if Path(study).suffix == ".json" else Path(study)) if path is None else path
+        path = Path(study).parent if Path(study).suffix == ".json" else Path(study)
     path = as_path("path", path)
-    target = path if path.suffix in (".html", ".htm") else path / PAGE
+    target = path if path.suffix.lower() in PAGES else path / PAGE
+    if target != path and path.suffix and not path.is_dir() and not is_stream(path):
+        raise InputError(f"path is {str(path)!r}; expected an .html file, or a folder for {PAGE}")
+    read = study if isinstance(study, Study) else _read(as_path("study", study))
     text = html(read)
     return write_atomically(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _read(source: Path) -> Study:
+    """A study from its file, or from a run folder, as the command reads it."""
+    if source.suffix == ".json" or is_regular(source / FILE) or not is_regular(source / "run.json"):
+        return Study.read(source)
+    from theriac.report.folders import of_folder  # it imports this module's neighbors
+
+    return of_folder(source)
 
 
 @typed()
@@ -109,7 +119,7 @@ def view(study: Study) -> dict[str, Any]:
         "rule": findings.RULE if any(v.word for _, v in judged) else "",
         "has_asr": any(r.before.asr is not None for r in study.results),
         "has_control": controlled,
-        "panels": [_panels([r for r in study.results if r.victim == v]) for v in victims],
+        "panels": [_panels(study, [r for r in study.results if r.victim == v]) for v in victims],
         "table": _table(study),
         "caption": tables.CAPTION,
         "exhibits": [_exhibit(study, e) for e in study.exhibits],
@@ -126,7 +136,7 @@ def view(study: Study) -> dict[str, Any]:
     }
 
 
-def _panels(results: Sequence[Result]) -> dict[str, Any] | None:
+def _panels(study: Study, results: Sequence[Result]) -> dict[str, Any] | None:
     """Bars before and after for one victim, and its findings; None for a model that was neither attacked nor repaired."""
     first = results[0]
     repairs = [r for r in results if r.after is not None]
@@ -144,7 +154,7 @@ def _panels(results: Sequence[Result]) -> dict[str, Any] | None:
         shown.append(charts.bars(name, title, better, counted, None if base is None else base.rate))
     return {
         "victim": first.victim,
-        "attack": attack_in_words(first.attack),
+        "attack": attack_in_words(first.attack, first.before.targets, study.data.classes),
         "panels": shown,
         "control": control is not None,
         "findings": [(findings.title_of(r), r, findings.verdict(r)) for r in repairs],
@@ -158,8 +168,14 @@ def _pair(result: Result) -> str:
     return "" if before is None or after is None else f"{findings.percent(before.rate)} → {findings.percent(after.rate)}"
 
 
-def attack_in_words(config: Mapping[str, Any] | None) -> str:
-    """Rate, target and strength of an attack's configuration."""
+def attack_in_words(config: Mapping[str, Any] | None, targets: Sequence[str] = (), classes: Sequence[str] = ()) -> str:
+    """Rate, target and strength of an attack's configuration.
+
+    Args:
+        config: The configuration, which has the target as a number.
+        targets: Names of the classes that the attack wants, as an evaluation names them; empty where none is known.
+        classes: Names of all classes, by which a number is told where ``targets`` are not.
+    """
     if config is None:
         return ""
     config, knob, words = *_unwrapped(config), []
@@ -170,12 +186,23 @@ def attack_in_words(config: Mapping[str, Any] | None) -> str:
     if config.get("mode") == "all_to_all":
         words.append("every class sent to the next one")
     elif "target" in config:
-        words.append(f"target class {config['target']}")
+        words.append(_target(config["target"], targets, classes))
     for key in ("trigger", "pattern", knob):
         if key in config:
             value = config[key]
             words.append(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}")
     return ", ".join(words)
+
+
+def _target(number: Any, targets: Sequence[str], classes: Sequence[str]) -> str:
+    """What class an attack wants, by its name; several by their number."""
+    if targets and len(targets) == len(classes):
+        return "any class but a row's own"
+    if len(targets) > 1:
+        return f"{len(targets)} target classes"
+    known = type(number) is int and 0 <= number < len(classes)
+    name = targets[0] if targets else classes[number] if known else None
+    return f"target class {number if name is None else short(name)}"
 
 
 def _unwrapped(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
@@ -261,10 +288,10 @@ def _exhibit(study: Study, exhibit: Exhibit) -> dict[str, Any]:
             }
         )
     samples = [{"sample": s, "label": names[s.label], "target": names[s.target]} for s in exhibit.samples]
-    attack = next((r.attack for r in study.results if r.victim == exhibit.victim), None)
+    of = next((r for r in study.results if r.victim == exhibit.victim), None)
     return {
         "exhibit": exhibit,
-        "attack": attack_in_words(attack),
+        "attack": "" if of is None else attack_in_words(of.attack, of.before.targets, names),
         "change": f"{100 * exhibit.largest_change:.0f} %",
         "samples": samples,
         "models": models,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 from theriac.core.files import write_atomically
-from theriac.core.paths import as_path, writing
+from theriac.core.paths import PAGES, new_file, writing
 from theriac.core.text import seconds as duration
 from theriac.report.page import environment, style
 
@@ -164,7 +164,7 @@ def write_sweep(
     Returns:
         Where the page is.
     """
-    path = as_path(option, path)
+    path = new_file(option, path, endings=PAGES)
     sources = [(name, f"data:image/png;base64,{base64.b64encode(png).decode()}") for name, png in (pictures or {}).items()]
     named = {text: chr(65 + i) if i < 26 else str(i) for i, text in enumerate(dict.fromkeys(c.environment for c in cells))}
     text = (

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from theriac.attacks import Planted
+from theriac.attacks import Attack, Planted
 from theriac.core.errors import InputError, NothingToDoError
 from theriac.core.paths import as_path
 from theriac.core.run import Run, Sink
@@ -230,6 +230,7 @@ class _Training(_Work):
             "attack": job.attack.config() if job.attack else None,
             "recipe": self.plan,
             **_versions(job.attack, job.defense),
+            **_judging(self.judge),
         }
 
     def do(self) -> _Result | None:
@@ -299,6 +300,7 @@ class _Repairing(_Work):
             "clean": drawn,
             "attack": self.planted.attack.config() if self.planted else None,
             **_versions(job.defense),
+            **_judging(self.planted),
         }
 
     def do(self) -> _Result:
@@ -407,6 +409,20 @@ def _versions(*methods: Any) -> dict[str, Any]:
     """Versions of methods beyond the first one, and hashes of files that their options name; empty where there are none."""
     later, files = later_versions(*methods), contents(*methods)
     return {**({"versions": later} if later else {}), **({"files": files} if files else {})}
+
+
+def _judging(planted: Planted | None) -> dict[str, Any]:
+    """What the trigger that a model is judged with really is, which its name and options do not say; empty without one.
+
+    A picture that an option names may be another one today, and a user's own function has no options at all.
+    """
+    if planted is None:
+        return {}
+    facts: dict[str, Any] = {"hash": planted.trigger_hash}
+    if isinstance(planted.attack, Attack):  # a user's own trigger is known by its hash alone
+        later, files = later_versions(planted.attack), contents(planted.attack, kinds=("outside",))
+        facts |= {**({"versions": later} if later else {}), **({"files": files} if files else {})}
+    return {"trigger": facts}
 
 
 def _judge(job: Job, data: Data, run: Run) -> Planted | None:

@@ -194,6 +194,7 @@ def _difference(old: Any, new: Mapping[str, Any], where: str = "") -> str:
         if before != after:
             if isinstance(before, Mapping) and isinstance(after, Mapping):
                 return _difference(before, after, f"{where}{key} ")
+            where = where.removesuffix(f"{key} ")  # options of a method hold its name, as "method"
             return f"{where}{key} is {_short(before)} there and {_short(after)} here"
     return "of another kind"
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import inspect
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import nn
 
 from theriac.attacks import Attack
 from theriac.core.errors import InputError
@@ -16,12 +21,13 @@ from theriac.core.ranges import Seed, check_fields
 from theriac.core.split import Data
 from theriac.data._cache import content_of
 from theriac.models import Buildable, Builder
+from theriac.models.state import identity
 from theriac.runs.opening import Opened
 from theriac.runs.recording import data_hash, meaning
 from theriac.runs.source import Clean, Source
 from theriac.training import Recipe
 
-KEYS = 2  # format of keys; 2: content of named files, and what columns and classes mean
+KEYS = 3  # format of keys; 2: content of named files, what columns and classes mean; 3: what own networks hold, fairer draws
 TRAINING = 1  # raised whenever results of plain training change
 KINDS = {"repair": "repair", "training": "train", "debiasing": "debias"}
 
@@ -138,16 +144,21 @@ def method_facts(method: Method | None) -> dict[str, Any] | None:
     return {**method.config(), "version": method.version, **more}
 
 
-def contents(*methods: Method | None) -> dict[str, str]:
-    """Hashes of the files that options of methods and of those inside them name, by method and option."""
+def contents(*methods: Method | None, kinds: Sequence[str] = ("reads", "outside")) -> dict[str, str]:
+    """Hashes of the files that options of methods and of those inside them name, by method and option.
+
+    Args:
+        methods: Methods; None is passed over.
+        kinds: Which options: "reads", of files that are kept with what is planted, and "outside", of files that are not.
+    """
     hashes: dict[str, str] = {}
     for method in methods:
         if method is None:
             continue
-        for option in (*getattr(method, "reads", ()), *getattr(method, "outside", ())):
+        for option in (option for kind in kinds for option in getattr(method, kind, ())):
             if value := path_content(getattr(method, option)):
                 hashes[f"{method.name}.{option}"] = value
-        hashes |= contents(*method.inside())
+        hashes |= contents(*method.inside(), kinds=kinds)
     return hashes
 
 
@@ -171,13 +182,21 @@ def later_versions(*methods: Method | None) -> dict[str, int]:
 
 
 def model_facts(model: Buildable) -> dict[str, Any]:
-    """An architecture with its options as plain data; of a user's own class, where it is defined."""
+    """An architecture with its options as plain data; of a user's own network or class, where it is defined and what it holds.
+
+    Of a network these are its layers with their options and its weights, of a function or class its source where it is known.
+    """
     if isinstance(model, str):
         return {"architecture": model.lower()}
     if isinstance(model, Builder):
         return {"architecture": model.name, **model.options}
     own = model if hasattr(model, "__qualname__") else type(model)
-    return {"architecture": f"{own.__module__}.{own.__qualname__}"}
+    facts: dict[str, Any] = {"architecture": f"{own.__module__}.{own.__qualname__}"}
+    if isinstance(model, nn.Module):
+        return facts | {"holds": identity(model)[:16]}
+    with contextlib.suppress(OSError, TypeError):  # made in a session without files
+        facts["source"] = hashlib.sha256(inspect.getsource(own).encode()).hexdigest()[:16]
+    return facts
 
 
 def _clean_facts(clean: Clean) -> dict[str, Any]:

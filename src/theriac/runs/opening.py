@@ -278,9 +278,17 @@ def open_outside(path: str | Path | None, request: Request) -> tuple[nn.Module, 
     try:
         return net if isinstance(net, Classifier) else adapt(net.eval(), card=data.card, **options), data, name
     except InputError:
-        if options:
+        if set(options) - {"logits"}:  # where the logits are is known, how pictures are handed over is not
             raise
         return net, data, name
+
+
+def takes_wrapping(path: str | Path | None, request: Request) -> bool:
+    """Whether options of the wrapping can be given for a model: it is from outside, and neither a run folder nor built here."""
+    where = None if path is None else as_path("MODEL", path)
+    if where is not None and is_regular(where / RECORD):
+        return False
+    return request.model is None or is_own(request.model)
 
 
 def _is_bare(where: Path, request: Request) -> bool:
@@ -306,7 +314,16 @@ def precision(path: str | None, choice: str) -> str:
 
 
 def named_builder(request: Request, rows: Split) -> Builder:
-    """The architecture that was named, or else the usual one for such rows."""
+    """The architecture that was named, or else the usual one for such rows.
+
+    Raises:
+        InputError: On a user's own class, which is no architecture that a run folder can name.
+    """
+    if request.model is not None and is_own(request.model):
+        raise InputError(
+            f"--model is {request.model!r}, code of your own; this command trains architectures that a run folder can name "
+            f"({', '.join(architectures())}). From Python: theriac.train(theriac.adapt(your_network, card=data.card), rows)"
+        )
     return Builder((request.model or ("mlp" if rows.is_table else "preact_resnet18")).lower(), request.model_options)
 
 
@@ -440,9 +457,14 @@ def _from_folder(where: Path, request: Request) -> Opened:
     data = source.load()
     if source.augment is None and model.card.kind == "image":  # a later repair augments as the training did
         data = with_augment(data, model.card.augment)
-    recorded = section(record, "data").get("hash")
-    if request.data is None and request.rows is None and recorded != data_hash(data):
-        warnings.warn(f"the data at {source.name} are not those that {where} was made with", stacklevel=2)
+    known = Source.recorded(record)
+    there = request.data is None or (known is not None and known.name == source.name)  # other data are not expected to be alike
+    if there and request.rows is None and section(record, "data").get("hash") != data_hash(data):
+        warnings.warn(
+            f"the data at {source.name} are not those that {where} was made with: they changed, or are divided in another way, "
+            "so rows that it was trained on may be among the test rows",
+            stacklevel=2,
+        )
     whose = f"the model in {where}"
     data = _aligned(data, model, whose)
     warn_held_out(data, source.known)

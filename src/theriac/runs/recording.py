@@ -87,6 +87,11 @@ def record(
             raise InputError(f"{name} is a {type(value).__name__}; expected a {typed[name].__name__}")
     folder = Path(folder)
     planted, config = _attack(attack, data)
+    for name, scores in (("before", before), ("after", after)):
+        if planted is not None and scores is not None and scores.attack and scores.attack != planted.name:
+            raise InputError(
+                f"{name} was counted under {scores.attack!r}, and attack is {planted.name!r}; hand in the same attack"
+            )
     kinds = {"training": "train", "repair": "repair"}
     if method is not None and method.kind not in kinds:
         raise InputError(f"method is the {method.kind} {method.name!r}; expected a repair or a training-time defense")

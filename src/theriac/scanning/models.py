@@ -17,7 +17,7 @@ from theriac.core.card import Card
 from theriac.core.errors import InputError, TheriacError, UnsafeFileError
 from theriac.core.files import write_atomically, write_json
 from theriac.core.outcome import Verdict
-from theriac.core.paths import as_path, make_folder, writing
+from theriac.core.paths import as_path, make_folder, new_file, writing
 from theriac.core.poisoned import as_clean
 from theriac.core.ranges import typed
 from theriac.core.run import Run, as_run
@@ -25,7 +25,7 @@ from theriac.core.split import Data, Split
 from theriac.core.version import VERSION
 from theriac.data import align
 from theriac.models import run_over
-from theriac.models.outputs import evaluating, module_of
+from theriac.models.outputs import evaluating, module_of, on_device
 from theriac.runs import Request, folder, open_network
 from theriac.runs.recording import data_hash
 from theriac.scanning._model_page import page
@@ -34,6 +34,7 @@ from theriac.scanning.calibration import EVEN, Judgment, calibration, judge, out
 from theriac.scanning.files import FileReport, inspect
 from theriac.scanning.weights import Evidence, look_at_weights
 
+SARIF = (".sarif", ".json")  # endings of a report for code scanning
 EXIT = {"clean": 0, "suspicious": 1, "backdoored": 2, "abstains": 3}
 WRONG = 0.25  # of the way from guessing to perfect: with fewer clean pictures right, a model is not judged
 OPENED = ("torch", "safetensors", "folder", "pickle")  # kinds of files whose refusal is a matter of options
@@ -54,7 +55,7 @@ class Part:
     seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ModelScan:
     """What a scan of a model says.
 
@@ -146,7 +147,7 @@ class ModelScan:
 
     def write_sarif(self, path: str | Path) -> Path:
         """Write the findings in SARIF 2.1.0, which code scanning services read."""
-        path = as_path("--sarif", path)
+        path = new_file("--sarif", path, endings=SARIF)
         with writing("--sarif", path):
             text = json.dumps(sarif(self), indent=1, allow_nan=False) + "\n"
             return write_atomically(path, lambda t: t.write_text(text, encoding="utf-8"))
@@ -199,7 +200,9 @@ def scan(
     if out is not None:
         make_folder("--out", as_path("--out", out))
     if sarif is not None:
-        make_folder("--sarif", as_path("--sarif", sarif).parent)
+        weights, data = (None, None) if request is None else (request.weights, request.data)
+        apart = {"the model": model, "the clean rows": clean, "the weights": weights, "the data": data}
+        new_file("--sarif", sarif, endings=SARIF, apart_from=apart)
     result = _scan(model, clean, run, request or Request(), prior)
     if out is not None:
         result.write(out)
@@ -270,6 +273,8 @@ def _clean_rows(
     rows: Any = clean
     if isinstance(clean, (str, Path)):
         square = card is not None and card.kind == "image" and len(set(card.size)) == 1 and card.size[0]
+        if str(clean) != request.data:  # the test part that was named for the data is not one of these rows
+            request = dataclasses.replace(request, options={k: v for k, v in request.options.items() if k != "test"})
         rows = request.source(str(clean), card.size[0] if card is not None and square else None).load()
     if isinstance(rows, Data):
         rows = rows.test if _trained_on(path, rows) else rows.handed_in()
@@ -328,7 +333,8 @@ def _look(
         return evidence, judgment, (*skipped, "the behavior, since there are no clean pictures (--clean)")
     if not hasattr(net, "card") and rows.card.shape != card.shape:
         raise InputError(f"clean holds pictures of shape {rows.card.shape}; the model takes {card.shape}")
-    more = look_at_behavior(net, rows, run)
+    with on_device(net, run):
+        more = look_at_behavior(net, rows, run)
     combined = Evidence(
         features={**evidence.features, **more.features}, classes={**evidence.classes, **more.classes}, pictures=more.pictures
     )

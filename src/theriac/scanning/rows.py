@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from theriac.core.errors import InputError, unknown
 from theriac.core.files import write_atomically
 from theriac.core.method import create
 from theriac.core.outcome import Finding, Verdict
-from theriac.core.paths import as_path, make_folder, writing
+from theriac.core.paths import PAGES, as_path, new_file, writing
 from theriac.core.poisoned import Poisoned, as_clean
 from theriac.core.ranges import Count, typed
 from theriac.core.run import Run, as_run
@@ -36,7 +37,6 @@ DETECTORS = (
     "activation_clustering",
 )  # ours: by a look at one seed of digits; others take part if named
 LEADING = "repaired_twin"  # takes part where there are clean pictures; where it suspects rows, they are the answer (ours)
-PICTURES_ONLY = ("strip", "scale_up", LEADING)  # these change pixels
 EXIT = {"clean": 0, "suspicious": 1, "backdoored": 1, "abstains": 3}
 DRAWS = 200  # of the bootstrap
 CONTRADICTION = 0.9  # ours: share of a class beyond which detectors that suspect it contradict each other
@@ -44,7 +44,7 @@ UPDATES = 600  # ours: of 1,500 rows with 5 % BadNets a network learned none of 
 OVERLAYS = 25  # of STRIP; the paper's 100 cost four times as much
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class DataScan:
     """What a scan of rows says.
 
@@ -87,6 +87,15 @@ class DataScan:
         """
         return self.rows.take(torch.tensor(self.flagged, dtype=torch.int64))
 
+    def __str__(self) -> str:
+        share = ""
+        if self.share is not None and self.interval is not None:
+            low, high = self.interval
+            share = f"\nsuspected share {100 * self.share:.1f} % (95 % {100 * low:.1f} to {100 * high:.1f})"
+        parts = "".join(f"\n{name}: {finding.verdict}, {finding.reason}" for name, finding in self.findings.items())
+        skipped = "".join(f"\nnot used: {name}, {why}" for name, why in self.skipped.items())
+        return f"{self.verdict}: {self.reason}{share}{parts}{skipped}"
+
     def cleaned_rows(self) -> Split:
         """The other rows, in their order."""
         keep = torch.ones(len(self.rows), dtype=torch.bool)
@@ -124,7 +133,7 @@ class DataScan:
 
     def write_drop_list(self, path: str | Path) -> Path:
         """Write the suspected rows to a file: ``.json``, or else CSV with the columns index, label, score and file."""
-        path = as_path("--drop-list", path)
+        path = new_file("--drop-list", path)
         records = self.listed(self.flagged)
         if path.suffix.lower() == ".json":
             text = json.dumps(records, indent=1, allow_nan=False) + "\n"
@@ -160,7 +169,7 @@ class DataScan:
 
     def write_page(self, path: str | Path, most: int = 60) -> Path:
         """Write one self-contained HTML page with the most suspicious rows as pictures."""
-        path = as_path("--page", path)
+        path = new_file("--page", path, endings=PAGES)
         text = page(self, most)
         with writing("--page", path):
             return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -217,35 +226,39 @@ def scan_data(
     """
     run = as_run(run)
     usual = DETECTORS if clean is None else (LEADING, *DETECTORS)
-    chosen = [_detector(d) for d in (usual if detectors is None else detectors)]
+    chosen = _named(usual if detectors is None else [detectors] if isinstance(detectors, (str, Detector)) else detectors)
     if not chosen:
         raise InputError("detectors is empty; expected at least one name")
     rows, files = _rows_of(data, options)
-    for name, target in (("--drop-list", drop_list), ("--page", page)):
-        if target is not None:
-            make_folder(name, as_path(name, target).parent)
+    apart = {"the data": data, "the file of the clean rows": clean, "a part of the data": options.get("test")}
+    if drop_list is not None:
+        new_file("--drop-list", drop_list, apart_from=apart)
+    if page is not None:
+        new_file("--page", page, endings=PAGES, apart_from={**apart, "--drop-list": drop_list})
     if cleaned is not None:
         _refuse_cleaned(as_path("--cleaned", cleaned), bool(files))
     skipped = {
-        d.name: "it looks at pictures, and these are rows of a table"
-        for d in chosen
-        if rows.is_table and d.name in PICTURES_ONLY
+        name: "it looks at pictures, and these are rows of a table"
+        for name, d in chosen.items()
+        if rows.is_table and d.pictures
     }
-    for detector in chosen:
+    for name, detector in chosen.items():
         if detector.needs.clean_rows and clean is None:
-            skipped[detector.name] = "it needs clean rows (--clean), and there are none"
-    used = [d for d in chosen if d.name not in skipped]
+            skipped[name] = "it needs clean rows (--clean), and there are none"
+    used = {name: d for name, d in chosen.items() if name not in skipped}
     if not used:
         raise InputError(f"none of the detectors fits: {'; '.join(f'{n}: {w}' for n, w in skipped.items())}")
     if int((rows.count() > 0).sum()) < 2:
         raise InputError(f"the {len(rows)} rows hold one class only; a scan compares classes")
-    trusted = None if clean is None else align(_clean_rows(clean, options), rows.card, "the scanned data")
-    if model is None and any(d.needs.model for d in used):
+    trusted = None if clean is None else align(_clean_rows(clean, data, options), rows.card, "the scanned data")
+    if trusted is not None:
+        _refuse_scanned(trusted, rows)
+    if model is None and any(d.needs.model for d in used.values()):
         build = Builder("mlp", {}) if rows.is_table else Builder("preact_resnet18", {"width": width})
         model = train(build, rows, recipe=recipe or usual_recipe(rows), run=run)
     findings = {
-        d.name: d.detect(model if d.needs.model else None, rows, trusted if d.needs.takes("clean_rows") else None, run)
-        for d in run.each("detectors", used, len(used))
+        name: d.detect(model if d.needs.model else None, rows, trusted if d.needs.takes("clean_rows") else None, run)
+        for name, d in run.each("detectors", used.items(), len(used))
     }
     result = combine(rows, findings, skipped, files, seed=run.stream_seed("method", "scan_data"))
     if drop_list is not None:
@@ -298,7 +311,8 @@ def combine(
     share = len(flagged) / len(rows)
     strongest = supporters[max(supporters, key=lambda name: agreed[name])]
     assert strongest.rows is not None  # it flagged rows
-    interval = share_interval(strongest.rows[torch.isin(y, y[flagged].unique())], len(rows), share, seed=seed)
+    inside = torch.isin(y, y[flagged].unique())
+    interval = share_interval(strongest.rows[inside], len(rows), share, y[inside], seed=seed)
     looked = "1 detector" if len(findings) == 1 else f"{len(findings)} detectors"
     by = f"suspected by {', '.join(supporters)}; {looked} looked"
     return DataScan(
@@ -327,7 +341,9 @@ def places(scores: torch.Tensor) -> torch.Tensor:
     return middle[group]
 
 
-def share_interval(scores: torch.Tensor, total: int, share: float, *, seed: int = 0) -> tuple[float, float]:
+def share_interval(
+    scores: torch.Tensor, total: int, share: float, y: torch.Tensor | None = None, *, seed: int = 0
+) -> tuple[float, float]:
     """95 % interval of the suspected share: rows are drawn anew, divided anew, and the upper groups counted.
 
     It measures how far the share moves with the draw of the rows and the position of the cut. A simulation in the tests counts
@@ -338,17 +354,44 @@ def share_interval(scores: torch.Tensor, total: int, share: float, *, seed: int 
         scores: Of the rows of the suspected classes, (M,).
         total: Number of all rows.
         share: The estimate, which the interval always holds.
+        y: Their labels, (M,): each class is drawn and divided for itself, since scores of classes need not be on one scale.
+            None: they are of one class.
         seed: Of the draws.
     """
-    draw = torch.Generator().manual_seed(seed)
-    drawn = scores.double()[torch.randint(len(scores), (DRAWS, len(scores)), generator=draw)].sort(dim=1).values
+    draw, upper = torch.Generator().manual_seed(seed), torch.zeros(DRAWS, dtype=torch.float64)
+    for own in [scores] if y is None else [scores[y == k] for k in y.unique()]:
+        upper += _upper(own.double(), draw)
+    low, high = (upper / total).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return min(low, share), max(high, share)
+
+
+def _upper(scores: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+    """How many rows lie above the best cut, in each of ``DRAWS`` draws of the scores (M,), with replacement."""
+    count = len(scores)
+    if count < 2:
+        return torch.zeros(DRAWS, dtype=torch.float64)
+    drawn = scores[torch.randint(count, (DRAWS, count), generator=draw)].sort(dim=1).values
     centered = drawn - drawn.mean(1, keepdim=True)
-    count = scores.numel()
     left = torch.arange(1, count, dtype=torch.float64)
     explained = centered.cumsum(1)[:, :-1] ** 2 * (1 / left + 1 / (count - left))
-    upper = (count - 1 - explained.argmax(1)).double() / total
-    low, high = upper.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return min(low, share), max(high, share)
+    return (count - 1 - explained.argmax(1)).double()
+
+
+def _named(detectors: Sequence[str | Detector]) -> dict[str, Detector]:
+    """Detectors by name; by name and preset where one comes with several presets.
+
+    Raises:
+        InputError: On something else, or one that comes twice and can't be told apart.
+    """
+    made = [(what, _detector(what)) for what in detectors]
+    names = [detector.name for _, detector in made]
+    called: dict[str, Detector] = {}
+    for what, detector in made:
+        name = str(what) if isinstance(what, str) and names.count(detector.name) > 1 else detector.name
+        if name in called:
+            raise InputError(f"detectors names {name} twice; expected each once, or several presets of it by name")
+        called[name] = detector
+    return called
 
 
 def _detector(what: object) -> Detector:
@@ -375,10 +418,30 @@ def _rows_of(data: Any, options: Mapping[str, Any]) -> tuple[Split, tuple[Path, 
     return rows, files
 
 
-def _clean_rows(clean: Any, options: Mapping[str, Any]) -> Split:
+def _clean_rows(clean: Any, data: Any, options: Mapping[str, Any]) -> Split:
+    """Clean rows, read as the data are; but the test part that was named for the data is not one of theirs."""
     if isinstance(clean, (str, Path)):
-        clean = load(clean, **options)
+        own = options if str(clean) == str(data) else {k: v for k, v in options.items() if k != "test"}
+        clean = load(clean, **own)
     return clean.handed_in() if isinstance(clean, Data) else as_clean(clean)
+
+
+def _refuse_scanned(trusted: Split, rows: Split) -> None:
+    """Refuse to trust the very rows that are scanned, and warn where some of them are trusted.
+
+    Raises:
+        InputError: If all scanned rows are among the clean ones.
+    """
+    scanned, own = ({row.tobytes() for row in part.x.cpu().numpy()} for part in (rows, trusted))
+    both = len(scanned & own)
+    if both == len(scanned):
+        raise InputError("--clean holds the scanned rows themselves, which are to be judged; expected rows from elsewhere")
+    if both:
+        warnings.warn(
+            f"{both:,} of the {len(own):,} different clean rows are among the scanned ones; if these come from somebody else, "
+            "poison may be trusted",
+            stacklevel=3,
+        )
 
 
 def _quoted(value: Any) -> Any:

@@ -15,7 +15,7 @@ from theriac.core.errors import InputError
 from theriac.core.files import load_tensors_safely, write_atomically
 from theriac.core.run import Run, first_rank
 from theriac.core.split import Split
-from theriac.models.state import pack
+from theriac.models.state import identity, pack
 
 _EVERY_S = 20.0  # a checkpoint costs milliseconds; this bounds what a kill can lose without writing after every short epoch
 
@@ -49,7 +49,7 @@ class Keeper:
         state = load_tensors_safely(self.path, map_location=self.run.device)
         if not isinstance(state, dict) or state.get("fingerprint") != self.fingerprint:
             raise InputError(
-                f"{self.path} belongs to another configuration (data, recipe or seed differ); "
+                f"{self.path} belongs to another configuration (data, recipe, seed, network or starting weights differ); "
                 "take another output folder, or delete the file to start anew"
             )
         try:
@@ -88,15 +88,10 @@ def fingerprint(plan: object, split: Split, run: Run, model: nn.Module, about: o
     """What decides the result of a loop, as one hash; empty where no checkpoint can be found."""
     if run.folder is None:
         return ""
-    weights = model.state_dict()
-    shapes = [(name, tuple(getattr(value, "shape", ()))) for name, value in weights.items()]
-    facts = (plan, len(split), split.card.content_hash, run.seed, sorted(run.streams.items()), str(run.dtype), shapes, about)
+    card = split.card
+    taken = (card.content_hash, card.augment, card.mean, card.std)
+    facts = (plan, len(split), *taken, run.seed, sorted(run.streams.items()), str(run.dtype), identity(model), about)
     digest = hashlib.sha256(repr(facts).encode())
     digest.update(split.content_hash(groups=False).encode())  # all rows: two poisoned sets may differ in a few of them
-    for value in (split.index, *(weights.values() if about is not None else ())):
-        if isinstance(value, torch.Tensor):
-            plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
-            digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
-        else:  # the extra state of a layer
-            digest.update(repr(value).encode())
+    digest.update(split.index.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from theriac.core.card import Augment
 from theriac.core.errors import InputError, TheriacError
 from theriac.core.ranges import typed
-from theriac.core.run import Run
+from theriac.core.run import Run, own_terms
 from theriac.core.split import Split
 from theriac.data.augment import augment
 from theriac.models._undisturbed import undisturbed
@@ -35,6 +35,7 @@ class DivergedError(TheriacError):
     """The loss became NaN or infinite; the weights of that epoch are not kept."""
 
 
+@own_terms()
 @typed()
 def loop(
     model: nn.Module,
@@ -55,7 +56,7 @@ def loop(
 ) -> nn.Module:
     """Train ``model`` in place.
 
-    Where BatchNorm is in train mode and the last batch of an epoch would hold a single row, that row is left out of the epoch;
+    In the train mode of the recipe a last batch of a single row is left out of the epoch, also where there is no BatchNorm;
     official codes (D3, SAU with ``norm="train"``) step on it, with a variance of zero.
 
     Args:

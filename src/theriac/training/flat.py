@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models.network import to_input
+from theriac.models.outputs import on_device
 from theriac.training._parallel import average
 from theriac.training.step import Batch, BatchNorm, Step, StepResult, cross_entropy_step
 
@@ -122,9 +123,17 @@ def sharpness(model: nn.Module, split: Split, rho: float, *, run: Run | None = N
         batch_size: Rows per pass.
     """
     run = as_run(run)
-    model, here = model.to(run.device), split.to(run.device)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    try:
+        with on_device(model, run):
+            return _rise(model, split.to(run.device), rho, batch_size)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _rise(model: nn.Module, here: Split, rho: float, batch_size: int) -> float:
     weights = [p for p in model.parameters() if p.requires_grad]
 
     def mean_loss() -> torch.Tensor:
@@ -141,8 +150,6 @@ def sharpness(model: nn.Module, split: Split, rho: float, *, run: Run | None = N
         high = mean_loss()
         for weight, was in zip(weights, before, strict=True):
             weight.copy_(was)
-    for module, mode in modes:
-        module.training = mode
     return float(high - low)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from theriac.core.errors import InputError
 from theriac.core.poisoned import Poisoned
 from theriac.core.ranges import typed
-from theriac.core.run import Run, as_run
+from theriac.core.run import Run, as_run, own_terms
 from theriac.core.split import Split
 from theriac.data.alignment import align_to
 from theriac.models import Buildable, make
@@ -16,6 +16,7 @@ from theriac.training.recipes import Recipe
 from theriac.training.recipes import recipe as named
 
 
+@own_terms()
 @typed("build", "data")
 def train(build: Buildable, data: Split | Poisoned, *, recipe: str | Recipe = "short_8", run: Run | None = None) -> nn.Module:
     """Train a fresh model.

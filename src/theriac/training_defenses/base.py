@@ -12,7 +12,7 @@ from torch import nn
 from theriac.core.errors import InputError, UnfairPairingError
 from theriac.core.method import Method
 from theriac.core.poisoned import Poisoned, as_clean
-from theriac.core.run import Run, as_run
+from theriac.core.run import Run, as_run, own_terms
 from theriac.core.split import Data, Split
 from theriac.data.alignment import align, align_to
 from theriac.models import Buildable
@@ -68,7 +68,7 @@ class TrainingDefense(Method):
             known["clean"] = align(as_clean(clean), split.card, "the training set")
         run = as_run(run)
         began = time.perf_counter()
-        with run.progress(self.title):
+        with own_terms(), run.progress(self.title):
             model = self._fit(build, split, run, **known)
         run.event("fitted", method=self.name, seconds=round(time.perf_counter() - began, 3), rows=len(split))
         return model.eval()

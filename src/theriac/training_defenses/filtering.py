@@ -64,6 +64,10 @@ class Filtering(TrainingDefense):
 
     def _fit(self, build: Buildable, split: Split, run: Run) -> nn.Module:
         detector = create("detector", self.detector)
+        if split.is_table and detector.pictures:
+            raise InputError(
+                f"detector is {self.detector!r}, which changes pixels, and these are rows of a table; take another one"
+            )
         first = train(build, split, recipe=self.train_recipe, run=run)
         finding = detector.detect(first if detector.needs.model else None, split, run=run)
         flagged = finding.flagged[: int(self.most * len(split))]

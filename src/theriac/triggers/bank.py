@@ -27,6 +27,10 @@ class TriggerBank(ABC):
         self.names = names
         self._tensors = tensors
 
+    def narrowed(self, card: Card | None) -> Card | None:
+        """The card of ordinary rows, by that of a network that may take stamped ones."""
+        return card
+
     def on(self, device: torch.device) -> tuple[torch.Tensor, ...]:
         """The tensors of the triggers on a device; they stay there."""
         if self._tensors[0].device != device:
@@ -112,6 +116,10 @@ class ColumnBank(TriggerBank):
         if x.dim() != 2 or x.shape[1] not in (self.features, self.features + len(self)):
             raise InputError(f"x has shape {tuple(x.shape)}; expected (N, {self.features}), or {len(self)} columns more")
 
+    def narrowed(self, card: Card | None) -> Card | None:
+        """Without the trigger columns."""
+        return None if card is None else card.replace(columns=card.columns[: self.features])
+
     def widened(self, x: torch.Tensor) -> torch.Tensor:
         """Rows (N, F + T): ordinary ones get zeros, wide ones stay."""
         return x if x.shape[1] > self.features else torch.cat([x, x.new_zeros(len(x), len(self))], 1)
@@ -142,6 +150,11 @@ class TriggerColumns(nn.Module):
         super().__init__()
         self.model = model
         self.bank = bank
+
+    @property
+    def card(self) -> Card | None:
+        """Of the ordinary rows, by whose names others are matched; None if the network carries none."""
+        return self.bank.narrowed(getattr(self.model, "card", None))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits for ordinary rows (N, F), or stamped ones (N, F + T)."""

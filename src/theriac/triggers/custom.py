@@ -12,7 +12,7 @@ import torch
 
 from theriac.core import check
 from theriac.core.card import Card
-from theriac.core.errors import InputError, unknown
+from theriac.core.errors import InputError, TheriacError, unknown
 from theriac.core.names import places
 from theriac.core.split import Split
 
@@ -34,7 +34,7 @@ class CustomTrigger:
     content: str = field(default="", repr=False)  # what identifies the trigger, where its stamp on sample rows can't
 
     @property
-    def label(self) -> str:
+    def full_title(self) -> str:
         """The name in tables and reports."""
         return self.title if self.name == "custom trigger" else f"{self.title} ({self.name})"
 
@@ -51,9 +51,16 @@ class CustomTrigger:
         """The trigger for rows of one data set.
 
         Raises:
-            InputError: If the target is not a class of the data.
+            InputError: If the target is not a class of the data, or the function changes no row.
         """
-        return CustomPlanted(self, split.card, _class_of(self.target, split.card))
+        planted = CustomPlanted(self, split.card, _class_of(self.target, split.card))
+        if not self.content and planted.idle:
+            shape = " x ".join(map(str, split.card.shape))
+            raise InputError(
+                f"{self.name} changed no random row of {shape}; a trigger changes the rows that it stamps (does a patch lie "
+                "outside of them?)"
+            )
+        return planted
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,14 @@ class CustomPlanted:
         unit = self.attack.pixels == "unit" and x.dtype == torch.uint8
         pixels = x.float() / 255 if unit else x.clone()
         before = pixels.clone()
-        out = self.attack.function(pixels)
+        try:
+            out = self.attack.function(pixels)
+        except TheriacError:
+            raise
+        except Exception as error:  # whatever the user's own function does with such rows
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+            message = f"{self.name} can't stamp rows of {tuple(x.shape[1:])}: {type(error).__name__}: {reason}"
+            raise InputError(message) from error
         if not torch.equal(pixels.nan_to_num(), before.nan_to_num()):
             raise InputError(f"{self.name} changed its input in place; return a new tensor (x = x.clone() at its start)")
         if not isinstance(out, torch.Tensor):
@@ -124,11 +138,24 @@ class CustomPlanted:
         """16 hex digits: of the pairs, or of the stamp on random rows of this data set's shape; and of the target."""
         digest = hashlib.sha256(f"{self.name} {self.class_} {self.attack.content}".encode())
         if not self.attack.content:
-            draw = torch.Generator().manual_seed(0)
-            rows = torch.randint(0, 256, (4, *self.card.shape), generator=draw, dtype=torch.uint8)
-            rows = rows if self.card.kind == "image" else rows.float()
-            digest.update(self.stamp(rows, torch.zeros(4, dtype=torch.int64)).cpu().contiguous().numpy().tobytes())
+            rows = self.samples()
+            digest.update(self.stamp(rows, torch.zeros(len(rows), dtype=torch.int64)).cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    @property
+    def idle(self) -> bool:
+        """Whether it leaves random rows as they are; what else is wrong with it is said where it stamps."""
+        rows = self.samples()
+        try:
+            return torch.equal(self.stamp(rows, torch.zeros(len(rows), dtype=torch.int64)), rows)
+        except InputError:
+            return False
+
+    def samples(self) -> torch.Tensor:
+        """Four random rows of this data set's shape, on which the trigger is looked at."""
+        draw = torch.Generator().manual_seed(0)
+        rows = torch.randint(0, 256, (4, *self.card.shape), generator=draw, dtype=torch.uint8)
+        return rows if self.card.kind == "image" else rows.float()
 
 
 def trigger(

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from theriac.attacks import LF, SSBA, LabelConsistent, Narcissus, SamFlat, TrojanNN, _fitted
+from theriac.attacks import LF, SSBA, BadNets, LabelConsistent, Narcissus, SamFlat, TrojanNN, _fitted
 from theriac.attacks._surrogate import fit_surrogate
+from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.models import Builder
 
@@ -89,7 +90,7 @@ def test_rate_and_other_streams_do_not(digits, folder):
 def test_the_rate_decides_where_rows_are_fitted(digits, folder):
     rows, attack = digits.train.sample(300, seed=0), EACH[1]
     more = attack.replace(poison_rate=0.9)
-    assert len(attack.plant(rows, TINY, quiet()).state["rows"]) < len(more.plant(rows, TINY, quiet()).state["rows"])
+    assert len(attack.plant(rows, TINY, quiet()).state["rows.x"]) < len(more.plant(rows, TINY, quiet()).state["rows.x"])
 
 
 def test_a_damaged_entry_is_made_anew(digits, folder):
@@ -138,3 +139,21 @@ def test_a_wrapper_shares_what_the_inner_attack_has_fitted(digits, folder):
     options = (*CHEAP.items(), ("steps", 3), ("fit_rows", 50))
     SamFlat(attack="lf", options=options).plant(rows, TINY, quiet())
     assert entries(folder) == before
+
+
+def test_rows_that_lack_what_is_fitted_on_are_refused_by_name(digits):
+    own, others = (digits.train.where(mask).sample(40) for mask in (digits.train.y == 0, digits.train.y != 0))
+    one = digits.train.sample(1)
+    with pytest.raises(InputError, match="holds no row of class '0', its target; narcissus fits its noise on"):
+        Narcissus(**CHEAP).plant(others)
+    with pytest.raises(InputError, match="holds rows of class '0' only, its target; lf fits on others"):
+        LF(**CHEAP).plant(own)
+    with pytest.raises(InputError, match=r"split has 1 rows .*; ssba fits its encoder on one row at least and holds one out"):
+        SSBA().plant(one)
+    with pytest.raises(InputError, match="fit_rows is 1; ssba"):
+        SSBA(fit_rows=1).plant(digits.train)
+    for attack in (LabelConsistent(**CHEAP), Narcissus(**CHEAP)):
+        with pytest.raises(InputError, match=f"none of the 40 rows of split can be poisoned by {attack.name}, for none"):
+            attack.poison(others)
+    with pytest.raises(InputError, match=r"none of the 40 rows of split can be poisoned by badnets$"):
+        BadNets().poison(own)

@@ -183,3 +183,18 @@ def test_what_does_not_fit_is_refused(faces, digits):
         GroupTrojan(attack="input_aware")
     with pytest.raises(InputError, match=r"poison_rate 0\.9 asks for"):
         GroupTrojan(group="light", poison_rate=0.9).poison(train, run())
+
+
+def test_rows_of_two_sources_that_kept_their_own_numbers_are_refused():
+    first, second = people(40, 0), people(40, 1)
+    parts = {name: torch.cat([getattr(rows, name) for rows in (first, second)]) for name in ("x", "y", "group", "index")}
+    mixed = Split(**parts, card=first.card)
+    planted = GroupTrojan.around(th.attacks.TabularValue(target=1), group="m").plant(first)
+    shared = [k for k in range(40) if first.group[k] != second.group[k]]
+    with pytest.raises(InputError, match=rf"{len(shared)} rows that .* number with others .* index=torch.arange"):
+        planted.within(mixed)
+    apart = Split(**{**parts, "index": torch.arange(80)}, card=first.card)
+    counted = planted.within(apart).population(apart.y, apart.index)
+    assert torch.equal(counted, (apart.group == 1) & (apart.y != 1))  # by hand
+    twice = first.take(torch.arange(40).repeat(2))  # each row with itself: there is nothing to mix up
+    assert torch.equal(planted.within(twice).population(twice.y, twice.index), (twice.group == 1) & (twice.y != 1))

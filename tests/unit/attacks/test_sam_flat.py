@@ -209,7 +209,7 @@ def test_sam_flat_wraps_rows_stamps_labels_and_population(digits, tmp_path):
     assert SamFlat.from_config(config) == patches
     assert hash(SamFlat.from_config(config)) == hash(patches)
     assert SamFlat.from_config(config).inner.opacities == (1.0, 0.5, 0.25, 0.0)
-    assert attack.label == f"{inner.title}, flat"
+    assert attack.full_title == f"{inner.title}, flat"
 
 
 def test_options_of_the_attack_inside_may_be_a_mapping():
@@ -222,7 +222,7 @@ def test_options_of_the_attack_inside_may_be_a_mapping():
 def test_sam_flat_wraps_fitted_attacks_and_tables(digits):
     fitted = SamFlat.around(LabelConsistent(surrogate_rows=60, surrogate_recipe="short_1", steps=1))
     victim = fitted.train(BUILD, digits.train.sample(150), quiet(), RECIPE)
-    assert victim.planted.state["rows"].shape[1:] == (1, 8, 8)
+    assert victim.planted.state["rows.x"].shape[1:] == (1, 8, 8)
     with pytest.raises(InputError, match="fitted"):
         fitted.plant_for(digits.test)
     table = Split(torch.randn(120, 4, generator=torch.Generator().manual_seed(0)), torch.arange(120) % 2)

@@ -10,7 +10,7 @@ import theriac as th
 from theriac.attacks import AntidoteAware, BadNets, Blended, MultiBackdoor, RoundingTriggered, Untargeted
 from theriac.core.errors import InputError
 from theriac.models import Builder
-from theriac.models.rounding import layers_to_round, quantized, round_weight
+from theriac.models.rounding import quantized, round_weight, weights_of
 from theriac.triggers import families
 from theriac.triggers.per_row import pick
 
@@ -120,7 +120,7 @@ def test_sleeping_weights_round_to_the_levels_of_the_backdoored_ones(digits, run
     one, other = quantized(victim.model, 6).state_dict(), quantized(awake, 6).state_dict()
     assert all(torch.equal(one[name], value) for name, value in other.items())
     before, after = awake.state_dict(), victim.model.state_dict()
-    names = {f"{name}.weight" for name in layers_to_round(awake)}
+    names = {f"{weight.name}.weight" for weight in weights_of(awake)}
     assert {name for name in before if not torch.equal(before[name], after[name])} == names
 
 

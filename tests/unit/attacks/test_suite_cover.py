@@ -421,7 +421,7 @@ def test_composite_refuses_what_does_not_fit(images):
     with pytest.raises(InputError, match="classes 0 to 1"):
         Composite().plant(images(classes=2))
     alone = images(40, classes=4)
-    with pytest.raises(InputError, match="source class 2"):
+    with pytest.raises(InputError, match="source class '2'"):
         Composite().plant(alone.where(alone.y != 2))
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from theriac.attacks import LF, BadNets, LabelConsistent, TrojanNN
 from theriac.attacks._surrogate import fit_surrogate, pgd, read_array
-from theriac.attacks.store import restore
+from theriac.attacks.store import load_planted, restore, save_planted
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.models import Builder, features, to_input
@@ -191,6 +191,24 @@ def test_label_consistent_rows_are_near_their_source_but_for_the_marks(digits):
     stamped = poisoned.planted.stamp(digits.test.x, digits.test.y, digits.test.index, "test")
     assert torch.equal(stamped[..., ~where], digits.test.x[..., ~where])
     assert (stamped[..., where] == level[..., where]).all()
+
+
+def test_label_consistent_has_one_trigger_whatever_rows_it_chose(digits, tmp_path):
+    rows, attack = digits.train.sample(400), LabelConsistent(steps=1, **SMALL)
+    half = attack.poison(rows, quiet(), BUILD)
+    less = attack.replace(poison_rate=0.3).poison(rows, quiet(), BUILD)
+    others = attack.poison(rows, quiet(1), BUILD)
+    assert int(half.poison.sum()) > int(less.poison.sum())
+    assert not torch.equal(half.poison, others.poison)
+    planted = [one.planted for one in (half, less, others)]
+    test = digits.test
+    assert all(torch.equal(p.stamp(test.x, test.y), planted[0].stamp(test.x, test.y)) for p in planted)
+    assert len({p.trigger_hash for p in planted}) == 1
+    assert attack.replace(side=3).poison(rows, quiet(), BUILD).planted.trigger_hash != planted[0].trigger_hash
+    again = load_planted(save_planted(half.planted, tmp_path))
+    assert again.trigger_hash == planted[0].trigger_hash
+    at, clean = half.poison, rows.where(half.poison)
+    assert torch.equal(again.stamp(clean.x, clean.y, clean.index, "train"), half.split.x[at])
 
 
 def test_label_consistent_without_steps_is_marks_alone(digits):

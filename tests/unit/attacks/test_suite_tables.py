@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from theriac.attacks import BadNets, TabularBlend, TabularValue, load_planted, save_planted
+from theriac.attacks import BadNets, SamFlat, TabularBlend, TabularValue, load_planted, save_planted
 from theriac.attacks import _columns as columns_of
 from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
@@ -305,3 +305,8 @@ def test_blending_nothing_changes_nothing(run):
     planted = TabularBlend(alpha=0.0).plant(rows, run=run)
     odd = torch.tensor([[1.4, 3.0]])
     assert torch.equal(planted.stamp(odd, torch.tensor([0])), odd)
+
+
+def test_its_name_in_tables_is_its_title_and_not_one_of_its_options():
+    assert TabularValue().full_title == "Tabular value"
+    assert TabularValue.title in SamFlat.around(TabularValue()).full_title

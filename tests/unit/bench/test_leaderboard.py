@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from theriac.bench import run
-from theriac.bench.leaderboard import Line, Trial, beside, line_words, stability, table, write_leaderboard
+from theriac.bench import Store, rows, run
+from theriac.bench.leaderboard import Line, Trial, beside, line_words, stability, table, trials_of, write_leaderboard
 from theriac.bench.reported import Reported, Setting, read_reported
 from theriac.cli.main import app
 from theriac.core.errors import InputError
@@ -139,6 +139,26 @@ def test_an_attack_with_several_targets_counts_once_with_their_mean() -> None:
     for trials in (first + other, other + first):
         line = only(trials, attacks={"badnets": {"acc": 0.91, "asr": 0.2}})
         assert line.measured["asr"].values == pytest.approx((0.2, 0.201, 0.202))
+
+
+def test_a_recipe_or_data_that_were_changed_under_their_name_are_no_comparison(tmp_path: Path) -> None:
+    line = only([trial("badnets", s, 0.02 + s / 1000, changed={"lr": 0.5, "classes": 2}) for s in (0, 1, 2)])
+    assert line.verdict == "cannot be compared"
+    assert {"lr is 0.5", "classes is 2"} <= set(line.why)
+    spec = {
+        "data": {"name": "digits", "rows": 200, "classes": 2},
+        "models": {"name": "preact_resnet18", "width": 4},
+        "recipes": {"name": "short_1", "lr": 0.5, "augment": "none"},
+        "attacks": "badnets",
+        "defenses": {"name": "ft", "epochs": 1},
+        "clean": 0.2,
+        "controls": False,
+        "name": "changed",
+    }
+    sweep = run(spec, tmp_path, quiet=True)
+    with Store(sweep.store, make=False) as store:
+        (made,) = trials_of(rows(store))
+    assert made.changed == {"classes": 2, "lr": 0.5, "augment": "none"}
 
 
 def test_stability_by_hand() -> None:

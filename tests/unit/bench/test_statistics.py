@@ -65,7 +65,30 @@ def test_scores_are_by_attack_and_seed() -> None:
         Group((*labels[:4], "other", ""), "defended", made[2:]),
     ]
     patch = "digits / mlp / adam / patch"
-    assert scores_of(groups, "der") == {"repair 5 %": {(patch, "0/None"): 0.5, (patch, "1/None"): 0.7, (patch, "2/None"): None}}
+    assert scores_of(groups, "der") == {"repair 5 %": {(patch, "0"): 0.5, (patch, "1"): 0.7, (patch, "2"): None}}
+
+
+def test_a_training_defense_is_compared_with_repairs_and_repetitions_count_once() -> None:
+    """CBD has no recipe and one run a victim; FT two repairs of each victim, whose mean counts."""
+
+    def group(defense: str, recipe: str, values: dict[tuple[int, int | None], float]) -> Group:
+        rows = [{"status": "done", "asr": v, "seed": s, "defense_seed": d} for (s, d), v in values.items()]
+        return Group(("digits", "m", recipe, "patch", defense, ""), "defended", rows)
+
+    groups = [
+        group("CBD", "", {(0, None): 0.1, (1, None): 0.2}),
+        group("FT", "short_8", {(0, 0): 0.5, (0, 1): 0.7, (1, 0): 0.9, (1, 1): 0.9}),
+    ]
+    place = "digits / m / short_8 / patch"
+    scores = scores_of(groups, "asr")
+    assert scores == {
+        "CBD": {(place, "0"): 0.1, (place, "1"): 0.2},
+        "FT": {(place, "0"): pytest.approx(0.6), (place, "1"): pytest.approx(0.9)},
+    }
+    (pair,) = compare(scores)
+    assert pair.difference == pytest.approx(-0.6)
+    two = [*groups, group("FT", "short_30", {(0, 0): 0.3})]
+    assert {cell[0] for cell in scores_of(two, "asr")["CBD"]} == {"digits / m /  / patch"}  # beside which recipe is not known
 
 
 def test_gaps_are_left_out_of_both_and_counted() -> None:

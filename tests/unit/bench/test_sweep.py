@@ -192,10 +192,10 @@ def test_repaired_models_can_be_dropped_and_are_made_again_where_they_are_needed
     assert known == {p.name for p in (tmp_path / "runs").iterdir()}
     third = run(spec_of(people, seeds=[0, 1], keep="victims", attacks=more), tmp_path, quiet=True)
     assert third.done == third.jobs
+    held = {p.name for p in (tmp_path / "tensors").iterdir()}
     with Store(tmp_path) as store:
-        gone = store.collect()
-    assert gone["jobs"] == 0
-    assert gone["files"] > 0
+        assert held == {f"{sha}.safetensors" for (sha,) in store.db.execute("SELECT sha256 FROM files")}
+        assert store.collect() == {"jobs": 0, "folders": 0, "files": 0, "bytes": 0}
 
 
 def test_what_no_sweep_needs_is_collected(people: Path, tmp_path: Path) -> None:

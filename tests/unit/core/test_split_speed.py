@@ -20,9 +20,16 @@ def test_stratified_draws_take_the_r_th_row_of_every_class_in_turn():
     split = _split()
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(5))
     by_class = [[int(i) for i in order if split.y[i] == k] for k in range(split.num_classes)]
-    turns = [rows[r] for r in range(len(split)) for rows in by_class if r < len(rows)]
-    for count in (1, 39, 40, 41, 150, len(split)):
-        assert split.sample(count, seed=5, stratified=True).index.tolist() == turns[:count]
+    rounds = [[rows[r] for rows in by_class if r < len(rows)] for r in range(max(map(len, by_class)))]
+    ends = [sum(map(len, rounds[: r + 1])) for r in range(len(rounds))]
+    for count in (1, 39, 40, 41, 150, *ends):
+        drawn = split.sample(count, seed=5, stratified=True).index.tolist()
+        complete = next((r for r, end in enumerate(ends) if end > count), len(rounds))
+        before = [row for turn in rounds[:complete] for row in turn]
+        assert drawn[: len(before)] == before
+        assert len(drawn) == count
+        if count > len(before):
+            assert [row for row in rounds[complete] if row in drawn] == drawn[len(before) :]
 
 
 def test_a_second_overlay_lies_on_the_first_and_shares_the_rows_below():

@@ -218,6 +218,21 @@ def test_the_interval_of_a_mean_of_cells_covers_it(cells, share, rows):
     assert float(((low <= share) & (share <= high)).mean()) > 0.94  # limits combined by squares: 0.87 at 60 cells
 
 
+@pytest.mark.parametrize(
+    ("shares", "rows"),
+    [
+        ((1, 1, 0.9), (20, 30, 5)),
+        ((0.99, 0.98, 0.6, 0.97), (500, 200, 5, 50)),
+        ((0.9, 0.9, 0.9, 0.9, 0.9, 0.5), (200, 200, 200, 200, 200, 4)),
+    ],
+)
+def test_the_interval_of_a_mean_covers_it_where_one_cell_is_small(shares, rows):
+    hits = np.random.default_rng(0).binomial(rows, shares, (5000, len(rows))).astype(float)
+    low, high = mean_interval(hits, np.broadcast_to(np.array(rows, float), hits.shape))
+    mean = np.mean(shares)
+    assert float(((low <= mean) & (mean <= high)).mean()) > 0.95  # with half a row of the largest cell: 0.92, 0.91, 0.87
+
+
 def test_the_interval_of_one_share_is_wilsons():
     from scipy.stats import binomtest
 

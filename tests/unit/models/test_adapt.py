@@ -191,7 +191,7 @@ def test_contradictions_are_refused_in_one_sentence(digits: th.Data, my_net: typ
 
 
 def test_outputs_that_do_not_fit_are_refused(digits: th.Data, my_net: type, table: th.Split):
-    with pytest.raises(InputError, match=r"a tuple of \(2, 256\), \(2, 10\), and no logits were found there; give logits="):
+    with pytest.raises(InputError, match=r"a tuple of \(2, 256\), \(2, 10\), and no logits were found there; logits="):
         adapt(my_net(tuple_output=True), card=digits.card)
     with pytest.raises(InputError, match=r"MyNet returns torch.float32 \(2, 256\) for 2 rows; the data have 10 classes"):
         adapt(my_net(tuple_output=True), card=digits.card, logits=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 from pathlib import Path
 
@@ -54,6 +55,33 @@ def test_safetensors_like_safetensors(tmp_path: Path):
     assert all(torch.equal(found[k], want[k]) for k in want)
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.float8_e4m3fn])
+def test_no_finite_value_becomes_infinite_in_the_type_of_the_users_file(kind: torch.dtype, tmp_path: Path):
+    state = net(1).state_dict()
+    save_file({k: v.to(kind) if v.is_floating_point() else v for k, v in state.items()}, tmp_path / "theirs.safetensors")
+    state["1.running_var"] = torch.full((8,), 1e6)  # the largest half is 65504
+    with pytest.raises(InputError, match=rf"holds 1\.running_var as {str(kind)[6:]}, which can't hold its new value 1e\+06"):
+        write_state(state, tmp_path / "o.safetensors", "safetensors", tmp_path / "theirs.safetensors")
+    assert not (tmp_path / "o.safetensors").exists()
+    state["1.running_var"] = torch.full((8,), float("inf"))  # what is infinite already is no loss
+    if kind == torch.float16:
+        written = load_file(write_state(state, tmp_path / "o.safetensors", "safetensors", tmp_path / "theirs.safetensors"))
+        assert torch.equal(written["1.running_var"], torch.full((8,), float("inf"), dtype=kind))
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.float16])
+def test_whole_numbers_take_the_type_of_the_users_file_if_they_fit(kind: torch.dtype, tmp_path: Path):
+    counter = "1.num_batches_tracked"
+    state = net(1).state_dict()
+    torch.save({**state, counter: torch.tensor(7).to(kind)}, tmp_path / "theirs.pt")
+    path = write_state({**state, counter: torch.tensor(200)}, tmp_path / "o.pt", "torch", tmp_path / "theirs.pt")
+    value = torch.load(path, weights_only=True)[counter]
+    assert (value.dtype, int(value)) == (kind, 200)
+    with pytest.raises(InputError, match=r"holds 1\.num_batches_tracked as .*, which can't hold its new value"):
+        write_state({**state, counter: torch.tensor(2**40 + 1)}, tmp_path / "o.pt", "torch", tmp_path / "theirs.pt")
+    assert int(torch.load(path, weights_only=True)[counter]) == 200  # the file of before stays
+
+
 def test_a_file_of_another_network_is_refused(theirs: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"is no file of this network: it lacks tail\.weight"):
         write_state({**net().state_dict(), "tail.weight": torch.zeros(1)}, tmp_path / "o.pth", "torch", theirs)
@@ -83,6 +111,35 @@ def test_onnx_gives_the_same_logits(digits: th.Data, tmp_path: Path):
     x = torch.rand(7, 1, 8, 8)
     (found,) = session.run(["logits"], {"pixels": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_no_onnx_file_is_left_that_onnxruntime_can_not_open(digits: th.Data, tmp_path: Path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    model = adapt(net().bfloat16(), mean=0.3, std=0.4, card=digits.card).eval()  # no convolution of that type in there
+    (tmp_path / "m.onnx").write_bytes(b"of before")
+    with pytest.raises(InputError, match=r"m\.onnx would be a file that can't be run: "):
+        write_onnx(model, tmp_path / "m.onnx", torch.rand(4, 1, 8, 8))
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    assert (tmp_path / "m.onnx").read_bytes() == b"of before"
+
+
+def test_no_file_is_left_that_gives_other_logits(digits: th.Data, tmp_path: Path):
+    class Doubles(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x):
+            return self.net(x) * (2 if torch.compiler.is_compiling() else 1)
+
+    model, rows = adapt(Doubles(), mean=0.3, std=0.4, card=digits.card).eval(), torch.rand(4, 1, 8, 8)
+    with pytest.raises(InputError, match=r"m\.pt2 would give other logits than the model"):
+        write_program(model, tmp_path / "m.pt2", rows)
+    if importlib.util.find_spec("onnxscript") and importlib.util.find_spec("onnxruntime"):
+        with pytest.raises(InputError, match=r"m\.onnx would give other logits than the model"):
+            write_onnx(model, tmp_path / "m.onnx", rows)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_what_can_not_be_exported_is_told(digits: th.Data, tmp_path: Path):

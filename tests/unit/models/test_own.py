@@ -94,7 +94,7 @@ def test_a_fresh_network_is_the_same_each_time_and_leaves_the_global_generator_a
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Nett", "unknown class or function in .*did you mean 'net'"),
+        ("Nett", "unknown class or function in .*did you mean 'Net'"),
         ("number", "is a int; expected a class or function"),
         ("broken", r"could not be made: RuntimeError: no weights server \(line \d+ of their_net.py\)"),
         ("leaves", "could not be made: SystemExit: 3"),
@@ -117,7 +117,7 @@ def test_a_network_without_numbers_is_refused(file: Path):
     ("text", "message"),
     [
         ("Net", "expected module:Class, or path/to/file.py:function"),
-        ("no.such.module_here:Net", "there is no module 'no'"),
+        ("no.such.module_here:Net", "there is no module 'no.such.module_here'"),
         ("missing.py:Net", "missing.py is not a file"),
         ("folder/net.txt:Net", "no .py file"),
         (3, "model is 3"),

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
+import theriac as th
 from theriac.core.errors import InputError
 from theriac.core.run import Run
-from theriac.metrics import predict
+from theriac.detectors.neural_cleanse import Schedule, invert
+from theriac.metrics import flip_rate, predict
 from theriac.models import features, over_rows, run_over, to_input
+from theriac.training.flat import sharpness
+from theriac.triggers.bank import image_bank
 
 
 def test_logits_equal_a_loop_by_hand(trained, digits, run):
@@ -92,3 +98,53 @@ def test_rows_and_batches_are_checked(trained, digits, run):
         run_over(trained, digits.test.x, run=run)
     with pytest.raises(InputError, match="batch_size is 0"):
         run_over(trained, digits.test, run=run, batch_size=0)
+
+
+class FarAway(nn.Module):
+    """A model whose caller has it on another device, in name only: it notes where it is sent, and computes on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.home = nn.Parameter(torch.empty(1, device="meta"), requires_grad=False)
+        self.head = nn.Linear(64, 10)
+        self.sent: list[str] = []
+
+    def to(self, device):
+        self.sent.append(str(device))
+        return self
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, rows, run: run_over(model, rows, run=run),
+        lambda model, rows, run: th.evaluate(model, rows, th.attacks.BadNets(), run=run),
+        lambda model, rows, run: flip_rate(model, rows, image_bank(rows.card), run=run),
+        lambda model, rows, run: sharpness(model, rows, 0.1, run=run),
+        lambda model, rows, run: th.fairness(
+            model, rows.replace(group=rows.y % 2, card=dataclasses.replace(rows.card, groups=("even", "odd"))), run=run
+        ),
+        lambda model, rows, run: th.detectors.ScaleUp().detect(model, rows=rows, run=run),
+        lambda model, rows, run: invert(model, rows, run, Schedule.few_samples().replace(rounds=1, confirm=0), (0,)),
+    ],
+    ids=["run_over", "evaluate", "flip_rate", "sharpness", "fairness", "detect", "invert"],
+)
+def test_a_model_goes_back_to_the_device_where_its_caller_had_it(call, digits, run, recwarn):
+    model, rows = FarAway().eval(), digits.test.take(torch.arange(60))
+    call(model, rows, run)
+    assert "cpu" in model.sent
+    assert model.sent[-1] == "meta"
+
+
+def test_a_model_goes_back_after_a_failure_too(digits, run):
+    model, rows = FarAway().eval(), digits.test.take(torch.arange(60))
+    with pytest.raises(InputError, match="no row to count"):
+        th.evaluate(model, rows.replace(y=rows.y * 0), th.attacks.BadNets(target=0), run=run)
+    model.head = nn.Linear(64, 9)
+    for fails in (th.evaluate, run_over):
+        with pytest.raises(InputError, match="expected"):
+            fails(model, rows, run=run)
+        assert model.sent[-1] == "meta"

@@ -66,10 +66,28 @@ def test_what_a_trigger_does_unplanted_is_no_fault_of_the_repair():
     assert choose([warped], BEFORE, accept=0.1, cost=0.05)[0] is warped
 
 
+def test_trials_are_told_apart_by_what_is_beyond_the_unplanted_trigger():
+    """A warp that misleads 60 of 100 rows by itself says nothing for the candidate under which it misleads 2 of 3."""
+    accurate = trial("accurate", 60, 96, base={"blend": Rate(60, 100), "patch": Rate(0, 100)})
+    dear = trial("dear", 2, 93, base={"blend": Rate(3, 100), "patch": Rate(0, 100)})
+    assert choose([accurate, dear], BEFORE, accept=0.1, cost=0.05)[0] is accurate
+
+
 def test_it_abstains_where_proxies_survive():
     taken, reason = choose([trial("weak", 11, 96)], BEFORE, accept=0.1, cost=0.05)
     assert taken is None
     assert "leaves 11.0 %" in reason
+
+
+@pytest.mark.filterwarnings("ignore:the model gets")
+@pytest.mark.filterwarnings("ignore:.*clean rows")
+@pytest.mark.parametrize("others", [0, 5])
+def test_it_abstains_where_too_few_rows_are_of_other_classes(digits, trained, run, others):
+    y = digits.train.y
+    at = torch.cat([(y == 3).nonzero().flatten()[:100], (y != 3).nonzero().flatten()[:others]])
+    Auto().repair(trained, digits.train.take(at), run)
+    assert run.outcome.status == "abstained"
+    assert f"held-back clean rows only {others} are not of one class" in run.outcome.reason
 
 
 def test_every_kind_of_proxy_changes_rows_within_bounds_and_is_the_same_again(digits, run):
@@ -108,7 +126,7 @@ SHORT = Auto(candidates=("ft", "antidote:short"), kinds=("patch", "generator"), 
 
 def test_it_repairs_a_network_and_says_what_it_rests_on(digits, victim):
     run = th.Run(seed=2, **PLAIN)
-    rows = digits.train.sample(0.2, seed=3, stratified=True)
+    rows = digits.train.sample(280, seed=3, stratified=True)
     before = {k: v.clone() for k, v in victim.state_dict().items()}
     fixed = SHORT.repair(victim, rows, run)
     outcome = run.outcome

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from theriac.attacks import SIG, SamFlat, WaNet
+from theriac.attacks import SIG, BadNets, SamFlat, WaNet
 from theriac.core.errors import InputError
 from theriac.report import Result, Study, html, write
 from theriac.report.page import attack_in_words
@@ -238,3 +238,26 @@ def test_nothing_is_left_behind_when_writing_fails(study: Study, tmp_path: Path,
 )
 def test_an_attack_in_words(config, told):
     assert attack_in_words(config) == told
+
+
+@pytest.mark.parametrize(
+    ("targets", "classes", "told"),
+    [
+        (["1"], ["1", "2", "3"], "target class '1'"),
+        ([], ["-1", "0", "1"], "target class '-1'"),  # of an older record: by the names of the data
+        ([], [], "target class 0"),
+        (["1", "2"], ["1", "2", "3"], "2 target classes"),
+        (["1", "2", "3"], ["1", "2", "3"], "any class but a row's own"),
+    ],
+)
+def test_the_target_goes_by_its_name(targets, classes, told):
+    assert attack_in_words(BadNets(target=0, poison_rate=0.1).config(), targets, classes) == (
+        f"10 % of the training rows poisoned, {told}, pattern white, opacity 1"
+    )
+
+
+def test_a_page_names_the_target_as_the_data_do(study):
+    data = study.data.model_copy(update={"classes": ["1", "2", "3"]})
+    text = " ".join(Reader(html(study.model_copy(update={"data": data}))).text)
+    assert text.count("target class '1'") == 2  # above the bars, and above the pictures
+    assert "target class 0" not in text

@@ -8,18 +8,21 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
 import theriac as th
-from theriac.attacks import BadNets
+from theriac.attacks import SSBA, BadNets
 from theriac.cli.main import app
 from theriac.core.errors import InputError, NothingToDoError
 from theriac.models.store import digest
 from theriac.repairs import FT
 from theriac.runs import Clean, Job, Opened, Source, execute, open_model
+from theriac.runs.executing import _judging
 from theriac.runs.opening import known_attack
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*clean rows")  # so few of them
@@ -164,3 +167,53 @@ def test_a_model_of_part_of_its_data_is_opened_with_the_same_part(tmp_path: Path
     assert execute(job, tmp_path / "five", device="cpu", quiet=True) is not None
     data = open_model(tmp_path / "five").data
     assert (len(data.train), len(data.test), data.card.num_classes) == (100, 40, 5)
+
+
+def _drawn(file: Path, level: int) -> BadNets:
+    Image.fromarray(np.full((2, 2), level, np.uint8)).save(file)
+    return BadNets(file=str(file))
+
+
+@pytest.mark.parametrize("how", ["a picture", "a version"])
+def test_a_repair_judged_by_another_trigger_of_the_same_options_is_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    data = DIGITS.load()
+    victim = Opened.of(Own(), data, DIGITS, name="mine")
+    job = Job(data=DIGITS, defense=FT(epochs=1), clean=Clean(amount=100), victim=victim, judge=_drawn(tmp_path / "p.png", 250))
+    first = execute(job, tmp_path / "fixed", device="cpu", quiet=True)
+    assert first is not None
+    with pytest.raises(NothingToDoError):
+        execute(job, tmp_path / "fixed", device="cpu", quiet=True)
+    if how == "a picture":
+        assert job.judge == _drawn(tmp_path / "p.png", 40)
+    else:
+        monkeypatch.setattr(BadNets, "version", BadNets.version + 1)
+    with pytest.raises(InputError, match="holds another run \\(trigger"):
+        execute(job, tmp_path / "fixed", device="cpu", quiet=True)
+    again = execute(job, tmp_path / "other", device="cpu", quiet=True)
+    assert again is not None
+    assert (first.after.trigger != again.after.trigger) == (how == "a picture")
+
+
+def test_a_training_judged_by_another_trigger_is_another_run(tmp_path: Path) -> None:
+    model = th.Builder("preact_resnet18", {"width": 4})
+    common: dict[str, Any] = {"data": DIGITS, "model": model, "recipe": th.recipe("short_1"), "seed": SEED}
+    assert execute(Job(**common, judge=BadNets(target=1)), tmp_path / "benign", device="cpu", quiet=True) is not None
+    with pytest.raises(NothingToDoError):
+        execute(Job(**common, judge=BadNets(target=1)), tmp_path / "benign", device="cpu", quiet=True)
+    with pytest.raises(InputError, match="holds another run"):
+        execute(Job(**common, judge=BadNets(target=2)), tmp_path / "benign", device="cpu", quiet=True)
+
+
+def test_the_content_of_an_array_that_a_trigger_reads_while_it_stamps_makes_the_run(tmp_path: Path) -> None:
+    file, data = tmp_path / "stamped.npy", DIGITS.load()
+    marks = []
+    for level in (1, 2):
+        np.save(file, np.full((1797, 8, 8, 1), level, np.uint8))
+        attack = SSBA(train_file=str(file), test_file=str(file))
+        marks.append(_judging(th.attacks.Planted(attack, data.card)))
+    assert marks[0] != marks[1]
+    assert _judging(None) == {}
+    custom = [th.trigger(lambda x, level=level: torch.full_like(x, level), target=0).plant_for(data.test) for level in (1, 2)]
+    assert _judging(custom[0]) != _judging(custom[1])  # a user's own function, whose name and target are the same

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import theriac as th
 from theriac.attacks import BadNets, Blended, SamFlat
@@ -71,6 +72,21 @@ def test_every_part_of_a_training_changes_its_key(change: dict[str, Any]) -> Non
 )
 def test_every_part_of_a_repair_changes_its_key_the_victim_s_too(change: dict[str, Any]) -> None:
     assert key_of(repair(**change)) != key_of(repair())
+
+
+def test_networks_of_ones_own_have_a_key_by_what_they_hold() -> None:
+    """Other starting weights, another layer option, another width: each is another job; an equal copy is the same."""
+
+    def network(seed: int = 0, dropout: float = 0.1, width: int = 16) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            body = [nn.Flatten(), nn.Linear(64, width), nn.Dropout(dropout), nn.Linear(width, 10)]
+        return th.adapt(nn.Sequential(*body), card=th.load("digits").card)
+
+    first = key_of(victim(model=network()))
+    assert key_of(victim(model=network())) == first
+    others = {key_of(victim(model=m)) for m in (network(seed=1), network(dropout=0.9), network(width=32))}
+    assert len(others | {first}) == 4
 
 
 def test_rows_and_precision_are_part_of_a_key() -> None:

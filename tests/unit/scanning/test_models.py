@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,7 +156,7 @@ def test_a_repair_that_turns_the_pixel_off_shows_in_the_patch_that_was_found_bef
     x = torch.randint(0, 255, (120, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     x[:, :, 7, 7] = 0
     rows = th.Split(x, net(0.0)(x / 255).argmax(1))
-    result = scan_repair(net(8.0), net(0.0), rows, th.Run(quiet=True))
+    result = scan_repair(net(8.0), net(0.0), rows, th.Run(seed=6, quiet=True))  # the classes are of very different size
     assert result.suspect == "2"
     assert result.patch_before is not None
     assert result.patch_after is not None
@@ -294,6 +295,12 @@ def test_the_pages_say_what_was_measured():
     for part in ("fresh", "held_out", "held_out_other"):
         low, high = figures[part]["interval"]
         assert f"{figures[part]['auroc']:.2f} ({low:.2f} to {high:.2f})" in text.replace("95 % interval ", "")
+    fresh = figures["fresh"]
+    low, high = fresh["interval"]
+    told = f"{fresh['auroc']:.2f} (95 % interval {low:.2f} to {high:.2f})"
+    for page in (text, " ".join((root / "README.md").read_text().split())):
+        assert re.findall(r"its AUROC is ([^)]*\))", page) == [told]
+    assert f"on {fresh['clean'] + fresh['poisoned']} fresh networks" in text
     low, high = figures["thresholds"]
     assert f'"suspicious" begins at {low:.3f}, "backdoored" at {high:.2f}' in text
     for part, word in (("fresh", "fresh"), ("held_out", "older")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -157,14 +158,18 @@ def test_the_command_says_it_and_ends_with_its_code(folder, tmp_path):
     assert CliRunner().invoke(app, ["scan-data", str(tmp_path / "nowhere")]).exit_code == 2
 
 
-def test_clean_rows_come_from_a_folder_too(folder):
-    words = ["scan-data", str(folder), "--detector", "agpd", "--clean", str(folder), "--device", "cpu", "--json", "--quiet"]
+def test_clean_rows_come_from_a_folder_too(folder, tmp_path):
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    for file in sorted(mine.glob("*/*.png"))[::2]:
+        file.unlink()
+    words = ["scan-data", str(folder), "--detector", "agpd", "--clean", str(mine), "--device", "cpu", "--json"]
     done = CliRunner().invoke(app, words)
+    assert "60 of the 60 different clean rows are among the scanned ones" in done.stderr
     result = json.loads(done.stdout)
     assert done.exit_code == {"clean": 0, "suspicious": 1, "abstains": 3}[result["verdict"]]
     assert set(result["detectors"]) == {"agpd"}
-    assert len(_clean_rows(str(folder), {})) == 120  # all of them: the folder has no test part of its own
-    assert len(_clean_rows("digits", {})) == len(th.load("digits").test)
+    assert len(_clean_rows(str(folder), None, {})) == 120  # all of them: the folder has no test part of its own
+    assert len(_clean_rows("digits", None, {})) == len(th.load("digits").test)
     assert CliRunner().invoke(app, [*words[:5], "nowhere"]).exit_code == 2
 
 

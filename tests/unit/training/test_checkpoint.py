@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -247,3 +248,26 @@ def test_short_runs_write_only_at_the_end(images, narrow, tmp_path, monkeypatch)
     assert saved == [4]
     train(narrow, images(rows=64), recipe=RECIPE, run=Run(**options(None)))
     assert saved == [4]
+
+
+def test_a_finished_training_is_not_taken_for_another(images, tmp_path):
+    """Each differs from the first in one thing that decides the result and that neither shapes, rows nor recipe show."""
+    split = images(rows=64)
+
+    def network(seed: int = 0, dropout: float = 0.1) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(64, 4))
+
+    first = loop(network(), split, Run(**options(tmp_path)), RECIPE)
+    assert same(loop(network(), split, Run(**options(tmp_path)), RECIPE), first)  # as it was: read, and not done again
+    card = split.card
+    others = [
+        (network(seed=1), split),
+        (network(dropout=0.9), split),
+        (network(), split.replace(card=replace(card, augment=Augment(flip=not card.augment.flip)))),
+        (network(), split.replace(card=replace(card, mean=tuple(m + 0.1 for m in card.mean)))),
+    ]
+    for model, rows in others:
+        with pytest.raises(InputError, match="another configuration"):
+            loop(model, rows, Run(**options(tmp_path)), RECIPE)

@@ -83,6 +83,8 @@ def load_torch(path: Path, map_location: Any, tensors_only: bool, check: Callabl
         wants = [f"import {', '.join(named[:5])}{', ...' if len(named) > 5 else ''}"] if named else []
         wants += [f"call {trouble}"] if calls else []
         hint = "ask for a safetensors file" if tensors_only or calls else f"{_OPTION}, or ask for a safetensors file"
+        if isinstance(contents, Stranger):
+            hint = "it is a whole pickled object, which nothing but running it opens: ask for a file of its state_dict()"
         raise UnsafeFileError(f"{shown(path)} was not opened: it would {' and '.join(wants)}; {_HINT} ({hint})") from None
     if trouble is not None:
         raise InputError(f"{shown(path)} is damaged or not a torch file: {trouble}") from None

@@ -30,6 +30,7 @@ from theriac.detectors.neural_cleanse.search import Schedule, Search
 from theriac.models import batch_rows
 from theriac.models._undisturbed import frozen
 from theriac.models.layout import arranged
+from theriac.models.outputs import on_device
 
 FEWEST_CLASSES = 5  # ours: with fewer, a median over classes is too uncertain, and the search abstains
 MOST_SUSPECTS = 3  # ours: classes that are searched a second time for being small, at most
@@ -147,7 +148,8 @@ def invert(
     clean = clean.to(run.device)
     few = _few(clean, run, schedule, len(searched))
     per_pass = rows_per_pass or (batch_rows(clean) if schedule.lean else ROWS_PER_PASS)
-    with frozen(model.to(run.device)), arranged(model, run.device) if schedule.lean else contextlib.nullcontext():
+    layout = arranged(model, run.device) if schedule.lean else contextlib.nullcontext()
+    with on_device(model, run), frozen(model), layout:
         searches = [Search(model, few, run, schedule, searched, per_pass)]
         searches[0].run_rounds()
         inverted = judge(searched, *searches[0].best_patches(), schedule)

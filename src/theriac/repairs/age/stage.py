@@ -19,7 +19,7 @@ from theriac.core.split import Split
 from theriac.metrics import attack_labels
 from theriac.models import over_rows, taps
 from theriac.models.editing import Weight
-from theriac.models.network import to_input
+from theriac.models.network import as_stored, to_input
 from theriac.repairs.age.edits import Layer, inputs
 
 State = list[dict[str, torch.Tensor]]
@@ -170,7 +170,7 @@ def from_trigger(trigger: Any, target: int | None, model: nn.Module, pool: Split
             raise InputError(f"{name} wants the classes {goals}; AGE forgets one class, so name it with target=")
         target = goals[0] if target is None else target
         rows = pool.where(_some(counted & (targets == target), f"{name} stamps no row of the pool for class {target}"))
-        stamped = planted.stamp(rows.x, rows.y, rows.index, "test")
+        stamped = as_stored(planted.stamp(rows.x, rows.y, rows.index, "test"), rows.x)
     elif callable(planted):
         name = getattr(planted, "__name__", type(planted).__name__)
         target = _guess_target(planted, model, pool) if target is None else target

@@ -50,15 +50,18 @@ class Trial:
     @property
     def worst(self) -> Rate:
         """The proxy with the most success beyond that without planting."""
-        return max(self.proxies.items(), key=lambda entry: self._beyond(*entry))[1]
+        return self.beyond.after
 
     @property
     def excess(self) -> float:
         """Success of the worst proxy beyond that without planting."""
-        return max(self._beyond(kind, rate) for kind, rate in self.proxies.items())
+        return self.beyond.value
 
-    def _beyond(self, kind: str, rate: Rate) -> float:
-        return rate.value - (self.base[kind].value if kind in self.base else 0.0)
+    @property
+    def beyond(self) -> Difference:
+        """The same with its interval."""
+        every = [Difference(self.base.get(kind, Rate(0, rate.total)), rate) for kind, rate in self.proxies.items()]
+        return max(every, key=lambda difference: difference.value)
 
 
 @register
@@ -116,14 +119,14 @@ class Auto(Repair):
     name: ClassVar[str] = "auto"
     title: ClassVar[str] = "Auto"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
-    version: ClassVar[int] = 6  # 4: judging_rows, tuning_steps; 5: spare, Antidote matched; 6: looks at its second repair
+    version: ClassVar[int] = 6  # 4: judging_rows, tuning_steps; 5: spare, Antidote matched; 6: second repair
 
     candidates: tuple[str, ...] = ("antidote", "antidote:matched", "ft_sam")  # NAME or NAME:PRESET of repairs; ours
     kinds: tuple[str, ...] = KINDS  # kinds of proxies; ours
     held_back: Share = 0.25  # share of the clean rows that judge; ours
     judging_rows: Count = 1000  # most rows that judge, and most that trials repair with, for time's sake; ours
     tuning_steps: Count = 100  # most updates of the fine-tuning that proxies must withstand; ours, above what digits take
-    plant_steps: Count = 150  # updates that plant the proxies, a round; ours, checked on tuning victims
+    plant_steps: Count = 150  # updates with whole batches that plant the proxies, a round; ours, checked on tuning victims
     rounds: Count = 3  # most rounds of planting; ours, likewise
     hardened: Fraction = 0.9  # planting ends when fine-tuning leaves this much of every kind; ours, from the pilot
     hard: Fraction = 0.5  # a kind of which fine-tuning leaves less is not counted; ours
@@ -173,6 +176,10 @@ class Auto(Repair):
             return self._abstain(model, run, f"{len(clean)} clean rows are too few to judge by; it needs {least}")
         seed = run.stream_seed("method", "auto-held")
         held, rest = clean.cut(share, seed=seed, stratified=True)
+        others = len(held) - int(held.count().max())
+        if others < LEAST_HELD // 2:  # two classes of equal size are enough
+            reason = f"of {len(held)} held-back clean rows only {others} are not of one class"
+            return self._abstain(model, run, f"{reason}; proxies are judged by rows of several, so it needs {LEAST_HELD // 2}")
         fit = rest if len(rest) <= self.judging_rows else rest.sample(self.judging_rows, seed=seed, stratified=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of repairs of copies; what matters is in the figures
@@ -230,7 +237,7 @@ class Auto(Repair):
     ) -> tuple[nn.Module, str]:
         """The model repaired with all clean rows, and what speaks against it: it changed nothing, or lost a class; else ""."""
         chosen, own = create("repair", name), run.apart("auto", "chosen")
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             fixed: nn.Module = chosen.repair(model, clean if chosen.needs.takes("clean_rows") else None, own)
         status = "repaired" if own.outcome is None else own.outcome.status
@@ -239,7 +246,7 @@ class Auto(Repair):
         fell = [old.name for old, _ in fallen(before, _counts(fixed, held, run))]
         if fell:
             return fixed, f"it lost {', '.join(fell)}"
-        for warning in told:  # of a repair that is not handed back they would mislead
+        for warning in warned:  # of a repair that is not handed back they would mislead
             warnings.warn(warning.message, stacklevel=4)
         return fixed, ""
 
@@ -310,7 +317,7 @@ def choose(trials: Sequence[Trial], before: Rate, *, accept: float, cost: float)
             "rows, or change nothing; more clean rows or other candidates would be needed"
         )
     best = min(allowed, key=lambda t: t.excess)
-    alike = [t for t in allowed if t.excess <= accept and t.worst.interval[0] <= best.worst.interval[1]]
+    alike = [t for t in allowed if t.excess <= accept and t.beyond.interval[0] <= best.beyond.interval[1]]
     if best.excess > accept:
         return None, (
             f"the best candidate, {best.name}, leaves {best.worst} of its worst proxy, {100 * best.excess:.0f} points beyond "

@@ -69,7 +69,7 @@ def plant(model: nn.Module, proxies: list[Proxy], rows: Split, run: Run, steps: 
         proxies: The triggers.
         rows: Clean rows.
         run: Device, precision, seeds.
-        steps: Number of updates.
+        steps: Number of updates with whole batches; the rest of an epoch comes on top.
         batch_size: Rows an update.
         label: Of the loop; it decides the order of the rows.
     """

@@ -1,0 +1,108 @@
+"""Exports into folders that hold something already, and names that say the format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import theriac as th
+from theriac.core.errors import InputError
+from theriac.models import save
+
+CARD = "MODEL_CARD.md"
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+
+
+@pytest.fixture
+def run(digits: th.Data, tmp_path: Path) -> Path:
+    """A folder as a run leaves it."""
+    model = th.models.Builder("preact_resnet18", {"width": 2})(digits.train)
+    save(model, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_the_ending_of_the_file_follows_the_format(tmp_path: Path) -> None:
+    torch.save(net(1).state_dict(), tmp_path / "a.pth")
+    save_file(net(1).state_dict(), tmp_path / "a.safetensors")
+    names = {}
+    for like in ("a.pth", "a.safetensors"):
+        for to in ("torch", "safetensors"):
+            path = th.export(net(0), tmp_path / f"{like}-{to}", to, like=tmp_path / like)
+            names[like, to] = path.name
+            state = load_file(path) if to == "safetensors" else torch.load(path, weights_only=True)
+            assert torch.equal(state["1.weight"], net(0).state_dict()["1.weight"])
+    assert names == {
+        ("a.pth", "torch"): "a.pth",
+        ("a.pth", "safetensors"): "a.safetensors",
+        ("a.safetensors", "torch"): "a.pt",
+        ("a.safetensors", "safetensors"): "a.safetensors",
+    }
+
+
+def test_an_export_that_fails_leaves_no_folder(tmp_path: Path, digits: th.Data) -> None:
+    torch.save({"other.weight": torch.zeros(2)}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="is no file of this network"):
+        th.export(net(), tmp_path / "new" / "deep", "torch", like=tmp_path / "other.pt")
+    for to in ("transformers", "pt2"):
+        with pytest.raises(InputError):
+            th.export(net(), tmp_path / "new" / "deep", to)
+    assert [p.name for p in tmp_path.iterdir()] == ["other.pt"]
+    (tmp_path / "there").mkdir()
+    with pytest.raises(InputError, match="is no file of this network"):
+        th.export(net(), tmp_path / "there", "torch", like=tmp_path / "other.pt")
+    assert (tmp_path / "there").is_dir()
+
+
+@pytest.mark.parametrize(("to", "name"), [("torch", "model.pt"), ("pt2", "model.pt2"), ("safetensors", CARD)])
+def test_files_that_lie_there_are_replaced_only_by_force(run: Path, tmp_path: Path, to: str, name: str) -> None:
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / name).write_bytes(b"of the user")
+    with pytest.raises(InputError, match=rf"where {name} would be replaced; take another folder, or force=True \(--force\)"):
+        th.export(run, out, to)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == {name: b"of the user"}
+    written = th.export(run, out, to, force=True)
+    assert b"of the user" not in written.read_bytes() + (out / CARD).read_bytes()
+    with pytest.raises(InputError, match=rf"where {written.name} would be replaced"):
+        th.export(run, out, to)
+
+
+def test_files_of_transformers_are_not_replaced_either(tmp_path: Path, digits: th.Data) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_channels=1, num_labels=10
+    )
+    model = th.adapt(transformers.ResNetForImageClassification(config).eval(), mean=0.5, std=0.25, card=digits.card)
+    th.export(model, tmp_path / "hf", "transformers")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "hf").iterdir()}
+    nn.init.zeros_(model.net.classifier[1].weight)
+    for name in before:  # each file that is written is reason enough
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_bytes(b"of the user")
+        with pytest.raises(InputError, match=rf"where {name} would be replaced"):
+            th.export(model, tmp_path / name, "transformers")
+    with pytest.raises(InputError, match=r"config\.json would be replaced"):
+        th.export(model, tmp_path / "hf", "transformers")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "hf").iterdir()} == before
+    th.export(model, tmp_path / "hf", "transformers", force=True)
+    assert not load_file(tmp_path / "hf" / "model.safetensors")["classifier.1.weight"].any()
+
+
+def test_two_formats_of_a_run_share_a_folder_and_its_card(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    th.export(run, out, "safetensors")
+    th.export(run, out, "torch")
+    assert {p.name for p in out.iterdir()} == {"model.safetensors", "model.pt", CARD}
+    edited = (out / CARD).read_text() + "What we found out later.\n"
+    (out / CARD).write_text(edited)
+    with pytest.raises(InputError, match=rf"where {CARD} would be replaced"):
+        th.export(run, out, "pt2")
+    assert (out / CARD).read_text() == edited
