@@ -27,6 +27,10 @@ def export(
             show_default=False,
         ),
     ] = None,
+    weights_key: Annotated[
+        str | None,
+        typer.Option("--weights-key", help="Which state dict of --like, where it holds several.", show_default=False),
+    ] = None,
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="Folder to write to.", show_default="RUN_FOLDER-FORMAT")
     ] = None,
@@ -54,7 +58,8 @@ def export(
     form = to or ("torch" if like is not None and not like.endswith(".safetensors") else "safetensors")
     folder = as_path("--out", out or home.resolve().with_name(f"{home.resolve().name}-{form}"))
     into = None if model is None else own_class(read(home), model, opt.pairs(model_option, "--model-option"))
-    written = th.export(home, folder, form, like=like, into=into, force=force)  # type: ignore[arg-type]  # checked there
+    more = {"like": like, "into": into, "key": weights_key, "force": force}
+    written = th.export(home, folder, form, **more)  # type: ignore[arg-type]  # checked there
     if as_json:
         paths = {"written": str(written), "card": str(folder / "MODEL_CARD.md")}
         _show.as_json({"status": "done", **paths, "warnings": opt.notes()})

@@ -34,7 +34,9 @@ _TOLERANCE = 1e-3  # of logits, relative to the largest
 _PLAIN = (bool, int, float, str, type(None))
 
 
-def write_state(state: Mapping[str, torch.Tensor], path: str | Path, to: str, like: str | Path | None = None) -> Path:
+def write_state(
+    state: Mapping[str, torch.Tensor], path: str | Path, to: str, like: str | Path | None = None, key: str | None = None
+) -> Path:
     """Write a network's state dict.
 
     Args:
@@ -44,6 +46,7 @@ def write_state(state: Mapping[str, torch.Tensor], path: str | Path, to: str, li
         like: A file that the user's own code reads: names, prefixes, nesting and number types are taken over from it, and so
             are plain numbers and texts beside the state dict. Other things beside it, such as an optimizer's state, belong to
             the old weights and are left out.
+        key: Which state dict of that file, where it holds several.
 
     Raises:
         InputError: If the file to be like does not hold weights of this network, or in number types that can't hold the new
@@ -52,7 +55,7 @@ def write_state(state: Mapping[str, torch.Tensor], path: str | Path, to: str, li
     path = as_path("path", path)
     exported: Any = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     if like is not None:
-        exported = _shaped(exported, as_path("like", like), to)
+        exported = _shaped(exported, as_path("like", like), to, key)
 
     def write(temporary: Path) -> None:
         if to == "safetensors":
@@ -70,10 +73,10 @@ def write_state(state: Mapping[str, torch.Tensor], path: str | Path, to: str, li
     return path
 
 
-def _shaped(state: dict[str, torch.Tensor], like: Path, to: str) -> Any:
+def _shaped(state: dict[str, torch.Tensor], like: Path, to: str, key: str | None) -> Any:
     """The state in the names, nesting and number types of another file."""
     old = read_safetensors(like) if like.suffix == ".safetensors" else load_tensors_safely(like, tensors_only=True)
-    where, theirs = chosen_state(old, shown(like))
+    where, theirs = chosen_state(old, shown(like), key)
     if to == "safetensors" and where:
         raise InputError(f"{shown(like)} holds its state dict under {where!r}, which safetensors has no place for; take torch")
     names = fit_names({name: name for name in theirs}, state)  # the network's name -> the file's

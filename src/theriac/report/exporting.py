@@ -16,6 +16,7 @@ from theriac.models import Classifier, load_model
 from theriac.models.adapter import foreign
 from theriac.models.exporting import FILES, write_onnx, write_program, write_state, write_transformers
 from theriac.models.store import read_tensors
+from theriac.models.wrapped import COUNTERSIGNED
 from theriac.report.model_cards import CARD, model_card
 from theriac.runs.folder import read, section
 
@@ -32,6 +33,7 @@ def export(
     *,
     like: str | Path | None = None,
     into: nn.Module | None = None,
+    key: str | None = None,
     force: bool = False,
 ) -> Path:
     """Write a model for use elsewhere, and the model card of its run beside it.
@@ -52,6 +54,7 @@ def export(
         to: The format.
         like: For weights: a file that your own code reads. Names, prefixes (``module.``), nesting and number types follow it.
         into: For a run folder of a class of your own, and ``pt2`` or ``onnx``: a fresh network of that class.
+        key: Which state dict of ``like`` is meant, where that holds several, such as "state_dict_ema".
         force: Replace files that lie there. Without it an export is refused that would replace a file of the model, or a card
             that says something else.
 
@@ -73,9 +76,18 @@ def export(
     run = None if isinstance(model, nn.Module) else as_path("model", model)
     if like is not None and to not in ("safetensors", "torch"):
         raise InputError(f"like is for weights (safetensors or torch), and to is {to!r}")
+    if key is not None and like is None:
+        raise InputError("key is for like: it says which state dict of that file is meant")
     if run is not None and home.exists() and run.resolve() == home.resolve():
         raise InputError(f"folder is {str(home)!r}, which is the run folder itself; take another one")
     record = None if run is None else read(run)
+    built = (
+        section(record, "model").get("architecture") if record is not None else getattr(model, "spec", {}).get("architecture")
+    )
+    if built == COUNTERSIGNED and to not in ("pt2", "onnx"):
+        raise InputError(
+            f"the model stamps a patch on every picture and moves classes back, which {to} has no place for; take pt2 or onnx"
+        )
     wrapped = model if isinstance(model, nn.Module) else None
     if (
         run is not None
@@ -98,7 +110,7 @@ def export(
     made = make_folder("folder", home)
     try:
         if to in ("safetensors", "torch"):
-            write_state(_state(wrapped, run), written, to, like)
+            write_state(_state(wrapped, run), written, to, like, key)
         elif to == "transformers":
             assert wrapped is not None
             write_transformers(wrapped, home)

@@ -106,3 +106,23 @@ def test_two_formats_of_a_run_share_a_folder_and_its_card(run: Path, tmp_path: P
     with pytest.raises(InputError, match=rf"where {CARD} would be replaced"):
         th.export(run, out, "pt2")
     assert (out / CARD).read_text() == edited
+
+
+def test_the_state_dict_that_is_meant_is_written_in_its_place(tmp_path: Path) -> None:
+    """Of a file with a plain and an averaged state the averaged one was repaired: there it goes, and --weights-key says so."""
+    model, state = net(0), net(1).state_dict()
+    torch.save({"state_dict": state, "state_dict_ema": net(2).state_dict()}, tmp_path / "two.pt")
+    written = th.export(model, tmp_path / "out", "torch", like=tmp_path / "two.pt", key="state_dict_ema")
+    assert set(torch.load(written, weights_only=True)) == {"state_dict_ema"}
+    with pytest.raises(InputError, match="key is for like"):
+        th.export(model, tmp_path / "other", "torch", key="state_dict_ema")
+
+
+def test_a_model_behind_a_patch_is_no_bare_weights(tmp_path: Path, digits: th.Data) -> None:
+    from theriac.models.wrapped import countersign
+
+    signed = countersign(th.adapt(net(), card=digits.card), 2, 1.0, 3)
+    for to in ("safetensors", "torch"):
+        with pytest.raises(InputError, match="stamps a patch on every picture"):
+            th.export(signed, tmp_path / to, to)
+        assert not (tmp_path / to).exists()
