@@ -19,6 +19,7 @@ from theriac.models import run_over
 from theriac.models.editing import duplicate
 from theriac.models.rounding import rewritten
 from theriac.training import Batch, Recipe, StepResult, loop
+from theriac.training.step import Step, cross_entropy_step
 
 
 def pruned(model: nn.Module, share: float) -> nn.Module:
@@ -44,7 +45,7 @@ def channel_pruned(model: nn.Module, share: float) -> nn.Module:
 def tuned(model: nn.Module, rows: Split, run: Run, options: Options) -> nn.Module:
     """Fine-tuned on clean rows, as a user without knowledge of the attack would do it."""
     recipe = _recipe(len(rows), options.tune_steps, options.tune_lr, options)
-    return loop(duplicate(model), rows, run, recipe, label="audit-tune")
+    return _steps(duplicate(model), rows, run, recipe, options.tune_steps, "audit-tune")
 
 
 def retuned(model: nn.Module, rows: Split, run: Run, options: Options) -> nn.Module:
@@ -68,7 +69,7 @@ def distilled(model: nn.Module, rows: Split, run: Run, options: Options) -> nn.M
     recipe = _recipe(len(rows), options.distill_steps, options.distill_lr, options).replace(
         schedule="one_cycle", augment="none"
     )
-    return loop(student, rows, run, recipe, step=step, label="audit-distill")
+    return _steps(student, rows, run, recipe, options.distill_steps, "audit-distill", step)
 
 
 def fresh(model: nn.Module, run: Run) -> nn.Module:
@@ -90,12 +91,14 @@ def fresh(model: nn.Module, run: Run) -> nn.Module:
 
 def _recipe(rows: int, steps: int, lr: float, options: Options) -> Recipe:
     batch_size = min(options.batch_size, rows)
-    epochs = max(1, math.ceil(steps / max(1, rows // batch_size)))
+    epochs = math.ceil(steps / math.ceil(rows / batch_size))
     return Recipe(
         name="audit", epochs=epochs, batch_size=batch_size, lr=lr, momentum=0.9, weight_decay=5e-4, schedule="constant"
     )
 
 
-def _steps(model: nn.Module, rows: Split, run: Run, recipe: Recipe, steps: int, label: str) -> nn.Module:
+def _steps(
+    model: nn.Module, rows: Split, run: Run, recipe: Recipe, steps: int, label: str, step: Step = cross_entropy_step
+) -> nn.Module:
     """Exactly ``steps`` updates."""
-    return loop(model, rows, run, recipe, after_step=lambda n: n + 1 >= steps, label=label)
+    return loop(model, rows, run, recipe, step=step, after_step=lambda n: n + 1 >= steps, label=label)

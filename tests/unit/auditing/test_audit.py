@@ -227,3 +227,15 @@ def test_the_interval_of_the_existence_coefficient_holds_its_value():
     few = existence.coefficient(other[:20], victim[:20], (victim + noise)[:20])
     assert few is not None
     assert "too few rows for an interval" in str(few)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_as_many_updates_are_made_as_the_audit_says(digits, trained, steps):
+    """100 rows in batches of 64 are two updates an epoch."""
+    run, rows = th.Run(quiet=True, device="cpu", precision="fp32"), digits.train.sample(100)
+    options = Options(tune_steps=steps, distill_steps=steps, batch_size=64)
+    changes.tuned(trained, rows, run, options)
+    changes.distilled(trained, rows, run, options)
+    for label in ("audit-tune", "audit-distill"):
+        events = run.history(label)
+        assert events[-1].get("stopped", 2 * len(events)) == steps
