@@ -166,7 +166,7 @@ def test_a_scan_does_not_trust_the_rows_that_it_judges(digits: th.Data):
     rows = digits.train.take(torch.arange(60))
     with pytest.raises(InputError, match="the scanned rows themselves"):
         th.scan_data(rows, clean=rows, detectors=["scan"])
-    with pytest.warns(UserWarning, match="20 of the 40 different clean rows"):
+    with pytest.warns(UserWarning, match="20 of the 40 clean pictures"):
         th.scan_data(rows, clean=digits.train.take(torch.arange(40, 80)), detectors=["spectral"], recipe="short_1", width=4)
 
 

@@ -126,27 +126,42 @@ def test_a_split_keeps_its_rows_when_the_callers_array_changes():
     assert float(kept_rows.x.abs().sum()) > 0
 
 
-@pytest.mark.parametrize("how", ["hook", "forward"])
+@pytest.mark.parametrize("how", ["hook", "default", "forward", "wrapped"])
 def test_a_function_that_holds_on_to_the_networks_layers_is_refused(digits, how):
     """In a copy it would still use, and train, the layers of the network that was handed in."""
     net = Unused()
     adapter = net.adapter = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+    usual = net.body.forward
     if how == "hook":
         net.body[0].register_forward_hook(lambda module, x, out: out + adapter(out))
-    else:
+    elif how == "default":
+        net.body[0].register_forward_hook(lambda module, x, out, more=[adapter]: out + more[0](out))
+    elif how == "forward":
         net.forward = lambda x: net.body(x)
+    else:
+        net.body.forward = lambda x: 2 * usual(x)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     rows = digits.train.sample(60, stratified=True)
-    with pytest.raises(InputError, match="a hook of 'net.body.0'" if how == "hook" else "a replaced forward of 'net'"):
+    where = {"hook": "net.body.0", "default": "net.body.0", "forward": "net", "wrapped": "net.body"}[how]
+    with pytest.raises(InputError, match=f"a hook or a replaced forward of '{where}' works with layers"):
         th.train(th.adapt(net, card=digits.card), rows, recipe="short_1", run=Run(**QUIET))
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in before.items())
+    assert all(p.requires_grad for p in net.parameters())
+    assert net.training
 
 
+@pytest.mark.filterwarnings("ignore:the model gets")
 def test_a_hook_that_only_looks_is_no_trouble(digits):
     net, sizes = Unused(), []
-    net.body[0].register_forward_hook(lambda module, x, out: sizes.append(len(out)))
+
+    def keep(module: nn.Module, x: object, out: torch.Tensor) -> None:
+        sizes.append(len(out))
+        net.features = out.detach()
+
+    net.body[0].register_forward_hook(keep)
     rows = digits.train.sample(60, stratified=True)
-    th.train(th.adapt(net, card=digits.card), rows, recipe="short_1", run=Run(**QUIET))
+    model = th.train(th.adapt(net, card=digits.card), rows, recipe="short_1", run=Run(**QUIET))
+    th.repairs.FT(epochs=1).repair(model, rows, Run(**QUIET))
     assert sizes
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import theriac as th
 from theriac.cli.main import app
+from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
 from theriac.core.paths import new_file
+from theriac.core.split import Split
 from theriac.report import page as pages
 
 
@@ -72,3 +75,25 @@ def test_results_keep_their_store(tmp_path: Path, table: Path):
         done = CliRunner().invoke(app, ["results", str(tmp_path / "st"), "--page", str(target)])
         assert (done.exit_code, "--page" in done.stderr) == (2, True)
     assert store.read_bytes() == before
+
+
+def test_a_file_inside_of_the_data_is_not_written_over(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.csv").write_text("x")
+    with pytest.raises(InputError, match="a file of the data"):
+        new_file("--drop-list", tmp_path / "data" / "train.csv", apart_from={"the data": tmp_path / "data"})
+    assert new_file("--drop-list", tmp_path / "data" / "drop.csv", apart_from={"the data": tmp_path / "data"})
+
+
+def test_a_table_of_few_different_rows_may_have_clean_rows_from_elsewhere():
+    columns = tuple(Column(name=name) for name in "abc")
+    card = Card(kind="table", classes=("no", "yes"), columns=columns)
+    x = (torch.arange(400)[:, None] // torch.tensor([1, 2, 4]) % 2).float()
+    rows, clean = Split(x, (x.sum(1) > 1).long(), card=card), Split(x[:80], (x[:80].sum(1) > 1).long(), card=card)
+    assert th.scan_data(rows, clean=clean, detectors=["spectral"], recipe="adam_3").verdict in (
+        "clean",
+        "suspicious",
+        "abstains",
+    )
+    with pytest.raises(InputError, match="the scanned rows themselves"):
+        th.scan_data(rows, clean=rows, detectors=["spectral"])

@@ -8,6 +8,7 @@ which may be the answer.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -29,7 +30,7 @@ _results: ContextVar[TextIO | None] = ContextVar("results", default=None)
 @contextlib.contextmanager
 def results_alone() -> Iterator[None]:
     """Keep standard output for what this module writes; other prints go to standard error."""
-    stream = sys.stdout
+    stream = sys.stdout or io.StringIO()  # None where the caller has closed it (>&-)
     token = _results.set(stream)
     try:
         with contextlib.redirect_stdout(sys.stderr):

@@ -170,7 +170,11 @@ def new_file(name: str, value: object, *, endings: Sequence[str] = (), apart_fro
     """
     path = as_path(name, value)
     for what, other in (apart_from or {}).items():
-        if isinstance(other, (str, Path)) and str(other) and _same_file(path, Path(other)):
+        if not isinstance(other, (str, Path)) or not str(other):
+            continue
+        if path.is_file() and Path(other).is_dir() and path.resolve().is_relative_to(Path(other).resolve()):
+            raise InputError(f"{name} is {str(path)!r}, a file of {what}, and would be written over; name another file")
+        if _same_file(path, Path(other)):
             raise InputError(f"{name} is {str(path)!r}, which is {what} too, and would be written over; name another file")
     if is_stream(path):
         return path

@@ -139,7 +139,7 @@ def _warn_strange(codes: Mapping[str, Codes], classes: Sequence[str]) -> None:
     (truth, labels), *others = codes.items()
     for name, predictions in others:
         lost = np.setdiff1d(predictions, labels)
-        if len(lost):
+        if len(lost) and len(np.setdiff1d(labels, predictions)):  # else these rows merely lack a class
             rows = int(np.isin(predictions, lost).sum())
             hint = next((h for k in lost if (h := lookalike(classes[k], classes))), "")
             warnings.warn(

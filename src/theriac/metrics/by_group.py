@@ -121,18 +121,18 @@ def _has_index(value: Any) -> bool:
 
 
 def _alike(features: Any, predictions: Any) -> Any:
-    """Sensitive features whose index, if they have one, is that of the predictions, if these have one.
+    """Sensitive features whose indexes, if they have any, are those of each other and of the predictions.
 
     Raises:
-        InputError: If the two differ.
+        InputError: If two differ.
     """
     columns = list(features.values()) if isinstance(features, Mapping) else [features]
-    for column in columns:
-        if _has_index(column) and _has_index(predictions) and not column.index.equals(predictions.index):
-            raise InputError(
-                "y_pred and sensitive_features have different indexes, and y_true has none, so rows can't be matched; give all "
-                "three an index, or hand in .to_numpy() of the two to go by position"
-            )
+    indexed = [value for value in (predictions, *columns) if _has_index(value)]
+    if any(not value.index.equals(indexed[0].index) for value in indexed):
+        raise InputError(
+            "y_pred and sensitive_features have different indexes, and y_true has none, so rows can't be matched; give all an "
+            "index, or hand in .to_numpy() of each to go by position"
+        )
     return features
 
 

@@ -229,14 +229,8 @@ Buildable = str | Builder | nn.Module | Callable[[Split, Run], nn.Module]
 """What a verb accepts as ``build``: a name, a Builder, a module (copied), or a function of (split, run)."""
 
 
-@typed("what")
 def _refuse_call(what: Any) -> None:
-    """Refuse a class, or a function of other arguments, where a function of (split, run) is expected."""
-    if isinstance(what, type) and issubclass(what, nn.Module):
-        name = what.__name__
-        raise InputError(
-            f"build is the class {name}; expected a network such as {name}(), a name, or a function of (split, run)"
-        )
+    """Refuse a class or a function of other arguments where one of (split, run) is expected."""
     try:
         signature = inspect.signature(what)
     except (TypeError, ValueError):  # a built-in one, of which nothing is known
@@ -245,9 +239,13 @@ def _refuse_call(what: Any) -> None:
         signature.bind(None, None)
     except TypeError:
         name = getattr(what, "__name__", type(what).__name__)
+        if isinstance(what, type):
+            message = f"build is the class {name}; expected a network such as {name}(), a name, or a function of (split, run)"
+            raise InputError(message) from None
         raise InputError(f"build is a function {name}{signature}; expected one of (split, run), a network or a name") from None
 
 
+@typed("what")
 def make(what: Buildable, split: Split, run: Run) -> nn.Module:
     """A fresh model from anything buildable, on the run's device, its output size checked against the classes.
 

@@ -219,7 +219,6 @@ def duplicate(model: nn.Module, name: str = "model") -> nn.Module:
         InputError: If something in it can't be copied, or a hook or a replaced ``forward`` would go on working with the layers
             of the original; names where it sits.
     """
-    _refuse_ties(model, name)
     memo: dict[int, Any] = {}
     for module in model.modules():
         for value in (*module.__dict__.values(), *module._buffers.values()):
@@ -228,32 +227,71 @@ def duplicate(model: nn.Module, name: str = "model") -> nn.Module:
             elif isinstance(value, torch.Tensor) and not is_lazy(value) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     try:
-        return copy.deepcopy(model, memo)
+        copied = copy.deepcopy(model, memo)
     except (TypeError, RuntimeError, AttributeError, NotImplementedError, RecursionError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise InputError(f"{name} can't be copied{_what_fails(model, memo)}: {reason}") from None
+    _refuse_ties(model, copied, name)
+    return copied
 
 
-def _refuse_ties(model: nn.Module, name: str) -> None:
-    """Refuse functions that a copy shares with the original and that hold on to its layers or weights."""
+def _refuse_ties(model: nn.Module, copied: nn.Module, name: str) -> None:
+    """Refuse a copy whose answers depend on the original's weights, through a function that both have.
+
+    Only where such a function holds on to something of the original, and the size of a row is known, is it tried. A hook that
+    merely looks is no trouble.
+    """
     own = {id(part) for part in (*model.modules(), *model.parameters(), *model.buffers())}
-    for place, module in model.named_modules():
-        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        for function, what in (*((hook, "a hook") for hook in hooks), (module.__dict__.get("forward"), "a replaced forward")):
-            if any(id(value) in own for value in _closed_over(function)):
-                raise InputError(
-                    f"{name} can't be copied: {what} of {place or type(module).__name__!r} works with layers that it took from "
-                    "outside, and in a copy would use those of the original; let forward() call them instead"
-                )
+    places = [place for place, module in model.named_modules() for function in _functions(module) if _reaches(function, own)]
+    shape = getattr(getattr(model, "card", None), "shape", ())
+    if not places or not shape or not all(shape):
+        return
+    weights = [p for p in model.parameters() if p.is_floating_point() and p.is_leaf]
+    wants = [p.requires_grad for p in weights]
+    like = next(iter(weights), torch.zeros(1))
+    rows = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0)).to(like)
+    modes = [(module, module.training) for module in (*copied.modules(), *model.modules())]
+    try:
+        copied.eval()
+        model.eval()
+        for weight in weights:
+            weight.requires_grad_(True)
+        with torch.inference_mode(False), torch.enable_grad():
+            out = copied(rows)
+        tied = isinstance(out, torch.Tensor) and out.requires_grad
+        slopes = torch.autograd.grad(out.float().sum(), weights, allow_unused=True) if tied else ()
+    except Exception:  # the network refuses such rows, and says so where it is used
+        return
+    finally:
+        for module, training in modes:
+            module.training = training
+        for weight, want in zip(weights, wants, strict=True):
+            weight.requires_grad_(want)
+    if any(slope is not None for slope in slopes):
+        where = places[0] or type(model).__name__
+        raise InputError(
+            f"{name} can't be copied: a hook or a replaced forward of {where!r} works with layers that it took from outside, "
+            "and in a copy would use those of the original; let forward() call them instead"
+        )
 
 
-def _closed_over(function: Any) -> list[Any]:
-    """What a function took from where it was written."""
-    values = []
+def _functions(module: nn.Module) -> list[Any]:
+    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values(), module.__dict__.get("forward")]
+
+
+def _reaches(function: Any, own: set[int], deep: int = 3) -> bool:
+    """Whether a function holds on to one of some objects: in its closure or its defaults, also inside of lists and methods."""
+    held: list[Any] = [*(getattr(function, "__defaults__", None) or ()), *(getattr(function, "args", None) or ())]
     for cell in getattr(function, "__closure__", None) or ():
         with contextlib.suppress(ValueError):  # a cell that is still empty
-            values.append(cell.cell_contents)
-    return values
+            held.append(cell.cell_contents)
+    for value in held:
+        parts = value if isinstance(value, (list, tuple)) else value.values() if isinstance(value, dict) else [value]
+        if any(id(part) in own or id(getattr(part, "__self__", None)) in own for part in parts):
+            return True
+        if deep and callable(value) and not isinstance(value, nn.Module) and _reaches(value, own, deep - 1):
+            return True
+    return False
 
 
 @contextlib.contextmanager

@@ -200,7 +200,9 @@ def identity(model: nn.Module) -> str:
     """What a network is, as one hash: its layers with their options, every tensor of its state, and extra state of layers."""
     held = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", repr(model)).encode())  # without addresses of objects
     for name, value in model.state_dict().items():
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and is_lazy(value):
+            held.update(f"{name} lazy".encode())
+        elif isinstance(value, torch.Tensor):
             plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
             held.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
             held.update(plain.flatten().view(torch.uint8).numpy().tobytes())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,13 +192,25 @@ def model_facts(model: Buildable) -> dict[str, Any]:
         return {"architecture": model.lower()}
     if isinstance(model, Builder):
         return {"architecture": model.name, **model.options}
+    if isinstance(model, functools.partial):
+        given = {"args": repr(model.args), "keywords": repr(model.keywords)}
+        return {**model_facts(model.func), **{name: _without_places(text) for name, text in given.items()}}
     own = model if hasattr(model, "__qualname__") else type(model)
     facts: dict[str, Any] = {"architecture": f"{own.__module__}.{own.__qualname__}"}
     if isinstance(model, nn.Module):
         return facts | {"holds": identity(model)[:16]}
     with contextlib.suppress(OSError, TypeError):  # made in a session without files
         facts["source"] = hashlib.sha256(inspect.getsource(own).encode()).hexdigest()[:16]
+    free = getattr(getattr(model, "__code__", None), "co_freevars", ())
+    for cell, name in zip(getattr(model, "__closure__", None) or (), free, strict=True):
+        with contextlib.suppress(ValueError):  # a cell that is still empty
+            facts[f"with {name}"] = _without_places(repr(cell.cell_contents))
     return facts
+
+
+def _without_places(text: str) -> str:
+    """A text about objects without where they lie in memory."""
+    return re.sub(r"0x[0-9a-f]+", "", text)
 
 
 def _clean_facts(clean: Clean) -> dict[str, Any]:

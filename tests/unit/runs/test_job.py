@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,20 @@ def test_networks_of_ones_own_have_a_key_by_what_they_hold() -> None:
     assert key_of(victim(model=network())) == first
     others = {key_of(victim(model=m)) for m in (network(seed=1), network(dropout=0.9), network(width=32))}
     assert len(others | {first}) == 4
+
+
+def test_functions_that_build_have_a_key_by_what_they_were_given() -> None:
+    def maker(width: int) -> Any:
+        return lambda split, run: nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 10))
+
+    def sized(split: Any, run: Any, width: int) -> nn.Module:
+        return maker(width)(split, run)
+
+    builds = [maker(4), maker(8), functools.partial(sized, width=4), functools.partial(sized, width=8), lambda split, run: None]
+    assert len({key_of(victim(model=build)) for build in builds}) == 5
+    assert key_of(victim(model=maker(4))) == key_of(victim(model=maker(4)))
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+    assert key_of(victim(model=lazy)) == key_of(victim(model=nn.Sequential(nn.Flatten(), nn.LazyLinear(10))))
 
 
 def test_rows_and_precision_are_part_of_a_key() -> None:

@@ -164,7 +164,7 @@ def test_clean_rows_come_from_a_folder_too(folder, tmp_path):
         file.unlink()
     words = ["scan-data", str(folder), "--detector", "agpd", "--clean", str(mine), "--device", "cpu", "--json"]
     done = CliRunner().invoke(app, words)
-    assert "60 of the 60 different clean rows are among the scanned ones" in done.stderr
+    assert "60 of the 60 clean pictures are among the scanned ones" in done.stderr
     result = json.loads(done.stdout)
     assert done.exit_code == {"clean": 0, "suspicious": 1, "abstains": 3}[result["verdict"]]
     assert set(result["detectors"]) == {"agpd"}
