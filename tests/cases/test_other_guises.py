@@ -436,3 +436,38 @@ def test_whole_numbers_on_a_small_scale_are_said_to_be_almost_black(most, dtype)
     assert int(th.data.from_tensors(x, y, white=most).train.x.max()) == 255
     with pytest.raises(InputError, match="255"):
         th.data.from_tensors(x > 0, y)
+
+
+def test_a_positive_class_that_is_called_by_a_number_is_that_class(tmp_path):
+    """Labels 1 and 2, as German credit has them: 2 is the class of that name, on the command line and from Python."""
+    import json
+
+    from typer.testing import CliRunner
+
+    from theriac.cli.main import app
+
+    draw = np.random.default_rng(0)
+    a, sex = draw.normal(size=300), draw.integers(0, 2, 300)
+    frame = pd.DataFrame({"a": a, "sex": np.array(["f", "m"])[sex], "label": 1 + (a + 0.5 * sex > 0)})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    words = ["debias", "--data", str(tmp_path / "t.csv"), "--sensitive", "sex", "--method", "reweighing"]
+    words += ["--option", "min_steps=30", "--out", str(tmp_path / "r"), "--json", "-q"]
+    done = CliRunner().invoke(app, [*words, "--positive", "2"])
+    assert done.exit_code == 0, done.stderr
+    record = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert record["identity"]["positive"] == 1
+    assert {part["positive"] for part in record["fairness"].values() if part} == {1}
+    rows = th.load(tmp_path / "t.csv", sensitive="sex").test
+    answers = rows.y.clone()
+    answers[0] = 1 - answers[0]
+    for name, place in ((1, 0), ("1", 0), (2, 1), ("2", 1)):
+        assert th.fairness(answers, rows, positive=name).positive == place
+
+
+def test_a_verdict_names_accuracy_first_and_counts_what_it_leaves_out():
+    from theriac.metrics.debiased import Change, _sentence
+
+    worse = [Change(name=n, before=0.1, after=0.1 + c, noise=0.01) for n, c in (("worst_odds_gap", 0.4), ("odds_gap", 0.3))]
+    worse += [Change(name="acc", before=0.9, after=0.8, noise=0.01), Change(name="bacc", before=0.9, after=0.85, noise=0.01)]
+    said = _sentence([], worse, [], [])
+    assert said.startswith("Beyond noise: worse ACC 90.0→80.0 %, odds gap 10.0→40.0 % and 2 more")

@@ -17,7 +17,7 @@ from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.data._fairness_input import aligned, as_cells, as_labels, as_predictions
 from theriac.data.alignment import align_to
-from theriac.metrics.fair import Fairness
+from theriac.metrics.fair import Fairness, positive_class
 from theriac.models._undisturbed import undisturbed
 from theriac.models.grouped import GroupAware
 from theriac.models.outputs import on_device, over_rows
@@ -146,8 +146,8 @@ def _on_split(
     run: Run | None,
     batch_size: int | None,
 ) -> Fairness:
-    if isinstance(positive, int) and 0 <= positive < split.num_classes:
-        positive = split.card.classes[positive]  # the model's classes may be in another order
+    if positive is not None:
+        positive = split.card.classes[positive_class(positive, split.card.classes)]  # the model's may be in another order
     fitted = getattr(model, "model_", None)  # of an estimator
     split = align_to(split, fitted if isinstance(fitted, nn.Module) else model)
     names = split.card.groups

@@ -333,15 +333,22 @@ def _headline(
 
 def _sentence(improved: Sequence[Change], worse: Sequence[Change], unclear: Sequence[Change], harmed: Sequence[Change]) -> str:
     parts = [f"{short(c.group)} harmed ({c.points})" for c in sorted(harmed, key=lambda c: c.change)[:2]]
-    parts += [_listed(word, some[:2], some) for word, some in (("worse", worse), ("better", improved)) if some]
+    parts += [
+        f"{_listed(word, some[:2], some)}{_more(some)}" for word, some in (("worse", worse), ("better", improved)) if some
+    ]
     rest = f"within noise {', '.join(c.shown for c in unclear)}" if unclear else ""
     return _fit(f"Beyond noise: {parts[0] if parts else 'nothing'}", [*parts[1:], rest], SENTENCE)
 
 
 def _listed(word: str, some: Sequence[Change], every: Sequence[Change]) -> str:
-    """Figures with their moves: the largest ones first."""
-    ordered = sorted(every, key=lambda c: -abs(c.change))[: len(some)]
+    """Figures with their moves: accuracy, then the largest; the worst odds gap, which says the same as the odds gap, last."""
+    ordered = sorted(every, key=lambda c: (c.name == "worst_odds_gap", c.name != "acc", -abs(c.change)))[: len(some)]
     return f"{word} {', '.join(c.move for c in ordered)}" if some else ""
+
+
+def _more(every: Sequence[Change]) -> str:
+    """How many figures a list of two leaves out."""
+    return f" and {len(every) - 2} more" if len(every) > 2 else ""
 
 
 def _fit(first: str, parts: Sequence[str], words: int) -> str:

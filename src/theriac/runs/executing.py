@@ -372,7 +372,8 @@ class _Debiasing(_Work):
         rows = self.rows
         names = {"groups": rows.card.groups, "classes": rows.card.classes}
         about = f"{rows.card.name}, {len(rows.test)} rows"
-        return Fairness.count(answers, rows.test.y.cpu(), self.group, **names, positive=self.positive, data=about)
+        name = rows.card.classes[self.positive]  # not its number, which may be another class's name
+        return Fairness.count(answers, rows.test.y.cpu(), self.group, **names, positive=name, data=about)
 
     def do(self) -> _Result:
         from theriac.debias._columns import without_columns
