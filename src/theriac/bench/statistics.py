@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from theriac.bench.tables import Group
+from theriac.bench.tables import Group, beside_repairs
 from theriac.core.errors import InputError
 
 LEVEL = 0.05
@@ -155,16 +155,12 @@ def scores_of(groups: Sequence[Group], name: str) -> dict[str, dict[Cell, float 
     Repetitions of a defense on one victim count once, with their mean. A training-time defense has no recipe of its own, and
     stands beside the repairs of the one recipe that there is. A defense without any such number is left out.
     """
-    defended = [group for group in groups if group.role == "defended"]
-    recipes: dict[tuple[str, ...], set[str]] = {}
-    for group in defended:
-        recipes.setdefault(group.labels[:2], set()).update([group.labels[2]] if group.labels[2] else [])
     scores: dict[str, dict[Cell, float | None]] = {}
-    for group in defended:
+    for group in beside_repairs(groups):
+        if group.role != "defended":
+            continue
         defense = " ".join(part for part in (group.defense, group.labels[5]) if part)
-        known = recipes[group.labels[:2]]
-        recipe = next(iter(known)) if len(known) == 1 else group.labels[2]
-        place = " / ".join((*group.labels[:2], recipe, group.labels[3]))
+        place = " / ".join(group.labels[:4])
         repeated: dict[str, list[float]] = {}
         for row in group.rows:
             value = row.get(name) if row["status"] == "done" else None

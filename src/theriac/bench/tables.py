@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +20,7 @@ from theriac.metrics import Spread, der, over_seeds, wilson
 
 RATES = ("acc", "asr", "ra", "target_acc")
 GAPS = ("bacc", "dp_gap", "opportunity_gap", "odds_gap")  # of debiased models
+SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z])")
 LABELS = ("data", "model", "recipe", "attack", "defense", "clean")
 COLUMNS = (
     "sweep",
@@ -176,6 +179,13 @@ class Group:
         """How many seeds of the victim have a result; a defense may have been repeated on each."""
         return len({row.get("seed") for row in self.done})
 
+    @property
+    def degenerate(self) -> list[str]:
+        """Results that a degenerate model would also reach, in sentences, each once and with its number of results."""
+        counts = Counter(text for row in self.done for text in SENTENCE_END.split(row.get("degenerate") or "") if text)
+        of = len(self.done)
+        return [text if of == 1 else f"{text.removesuffix('.')} ({count} of {of} results)." for text, count in counts.items()]
+
     def over(self, name: str) -> Mean | None:
         """A number over seeds of the victim; None if no row has it.
 
@@ -196,6 +206,22 @@ def grouped(results: Sequence[Row]) -> list[Group]:
         labels = tuple(row[name] for name in LABELS)
         groups.setdefault((labels, row["role"]), Group(labels, row["role"])).rows.append(row)
     return list(groups.values())
+
+
+def beside_repairs(groups: Sequence[Group]) -> list[Group]:
+    """The same groups, with training-time defenses under the recipe of the repairs that they stand beside.
+
+    Such a defense has no recipe of its own. Where its data and model have several, it stays apart.
+    """
+    recipes: dict[tuple[str, ...], set[str]] = {}
+    for group in groups:
+        recipes.setdefault(group.labels[:2], set()).update([group.labels[2]] if group.labels[2] else [])
+
+    def placed(group: Group) -> Group:
+        own = recipes[group.labels[:2]]
+        return replace(group, labels=(*group.labels[:2], *own, *group.labels[3:])) if len(own) == 1 else group
+
+    return [placed(group) for group in groups]
 
 
 def _add_der(results: Sequence[Row]) -> None:
@@ -265,14 +291,23 @@ def summary(groups: Sequence[Group]) -> list[list[str]]:
     lines = []
     for group in groups:
         data, model, _, attack, defense, clean = group.labels
-        figures = [in_words(group.over(name), 100) for name in ("acc", "asr", "ra")]
-        time = group.over("seconds")
-        last = [in_words(group.over("der"), 1, 3), "" if time is None else f"{time.mean:.1f}"]
+        mark = " †" if group.degenerate else ""
+        figures = [text and text + mark for text in (in_words(group.over(name), 100) for name in ("acc", "asr", "ra"))]
+        time, der_words = group.over("seconds"), in_words(group.over("der"), 1, 3)
+        last = [der_words and der_words + mark, "" if time is None else f"{time.mean:.1f}"]
         seeds = f"{len(group.done)}" if len(group.done) == len(group.rows) else f"{len(group.done)} of {len(group.rows)}"
         if group.victims < len(group.done):
             seeds += f", {group.victims} victim{'s' * (group.victims > 1)}"
         lines.append([data, model, attack, defense, clean, group.role, seeds, *figures, *last])
     return lines
+
+
+def misleading(groups: Sequence[Group]) -> list[str]:
+    """What a † means: cells whose numbers a degenerate model would also reach, by name."""
+    named = [
+        (" ".join(part for part in (group.defense, group.labels[5]) if part), group) for group in groups if group.degenerate
+    ]
+    return [f"{group.attack} · {defense} ({group.role}): {' '.join(group.degenerate)}" for defense, group in named]
 
 
 def in_words(value: Mean | None, times: float, digits: int = 1) -> str:
@@ -343,12 +378,14 @@ def _markdown(plain: Sequence[Row]) -> bytes:
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
-    lines = [line(SHOWN), line(["---"] * len(SHOWN)), *(line(cells) for cells in summary(grouped(plain)))]
+    groups = grouped(plain)
+    lines = [line(SHOWN), line(["---"] * len(SHOWN)), *(line(cells) for cells in summary(groups))]
+    lines += [part for text in misleading(groups) for part in ("", f"† {text}")]
     return ("\n".join(lines) + "\n").encode()
 
 
 _TEX = str.maketrans(
-    {c: f"\\{c}" for c in "%&_#${}"} | {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "·": r"$\cdot$"}
+    {c: f"\\{c}" for c in "%&_#${}"} | {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "·": r"$\cdot$", "†": r"\dag{}"}
 )
 
 
@@ -356,9 +393,11 @@ def _latex(plain: Sequence[Row]) -> bytes:
     def line(cells: Sequence[str]) -> str:
         return f"{' & '.join(cell.translate(_TEX) for cell in cells)} \\\\"
 
-    body = [line(cells) for cells in summary(grouped(plain))]
+    groups = grouped(plain)
+    body = [line(cells) for cells in summary(groups)]
+    notes = [rf"\par\footnotesize {f'† {text}'.translate(_TEX)}" for text in misleading(groups)]
     head = [rf"\begin{{tabular}}{{llllllr{'r' * (len(SHOWN) - 7)}}}", r"\hline", line(SHOWN), r"\hline"]
-    return ("\n".join([*head, *body, r"\hline", r"\end{tabular}"]) + "\n").encode()
+    return ("\n".join([*head, *body, r"\hline", r"\end{tabular}", *notes]) + "\n").encode()
 
 
 FORMATS: dict[str, Callable[[Sequence[Row]], bytes]] = {

@@ -14,7 +14,7 @@ import typer
 from theriac.bench import Forecast, Sweep, compare, grouped, leaderboard, ranks, scores_of
 from theriac.bench.statistics import attacks_of, common_cells
 from theriac.bench.store import Store
-from theriac.bench.tables import SHOWN, Group, Row, in_words, interval, rows, summary
+from theriac.bench.tables import SHOWN, Group, Row, beside_repairs, in_words, interval, misleading, rows, summary
 from theriac.cli import _options as opt
 from theriac.cli import _show
 from theriac.core import check
@@ -129,16 +129,21 @@ def show_rows(results: Sequence[Row], *, as_json: bool) -> None:
     used = [i for i, name in enumerate(SHOWN) if len({line[i] for line in body}) > 1 or name in ("attack", "defense", "ACC %")]
     used.sort(key=lambda i: SHOWN[i] not in ("attack", "defense"))
     title = ", ".join(dict.fromkeys(line[0] for line in body)) or "no results"
-    broken = [cell for cell in map(_cell, groups) if cell.degenerate]
-    _show.alarm([f"{cell.name} ({cell.role}): {' '.join(cell.degenerate)}" for cell in broken[:FIRST_WARNINGS]])
-    if len(broken) > FIRST_WARNINGS:
-        _show.alarm([f"{len(broken) - FIRST_WARNINGS:,} more cells mislead as well; the page names them"])
+    _warn_of(groups)
     _show.rows(title, [SHOWN[i] for i in used], [[line[i] for i in used] for line in body])
+
+
+def _warn_of(groups: Sequence[Group]) -> None:
+    """Say which cells mislead."""
+    broken = misleading(groups)
+    _show.alarm([f"† {text}" for text in broken[:FIRST_WARNINGS]])
+    if len(broken) > FIRST_WARNINGS:
+        _show.alarm([f"† {len(broken) - FIRST_WARNINGS:,} more cells mislead as well; the page names them"])
 
 
 def write_page(store: Store, results: Sequence[Row], path: str | Path, option: str = "--page") -> Path:
     """The page of results of a store."""
-    groups, sweeps = grouped(results), list(dict.fromkeys(row["sweep"] for row in results))
+    groups, sweeps = beside_repairs(grouped(results)), list(dict.fromkeys(row["sweep"] for row in results))
     pictures: dict[str, bytes] = {}
     several = len({row["data"] for row in results}) > 1
     named = {row["key"]: row for row in results if row["role"] == "victim"}
@@ -165,7 +170,7 @@ def write_page(store: Store, results: Sequence[Row], path: str | Path, option: s
 
 def write_figure_of(results: Sequence[Row], path: str, number: str) -> Path:
     """The figure of one number of results."""
-    return write_figure([_cell(group) for group in grouped(results)], path, number, option="--figure")
+    return write_figure([_cell(group) for group in beside_repairs(grouped(results))], path, number, option="--figure")
 
 
 def _cell(group: Group) -> SweepCell:
@@ -183,7 +188,7 @@ def _cell(group: Group) -> SweepCell:
         seeds=(len(group.done), len(group.rows)),
         victims=group.victims,
         numbers={name: Number(*value) for name, value in values.items() if value is not None},
-        degenerate=tuple(dict.fromkeys(row["degenerate"] for row in group.done if row["degenerate"])),
+        degenerate=tuple(group.degenerate),
         environment="; ".join(facts),
         keys=tuple(row["key"][:12] for row in group.rows),
     )
@@ -229,7 +234,8 @@ def show_comparison(results: Sequence[Row], name: str, *, as_json: bool) -> None
     """Defenses compared over attacks, and their mean ranks where all were tried on the same."""
     if name not in _COMPARED:
         raise unknown("--compare", name, _COMPARED)
-    scores = scores_of(grouped(results), name)
+    groups = grouped(results)
+    scores = scores_of(groups, name)
     if len(scores) < 2:
         raise InputError(f"{len(scores)} defense(s) have {name}; a comparison needs at least two")
     pairs = compare(scores)
@@ -243,6 +249,7 @@ def show_comparison(results: Sequence[Row], name: str, *, as_json: bool) -> None
         [p.first, p.second, f"{p.attacks}", f"{p.left_out}", f"{p.difference:+.3f}", f"{p.adjusted:.3f}", p.verdict]
         for p in pairs
     ]
+    _warn_of([group for group in groups if group.role == "defended"])
     head = ["first", "second", "attacks", "cells left out", "median difference", "p (Holm)", "verdict"]
     _show.rows(f"{name}: Wilcoxon's signed ranks over attacks", head, body)
     if any(p.left_out for p in pairs):

@@ -63,7 +63,9 @@ def write_figure(cells: Sequence[SweepCell], path: str | Path, number: str = "as
     axes.set_yticks(range(len(lines)), [title for title, _ in lines], fontsize=7)
     axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     axes.set_frame_on(False)
-    axes.set_xlabel(f"{block['quantity'].title}; {settings[0]}", fontsize=7)
+    marked = any("†" in cell["text"] for _, row in lines for cell in row)
+    note = "; †: a degenerate model would also reach it" if marked else ""
+    axes.set_xlabel(f"{block['quantity'].title}; {settings[0]}{note}", fontsize=7)
     plain: Any = {"svg.hashsalt": "theriac", "svg.fonttype": "none", "pdf.fonttype": 42}  # text stays text
 
     def save(temporary: Path) -> None:

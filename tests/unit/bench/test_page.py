@@ -4,6 +4,7 @@ import random
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from theriac.bench import Store, rows, run
+from theriac.bench import Group, Store, rows, run
+from theriac.bench.tables import misleading
 from theriac.cli._sweeps import write_page
 from theriac.cli.main import app
 from theriac.core.errors import InputError
@@ -209,6 +211,23 @@ def test_numbers_that_mislead_are_said_before_the_table(quick: dict[str, Any], t
     assert "(victim): " in result.stdout.split("defense")[0]
     again = CliRunner().invoke(app, ["results", str(store)])
     assert again.stdout.split("defense")[0] == result.stdout.split("defense")[0]
+    for ending, mark in (("md", "†"), ("tex", r"\dag{}")):
+        written = tmp_path / f"made.{ending}"
+        made = CliRunner().invoke(app, ["results", str(store), "--out", str(written), "--figure", str(tmp_path / "a.svg")])
+        assert made.exit_code == 0, made.output
+        line, *_, note = [line for line in written.read_text().splitlines() if mark in line]
+        assert f" {mark} " in line
+        assert "(defended): The model answers" in note
+    assert "†: a degenerate model" in (tmp_path / "a.svg").read_text()
+
+
+def test_sentences_of_several_seeds_are_said_once_with_their_number() -> None:
+    one, two = "ASR 0.0 % is free: the target class '0' is never answered.", "The model answers '8' for every row."
+    rows = [{"status": "done", "degenerate": text} for text in (f"{two} {one}", one, "")]
+    group = Group(("d", "m", "r", "patch", "FT", "5 %"), "defended", rows)
+    assert group.degenerate == [f"{two[:-1]} (1 of 3 results).", f"{one[:-1]} (2 of 3 results)."]
+    assert replace(group, rows=rows[:1]).degenerate == [two, one]
+    assert misleading([group])[0].startswith("patch · FT 5 % (defended): The model")
 
 
 def test_numbers_of_a_plot_cover_neither_numbers_nor_dots() -> None:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from theriac.bench import run
 from theriac.bench.statistics import Cell, compare, holm, ranks, scores_of, signed_ranks
-from theriac.bench.tables import Group
+from theriac.bench.tables import Group, beside_repairs
 from theriac.cli.main import app
 from theriac.core.errors import InputError
 
@@ -87,6 +87,7 @@ def test_a_training_defense_is_compared_with_repairs_and_repetitions_count_once(
     }
     (pair,) = compare(scores)
     assert pair.difference == pytest.approx(-0.6)
+    assert {made.labels[2] for made in beside_repairs(groups)} == {"short_8"}  # so a page and a figure have one matrix of both
     two = [*groups, group("FT", "short_30", {(0, 0): 0.3})]
     assert {cell[0] for cell in scores_of(two, "asr")["CBD"]} == {"digits / m /  / patch"}  # beside which recipe is not known
 
