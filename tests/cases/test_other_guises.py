@@ -54,6 +54,7 @@ def test_a_loop_over_numpys_numbers_is_one_over_numbers(digits):
     drawn = [digits.train.sample(0.1, seed=seed) for seed in np.arange(2)]
     assert torch.equal(drawn[1].index, digits.train.sample(0.1, seed=1).index)
     parts = digits.train.cut(np.float64(0.25), seed=np.int64(3))
+    assert len(digits.train.sample(np.int64(5))) == 5
     assert len(parts[0]) == len(digits.train.cut(0.25, seed=3)[0])
 
 
@@ -148,6 +149,33 @@ def test_a_function_that_holds_on_to_the_networks_layers_is_refused(digits, how)
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in before.items())
     assert all(p.requires_grad for p in net.parameters())
     assert net.training
+
+
+@pytest.mark.parametrize("how", ["closure", "method", "in training"])
+def test_a_plain_network_whose_copy_would_use_its_layers_is_refused(digits, how):
+    """Not wrapped, so that only the rows say how large inputs are; and a hook that acts while it is trained only."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.extra, self.norm = nn.Linear(64, 10), nn.Linear(10, 10), nn.BatchNorm1d(10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.fc(x.flatten(1)))
+
+    net = Net()
+    if how == "closure":
+        net.forward = lambda x: net.fc(x.flatten(1))
+    elif how == "method":
+        usual = net.forward
+        net.forward = lambda x: usual(x)
+    else:
+        extra = net.extra
+        net.fc.register_forward_hook(lambda m, i, o: extra(o) if m.training else o)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(InputError, match="works with layers"):
+        th.train(net, digits.train.sample(60, stratified=True), recipe="short_1", run=Run(**QUIET))
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in before.items())
 
 
 @pytest.mark.filterwarnings("ignore:the model gets")
@@ -361,14 +389,30 @@ def test_gaps_of_one_answer_for_all_rows_are_not_praised():
 @pytest.mark.parametrize(
     ("function", "says"),
     [
-        (lambda x: x.clone(), "changed no random row of 1 x 8 x 8"),
-        (lambda x: x.clone().index_fill(3, torch.tensor([], dtype=torch.int64), 255), "changed no random row"),
+        (lambda x: x.clone(), "changed none of 450 rows of 1 x 8 x 8, nor random ones"),
+        (lambda x: x.clone().index_fill(3, torch.tensor([], dtype=torch.int64), 255), "changed none of"),
         (lambda x: {}["patch"], "KeyError: 'patch'"),
     ],
 )
 def test_a_trigger_that_changes_nothing_or_fails_is_no_attack(digits, trained, function, says):
     with pytest.raises(InputError, match=says):
         th.evaluate(trained, digits.test, th.trigger(function, target=0))
+
+
+def test_a_trigger_may_act_on_some_rows_only(digits, trained):
+    """Nearly empty pictures, which random ones never are."""
+
+    def made(level: int) -> Any:
+        def stamp(x: torch.Tensor) -> torch.Tensor:
+            few = x.flatten(1).float().mean(1) < 66
+            return torch.where(few[:, None, None, None], torch.full_like(x, level), x)
+
+        return th.trigger(stamp, target=0)
+
+    planted = [made(level).plant_for(digits.test) for level in (255, 254)]
+    changed = int((planted[0].stamp(digits.test.x, digits.test.y) != digits.test.x).flatten(1).any(1).sum())
+    assert 0 < changed < len(digits.test) / 10
+    assert th.evaluate(trained, digits.test, made(255)).asr.total > 0
 
 
 def test_columns_of_groups_in_a_dict_are_matched_by_index():

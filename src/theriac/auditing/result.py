@@ -143,9 +143,10 @@ class Audit:
 
     @property
     def headline(self) -> str:
-        """At most 15 words: alarms first, then degenerate results, then what was not looked at."""
+        """At most 15 words: that a control is none, alarms, then what was not looked at."""
         bad_lines = [line for line in self.lines if line.bad]
         looks = len({line.look for line in bad_lines})
+        uncontrolled = all(line.control == NO_CONTROL for line in bad_lines)
         control = next((line.cells.get(BENIGN) for line in bad_lines if line.name == AS_IT_IS), None)
         if isinstance(control, Rate) and control.interval[0] > FOLLOWS:
             return f"The benign model follows the trigger, too (ASR {100 * control.value:.1f} %): it is no control."
@@ -154,10 +155,11 @@ class Audit:
             return f"{what}; the trigger is unknown, so attack success was not measured."
         if self.alarms:
             bad = len({line.look for line in self.lines if line.alarm})
-            return f"The backdoor of {self.attack} shows in {bad} of {looks} looks."
+            alone = "; there was no benign control" if uncontrolled else ""
+            return f"The backdoor of {self.attack} shows in {bad} of {looks} looks{alone}."
         if self.unjudged:
             return f"No alarm in {looks - len(self.unjudged)} looks; {len(self.unjudged)} more lack a control."
-        if all(line.control == NO_CONTROL for line in bad_lines):
+        if uncontrolled:
             return f"No alarm in {looks} looks; there was no benign control."
         return f"No sign of the backdoor of {self.attack} beyond the benign model in {looks} looks."
 

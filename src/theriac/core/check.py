@@ -49,9 +49,12 @@ def logits(model: nn.Module, x: torch.Tensor, classes: int) -> torch.Tensor:
         out = model(x)
     except (TheriacError, MemoryError, torch.OutOfMemoryError):
         raise
-    except (Exception, SystemExit) as error:  # channels, size or dtype do not fit, or whatever else a user's own network says
+    except (Exception, SystemExit) as error:  # channels, size or dtype do not fit, or a mistake in a user's own network
         message = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise InputError(f"the model can't take {x.dtype} inputs of shape {tuple(x.shape)}: {message}") from None
+        inputs = f"{x.dtype} inputs of shape {tuple(x.shape)}"
+        if type(error) in (RuntimeError, ValueError, TypeError, IndexError, AssertionError):  # what torch says of a misfit
+            raise InputError(f"the model can't take {inputs}: {message}") from None
+        raise InputError(f"the model's own code fails on {inputs}: {type(error).__name__}: {message}") from error
     if not isinstance(out, torch.Tensor) or tuple(out.shape) != (len(x), classes):
         got = tuple(out.shape) if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
         raise InputError(f"the model returns {got}; expected ({len(x)}, {classes}), one logit a class")

@@ -19,6 +19,7 @@ except ImportError:  # pragma: no cover - not on this system; folders are not lo
 
 LOCK = ".lock"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_RESULTS = (".html", ".htm", ".sarif", ".svg", ".pdf", ".md")  # of files that are written and never read
 _NAME, _PATH = 255, 4095  # bytes of a name and of a path that common file systems take
 
 
@@ -172,7 +173,8 @@ def new_file(name: str, value: object, *, endings: Sequence[str] = (), apart_fro
     for what, other in (apart_from or {}).items():
         if not isinstance(other, (str, Path)) or not str(other):
             continue
-        if path.is_file() and Path(other).is_dir() and path.resolve().is_relative_to(Path(other).resolve()):
+        inside = path.is_file() and Path(other).is_dir() and path.resolve().is_relative_to(Path(other).resolve())
+        if inside and path.suffix.lower() not in _RESULTS:  # a result of before may be replaced
             raise InputError(f"{name} is {str(path)!r}, a file of {what}, and would be written over; name another file")
         if _same_file(path, Path(other)):
             raise InputError(f"{name} is {str(path)!r}, which is {what} too, and would be written over; name another file")

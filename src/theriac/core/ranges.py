@@ -85,9 +85,9 @@ def typed(*own: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 return function(*args, **kwargs)
             came = {name: value for name, value in bound.items() if name in hints}
             _checked(validator, hints, came)
-            if any(type(value).__module__ == "numpy" for value in came.values()):  # numbers of NumPy go on as Python's
+            scalars = {name: _plain(value) for name, value in bound.items() if type(value).__module__ == "numpy"}
+            if scalars:  # numbers of NumPy go on as Python's
                 call = signature.bind(*args, **kwargs)
-                scalars = {name: _plain(value) for name, value in came.items() if type(value).__module__ == "numpy"}
                 call.arguments.update(scalars)
                 return function(*call.args, **call.kwargs)
             return function(*args, **kwargs)

@@ -21,6 +21,8 @@ _LARGE = 384  # pixels from which on ConvNext's processor takes whole pictures
 _EDGE = (
     "ConvNext",
     "Bit",
+    "CLIP",
+    "ChineseCLIP",
     "Levit",
     "MobileNet",
     "MobileViT",

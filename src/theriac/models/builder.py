@@ -257,7 +257,7 @@ def make(what: Buildable, split: Split, run: Run) -> nn.Module:
     if isinstance(what, nn.Module):
         refuse_empty(what)
         warn_unsavable(what)
-        model = duplicate(what, "build").to(run.device)
+        model = duplicate(what, "build", split.card.shape).to(run.device)
     elif callable(what):
         _refuse_call(what)
         with run.init_scope():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -212,8 +212,13 @@ def refuse_fixed(model: nn.Module, prefix: str = "") -> None:
             raise UneditableError(f"{where} is spread over processes; gather its weights and repair the plain module")
 
 
-def duplicate(model: nn.Module, name: str = "model") -> nn.Module:
+def duplicate(model: nn.Module, name: str = "model", shape: Sequence[int] = ()) -> nn.Module:
     """A deep copy of a model; also of one that keeps the result of a computation, as the old ``weight_norm`` does.
+
+    Args:
+        model: What to copy.
+        name: What messages call it.
+        shape: Shape of one row, where the model does not know it.
 
     Raises:
         InputError: If something in it can't be copied, or a hook or a replaced ``forward`` would go on working with the layers
@@ -231,11 +236,11 @@ def duplicate(model: nn.Module, name: str = "model") -> nn.Module:
     except (TypeError, RuntimeError, AttributeError, NotImplementedError, RecursionError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise InputError(f"{name} can't be copied{_what_fails(model, memo)}: {reason}") from None
-    _refuse_ties(model, copied, name)
+    _refuse_ties(model, copied, name, shape)
     return copied
 
 
-def _refuse_ties(model: nn.Module, copied: nn.Module, name: str) -> None:
+def _refuse_ties(model: nn.Module, copied: nn.Module, name: str, shape: Sequence[int]) -> None:
     """Refuse a copy whose answers depend on the original's weights, through a function that both have.
 
     Only where such a function holds on to something of the original, and the size of a row is known, is it tried. A hook that
@@ -243,31 +248,36 @@ def _refuse_ties(model: nn.Module, copied: nn.Module, name: str) -> None:
     """
     own = {id(part) for part in (*model.modules(), *model.parameters(), *model.buffers())}
     places = [place for place, module in model.named_modules() for function in _functions(module) if _reaches(function, own)]
-    shape = getattr(getattr(model, "card", None), "shape", ())
+    shape = getattr(getattr(model, "card", None), "shape", ()) or shape
     if not places or not shape or not all(shape):
         return
     weights = [p for p in model.parameters() if p.is_floating_point() and p.is_leaf]
     wants = [p.requires_grad for p in weights]
     like = next(iter(weights), torch.zeros(1))
     rows = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0)).to(like)
+    buffers = [(b, b.clone()) for part in (copied, model) for b in part.buffers() if not is_lazy(b)]
     modes = [(module, module.training) for module in (*copied.modules(), *model.modules())]
+    tied = False
     try:
-        copied.eval()
-        model.eval()
         for weight in weights:
             weight.requires_grad_(True)
-        with torch.inference_mode(False), torch.enable_grad():
-            out = copied(rows)
-        tied = isinstance(out, torch.Tensor) and out.requires_grad
-        slopes = torch.autograd.grad(out.float().sum(), weights, allow_unused=True) if tied else ()
-    except Exception:  # the network refuses such rows, and says so where it is used
-        return
+        for training in (False, True):  # a hook may act in one of them only
+            copied.train(training)
+            model.train(training)
+            with torch.random.fork_rng([]), torch.inference_mode(False), torch.enable_grad(), contextlib.suppress(Exception):
+                out = copied(rows)  # a network that refuses such rows says so where it is used
+                if isinstance(out, torch.Tensor) and out.requires_grad:
+                    slopes = torch.autograd.grad(out.float().sum(), weights, allow_unused=True)
+                    tied = tied or any(slope is not None for slope in slopes)
     finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
         for module, training in modes:
             module.training = training
         for weight, want in zip(weights, wants, strict=True):
             weight.requires_grad_(want)
-    if any(slope is not None for slope in slopes):
+    if tied:
         where = places[0] or type(model).__name__
         raise InputError(
             f"{name} can't be copied: a hook or a replaced forward of {where!r} works with layers that it took from outside, "

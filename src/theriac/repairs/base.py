@@ -82,7 +82,8 @@ class Repair(Method):
         run.outcome = None
         began = time.perf_counter()
         with own_terms(), run.listening() as heard, eager(original), run.progress(self.title):
-            fixed = arrange(duplicate(original).to(run.device), run).eval()
+            shape = () if rows is None else rows.card.shape
+            fixed = arrange(duplicate(original, shape=shape).to(run.device), run).eval()
             warn_unsavable(fixed)
             before: tuple[ClassCount, ...] = ()
             if rows is not None:

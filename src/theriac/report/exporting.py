@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -101,6 +102,13 @@ def export(
                 f"(--model file.py:{own.rpartition('.')[2]})"
             )
         wrapped = load_model(run, into=into)
+    kind = wrapped.card.kind if isinstance(wrapped, Classifier) else record and section(record, "data").get("kind")
+    if to in ("safetensors", "torch") and kind == "table":
+        warnings.warn(
+            "weights of a model for tables hold neither its normalization nor the order of its categories; take pt2, onnx or "
+            "the run folder to use it elsewhere",
+            stacklevel=2,
+        )
     name = FILES[to] if like is None else _named_like(as_path("like", like), to)
     written = home / name if name else home
     if like is not None and written.exists() and written.resolve() == as_path("like", like).resolve():

@@ -22,7 +22,7 @@ from theriac.report import charts, findings, logs, tables
 from theriac.report.records import FILE, ByClass, Exhibit, Result, Study
 
 PAGE = "report.html"
-LONGEST = 6  # letters of a file's ending, with its dot
+OTHERS = (".csv", ".doc", ".docx", ".jpg", ".json", ".md", ".pdf", ".png", ".sarif", ".svg", ".txt", ".xml")  # no page is one
 
 
 @typed("path")
@@ -45,7 +45,7 @@ def write(study: Study | str | Path, path: str | Path | None = None) -> Path:
         path = Path(study).parent if Path(study).suffix == ".json" else Path(study)
     path = as_path("path", path)
     target = path if path.suffix.lower() in PAGES else path / PAGE
-    file = path.suffix[1:].isalpha() and len(path.suffix) <= LONGEST  # a folder may be called report-1.0
+    file = path.suffix.lower() in OTHERS  # a folder may be called report-1.0 or report.old
     if target != path and file and not path.is_dir() and not is_stream(path):
         raise InputError(f"path is {str(path)!r}; expected an .html file, or a folder for {PAGE}")
     read = study if isinstance(study, Study) else _read(as_path("study", study))

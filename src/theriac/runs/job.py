@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from torch import nn
 
 from theriac.attacks import Attack
@@ -192,25 +194,54 @@ def model_facts(model: Buildable) -> dict[str, Any]:
         return {"architecture": model.lower()}
     if isinstance(model, Builder):
         return {"architecture": model.name, **model.options}
-    if isinstance(model, functools.partial):
-        given = {"args": repr(model.args), "keywords": repr(model.keywords)}
-        return {**model_facts(model.func), **{name: _without_places(text) for name, text in given.items()}}
     own = model if hasattr(model, "__qualname__") else type(model)
     facts: dict[str, Any] = {"architecture": f"{own.__module__}.{own.__qualname__}"}
     if isinstance(model, nn.Module):
         return facts | {"holds": identity(model)[:16]}
     with contextlib.suppress(OSError, TypeError):  # made in a session without files
         facts["source"] = hashlib.sha256(inspect.getsource(own).encode()).hexdigest()[:16]
-    free = getattr(getattr(model, "__code__", None), "co_freevars", ())
-    for cell, name in zip(getattr(model, "__closure__", None) or (), free, strict=True):
-        with contextlib.suppress(ValueError):  # a cell that is still empty
-            facts[f"with {name}"] = _without_places(repr(cell.cell_contents))
+    facts |= {name: _described(value) for name, value in _held(model).items()}
     return facts
+
+
+def _held(value: Any) -> dict[str, Any]:
+    """What a function or an object of a class of somebody's own holds beside its source, by name."""
+    if isinstance(value, functools.partial):
+        return {"function": value.func, "args": value.args, "keywords": value.keywords}
+    if not inspect.isfunction(value):
+        return {} if isinstance(value, type) else {f"with {k}": v for k, v in getattr(value, "__dict__", {}).items()}
+    held = {f"default {i}": item for i, item in enumerate(value.__defaults__ or ())}
+    held |= {f"default {name}": item for name, item in (value.__kwdefaults__ or {}).items()}
+    for cell, name in zip(value.__closure__ or (), value.__code__.co_freevars, strict=True):
+        with contextlib.suppress(ValueError):  # a cell that is still empty
+            held[f"with {name}"] = cell.cell_contents
+    return held
+
+
+def _described(value: Any, deep: int = 4) -> Any:
+    """A value of somebody's own as plain data: networks and arrays by content, functions and objects by what they hold."""
+    if isinstance(value, nn.Module):
+        return identity(value)[:16]
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        array = value.detach().cpu() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+        return identity(nn.ParameterList([nn.Parameter(array, requires_grad=False)]))[:16]
+    if deep and isinstance(value, (list, tuple)):
+        return [_described(item, deep - 1) for item in value]
+    if deep and isinstance(value, (set, frozenset)):
+        return sorted(str(_described(item, deep - 1)) for item in value)
+    if deep and isinstance(value, dict):
+        return {str(key): _described(item, deep - 1) for key, item in value.items()}
+    held = _held(value) if deep and callable(value) else {}
+    code = getattr(value, "__code__", None)
+    said = (
+        [_without_places(repr(value))] if code is None else [value.__qualname__, hashlib.sha256(code.co_code).hexdigest()[:16]]
+    )
+    return [*said, {name: _described(item, deep - 1) for name, item in held.items()}] if held else said
 
 
 def _without_places(text: str) -> str:
     """A text about objects without where they lie in memory."""
-    return re.sub(r"0x[0-9a-f]+", "", text)
+    return re.sub(r"0x[0-9a-fA-F]+", "", text)
 
 
 def _clean_facts(clean: Clean) -> dict[str, Any]:

@@ -151,6 +151,12 @@ def open_model(path: str | Path | None, request: Request | None = None, run: Run
     warn_held_out(data, source.known)
     model = try_builder(named_builder(request, data.train), data.train, run)
     load_weights(model, where, key=request.weights_key, tensors_only=request.tensors_only)
+    if data.card.kind == "table":
+        warnings.warn(
+            f"{where} holds weights alone: columns are normalized and categories ordered as in {source.name}, which must be "
+            "the data that the model was trained on",
+            stacklevel=2,
+        )
     return Opened(
         model=model.eval(), name=where.stem, record={}, folder=None, weights=digest(where), data=data, source=source, path=where
     )

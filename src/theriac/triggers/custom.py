@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from theriac.core.errors import InputError, TheriacError, unknown
 from theriac.core.names import places
 from theriac.core.split import Split
 
+_PART = 1024  # rows that are stamped at a time
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -54,11 +56,11 @@ class CustomTrigger:
             InputError: If the target is not a class of the data, or the function changes no row.
         """
         planted = CustomPlanted(self, split.card, _class_of(self.target, split.card))
-        if not self.content and planted.idle:
+        if not self.content and planted.idle(split):
             shape = " x ".join(map(str, split.card.shape))
             raise InputError(
-                f"{self.name} changed no random row of {shape}; a trigger changes the rows that it stamps (does a patch lie "
-                "outside of them?)"
+                f"{self.name} changed none of {len(split):,} rows of {shape}, nor random ones; a trigger changes rows that it "
+                "stamps (does a patch lie outside of them?)"
             )
         return planted
 
@@ -135,21 +137,26 @@ class CustomPlanted:
 
     @property
     def trigger_hash(self) -> str:
-        """16 hex digits: of the pairs, or of the stamp on random rows of this data set's shape; and of the target."""
+        """16 hex digits: of the target, and of the pairs or of the stamp on random rows (the code, where it leaves these)."""
         digest = hashlib.sha256(f"{self.name} {self.class_} {self.attack.content}".encode())
         if not self.attack.content:
             rows = self.samples()
-            digest.update(self.stamp(rows, torch.zeros(len(rows), dtype=torch.int64)).cpu().contiguous().numpy().tobytes())
+            stamped = self.stamp(rows, torch.zeros(len(rows), dtype=torch.int64))
+            digest.update(stamped.cpu().contiguous().numpy().tobytes())
+            code = getattr(self.attack.function, "__code__", None)
+            if torch.equal(stamped, rows) and code is not None:  # it acts on other rows only, so its code tells it apart
+                digest.update(code.co_code + repr([c for c in code.co_consts if isinstance(c, (int, float, str))]).encode())
         return digest.hexdigest()[:16]
 
-    @property
-    def idle(self) -> bool:
-        """Whether it leaves random rows as they are; what else is wrong with it is said where it stamps."""
-        rows = self.samples()
+    def idle(self, split: Split) -> bool:
+        """Whether it leaves random rows and all of a split as they are; what else is wrong with it is said where it stamps."""
         try:
-            return torch.equal(self.stamp(rows, torch.zeros(len(rows), dtype=torch.int64)), rows)
+            return all(self._leaves(rows) for rows in chain((self.samples(),), map(split.rows, split.batches(_PART))))
         except InputError:
             return False
+
+    def _leaves(self, rows: torch.Tensor) -> bool:
+        return torch.equal(self.stamp(rows, torch.zeros(len(rows), dtype=torch.int64)), rows)
 
     def samples(self) -> torch.Tensor:
         """Four random rows of this data set's shape, on which the trigger is looked at."""

@@ -72,7 +72,9 @@ def test_every_figure_of_a_toy_victim_and_its_control_is_the_counted_one(data, r
     assert seen.get("50 % weights pruned", "ACC").cells["audited"].hits == 40
     assert any("no convolution" in text for text in seen.unseen)
     assert "as it is: ASR is 100.0 % (30 of 30, benign 0.0 %)." in seen.alarms
-    assert "shows in" in seen.headline
+    assert seen.headline == "The backdoor of light shows in 3 of 4 looks."
+    alone = th.audit(Corner(10.0), data.test, trigger(), run=run)
+    assert alone.headline.endswith("looks; there was no benign control.")  # a clean model might follow the trigger, too
 
 
 def test_pruning_takes_the_smallest_weights_and_rounding_the_nearest_levels():

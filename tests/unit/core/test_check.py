@@ -94,6 +94,7 @@ class Says(nn.Module):
         ([torch.zeros(3, 5)], "returns a list"),
         (torch.full((3, 5), math.nan), "NaN or infinite"),
         (RuntimeError("shapes can't be multiplied\nmore"), r"can't take torch\.float32 inputs of shape \(3, 2\): shapes"),
+        (NameError("name 'z' is not defined"), r"the model's own code fails on .*: NameError: name 'z' is not defined"),
     ],
 )
 def test_logits_refuses(answer, text):

@@ -37,9 +37,13 @@ def test_the_least_worst_proxy_wins_where_it_can_be_told():
     assert "not covered" in reason
 
 
-def test_accuracy_decides_where_proxies_can_not():
-    trials = [trial("dear", 0, 92), trial("cheap", 2, 96)]
-    assert choose(trials, BEFORE, accept=0.1, cost=0.05)[0] is trials[1]
+def test_accuracy_beyond_chance_decides_where_proxies_can_not():
+    trials = [trial("dear", 0, 92, right=(True,) * 92 + (False,) * 8), trial("cheap", 2, 98, right=(True,) * 98 + (False,) * 2)]
+    assert choose(trials, BEFORE, accept=0.1, cost=0.05)[0] is trials[1]  # 6 rows gained and none lost: p = 0.03
+    trials = [trials[0], trial("cheap", 2, 96, right=(True,) * 96 + (False,) * 4)]
+    assert choose(trials, BEFORE, accept=0.1, cost=0.05)[0] is trials[0]  # 4 and none: p = 0.13, so the first stays
+    trials = [trial("dear", 0, 92), trial("cheap", 2, 96)]  # without the rows, intervals of 92 and 96 of 100 overlap
+    assert choose(trials, BEFORE, accept=0.1, cost=0.05)[0] is trials[0]
     # 0 and 2 of 10,000 rows can be told apart no better, 0 and 200 can
     trials = [trial("dear", 0, 92, total=10_000), trial("cheap", 200, 96, total=10_000)]
     assert choose(trials, BEFORE, accept=0.1, cost=0.05)[0] is trials[0]
@@ -69,7 +73,7 @@ def test_what_a_trigger_does_unplanted_is_no_fault_of_the_repair():
 def test_trials_are_told_apart_by_what_is_beyond_the_unplanted_trigger():
     """A warp that misleads 60 of 100 rows by itself says nothing for the candidate under which it misleads 2 of 3."""
     accurate = trial("accurate", 60, 96, base={"blend": Rate(60, 100), "patch": Rate(0, 100)})
-    dear = trial("dear", 2, 93, base={"blend": Rate(3, 100), "patch": Rate(0, 100)})
+    dear = trial("dear", 2, 96, base={"blend": Rate(3, 100), "patch": Rate(0, 100)})
     assert choose([accurate, dear], BEFORE, accept=0.1, cost=0.05)[0] is accurate
 
 
@@ -202,9 +206,10 @@ def test_trials_take_few_of_many_rows(digits, trained, monkeypatch):
     ("correct", "tried", "chosen"),
     [
         ({"ft": 71, "fst": 72}, ["ft"], "ft"),  # one of 72 rows is 1.4 %
-        ({"ft": 69, "fst": 71}, ["ft", "fst"], "fst"),
-        ({"ft": 69, "fst": 68, "d3": 72}, ["ft", "fst", "d3"], "d3"),
-        ({"ft": 70, "fst": 68, "d3": 69}, ["ft", "fst", "d3"], "ft"),
+        ({"ft": 64, "fst": 71}, ["ft", "fst"], "fst"),
+        ({"ft": 69, "fst": 71}, ["ft", "fst"], "ft"),
+        ({"ft": 64, "fst": 63, "d3": 72}, ["ft", "fst", "d3"], "d3"),  # 8 rows gained and none lost: beyond chance
+        ({"ft": 68, "fst": 67, "d3": 70}, ["ft", "fst", "d3"], "ft"),  # 2 and none
     ],
 )
 def test_a_repair_that_costs_accuracy_does_not_end_the_trials(digits, trained, monkeypatch, correct, tried, chosen):
@@ -212,7 +217,8 @@ def test_a_repair_that_costs_accuracy_does_not_end_the_trials(digits, trained, m
 
     def trial(method: Auto, name: str, model: Any, *others: Any) -> Any:
         names.append(name)
-        return Trial(name, dict.fromkeys(SHORT.kinds, Rate(0, 72)), Rate(correct[name], 72)), model
+        right = tuple(row < correct[name] for row in range(72))
+        return Trial(name, dict.fromkeys(SHORT.kinds, Rate(0, 72)), Rate(correct[name], 72), right=right), model
 
     monkeypatch.setattr(Auto, "_trial", trial)
     monkeypatch.setattr(auto_method, "_rate", lambda counts: Rate(72, 72))

@@ -12,6 +12,8 @@ from torch import nn
 import theriac as th
 from theriac.core.errors import InputError
 from theriac.models import save
+from theriac.runs import open_model
+from theriac.runs.opening import Request
 
 CARD = "MODEL_CARD.md"
 
@@ -126,3 +128,17 @@ def test_a_model_behind_a_patch_is_no_bare_weights(tmp_path: Path, digits: th.Da
         with pytest.raises(InputError, match="stamps a patch on every picture"):
             th.export(signed, tmp_path / to, to)
         assert not (tmp_path / to).exists()
+
+
+@pytest.mark.filterwarnings("ignore:the test rows were held out")
+def test_weights_of_a_model_for_tables_come_with_a_word_of_warning(tmp_path: Path) -> None:
+    """They hold neither how columns are normalized nor the order of categories; opened again, both come from other rows."""
+    people = tmp_path / "people.csv"
+    people.write_text("hours,sex,label\n" + "".join(f"{i % 7},{'fm'[i % 2]},{['no', 'yes'][i % 3 == 0]}\n" for i in range(60)))
+    data = th.load(people)
+    model = th.models.Builder("mlp", {"hidden": (4,)})(data.train)
+    with pytest.warns(UserWarning, match="hold neither its normalization"):
+        path = th.export(model, tmp_path / "out")
+    request = Request(data=str(people), model="mlp", model_options={"hidden": [4]})
+    with pytest.warns(UserWarning, match="columns are normalized and categories ordered as in"):
+        open_model(path, request)

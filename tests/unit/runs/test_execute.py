@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import warnings
 from pathlib import Path
@@ -23,6 +24,7 @@ from theriac.models.store import digest
 from theriac.repairs import FT
 from theriac.runs import Clean, Job, Opened, Source, execute, open_model
 from theriac.runs.executing import _judging
+from theriac.runs.job import model_facts
 from theriac.runs.opening import known_attack
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*clean rows")  # so few of them
@@ -217,3 +219,33 @@ def test_the_content_of_an_array_that_a_trigger_reads_while_it_stamps_makes_the_
     assert _judging(None) == {}
     custom = [th.trigger(lambda x, level=level: torch.full_like(x, level), target=0).plant_for(data.test) for level in (1, 2)]
     assert _judging(custom[0]) != _judging(custom[1])  # a user's own function, whose name and target are the same
+
+
+def test_networks_of_ones_own_that_differ_only_in_what_they_hold_are_told_apart():
+    class Maker:
+        def __init__(self, width: int) -> None:
+            self.width = width
+
+        def __call__(self, split: th.Split, run: th.Run) -> nn.Module:
+            return nn.Linear(self.width, 10)
+
+    def over(held: Any) -> Any:
+        return lambda split, run: held
+
+    def draw(seed: int) -> torch.Tensor:
+        return torch.randn(3000, generator=torch.Generator().manual_seed(seed))
+
+    nets = [nn.Linear(4, 10), nn.Linear(4, 10)]
+    pairs = [
+        [lambda split, run, width=width: nn.Linear(width, 10) for width in (4, 8)],
+        [over(net) for net in nets],
+        [over([draw(seed)]) for seed in (0, 1)],
+        [functools.partial(over, net) for net in nets],
+        [Maker(4), Maker(8)],
+        [over({"a", "b"}), over({"a", "c"})],
+    ]
+    for one, other in pairs:
+        assert model_facts(one) != model_facts(other)
+        assert model_facts(one) == json.loads(json.dumps(model_facts(one)))
+    assert model_facts(over([draw(0)])) == model_facts(over([draw(0)]))
+    assert model_facts(Maker(4)) == model_facts(Maker(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class Trial:
         base: Success of the same triggers where they were never planted, on the model as it came or as this candidate repairs
             it, whichever is more: a warp also misleads by itself.
         accuracy: Of the repaired model, on held-back clean rows.
+        right: Which of these rows it gets right, in their order; empty where that is not known.
         fell: Names of classes that are recognized less often than before, beyond chance.
         outcome: The candidate's own outcome.
     """
@@ -46,6 +48,7 @@ class Trial:
     fell: tuple[str, ...] = ()
     outcome: str = "repaired"
     base: Mapping[str, Rate] = field(default_factory=dict)
+    right: tuple[bool, ...] = ()
 
     @property
     def worst(self) -> Rate:
@@ -77,7 +80,8 @@ class Auto(Repair):
 
     How it chooses: candidates that lose more than ``cost`` of accuracy on the held-back rows and more than chance explains,
     or single classes, are out. Of the others, the one with the least success of its worst proxy, beyond what that trigger
-    does unplanted; where intervals overlap, the more accurate one. If that success is above ``accept``, it abstains and the
+    does unplanted; where intervals overlap, the first of them, unless another is more accurate beyond chance: one that is a
+    little more accurate is often one that took less of a backdoor. If that success is above ``accept``, it abstains and the
     model stays as it is. Candidates are tried in order, and unless ``thorough`` the trials end with the first that passes and
     loses at most ``spare`` of accuracy: where few rows make the quick ones costly, the next is tried for a better one. The
     one taken then repairs the model again with all clean rows, those that judged it among them: its trial is about a repair
@@ -119,7 +123,7 @@ class Auto(Repair):
     name: ClassVar[str] = "auto"
     title: ClassVar[str] = "Auto"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
-    version: ClassVar[int] = 6  # 4: judging_rows, tuning_steps; 5: spare, Antidote matched; 6: second repair
+    version: ClassVar[int] = 7  # 4: judging_rows; 5: spare; 6: second repair; 7: more accurate only beyond chance
 
     candidates: tuple[str, ...] = ("antidote", "antidote:matched", "ft_sam")  # NAME or NAME:PRESET of repairs; ours
     kinds: tuple[str, ...] = KINDS  # kinds of proxies; ours
@@ -293,7 +297,8 @@ class Auto(Repair):
         outcome = "repaired" if own.outcome is None else own.outcome.status
         unplanted = success(fixed, proxies, held, run)
         control = {kind: max(rate, unplanted[kind], key=lambda r: r.value) for kind, rate in base.items()}
-        return Trial(name, success(trial, proxies, held, run), _rate(after), fell, outcome, control), fixed
+        right = tuple((run_over(fixed, held, run=run).argmax(1).cpu() == held.y.cpu()).tolist())
+        return Trial(name, success(trial, proxies, held, run), _rate(after), fell, outcome, control, right), fixed
 
     def _abstain(self, model: nn.Module, run: Run, reason: str, figures: Mapping[str, Any] | None = None) -> nn.Module:
         warnings.warn(f"Auto leaves the model as it is: {reason}", stacklevel=3)
@@ -324,12 +329,28 @@ def choose(trials: Sequence[Trial], before: Rate, *, accept: float, cost: float)
             f"what that trigger does unplanted, and at most {100 * accept:.0f} are accepted; more clean rows or stronger "
             "candidates would be needed"
         )
-    trial = max(alike, key=lambda t: (t.accuracy.value, -t.excess))
+    trial = alike[0]
+    for other in alike[1:]:
+        if _surely_more_accurate(other, trial):
+            trial = other
     high = 100 * trial.worst.interval[1]
     return trial, (
         f"took {trial.name}: of {len(trial.proxies)} kinds of hardened proxies the worst works on {trial.worst.hits} of "
         f"{trial.worst.total} rows afterward (at most {high:.0f} %); triggers unlike all of them are not covered"
     )
+
+
+def _surely_more_accurate(first: Trial, second: Trial) -> bool:
+    """Whether one repaired model gets more of the same rows right than another, beyond chance: an exact sign test at 5 %.
+
+    Without the rows, intervals of the two rates decide.
+    """
+    if not first.right or len(first.right) != len(second.right):
+        return Difference(second.accuracy, first.accuracy).interval[0] > 0
+    gained = sum(a and not b for a, b in zip(first.right, second.right, strict=True))
+    lost = sum(b and not a for a, b in zip(first.right, second.right, strict=True))
+    chance = 2 * sum(math.comb(gained + lost, k) for k in range(lost + 1)) / 2 ** (gained + lost)
+    return gained > lost and chance < 0.05
 
 
 def _dear(change: Difference, cost: float) -> bool:
