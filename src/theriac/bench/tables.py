@@ -283,7 +283,9 @@ def interval(group: Group, name: str) -> tuple[float, float | None, float | None
     return value.mean, None, None, ""
 
 
-SHOWN = ("data", "model", "attack", "defense", "clean", "role", "seeds", "ACC %", "ASR %", "RA %", "DER", "seconds")
+GAP_HEADS = {"bACC %": "bacc", "DP gap %": "dp_gap", "opportunity gap %": "opportunity_gap", "odds gap %": "odds_gap"}
+_HEADS = ("data", "model", "attack", "defense", "clean", "role", "seeds")
+SHOWN = (*_HEADS, "ACC %", "ASR %", "RA %", "DER", *GAP_HEADS, "seconds")
 
 
 def summary(groups: Sequence[Group]) -> list[list[str]]:
@@ -294,12 +296,25 @@ def summary(groups: Sequence[Group]) -> list[list[str]]:
         mark = " †" if group.degenerate else ""
         figures = [text and text + mark for text in (in_words(group.over(name), 100) for name in ("acc", "asr", "ra"))]
         time, der_words = group.over("seconds"), in_words(group.over("der"), 1, 3)
-        last = [der_words and der_words + mark, "" if time is None else f"{time.mean:.1f}"]
+        last = [der_words and der_words + mark, *(_moved(group, name) for name in GAP_HEADS.values())]
+        last.append("" if time is None else f"{time.mean:.1f}")
         seeds = f"{len(group.done)}" if len(group.done) == len(group.rows) else f"{len(group.done)} of {len(group.rows)}"
         if group.victims < len(group.done):
             seeds += f", {group.victims} victim{'s' * (group.victims > 1)}"
         lines.append([data, model, attack, defense, clean, group.role, seeds, *figures, *last])
     return lines
+
+
+def _moved(group: Group, name: str) -> str:
+    """A figure of the plain model and of the debiased one."""
+    before, after = group.over(f"{name}_before"), in_words(group.over(name), 100)
+    return f"{100 * before.mean:.1f} → {after}" if before is not None and after else after
+
+
+def filled(lines: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """Names and texts of the columns of a summary in which some cell has something."""
+    used = [i for i, name in enumerate(SHOWN) if name in _HEADS or any(line[i] for line in lines)]
+    return [SHOWN[i] for i in used], [[line[i] for i in used] for line in lines]
 
 
 def misleading(groups: Sequence[Group]) -> list[str]:
@@ -379,13 +394,15 @@ def _markdown(plain: Sequence[Row]) -> bytes:
         return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
     groups = grouped(plain)
-    lines = [line(SHOWN), line(["---"] * len(SHOWN)), *(line(cells) for cells in summary(groups))]
+    head, body = filled(summary(groups))
+    lines = [line(head), line(["---"] * len(head)), *(line(cells) for cells in body)]
     lines += [part for text in misleading(groups) for part in ("", f"† {text}")]
     return ("\n".join(lines) + "\n").encode()
 
 
 _TEX = str.maketrans(
-    {c: f"\\{c}" for c in "%&_#${}"} | {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "·": r"$\cdot$", "†": r"\dag{}"}
+    {c: f"\\{c}" for c in "%&_#${}"}
+    | {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "·": r"$\cdot$", "†": r"\dag{}", "→": r"$\to$"}
 )
 
 
@@ -394,10 +411,10 @@ def _latex(plain: Sequence[Row]) -> bytes:
         return f"{' & '.join(cell.translate(_TEX) for cell in cells)} \\\\"
 
     groups = grouped(plain)
-    body = [line(cells) for cells in summary(groups)]
+    names, body = filled(summary(groups))
     notes = [rf"\par\footnotesize {f'† {text}'.translate(_TEX)}" for text in misleading(groups)]
-    head = [rf"\begin{{tabular}}{{llllllr{'r' * (len(SHOWN) - 7)}}}", r"\hline", line(SHOWN), r"\hline"]
-    return ("\n".join([*head, *body, r"\hline", r"\end{tabular}", *notes]) + "\n").encode()
+    head = [rf"\begin{{tabular}}{{llllllr{'r' * (len(names) - 7)}}}", r"\hline", line(names), r"\hline"]
+    return ("\n".join([*head, *map(line, body), r"\hline", r"\end{tabular}", *notes]) + "\n").encode()
 
 
 FORMATS: dict[str, Callable[[Sequence[Row]], bytes]] = {

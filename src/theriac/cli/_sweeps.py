@@ -14,7 +14,7 @@ import typer
 from theriac.bench import Forecast, Sweep, compare, grouped, leaderboard, ranks, scores_of
 from theriac.bench.statistics import attacks_of, common_cells
 from theriac.bench.store import Store
-from theriac.bench.tables import SHOWN, Group, Row, beside_repairs, in_words, interval, misleading, rows, summary
+from theriac.bench.tables import GAP_HEADS, SHOWN, Group, Row, beside_repairs, in_words, interval, misleading, rows, summary
 from theriac.cli import _options as opt
 from theriac.cli import _show
 from theriac.core import check
@@ -126,7 +126,10 @@ def show_rows(results: Sequence[Row], *, as_json: bool) -> None:
         return
     groups = [group for group in grouped(results) if group.role in _MATRIX]
     body = summary(groups)
-    used = [i for i, name in enumerate(SHOWN) if len({line[i] for line in body}) > 1 or name in ("attack", "defense", "ACC %")]
+    always = ("attack", "defense", "ACC %", *GAP_HEADS)
+    used = [
+        i for i, name in enumerate(SHOWN) if len(texts := {line[i] for line in body}) > 1 or (name in always and any(texts))
+    ]
     used.sort(key=lambda i: SHOWN[i] not in ("attack", "defense"))
     title = ", ".join(dict.fromkeys(line[0] for line in body)) or "no results"
     _warn_of(groups)

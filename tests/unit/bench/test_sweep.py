@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 import theriac as th
 from theriac.bench import Store, export, forecast, grouped, read_events, rows, run, tables
@@ -18,6 +19,7 @@ from theriac.bench.engines import InProcess, Workers
 from theriac.bench.plans import Node
 from theriac.bench.specs import Limits
 from theriac.bench.work import Answer, Settings, Worker
+from theriac.cli.main import app
 from theriac.core.errors import InputError, StoppedError
 from theriac.core.paths import DiskFullError
 from theriac.repairs import FT
@@ -277,6 +279,14 @@ def test_debiasing_needs_groups_and_gives_gaps(people: Path, tmp_path: Path) -> 
     assert all(0 <= row[f"{name}{end}"] <= 1 for name in ("acc", "bacc", "dp_gap") for end in ("", "_before"))
     record = json.loads((tmp_path / "runs" / row["key"] / "run.json").read_text())
     assert row["odds_gap_before"] == record["fairness"]["plain"]["odds_gap"]["value"]
+    move = f"{100 * row['dp_gap_before']:.1f} → {100 * row['dp_gap']:.1f}"
+    shown = CliRunner().invoke(app, ["results", str(tmp_path), "--out", str(tmp_path / "out.md")], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0, shown.output
+    assert CliRunner().invoke(app, ["results", str(tmp_path)], env={"COLUMNS": "200"}).stdout.count(move) == 1
+    table = (tmp_path / "out.md").read_text()
+    assert f"| {move} |" in table
+    assert "| DP gap % |" in table
+    assert "ASR" not in table
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="patches workers before they are forked")
