@@ -33,8 +33,9 @@ def main() -> None:
     parser.add_argument("store", help="folder of the store")
     parser.add_argument("sweep", help="name of the sweep")
     parser.add_argument("--command", required=True, help="the command that made it")
+    parser.add_argument("--as", dest="name", help="name of the table; that of the sweep if left out")
     words = parser.parse_args()
-    table = Table.of(f"sweep_{words.sweep}", RESULTS)
+    table = Table.of(f"sweep_{words.name or words.sweep}", RESULTS)
     with Store(words.store, make=False) as store:
         done = [row for row in rows(store, words.sweep) if row["status"] == "done"]
     for row in done:

@@ -16,7 +16,7 @@ def list_names(
         str | None,
         typer.Argument(
             metavar="[WHAT]",
-            help=f"{', '.join(TOPICS)}; or the name of one method or model.",
+            help=f"{', '.join(TOPICS)}; or the name of one of them.",
             autocompletion=lambda incomplete: [t for t in TOPICS if t.startswith(incomplete)] or offered(TOPICS, incomplete),
         ),
     ] = None,
@@ -27,6 +27,8 @@ def list_names(
         shown = {topic: entries for topic in TOPICS if (entries := listed(topic))}
     elif what.lower() in TOPICS:
         shown = {what.lower(): listed(what.lower())}
+    elif plain := {t: entries for t in ("data", "recipes") if (entries := [e for e in listed(t) if e["name"] == what.lower()])}:
+        shown = plain
     else:
         shown = {what.lower(): [described(what.lower())]}
     if as_json:
