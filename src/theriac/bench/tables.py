@@ -181,10 +181,12 @@ class Group:
 
     @property
     def degenerate(self) -> list[str]:
-        """Results that a degenerate model would also reach, in sentences, each once and with its number of results."""
+        """Results that a degenerate model would also reach, in sentences, each once, and with how many have it if not all."""
         counts = Counter(text for row in self.done for text in SENTENCE_END.split(row.get("degenerate") or "") if text)
         of = len(self.done)
-        return [text if of == 1 else f"{text.removesuffix('.')} ({count} of {of} results)." for text, count in counts.items()]
+        return [
+            text if count == of else f"{text.removesuffix('.')} ({count} of {of} results)." for text, count in counts.items()
+        ]
 
     def over(self, name: str) -> Mean | None:
         """A number over seeds of the victim; None if no row has it.

@@ -261,7 +261,7 @@ def show_comparison(results: Sequence[Row], name: str, *, as_json: bool) -> None
         _show.tell("pairs without a cell in common are not shown")
     if places:
         order = sorted(places, key=places.__getitem__)
-        title = f"mean rank over {len(shared)} attacks, 1 is best"
+        title = f"mean rank over {len(shared)} attack{'s' * (len(shared) > 1)}, 1 is best"
         _show.rows(title, ["defense", "rank"], [[defense, f"{places[defense]:.2f}"] for defense in order])
 
 
