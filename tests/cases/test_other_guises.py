@@ -223,7 +223,7 @@ def test_classes_of_which_some_match_by_name_do_not_go_by_position(digits):
     card = digits.card.replace(classes=("1", "2"), content_hash="")
     rows = th.Split(digits.train.x[:20], torch.arange(20) % 2, card=card)
     model = th.adapt(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), card=card.replace(classes=("0", "1")))
-    with pytest.raises(InputError, match=r"has 2 classes; .*\(1, 2; the model knows 0, 1\)"):
+    with pytest.raises(InputError, match=r"has 2 classes; .*\(1, 2; the model knows 0, 1\); only some match by name"):
         th.evaluate(model, rows)
 
 

@@ -34,9 +34,10 @@ def class_numbers(own: Card, card: Card, whose: str) -> list[int] | None:
         )
         return list(range(own.num_classes))
     if numbered or own.num_classes > card.num_classes:
+        partly = "" if own.num_classes != card.num_classes else "; only some match by name, so name them alike"
         raise InputError(
             f"{whose} has {card.num_classes} classes; {own.name!r} has {own.num_classes} "
-            f"({few(own.classes)}; {whose} knows {few(card.classes)})"
+            f"({few(own.classes)}; {whose} knows {few(card.classes)}){partly}"
         )
     new = own.classes[numbers.index(-1)]
     hint = lookalike(new, card.classes)
