@@ -102,7 +102,7 @@ def export(
                 f"(--model file.py:{own.rpartition('.')[2]})"
             )
         wrapped = load_model(run, into=into)
-    kind = wrapped.card.kind if isinstance(wrapped, Classifier) else record and section(record, "data").get("kind")
+    kind = wrapped.card.kind if isinstance(wrapped, Classifier) else record and section(record, "card").get("kind")
     if to in ("safetensors", "torch") and kind == "table":
         warnings.warn(
             "weights of a model for tables hold neither its normalization nor the order of its categories; take pt2, onnx or "

@@ -139,6 +139,9 @@ def test_weights_of_a_model_for_tables_come_with_a_word_of_warning(tmp_path: Pat
     model = th.models.Builder("mlp", {"hidden": (4,)})(data.train)
     with pytest.warns(UserWarning, match="hold neither its normalization"):
         path = th.export(model, tmp_path / "out")
+    save(model, tmp_path / "run")
+    with pytest.warns(UserWarning, match="hold neither its normalization"):
+        th.export(tmp_path / "run", tmp_path / "of the folder", "torch")
     request = Request(data=str(people), model="mlp", model_options={"hidden": [4]})
     with pytest.warns(UserWarning, match="columns are normalized and categories ordered as in"):
         open_model(path, request)
