@@ -159,12 +159,11 @@ def scores_of(groups: Sequence[Group], name: str) -> dict[str, dict[Cell, float 
     for group in beside_repairs(groups):
         if group.role != "defended":
             continue
-        defense = " ".join(part for part in (group.defense, group.labels[5]) if part)
         place = " / ".join(group.labels[:4])
         repeated: dict[str, list[float]] = {}
         for row in group.rows:
             value = row.get(name) if row["status"] == "done" else None
             repeated.setdefault(str(row["seed"]), []).extend([] if value is None else [float(value)])
         for seed, values in repeated.items():
-            scores.setdefault(defense, {})[place, seed] = sum(values) / len(values) if values else None
+            scores.setdefault(group.full_defense, {})[place, seed] = sum(values) / len(values) if values else None
     return {defense: cells for defense, cells in scores.items() if any(v is not None for v in cells.values())}

@@ -170,6 +170,11 @@ class Group:
         return self.labels[4]
 
     @property
+    def full_defense(self) -> str:
+        """Label of the defense, with its clean rows."""
+        return " ".join(part for part in self.labels[4:] if part)
+
+    @property
     def done(self) -> list[Row]:
         """Rows that have a result."""
         return [row for row in self.rows if row["status"] == "done"]
@@ -321,10 +326,8 @@ def filled(lines: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
 
 def misleading(groups: Sequence[Group]) -> list[str]:
     """What a † means: cells whose numbers a degenerate model would also reach, by name."""
-    named = [
-        (" ".join(part for part in (group.defense, group.labels[5]) if part), group) for group in groups if group.degenerate
-    ]
-    return [f"{group.attack} · {defense} ({group.role}): {' '.join(group.degenerate)}" for defense, group in named]
+    broken = [group for group in groups if group.degenerate]
+    return [f"{group.attack} · {group.full_defense} ({group.role}): {' '.join(group.degenerate)}" for group in broken]
 
 
 def in_words(value: Mean | None, times: float, digits: int = 1) -> str:

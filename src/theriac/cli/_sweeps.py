@@ -178,15 +178,14 @@ def write_figure_of(results: Sequence[Row], path: str, number: str) -> Path:
 
 def _cell(group: Group) -> SweepCell:
     """A cell of the page."""
-    data, model, recipe, attack, defense, clean = group.labels
     values = {name: interval(group, name) for name in (*_COMPARED, "seconds")}
     facts = dict.fromkeys(
         ", ".join(f"{row[n]}" for n in ("machine", "device", "precision", "versions") if row[n]) for row in group.done
     )
     return SweepCell(
-        setting=", ".join(part for part in (data, model, recipe) if part),
-        attack=attack,
-        defense=" ".join(part for part in (defense, clean) if part),
+        setting=", ".join(part for part in group.labels[:3] if part),
+        attack=group.attack,
+        defense=group.full_defense,
         role=group.role,
         seeds=(len(group.done), len(group.rows)),
         victims=group.victims,
