@@ -318,7 +318,8 @@ def test_opaque_pictures_with_an_alpha_channel_are_no_news(tmp_path: Path) -> No
             Image.fromarray(np.full((8, 8, 4), 255, np.uint8)).save(tmp_path / name / f"{k}.png")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        th.load(tmp_path)
+        data = th.load(tmp_path)
+    assert data.train.x.unique().tolist() == [255]
 
 
 def _gifs(folder: Path, suffix: str = ".gif") -> Path:
@@ -371,7 +372,8 @@ def test_categories_of_the_test_part_that_are_known_or_missing_are_no_news(tmp_p
     train = _colors(tmp_path / "train_.csv", ["red", "blue"] * 20)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        th.load(train, test=_colors(tmp_path / "known.csv", ["red", "", "blue", "red"] * 3))
+        data = th.load(train, test=_colors(tmp_path / "known.csv", ["red", "", "blue", "red"] * 3))
+    assert data.test.x[:, 0].isnan().tolist() == [False, True, False, False] * 3
 
 
 def test_decimals_are_numbers(tmp_path: Path) -> None:
