@@ -200,7 +200,7 @@ class Auto(Repair):
                 undone = f"{len(self.kinds) - len(hard)} of {len(self.kinds)} kinds of its proxies"
                 reason = f"the model does not learn, or plain fine-tuning undoes, {undone}, so they prove nothing"
                 return self._abstain(model, run, f"{reason}; more clean rows would help", shares)
-            before, base = _counts(model, held, run), success(model, hard, held, run)
+            before, base = _counts(_answers(model, held, run), held), success(model, hard, held, run)
             trials: list[Trial] = []
             judged: dict[str, nn.Module] = {}
             for name in run.each("trying repairs", self.candidates, len(self.candidates)):
@@ -248,7 +248,7 @@ class Auto(Repair):
         status = "repaired" if own.outcome is None else own.outcome.status
         if status != "repaired":
             return fixed, f"it was {status}"
-        fell = [old.name for old, _ in fallen(before, _counts(fixed, held, run))]
+        fell = [old.name for old, _ in fallen(before, _counts(_answers(fixed, held, run), held))]
         if fell:
             return fixed, f"it lost {', '.join(fell)}"
         for warning in warned:  # of a repair that is not handed back they would mislead
@@ -293,12 +293,13 @@ class Auto(Repair):
         rows = fit if candidate.needs.takes("clean_rows") else (None, None)
         fixed: nn.Module = candidate.repair(model, rows[0], own)
         trial = candidate.repair(proxied, rows[1], run.apart("auto", "proxied", name))
-        after = _counts(fixed, held, run)
+        answers = _answers(fixed, held, run)
+        after = _counts(answers, held)
         fell = tuple(old.name for old, _ in fallen(before, after))
         outcome = "repaired" if own.outcome is None else own.outcome.status
         unplanted = success(fixed, proxies, held, run)
         control = {kind: max(rate, unplanted[kind], key=lambda r: r.value) for kind, rate in base.items()}
-        right = tuple((run_over(fixed, held, run=run).argmax(1).cpu() == held.y.cpu()).tolist())
+        right = tuple((answers == held.y.cpu()).tolist())
         return Trial(name, success(trial, proxies, held, run), _rate(after), fell, outcome, control, right), fixed
 
     def _abstain(self, model: nn.Module, run: Run, reason: str, figures: Mapping[str, Any] | None = None) -> nn.Module:
@@ -369,9 +370,12 @@ def _facts(trial: Trial) -> dict[str, Any]:
     }
 
 
-def _counts(model: nn.Module, rows: Split, run: Run) -> tuple[ClassCount, ...]:
-    answers, y = run_over(model, rows, run=run).argmax(1).cpu(), rows.y.cpu()
-    size = rows.num_classes
+def _answers(model: nn.Module, rows: Split, run: Run) -> torch.Tensor:
+    return run_over(model, rows, run=run).argmax(1).cpu()
+
+
+def _counts(answers: torch.Tensor, rows: Split) -> tuple[ClassCount, ...]:
+    y, size = rows.y.cpu(), rows.num_classes
     hits, total, taken = (torch.bincount(v, minlength=size).tolist() for v in (y[answers == y], y, answers))
     return tuple(ClassCount(*facts) for facts in zip(rows.card.classes, hits, total, taken, strict=True))
 
