@@ -188,7 +188,7 @@ def _compared(defended: Sequence[Group], order: Sequence[str], place: str) -> li
             f"{100 * pair.difference:+.1f}",
             f"{pair.p:.4f}",
             f"{pair.adjusted:.4f}",
-            pair.verdict if pair.adjusted >= LEVEL else "lower" if pair.difference < 0 else "higher",
+            pair.verdict if pair.adjusted >= LEVEL else "lower" if pair.leaning < 0 else "higher",
             str(pair.left_out),
         ]
         for pair in compare(scores_of(defended, "asr"))

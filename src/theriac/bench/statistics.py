@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -30,6 +30,8 @@ class Pair:
         difference: Median of first minus second.
         p: Two-sided p value of Wilcoxon's signed-rank test.
         adjusted: The same after Holm's correction for all pairs of the table.
+        leaning: Ranks where the first is higher, less those where the second is, as a share of all, in [-1, 1]: what the test
+            rests on. The median may be 0, or lean the other way, where attacks are equal or a few changes are large.
         left_out: How many cells were left out, because one of the two has no result there.
     """
 
@@ -39,6 +41,7 @@ class Pair:
     difference: float
     p: float
     adjusted: float
+    leaning: float
     left_out: int = 0
 
     @property
@@ -46,7 +49,7 @@ class Pair:
         """In words."""
         if self.adjusted >= LEVEL:
             return "not distinguishable"
-        return f"{self.first if self.difference > 0 else self.second} is higher"
+        return f"{self.first if self.leaning > 0 else self.second} is higher"
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -72,19 +75,34 @@ def signed_ranks(changes: Sequence[float]) -> float:
         >>> signed_ranks([0.1, 0.2, 0.3, 0.4])
         0.125
     """
+    rises, falls = _doubled_ranks(changes)
+    positive, every = sum(rises), sum(rises) + sum(falls)
+    chance = np.zeros(every + 1)
+    chance[0] = 1.0
+    for rank in (*rises, *falls):
+        chance /= 2
+        chance[rank:] += chance[:-rank].copy()
+    return min(1.0, 2 * float(min(chance[: positive + 1].sum(), chance[positive:].sum())))
+
+
+def leaning(changes: Sequence[float]) -> float:
+    """Which way Wilcoxon's signed ranks lean, in [-1, 1]: ranks of rises less those of falls, as a share of all; 0 without any.
+
+    Example:
+        >>> leaning([0.0, 0.0, 0.0, 0.1, 0.3, -0.2])  # ranks 1 and 3 against 2
+        0.3333333333333333
+    """
+    rises, falls = _doubled_ranks(changes)
+    return (sum(rises) - sum(falls)) / max(1, sum(rises) + sum(falls))
+
+
+def _doubled_ranks(changes: Sequence[float]) -> tuple[list[int], list[int]]:
+    """Ranks of the rises, and of the falls, by their size, twice, so that shared ranks are whole numbers; zeros are dropped."""
     from scipy.stats import rankdata
 
     moved = [change for change in changes if change]
-    if not moved:
-        return 1.0
-    ranks = [round(2 * rank) for rank in rankdata(np.abs(moved))]  # twice, so that shared ranks are whole numbers
-    chance = np.zeros(sum(ranks) + 1)
-    chance[0] = 1.0
-    for rank in ranks:
-        chance /= 2
-        chance[rank:] += chance[:-rank].copy()
-    positive = sum(rank for rank, change in zip(ranks, moved, strict=True) if change > 0)
-    return min(1.0, 2 * float(min(chance[: positive + 1].sum(), chance[positive:].sum())))
+    ranked = [(round(2 * rank), change) for rank, change in zip(rankdata(np.abs(moved)), moved, strict=True)]
+    return [rank for rank, change in ranked if change > 0], [rank for rank, change in ranked if change < 0]
 
 
 def compare(scores: Scores) -> list[Pair]:
@@ -105,9 +123,9 @@ def compare(scores: Scores) -> list[Pair]:
         one, two = _by_attack(mine, shared), _by_attack(other, shared)
         changes = sorted(round(one[attack] - two[attack], DIGITS) for attack in one)
         median = (changes[(len(changes) - 1) // 2] + changes[len(changes) // 2]) / 2
-        pairs.append((first, second, len(changes), median, signed_ranks(changes), len({*mine, *other}) - len(shared)))
-    adjusted = holm([p for *_, p, _ in pairs])
-    return [Pair(*pair[:-1], value, pair[-1]) for pair, value in zip(pairs, adjusted, strict=True)]
+        p, left_out = signed_ranks(changes), len({*mine, *other}) - len(shared)
+        pairs.append(Pair(first, second, len(changes), median, p, p, leaning(changes), left_out))
+    return [replace(pair, adjusted=value) for pair, value in zip(pairs, holm([pair.p for pair in pairs]), strict=True)]
 
 
 def ranks(scores: Scores, *, high: bool = True) -> dict[str, float]:

@@ -167,6 +167,22 @@ def test_sums_in_another_order_are_ties() -> None:
     assert ranks(scores) == {"a": 1.5, "b": 1.5}
 
 
+@pytest.mark.parametrize(
+    ("changes", "higher"),
+    [
+        ([0.0] * 7 + [0.1 + 0.01 * i for i in range(6)], "a"),  # the median is 0, and all that differ are higher
+        ([0.001 + 0.0001 * i for i in range(16)] + [-0.1 - 0.01 * i for i in range(14)], "b"),  # more rises, larger falls
+    ],
+)
+def test_the_verdict_leans_as_the_ranks_of_its_test_do(changes: list[float], higher: str) -> None:
+    scores = {"a": {str(i): 0.5 + change for i, change in enumerate(changes)}, "b": {str(i): 0.5 for i in range(len(changes))}}
+    (pair,) = compare(scores)
+    assert pair.adjusted < 0.05
+    assert pair.verdict == f"{higher} is higher"
+    (turned,) = compare({"b": scores["b"], "a": scores["a"]})
+    assert (turned.verdict, turned.leaning) == (pair.verdict, -pair.leaning)
+
+
 def test_equal_differences_share_their_rank() -> None:
     base, rows = [13, 76, 21, 37, 65, 57, 22], [3, 2, -2, 2, 3, 2, 1]
     (pair,) = compare(table(a=[(b + r) / 100 for b, r in zip(base, rows, strict=True)], b=[b / 100 for b in base]))
