@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from theriac.attacks._fitted import cached, key_of
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Method
-from theriac.core.planted import Planted, Victim
+from theriac.core.planted import Planted, Victim, told_if_idle, unchanged
 from theriac.core.poisoned import CROSS, POISON, Poisoned, as_clean
 from theriac.core.ranges import Fraction, Whole
 from theriac.core.run import Run, as_run
@@ -85,7 +86,8 @@ class Attack(Method):
         Deterministic in the run's ``poison`` stream.
 
         Raises:
-            InputError: If the attack controls training (use :meth:`train`), or the classes hold too few rows.
+            InputError: If the attack controls training (use :meth:`train`), the classes hold too few rows, or the trigger
+                changes no row.
         """
         if self.trains:
             raise InputError(f"{self.name} controls training, so it has no poisoned set; use its train(build, split)")
@@ -101,6 +103,7 @@ class Attack(Method):
             return Poisoned(split, kind, split.y, planted)
         changed = torch.cat([chosen, cross])
         stamped = split.rows(changed[:1]).new_empty((len(changed), *split.card.shape))
+        idle = 0
         for variant, positions, start in (("poison", chosen, 0), ("cross", cross, len(chosen))):
             parts = list(zip(range(start, len(changed), 1024), positions.split(1024), strict=False))
             for at, part in run.each(f"{self.name} stamps", parts):
@@ -108,6 +111,11 @@ class Attack(Method):
                     rows = split.rows(part)
                     new = planted.stamp(rows, split.y[part], split.index[part], "train", variant)
                     stamped[at : at + len(part)] = as_stored(new, rows)  # as bytes, floats in [0, 1] would all be black
+                    if variant == "poison":
+                        idle += int(unchanged(rows, stamped[at : at + len(part)]).sum())
+        told = told_if_idle(self.name, idle, len(chosen), "chosen")
+        if told:
+            warnings.warn(told, stacklevel=2)
         if not self.keeps_labels:
             y[chosen] = planted.target(split.y[chosen], split.index[chosen])
         kind[chosen] = POISON

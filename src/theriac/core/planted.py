@@ -20,6 +20,35 @@ from theriac.core.ranges import typed
 from theriac.core.split import Split
 
 State = Mapping[str, torch.Tensor]
+FEW = 0.1  # ours: of more rows that a trigger leaves as they are than this share, a word is said
+
+
+def unchanged(rows: torch.Tensor, stamped: torch.Tensor) -> torch.Tensor:
+    """Which rows the trigger left as they were, bool (B,)."""
+    if stamped.dtype != rows.dtype and rows.dtype == torch.uint8:  # inputs in [0, 1], finer than a level
+        rows = rows.to(stamped.dtype) / 255
+    return ((rows == stamped) | (rows.isnan() & stamped.isnan())).flatten(1).all(1)
+
+
+def told_if_idle(name: str, idle: int, rows: int, which: str) -> str:
+    """What is to be said of rows that a trigger left as they were: nothing of a few.
+
+    Args:
+        name: The attack's.
+        idle: How many they are.
+        rows: Of how many.
+        which: What these are, in a word.
+
+    Raises:
+        InputError: If it changed none of them: what a model learns from such rows, or answers to them, is no backdoor.
+    """
+    if rows and idle == rows:
+        raise InputError(
+            f"the trigger of {name} changes none of the {rows:,} {which} rows: it has no strength, or they look like it already"
+        )
+    if idle <= FEW * rows:
+        return ""
+    return f"the trigger of {name} leaves {idle:,} of the {rows:,} {which} rows as they were, which look like it already"
 
 
 @dataclass(frozen=True)

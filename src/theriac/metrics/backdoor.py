@@ -18,7 +18,7 @@ from torch import nn
 from theriac.core import check
 from theriac.core.errors import InputError, shortened
 from theriac.core.names import places, ranked
-from theriac.core.planted import planted_on
+from theriac.core.planted import planted_on, told_if_idle, unchanged
 from theriac.core.poisoned import Poisoned
 from theriac.core.ranges import Count, typed
 from theriac.core.run import Run, as_run
@@ -68,8 +68,8 @@ def evaluate(
         many rows are predicted as it.
 
     Raises:
-        InputError: On an empty population, a class or column that the model's card does not know, a model whose outputs do
-            not fit the classes, or non-finite logits.
+        InputError: On an empty population, a trigger that changes no row, a class or column that the model's card does not
+            know, a model whose outputs do not fit the classes, or non-finite logits.
     """
     if isinstance(split, Poisoned):
         raise InputError("split is a Poisoned set; evaluate stamps clean test rows itself (hand in a Split)")
@@ -84,7 +84,7 @@ def evaluate(
     planted = planted_on(attack, split)
     here = split.to(run.device)
     size, classes = batch_size or batch_rows(here), split.num_classes
-    asr = ra = population = torch.zeros((), dtype=torch.int64, device=run.device)
+    asr = ra = population = idle = torch.zeros((), dtype=torch.int64, device=run.device)
     right = torch.zeros(classes, dtype=torch.int64, device=run.device)  # clean hits by class
     answers = torch.zeros_like(right)  # clean predictions by class
     targets = torch.zeros(classes, dtype=torch.bool, device=run.device)
@@ -101,6 +101,7 @@ def evaluate(
             population = population + counted.sum()
             if bool(counted.any()):
                 stamped = planted.stamp(x[counted], y[counted], here.index[positions][counted], "test")
+                idle = idle + unchanged(x[counted], stamped).sum()
                 predictions = _predict(net, stamped, classes)
                 asr = asr + successes(planted, predictions, labels[counted], y[counted]).sum()
                 ra = ra + (predictions == y[counted]).sum()
@@ -109,6 +110,8 @@ def evaluate(
     by_class = tuple(ClassCount(*values) for values in zip(split.card.classes, *counts, strict=True))
     if planted is None:
         return Evaluation(acc, data=data, rows=rows, classes=by_class, notes=notes)
+    told = told_if_idle(planted.name, int(idle), int(population), "stamped")
+    notes = (*notes, told) if told else notes
     of = f"rows stamped by {planted.name} whose label is not the attack's label already"
     total = int(here.count()[targets].sum())
     target_acc = Rate(int(right[targets].sum()), total, "clean rows of the target class") if total else None

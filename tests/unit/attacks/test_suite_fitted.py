@@ -213,8 +213,12 @@ def test_label_consistent_has_one_trigger_whatever_rows_it_chose(digits, tmp_pat
 
 def test_label_consistent_without_steps_is_marks_alone(digits):
     rows = digits.train.sample(300)
-    poisoned = LabelConsistent(steps=0, amplitude=0.0, **SMALL).poison(rows, quiet(), BUILD)
-    assert torch.equal(poisoned.split.x, rows.x)
+    poisoned = LabelConsistent(steps=0, **SMALL).poison(rows, quiet(), BUILD)
+    moved = (poisoned.split.x != rows.x).any(0).any(0)
+    assert moved[:3, :3].any()
+    assert not moved[3:5].any()  # marks stand in corners
+    with pytest.raises(InputError, match="changes none of the 11 chosen rows"):
+        LabelConsistent(steps=0, amplitude=0.0, **SMALL).poison(rows, quiet(), BUILD)
 
 
 def test_label_consistent_knows_its_rows_only(digits):

@@ -212,7 +212,9 @@ def test_a_wave_that_is_zero_at_a_width_is_refused(images, run):
     with pytest.raises(InputError, match=r"on the 12 columns of .* such a wave is zero"):
         create("attack", "sig").plant(images(20, 1, 12, 4), run=run)
     assert create("attack", "sig", frequency=2.0).poison(images(20, 1, 12, 4), run).poison.any()
-    assert create("attack", "sig", delta=0.0).poison(images(20, 1, 12, 4), run).poison.any()  # asked for nothing
+    assert create("attack", "sig", delta=0.0).plant(images(20, 1, 12, 4), run=run).state is not None  # asked for nothing
+    with pytest.raises(InputError, match=r"sig changes none of the 2 chosen rows: it has no strength"):
+        create("attack", "sig", delta=0.0).poison(images(20, 1, 12, 4), run)
 
 
 @pytest.mark.parametrize("arithmetic", ["exact", "bytes"])
