@@ -156,12 +156,12 @@ def percent(hits: int, total: int) -> str:
     return f"{value:.1f} %"
 
 
-def _one_class(scores: Counted) -> ClassCount | None:
+def one_class(classes: Sequence[ClassCount]) -> ClassCount | None:
     """The class that nearly every row is predicted as, those of other classes too."""
-    if not scores.classes:
+    if not classes:
         return None
-    total = scores.acc.total
-    most = max(scores.classes, key=lambda c: c.predicted)
+    total = sum(c.rows for c in classes)
+    most = max(classes, key=lambda c: c.predicted)
     others = total - most.rows
     if others == 0 or most.predicted < NEARLY_ALL * total:
         return None
@@ -169,11 +169,15 @@ def _one_class(scores: Counted) -> ClassCount | None:
     return most if taken.value >= NEARLY_ALL and taken.interval[0] > 0.5 else None
 
 
+def how_many(predicted: int, total: int) -> str:
+    """Rows that one class is answered for, in words."""
+    return "every row" if predicted == total else f"{percent(predicted, total)} of rows"
+
+
 def _collapse(scores: Counted) -> list[str]:
-    one, total = _one_class(scores), scores.acc.total
+    one, total = one_class(scores.classes), scores.acc.total
     if one is not None:
-        every = "every row" if one.predicted == total else f"{percent(one.predicted, total)} of rows"
-        return [f"The model answers {short(one.name)} for {every}."]
+        return [f"The model answers {short(one.name)} for {how_many(one.predicted, total)}."]
     if not scores.classes:
         return []
     guessed = sum(c.predicted * c.rows for c in scores.classes) / total**2  # accuracy of predictions that ignore the row
@@ -244,7 +248,7 @@ def _free(scores: Counted) -> list[str]:
     targets = _targets(scores)
     if scores.asr is None or not targets:
         return []
-    one = _one_class(scores)
+    one = one_class(scores.classes)
     if one is not None and one in targets:
         return [f"ASR {percent(scores.asr.hits, scores.asr.total)} needs no trigger: clean rows get that answer too."]
     if scores.asr.value < FREE and not any(c.predicted for c in targets):  # more on stamped rows alone is a backdoor's doing

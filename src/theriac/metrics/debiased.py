@@ -17,6 +17,7 @@ import torch
 from theriac.core.errors import InputError, shortened
 from theriac.core.ranges import typed
 from theriac.metrics import gaps
+from theriac.metrics._degenerate import ClassCount, how_many
 from theriac.metrics.fair import Fairness
 from theriac.metrics.gaps import Counts
 
@@ -216,8 +217,7 @@ def judge(before: Fairness, after: Fairness, pairs: Counts | None = None) -> Ver
     drawn = _alike(old, new, draws, generator) if pairs is None else _swapped(old, new, pairs, draws, generator)
     changes = _changes(before, after, drawn, groups=False)
     harmed = tuple(c for c in _changes(before, after, drawn, groups=True) if c.beyond and not c.better)
-    said = [(f.sum((0, 1)) > 0).nonzero()[0].tolist() for f in (old, new)]
-    alone = [before.classes[s[0]] if len(s) == 1 else "" for s in said]
+    alone = [f.one_class for f in (before, after)]
     improved = () if any(alone) else tuple(c for c in changes if c.beyond and c.better)
     worse = tuple(c for c in changes if c.beyond and not c.better)
     unclear = tuple(c for c in changes if not c.beyond)
@@ -233,7 +233,7 @@ def judge(before: Fairness, after: Fairness, pairs: Counts | None = None) -> Ver
         unclear=unclear,
         harmed=harmed,
         lost=lost,
-        one_class=alone[1] or alone[0],
+        one_class=next((one.name for one in (alone[1], alone[0]) if one is not None), ""),
         paired=pairs is not None,
     )
 
@@ -297,7 +297,7 @@ def short(name: str) -> str:
 
 
 def _headline(
-    alone: Sequence[str],
+    alone: Sequence[ClassCount | None],
     lost: Sequence[str],
     harmed: Sequence[Change],
     improved: Sequence[Change],
@@ -305,11 +305,14 @@ def _headline(
     rows: int,
 ) -> tuple[Kind, str]:
     plain, debiased = alone
-    if debiased:
-        who, what = ("Both models predict", "no gap") if plain == debiased else ("The debiased model predicts", "its gaps")
-        return "one class", f"{who} {short(debiased)} for every row; {what} mean{'s' if plain == debiased else ''} nothing."
-    if plain:
-        return "one class", f"The plain model predicts {short(plain)} for every row; comparing gaps with it means nothing."
+    if debiased is not None:
+        every = how_many(debiased.predicted, rows)
+        if plain is not None and (plain.name, plain.predicted) == (debiased.name, debiased.predicted):
+            return "one class", f"Both models predict {short(debiased.name)} for {every}; no gap means nothing."
+        return "one class", f"The debiased model predicts {short(debiased.name)} for {every}; its gaps mean nothing."
+    if plain is not None:
+        every = how_many(plain.predicted, rows)
+        return "one class", f"The plain model predicts {short(plain.name)} for {every}; comparing gaps with it means nothing."
     if lost:
         more = f" (and {len(lost) - 1} other classes)" if len(lost) > 1 else ""
         return "lost class", f"The debiased model no longer recognizes any row of {short(lost[0])}{more}."

@@ -19,7 +19,7 @@ from theriac.core import check
 from theriac.core._rows import check_labels
 from theriac.core.errors import InputError, shortened
 from theriac.metrics import gaps
-from theriac.metrics._degenerate import short
+from theriac.metrics._degenerate import ClassCount, how_many, one_class, short
 from theriac.metrics.gaps import Measure
 from theriac.metrics.intervals import Rate
 
@@ -228,11 +228,23 @@ class Fairness:
 
     @property
     def degenerate(self) -> tuple[str, ...]:
-        """What makes the figures mean nothing, in a sentence: gaps of 0 that come with one answer for all rows."""
-        answered = (self.table.sum((0, 1)) > 0).nonzero().flatten().tolist()
-        if len(answered) > 1:
+        """What makes the figures mean nothing, in a sentence: gaps near 0 that come with one answer for nearly all rows."""
+        one = self.one_class
+        if one is None:
             return ()
-        return (f"It predicts {short(self.classes[answered[0]])} for every row; its gaps mean nothing.",)
+        return (f"It predicts {short(one.name)} for {how_many(one.predicted, self.acc.total)}; its gaps mean nothing.",)
+
+    @property
+    def one_class(self) -> ClassCount | None:
+        """The class that nearly every row is predicted as, as :func:`theriac.evaluate` judges it; None if there is none.
+
+        One answer for all rows counts where there are too few rows, or rows of no other class, to judge by.
+        """
+        n = self.table.sum(0)
+        counted = zip(self.classes, n.diagonal().tolist(), n.sum(1).tolist(), n.sum(0).tolist(), strict=True)
+        classes = [ClassCount(*values) for values in counted]
+        alone = [c for c in classes if c.predicted]
+        return alone[0] if len(alone) == 1 else one_class(classes)
 
     def __str__(self) -> str:
         positive = self.classes[self.positive]

@@ -14,6 +14,7 @@ from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models._undisturbed import undisturbed
+from theriac.models.editing import refuse_empty
 from theriac.models.layout import arranged
 from theriac.models.network import to_input
 from theriac.models.taps import Tap, features
@@ -140,7 +141,11 @@ def on_device(model: nn.Module, run: Run) -> Iterator[None]:
     """The model on the run's device inside the block, and afterward where its caller had it.
 
     It has to be the first of several contexts: tensors that are moved in inference mode could never learn again.
+
+    Raises:
+        InputError: On a model on the device "meta", which has no numbers.
     """
+    refuse_empty(model)
     came = next((t.device for t in (*model.parameters(), *model.buffers())), run.device)
     model.to(run.device)
     try:
