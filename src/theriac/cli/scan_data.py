@@ -36,7 +36,10 @@ def scan_data(
         str | None, typer.Option("--drop-list", help="Write the suspected rows to this CSV or JSON file.", show_default=False)
     ] = None,
     cleaned: Annotated[
-        str | None, typer.Option("--cleaned", help="Copy the files of the other rows to this new folder.", show_default=False)
+        str | None,
+        typer.Option(
+            "--cleaned", help="Copy all other files, those of a test part too, to this new folder.", show_default=False
+        ),
     ] = None,
     page: Annotated[
         str | None, typer.Option("--page", help="Write one HTML page with the most suspicious rows.", show_default=False)

@@ -6,6 +6,7 @@ from theriac.data._folders import picture_files
 from theriac.data._images import read_picture
 from theriac.data._known import names
 from theriac.data._labels import split_off
+from theriac.data._marks import among, row_marks
 from theriac.data._regroup import regroup
 from theriac.data.alignment import align, align_to
 from theriac.data.loading import check_name, load
@@ -14,6 +15,7 @@ __all__ = [
     "DISTURBANCES",
     "align",
     "align_to",
+    "among",
     "check_name",
     "disturbed",
     "from_tensors",
@@ -22,5 +24,6 @@ __all__ = [
     "picture_files",
     "read_picture",
     "regroup",
+    "row_marks",
     "split_off",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,7 @@ def _rows(what: str, value: Any, white: float | None) -> torch.Tensor:
     if x.dim() == 2:
         if x.is_complex():
             raise InputError(f"{what} is {x.dtype}; table rows are real numbers")
+        _warn_merged(what, x)
         return x.to(torch.float32)
     if x.dim() == 3:
         x = x[:, None]
@@ -235,6 +237,22 @@ def _rows(what: str, value: Any, white: float | None) -> torch.Tensor:
     if x.shape[1] not in (1, 3):
         raise InputError(f"{what} has shape {tuple(x.shape)}; images have 1 or 3 channels")
     return (x if x.dtype == torch.uint8 and white is None else _bytes(what, x, white)).contiguous()
+
+
+def _warn_merged(what: str, x: torch.Tensor) -> None:
+    """Warn of columns with large numbers of which float32 can't tell most apart; see the same for files of tables."""
+    if x.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.bool):
+        return
+    for i in torch.nonzero((x.abs() >= 2**24).any(0)).flatten().tolist():  # below, float32 holds every whole number
+        column = x[:, i]
+        column = column[~column.isnan()] if column.is_floating_point() else column
+        before, left = len(column.unique()), len(column.float().unique())
+        if 2 * left <= before:
+            warnings.warn(
+                f"column {i} of {what} has {before:,} different numbers, of which float32 tells {left:,} apart; subtract a "
+                "start value, or leave it out",
+                stacklevel=5,
+            )
 
 
 def _bytes(what: str, x: torch.Tensor, white: float | None) -> torch.Tensor:
@@ -264,7 +282,16 @@ def _bytes(what: str, x: torch.Tensor, white: float | None) -> torch.Tensor:
     return out
 
 
+def _refuse_masked(what: str, value: Any) -> None:
+    """Refuse an array that hides some of its numbers, which would come back from behind the mask."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise InputError(
+            f"{what} masks {np.ma.count_masked(value):,} of {value.size:,} entries; fill them first (in a table with NaN)"
+        )
+
+
 def _tensor(what: str, value: Any) -> torch.Tensor:
+    _refuse_masked(what, value)
     if isinstance(value, torch.Tensor):
         if not is_plain(value):
             raise InputError(f"{what} is a sparse, quantized or nested tensor, or one without data; expected a plain one")
@@ -283,6 +310,7 @@ def _tensor(what: str, value: Any) -> torch.Tensor:
 
 
 def _factor(what: str, value: Any, rows: int) -> Factor:
+    _refuse_masked(what, value)
     try:
         array = _tensor(what, value).cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
     except (TypeError, ValueError) as error:  # bfloat16, or lists of different lengths

@@ -48,10 +48,10 @@ class FolderPictures:
 
 
 @typed("path")
-def picture_files(path: str | Path) -> tuple[Path, ...]:
-    """The files of a folder's training pictures, in the order of their rows (``Split.index``); none if it holds none."""
+def picture_files(path: str | Path, part: str = "train") -> tuple[Path, ...]:
+    """The files of a folder's pictures of one part, in the order of their rows (``Split.index``); none if it holds none."""
     path = as_path("path", path)
-    folders = class_folders(path).get("train", {}) if path.is_dir() else {}
+    folders = class_folders(path).get(part, {}) if path.is_dir() else {}
     names = list(folders)
     return tuple(file for k in ranked(names) for file in folders[names[k]])
 

@@ -101,7 +101,11 @@ def opened(path: Path, coded: Sequence[str] = ()) -> Any:
         about = file.metadata
         weight = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
         _refuse_more(path, weight)
-        if any(len(name) > MAX_NAME for name in file.schema_arrow.names):
+        names = file.schema_arrow.names
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError(f"{path.name} has two columns called {twice[:80]!r}; expected different names")
+        if any(len(name) > MAX_NAME for name in names):
             raise InputError(f"{path.name} has a column whose name is longer than {MAX_NAME} letters")
         return file
     except (pa.ArrowException, OSError) as error:

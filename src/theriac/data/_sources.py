@@ -64,7 +64,15 @@ def class_folders(folder: Path) -> dict[str, dict[str, list[Path]]]:
         InputError: If a class folder holds no picture, or there is no training part.
     """
     below = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
-    by_part = {part: p for p in below if (part := part_of(p.name)) and p.name.lower() in PARTS[part]}
+    by_part: dict[str, Path] = {}
+    for path in below:
+        part = part_of(path.name)
+        if part and path.name.lower() in PARTS[part]:
+            if part in by_part:
+                raise InputError(
+                    f"{folder} holds {by_part[part].name} and {path.name}, which both name the {part} part; expected one"
+                )
+            by_part[part] = path
     train = _classes(by_part["train"]) if "train" in by_part else {}
     if train:  # else a folder called train is a class, beside truck and tram
         parts = {"train": train, **{part: _classes(path) for part, path in by_part.items() if part != "train"}}
@@ -100,6 +108,7 @@ def refuse_unread(folder: Path) -> None:
 def _classes(folder: Path) -> dict[str, list[Path]]:
     classes: dict[str, list[Path]] = {}
     left_out: list[str] = []
+    linked: list[Path] = []
     total = 0
     for path in sorted(folder.iterdir()):
         if not path.is_dir() or path.name.startswith("."):
@@ -107,7 +116,8 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
         if not path.name.isprintable() or path.name.encode("utf-8", "replace").decode("utf-8") != path.name:
             raise InputError(f"the class folder {path.name!a} has a name that is no readable text; rename it")
         pictures = []
-        for root, _, names in os.walk(path):  # links to folders are not followed
+        for root, below, names in os.walk(path):
+            linked += [Path(root, name) for name in below if Path(root, name).is_symlink()]
             for name in names:
                 if name.startswith("."):
                     continue
@@ -124,6 +134,12 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     for name, pictures in classes.items():
         if not pictures:
             raise InputError(f"class folder {folder / name} holds no picture ({', '.join(SUFFIXES)})")
+    if linked:
+        warnings.warn(
+            f"{len(linked)} linked folders below the classes of {folder} are left out (such as {linked[0]}): links are not "
+            "followed there, since they may lead in circles",
+            stacklevel=2,
+        )
     if left_out:
         warnings.warn(
             f"{len(left_out)} pictures in {folder} are left out (such as {left_out[0]}); only {', '.join(SUFFIXES)} are read",

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,7 +20,7 @@ from theriac.core.split import Data
 from theriac.data._features import table_data
 from theriac.data._labels import ROWS
 from theriac.data._options import Options
-from theriac.data._parquet import MAX_NAME, declared_names, decoded, missing, opened, read_columns
+from theriac.data._parquet import MAX_NAME, declared_names, decoded, label_column, missing, opened, read_columns
 
 MAX_BYTES = 2 << 30  # of one table, as text or as uncompressed parquet
 MAX_COLUMNS = 10_000
@@ -41,7 +41,8 @@ def csv_files(parts: Mapping[str, Sequence[Path]], name: str, options: Options, 
         if any(t.column_names != tables[0].column_names for t in tables):
             raise InputError(f"{files[0].name} and its companions have different columns")
         texts[part] = pa.concat_tables(tables)
-    made = _typed(texts, options)
+    label = label_column(texts["train"].column_names, options.label, name, parts["train"][0].name)
+    made = _typed(texts, options, {label, *options.sensitive, *options.categorical})
     return table_data(made, name, options, {}, source or f"CSV, {sum(map(len, parts.values()))} files", parts["train"][0].name)
 
 
@@ -88,6 +89,8 @@ def _plain(column: pa.ChunkedArray, name: str = "", room: int = MAX_BYTES) -> pa
     kind = column.type
     if pa.types.is_dictionary(kind) and (pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)):
         column = decoded(column, name, room)
+    if pa.types.is_string_view(column.type):
+        column = column.cast(pa.large_string())
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return column
     return _blanked(pc.utf8_trim_whitespace(column), EMPTY)
@@ -106,12 +109,14 @@ def _read_csv(path: Path) -> pa.Table:
         raise InputError(f"{path.name} has {size:,} bytes; a CSV table may have {MAX_BYTES:,} (convert it to parquet)")
     try:
         with opened_file(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig") as source:
-            line = source.readline(1 << 20)
+            line, lines = source.readline(1 << 20), 1
+            while line.count('"') % 2 and len(line) < 1 << 20 and (more := source.readline(1 << 20)):
+                line, lines = line + more, lines + 1  # a name in quotes may hold a line break
     except UnicodeDecodeError as error:
         raise InputError(f"{path.name} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    delimiter = max(",;\t|", key=line.count)
+    delimiter = max(",;\t|", key=_QUOTED.sub("", line).count)
     try:
-        names = [n.strip() for n in next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), [])]
+        names = [n.strip() for n in next(csv.reader(io.StringIO(line.rstrip("\r\n"), newline=""), delimiter=delimiter), [])]
     except csv.Error as error:
         raise InputError(f"{path.name} is no regular CSV table: {error}") from None
     names[:1] = [n or INDEX for n in names[:1]]
@@ -129,7 +134,7 @@ def _read_csv(path: Path) -> pa.Table:
     try:
         source = pcsv.open_csv(
             path,
-            read_options=pcsv.ReadOptions(column_names=names, skip_rows=1, use_threads=False, block_size=8 << 20),
+            read_options=pcsv.ReadOptions(column_names=names, skip_rows=lines, use_threads=False, block_size=8 << 20),
             parse_options=pcsv.ParseOptions(delimiter=delimiter),
             convert_options=pcsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
         )
@@ -146,6 +151,7 @@ def _read_csv(path: Path) -> pa.Table:
     return pa.table({n: _plain(table[n]) for n in names if n != INDEX})
 
 
+_QUOTED = re.compile(r'"[^"]*"')
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
@@ -159,13 +165,18 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _typed(parts: Mapping[str, pa.Table], options: Options) -> dict[str, pa.Table]:
-    """Columns of text whose training values are all numbers, or words for a missing one, become numbers, in every part."""
+def _typed(parts: Mapping[str, pa.Table], options: Options, named: Collection[str]) -> dict[str, pa.Table]:
+    """Columns of text whose training values are all numbers, or words for a missing one, become numbers, in every part.
+
+    Not those of ``named``, whose values are names, where one begins with a zero that a number would lose: 007 is not 7.
+    """
     columns: dict[str, dict[str, pa.ChunkedArray]] = {part: {} for part in parts}
     for name in parts["train"].column_names:
         train = _blanked(parts["train"][name], (*WORDS, *options.missing))
         numeric = _numbers(train) is not None and (train.null_count < len(train) or not parts["train"][name].drop_null())
-        if not numeric and name not in options.categorical:
+        if numeric and name in named:
+            numeric = not any(_holds_codes(table[name]) for table in parts.values() if name in table.column_names)
+        elif not numeric and name not in options.categorical:
             _refuse_nearly_numeric(train, name)
         for part, table in parts.items():
             if name not in table.column_names:
@@ -184,6 +195,11 @@ def _typed(parts: Mapping[str, pa.Table], options: Options) -> dict[str, pa.Tabl
                     stacklevel=2,
                 )
     return {part: pa.table(table) for part, table in columns.items()}
+
+
+def _holds_codes(column: pa.ChunkedArray) -> bool:
+    """Whether a value begins with a zero before another digit, as in ZIP codes."""
+    return bool(pc.any(pc.match_substring_regex(column, r"^[+-]?0[0-9]")).as_py())
 
 
 def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,15 @@ def load(
         missing=missing,
         name=name,
     )
+    data = _found(source, options)
+    if test_share != Options.test_share and not data.held_out:
+        warnings.warn(
+            f"test_share is {test_share:g}, which changes nothing: {data.card.name!r} has test rows of its own", stacklevel=2
+        )
+    return data
+
+
+def _found(source: Any, options: Options) -> Data:
     if not isinstance(source, (str, os.PathLike)):
         return _arrays(source, options)
     if str(source) == "digits":
@@ -123,7 +133,8 @@ def load(
     known = canonical(str(source))
     try:
         if path.exists():
-            return _from_path(path, name if name and canonical(name) else _name_of(path), options)
+            named = options.name if options.name and canonical(options.name) else _name_of(path)
+            return _from_path(path, named, options)
         if known is not None:
             return _by_name(known, options)
     except OSError as error:

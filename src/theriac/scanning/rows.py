@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
-import math
+import re
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from theriac.core.poisoned import Poisoned, as_clean
 from theriac.core.ranges import Count, typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Data, Split
-from theriac.data import load, picture_files
+from theriac.data import among, load, picture_files, row_marks
 from theriac.data.alignment import align
 from theriac.detectors import Detector
 from theriac.models import Builder
@@ -42,6 +43,7 @@ EXIT = {"clean": 0, "suspicious": 1, "backdoored": 1, "abstains": 3}
 DRAWS = 200  # of the bootstrap
 CONTRADICTION = 0.9  # ours: share of a class beyond which detectors that suspect it contradict each other
 UPDATES = 600  # ours: of 1,500 rows with 5 % BadNets a network learned none of the backdoor in 165, and all of it in 330
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 OVERLAYS = 25  # of STRIP; the paper's 100 cost four times as much
 
 
@@ -61,6 +63,8 @@ class DataScan:
         skipped: Why a detector did not run, by name.
         rows: The rows that were scanned.
         files: Path of each row's file, where the data came from a folder of pictures; else empty.
+        source: That folder.
+        apart: Paths of its other pictures, such as a test part, which were not scanned.
     """
 
     verdict: Verdict
@@ -74,6 +78,8 @@ class DataScan:
     skipped: Mapping[str, str]
     rows: Split = field(repr=False)
     files: tuple[Path, ...] = field(default=(), repr=False)
+    source: Path | None = field(default=None, repr=False)
+    apart: tuple[Path, ...] = field(default=(), repr=False)
 
     @property
     def exit_code(self) -> int:
@@ -149,23 +155,20 @@ class DataScan:
             return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def write_cleaned(self, folder: str | Path) -> Path:
-        """Copy the files of all rows that are not suspected, one folder a class.
+        """Copy the files of all rows that are not suspected, and of a test part, which was not scanned, to the same places.
 
         Raises:
-            InputError: If the rows are no files, or the folder exists and holds something.
+            InputError: If the rows are no files, or the folder exists and holds something, or lies within the data.
         """
         folder = as_path("--cleaned", folder)
-        _refuse_cleaned(folder, bool(self.files))
-        dropped, y = set(self.flagged), self.rows.y.tolist()
+        _refuse_cleaned(folder, self.source if self.files else None)
+        assert self.source is not None  # files lie somewhere
+        dropped = set(self.flagged)
         with writing("--cleaned", folder):
-            for at, source in enumerate(self.files):
-                if at not in dropped:
-                    target = folder / self.rows.card.classes[y[at]]
-                    target.mkdir(parents=True, exist_ok=True)
-                    place = target / source.name
-                    if place.exists():  # the same name in two folders below a class
-                        place = target / f"{int(self.rows.index[at])}_{source.name}"
-                    shutil.copyfile(source, place)
+            for file in (*(file for at, file in enumerate(self.files) if at not in dropped), *self.apart):
+                place = folder / file.relative_to(self.source)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, place)
         return folder
 
     def write_page(self, path: str | Path, most: int = 60) -> Path:
@@ -211,7 +214,7 @@ def scan_data(
         recipe: Of the small model; left out, a short one of 15 to 60 epochs, which are 600 updates where that is within.
         width: Of the small model, for pictures.
         drop_list: File for the suspected rows, JSON or CSV.
-        cleaned: New folder for a copy of the other rows' files.
+        cleaned: New folder for a copy of the other rows' files, and of a test part, in the same places below it.
         page: File for one HTML page with the most suspicious rows.
         **options: Of :func:`theriac.load`, where ``data`` is a name, a path or arrays.
 
@@ -237,7 +240,7 @@ def scan_data(
     if page is not None:
         new_file("--page", page, endings=PAGES, apart_from={**apart, "--drop-list": drop_list})
     if cleaned is not None:
-        _refuse_cleaned(as_path("--cleaned", cleaned), bool(files))
+        _refuse_cleaned(as_path("--cleaned", cleaned), Path(data) if files else None)
     skipped = {
         name: "it looks at pictures, and these are rows of a table"
         for name, d in chosen.items()
@@ -262,6 +265,9 @@ def scan_data(
         for name, d in run.each("detectors", used.items(), len(used))
     }
     result = combine(rows, findings, skipped, files, seed=run.stream_seed("method", "scan_data"))
+    if files:
+        others = tuple(file for part in ("test", "val") for file in picture_files(data, part))
+        result = dataclasses.replace(result, source=Path(data), apart=others)
     if drop_list is not None:
         result.write_drop_list(drop_list)
     if cleaned is not None:
@@ -433,12 +439,12 @@ def _refuse_scanned(trusted: Split, rows: Split) -> None:
     Raises:
         InputError: If both are the same rows.
     """
-    ours, theirs = _marks(rows), _marks(trusted)
+    ours, theirs = row_marks(rows), row_marks(trusted)
     if torch.equal(ours.sort().values, theirs.sort().values):  # in any order
         raise InputError("--clean holds the scanned rows themselves, which are to be judged; expected rows from elsewhere")
     if rows.is_table:  # rows of few columns are alike by chance
         return
-    both = int(torch.isin(theirs, ours).sum())
+    both = among(trusted, rows)
     if both:
         warnings.warn(
             f"{both:,} of the {len(trusted):,} clean pictures are among the scanned ones; if these come from somebody else, "
@@ -447,29 +453,16 @@ def _refuse_scanned(trusted: Split, rows: Split) -> None:
         )
 
 
-_MARKED = 2**21  # numbers that are worked on at a time
-
-
-def _marks(rows: Split) -> torch.Tensor:
-    """A number for the content of each row, int64 (N,); equal rows have equal ones."""
-    numbers = math.prod(rows.card.shape)
-    weights = torch.randint(-(2**62), 2**62, (numbers,), generator=torch.Generator().manual_seed(0))
-
-    def marks(at: torch.Tensor) -> torch.Tensor:
-        x = rows.rows(at).cpu().flatten(1)
-        x = x.view(torch.int32) if x.dtype == torch.float32 else x  # all bits count
-        return (x.long() * weights).sum(1)
-
-    return torch.cat([marks(at) for at in torch.arange(len(rows)).split(max(1, _MARKED // numbers))])
-
-
 def _quoted(value: Any) -> Any:
-    """A text that a spreadsheet takes for a text."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")) else value
+    """A text that a spreadsheet takes for a text; a number, such as the class -1, is none."""
+    harmless = not isinstance(value, str) or _NUMBER.fullmatch(value)
+    return value if harmless or not value.startswith(("=", "+", "-", "@", "\t")) else f"'{value}"
 
 
-def _refuse_cleaned(folder: Path, files: bool) -> None:
-    if not files:
+def _refuse_cleaned(folder: Path, source: Path | None) -> None:
+    if source is None:
         raise InputError("--cleaned copies picture files, and these rows are none; take --drop-list")
+    if folder.resolve().is_relative_to(source.resolve()):
+        raise InputError(f"--cleaned is {str(folder)!r}, which lies within the data; expected a folder elsewhere")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--cleaned is {str(folder)!r}, which exists; expected a new or empty folder")
