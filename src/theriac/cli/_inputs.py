@@ -26,8 +26,8 @@ def source(typed: Typed) -> Source:
     return request(typed).source(str(typed["data"]))
 
 
-def request(typed: Typed) -> Request:
-    """What was typed about data and architecture."""
+def request(typed: Typed, *, measured: bool = False) -> Request:
+    """What was typed about data and architecture; ``measured``: the data are for measuring alone."""
     get = typed.get
     return Request(
         data=get("data"),
@@ -45,12 +45,15 @@ def request(typed: Typed) -> Request:
         tensors_only=bool(get("tensors_only")),
         weights=get("weights"),
         wrapping=opt.pairs(get("wrap"), "--wrap"),
+        measured=measured,
     )
 
 
 def _policy(typed: Sequence[str] | None) -> dict[str, Any] | None:
     if not typed:
         return None
+    if "none" in typed and len(typed) > 1:
+        raise InputError("--augment none stands for no changes at all; leave it out, or the other --augment options")
     return {} if list(typed) == ["none"] else opt.pairs(typed, "--augment")
 
 

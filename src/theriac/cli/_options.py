@@ -60,6 +60,15 @@ Sensitive = Annotated[
         show_default=False,
     ),
 ]
+Positive = Annotated[
+    str | None,
+    typer.Option(
+        "--positive",
+        help="Name or number of the class that counts as positive; the second one if left out.",
+        rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
 Augment = Annotated[
     list[str] | None,
     typer.Option(

@@ -131,6 +131,15 @@ def fairness(title: str, before: Fairness, after: Fairness, verdict: Verdict) ->
     console().print(table)
 
 
+def by_group(title: str, counted: Fairness) -> None:
+    """What a model answers by group, with gaps and their formulas."""
+    alarm(counted.degenerate)
+    table = _table(title, "value", "meaning")
+    for name, figure, _, meaning in side_by_side(counted, counted):
+        table.add_row(Text(clean(name)), _figure(figure), Text(clean(meaning), "dim"))
+    console().print(table)
+
+
 def saved(folder: Path) -> None:
     """Where the result is, unless quiet."""
     tell(f"kept in {folder}")

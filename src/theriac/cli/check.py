@@ -37,7 +37,7 @@ def check(
     from theriac.metrics import check_wrapping
     from theriac.runs import opening
 
-    request = _inputs.request({**ctx.params, "rows": None})
+    request = _inputs.request({**ctx.params, "rows": None}, measured=True)
     net, sets, name = opening.open_outside(path, request)
     run = Run(device=device, quiet=quiet or None)
     result = check_wrapping(net, sets.test, most=rows, run=run, logits=request.wrapping.get("logits"))

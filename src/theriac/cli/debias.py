@@ -21,15 +21,7 @@ def debias(
     ] = None,
     size: opt.Size = None,
     label: opt.Label = None,
-    positive: Annotated[
-        str | None,
-        typer.Option(
-            "--positive",
-            help="Name or number of the class that counts as positive; the second one if left out.",
-            rich_help_panel="Data",
-            show_default=False,
-        ),
-    ] = None,
+    positive: opt.Positive = None,
     augment: opt.Augment = None,
     data_option: opt.DataOption = None,
     method: opt.Debiasing = opt.DEBIASING,

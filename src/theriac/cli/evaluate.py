@@ -19,6 +19,7 @@ def evaluate(
     size: opt.Size = None,
     label: opt.Label = None,
     sensitive: opt.Sensitive = None,
+    positive: opt.Positive = None,
     data_option: opt.DataOption = None,
     rows: opt.Rows = None,
     model: opt.Architecture = None,
@@ -64,7 +65,10 @@ def evaluate(
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Measure a model on the test rows: clean accuracy, and attack success where the attack is known or named."""
+    """Measure a model on the test rows: clean accuracy, and attack success where the attack is known or named.
+
+    With a sensitive column, and for a debiased model, accuracy by group and the gaps between groups, too.
+    """
     opt.set_quiet(quiet)
 
     from theriac.cli import _inputs, _show
@@ -80,13 +84,17 @@ def evaluate(
     run = Run(device=device, precision=opening.precision(path, precision), quiet=quiet or None)
     if pairs is not None and (attack is not None or attack_option):
         raise InputError("--trigger-pairs is given beside --attack; one of them is the trigger to measure")
-    opened = opening.open_model(path, _inputs.request(ctx.params), run)
+    if pairs is not None and (sensitive or positive is not None):
+        raise InputError(f"--{'sensitive' if sensitive else 'positive'} is given beside --trigger-pairs, which have no groups")
+    opened = opening.open_model(path, _inputs.request(ctx.params, measured=True), run)
     if pairs is None:
         named = _inputs.attack(ctx.params, opened.data.card)
-        result = measure(opened, opening.known_attack(opened, named, named=attack is not None), limits=limits, run=run)
+        planted = opening.known_attack(opened, named, named=attack is not None)
+        by_group = bool(sensitive) or (opened.record.get("kind") == "debias" and opened.data.test.group is not None)
+        result = measure(opened, planted, limits=limits, by_group=by_group, positive=positive, run=run)
     else:
-        measured, planted = opening.stamped_pairs(opened, pairs, target)
-        result = measure(opened, planted, rows=measured, limits=limits, run=run)
+        measured, stamped = opening.stamped_pairs(opened, pairs, target)
+        result = measure(opened, stamped, rows=measured, limits=limits, run=run)
     if page is not None:
         result.write(page, opt.notes())
     if as_json:
@@ -105,6 +113,8 @@ def _result(result: Measurement, path: str) -> None:
     opened, planted = result.opened, result.planted
     under = planted.attack.full_title if planted else "no attack"
     _show.evaluation(f"{opened.name} on {result.rows.card.name}, {under}", result.evaluation)
+    if result.fairness is not None:
+        _show.by_group(f"{opened.name} on {result.rows.card.name}, by group", result.fairness)
     if opened.folder is None:
         return
     if planted is not None and opened.record.get("kind") == "train":

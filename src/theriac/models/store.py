@@ -119,10 +119,7 @@ def load_model(folder: str | Path, *, into: nn.Module | None = None) -> Classifi
     if not isinstance(weights, Mapping):
         raise InputError(f"{path} has {str(weights)[:80]!r} under 'weights'; expected their hash and layout")
     card = Card.from_dict(record["card"])
-    file = folder / "model.safetensors"
-    state: Mapping[str, Any] = read_tensors(file)
-    if "sha256" in weights and weights["sha256"] != digest(file):
-        raise InputError(f"{file} is not the one that {path} was written for; was a save cut short, or a file changed?")
+    state: Mapping[str, Any] = weights_of(folder, weights)
     if "extra_state" in weights:
         state = unpack(weights["extra_state"], dict(state), str(folder))
     if into is None:
@@ -145,6 +142,25 @@ def load_model(folder: str | Path, *, into: nn.Module | None = None) -> Classifi
     if "answers" in weights:
         _warn_of_other_answers(model, weights["answers"], str(folder))
     return model
+
+
+def weights_of(folder: Path, weights: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a run folder.
+
+    Args:
+        folder: The folder.
+        weights: What its record says about them.
+
+    Raises:
+        InputError: If they are missing, damaged, or others than the record was written for.
+    """
+    file = folder / "model.safetensors"
+    tensors = read_tensors(file)
+    if "sha256" in weights and weights["sha256"] != digest(file):
+        raise InputError(
+            f"{file} is not the one that {folder / 'run.json'} was written for; was a save cut short, or a file changed?"
+        )
+    return tensors
 
 
 def _answers(model: nn.Module) -> list[list[float]]:

@@ -16,7 +16,7 @@ from theriac.core.ranges import typed
 from theriac.models import Classifier, load_model
 from theriac.models.adapter import foreign
 from theriac.models.exporting import FILES, write_onnx, write_program, write_state, write_transformers
-from theriac.models.store import read_tensors
+from theriac.models.store import weights_of
 from theriac.models.wrapped import COUNTERSIGNED
 from theriac.report.model_cards import CARD, model_card
 from theriac.runs.folder import read, section
@@ -179,7 +179,7 @@ def _state(model: nn.Module | None, run: Path | None) -> dict[str, torch.Tensor]
             raise InputError(f"{odd[0]} in the network's state is no tensor; only tensors are exported")
         return dict(state)
     assert run is not None
-    tensors = read_tensors(run / "model.safetensors")
+    tensors = weights_of(run, section(read(run), "weights"))
     return {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
 
 

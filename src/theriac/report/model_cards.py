@@ -82,6 +82,13 @@ def _done(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"The model was trained with the recipe {_text(section(record, 'recipe').get('name')) or 'unknown'}."
     else:
         yield "It is not known how the model was made."
+    attack = section(record, "attack")
+    if attack and kind != "repair":
+        poison = section(record, "poison")
+        counted = section(section(record, "data"), "rows").get("train")
+        rows = f": {_text(poison.get('rows'))} of {_text(counted)} training rows were stamped" if poison else ""
+        labels = f", {_text(poison.get('changed_labels'))} of them relabeled" if rows else ""
+        yield f"**A backdoor was planted while it was trained, by the attack {_text(attack.get('method'))}{rows}{labels}.**"
     options = {k: v for k, v in method.items() if k not in ("method",)}
     if options:
         yield from ("", f"Options: {', '.join(f'`{_text(k)}` {_text(v)}' for k, v in options.items())}.")

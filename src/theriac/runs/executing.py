@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from theriac.core.errors import InputError, NothingToDoError
 from theriac.core.paths import as_path
 from theriac.core.run import Run, Sink
 from theriac.core.split import Data, Split
+from theriac.data import among
 from theriac.debias import Debiasing
 from theriac.metrics import Comparison, Evaluation, Fairness, Verdict, compare, evaluate, judge, listed, pairs_of
 from theriac.metrics.backdoor import described_rows, is_of
@@ -279,6 +281,8 @@ class _Repairing(_Work):
             raise InputError(f"clean is missing; {self.method.title} needs clean rows")
         if self.method.wants("clean_rows") and amount is not None:
             self.clean = clean_rows(self.data, job.data, amount, run)
+            if amount.source not in ("train", "val"):
+                _warn_of_test_rows(self.clean, self.data.test)
         self.planted = _judge(job, self.data, run) or victim.planted
         self.trigger = self.planted if self.method.wants("trigger") else None
         if self.trigger is None and self.method.wants("trigger"):
@@ -328,6 +332,17 @@ class _Repairing(_Work):
             },
         }
         return _Result(model=fixed, before=before, after=after, facts=facts, degenerate=pair.degenerate, planted=self.planted)
+
+
+def _warn_of_test_rows(clean: Split, test: Split) -> None:
+    """Warn where a model is measured on rows that its repair was fitted to; rows of a table may be alike by chance."""
+    both = among(clean, test)
+    if both > (len(clean) / 2 if clean.is_table else 0):
+        warnings.warn(
+            f"{both:,} of the {len(clean):,} clean rows are among the {len(test):,} test rows: what the repaired model gets "
+            "right of these says nothing about others; take clean rows from elsewhere (--clean-from), or other test rows",
+            stacklevel=2,
+        )
 
 
 class _Debiasing(_Work):

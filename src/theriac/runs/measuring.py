@@ -14,7 +14,9 @@ from theriac.core.files import read_json, write_json
 from theriac.core.paths import is_stream, make_folder, writing
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.metrics import Evaluation, evaluate
+from theriac.data import regroup
+from theriac.metrics import Evaluation, Fairness, evaluate, fairness
+from theriac.runs.folder import section
 from theriac.runs.opening import Opened
 from theriac.triggers.custom import CustomPlanted
 
@@ -58,6 +60,7 @@ class Measurement:
         rows: The rows that it was scored on.
         planted: The trigger that it was scored with; None if there was none.
         evaluation: The scores.
+        fairness: Its answers by group, where the rows have groups and they were asked for; else None.
         findings: What is beyond the limits, in words.
     """
 
@@ -65,15 +68,23 @@ class Measurement:
     rows: Split
     planted: Planted | CustomPlanted | None
     evaluation: Evaluation
+    fairness: Fairness | None = None
     findings: list[str] = field(default_factory=list)
+
+    @property
+    def degenerate(self) -> list[str]:
+        """Sentences about figures that mislead by themselves."""
+        by_group = () if self.fairness is None else self.fairness.degenerate
+        return list(dict.fromkeys((*self.evaluation.degenerate, *by_group)))
 
     def to_dict(self, warnings: Sequence[str] = ()) -> dict[str, Any]:
         """Plain data, as :meth:`write` keeps them."""
         return {
             "status": "done",
             "model": self.opened.name if self.opened.path is None else str(self.opened.path),
-            "degenerate": self.evaluation.degenerate,
+            "degenerate": self.degenerate,
             "evaluation": self.evaluation.to_dict(),
+            **({} if self.fairness is None else {"fairness": self.fairness.to_dict()}),
             "findings": self.findings,
             "warnings": list(warnings),
         }
@@ -95,6 +106,8 @@ def measure(
     *,
     rows: Split | None = None,
     limits: Limits | None = None,
+    by_group: bool = False,
+    positive: int | str | None = None,
     run: Run | None = None,
 ) -> Measurement:
     """Score an opened model.
@@ -104,16 +117,33 @@ def measure(
         planted: The trigger that is counted; None counts clean accuracy only.
         rows: Rows to score it on; None takes the test rows of its data.
         limits: What the scores are held against.
+        by_group: Also count its answers by the groups of the rows; those that a model was debiased against are taken as then.
+        positive: The class that "positive" means in gaps between groups, by name or number; None takes that of a debiasing
+            run, else the second class.
         run: Device and precision.
 
     Raises:
-        InputError: If there is a limit for attack success but no trigger.
+        InputError: If there is a limit for attack success but no trigger, or no groups to count by.
     """
     limits, rows = limits or Limits(), opened.data.test if rows is None else rows
     if limits.max_asr is not None and planted is None:
         raise InputError("--max-asr needs an attack to count; name one with --attack, or give a run folder that holds one")
+    if positive is not None and not by_group:
+        raise InputError("--positive is for gaps between groups; name the column of the groups with --sensitive")
     scores = evaluate(opened.model, rows, planted, run=run)
-    return Measurement(opened=opened, rows=rows, planted=planted, evaluation=scores, findings=limits.findings(scores))
+    counted = _by_group(opened, rows, positive, run) if by_group else None
+    findings = limits.findings(scores)
+    return Measurement(opened=opened, rows=rows, planted=planted, evaluation=scores, fairness=counted, findings=findings)
+
+
+def _by_group(opened: Opened, rows: Split, positive: int | str | None, run: Run | None) -> Fairness:
+    if rows.group is None:
+        raise InputError(f"{rows.card.name!r} has no groups to count by; name their column with --sensitive")
+    debiased = section(opened.record, "identity") if opened.record.get("kind") == "debias" else {}
+    _, against = debiased.get("groups") or (None, None)
+    if isinstance(against, str) and against in rows.card.groups:
+        rows = regroup(rows, {against: against}, rest=f"not {against}")
+    return fairness(opened.model, rows, positive=debiased.get("positive") if positive is None else positive, run=run)
 
 
 def prepare(page: Path) -> None:

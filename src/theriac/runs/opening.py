@@ -60,6 +60,7 @@ class Request:
     tensors_only: bool = False
     weights: str | None = None  # file of weights, where no path is given
     wrapping: Mapping[str, Any] = field(default_factory=dict)  # options of theriac.adapt, for a network from outside
+    measured: bool = False  # the data are for measuring alone, so all rows of a source without a test part of its own count
 
     def source(self, name: str, size: int | None = None) -> Source:
         """The data of that name, with what was said about data; ``size`` is taken where no other was."""
@@ -231,7 +232,7 @@ def _from_outside(where: Path | None, request: Request) -> Opened | None:
             return None
         raise InputError(f"{where or request.model} names no data; give --data")
     source = request.source(request.data)
-    data = source.load()
+    data = _to_measure(source.load(), request)
     if own:
         model: Classifier | None = open_own(
             str(request.model),
@@ -275,7 +276,7 @@ def open_outside(path: str | Path | None, request: Request) -> tuple[nn.Module, 
     if path is not None and request.weights is not None:
         raise InputError(f"--weights is {request.weights!r}, and MODEL is {str(path)!r}; one of them names the weights")
     file = request.weights if path is None else path
-    data = request.source(request.data).load()
+    data = _to_measure(request.source(request.data).load(), request)
     net = make_own(request.model, request.model_options, classes=data.card.num_classes)
     if file is not None:
         load_weights(net, file, key=request.weights_key, tensors_only=request.tensors_only)
@@ -360,8 +361,15 @@ def known_attack(opened: Opened, attack: Attack | None, *, named: bool) -> Plant
     Raises:
         InputError: If it needs fitting, or does not fit the data.
     """
-    if not named and opened.folder is not None and is_regular(opened.folder / "planted.json"):
-        return load_planted(opened.folder)
+    if not named and opened.folder is not None:
+        if is_regular(opened.folder / "planted.json"):
+            return load_planted(opened.folder)
+        if section(opened.record, "attack"):
+            warnings.warn(
+                f"{opened.folder / RECORD} names an attack ({str(opened.record['attack'].get('method'))[:80]}), but not its "
+                "trigger, which planted.json holds: attack success is not measured (--attack names one)",
+                stacklevel=2,
+            )
     return None if attack is None else plant_for(attack, opened.data.test)
 
 
@@ -465,6 +473,7 @@ def _from_folder(where: Path, request: Request) -> Opened:
         data = with_augment(data, model.card.augment)
     known = Source.recorded(record)
     there = request.data is None or (known is not None and known.name == source.name)  # other data are not expected to be alike
+    data = data if there else _to_measure(data, request)
     if there and request.rows is None and section(record, "data").get("hash") != data_hash(data):
         warnings.warn(
             f"the data at {source.name} are not those that {where} was made with: they changed, or are divided in another way, "
@@ -477,6 +486,14 @@ def _from_folder(where: Path, request: Request) -> Opened:
     weights = digest(where / "model.safetensors")
     name = where.resolve().name
     return Opened(model=model, name=name, record=record, folder=where, weights=weights, data=data, source=source, path=where)
+
+
+def _to_measure(data: Data, request: Request) -> Data:
+    """All rows as test rows, where the data are for measuring alone and a part was drawn from them without being asked for."""
+    asked = request.rows is not None or {"test_share", "val_share"} & request.options.keys()
+    if asked or not request.measured or not data.held_out:
+        return data
+    return Data(data.joined(), data.joined())
 
 
 def _source(where: Path, record: Mapping[str, Any], model: Classifier, request: Request) -> Source:

@@ -105,8 +105,18 @@ class Source:
 
 
 def _at_most(split: Split, rows: int | None, seed: int) -> Split:
-    """So many rows at most, with every class in proportion."""
-    return split if rows is None or len(split) <= rows else split_off(split, rows / len(split), seed=seed)[1]
+    """So many rows at most, with every class in proportion; says which classes that leaves without a row."""
+    if rows is None or len(split) <= rows:
+        return split
+    few = split_off(split, rows / len(split), seed=seed)[1]
+    lost = ((split.count() > 0) & (few.count() == 0)).nonzero().flatten().tolist()
+    if lost:
+        named = ", ".join(repr(split.card.classes[k][:40]) for k in lost[:5]) + (", ..." if len(lost) > 5 else "")
+        warnings.warn(
+            f"{rows:,} of {len(split):,} rows leave none of {len(lost)} classes ({named}), which have few; take more rows",
+            stacklevel=4,
+        )
+    return few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +136,8 @@ class Clean:
 
     Args:
         amount: A number of rows, or a share of the pool.
-        source: The pool: "train", "val", or the name or path of other data, whose training rows are taken.
+        source: The pool: "train", "val", or the name or path of other data, of which the training rows are taken, or all rows
+            where they have no test part of their own.
         stratified: Take the same number of rows of every class, as near as it can be.
         seed: Seed of the draw; None takes the job's, so that other seeds draw other rows.
     """
@@ -208,7 +219,9 @@ def clean_rows(data: Data, source: Source, clean: Clean, run: Run) -> Split:
             )
         pool = data.val
     else:
-        pool = alike(where, data.card, source).load().train
+        other = alike(where, data.card, source)
+        loaded = other.load()
+        pool = loaded.train if other.name == source.name else loaded.joined()  # of the model's own data some are for the test
         pool = align(pool, data.card, "the model's data (--clean-from)").replace(card=data.card)
     if isinstance(amount, int) and amount > len(pool):
         raise InputError(f"--clean asks for {amount} rows; there are {len(pool)}")
