@@ -363,10 +363,12 @@ def known(record: dict[str, Any]) -> bool:
 
 
 def fresh_parts(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Which fresh networks each figure is of: all, the narrow ones, those of width 16, and those of larger pictures."""
+    """Which fresh networks each figure is of: all, those of new seeds, narrow ones, those of width 16, of larger pictures."""
+    new = np.array([r["round"] == 8 for r in records], bool)
     wide = np.array([r["model"] == "preact16" for r in records], bool)
     large = np.array([r["set"] in LARGE for r in records], bool)
-    parts = {"fresh": np.ones(len(records), bool), "fresh_narrow": ~wide & ~large, "fresh_wide": wide, "fresh_large": large}
+    parts = {"fresh": np.ones(len(records), bool), "fresh_new": new}
+    parts |= {"fresh_narrow": ~wide & ~large, "fresh_wide": wide, "fresh_large": large}
     return {name: rows for name, rows in parts.items() if any(rows)}
 
 

@@ -16,6 +16,7 @@ RESTS = {"weights": "weights", "behavior": "behavior"}
 PARTS = {
     "left_one_out": "fitted part, each network left out once",
     "fresh": "fresh, all",
+    "fresh_new": "fresh, of round 8",
     "fresh_narrow": "fresh, pictures of 8 to 16 pixels, width 8",
     "fresh_wide": "fresh, pictures of 8 pixels, width 16",
     "fresh_large": "fresh, pictures of 28 and 32 pixels",
@@ -57,6 +58,7 @@ def page(results: Path = RESULTS) -> str:
         "The model was then fitted anew with the networks of rounds 6 and 7, so those of earlier rounds are judged again; "
         f"nothing was chosen by them. On those of width 16 it is {_area(figures['fresh_wide'])}, on those of pictures of 28 "
         f"and 32 pixels {_area(figures['fresh_large'])}; five of these had been measured before patches got more steps. "
+        f"Those of round 8, whose seeds nothing had seen, are the last ones: {_area(figures['fresh_new'])}. "
         "On the older held-out part, whose networks "
         f"were seen by earlier versions of the scan, it is {_area(figures['held_out'])}, and on those of its attacks that the "
         f"fitted part does not have {_area(figures['held_out_other'])}. {_weakest(both)}\n\n"
