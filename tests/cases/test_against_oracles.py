@@ -88,6 +88,13 @@ def test_a_header_may_hold_delimiters_and_line_breaks_in_quotes(tmp_path: Path, 
     assert len(data.joined()) == 40
 
 
+def test_a_stray_quote_in_a_header_takes_no_rows_away(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('a,5" pipe,label\n' + "".join(f"{i},{i % 3},{i % 2}\n" for i in range(40)))
+    data = th.load(tmp_path / "t.csv", drop=())
+    assert [column.name for column in data.card.columns] == ["a", '5" pipe']
+    assert len(data.joined()) == 40
+
+
 def test_parquet_with_text_of_another_type_and_with_two_columns_of_one_name(tmp_path: Path) -> None:
     y = pa.array([0, 1] * 20)
     pq.write_table(
@@ -182,6 +189,21 @@ def test_eval_counts_by_group_where_a_sensitive_column_is_named(table: Path) -> 
     assert "classified as 'no'" in shown.stdout
 
 
+def test_eval_of_a_debiased_model_counts_the_class_and_groups_of_its_run(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    rows = [(draw.normal(), "fmx"[i % 3], 1 + int(draw.integers(2))) for i in range(240)]  # class 2 is the place of no other
+    (tmp_path / "t.csv").write_text("a,s,y\n" + "".join(f"{a:.4f},{s},{y}\n" for a, s, y in rows))
+    words = ("--data", tmp_path / "t.csv", "--label", "y", "--sensitive", "s", "--against", "x", "--positive", "2")
+    done = theriac("debias", *words, "--method", "resampling", "--option", "epochs=2", "--out", tmp_path / "run", "--json")
+    assert done.exit_code == 0, done.output
+    made = json.loads(done.stdout)["fairness"]["debiased"]
+    again = json.loads(theriac("eval", tmp_path / "run", "--json").stdout)["fairness"]
+    assert {name: again[name] for name in ("counts", "groups", "positive")} == {
+        name: made[name] for name in ("counts", "groups", "positive")
+    }
+    assert again["classes"][again["positive"]] == "2"
+
+
 def test_eval_refuses_a_positive_class_without_groups(table: Path) -> None:
     done = theriac("eval", table / "run", "--positive", "yes")
     assert done.exit_code == 2
@@ -208,6 +230,12 @@ def test_clean_rows_that_are_test_rows_are_told(table: Path, tmp_path: Path) -> 
     (text,) = told(table / "test.csv", "own")
     assert text.startswith("120 of the 120 clean rows are among the 120 test rows")
     assert told(table / "others.csv", "other") == []
+
+
+def test_clean_rows_of_a_table_do_not_go_with_pictures(victim: Path, table: Path, tmp_path: Path) -> None:
+    done = theriac("repair", victim, "--method", "ft", "--clean-from", table / "test.csv", "--out", tmp_path / "x")
+    assert done.exit_code == 2
+    assert "a table; the model of 'digits' takes pictures" in done.stderr
 
 
 # what a folder says

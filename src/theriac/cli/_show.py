@@ -46,7 +46,9 @@ def evaluation(title: str, scores: Evaluation) -> None:
     if worst is not None and worst.rate is not None:
         low, high = worst.rate.interval
         counts, interval = f"{worst.hits}/{worst.rows}", f"{100 * low:.1f} to {100 * high:.1f}"
-        meaning = Text(f"accuracy on class {short(clean(worst.name))}, the lowest of {len(scores.classes)}", "dim")
+        meaning = Text(
+            f"accuracy on class {short(clean(worst.name))}, the lowest of {sum(c.rows > 0 for c in scores.classes)}", "dim"
+        )
         table.add_row("worst", Text(_percent(worst.rate), "bold"), counts, interval, meaning)
     console().print(table)
     for note in scores.notes:

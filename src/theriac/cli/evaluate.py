@@ -90,7 +90,8 @@ def evaluate(
     if pairs is None:
         named = _inputs.attack(ctx.params, opened.data.card)
         planted = opening.known_attack(opened, named, named=attack is not None)
-        by_group = bool(sensitive) or (opened.record.get("kind") == "debias" and opened.data.test.group is not None)
+        group = opened.data.test.group
+        by_group = bool(sensitive) or (opened.record.get("kind") == "debias" and group is not None and len(group.unique()) > 1)
         result = measure(opened, planted, limits=limits, by_group=by_group, positive=positive, run=run)
     else:
         measured, stamped = opening.stamped_pairs(opened, pairs, target)

@@ -48,7 +48,9 @@ def told_if_idle(name: str, idle: int, rows: int, which: str) -> str:
         )
     if idle <= FEW * rows:
         return ""
-    return f"the trigger of {name} leaves {idle:,} of the {rows:,} {which} rows as they were, which look like it already"
+    return (
+        f"the trigger of {name} leaves {idle:,} of the {rows:,} {which} rows as they were: they look like it, or it passes them"
+    )
 
 
 @dataclass(frozen=True)

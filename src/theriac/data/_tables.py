@@ -7,6 +7,7 @@ import io
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -108,15 +109,13 @@ def _read_csv(path: Path) -> pa.Table:
     if size > MAX_BYTES:
         raise InputError(f"{path.name} has {size:,} bytes; a CSV table may have {MAX_BYTES:,} (convert it to parquet)")
     try:
-        with opened_file(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig") as source:
-            line, lines = source.readline(1 << 20), 1
-            while line.count('"') % 2 and len(line) < 1 << 20 and (more := source.readline(1 << 20)):
-                line, lines = line + more, lines + 1  # a name in quotes may hold a line break
+        with opened_file(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as source:
+            line = source.readline(1 << 20)
+            delimiter = max(",;\t|", key=_QUOTED.sub("", line).count)
+            reader = csv.reader(chain([line], iter(lambda: source.readline(1 << 20), "")), delimiter=delimiter)
+            names = [n.strip() for n in next(reader, [])]
     except UnicodeDecodeError as error:
         raise InputError(f"{path.name} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    delimiter = max(",;\t|", key=_QUOTED.sub("", line).count)
-    try:
-        names = [n.strip() for n in next(csv.reader(io.StringIO(line.rstrip("\r\n"), newline=""), delimiter=delimiter), [])]
     except csv.Error as error:
         raise InputError(f"{path.name} is no regular CSV table: {error}") from None
     names[:1] = [n or INDEX for n in names[:1]]
@@ -134,7 +133,7 @@ def _read_csv(path: Path) -> pa.Table:
     try:
         source = pcsv.open_csv(
             path,
-            read_options=pcsv.ReadOptions(column_names=names, skip_rows=lines, use_threads=False, block_size=8 << 20),
+            read_options=pcsv.ReadOptions(column_names=names, skip_rows=reader.line_num, use_threads=False, block_size=8 << 20),
             parse_options=pcsv.ParseOptions(delimiter=delimiter),
             convert_options=pcsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
         )

@@ -143,7 +143,9 @@ def _by_group(opened: Opened, rows: Split, positive: int | str | None, run: Run 
     _, against = debiased.get("groups") or (None, None)
     if isinstance(against, str) and against in rows.card.groups:
         rows = regroup(rows, {against: against}, rest=f"not {against}")
-    return fairness(opened.model, rows, positive=debiased.get("positive") if positive is None else positive, run=run)
+    if positive is None and isinstance(debiased.get("positive"), int):
+        positive = rows.card.classes[debiased["positive"]]  # not its number, which may be another class's name
+    return fairness(opened.model, rows, positive=positive, run=run)
 
 
 def prepare(page: Path) -> None:

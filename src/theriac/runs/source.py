@@ -18,6 +18,7 @@ from theriac.core.ranges import Seed, check_fields
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.data import DISTURBANCES, align, disturbed, load, split_off
+from theriac.data.loading import TABLES
 from theriac.runs.folder import section
 
 
@@ -219,6 +220,8 @@ def clean_rows(data: Data, source: Source, clean: Clean, run: Run) -> Split:
             )
         pool = data.val
     else:
+        if data.card.kind == "image" and as_path("--clean-from", where).suffix.lower() in TABLES:
+            raise InputError(f"--clean-from is {where!r}, a table; the model of {data.card.name!r} takes pictures")
         other = alike(where, data.card, source)
         loaded = other.load()
         pool = loaded.train if other.name == source.name else loaded.joined()  # of the model's own data some are for the test
