@@ -14,7 +14,7 @@ from theriac.attacks._fitted import cached, key_of
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Method
-from theriac.core.planted import Planted, Victim, told_if_idle, unchanged
+from theriac.core.planted import Planted, Victim, note_if_idle, unchanged
 from theriac.core.poisoned import CROSS, POISON, Poisoned, as_clean
 from theriac.core.ranges import Fraction, Whole
 from theriac.core.run import Run, as_run
@@ -113,9 +113,9 @@ class Attack(Method):
                     stamped[at : at + len(part)] = as_stored(new, rows)  # as bytes, floats in [0, 1] would all be black
                     if variant == "poison":
                         idle += int(unchanged(rows, stamped[at : at + len(part)]).sum())
-        told = told_if_idle(self.name, idle, len(chosen), "chosen")
-        if told:
-            warnings.warn(told, stacklevel=2)
+        note = note_if_idle(self.name, idle, len(chosen), "chosen")
+        if note:
+            warnings.warn(note, stacklevel=2)
         if not self.keeps_labels:
             y[chosen] = planted.target(split.y[chosen], split.index[chosen])
         kind[chosen] = POISON

@@ -30,7 +30,7 @@ def unchanged(rows: torch.Tensor, stamped: torch.Tensor) -> torch.Tensor:
     return ((rows == stamped) | (rows.isnan() & stamped.isnan())).flatten(1).all(1)
 
 
-def told_if_idle(name: str, idle: int, rows: int, which: str) -> str:
+def note_if_idle(name: str, idle: int, rows: int, which: str) -> str:
     """What is to be said of rows that a trigger left as they were: nothing of a few.
 
     Args:

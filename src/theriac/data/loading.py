@@ -114,7 +114,7 @@ def load(
         missing=missing,
         name=name,
     )
-    data = _found(source, options)
+    data = _load(source, options)
     if test_share != Options.test_share and not data.held_out:
         warnings.warn(
             f"test_share is {test_share:g}, which changes nothing: {data.card.name!r} has test rows of its own", stacklevel=2
@@ -122,7 +122,7 @@ def load(
     return data
 
 
-def _found(source: Any, options: Options) -> Data:
+def _load(source: Any, options: Options) -> Data:
     if not isinstance(source, (str, os.PathLike)):
         return _arrays(source, options)
     if str(source) == "digits":

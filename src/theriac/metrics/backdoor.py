@@ -18,7 +18,7 @@ from torch import nn
 from theriac.core import check
 from theriac.core.errors import InputError, shortened
 from theriac.core.names import places, ranked
-from theriac.core.planted import planted_on, told_if_idle, unchanged
+from theriac.core.planted import note_if_idle, planted_on, unchanged
 from theriac.core.poisoned import Poisoned
 from theriac.core.ranges import Count, typed
 from theriac.core.run import Run, as_run
@@ -110,8 +110,8 @@ def evaluate(
     by_class = tuple(ClassCount(*values) for values in zip(split.card.classes, *counts, strict=True))
     if planted is None:
         return Evaluation(acc, data=data, rows=rows, classes=by_class, notes=notes)
-    told = told_if_idle(planted.name, int(idle), int(population), "stamped")
-    notes = (*notes, told) if told else notes
+    idleness = note_if_idle(planted.name, int(idle), int(population), "stamped")
+    notes = (*notes, idleness) if idleness else notes
     of = f"rows stamped by {planted.name} whose label is not the attack's label already"
     total = int(here.count()[targets].sum())
     target_acc = Rate(int(right[targets].sum()), total, "clean rows of the target class") if total else None

@@ -145,9 +145,12 @@ def on_device(model: nn.Module, run: Run) -> Iterator[None]:
     Raises:
         InputError: On a model on the device "meta", which has no numbers.
     """
-    refuse_empty(model)
     came = next((t.device for t in (*model.parameters(), *model.buffers())), run.device)
-    model.to(run.device)
+    try:
+        model.to(run.device)
+    except NotImplementedError:  # torch's word for tensors without numbers
+        refuse_empty(model)
+        raise
     try:
         yield
     finally:

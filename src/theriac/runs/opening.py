@@ -490,8 +490,8 @@ def _from_folder(where: Path, request: Request) -> Opened:
 
 def _to_measure(data: Data, request: Request) -> Data:
     """All rows as test rows, where the data are for measuring alone and a part was drawn from them without being asked for."""
-    asked = request.rows is not None or {"test_share", "val_share"} & request.options.keys()
-    if asked or not request.measured or not data.held_out:
+    explicit = request.rows is not None or {"test_share", "val_share"} & request.options.keys()
+    if explicit or not request.measured or not data.held_out:
         return data
     return Data(data.joined(), data.joined())
 

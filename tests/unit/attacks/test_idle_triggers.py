@@ -10,7 +10,7 @@ import torch
 
 import theriac as th
 from theriac.attacks import AdaptiveBlend, BadNets, Blended, BppAttack, FTrojan, WaNet
-from theriac.core.planted import told_if_idle, unchanged
+from theriac.core.planted import note_if_idle, unchanged
 
 WEAK: list[Any] = [
     BadNets(opacity=0.0),
@@ -58,5 +58,5 @@ def test_rows_are_compared_as_the_network_sees_them() -> None:
 
 
 def test_few_of_them_pass_without_a_word() -> None:
-    assert told_if_idle("x", 10, 100, "chosen") == told_if_idle("x", 0, 0, "chosen") == ""
-    assert told_if_idle("x", 11, 100, "chosen")
+    assert note_if_idle("x", 10, 100, "chosen") == note_if_idle("x", 0, 0, "chosen") == ""
+    assert note_if_idle("x", 11, 100, "chosen")

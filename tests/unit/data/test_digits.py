@@ -31,7 +31,8 @@ def test_digits_split_is_a_partition_of_80_to_20_in_every_class() -> None:
 def test_digits_split_is_fixed_and_validation_rows_follow_the_seed() -> None:
     one, two, three = (th.load("digits", seed=s, val_share=0.1) for s in (0, 0, 1))
     assert torch.equal(one.test.index, three.test.index)
-    assert torch.equal(one.test.index, th.load("digits", test_share=0.5).test.index)
+    with pytest.warns(UserWarning, match="test_share is 0.5, which changes nothing"):
+        assert torch.equal(one.test.index, th.load("digits", test_share=0.5).test.index)
     assert one.val is not None
     assert two.val is not None
     assert three.val is not None
