@@ -266,7 +266,27 @@ def test_proxies_that_do_not_withstand_fine_tuning_prove_nothing(digits, trained
     rows = digits.train.sample(0.2, seed=3, stratified=True)
     Auto(candidates=("ft:strong",), kinds=("patch", "tone"), plant_steps=1, rounds=1).repair(trained, rows, run)
     assert run.outcome.status == "abstained"
+    assert "in 3 draws the model does not learn" in run.outcome.reason
     assert "prove nothing" in run.outcome.reason
+    assert run.outcome.figures["draws"] == 3
+
+
+def test_proxies_are_drawn_anew_where_too_few_kinds_withstand(digits, trained, run, monkeypatch):
+    """The first draw is as if there were no other, so that results with it stay; it ends with the first that will do."""
+    rows, salts, planted = digits.train.sample(0.2, seed=3, stratified=True), [], Auto._planted
+
+    def firm(self: Auto, model: nn.Module, fit: th.Split, held: th.Split, own: th.Run, salt: int) -> Any:
+        proxies, copied, obeyed, _ = planted(self, model, fit, held, own, salt)
+        salts.append((salt, [proxy.target for proxy in proxies]))
+        share = {kind: Rate(20 * (salt == 1), 20) for kind in obeyed}
+        return proxies, copied, share, share
+
+    monkeypatch.setattr(Auto, "_planted", firm)
+    Auto(candidates=("ft",), kinds=("patch", "blend", "wave"), plant_steps=1, rounds=1, again=False).repair(trained, rows, run)
+    assert run.outcome.figures["draws"] == 2
+    assert [salt for salt, _ in salts] == [0, 1]
+    assert salts[0][1] == [proxy.target for proxy in draw_proxies(("patch", "blend", "wave"), rows, run)]
+    assert salts[0][1] != salts[1][1]
 
 
 @pytest.mark.parametrize(

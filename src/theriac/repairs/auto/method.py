@@ -91,19 +91,21 @@ class Auto(Repair):
 
     Which proxies count: those that the copy obeys on at least ``planted`` of the held-back rows and of which fine-tuning leaves
     at least ``hard``. A kind that the model can't learn, as fine tones on tiny pictures, proves nothing about a repair; it is
-    left out, and the figures and the summary say so. What a trigger does in the repaired model without having been planted is
-    no trace of planting either, so it is taken off.
+    left out, and the figures and the summary say so. Where fewer than two kinds are left, others are drawn, ``draws`` times in
+    all. What a trigger does in the repaired model without having been planted is no trace of planting, so it is taken off.
 
     Known limits: a trial by proxies can't show what is unlike all proxies. Antidote doses patches, blends, waves, warps and
     random convolutions, so of the kinds here only "tone" is new to it, and "generator" in part. On five tuning victims
     (digits, seeds 11 and 12, six repairs each) the worst proxy's success agreed with attack success at a rank correlation
     of 0.83, that of universal perturbations at 0.36; of 13 repairs that left at most 10 % of the worst proxy, one left 11 %
-    of the attack. For tables it abstains. Measured on digits in float32 (width 8, 20 % clean rows, 14 attacks, seeds 18 to
-    20, on which nothing was chosen), it said of 34 of 42 victims that they were repaired; two of these kept more than 10 % of
-    attack success (10.9 and 12.3 under an untargeted patch, where benign models err, too; 95 % interval of such false
-    assurance: 2 to 19 %). The other 8 it left as they were, needlessly: Antidote alone left at most 10 % of each. Five of
-    them, all of one seed, were left because only one of six kinds of proxies could be planted firmly. It took 34 CPU seconds,
-    Antidote 3, which left more than 10 % in 3 of 42. Both called 3 benign models repaired. Version 6, which took whatever was
+    of the attack. For tables it abstains. Version 7 was measured on digits in float32 (width 8, 20 % clean rows, 14 attacks,
+    seeds 18 to 20, on which nothing was chosen): it said of 34 of 42 victims that they were repaired; two of these kept more
+    than 10 % of attack success (10.9 and 12.3 under an untargeted patch, where benign models err, too; 95 % interval of such
+    false assurance: 2 to 19 %). The other 8 it left as they were, needlessly: Antidote alone left at most 10 % of each. It
+    took 34 CPU seconds, Antidote 3, which left more than 10 % in 3 of 42. Both called 3 benign models repaired. Five of the 8,
+    all of seed 20, were left because only one of six kinds of proxies could be planted firmly; so version 8 draws proxies anew
+    then, and left 0 to 1.2 % of these five, with the second draw. It is the same where the first draw will do, and has not
+    been measured on fresh seeds. Version 6, which took whatever was
     more accurate by a row, had been wrong about 5 of 26 (seeds 15 and 16). So few victims can't show that false assurance is
     rare, and a goal of at most 2 % is not shown to be met. Warped rows hardly get their true label back (17 %), as under
     Antidote. On one CIFAR-10 victim (width 16, Blended, 2,500 clean rows; the one that
@@ -125,7 +127,7 @@ class Auto(Repair):
     name: ClassVar[str] = "auto"
     title: ClassVar[str] = "Auto"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
-    version: ClassVar[int] = 7  # 4: judging_rows; 5: spare; 6: second repair; 7: more accurate only beyond chance
+    version: ClassVar[int] = 8  # 4: judging_rows; 5: spare; 6: second repair; 7: more accurate only beyond chance; 8: draws
 
     candidates: tuple[str, ...] = ("antidote", "antidote:matched", "ft_sam")  # NAME or NAME:PRESET of repairs; ours
     kinds: tuple[str, ...] = KINDS  # kinds of proxies; ours
@@ -134,6 +136,7 @@ class Auto(Repair):
     tuning_steps: Count = 100  # most updates of the fine-tuning that proxies must withstand; ours, above what digits take
     plant_steps: Count = 150  # updates with whole batches that plant the proxies, a round; ours, checked on tuning victims
     rounds: Count = 3  # most rounds of planting; ours, likewise
+    draws: Count = 3  # most draws of proxies, where too few kinds of the first can be planted firmly; ours, after seed 20
     hardened: Fraction = 0.9  # planting ends when fine-tuning leaves this much of every kind; ours, from the pilot
     hard: Fraction = 0.5  # a kind of which fine-tuning leaves less is not counted; ours
     planted: Fraction = 0.8  # a kind that the copy obeys less is left out; ours
@@ -189,17 +192,24 @@ class Auto(Repair):
         fit = rest if len(rest) <= self.judging_rows else rest.sample(self.judging_rows, seed=seed, stratified=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of repairs of copies; what matters is in the figures
-            proxies, proxied, obeyed, left = self._planted(model, fit, held, run)
-            out = tuple(kind for kind in self.kinds if obeyed[kind].value < self.planted)
-            hard = [p for p in proxies if p.kind not in out and left[p.kind].value >= self.hard]
+            least, drawn = min(LEAST_HARD, len(self.kinds)), 0
+            out, hard = tuple[str, ...](), list[Proxy]()
+            while drawn < self.draws and len(hard) < least:  # which kinds a model learns depends on the draw, too
+                proxies, proxied, obeyed, left = self._planted(model, fit, held, run, drawn)
+                out = tuple(kind for kind in self.kinds if obeyed[kind].value < self.planted)
+                hard = [p for p in proxies if p.kind not in out and left[p.kind].value >= self.hard]
+                drawn += 1
             shares = {
+                "draws": drawn,
                 "proxies_planted": {kind: rate.to_dict() for kind, rate in obeyed.items()},
                 "proxies_after_fine_tuning": {kind: rate.to_dict() for kind, rate in left.items()},
                 "left_out": list(out),
             }
-            if len(hard) < min(LEAST_HARD, len(self.kinds)):
+            if len(hard) < least:
                 undone = f"{len(self.kinds) - len(hard)} of {len(self.kinds)} kinds of its proxies"
-                reason = f"the model does not learn, or plain fine-tuning undoes, {undone}, so they prove nothing"
+                reason = (
+                    f"in {drawn} draws the model does not learn, or plain fine-tuning undoes, {undone}, so they prove nothing"
+                )
                 return self._abstain(model, run, f"{reason}; more clean rows would help", shares)
             before, base = _counts(_answers(model, held, run), held), success(model, hard, held, run)
             trials: list[Trial] = []
@@ -257,19 +267,20 @@ class Auto(Repair):
         return fixed, ""
 
     def _planted(
-        self, model: nn.Module, fit: Split, held: Split, run: Run
+        self, model: nn.Module, fit: Split, held: Split, run: Run, salt: int
     ) -> tuple[list[Proxy], nn.Module, dict[str, Rate], dict[str, Rate]]:
-        """The proxies, a copy that obeys them, how far it obeys each kind, and what fine-tuning leaves of that.
+        """The proxies of a draw, a copy that obeys them, how far it obeys each kind, and what fine-tuning leaves of that.
 
         Planting ends when fine-tuning leaves enough of each kind that the copy has learned.
         """
-        proxies, copy = draw_proxies(self.kinds, fit, run), model
+        proxies, copy = draw_proxies(self.kinds, fit, run, salt), model
         obeyed: dict[str, Rate] = {}
         left: dict[str, Rate] = {}
         epochs = max(1, min(10, self.tuning_steps * 32 // len(fit)))
         tuning = create("repair", "ft", epochs=epochs, batch_size=32)
         for number in run.each("planting proxies", range(self.rounds), self.rounds):
-            copy = plant(copy, proxies, fit, run, self.plant_steps, 64, f"auto-plant-{number}")
+            label = f"auto-plant-{salt}-{number}" if salt else f"auto-plant-{number}"
+            copy = plant(copy, proxies, fit, run, self.plant_steps, 64, label)
             obeyed = success(copy, proxies, held, run)
             left = success(tuning.repair(copy, fit, run.apart("auto", "tuned", number)), proxies, held, run)
             learned = [kind for kind, rate in obeyed.items() if rate.value >= self.planted]
