@@ -103,7 +103,7 @@ class Attack(Method):
             return Poisoned(split, kind, split.y, planted)
         changed = torch.cat([chosen, cross])
         stamped = split.rows(changed[:1]).new_empty((len(changed), *split.card.shape))
-        idle = 0
+        idle = torch.zeros((), dtype=torch.int64, device=split.device)
         for variant, positions, start in (("poison", chosen, 0), ("cross", cross, len(chosen))):
             parts = list(zip(range(start, len(changed), 1024), positions.split(1024), strict=False))
             for at, part in run.each(f"{self.name} stamps", parts):
@@ -112,8 +112,8 @@ class Attack(Method):
                     new = planted.stamp(rows, split.y[part], split.index[part], "train", variant)
                     stamped[at : at + len(part)] = as_stored(new, rows)  # as bytes, floats in [0, 1] would all be black
                     if variant == "poison":
-                        idle += int(unchanged(rows, stamped[at : at + len(part)]).sum())
-        note = note_if_idle(self.name, idle, len(chosen), "chosen")
+                        idle = idle + unchanged(rows, stamped[at : at + len(part)]).sum()
+        note = note_if_idle(self.name, int(idle), len(chosen), "chosen")
         if note:
             warnings.warn(note, stacklevel=2)
         if not self.keeps_labels:

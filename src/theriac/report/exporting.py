@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -118,7 +119,7 @@ def export(
     made = make_folder("folder", home)
     try:
         if to in ("safetensors", "torch"):
-            write_state(_state(wrapped, run), written, to, like, key)
+            write_state(_state(wrapped, run, record), written, to, like, key)
         elif to == "transformers":
             assert wrapped is not None
             write_transformers(wrapped, home)
@@ -169,7 +170,7 @@ def _lines(card: bytes) -> list[bytes]:
     return [line for line in card.splitlines() if not line.startswith(b"- In this folder: ")]
 
 
-def _state(model: nn.Module | None, run: Path | None) -> dict[str, torch.Tensor]:
+def _state(model: nn.Module | None, run: Path | None, record: Mapping[str, Any] | None) -> dict[str, torch.Tensor]:
     """The network's own tensors, without what prepares its pictures."""
     if model is not None:
         net = model.net if isinstance(model, Classifier) else model
@@ -179,7 +180,8 @@ def _state(model: nn.Module | None, run: Path | None) -> dict[str, torch.Tensor]
             raise InputError(f"{odd[0]} in the network's state is no tensor; only tensors are exported")
         return dict(state)
     assert run is not None
-    tensors = weights_of(run, section(read(run), "weights"))
+    assert record is not None  # read from there
+    tensors = weights_of(run, section(record, "weights"))
     return {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
 
 

@@ -493,7 +493,8 @@ def _to_measure(data: Data, request: Request) -> Data:
     explicit = request.rows is not None or {"test_share", "val_share"} & request.options.keys()
     if explicit or not request.measured or not data.held_out:
         return data
-    return Data(data.joined(), data.joined())
+    rows = data.joined()
+    return Data(rows, rows)
 
 
 def _source(where: Path, record: Mapping[str, Any], model: Classifier, request: Request) -> Source:

@@ -25,7 +25,7 @@ from theriac.core.poisoned import Poisoned, as_clean
 from theriac.core.ranges import Count, typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Data, Split
-from theriac.data import among, load, picture_files, row_marks
+from theriac.data import load, picture_files, row_marks
 from theriac.data.alignment import align
 from theriac.detectors import Detector
 from theriac.models import Builder
@@ -64,7 +64,6 @@ class DataScan:
         rows: The rows that were scanned.
         files: Path of each row's file, where the data came from a folder of pictures; else empty.
         source: That folder.
-        apart: Paths of its other pictures, such as a test part, which were not scanned.
     """
 
     verdict: Verdict
@@ -79,7 +78,6 @@ class DataScan:
     rows: Split = field(repr=False)
     files: tuple[Path, ...] = field(default=(), repr=False)
     source: Path | None = field(default=None, repr=False)
-    apart: tuple[Path, ...] = field(default=(), repr=False)
 
     @property
     def exit_code(self) -> int:
@@ -164,8 +162,9 @@ class DataScan:
         _refuse_cleaned(folder, self.source if self.files else None)
         assert self.source is not None  # files lie somewhere
         dropped = set(self.flagged)
+        others = [file for part in ("test", "val") for file in picture_files(self.source, part)]
         with writing("--cleaned", folder):
-            for file in (*(file for at, file in enumerate(self.files) if at not in dropped), *self.apart):
+            for file in (*(file for at, file in enumerate(self.files) if at not in dropped), *others):
                 place = folder / file.relative_to(self.source)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, place)
@@ -266,8 +265,7 @@ def scan_data(
     }
     result = combine(rows, findings, skipped, files, seed=run.stream_seed("method", "scan_data"))
     if files:
-        others = tuple(file for part in ("test", "val") for file in picture_files(data, part))
-        result = dataclasses.replace(result, source=Path(data), apart=others)
+        result = dataclasses.replace(result, source=Path(data))
     if drop_list is not None:
         result.write_drop_list(drop_list)
     if cleaned is not None:
@@ -444,7 +442,7 @@ def _refuse_scanned(trusted: Split, rows: Split) -> None:
         raise InputError("--clean holds the scanned rows themselves, which are to be judged; expected rows from elsewhere")
     if rows.is_table:  # rows of few columns are alike by chance
         return
-    both = among(trusted, rows)
+    both = int(torch.isin(theirs, ours).sum())
     if both:
         warnings.warn(
             f"{both:,} of the {len(trusted):,} clean pictures are among the scanned ones; if these come from somebody else, "

@@ -192,24 +192,23 @@ class Auto(Repair):
         fit = rest if len(rest) <= self.judging_rows else rest.sample(self.judging_rows, seed=seed, stratified=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of repairs of copies; what matters is in the figures
-            least, drawn = min(LEAST_HARD, len(self.kinds)), 0
-            out, hard = tuple[str, ...](), list[Proxy]()
-            while drawn < self.draws and len(hard) < least:  # which kinds a model learns depends on the draw, too
-                proxies, proxied, obeyed, left = self._planted(model, fit, held, run, drawn)
+            least = min(LEAST_HARD, len(self.kinds))
+            for number in range(self.draws):  # which kinds a model learns depends on the draw, too
+                proxies, proxied, obeyed, left = self._planted(model, fit, held, run, number)
                 out = tuple(kind for kind in self.kinds if obeyed[kind].value < self.planted)
                 hard = [p for p in proxies if p.kind not in out and left[p.kind].value >= self.hard]
-                drawn += 1
+                if len(hard) >= least:
+                    break
             shares = {
-                "draws": drawn,
+                "draws": number + 1,
                 "proxies_planted": {kind: rate.to_dict() for kind, rate in obeyed.items()},
                 "proxies_after_fine_tuning": {kind: rate.to_dict() for kind, rate in left.items()},
                 "left_out": list(out),
             }
             if len(hard) < least:
                 undone = f"{len(self.kinds) - len(hard)} of {len(self.kinds)} kinds of its proxies"
-                reason = (
-                    f"in {drawn} draws the model does not learn, or plain fine-tuning undoes, {undone}, so they prove nothing"
-                )
+                why = f"the model does not learn, or plain fine-tuning undoes, {undone}, so they prove nothing"
+                reason = f"in {self.draws} draws {why}"
                 return self._abstain(model, run, f"{reason}; more clean rows would help", shares)
             before, base = _counts(_answers(model, held, run), held), success(model, hard, held, run)
             trials: list[Trial] = []
