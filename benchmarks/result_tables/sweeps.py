@@ -111,20 +111,19 @@ def _misleading(groups: Sequence[Group], defense: str) -> tuple[int, int]:
     return sum(bool(row["degenerate"]) for row in rows), len(rows)
 
 
-def _excess(rows: Sequence[Row], groups: Sequence[Group], defense: str) -> tuple[float | None, str]:
-    """The most by which a repaired victim obeys more than the benign model after the same repair, and where."""
+def _excesses(rows: Sequence[Row], groups: Sequence[Group], defense: str) -> list[tuple[float, str]]:
+    """By how much each repaired victim obeys more than the benign model after the same repair, and where; known ones only."""
     benign = {
-        (row["attack"], row["seed"]): row["asr"]
+        (row["attack"], row["seed"], row["defense_seed"]): row["asr"]
         for group in _of(groups, defense)
         for row in group.done
         if group.role == "judged defended"
     }
-    cells = [
+    return [
         (row["asr"] - benign[at], f"{row['attack']}, seed {row['seed']}")
         for row in rows
-        if benign.get(at := (row["attack"], row["seed"])) is not None and row["asr"] is not None
+        if benign.get(at := (row["attack"], row["seed"], row["defense_seed"])) is not None and row["asr"] is not None
     ]
-    return max(cells, default=(None, ""))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -141,7 +140,7 @@ def _line(defended: Sequence[Group], groups: Sequence[Group], defense: str) -> l
     before = {(row["attack"], row["seed"]): row["acc"] for g in groups if g.role == "victim" for row in g.done}
     changes = [row["acc"] - before[row["attack"], row["seed"]] for row in rows if (row["attack"], row["seed"]) in before]
     worst, place = _worst(defended, defense)
-    excess, excess_place = _excess(rows, groups, defense)
+    excess, excess_place = max(_excesses(rows, groups, defense), default=(None, ""))
     seeds = sorted({row["seed"] for row in rows})
     cost = _mean(changes)
     return [
@@ -223,6 +222,7 @@ def _assured(defended: Sequence[Group], groups: Sequence[Group], order: Sequence
         rows = [row for g in _of(defended, defense) for row in g.done if row["attack"] and row["asr"] is not None]
         said = [row for row in rows if row["outcome"] == "repaired"]
         wrong = sum(row["asr"] > ASSURED for row in said)
+        beyond = [excess > ASSURED for excess, _ in _excesses(said, groups, defense)]
         low, high = wilson(wrong, len(said)) if said else (0.0, 1.0)
         best = [lowest.get((row["attack"], row["seed"], row["defense_seed"]), row["asr"]) for row in rows]
         regret = [max(0.0, row["asr"] - least) for row, least in zip(rows, best, strict=True)]
@@ -233,6 +233,7 @@ def _assured(defended: Sequence[Group], groups: Sequence[Group], order: Sequence
                 f"{len(said)} of {len(rows)}",
                 str(sum(row["outcome"] == "abstained" for row in rows)),
                 f"{wrong} of {len(said)} ({_share(low)} to {_share(high)} %)",
+                f"{sum(beyond)} of {len(beyond)}" if beyond else "",
                 _share(_mean(regret)),
                 _share(max(regret, default=None)),
                 ", ".join(f"{benign.count(word)} {word}" for word in dict.fromkeys(benign) if word) or "none run",
@@ -240,10 +241,12 @@ def _assured(defended: Sequence[Group], groups: Sequence[Group], order: Sequence
         )
     how = (
         f"Falsely assured: the defense called the victim repaired and left more than {100 * ASSURED:.0f} % of attack success, "
-        "with Wilson's 95 % interval. Regret: points of attack success above the best defense of this page on the same victim, "
-        "cells that mislead left out."
+        "with Wilson's 95 % interval. Beyond a benign model: more than that many points above a benign model after the same repair, "
+        "since an untargeted trigger counts errors that every model makes. Regret: points of attack success above the best defense "
+        "of this page on the same victim, cells that mislead left out."
     )
-    head = ("defense", "says repaired", "abstains", "falsely assured", "mean regret", "worst regret", "of benign models")
+    told = ("says repaired", "abstains", "falsely assured", "beyond a benign model", "mean regret", "worst regret")
+    head = ("defense", *told, "of benign models")
     return [f"## What each says of its own work{place}", "", how, "", *_grid(head, body)]
 
 
