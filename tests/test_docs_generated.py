@@ -167,6 +167,51 @@ def test_runs_that_differ_in_seeds_become_one_row(results: Write) -> None:
     assert table.count("seeds**") == 1
 
 
+def sweep_record(attack: str, role: str, seed: int, asr: int, defense: str = "none", **changes: Any) -> dict[str, Any]:
+    options = {} if defense == "none" else {"defense": {**methods("repair")["ft"]().config(), "lr": 0.1}}
+    labels = {"data": "toys", "model": "narrow", "recipe": "short_8", "attack": attack, "defense": defense, "clean": ""}
+    if role == "defended":
+        labels["clean"] = "10 %"
+    numbers = {"acc": 0.9 if role == "victim" else 0.85, "asr": asr / 100, "ra": 0.5, "degenerate": False, "cpu_seconds": 2.0}
+    name = f"{attack} {defense} {role} {seed}"
+    return {**labels, **numbers, "name": name, "role": role, "seed": seed, "status": "done", "job": name, "sweep": "toy"} | {
+        "options": json.dumps(options),
+        **changes,
+    }
+
+
+def test_cards_tell_what_sweeps_measured(results: Write) -> None:
+    victims = [sweep_record(attack, "victim", seed, 99) for attack in ("BadNets", "Blended") for seed in (0, 1)]
+    repaired = [
+        sweep_record("BadNets", "defended", 0, 10, "FT 0.1"),
+        sweep_record("BadNets", "defended", 1, 30, "FT 0.1"),
+        sweep_record("Blended", "defended", 0, 50, "FT 0.1", degenerate=True),
+        sweep_record("Blended", "defended", 1, 70, "FT 0.1", outcome="abstained"),
+    ]
+    folder = results("sweep_toy", *victims, *repaired)
+    text = for_card(FT, folder)
+    link, setting = "[toy](../../benchmarks/results/sweep_toy.md)", "toys, narrow, short_8, 10 % clean"
+    told = "FT 0.1, which abstained in 1 of 4 | 2 | 0, 1 | 40.0 | 70.0 (Blended, seed 1) | -5.0 | 50.0 | 1 of 4 | 2"
+    assert f"| {link} | {setting} | {told} |" in text
+    assert for_card(methods("repair")["clp"], folder) == ""  # its method is told by the options, not by the label
+
+
+def test_cards_of_detectors_tell_what_they_suspected(results: Write) -> None:
+    def told(verdict: str, flagged: int, right: int, auroc: float | None) -> dict[str, Any]:
+        return {"strip": {"verdict": verdict, "flagged": flagged, "right": right, "auroc": auroc}}
+
+    folder = results(
+        "rows",
+        {"name": "a", "poisoned": 20, "detectors": told("suspicious", 10, 8, 0.9)},
+        {"name": "b", "poisoned": 20, "detectors": told("clean", 0, 0, 0.6)},
+        {"name": "c", "poisoned": 0, "detectors": told("suspicious", 5, 0, None)},
+    )
+    text = for_card(methods("detector")["strip"], folder)
+    assert "rows of 1 of 2 poisoned sets, 8 of 10 suspected rows being poisoned, and of 1 of 1 benign ones" in text
+    assert "AUROC 0.60 to 0.90, 0.75 on average" in text
+    assert for_card(methods("detector")["agpd"], folder) == ""
+
+
 def test_what_differs_in_more_than_seeds_stays_apart(results: Write) -> None:
     records = [repair_record("v-ft"), repair_record("v-ft-seed1", 1, clean_rows=60)]
     assert for_card(FT, results("toy", *records)).count("toys: badnets") == 2

@@ -12,9 +12,9 @@ from theriac.core.method import Method
 
 READERS = {
     "attack": (attacks.for_attack, attacks.for_victims),
-    "training": (training.for_defense,),
-    "repair": (repairs.for_repair, age.for_edits),
-    "detector": (),
+    "training": (sweeps.for_defense, training.for_defense),
+    "repair": (sweeps.for_defense, repairs.for_repair, age.for_edits),
+    "detector": (rows.for_detector,),
     "debiasing": (debias.for_method,),
 }
 

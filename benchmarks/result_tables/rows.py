@@ -7,6 +7,7 @@ from typing import Any
 
 from table import RESULTS, Record, Table
 
+from theriac.core.method import Method
 from theriac.report.cards import grid
 
 NAMES = {
@@ -47,6 +48,24 @@ def page(results: Path = RESULTS) -> str:
         "Fashion-MNIST. Rows named after a sweep are of its networks: of width 16, 10,000 rows of CIFAR-10, 200 clean ones.\n\n"
         f"{grid(head, body)}\n"
     )
+
+
+def for_detector(cls: type[Method], results: Path = RESULTS) -> list[str]:
+    """A detector of rows over all cases: how often it suspected rows where some are poisoned, and where none is."""
+    records = [r for r in Table.of("rows", results) if cls.name in r["detectors"]]
+    if not records:
+        return []
+    attacked = [r for r in records if r["poisoned"]]
+    told = [r["detectors"][cls.name] for r in attacked]
+    right, flagged = (sum(part[key] for part in told) for key in ("right", "flagged"))
+    areas = [part["auroc"] for part in told if part["auroc"] is not None]
+    benign = [r["detectors"][cls.name]["verdict"] == "suspicious" for r in records if not r["poisoned"]]
+    raised = sum(part["verdict"] == "suspicious" for part in told)
+    return [
+        f"From [rows](../../benchmarks/results/rows.md): it suspected rows of {raised} of {len(told)} poisoned sets, "
+        f"{right} of {flagged} suspected rows being poisoned, and of {sum(benign)} of {len(benign)} benign ones; "
+        f"AUROC {min(areas):.2f} to {max(areas):.2f}, {sum(areas) / len(areas):.2f} on average."
+    ]
 
 
 def _headline(records: list[Record]) -> str:

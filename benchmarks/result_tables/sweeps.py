@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from table import RESULTS, tables
 from theriac.bench import compare, grouped, scores_of
 from theriac.bench.statistics import LEVEL
 from theriac.bench.tables import Group, Row, in_words
+from theriac.core.method import Method
 from theriac.metrics import wilson
 
 ASSURED = 0.10  # attack success above which "repaired" is a false assurance
@@ -27,15 +29,8 @@ def page(name: str, rows: Sequence[Row]) -> str:
     facts = dict.fromkeys(
         ", ".join(str(row[part]) for part in ("machine", "device", "precision", "versions") if row.get(part)) for row in rows
     )
-    clean = dict.fromkeys(str(row["clean"]) for row in rows if row["role"] == "defended" and row["clean"])
-    if len(clean) > 1:  # a defense with fewer clean rows is another one
-        rows = [{**row, "defense": " ".join(filter(None, (row["defense"], row["clean"])))} for row in rows]
-    settings: dict[str, list[Row]] = {}
-    for row in rows:
-        place = f"{row['data']}, {row['model']}"
-        own = dict.fromkeys(r["recipe"] for r in rows if r["recipe"] and (r["data"], r["model"]) == (row["data"], row["model"]))
-        for recipe in [row["recipe"]] if row["recipe"] else own:  # a training defense has none: it stands beside every victim
-            settings.setdefault(f"{place}, {recipe}", []).append(row)
+    clean = _budgets(rows)
+    settings = _settings(rows)
     drawn = f", clean rows {' and '.join(clean)}" if clean else ""
     lines = [
         f"# {name.removeprefix('sweep_').replace('_', ' ').capitalize()}",
@@ -52,6 +47,66 @@ def page(name: str, rows: Sequence[Row]) -> str:
             lines.pop()
         lines += ["", *_setting(inside, f" ({setting})" if len(settings) > 1 else "")]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def for_defense(cls: type[Method], results: Path = RESULTS) -> list[str]:
+    """A method's lines in every sweep that has it: over all its attacks and seeds, and where it was worst."""
+    body = []
+    for name, rows in sweeps(results).items():
+        clean = _budgets(rows)
+        for setting, inside in _settings(rows).items():
+            groups = grouped(inside)
+            defended = [group for group in groups if group.role == "defended"]
+            for defense in dict.fromkeys(group.defense for group in defended):
+                done = [row for group in _of(defended, defense) for row in group.done]
+                if not done or json.loads(done[0]["options"])["defense"]["method"] != cls.name:
+                    continue
+                _, seeds, mean, worst, place, _, _, change, right, misleading, cost = _line(defended, groups, defense)
+                link = f"[{name.removeprefix('sweep_')}](../../benchmarks/results/{name}.md)"
+                budget = next(iter(clean)) if len(clean) == 1 else ""  # else its name says it
+                given = ", ".join(filter(None, (setting, f"{budget} clean" if budget and done[0]["clean"] else "")))
+                attacks = str(len({row["attack"] for row in done if row["attack"]}))
+                abstained = sum(row["outcome"] == "abstained" for row in done)
+                called = f"{defense}, which abstained in {abstained} of {len(done)}" if abstained else defense
+                body.append([link, given, called, attacks, seeds, mean, f"{worst} ({place})", change, right, misleading, cost])
+    if not body:
+        return []
+    head = (
+        "sweep",
+        "setting",
+        "as",
+        "attacks",
+        "seeds",
+        "mean ASR",
+        "worst ASR",
+        "change in ACC",
+        "mean RA",
+        "misleading",
+        "CPU s",
+    )
+    how = (
+        "In sweeps, percent over all attacks and seeds. Misleading: cells in which the model answers one class, lost one, or "
+        "obeys without trigger."
+    )
+    return [f"{how}\n\n" + "\n".join(_grid(head, body))]
+
+
+def _budgets(rows: Sequence[Row]) -> dict[str, None]:
+    """What defenses were given of clean rows, each once."""
+    return dict.fromkeys(str(row["clean"]) for row in rows if row["role"] == "defended" and row["clean"])
+
+
+def _settings(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by data, model and recipe; where clean rows differ, a defense with fewer of them is another one."""
+    if len(_budgets(rows)) > 1:
+        rows = [{**row, "defense": " ".join(filter(None, (row["defense"], row["clean"])))} for row in rows]
+    settings: dict[str, list[Row]] = {}
+    for row in rows:
+        place = f"{row['data']}, {row['model']}"
+        own = dict.fromkeys(r["recipe"] for r in rows if r["recipe"] and (r["data"], r["model"]) == (row["data"], row["model"]))
+        for recipe in [row["recipe"]] if row["recipe"] else own:  # a training defense has none: it stands beside every victim
+            settings.setdefault(f"{place}, {recipe}", []).append(row)
+    return settings
 
 
 def _setting(rows: Sequence[Row], place: str) -> list[str]:
@@ -241,9 +296,9 @@ def _assured(defended: Sequence[Group], groups: Sequence[Group], order: Sequence
         )
     how = (
         f"Falsely assured: the defense called the victim repaired and left more than {100 * ASSURED:.0f} % of attack success, "
-        "with Wilson's 95 % interval. Beyond a benign model: more than that many points above a benign model after the same repair, "
-        "since an untargeted trigger counts errors that every model makes. Regret: points of attack success above the best defense "
-        "of this page on the same victim, cells that mislead left out."
+        "with Wilson's 95 % interval. Beyond a benign model: more than that many points above a benign model after the same "
+        "repair, since an untargeted trigger counts errors that every model makes. Regret: points of attack success above the "
+        "best defense of this page on the same victim, cells that mislead left out."
     )
     told = ("says repaired", "abstains", "falsely assured", "beyond a benign model", "mean regret", "worst regret")
     head = ("defense", *told, "of benign models")
