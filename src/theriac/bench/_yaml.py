@@ -17,6 +17,7 @@ from theriac.core.files import read_bytes
 LIMIT = 1 << 20  # bytes of a spec
 MOST = 20_000  # values in it, those of aliases counted each time
 DEEPEST = 32
+MERGE = "tag:yaml.org,2002:merge"
 
 Where = tuple[str | int, ...]
 
@@ -103,15 +104,35 @@ def _plain(node: yaml.Node, where: Where, lines: dict[Where, int], file: str) ->
         return [_plain(item, (*where, i), lines, file) for i, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
         made: dict[str, Any] = {}
+        merged: list[yaml.Node] = []
         for key, value in node.value:
+            if key.tag == MERGE and not merged:
+                merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
+                continue
             name = _scalar(key, file)
             if not isinstance(name, str):
                 raise InputError(f"{file}, line {key.start_mark.line + 1}: {shortened(name)} is no name; expected NAME: VALUE")
             if name in made:
                 raise InputError(f"{file}, line {key.start_mark.line + 1}: {name} comes twice")
             made[name] = _plain(value, (*where, name), lines, file)
+        for i, item in enumerate(merged):
+            made = {**_merged(item, (*where, "<<", i), lines, file), **made}
         return made
     return _scalar(node, file)
+
+
+def _merged(node: yaml.Node, where: Where, lines: dict[Where, int], file: str) -> dict[str, Any]:
+    """What ``<<: *NAME`` brings to a mapping, whose lines are known at the mapping too.
+
+    Of several, the first that says something counts. Each use of a name counts as values of its own, so the limit holds.
+    """
+    if not isinstance(node, yaml.MappingNode):
+        raise InputError(f"{file}, line {node.start_mark.line + 1}: << does not name a mapping; expected <<: *NAME of one")
+    brought: dict[str, Any] = _plain(node, where, lines, file)
+    for place, line in list(lines.items()):
+        if place[: len(where)] == where:
+            lines.setdefault((*where[:-2], *place[len(where) :]), line)
+    return brought
 
 
 def _scalar(node: yaml.Node, file: str) -> Any:

@@ -230,4 +230,4 @@ def refuse_limits(limits: Limits, engine: str) -> None:
         InputError: If there are any.
     """
     if limits:
-        raise InputError(f"limits need worker processes, and the engine is {engine!r}; take --engine process")
+        raise InputError(f"limits need worker processes, and the engine is {engine!r}; take --engine workers")

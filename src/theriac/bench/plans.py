@@ -18,6 +18,7 @@ from theriac.models import Builder
 from theriac.repairs import Repair
 from theriac.runs import Clean, Job, Source, data_key, key
 from theriac.runs.opening import Request, named_builder, try_builder
+from theriac.runs.source import clean_rows
 from theriac.training import Recipe
 
 NONE = "none"
@@ -154,11 +155,18 @@ def make_plan(spec: Spec, *, device: str = "auto", load: Callable[[Source], Data
         return checked[name]
 
     for part in spec.groups or (spec,):
+        taking = [e for e in part.defenses if isinstance(e.value, Repair) and e.value.wants("clean_rows")]
+        lacking: set[tuple[str, str]] = set()
+        for budget in dict.fromkeys(budget for entry in taking for budget in entry.clean or part.clean):
+            without = {(data.label, budget.label) for data in part.data if not passes(_draws, data, budget)}
+            if without and len(without) == len(part.data):  # no sweep is meant without its clean rows
+                raise InputError(f"clean rows {budget.label!r}: {plan.refused[f'{part.data[0].label} · {budget.label}']}")
+            lacking |= without
         fitting = [(d, m) for d in part.data for m in part.models if passes(_fits, d, m)]
         stamping = {d.label: [a for a in part.attacks if passes(_stamps, d, a)] for d in part.data}
         for seed in part.seeds:
             for entry, model in fitting:
-                _Sweep(plan, part, entry, *sets[entry.label], model, seed, dtype).add(stamping[entry.label])
+                _Sweep(plan, part, entry, *sets[entry.label], model, seed, dtype, lacking).add(stamping[entry.label])
     if not plan.nodes:
         reasons = "; ".join(f"{what}: {why}" for what, why in plan.refused.items())
         raise InputError(f"nothing of the spec fits together ({reasons or 'no work'})")
@@ -171,6 +179,17 @@ def _fits(plan: Plan, data: Entry[Source], rows: Data, model: Entry[Builder | No
     except InputError as error:
         plan.refused[f"{data.label} · {model.label}"] = str(error)
         return False
+    return True
+
+
+def _draws(plan: Plan, data: Entry[Source], rows: Data, budget: Entry[Clean]) -> bool:
+    """Whether clean rows from elsewhere are there and fit the data; those of the data are looked at with each repair."""
+    if budget.value.source not in ("train", "val"):
+        try:
+            clean_rows(rows, data.value, budget.value, Run(quiet=True))
+        except InputError as error:
+            plan.refused[f"{data.label} · {budget.label}"] = str(error)
+            return False
     return True
 
 
@@ -203,14 +222,15 @@ class _Sweep:
         model: Entry[Builder | None],
         seed: int,
         dtype: str,
+        lacking: set[tuple[str, str]],
     ) -> None:
         self.plan, self.spec, self.data, self.rows = plan, spec, data, rows
-        self.content, self.model, self.seed, self.dtype = content, model, seed, dtype
+        self.content, self.model, self.seed, self.dtype, self.lacking = content, model, seed, dtype, lacking
         self.common: dict[str, Any] = {"data": data.value, "precision": spec.precision}
 
     def add(self, attacks: list[Entry[Attack]]) -> None:
         """Add it to the plan, victims and their cells before controls of defenses."""
-        attacks = [self._aimed(attack) for attack in attacks]
+        attacks = [aimed for attack in attacks if (aimed := self._aimed(attack)) is not None]
         repairs = [e for e in self.spec.defenses if e.value.kind == "repair"]
         training = [e for e in self.spec.defenses if e.value.kind == "training"]
         for recipe in self.spec.recipes:
@@ -243,12 +263,16 @@ class _Sweep:
             if defense.value.kind == "debiasing":
                 self._debias(defense)
 
-    def _aimed(self, attack: Entry[Attack]) -> Entry[Attack]:
-        """The attack with its target, where that goes by the seed."""
+    def _aimed(self, attack: Entry[Attack]) -> Entry[Attack] | None:
+        """The attack with its target, where that goes by the seed; None where it can't aim there."""
         if not attack.by_seed:
             return attack
         target: dict[str, Any] = {"target": self.seed % self.rows.card.num_classes}
-        return replace(attack, value=replace(attack.value, **target))
+        try:
+            return replace(attack, value=replace(attack.value, **target))
+        except InputError as error:
+            self._refuse(attack.label, f"seed {self.seed}", str(error))
+            return None
 
     def _train(self, recipe: Entry[Recipe | None], attack: Entry[Attack] | None, defense: Entry[Method] | None) -> Node | None:
         own = None if defense is None else defense.value
@@ -311,6 +335,8 @@ class _Sweep:
             return False  # a benign model has none; it is repaired with each attack's
         if budget is None:
             return True
+        if (self.data.label, budget.label) in self.lacking:
+            return False
         pools = {"train": self.rows.train, "val": self.rows.val}
         pool = pools.get(budget.value.source)
         if budget.value.source == "val" and pool is None:
@@ -357,6 +383,6 @@ class _Sweep:
             self.plan.cells.append((node.cell, node.key))
         return self.plan.nodes.setdefault(node.key, node)
 
-    def _refuse(self, attack: str, defense: str, why: str) -> bool:
-        self.plan.refused[" · ".join(part for part in (self.data.label, attack, defense) if part)] = why
+    def _refuse(self, attack: str, other: str, why: str) -> bool:
+        self.plan.refused[" · ".join(part for part in (self.data.label, attack, other) if part)] = why
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ T = TypeVar("T")
 PARTS = ("data", "models", "recipes", "attacks", "defenses")
 GROUP = ("name", *PARTS, "clean", "seeds", "defense_seeds", "controls")  # what a group may say
 KEYS = (*GROUP, "defaults", "groups", "precision", "limits", "keep", "positive")
+RESERVED = {"attacks": "benign", "defenses": "none"}  # names of what is without one
 DEFENSES = ("repair", "training", "debiasing")  # kinds of methods that may stand under "defenses"
 _SOURCE = ("augment", "rows", "test_rows", "classes", "disturbed")  # options of data beside those of `load`
 _LOADS = tuple(k for k in inspect.signature(load).parameters if k not in ("source", "augment"))
@@ -192,6 +194,7 @@ class _Reader:
         )
         if groups is not None:
             made = self._grouped(made, groups)
+        made = _budgets_apart(made)
         for part, options in self.defaults.items():
             for option in options:
                 if (part, option) not in self.used:
@@ -269,6 +272,10 @@ class _Reader:
             with self.marked.at(*where):
                 named = [entry for entry in self.named.get(part, ()) if entry.label == item]
                 for entry in named or one(item, where):
+                    if entry.label == RESERVED.get(part):
+                        raise InputError(
+                            f"an entry is called {entry.label!r}, as results without one are; take another (as: NAME)"
+                        )
                     if any(entry.label == other.label for other in made):
                         raise InputError(f"a second entry is called {entry.label!r}; give one of them another name (as: NAME)")
                     made.append(entry)
@@ -300,13 +307,17 @@ class _Reader:
             if key not in known:
                 raise unknown("data option", key, known)
         label = options.pop("as", None) or Path(name).name
-        if self.home is not None and len(Path(name).parts) > 1 and (self.home / name).exists():
-            name = str(self.home / name)
+        name = self._beside(name)
         check_name(name)
         more = {k: options.pop(k) for k in _SOURCE if k in options}
         if isinstance(more.get("disturbed"), str):
             more["disturbed"] = {"kind": more["disturbed"]}
         return [Entry(self._text(label, (*where, "as")), Source.of(name, options, **more))]
+
+    def _beside(self, name: str) -> str:
+        """A path that is meant from the spec's folder, else what came."""
+        meant = self.home is not None and len(Path(name).parts) > 1 and (self.home / name).exists()
+        return str(self.home / name) if self.home is not None and meant else name
 
     def _model(self, item: Any, where: Where) -> list[Entry[Builder | None]]:
         if item is None or isinstance(item, Builder):
@@ -351,6 +362,9 @@ class _Reader:
         for key, field, values in (("rates", "poison_rate", rates), ("strengths", knob if knob in fields else "", strengths)):
             if values is None:
                 continue
+            if field in own:
+                raise InputError(f"{key} and {field} are both said; expected one of them")
+            options.pop(field, None)  # of the defaults
             if not field or not isinstance(values, (list, tuple)) or not values:
                 raise InputError(
                     f"{key} is {shortened(values)}; expected a list of numbers" if field else f"{name} has no strength to sweep"
@@ -395,10 +409,14 @@ class _Reader:
                 for key in options:
                     if key not in ("amount", "source"):
                         raise unknown("option of clean rows", key, ("amount", "source"))
+                if isinstance(options.get("source"), str):
+                    options["source"] = self._beside(options["source"])
+                    if options["source"] not in ("train", "val"):
+                        check_name(options["source"])
                 budget = item if isinstance(item, Clean) else Clean(**options)
                 amount = f"{budget.amount:,} rows" if isinstance(budget.amount, int) else _share(budget.amount)
                 label = amount if budget.source == "train" else f"{amount} of {Path(budget.source).name}"
-                if any(label == other.label for other in made):
+                if any(budget == other.value for other in made):
                     raise InputError(f"{label!r} comes twice")
                 made.append(Entry(label, budget))
         if not made:
@@ -447,6 +465,31 @@ class _Reader:
             with self.marked.at(*where):
                 raise InputError(f"the name is {shortened(value)}; expected a text of at most 80 letters on one line")
         return value.strip()
+
+
+def _budgets_apart(spec: Spec) -> Spec:
+    """The spec with labels that tell all its budgets of clean rows apart, those of groups and of single defenses among them."""
+    every = {
+        (entry.label, entry.value)
+        for part in (spec, *spec.groups)
+        for entry in (*part.clean, *(budget for defense in part.defenses for budget in defense.clean))
+    }
+    alike = {label for label, count in Counter(label for label, _ in every).items() if count > 1}
+
+    def apart(budgets: Sequence[Entry[Clean]]) -> tuple[Entry[Clean], ...]:
+        return tuple(replace(e, label=f"{e.label} ({_unlike(e.value)})") if e.label in alike else e for e in budgets)
+
+    def told(part: Spec) -> Spec:
+        defenses = tuple(replace(e, clean=apart(e.clean)) for e in part.defenses)
+        return replace(part, clean=apart(part.clean), defenses=defenses)
+
+    return replace(told(spec), groups=tuple(told(group) for group in spec.groups)) if alike else spec
+
+
+def _unlike(clean: Clean) -> str:
+    """All that tells a budget from others, where its label does not."""
+    seed = "" if clean.seed is None else f", seed {clean.seed}"
+    return f"{clean.amount} of {clean.source}{', stratified' * clean.stratified}{seed}"
 
 
 @dataclass(frozen=True, kw_only=True)

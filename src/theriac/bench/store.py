@@ -107,6 +107,12 @@ class Store:
             self._open()
         except sqlite3.DatabaseError as error:
             self.db.close()
+            why = _refused(error)
+            if why is not None and not make:
+                self._read_only(why)
+                return
+            if why is not None:
+                raise InputError(f"{self.path} {why}; nothing was done: take a folder that you may write to") from None
             if is_full(error):
                 raise DiskFullError(f"the disk is full: nothing can be written to {self.path}") from None
             if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
@@ -117,6 +123,23 @@ class Store:
         except InputError:
             self.db.close()
             raise
+
+    def _read_only(self, why: str) -> None:
+        """Open it only to read, as from a folder or a medium that can't be written.
+
+        Raises:
+            InputError: If that can't be done either.
+        """
+        pending = self.path.with_name(f"{FILE}-wal")
+        still = "" if pending.exists() and pending.stat().st_size else "&immutable=1"  # else SQLite would make files beside it
+        try:
+            self.db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro{still}", uri=True, isolation_level=None)
+            owner, version = (self.db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+        except sqlite3.DatabaseError as error:
+            raise InputError(f"{self.path} {why}, and can't be read either ({error})") from None
+        if owner != APPLICATION or version != len(MIGRATIONS):
+            self.db.close()
+            raise InputError(f"{self.path} {why}, and is no store of this version; it is left as it is")
 
     def __enter__(self) -> Store:
         return self
@@ -179,6 +202,8 @@ class Store:
                 self.db.execute("ROLLBACK")
             if is_full(error) or "disk is full" in str(error) or "disk I/O" in str(error):
                 raise DiskFullError(f"the disk is full: nothing can be written to {self.path}") from None
+            if (why := _refused(error)) is not None:
+                raise InputError(f"{self.path} {why}; nothing was done") from None
             raise
 
     # writing
@@ -311,6 +336,11 @@ class Store:
             files.append((file.name, sha, size))
         return files
 
+    def kept(self, key: str) -> dict[str, tuple[str, int]]:
+        """Hash and size of each file of tensors that a job's folder had when it was done."""
+        lines = self.db.execute("SELECT name, sha256, bytes FROM files WHERE key = ?", (key,))
+        return {name: (sha, size) for name, sha, size in lines}
+
     def drop(self, keys: Iterable[str]) -> None:
         """Delete the run folders of these jobs; their results stay, and a job that needs such a model makes it again."""
         keys = list(keys)
@@ -358,6 +388,16 @@ class Store:
     def _inside(self, name: str) -> list[Path]:
         folder = self.folder / name
         return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _refused(error: sqlite3.DatabaseError) -> str | None:
+    """Why a sound database can't be written, in words; None if that is not what the error says."""
+    return {
+        sqlite3.SQLITE_CANTOPEN: "can't be opened for writing",
+        sqlite3.SQLITE_READONLY: "can't be written",
+        sqlite3.SQLITE_PERM: "can't be written",
+        sqlite3.SQLITE_BUSY: f"is held by another program, for more than {WAIT_S:g} s",
+    }.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
 
 
 def _link(file: Path, where: Path) -> None:

@@ -16,7 +16,7 @@ from theriac.bench.events import JobEvents, check_sinks
 from theriac.bench.plans import Loader, Node, Plan, make_plan
 from theriac.bench.specs import Spec, read_spec
 from theriac.bench.store import Store
-from theriac.bench.work import Answer, Settings, complete
+from theriac.bench.work import Answer, Settings, intact
 from theriac.core import check
 from theriac.core.errors import StoppedError, unknown
 from theriac.core.paths import DiskFullError
@@ -120,7 +120,7 @@ def run(
         opened.enter(plan)
         if retry_failed:
             opened.forget_failures(plan.nodes)
-        driver = _Driver(plan, opened, say or _say)
+        driver = _Driver(plan, opened, say or _say, by_content=retry_failed)
         if not driver.left:
             return driver.result(0.0)
         slots = min(workers, len(driver.left))
@@ -152,7 +152,7 @@ def run(
 class _Driver:
     """Which work is ready, which waits for what, and what can't be done any more."""
 
-    def __init__(self, plan: Plan, store: Store, say: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, store: Store, say: Callable[[str], None], *, by_content: bool = False) -> None:
         self.plan, self.store, self.say = plan, store, say
         self.place = {key: i for i, key in enumerate(plan.nodes)}
         status = store.statuses()
@@ -160,7 +160,7 @@ class _Driver:
         self.failed = {key for key in plan.nodes if status.get(key) == "failed"}
         self.before = len(self.done)
         self.blocked: set[str] = set()
-        self.again = self._lost()
+        self.again = self._lost(by_content)
         self.left = {key for key in plan.nodes if key not in self.done and key not in self.failed} | self.again
         for key in plan.nodes:
             if any(need in self.failed or need in self.blocked for need in plan.nodes[key].needs) and key in self.left:
@@ -177,13 +177,20 @@ class _Driver:
         self.running: dict[str, Node] = {}
         self.keys = list(plan.nodes)
 
-    def _lost(self) -> set[str]:
-        """Finished models that are not there any more, and that unfinished work starts from."""
+    def _lost(self, by_content: bool) -> set[str]:
+        """Finished models that are not there any more, or not what they were, and that unfinished work starts from."""
         lost: set[str] = set()
+        sound: dict[str, bool] = {}
+
+        def there(key: str) -> bool:
+            if key not in sound:
+                sound[key] = intact(self.store, self.plan.nodes[key], by_content=by_content)
+            return sound[key]
+
         for node in reversed(list(self.plan.nodes.values())):
             if (node.key in self.done and node.key not in lost) or node.key in self.failed:
                 continue
-            lost |= {need for need in node.needs if need in self.done and not complete(self.store.home(need))}
+            lost |= {need for need in node.needs if need in self.done and not there(need)}
         return lost
 
     def _block(self, key: str) -> None:

@@ -207,11 +207,15 @@ class Group:
 
 
 def grouped(results: Sequence[Row]) -> list[Group]:
-    """Cells over their seeds, in the order of the rows."""
+    """Cells over their seeds, in the order of the rows; a result that comes under two seeds of its defense counts once."""
     groups: dict[tuple[Any, ...], Group] = {}
     for row in results:
         labels = tuple(row[name] for name in LABELS)
-        groups.setdefault((labels, row["role"]), Group(labels, row["role"])).rows.append(row)
+        group = groups.setdefault((labels, row["role"]), Group(labels, row["role"]))
+        if row["key"] not in {
+            other["key"] for other in group.rows
+        }:  # as seed 0 of a repair does, with and without defense_seeds
+            group.rows.append(row)
     return list(groups.values())
 
 
@@ -291,7 +295,7 @@ def interval(group: Group, name: str) -> tuple[float, float | None, float | None
 
 
 GAP_HEADS = {"bACC %": "bacc", "DP gap %": "dp_gap", "opportunity gap %": "opportunity_gap", "odds gap %": "odds_gap"}
-_HEADS = ("data", "model", "attack", "defense", "clean", "role", "seeds")
+_HEADS = ("data", "model", "recipe", "attack", "defense", "clean", "role", "seeds")
 SHOWN = (*_HEADS, "ACC %", "ASR %", "RA %", "DER", *GAP_HEADS, "seconds")
 
 
@@ -299,7 +303,6 @@ def summary(groups: Sequence[Group]) -> list[list[str]]:
     """Cells over their seeds as texts, under the names in ``SHOWN``."""
     lines = []
     for group in groups:
-        data, model, _, attack, defense, clean = group.labels
         mark = " †" if group.degenerate else ""
         figures = [text and text + mark for text in (in_words(group.over(name), 100) for name in ("acc", "asr", "ra"))]
         time, der_words = group.over("seconds"), in_words(group.over("der"), 1, 3)
@@ -308,7 +311,7 @@ def summary(groups: Sequence[Group]) -> list[list[str]]:
         seeds = f"{len(group.done)}" if len(group.done) == len(group.rows) else f"{len(group.done)} of {len(group.rows)}"
         if group.victims < len(group.done):
             seeds += f", {group.victims} victim{'s' * (group.victims > 1)}"
-        lines.append([data, model, attack, defense, clean, group.role, seeds, *figures, *last])
+        lines.append([*group.labels, group.role, seeds, *figures, *last])
     return lines
 
 
@@ -418,7 +421,8 @@ def _latex(plain: Sequence[Row]) -> bytes:
     groups = grouped(plain)
     names, body = filled(summary(groups))
     notes = [rf"\par\footnotesize {f'† {text}'.translate(_TEX)}" for text in misleading(groups)]
-    head = [rf"\begin{{tabular}}{{llllllr{'r' * (len(names) - 7)}}}", r"\hline", line(names), r"\hline"]
+    texts = len(_HEADS) - 1
+    head = [rf"\begin{{tabular}}{{{'l' * texts}{'r' * (len(names) - texts)}}}", r"\hline", line(names), r"\hline"]
     return ("\n".join([*head, *map(line, body), r"\hline", r"\end{tabular}", *notes]) + "\n").encode()
 
 

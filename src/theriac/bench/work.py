@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 import signal
 import threading
 import time
@@ -24,7 +25,7 @@ from theriac.attacks.store import load_planted
 from theriac.bench.events import JobEvents
 from theriac.bench.plans import Loader, Node
 from theriac.bench.store import Store
-from theriac.core.errors import BusyError, NothingToDoError, StoppedError
+from theriac.core.errors import BusyError, InputError, NothingToDoError, StoppedError
 from theriac.core.paths import DiskFullError
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
@@ -32,11 +33,12 @@ from theriac.metrics import evaluate
 from theriac.models import load_model
 from theriac.models.network import to_levels
 from theriac.models.store import digest
-from theriac.runs import Opened, Source, execute
+from theriac.runs import Job, Opened, Source, execute
 from theriac.runs.folder import RECORD, read, section
 from theriac.runs.provenance import hardware, versions
 
 LEAST = 64  # pixels of a picture's side in the gallery
+WEIGHTS = "model.safetensors"
 TIMES = 10  # the difference is shown so many times enlarged
 
 # what of a record is the result of the job, beside its scores
@@ -109,9 +111,12 @@ class Worker:
             node: The work, whose needs are done.
             again: Make its model again although the result is there.
         """
-        if self.store.status(node.key) == "done" and not again:
-            return Answer(node.key, "done")
         home = self.store.home(node.key)
+        if self.store.status(node.key) == "done":
+            if not again or intact(self.store, node, by_content=True):
+                return Answer(node.key, "done")
+            if (home / RECORD).is_file():  # what is left of a finished model would pass for the whole
+                shutil.rmtree(home, ignore_errors=True)
         events = JobEvents(self.store.folder, node.key, str(node.cell), node.kind, self.settings.events)
         with events.open(home):
             return self._do(node, home, events)
@@ -171,29 +176,66 @@ class Worker:
         """The model that a repair is given, with the trigger that counts."""
         home = self.store.home(node.needs[0])
         whose = self.store.home(node.needs[-1])
-        planted = load_planted(whose) if (whose / "planted.json").is_file() else None
-        weights = digest(home / "model.safetensors")
+        victim = node.job.victim
+        attacked = node.job.judge is not None or (isinstance(victim, Job) and victim.attack is not None)
+        planted = load_planted(whose) if attacked else None
         parts: dict[str, Any] = {
             "record": read(home),
             "folder": home,
-            "weights": weights,
+            "weights": self._weights(node.needs[0]),
             "data": data,
             "source": node.job.data,
             "path": home,
         }
         return Opened(model=load_model(home), name=home.name[:12], planted=planted, **parts)
 
+    def _weights(self, key: str) -> str:
+        """Hash of a model's weights.
+
+        Raises:
+            InputError: If they are not those that were kept.
+        """
+        path = self.store.home(key) / WEIGHTS
+        sha, kept = digest(path), self.store.kept(key).get(WEIGHTS)
+        if kept is not None and sha != kept[0]:
+            raise InputError(
+                f"{path} was changed: its sha256 is {sha[:12]}, it was {kept[0][:12]} (--retry-failed makes it again)"
+            )
+        return sha
+
     def _judged(self, node: Node) -> tuple[dict[str, Any], None]:
         """Clean and stamped predictions of a model that is there, under the trigger of another's attack."""
         model, trigger = (self.store.home(key) for key in node.needs)
         rows = self.load(node.job.data).test
+        self._weights(node.needs[0])
         scores = evaluate(load_model(model), rows, load_planted(trigger), run=self._run(node))
         return {"evaluation": scores.to_dict(), "degenerate": scores.degenerate}, None
 
 
-def complete(home: Path) -> bool:
-    """Whether a run folder holds a finished job with its model."""
-    return (home / RECORD).is_file() and (home / "model.safetensors").is_file()
+def intact(store: Store, node: Node, *, by_content: bool = False) -> bool:
+    """Whether the folder of a finished model holds what was kept: its record, its trigger, and tensors of the same size.
+
+    Args:
+        store: The store.
+        node: A job that makes a model.
+        by_content: Read all of it, and compare the tensors' hashes.
+    """
+    home = store.home(node.key)
+    attacked = node.kind == "train" and node.job.attack is not None
+    if not all((home / name).is_file() for name in (RECORD, WEIGHTS, *(["planted.json"] if attacked else []))):
+        return False
+    kept = store.kept(node.key)
+    if not all((home / name).is_file() and (home / name).stat().st_size == size for name, (_, size) in kept.items()):
+        return False
+    if not by_content:
+        return True
+    try:
+        read(home)
+        if attacked:
+            load_planted(home)
+    except InputError:
+        return False
+    return all(digest(home / name) == sha for name, (sha, _) in kept.items())
 
 
 def gallery(planted: Planted, rows: Split) -> bytes | None:

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from theriac.bench import Forecast, Sweep, compare, grouped, leaderboard, ranks, scores_of
-from theriac.bench.statistics import attacks_of, common_cells
+from theriac.bench.statistics import attacks_of, common_cells, least_attacks
 from theriac.bench.store import Store
 from theriac.bench.tables import GAP_HEADS, SHOWN, Group, Row, beside_repairs, in_words, interval, misleading, rows, summary
 from theriac.cli import _options as opt
@@ -201,10 +201,11 @@ def _comparison(groups: Sequence[Group], name: str) -> Comparison | None:
     scores = scores_of(groups, name)
     if len(scores) < 2:
         return None
-    shared = attacks_of(common_cells(scores))
+    shared, pairs = attacks_of(common_cells(scores)), compare(scores)
     return Comparison(
         quantity=name,
-        pairs=[(p.first, p.second, p.attacks, p.left_out, p.difference, p.adjusted, p.verdict) for p in compare(scores)],
+        pairs=[(p.first, p.second, p.attacks, p.left_out, p.difference, p.adjusted, p.verdict) for p in pairs],
+        least=least_attacks(len(pairs)),
         ranks=ranks(scores, high=name != "asr") if shared else {},
         attacks=len(shared),
     )
@@ -256,6 +257,10 @@ def show_comparison(results: Sequence[Row], name: str, *, as_json: bool) -> None
     _show.rows(f"{name}: Wilcoxon's signed ranks over attacks", head, body)
     if any(p.left_out for p in pairs):
         _show.tell("a cell (attack and seed) is left out of a pair where one of the two has no result yet, or failed")
+    if max((p.attacks for p in pairs), default=0) < (least := least_attacks(len(pairs))):
+        _show.tell(
+            f"with {len(pairs)} pair{'s' * (len(pairs) > 1)} none can be distinguishable over fewer than {least} attacks"
+        )
     if len(pairs) < len(scores) * (len(scores) - 1) // 2:
         _show.tell("pairs without a cell in common are not shown")
     if places:

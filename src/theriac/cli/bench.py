@@ -44,6 +44,7 @@ def bench(
     """Run every combination of a spec's data, models, attacks, defenses and seeds, each piece of work once.
 
     Results are in the store as soon as they are there. After Ctrl-C, a kill or a full disk the same command goes on.
+    Exit code 1 if jobs failed.
     """
     opt.set_quiet(quiet)
     from theriac import bench as benches
@@ -67,3 +68,5 @@ def bench(
     }
     sweep = benches.run(spec, store, quiet=quiet, **settings, **more)
     _sweeps.show(sweep, as_json=as_json)
+    if sweep.failed:
+        raise typer.Exit(1)

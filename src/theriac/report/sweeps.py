@@ -113,12 +113,14 @@ class Comparison:
             difference, p value after Holm's correction, verdict.
         ranks: Mean rank of each defense; empty if there is no attack that all were tried on.
         attacks: How many attacks the ranks are over.
+        least: Over how many attacks one of the pairs could be told apart at all.
     """
 
     quantity: str
     pairs: Sequence[tuple[str, str, int, int, float, float, str]]
     ranks: Mapping[str, float] = field(default_factory=dict)
     attacks: int = 0
+    least: int = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -501,6 +503,7 @@ def _compared(comparison: Comparison) -> dict[str, Any]:
         "different": different,
         "ranks": [(name, f"{rank:.2f}") for name, rank in places],
         "attacks": comparison.attacks,
+        "least": comparison.least,
     }
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import time
 import tracemalloc
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,3 +130,17 @@ def test_ten_thousand_jobs_are_planned_in_two_seconds_and_200_mb() -> None:
         assert tracemalloc.get_traced_memory()[1] * len(plan.nodes) / len(part.nodes) < 200e6
     finally:
         tracemalloc.stop()
+
+
+def test_clean_rows_that_are_missing_are_refused_before_any_work(tmp_path: Path) -> None:
+    spec = {"data": "digits", "attacks": ["badnets"], "defenses": ["ft"]}
+    for source in (str(tmp_path / "missing"), str(tmp_path)):
+        with pytest.raises(InputError, match="clean rows '20 rows of"):
+            make_plan(read_spec({**spec, "clean": {"amount": 20, "source": source}}))
+
+
+def test_an_attack_that_can_not_aim_where_the_seed_says_is_left_out_there() -> None:
+    attack = {"name": "tact", "sources": [1], "target": "seed"}
+    plan = make_plan(read_spec({"data": "digits", "attacks": [attack], "seeds": [0, 1], "controls": False}))
+    assert [cell.seed for cell, _ in plan.cells] == [0]
+    assert any(name.endswith("seed 1") for name in plan.refused)

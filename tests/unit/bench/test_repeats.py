@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from theriac.bench.tables import Group, interval, summary
+from theriac.bench.tables import COLUMNS, Group, filled, grouped, interval, summary
+from theriac.bench.tables import LABELS as NAMES
 
 LABELS = ("d", "m", "r", "badnets", "fix", "5 %")
 
@@ -27,13 +28,13 @@ def test_means_are_over_victims_by_hand():
     assert mean is not None
     assert mean.values == pytest.approx((0.2, 0.4, 0.6))
     assert interval(cell, "asr") == (pytest.approx(0.4), 0.0, pytest.approx(0.4 + 4.302653 * 0.2 / 3**0.5), "seeds")
-    assert summary([cell])[0][6] == "5, 3 victims"
+    assert summary([cell])[0][7] == "5, 3 victims"
 
 
 def test_one_victim_repaired_often_has_no_interval_over_victims():
     cell = group({0: [0.1, 0.2, 0.3]})
     assert interval(cell, "asr") == (pytest.approx(0.2), None, None, "")
-    assert summary([cell])[0][6] == "3, 1 victim"
+    assert summary([cell])[0][7] == "3, 1 victim"
     assert interval(group({0: [0.1]}), "asr")[3] == "rows"  # type: ignore[index]
 
 
@@ -47,3 +48,38 @@ def test_the_interval_covers_where_victims_differ_and_repairs_do_not():
         _, low, high, _ = interval(cell, "asr")  # type: ignore[misc]
         covered += low <= 0.5 <= high  # type: ignore[operator]
     assert covered >= 0.92 * 400
+
+
+def test_a_result_under_two_seeds_of_its_defense_counts_once() -> None:
+    """Seed 0 of a victim, repaired with and without ``defense_seeds``, is one job in two cells."""
+    own = {
+        **dict.fromkeys(COLUMNS),
+        "data": "d",
+        "attack": "a",
+        "defense": "FT",
+        "role": "defended",
+        "status": "done",
+        "seed": 0,
+    }
+    twice = [{**own, "key": "k0", "asr": 0.0}, {**own, "key": "k0", "asr": 0.0, "defense_seed": 0}]
+    other = {**own, "key": "k1", "asr": 0.3, "defense_seed": 1}
+    (cell,) = grouped([*twice, other])
+    assert len(cell.done) == 2
+    mean = cell.over("asr")
+    assert mean is not None
+    assert mean.values == pytest.approx((0.15,))
+
+
+def test_recipes_stand_in_tables() -> None:
+    own = {
+        **dict.fromkeys(COLUMNS),
+        **dict.fromkeys(NAMES, ""),
+        "attack": "a",
+        "defense": "none",
+        "role": "victim",
+        "status": "done",
+        "seed": 0,
+    }
+    lines = [{**own, "recipe": name, "key": name, "acc": 0.5} for name in ("short_2", "short_3")]
+    head, body = filled(summary(grouped(lines)))
+    assert [line[head.index("recipe")] for line in body] == ["short_2", "short_3"]

@@ -138,3 +138,79 @@ def test_numbers_are_numbers(tmp_path: Path) -> None:
     made: Any = read_spec(path).defenses[0].value
     assert made.lr == 0.001
     assert read_spec(path).name == "spec"
+
+
+def test_a_merge_key_brings_what_the_entry_does_not_say(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(
+        "data: digits\n"
+        "attacks:\n"
+        "  - &base {name: blended, alpha: 0.3, target: 2}\n"
+        "  - {<<: *base, alpha: 0.4, as: other}\n"
+        "  - {<<: [{target: 5}, *base], as: third}\n"
+    )
+    read = [(a.value.alpha, a.value.target) for a in read_spec(path).attacks]  # type: ignore[attr-defined]
+    assert read == [(0.3, 2), (0.4, 2), (0.3, 5)]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("data: digits\nattacks:\n  - {<<: badnets, as: x}\n", "line 3: << does not name a mapping"),
+        ("data: digits\nattacks:\n  - &b {name: blended, alpha: 9}\n  - {<<: *b, as: x}\n", "line 3"),
+    ],
+)
+def test_a_merge_key_at_fault_is_told_with_its_line(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_spec(path)
+
+
+def test_a_bomb_of_merge_keys_is_refused(tmp_path: Path) -> None:
+    lines = ["data: digits", "a0: &a0 {x: 1}"]
+    lines += [f"a{i}: &a{i} {{<<: [{','.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 12)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(InputError, match="at most 20,000 values"):
+        read_spec(path)
+
+
+def test_rates_take_the_place_of_a_default_and_not_of_what_the_entry_says() -> None:
+    spec: dict[str, Any] = {"data": "digits", "attacks": [{"name": "blended", "rates": [0.01, 0.1], "strengths": [0.2]}]}
+    made = read_spec({**spec, "defaults": {"attacks": {"poison_rate": 0.5, "alpha": 0.9}}})
+    assert [(a.value.poison_rate, a.value.alpha) for a in made.attacks] == [(0.01, 0.2), (0.1, 0.2)]  # type: ignore[attr-defined]
+    spec["attacks"][0]["poison_rate"] = 0.5
+    with pytest.raises(InputError, match="rates and poison_rate are both said"):
+        read_spec(spec)
+
+
+@pytest.mark.parametrize(
+    "part", [{"attacks": [{"name": "badnets", "as": "benign"}]}, {"defenses": [{"name": "ft", "as": "none"}]}]
+)
+def test_no_entry_is_called_as_results_without_one_are(part: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="as results without one are"):
+        read_spec({"data": "digits", **part})
+
+
+def test_budgets_of_clean_rows_from_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    folders = [tmp_path / part / "pictures" for part in "ab"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    groups = [{"clean": [{"amount": 20, "source": str(folder)}, 20]} for folder in folders]
+    made = read_spec({"data": "digits", "attacks": ["badnets"], "defenses": ["ft"], "groups": groups})
+    labels = [[budget.label for budget in group.clean] for group in made.groups]
+    assert labels == [[f"20 rows of pictures (20 of {folder})", "20 rows"] for folder in folders]
+    with pytest.raises(InputError, match="comes twice"):
+        read_spec({"data": "digits", "clean": [20, 20]})
+
+
+def test_a_path_of_clean_rows_is_meant_from_the_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own" / "pictures").mkdir(parents=True)
+    path = tmp_path / "spec.yaml"
+    path.write_text("data: digits\nclean: {amount: 20, source: own/pictures}\n")
+    monkeypatch.chdir("/")
+    assert read_spec(path).clean[0].value.source == str(tmp_path / "own" / "pictures")
+    path.write_text("data: digits\nclean: {amount: 20, source: trian}\n")
+    with pytest.raises(InputError, match=r"line 2: clean.*unknown data set 'trian'"):
+        read_spec(path)

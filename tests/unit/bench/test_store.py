@@ -115,3 +115,31 @@ def test_opening_a_store_again_keeps_the_locks_of_those_who_have_it_open(plan: A
         subprocess.run([sys.executable, "-c", look, str(first.path)], check=True)
         assert first.path.with_name(f"{first.path.name}-wal").exists()
         assert first.db.execute("SELECT count(*) FROM jobs").fetchone()[0] == len(plan.nodes)
+
+
+def test_a_store_that_can_not_be_written_is_read(plan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store(tmp_path) as store:
+        store.enter(plan)
+        known = store.statuses()
+    usual = sqlite3.connect
+
+    def read_only(path: Any, **more: Any) -> sqlite3.Connection:
+        return usual(path if str(path).startswith("file:") else f"{Path(path).as_uri()}?mode=ro", **{**more, "uri": True})
+
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    with Store(tmp_path, make=False) as store:
+        assert store.statuses() == known
+    with Store(tmp_path) as store, pytest.raises(InputError, match="can't be written"):
+        store.enter(plan)
+
+
+def test_a_store_that_another_program_holds_is_not_called_damaged(
+    plan: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WAIT_S", 0.1)
+    with Store(tmp_path) as store:
+        store.enter(plan)
+        store.db.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(InputError, match="is held by another program"):
+            Store(tmp_path)
+        store.db.execute("ROLLBACK")

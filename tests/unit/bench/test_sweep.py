@@ -158,6 +158,70 @@ def test_what_stops_everything_leaves_a_store_that_goes_on(
     assert scores(tmp_path) == scores(finished)
 
 
+def forget_repairs(folder: Path) -> None:
+    """As if the repairs and what counts them had not been done."""
+    with Store(folder) as store:
+        keys = [key for (key,) in store.db.execute("SELECT key FROM jobs WHERE kind != 'train'")]
+        for key in keys:
+            shutil.rmtree(store.home(key), ignore_errors=True)
+            store.db.execute("DELETE FROM scores WHERE key = ?", (key,))
+            store.db.execute("UPDATE jobs SET status = 'planned', result = NULL WHERE key = ?", (key,))
+
+
+def spoil_weights(home: Path) -> None:
+    path = home / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 64
+    path.unlink()  # the store has a link to it
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        lambda home: (home / "planted.json").unlink(missing_ok=True),
+        lambda home: (home / "model.safetensors").unlink(),
+        lambda home: (home / "model.safetensors").write_bytes(b""),
+    ],
+)
+def test_a_model_that_lost_a_file_is_made_again(lose: Any, finished: Path, people: Path, tmp_path: Path) -> None:
+    """A repair of a victim without its trigger once counted as done, with no attack success."""
+    folder = tmp_path / "store"
+    shutil.copytree(finished, folder)
+    forget_repairs(folder)
+    for home in (folder / "runs").iterdir():
+        lose(home)
+    sweep = run(spec_of(people), folder, quiet=True)
+    assert (sweep.done, sweep.failed) == (12, {})
+    assert scores(folder) == scores(finished)
+
+
+@pytest.mark.parametrize("lose", [spoil_weights, lambda home: (home / "run.json").write_text("{")])
+def test_a_damaged_model_fails_what_needs_it_until_it_is_made_again(
+    lose: Any, finished: Path, people: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "store"
+    shutil.copytree(finished, folder)
+    forget_repairs(folder)
+    for home in (folder / "runs").iterdir():
+        lose(home)
+    sweep = run(spec_of(people), folder, quiet=True, say=lambda _: None)
+    assert sweep.failed
+    mended = run(spec_of(people), folder, quiet=True, retry_failed=True)
+    assert (mended.done, mended.failed) == (12, {})
+    assert scores(folder) == scores(finished)
+
+
+def test_the_command_ends_with_code_1_where_jobs_failed(people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("it broke")
+
+    (tmp_path / "spec.json").write_text(json.dumps(spec_of(people, seeds=[0])))  # which is YAML, too
+    monkeypatch.setattr(FT, "_repair", broken)
+    words = ["bench", str(tmp_path / "spec.json"), "--store", str(tmp_path / "store"), "-q"]
+    assert CliRunner().invoke(app, words).exit_code == 1
+
+
 def test_workers_count_the_same(finished: Path, people: Path, tmp_path: Path) -> None:
     sweep = run(spec_of(people), tmp_path, quiet=True, engine=lambda s: forked(s, 2))
     assert sweep.done == 12
