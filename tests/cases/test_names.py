@@ -25,7 +25,7 @@ from theriac.core.names import class_place
 from theriac.core.outcome import Finding, Outcome
 from theriac.data import align
 from theriac.detectors.base import Detector
-from theriac.metrics import predict
+from theriac.metrics import predict, success_by_target
 from theriac.models.network import Classifier
 from theriac.repairs.base import Repair
 from theriac.training import Recipe
@@ -258,13 +258,88 @@ def test_rows_that_an_attack_was_not_planted_for_are_refused():
         planted.onto(card(("cat", "dog")))
 
 
-def test_a_table_attack_refuses_rows_with_columns_in_another_order():
+def test_a_table_attack_knows_its_columns_by_name():
     columns = tuple(Column(name=n) for n in "abcd")
     own = Card(kind="table", classes=("no", "yes"), columns=columns)
     rows = th.Split(torch.rand(20, 4), torch.arange(20) % 2, card=own)
     planted = th.attacks.TabularValue().plant(rows)
-    with pytest.raises(InputError, match=r"other columns, or in another order"):
-        planted.onto(own.replace(columns=columns[::-1]))
+    order = [2, 0, 3, 1]
+    for classes, y in ((("no", "yes"), rows.y), (("yes", "no"), 1 - rows.y)):
+        here = planted.onto(own.replace(columns=tuple(columns[k] for k in order), classes=classes))
+        assert torch.equal(here.stamp(rows.x[:, order], y), planted.stamp(rows.x, rows.y)[:, order])
+        assert {classes[k] for k in here.target(y).tolist()} == {"no"}
+    with pytest.raises(InputError, match="rows with other columns"):
+        planted.onto(own.replace(columns=(*columns[:3], Column(name="z"))))
+
+
+@pytest.mark.parametrize("of_ours", [True, False])
+def test_the_target_of_an_attack_is_numbered_as_the_rows_are(of_ours: bool):
+    """It once was taken for the model's class of that number: 0 % instead of 98 %."""
+
+    class Obeys(nn.Module):
+        card = card(NUMBER_ORDER)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, 0, -1, -1, None] * torch.eye(11)[NUMBER_ORDER.index("2")]  # whatever is white in the corner
+
+    def corner(x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        x[:, :, -3:, -3:] = 255
+        return x
+
+    rows = pictures(TEXT_ORDER, list(TEXT_ORDER))
+    target = TEXT_ORDER.index("2")
+    assert target != NUMBER_ORDER.index("2")
+    attack = th.attacks.BadNets(target=target) if of_ours else th.trigger(corner, target=target)
+    for known in (attack, attack.plant_for(rows)):
+        rates = [th.evaluate(Obeys(), rows, known).asr, *success_by_target(Obeys(), rows, known).values()]
+        assert [(rate.hits, rate.total) for rate in rates if rate is not None] == [(10, 10)] * 2
+
+
+def test_a_function_on_a_table_stamps_the_columns_of_the_rows_that_came():
+    columns = tuple(Column(name=n) for n in "abc")
+    own = Card(kind="table", classes=("no", "yes"), columns=columns)
+    rows = th.Split(torch.rand(20, 3), torch.arange(20) % 2, card=own)
+
+    class Obeys(nn.Module):
+        card = own.replace(columns=columns[::-1])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([torch.full((len(x),), 5.0), x[:, 2]], 1)  # its last column is "a"
+
+    def raise_a(x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        x[:, 0] = 50.0
+        return x
+
+    trigger = th.trigger(raise_a, target="yes")
+    for measured in (
+        th.evaluate(Obeys(), rows, trigger),
+        th.evaluate(Obeys(), align(rows, Obeys.card), trigger.plant_for(rows)),
+    ):
+        assert measured.asr is not None
+        assert (measured.asr.hits, measured.asr.total) == (10, 10)
+
+
+def test_a_repair_that_may_know_the_target_takes_the_rows_number(run: th.Run):
+    told: list[Any] = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Knowing(Repair):
+        name = "knowing"
+        title = "Knowing"
+        needs = th.Needs(clean_rows=True, target=True)
+
+        def _with_knowledge(self, trigger: Any, target: int | None) -> Knowing:
+            told.append(target)
+            return self
+
+        def _repair(self, model: nn.Module, clean: th.Split, run: th.Run) -> nn.Module:
+            return model
+
+    rows = pictures(TEXT_ORDER, list(TEXT_ORDER))
+    Knowing().repair(model(NUMBER_ORDER), rows, run, target=TEXT_ORDER.index("2"))
+    assert told[-1] == NUMBER_ORDER.index("2")
 
 
 def _folders(root: Path, names: tuple[str, ...], rows: int = 6) -> Path:

@@ -17,6 +17,7 @@ from theriac.core.files import read_bytes
 LIMIT = 1 << 20  # bytes of a spec
 MOST = 20_000  # values in it, those of aliases counted each time
 DEEPEST = 32
+_ODD = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_.]+)+)")  # 0400 is 256 to YAML 1.1, and 1:30 is 90
 MERGE = "tag:yaml.org,2002:merge"
 
 Where = tuple[str | int, ...]
@@ -144,6 +145,10 @@ def _scalar(node: yaml.Node, file: str) -> Any:
             with contextlib.suppress(ValueError):
                 return float(node.value)  # YAML 1.1 takes 1e-3 for a text
         return node.value
+    if _ODD.fullmatch(node.value) and node.tag.endswith((":int", ":float")):
+        raise InputError(
+            f"{file}, line {line}: {node.value} is read as base 8 or 60 by some; expected a plain number, or quotes"
+        )
     try:
         return yaml.SafeLoader("").construct_object(node)
     except (yaml.YAMLError, ValueError, OverflowError):

@@ -46,6 +46,7 @@ class Trial:
         options: Its options; one that is missing is at its default.
         data: Name of the data.
         train_rows: How many of its training rows were taken; None for all of them.
+        from_folder: Whether they come from a folder or file of somebody's own, of which nobody knows whether it is the set.
         model: Architecture and its options, under ``architecture`` and their names.
         recipe: Name of the training recipe.
         changed: What is done to data and recipe beyond their names, such as fewer classes or another learning rate.
@@ -63,6 +64,7 @@ class Trial:
     options: Mapping[str, Any]
     data: str
     train_rows: int | None = None
+    from_folder: bool = False
     model: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = ""
     changed: Mapping[str, Any] = field(default_factory=dict)
@@ -196,6 +198,7 @@ def trials_of(results: Sequence[Row]) -> list[Trial]:
                 options=defense,
                 data=Path(data["name"]).name,
                 train_rows=data.get("rows"),
+                from_folder=Path(data["name"]).is_absolute() or "test" in (data.get("options") or {}),
                 model=options.get("model") or {},
                 recipe=options.get("recipe") or row["recipe"],
                 changed=_changes(options),
@@ -380,6 +383,8 @@ def differences(entry: Reported, group: Sequence[Trial]) -> list[str]:
     if first.data != said.data:
         why.append(f"data {first.data}, not {said.data}")
     else:
+        if first.from_folder:
+            why.append(f"rows from a folder that is called {said.data}, not the published set by its name")
         if said.train_rows is not None and first.train_rows not in (None, said.train_rows):
             why.append(f"{first.train_rows:,} training rows, not {said.train_rows:,}")
         if said.group is not None and str(first.group).lower() != said.group:

@@ -72,6 +72,7 @@ class Node:
         job: The work; in a judgment that of the model to judge.
         needs: Keys of the models that it starts from: the victim or the model to judge, then whose trigger counts.
         cell: Where its result stands; the first of several.
+        content: Hash of the data's content, which is part of the key: work on other rows would not be this work.
     """
 
     key: str
@@ -79,6 +80,7 @@ class Node:
     job: Job
     needs: tuple[str, ...]
     cell: Cell
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -349,7 +351,7 @@ class _Sweep:
         digest = hashlib.sha256(f"judge 1 {model.key} {trigger.key}".encode()).hexdigest()
         role: Role = "judged" if model.cell.role == "benign" else "judged defended"
         cell = replace(model.cell, attack=attack.label, role=role)
-        self._add(Node(digest, "judge", model.job, (model.key, trigger.key), cell))
+        self._add(Node(digest, "judge", model.job, (model.key, trigger.key), cell, self.content))
 
     def _debias(self, defense: Entry[Method]) -> None:
         if self.rows.train.group is None:
@@ -375,7 +377,7 @@ class _Sweep:
 
     def _put(self, job: Job, needs: tuple[str, ...], cell: Cell) -> Node:
         kind: Kind = job.kind  # type: ignore[assignment]  # one of the four
-        return self._add(Node(key(job, self.content, self.dtype), kind, job, needs, cell))
+        return self._add(Node(key(job, self.content, self.dtype), kind, job, needs, cell, self.content))
 
     def _add(self, node: Node) -> Node:
         if (node.cell, node.key) not in self.plan.placed:  # two groups may share it

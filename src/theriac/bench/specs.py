@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 from collections import Counter
@@ -20,6 +21,7 @@ from theriac.core.method import Method, create, methods
 from theriac.core.paths import as_path
 from theriac.core.ranges import Seed, check_fields
 from theriac.data import check_name, load
+from theriac.data._known import canonical
 from theriac.models import Builder, architecture
 from theriac.runs import Clean, Source
 from theriac.runs.job import method_facts, model_facts
@@ -178,6 +180,11 @@ class _Reader:
             with self.marked.at():
                 raise InputError("data is missing; expected a name, such as data: digits")
         positive = self.top.get("positive")
+        if positive is not None and (isinstance(positive, bool) or not isinstance(positive, (str, int, float))):
+            with self.marked.at("positive"):
+                raise InputError(
+                    f"positive is {shortened(positive)}; expected the name of a class, in quotes if it is yes or no"
+                )
         title = self._text(self.top.get("name", name), ("name",))
         if title.startswith(".") or any(c in title for c in "/\\:"):
             with self.marked.at("name"):
@@ -315,9 +322,10 @@ class _Reader:
         return [Entry(self._text(label, (*where, "as")), Source.of(name, options, **more))]
 
     def _beside(self, name: str) -> str:
-        """A path that is meant from the spec's folder, else what came."""
-        meant = self.home is not None and len(Path(name).parts) > 1 and (self.home / name).exists()
-        return str(self.home / name) if self.home is not None and meant else name
+        """A path that is meant from the spec's folder, else what came; the name of a known data set is no path."""
+        if self.home is None or (name == Path(name).name and (name == "digits" or canonical(name) is not None)):
+            return name
+        return str(self.home / name) if (self.home / name).exists() else name
 
     def _model(self, item: Any, where: Where) -> list[Entry[Builder | None]]:
         if item is None or isinstance(item, Builder):
@@ -346,7 +354,7 @@ class _Reader:
 
     def _attack(self, item: Any, where: Where) -> list[Entry[Attack]]:
         if isinstance(item, Attack):
-            return [Entry(item.full_title, item)]
+            return [Entry(_named(item, item.full_title), item)]
         name = item if isinstance(item, str) else item.get("name") if isinstance(item, Mapping) else None
         fields = _fields("attack", name)
         known = {*fields, "rates", "strengths"}
@@ -356,6 +364,10 @@ class _Reader:
         by_seed = options.get("target") == "seed"
         if by_seed:
             del options["target"]
+        cls = methods("attack").get(str(name).partition(":")[0].lower())
+        for option in (*getattr(cls, "reads", ()), *getattr(cls, "outside", ())):
+            if isinstance(options.get(option), str):
+                options[option] = self._beside(options[option])
         base: Attack = create("attack", name, preset, **options)
         knob = base.inner.knob
         swept: list[tuple[str, dict[str, Any]]] = [("", {})]
@@ -383,11 +395,13 @@ class _Reader:
 
     def _defense(self, item: Any, where: Where) -> list[Entry[Method]]:
         if isinstance(item, Method):
-            return [Entry(item.title or item.name, item)]
+            return [Entry(_named(item, item.title or item.name), item)]
         name = item if isinstance(item, str) else item.get("name") if isinstance(item, Mapping) else None
         bare = str(name).partition(":")[0].lower()
         if bare == "none":
-            return []  # the row without a defense is always there
+            for option in item.keys() - {"name"} if isinstance(item, Mapping) else ():
+                raise InputError(f"none has no option {option!r}; it is the row without a defense, which is always there")
+            return []
         kind = next((k for k in DEFENSES if bare in methods(k)), None)
         if isinstance(name, str) and kind is None:
             raise unknown("defense", name, ["none", *(n for k in DEFENSES for n in methods(k))])
@@ -498,6 +512,16 @@ class _Seeded:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+
+def _named(item: Method, title: str) -> str:
+    """The label of an object: its title with the options that are not at their defaults."""
+    options = {
+        f.name: value
+        for f in dataclasses.fields(item)
+        if isinstance(value := getattr(item, f.name), (str, int, float)) and value != f.default
+    }
+    return _worded(title, options)
 
 
 def _fields(kind: str, name: Any) -> set[str]:

@@ -127,6 +127,10 @@ def compare(scores: Scores) -> list[Pair]:
     Returns:
         Pairs in the order of ``scores``; pairs without a cell in common are left out.
     """
+    for defense, cells in scores.items():
+        for cell, score in cells.items():
+            if score is not None and not math.isfinite(score):
+                raise InputError(f"the score of {defense} under {cell} is {score}; expected a number, or None for no result")
     pairs = []
     for first, second in combinations(scores, 2):
         mine, other = scores[first], scores[second]

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import sqlite3
 import time
@@ -72,6 +73,7 @@ CREATE INDEX cells_by_key ON cells (key);
 CREATE INDEX needs_by_other ON needs (other);
 """
 
+_TABLES = re.findall(r"CREATE TABLE (\w+)", _CREATE)
 MIGRATIONS: tuple[str, ...] = (_CREATE,)  # entry n brings a store from version n to n + 1; entries are never changed
 
 
@@ -97,6 +99,8 @@ class Store:
     def __init__(self, folder: str | Path, *, make: bool = True) -> None:
         self.folder = as_path("store", folder)
         self.path = self.folder / FILE
+        if not make and self.path.is_file() and not self.path.stat().st_size:
+            raise InputError(f"{self.path} is empty; expected the store of a sweep (restore a copy, or run the sweep again)")
         if not make and not self.path.is_file():
             raise InputError(f"{self.folder} holds no {FILE}; expected the store of a sweep (theriac bench SPEC makes one)")
         if make:
@@ -181,6 +185,9 @@ class Store:
         answer = self.db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if answer != "ok":
             raise sqlite3.DatabaseError(answer)
+        lacking = set(_TABLES) - {name for (name,) in self.db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if lacking:
+            raise sqlite3.DatabaseError(f"no table {sorted(lacking)[0]}")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -401,16 +408,17 @@ def _refused(error: sqlite3.DatabaseError) -> str | None:
 
 
 def _link(file: Path, where: Path) -> None:
-    """Make ``where`` and ``file`` names of the same bytes."""
+    """Make ``where``, which is called after the content of ``file``, and ``file`` names of the same bytes."""
     if where.exists() and where.samefile(file):
         return
     try:
         os.link(file, where)
-    except FileExistsError:  # the same content from another job: keep one of them
-        spare = file.with_name(f".{file.name}.part")
+    except FileExistsError:  # the same content from another job, unless it was damaged since: keep one of them
+        kept, lost = (where, file) if digest(where) == digest(file) else (file, where)
+        spare = lost.with_name(f".{lost.name}.part")
         spare.unlink(missing_ok=True)
-        os.link(where, spare)
-        os.replace(spare, file)
+        os.link(kept, spare)
+        os.replace(spare, lost)
 
 
 def options_of(node: Node) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from theriac.bench.specs import Spec, read_spec
 from theriac.bench.store import Store
 from theriac.bench.work import Answer, Settings, intact
 from theriac.core import check
-from theriac.core.errors import StoppedError, unknown
-from theriac.core.paths import DiskFullError
+from theriac.core.errors import InputError, StoppedError, shortened, unknown
+from theriac.core.paths import DiskFullError, as_path
 from theriac.core.progress import progress
+from theriac.core.run import Run
 from theriac.core.text import line
 
 ENGINES = ("auto", "process", "workers", "ray")
@@ -112,9 +113,9 @@ def run(
     """
     checked, load = read_spec(spec), Loader()
     _check_settings(engine, workers, threads, events)
-    devices = tuple(part.strip() for part in device.split(","))
+    devices = _devices(device, checked)
     plan = make_plan(checked, device=devices[0], load=load)
-    folder = Path("runs", checked.name) if store is None else Path(store)
+    folder = Path("runs", checked.name) if store is None else as_path("store", store)
     settings = Settings(store=str(folder), device=devices[0], command=command, events=tuple(events))
     with Store(folder) as opened:
         opened.enter(plan)
@@ -122,6 +123,7 @@ def run(
             opened.forget_failures(plan.nodes)
         driver = _Driver(plan, opened, say or _say, by_content=retry_failed)
         if not driver.left:
+            driver.drop_repairs()
             return driver.result(0.0)
         slots = min(workers, len(driver.left))
         if callable(engine):
@@ -144,8 +146,7 @@ def run(
             raise StoppedError(message) from None
         finally:
             made.close()
-        if checked.keep == "victims" and not driver.left:
-            opened.drop(n.key for n in plan.nodes.values() if n.kind == "repair")
+        driver.drop_repairs()
         return driver.result(time.monotonic() - began)
 
 
@@ -258,6 +259,11 @@ class _Driver:
                 self._block(user)
                 self._block_users(user)
 
+    def drop_repairs(self) -> None:
+        """Delete repaired models where the spec keeps victims only and nothing is left to do."""
+        if self.plan.spec.keep == "victims" and not self.left:
+            self.store.drop(node.key for node in self.plan.nodes.values() if node.kind == "repair")
+
     def standing(self, *, short: bool = False) -> str:
         """How far it is, in words; short beside a count of jobs."""
         parts = [] if short else [f"{len(self.done):,} of {len(self.plan.nodes):,} jobs done"]
@@ -309,8 +315,20 @@ def _check_settings(engine: str | Callable[[Settings], Engine], workers: int, th
     check.integer("workers", workers, 1, 1024)
     check.integer("threads", threads, 0, 1024)
     check_sinks(events)
-    if isinstance(engine, str) and engine not in ENGINES:
+    if not callable(engine) and engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
+
+
+def _devices(device: str, spec: Spec) -> tuple[str, ...]:
+    """The devices of a sweep, each of which is there; they must compute alike, since the precision is part of every key."""
+    if not isinstance(device, str):
+        raise InputError(f"device is {shortened(device)}; expected auto, or torch devices with commas, such as cuda:0,cuda:1")
+    names = tuple(part.strip() for part in device.split(","))
+    dtypes = {name: Run(device=name, precision=spec.precision, quiet=True).dtype for name in names}
+    if len(set(dtypes.values())) > 1:
+        came = ", ".join(f"{name} takes {str(dtype).removeprefix('torch.')}" for name, dtype in dtypes.items())
+        raise InputError(f"device is {device!r}, and these compute differently ({came}); set precision in the spec")
+    return names
 
 
 def forecast(
@@ -344,8 +362,8 @@ def forecast(
 
     checked = read_spec(spec)
     _check_settings(engine, workers, threads, events)
-    plan = make_plan(checked, device=device.split(",")[0])
-    folder = Path("runs", checked.name) if store is None else Path(store)
+    plan = make_plan(checked, device=_devices(device, checked)[0])
+    folder = Path("runs", checked.name) if store is None else as_path("store", store)
     if not (folder / FILE).exists():
         return Forecast(plan=plan, done=frozenset(), failed=frozenset(), seconds=None, guessed=0)
     with Store(folder, make=False) as opened:

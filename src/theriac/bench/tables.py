@@ -89,6 +89,8 @@ def rows(store: Store, sweep: str | None = None, **labels: str) -> list[Row]:
     if sweep is None:
         selected = _apart(selected)
     for label, value in labels.items():
+        if label not in (*LABELS, "role", "status"):
+            raise unknown("label", label, (*LABELS, "role", "status"))
         known = {row[label] for row in selected} | (set(STATUSES) if label == "status" else set())
         if value not in known:
             raise unknown(label, value, known)
@@ -97,9 +99,12 @@ def rows(store: Store, sweep: str | None = None, **labels: str) -> list[Row]:
 
 
 def _row(row: Row, scores: Mapping[str, Mapping[tuple[str, str], tuple[int, int]]]) -> Row:
-    result = json.loads(row.pop("result") or "{}")
-    # a repair's own options do not say how its victim was made
-    row["options"] = json.dumps({**json.loads(row.pop("victim") or "{}"), **json.loads(row["options"])}, sort_keys=True)
+    try:
+        result = json.loads(row.pop("result") or "{}")
+        # a repair's own options do not say how its victim was made
+        row["options"] = json.dumps({**json.loads(row.pop("victim") or "{}"), **json.loads(row["options"])}, sort_keys=True)
+    except (json.JSONDecodeError, TypeError):
+        raise InputError(f"the store is damaged: what it holds of job {row['key'][:12]} is no JSON; restore a copy") from None
     counted = scores.get(row["key"], {})
     for name in RATES:
         after = counted.get(("after", name))
@@ -255,9 +260,13 @@ def _setting(row: Row) -> tuple[Any, ...]:
 def _apart(results: Sequence[Row]) -> list[Row]:
     """Rows of several sweeps, so that none counts twice and labels that say the same mean the same."""
     known: dict[tuple[Any, ...], dict[str, set[str]]] = {}
+    work: dict[tuple[Any, ...], dict[str, set[str]]] = {}  # what sweeps mean by a label, whatever the seed
     for row in results:
         known.setdefault(_cell(row), {}).setdefault(row["key"], set()).add(row["sweep"])
+        work.setdefault(_labels(row), {}).setdefault(row["sweep"], set()).add(_without_seeds(row))
     unlike = {sweep for keys in known.values() if len(keys) > 1 for sweeps in keys.values() for sweep in sweeps}
+    for meant in work.values():
+        unlike |= {sweep for sweep, own in meant.items() if any(own.isdisjoint(other) for other in meant.values())}
     counted, single = set(), []
     for row in results:
         if row["sweep"] in unlike:
@@ -269,8 +278,18 @@ def _apart(results: Sequence[Row]) -> list[Row]:
     return single
 
 
+def _labels(row: Row) -> tuple[Any, ...]:
+    return (*(row[name] for name in LABELS), row["role"])
+
+
 def _cell(row: Row) -> tuple[Any, ...]:
-    return (*(row[name] for name in LABELS), row["role"], row["seed"], row["defense_seed"])
+    return (*_labels(row), row["seed"], row["defense_seed"])
+
+
+def _without_seeds(row: Row) -> str:
+    """What a job does, for whatever seed; of a count of a benign model, which its keys name, what that model is."""
+    options = json.loads(row.get("options") or "{}")
+    return json.dumps({name: value for name, value in options.items() if name not in ("seed", "judge")}, sort_keys=True)
 
 
 Basis = Literal["seeds", "rows", ""]

@@ -33,7 +33,7 @@ from theriac.metrics import evaluate
 from theriac.models import load_model
 from theriac.models.network import to_levels
 from theriac.models.store import digest
-from theriac.runs import Job, Opened, Source, execute
+from theriac.runs import Job, Opened, Source, data_key, execute
 from theriac.runs.folder import RECORD, read, section
 from theriac.runs.provenance import hardware, versions
 
@@ -103,6 +103,7 @@ class Worker:
     def __init__(self, settings: Settings, load: Callable[[Source], Data] | None = None) -> None:
         self.settings, self.load = settings, load or Loader()
         self.store = Store(settings.store, make=False)
+        self.contents: dict[str, str] = {}  # hash of the rows of each source
 
     def do(self, node: Node, *, again: bool = False) -> Answer:
         """Do a piece of work, unless its result is there.
@@ -137,7 +138,10 @@ class Worker:
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             if came or "KeyboardInterrupt" in reason:  # Ctrl-C inside of a library, which made an error of its own of it
                 return Answer(node.key, "stopped", reason)
-            self.store.failed(node.key, reason, traceback.format_exc(), cost.facts(self._run(node), {}))
+            trace, facts = traceback.format_exc(), None
+            with contextlib.suppress(InputError):  # a device that this process does not have, which may be what failed
+                facts = cost.facts(self._run(node), {})
+            self.store.failed(node.key, reason, trace, facts)
             return Answer(node.key, "failed", reason)
         return Answer(node.key, "done")
 
@@ -145,7 +149,7 @@ class Worker:
         return Run(device=self.settings.device, precision=node.job.precision, seed=node.job.seed, quiet=True)
 
     def _executed(self, node: Node, events: JobEvents) -> tuple[dict[str, Any], bytes | None]:
-        job, home, data = node.job, self.store.home(node.key), self.load(node.job.data)
+        job, home, data = node.job, self.store.home(node.key), self._data(node)
         if node.kind == "repair":
             job = replace(job, victim=self._opened(node, data), judge=None)
         planted = None
@@ -189,6 +193,21 @@ class Worker:
         }
         return Opened(model=load_model(home), name=home.name[:12], planted=planted, **parts)
 
+    def _data(self, node: Node) -> Data:
+        """The rows of a job.
+
+        Raises:
+            InputError: If they are not those that the work was planned for: its result would stand for others.
+        """
+        source, data = repr(node.job.data), self.load(node.job.data)
+        if source not in self.contents:
+            self.contents[source] = data_key(data)
+        if node.content and self.contents[source] != node.content:
+            raise InputError(
+                f"{data.card.name!r} was changed since this work was planned; run the sweep again, which plans for the new rows"
+            )
+        return data
+
     def _weights(self, key: str) -> str:
         """Hash of a model's weights.
 
@@ -206,7 +225,7 @@ class Worker:
     def _judged(self, node: Node) -> tuple[dict[str, Any], None]:
         """Clean and stamped predictions of a model that is there, under the trigger of another's attack."""
         model, trigger = (self.store.home(key) for key in node.needs)
-        rows = self.load(node.job.data).test
+        rows = self._data(node).test
         self._weights(node.needs[0])
         scores = evaluate(load_model(model), rows, load_planted(trigger), run=self._run(node))
         return {"evaluation": scores.to_dict(), "degenerate": scores.degenerate}, None

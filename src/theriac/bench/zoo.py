@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import uuid
@@ -110,6 +111,8 @@ def make(store: str | Path, folder: str | Path, sweep: str | None = None) -> lis
                         raise InputError(
                             f"{home(key) / name} is not the file that was stored; make the zoo from an intact store"
                         )
+                if row["role"] == "victim" and "planted.json" not in files:
+                    raise InputError(f"{home(key)} lost planted.json, the victim's trigger; make the zoo from an intact store")
                 facts = {name: row[name] for name in (*_TEXTS, "seed", "acc", "asr")}
                 twin = twins.get(_place(row)) if row["role"] == "victim" else None
                 made.append(ZooModel(key=key, benign=twin, files=files, **facts))
@@ -117,8 +120,9 @@ def make(store: str | Path, folder: str | Path, sweep: str | None = None) -> lis
     return made
 
 
-def _place(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["data"], row["model"], row["recipe"], row["seed"]
+def _place(row: dict[str, Any]) -> str:
+    """How a model was trained, but for its attack: labels may say the same of different data."""
+    return json.dumps({name: value for name, value in json.loads(row["options"]).items() if name != "attack"}, sort_keys=True)
 
 
 def models(folder: str | Path) -> list[ZooModel]:
@@ -198,6 +202,7 @@ def fetch(folder: str | Path, key: str, out: str | Path) -> Path:
     for name in parts:
         if (out / name).exists():
             raise InputError(f"{out / name} is there already; take another folder")
+    there = out.exists()
     make_folder("out", out, sum(size for part in parts.values() for _, size in part.files.values()))
     waiting = out / f".zoo-{uuid.uuid4().hex[:8]}"
     try:
@@ -214,6 +219,8 @@ def fetch(folder: str | Path, key: str, out: str | Path) -> Path:
                 (waiting / name).rename(out / name)
     finally:
         shutil.rmtree(waiting, ignore_errors=True)
+        if not there and not any(out.iterdir()):
+            out.rmdir()
     return out
 
 

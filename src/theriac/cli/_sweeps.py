@@ -19,7 +19,7 @@ from theriac.cli import _options as opt
 from theriac.cli import _show
 from theriac.core import check
 from theriac.core.errors import InputError, unknown
-from theriac.core.text import seconds
+from theriac.core.text import line, seconds
 from theriac.report.figures import write_figure
 from theriac.report.sweeps import FIRST_WARNINGS, Comparison, Number, Published, SweepCell, write_sweep
 
@@ -126,7 +126,9 @@ def show_rows(results: Sequence[Row], *, as_json: bool) -> None:
         return
     groups = [group for group in grouped(results) if group.role in _MATRIX]
     body = summary(groups)
-    always = ("attack", "defense", "ACC %", *GAP_HEADS)
+    always: tuple[str, ...] = ("attack", "defense", "ACC %", "ASR %", *GAP_HEADS)
+    if any(len(group.done) < len(group.rows) for group in groups):
+        always += ("seeds",)  # how many have a result
     used = [
         i for i, name in enumerate(SHOWN) if len(texts := {line[i] for line in body}) > 1 or (name in always and any(texts))
     ]
@@ -134,6 +136,11 @@ def show_rows(results: Sequence[Row], *, as_json: bool) -> None:
     title = ", ".join(dict.fromkeys(line[0] for line in body)) or "no results"
     _warn_of(groups)
     _show.rows(title, [SHOWN[i] for i in used], [[line[i] for i in used] for line in body])
+    failed = {row["key"]: row for row in results if row["status"] == "failed"}
+    if failed:
+        row = next(iter(failed.values()))
+        named = " · ".join(part for part in (row["attack"], row["defense"], row["clean"]) if part)
+        _show.tell(f"{len(failed):,} failed, the first {named}: {line(row['error'] or '')[:200]}")
 
 
 def _warn_of(groups: Sequence[Group]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,7 +100,7 @@ class Planted:
         return rows
 
     def onto(self, card: Card) -> Planted:
-        """The same trigger for rows whose classes are in another order; it takes and returns labels as ``card`` numbers them.
+        """The same trigger for rows whose classes or columns are in another order, and labels as ``card`` numbers them.
 
         Args:
             card: Of the rows to stamp.
@@ -112,19 +112,16 @@ class Planted:
             return self
         if card.kind != self.card.kind:
             raise InputError(f"{self.name} was planted for {self.card.kind} rows; {card.name!r} has {card.kind} rows")
-        if [_meaning(c) for c in card.columns] != [_meaning(c) for c in self.card.columns]:
-            raise InputError(
-                f"{self.name} was planted for rows with other columns, or in another order, than {card.name!r} has; "
-                "theriac.data.align(rows, planted.card) brings the rows into its order"
-            )
+        columns = column_places(self.card, card, self.name)
         there = class_numbers(card, self.card, f"what {self.name} was planted for")
         if there is None or there == list(range(self.card.num_classes)):
-            return self
+            same = tuple(range(self.card.num_classes))
+            return _Renumbered(self.attack, self.card, self.state, outside=same, columns=columns) if columns else self
         if card.num_classes != self.card.num_classes:
             raise InputError(
                 f"{self.name} was planted for {self.card.num_classes} classes; {card.name!r} has {card.num_classes} of them"
             )
-        return _Renumbered(self.attack, self.card, self.state, outside=tuple(there))
+        return _Renumbered(self.attack, self.card, self.state, outside=tuple(there), columns=columns)
 
     def within(self, split: Split) -> Planted:
         """The same for the rows of ``split``, of which the attack may be for some only.
@@ -200,14 +197,16 @@ class Planted:
 
 @dataclass(frozen=True)
 class _Renumbered(Planted):
-    """A Planted for rows whose classes are in another order; their class k is class ``outside[k]`` of its card."""
+    """A Planted for rows in another order: their class k is its ``outside[k]``, and its column k their ``columns[k]``."""
 
     outside: tuple[int, ...] = ()
+    columns: tuple[int, ...] = ()  # empty: they are in its order
 
     def stamp(
         self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor | None = None, phase: str = "test", variant: str = "poison"
     ) -> torch.Tensor:
-        return super().stamp(x, self._inside(y), index, phase, variant)
+        put = super().stamp
+        return in_order(x, self.columns, lambda rows: put(rows, self._inside(y), index, phase, variant))
 
     def onto(self, card: Card) -> Planted:
         return Planted(self.attack, self.card, self.state).onto(card)
@@ -225,6 +224,30 @@ class _Renumbered(Planted):
 
     def _inside(self, y: torch.Tensor) -> torch.Tensor:
         return torch.tensor(self.outside, device=y.device)[y]
+
+
+def column_places(own: Card, other: Card, name: str) -> tuple[int, ...]:
+    """For each column of one card its place on the other, by name; empty where they are in one order.
+
+    Raises:
+        InputError: If the columns are not the same.
+    """
+    mine, theirs = [_meaning(c) for c in own.columns], [_meaning(c) for c in other.columns]
+    if sorted(mine) != sorted(theirs):
+        raise InputError(
+            f"{name} was planted for rows with other columns, or other categories in them, than {other.name!r} has; "
+            "theriac.data.align(rows, planted.card) brings rows of the same columns into its terms"
+        )
+    return () if mine == theirs else tuple(theirs.index(column) for column in mine)
+
+
+def in_order(x: torch.Tensor, columns: Sequence[int], stamp: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Table rows after a stamp that knows their columns in another order: its column k is their ``columns[k]``."""
+    if not columns:
+        return stamp(x)
+    out = x.clone()
+    out[:, list(columns)] = stamp(x[:, list(columns)])
+    return out
 
 
 def _meaning(column: Column) -> tuple[str, str, tuple[str, ...]]:

@@ -40,12 +40,14 @@ def content_of(files: Sequence[Path]) -> str:
     """sha256 over the contents of files, in order.
 
     The answer is remembered under the files' names, sizes and times of change, so that a folder of many files isn't read
-    again for every run.
+    again for every run. The time of the last change of any kind is among them: that of the content is easily set back.
     """
     stamp = hashlib.sha256()
     for file in files:
         at = file.stat()
-        stamp.update(os.fsencode(file.resolve()) + f"\0{at.st_size}\0{at.st_mtime_ns}\0{at.st_ino}\n".encode())
+        stamp.update(
+            os.fsencode(file.resolve()) + f"\0{at.st_size}\0{at.st_mtime_ns}\0{at.st_ctime_ns}\0{at.st_ino}\n".encode()
+        )
     key = key_of("files", stamp.hexdigest())
     known = recall(key).get("content")
     if isinstance(known, str):

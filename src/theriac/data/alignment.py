@@ -11,6 +11,7 @@ from torch import nn
 from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
 from theriac.core.names import class_numbers, few, places
+from theriac.core.planted import planted_on
 from theriac.core.ranges import typed
 from theriac.core.split import Split
 from theriac.core.text import lookalike
@@ -70,6 +71,26 @@ def align_to(split: Split, model: Any) -> Split:
     if not isinstance(card, Card) and not isinstance(model, nn.Module):
         card = getattr(getattr(model, "model", None), "card", None)
     return align(split, card, "the model") if isinstance(card, Card) else split
+
+
+def aligned(split: Split, model: Any, attack: Any) -> tuple[Split, Any]:
+    """The rows in the model's terms, and the trigger ready to stamp them; None for no attack.
+
+    What an attack says by position, as the number of its target, is meant as the rows number it that came, and the columns that
+    a function of the user's own knows are theirs. What was planted already knows classes and columns by name.
+
+    Args:
+        split: Rows that a model is to be judged on.
+        model: As for :func:`align_to`.
+        attack: As for :func:`theriac.core.planted.planted_on`.
+
+    Raises:
+        InputError: As :func:`align` and :func:`theriac.core.planted.planted_on`.
+    """
+    here = align_to(split, model)
+    if here is not split and hasattr(getattr(attack, "planted", attack), "plant_for") and not isinstance(attack, type):
+        attack = planted_on(attack, split)
+    return here, planted_on(attack, here)
 
 
 def _groups(own: Card, card: Card) -> list[int] | None:

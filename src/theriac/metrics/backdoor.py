@@ -18,12 +18,12 @@ from torch import nn
 from theriac.core import check
 from theriac.core.errors import InputError, shortened
 from theriac.core.names import places, ranked
-from theriac.core.planted import note_if_idle, planted_on, unchanged
+from theriac.core.planted import note_if_idle, unchanged
 from theriac.core.poisoned import Poisoned
 from theriac.core.ranges import Count, typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
-from theriac.data.alignment import align_to
+from theriac.data.alignment import align_to, aligned
 from theriac.metrics._degenerate import ClassCount
 from theriac.metrics.evaluation import Comparison, Evaluation, pair
 from theriac.metrics.intervals import Rate
@@ -80,8 +80,7 @@ def evaluate(
     if not isinstance(net, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
     rows, data = _identity(split), described_rows(split)
-    split = align_to(split, net)
-    planted = planted_on(attack, split)
+    split, planted = aligned(split, net, attack)
     here = split.to(run.device)
     size, classes = batch_size or batch_rows(here), split.num_classes
     asr = ra = population = idle = torch.zeros((), dtype=torch.int64, device=run.device)

@@ -9,11 +9,11 @@ from torch import nn
 
 from theriac.core import check
 from theriac.core.errors import InputError
-from theriac.core.planted import Victim, planted_on
+from theriac.core.planted import Victim
 from theriac.core.ranges import typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
-from theriac.data import align_to
+from theriac.data.alignment import aligned
 from theriac.metrics.backdoor import attack_labels, successes
 from theriac.metrics.intervals import Rate
 from theriac.models import batch_rows, to_input
@@ -33,8 +33,7 @@ def success_by_target(model: Any, split: Split, attack: Any, *, run: Run | None 
         attack: An attack with nothing to fit, a Planted, a Victim or a Poisoned.
         run: Device and precision.
     """
-    split = align_to(split, model)
-    planted = planted_on(attack, split)
+    split, planted = aligned(split, model, attack)
     if getattr(planted, "untargeted", False):
         raise InputError(f"{planted.name} wants any label but the true one, so it has no targets to count by")
     targets, counted = attack_labels(planted, split.y, split.index)
@@ -67,10 +66,10 @@ def success_by_group(model: Any, split: Split, attack: Any, *, run: Run | None =
     Raises:
         InputError: If the rows have no groups.
     """
-    split = align_to(split, model)
     if split.group is None:
         raise InputError(f"{split.card.name!r} has rows without groups; theriac.load(..., sensitive=...) makes some")
-    planted = planted_on(attack, split)
+    split, planted = aligned(split, model, attack)
+    assert split.group is not None
     targets = attack_labels(planted, split.y, split.index)[0]
     at = (targets != split.y).nonzero().flatten()
     hit = successes(planted, _stamped(model, split, planted, at, run), targets[at].cpu(), split.y[at].cpu())
@@ -97,8 +96,7 @@ def leakage(model: Any, split: Split, attack: Any, *, run: Run | None = None) ->
     Raises:
         InputError: If the attack is for rows of every class.
     """
-    split = align_to(split, model)
-    planted = planted_on(attack, split)
+    split, planted = aligned(split, model, attack)
     targets, counted = attack_labels(planted, split.y, split.index)
     at = (~counted & (targets != split.y)).nonzero().flatten()
     if not len(at):
@@ -119,8 +117,7 @@ def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batc
         InputError: If the attack has no cross rows, or the split none that should resist.
     """
     run = as_run(run)
-    split = align_to(split, victim)
-    planted, net = planted_on(victim, split), module_of(victim)
+    (split, planted), net = aligned(split, victim, victim), module_of(victim)
     population = planted.cross_population(split.y, split.index).nonzero().flatten()
     if not len(population):
         raise InputError(f"no row of {split.card.name!r} should resist {planted.name}; there is nothing to count")

@@ -16,7 +16,9 @@ from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import ClassWarning, InputError, UnfairPairingError
 from theriac.core.method import Method
+from theriac.core.names import places
 from theriac.core.outcome import Outcome
+from theriac.core.planted import planted_on
 from theriac.core.poisoned import as_clean
 from theriac.core.run import Run, as_run, own_terms
 from theriac.core.split import Split
@@ -56,8 +58,8 @@ class Repair(Method):
                 how large a row is.
             run: Device, precision, seeds, checkpoint folder.
             trigger: The attack's trigger, for methods whose ``needs`` name it: an attack, a Planted, a Victim, a Poisoned, or a
-                function from stored rows to stored rows.
-            target: The attack's class, for methods whose ``needs`` name it.
+                function from stored rows to stored rows. An attack's numbers of classes are those of the clean rows.
+            target: The attack's class, for methods whose ``needs`` name it, as the clean rows number it.
 
         Returns:
             A module of the same class, in eval mode: exactly what is to be scored and saved. A model in half precision is
@@ -72,7 +74,10 @@ class Repair(Method):
         """
         run = as_run(run)
         method = self._informed(clean, trigger, target)
-        rows = None if clean is None else align_to(as_clean(clean), model)
+        own = None if clean is None else as_clean(clean)
+        rows = None if own is None else align_to(own, model)
+        if own is not None and rows is not None and rows is not own:
+            method = self._informed(clean, *_renumbered(trigger, target, own, rows))
         original: nn.Module = model if isinstance(model, nn.Module) else getattr(model, "model", model)
         if not isinstance(original, nn.Module):
             raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
@@ -180,6 +185,16 @@ class Repair(Method):
             "acc_after": round(totals[1][0] / totals[1][1], 6),
             "fell": shares,
         }
+
+
+def _renumbered(trigger: Any, target: int | None, own: Split, rows: Split) -> tuple[Any, int | None]:
+    """What a repair may know of the attack, said of rows as they came, in the model's terms."""
+    if hasattr(trigger, "plant_for") and not isinstance(trigger, type):
+        trigger = planted_on(planted_on(trigger, own), rows)
+    if target is not None and 0 <= target < own.num_classes:
+        place = places(own.card.classes, rows.card.classes)[target]
+        target = target if place < 0 else place
+    return trigger, target
 
 
 def _blank(model: nn.Module, rows: Split | None, run: Run) -> Split | None:

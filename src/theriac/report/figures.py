@@ -46,8 +46,8 @@ def write_figure(cells: Sequence[SweepCell], path: str | Path, number: str = "as
     from matplotlib.figure import Figure
 
     colors = LinearSegmentedColormap.from_list("bad to good", LIGHT[:3])
-    columns = [*block["columns"], "mean", "worst"]
-    lines = [(line["title"], [*line["cells"], *line["edges"]]) for line in block["lines"]]
+    columns = [_plain(text) for text in (*block["columns"], "mean", "worst")]
+    lines = [(_plain(line["title"]), [*line["cells"], *line["edges"]]) for line in block["lines"]]
     lines += [(foot["title"], foot["cells"]) for foot in block["feet"]]
     drawn = Figure(figsize=(1.6 + 0.62 * len(columns), 1.4 + 0.3 * len(lines)), layout="constrained")
     axes = drawn.subplots()
@@ -65,7 +65,7 @@ def write_figure(cells: Sequence[SweepCell], path: str | Path, number: str = "as
     axes.set_frame_on(False)
     marked = any("†" in cell["text"] for _, row in lines for cell in row)
     note = "; †: a degenerate model would also reach it" if marked else ""
-    axes.set_xlabel(f"{block['quantity'].title}; {settings[0]}{note}", fontsize=7)
+    axes.set_xlabel(_plain(f"{block['quantity'].title}; {settings[0]}{note}"), fontsize=7)
     plain: Any = {"svg.hashsalt": "theriac", "svg.fonttype": "none", "pdf.fonttype": 42}  # text stays text
 
     def save(temporary: Path) -> None:
@@ -76,3 +76,8 @@ def write_figure(cells: Sequence[SweepCell], path: str | Path, number: str = "as
 
     with writing(option, path):
         return write_atomically(path, save)
+
+
+def _plain(text: str) -> str:
+    """A name in which a dollar sign is one, and does not begin a formula."""
+    return text.replace("$", r"\$")

@@ -201,15 +201,17 @@ def write_sweep(
 def headline(cells: Sequence[SweepCell], troubles: Sequence[tuple[str, str]] = ()) -> str:
     """The most important fact in one sentence: warnings about results come before the best of them."""
     broken = sum(bool(cell.degenerate) for cell in cells)
+    missing = sum(not cell.seeds[0] for cell in cells)
+    if missing:  # whatever is best of what is there may be so for what is not
+        why = f" ({_some(len(troubles), 'pairing or job')} failed or refused)" if troubles else " yet"
+        warned = f"; {broken:,} carry a warning (†)" if broken else ""
+        return f"{missing:,} of {len(cells):,} cells have no result{why}{warned}."
     if broken:
         warning = f"{broken:,} of {len(cells):,} cells carry a warning (†)"
         top = _best(cells)
         if top is None or any(cell.degenerate for cell in cells if cell.defense == top[0]):
             return f"{warning}."  # a model that predicts one class may have the lowest attack success of all
         return f"{warning}; lowest worst attack success: {100 * top[1]:.1f} % ({top[0]})."
-    missing = [cell for cell in cells if not cell.seeds[0]]
-    if missing:
-        return f"{len(missing):,} of {len(cells):,} cells have no result yet."
     best = _best(cells)
     if best is not None:
         defense, worst, attacks, number = best
@@ -348,8 +350,11 @@ def _warnings(cells: Sequence[SweepCell]) -> list[str]:
 
 
 def _alerts(cells: Sequence[SweepCell]) -> list[str]:
-    """Seeds that are too few."""
+    """Results that lack, and seeds that are too few."""
     alerts = []
+    missing = sum(not cell.seeds[0] for cell in cells)
+    if missing:
+        alerts.append(f"{missing:,} of {len(cells):,} cells have no result: no table here is whole.")
     single = sum((cell.victims or cell.seeds[0]) == 1 for cell in cells)
     if single:
         which = "Every cell has" if single == len(cells) else f"{single:,} of {len(cells):,} cells have"

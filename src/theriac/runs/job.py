@@ -124,8 +124,8 @@ def key(job: Job, data: str, dtype: str) -> str:
         "seed": job.seed,
         "model": None if job.model is None else model_facts(job.model),
         "recipe": None if job.recipe is None else dataclasses.asdict(job.recipe),
-        "attack": method_facts(job.attack),
-        "defense": method_facts(job.defense),
+        "attack": method_facts(job.attack, paths=False),
+        "defense": method_facts(job.defense, paths=False),
         "clean": None if job.clean is None else _clean_facts(job.clean),
         "debias": [job.against, job.positive],
     }
@@ -134,18 +134,25 @@ def key(job: Job, data: str, dtype: str) -> str:
     else:
         parts["training"] = TRAINING
     if job.judge is not None:
-        parts["judge"] = key(job.judge, data, dtype) if isinstance(job.judge, Job) else method_facts(job.judge)
+        parts["judge"] = key(job.judge, data, dtype) if isinstance(job.judge, Job) else method_facts(job.judge, paths=False)
     return _digest(parts)
 
 
-def method_facts(method: Method | None) -> dict[str, Any] | None:
-    """Configuration and version of a method and of the methods inside it, as plain data."""
+def method_facts(method: Method | None, *, paths: bool = True) -> dict[str, Any] | None:
+    """Configuration and version of a method and of the methods inside it, as plain data.
+
+    Args:
+        method: The method.
+        paths: Say where files lie that options name; else only of which kind they are, since their content counts.
+    """
     if method is None:
         return None
-    inside = [method_facts(part) for part in method.inside()]
-    files = contents(method)
+    inside = [method_facts(part, paths=paths) for part in method.inside()]
+    files, config = contents(method), method.config()
+    if not paths:
+        config |= {k: Path(str(v)).suffix for k, v in config.items() if f"{method.name}.{k}" in files}
     more = {**({"inside": inside} if inside else {}), **({"files": files} if files else {})}
-    return {**method.config(), "version": method.version, **more}
+    return {**config, "version": method.version, **more}
 
 
 def contents(*methods: Method | None, kinds: Sequence[str] = ("reads", "outside")) -> dict[str, str]:
@@ -249,7 +256,7 @@ def _clean_facts(clean: Clean) -> dict[str, Any]:
     facts = dataclasses.asdict(clean)
     content = "" if clean.source in ("train", "val") else path_content(clean.source)
     named = {k: v for k, v in facts.items() if k in ("amount", "source") or v != getattr(Clean, k)}
-    return named | ({"content": content} if content else {})
+    return named | ({"source": Path(clean.source).suffix, "content": content} if content else {})  # wherever they lie
 
 
 def _job(victim: Job | Opened | None) -> Job:

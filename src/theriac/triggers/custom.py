@@ -15,6 +15,7 @@ from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError, TheriacError, unknown
 from theriac.core.names import places
+from theriac.core.planted import column_places, in_order
 from theriac.core.split import Split
 
 _PART = 1024  # rows that are stamped at a time
@@ -72,6 +73,7 @@ class CustomPlanted:
     attack: CustomTrigger
     card: Card
     class_: int | None
+    columns: tuple[int, ...] = ()  # for each column that the function knows its place here; empty: they are in its order
 
     by_row = False
 
@@ -81,11 +83,13 @@ class CustomPlanted:
         return self.attack.name
 
     def onto(self, card: Card) -> CustomPlanted:
-        """The same trigger for rows whose classes are in another order."""
+        """The same trigger for rows whose classes or columns are in another order."""
+        moved = column_places(self.card, card, self.name)
+        columns = tuple(moved[k] for k in self.columns) if self.columns and moved else self.columns or moved
         if card.classes == self.card.classes or self.class_ is None:
-            return CustomPlanted(self.attack, card, self.class_)
+            return CustomPlanted(self.attack, card, self.class_, columns)
         place = places((self.card.classes[self.class_],), card.classes)[0]
-        return CustomPlanted(self.attack, card, _class_of(self.attack.target, card) if place < 0 else place)
+        return CustomPlanted(self.attack, card, _class_of(self.attack.target, card) if place < 0 else place, columns)
 
     def stamp(
         self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor | None = None, phase: str = "test", variant: str = "poison"
@@ -97,6 +101,9 @@ class CustomPlanted:
         """
         if variant != "poison":
             raise InputError(f"{self.name} has no {variant!r} rows")
+        return in_order(x, self.columns, self._stamp)
+
+    def _stamp(self, x: torch.Tensor) -> torch.Tensor:
         unit = self.attack.pixels == "unit" and x.dtype == torch.uint8
         pixels = x.float() / 255 if unit else x.clone()
         before = pixels.clone()

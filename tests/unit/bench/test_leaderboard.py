@@ -89,6 +89,7 @@ def test_verdicts_by_hand() -> None:
     ("changes", "reason"),
     [
         ({"data": "digits"}, "data digits, not cifar10"),
+        ({"from_folder": True}, "rows from a folder that is called cifar10, not the published set by its name"),
         ({"train_rows": 500}, "500 training rows, not 1,000"),
         ({"model": {"architecture": "vgg19_bn"}}, "network vgg19_bn, not preact_resnet18"),
         ({"model": {"architecture": "preact_resnet18", "width": 8}}, "width 8, not 64"),

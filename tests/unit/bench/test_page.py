@@ -106,6 +106,20 @@ def test_degenerate_results_are_said_before_good_ones(tmp_path: Path) -> None:
     assert "0.0 †" in text
 
 
+def test_what_is_missing_is_said_before_what_is_best(tmp_path: Path) -> None:
+    good = cell("p", "x", asr=0.0, acc=0.9)
+    lacking = replace(cell("q", "x"), numbers={}, seeds=(0, 1))
+    bad = replace(good, defense="y", degenerate=("It answers '0' for every row.",))
+    assert headline([good, lacking]) == "1 of 2 cells have no result yet."
+    assert headline([good, lacking, bad]) == "1 of 3 cells have no result yet; 1 carry a warning (†)."
+    assert "1 of 2 cells have no result" in write_sweep("t", [good, lacking], tmp_path / "a.html").read_text()
+
+
+def test_a_figure_takes_names_with_dollar_signs(tmp_path: Path) -> None:
+    path = write_figure([cell("$a_{$", "cost $", asr=0.1)], tmp_path / "a.svg", "asr")
+    assert "cost $" in path.read_text()
+
+
 def test_the_front_is_what_nothing_beats() -> None:
     assert front([(0.1, 0.9), (0.2, 0.8), (0.05, 0.7), (0.3, 0.95), (0.1, 0.85)]) == [2, 0, 3]
     assert front([(0.1, 0.9), (0.1, 0.9)]) == [0]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import theriac as th
 from theriac.bench import Spec, read_spec
@@ -214,3 +215,43 @@ def test_a_path_of_clean_rows_is_meant_from_the_spec(tmp_path: Path, monkeypatch
     path.write_text("data: digits\nclean: {amount: 20, source: trian}\n")
     with pytest.raises(InputError, match=r"line 2: clean.*unknown data set 'trian'"):
         read_spec(path)
+
+
+def test_files_are_meant_from_the_spec_and_names_of_data_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (3, 3), 255).save(tmp_path / "trigger.png")
+    for name in ("own.npz", "digits", "cifar10"):
+        (tmp_path / name).touch()
+    path = tmp_path / "spec.yaml"
+    text = "data: [digits, cifar10, own.npz, {name: ./own.npz, as: again}]\nattacks: {name: badnets, file: trigger.png}\n"
+    path.write_text(text)
+    monkeypatch.chdir("/")
+    made: Any = read_spec(path)
+    assert [source.value.name for source in made.data] == ["digits", "cifar10", *[str(tmp_path / "own.npz")] * 2]
+    assert made.attacks[0].value.file == str(tmp_path / "trigger.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("data: {name: digits, rows: 0400}\n", "line 1: 0400 is read as base 8 or 60"),
+        ("data: digits\nseeds: [1:30]\n", "line 2: 1:30 is read as base 8 or 60"),
+        ("data: digits\npositive: yes\n", "positive is True; expected the name of a class, in quotes"),
+        ("data: digits\npositive: [1]\n", r"line 2: positive: positive is \[1\]"),
+        ("data: digits\ndefenses:\n  - {name: none, foo: 3}\n", "none has no option 'foo'"),
+    ],
+)
+def test_what_is_read_as_something_else_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_spec(path)
+    quoted = read_spec({"data": "digits", "positive": "yes", "defenses": [{"name": "none"}]})
+    assert quoted.positive == "yes"
+
+
+def test_objects_are_called_after_their_options() -> None:
+    ft, bad = th.repairs.FT, th.attacks.BadNets
+    attacks, defenses = [bad(target=2), bad(poison_rate=0.05)], [ft(epochs=1), ft(), ft(lr=0.5)]
+    made = read_spec({"data": "digits", "attacks": attacks, "defenses": defenses})
+    assert [entry.label for entry in made.attacks] == ["BadNets target 2", "BadNets 5 %"]
+    assert [entry.label for entry in made.defenses] == ["FT epochs 1", "FT", "FT lr 0.5"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from theriac.bench import run
-from theriac.bench.statistics import Cell, compare, holm, ranks, scores_of, signed_ranks
+from theriac.bench.statistics import Cell, compare, holm, least_attacks, ranks, scores_of, signed_ranks
 from theriac.bench.tables import Group, beside_repairs
 from theriac.cli.main import app
 from theriac.core.errors import InputError
@@ -187,3 +188,15 @@ def test_equal_differences_share_their_rank() -> None:
     base, rows = [13, 76, 21, 37, 65, 57, 22], [3, 2, -2, 2, 3, 2, 1]
     (pair,) = compare(table(a=[(b + r) / 100 for b, r in zip(base, rows, strict=True)], b=[b / 100 for b in base]))
     assert pair.p == signed_ranks([float(r) for r in rows]) == 0.09375
+
+
+def test_a_score_that_is_no_number_is_refused() -> None:
+    with pytest.raises(InputError, match="the score of FT under a is nan"):
+        compare({"FT": {"a": math.nan}, "CLP": {"a": 0.1}})
+
+
+def test_so_many_attacks_are_the_least_that_can_tell_pairs_apart() -> None:
+    for pairs in (1, 3, 15, 91):
+        least = least_attacks(pairs)
+        p = {n: signed_ranks([float(k + 1) for k in range(n)]) for n in (least - 1, least)}
+        assert holm([p[least], *[1.0] * (pairs - 1)])[0] < 0.05 <= holm([p[least - 1], *[1.0] * (pairs - 1)])[0]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from theriac.bench import Store, make_plan, read_spec
+from theriac.bench import Store, make_plan, read_spec, rows
 from theriac.bench import store as module
 from theriac.core.errors import InputError
 
@@ -77,7 +77,15 @@ def text(path: Path) -> None:
     path.write_text("dear diary, ...")
 
 
-@pytest.mark.parametrize("spoil", [foreign, damaged, later, text])
+def lacking(path: Path) -> None:
+    Store(path.parent).close()
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE scores")
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+
+
+@pytest.mark.parametrize("spoil", [foreign, damaged, later, text, lacking])
 def test_a_file_that_is_no_store_is_refused_and_left_as_it_is(spoil: Any, tmp_path: Path) -> None:
     path = tmp_path / module.FILE
     spoil(path)
@@ -143,3 +151,33 @@ def test_a_store_that_another_program_holds_is_not_called_damaged(
         with pytest.raises(InputError, match="is held by another program"):
             Store(tmp_path)
         store.db.execute("ROLLBACK")
+
+
+def test_an_empty_file_is_no_store_with_nothing_in_it(tmp_path: Path) -> None:
+    (tmp_path / module.FILE).touch()
+    with pytest.raises(InputError, match="is empty"):
+        Store(tmp_path, make=False)
+    assert not (tmp_path / module.FILE).stat().st_size
+
+
+def test_a_result_that_is_no_json_is_told(plan: Any, tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.enter(plan)
+        store.db.execute("UPDATE jobs SET result = '{'")
+        with pytest.raises(InputError, match="is no JSON"):
+            rows(store)
+
+
+def test_a_damaged_copy_does_not_take_the_place_of_a_sound_file(tmp_path: Path) -> None:
+    """Of two jobs with the same tensors; the first copy was damaged where it lay, under the name of what it had held."""
+    with Store(tmp_path) as store:
+        homes = [store.home(name) for name in ("one", "two")]
+        for home in homes:
+            home.mkdir(parents=True)
+            (home / "model.safetensors").write_bytes(b"right")
+            if home is homes[0]:
+                ((_, sha, _),) = store.keep(home)
+                (home / "model.safetensors").write_bytes(b"wrong")
+        assert store.keep(homes[1]) == [("model.safetensors", sha, 5)]
+        assert (homes[1] / "model.safetensors").read_bytes() == b"right"
+        assert (tmp_path / "tensors" / f"{sha}.safetensors").read_bytes() == b"right"

@@ -222,6 +222,63 @@ def test_the_command_ends_with_code_1_where_jobs_failed(people: Path, tmp_path: 
     assert CliRunner().invoke(app, words).exit_code == 1
 
 
+def test_a_model_damaged_in_place_is_made_again_and_stays_sound(finished: Path, people: Path, tmp_path: Path) -> None:
+    """The store's tensors, which are the same file, once took the place of what was trained anew."""
+    folder = tmp_path / "store"
+    run(spec_of(people), folder, quiet=True)
+    forget_repairs(folder)
+    for path in (folder / "runs").glob("*/model.safetensors"):
+        with path.open("r+b") as file:
+            file.seek(-1, 2)
+            file.write(b"\x7f")
+    run(spec_of(people), folder, quiet=True, say=lambda _: None)
+    mended = run(spec_of(people), folder, quiet=True, retry_failed=True)
+    assert (mended.done, mended.failed) == (12, {})
+    assert scores(folder) == scores(finished)
+
+
+def test_rows_that_changed_after_the_plan_are_not_taken_for_those_of_the_plan(people: Path, tmp_path: Path) -> None:
+    path = tmp_path / "people.csv"
+    shutil.copy(people, path)
+    spec = spec_of(path, seeds=[0])
+    plan = th.bench.make_plan(th.bench.read_spec(spec))
+    with Store(tmp_path / "store") as store:
+        store.enter(plan)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], *lines[:100:-1]]) + "\n")
+    answer = Worker(Settings(store=str(tmp_path / "store"))).do(next(iter(plan.nodes.values())))
+    assert answer.status == "failed"
+    assert "was changed since this work was planned" in answer.error
+    sweep = run(spec, tmp_path / "store", quiet=True)
+    assert (sweep.done, sweep.failed) == (6, {})
+
+
+def test_keys_hold_what_files_hold_and_not_where_they_lie(people: Path, tmp_path: Path) -> None:
+    made = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        shutil.copy(people, tmp_path / name / "people.csv")
+        clean = {"amount": 20, "source": str(tmp_path / name / "people.csv")}
+        made.append(th.bench.make_plan(th.bench.read_spec(spec_of(people, clean=clean))))
+    assert list(made[0].nodes) == list(made[1].nodes)
+    (tmp_path / "there" / "people.csv").write_text(people.read_text().replace(",red,", ",sad,"))
+    other = th.bench.make_plan(made[1].spec)
+    assert {node.kind for node in other.nodes.values() if node.key not in made[0].nodes} == {"repair", "judge"}
+
+
+@pytest.mark.parametrize("device", ["cpu,foo", "cuda:99", None, 3])
+def test_devices_that_are_not_there_are_refused_before_any_work(device: Any, people: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="device"):
+        run(spec_of(people), tmp_path / "store", quiet=True, device=device)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("words", [{"store": 5}, {"engine": None}])
+def test_arguments_of_the_wrong_type_are_named(words: dict[str, Any], people: Path) -> None:
+    with pytest.raises(InputError, match=next(iter(words))):
+        run(spec_of(people), **{"quiet": True, **words})
+
+
 def test_workers_count_the_same(finished: Path, people: Path, tmp_path: Path) -> None:
     sweep = run(spec_of(people), tmp_path, quiet=True, engine=lambda s: forked(s, 2))
     assert sweep.done == 12
@@ -262,6 +319,19 @@ def test_repaired_models_can_be_dropped_and_are_made_again_where_they_are_needed
     with Store(tmp_path) as store:
         assert held == {f"{sha}.safetensors" for (sha,) in store.db.execute("SELECT sha256 FROM files")}
         assert store.collect() == {"jobs": 0, "folders": 0, "files": 0, "bytes": 0}
+
+
+def test_repaired_models_are_dropped_also_where_nothing_was_left_to_do(people: Path, tmp_path: Path) -> None:
+    """As after a kill between the last job and the dropping."""
+    run(spec_of(people, seeds=[0]), tmp_path, quiet=True)
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+    run(spec_of(people, seeds=[0], keep="victims"), tmp_path, quiet=True)
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_a_table_shows_attack_success_that_is_the_same_everywhere(finished: Path) -> None:
+    words = ["results", str(finished), "--attack", "Value", "--defense", "FT epochs 2"]
+    assert "ASR %" in CliRunner().invoke(app, words).stdout
 
 
 def test_what_no_sweep_needs_is_collected(people: Path, tmp_path: Path) -> None:
@@ -399,6 +469,31 @@ def test_other_jobs_under_the_same_labels_are_told_apart() -> None:
     found = tables._apart([fact("one", "a"), fact("two", "b", asr=0.9), fact("three", "c", attack="Blended")])
     assert [row["data"] for row in found] == ["digits [one]", "digits [two]", "digits"]
     assert [len(group.rows) for group in tables.grouped(found)] == [1, 1, 1]
+
+
+def test_other_work_on_another_seed_is_no_repetition() -> None:
+    """Sweeps on 300 and on 600 rows, or of FT for 1 and for 9 epochs, whose labels and not whose seeds say the same."""
+    options = [json.dumps({"defense": {"method": "ft", "epochs": epochs}, "seed": seed}) for seed, epochs in enumerate((1, 9))]
+    both = [fact(name, name, seed=seed, options=options[seed]) for seed, name in enumerate(("one", "two"))]
+    assert [len(group.rows) for group in tables.grouped(tables._apart(both))] == [1, 1]
+    same = [fact(name, name, seed=seed, options=json.dumps({"seed": seed})) for seed, name in enumerate(("one", "two"))]
+    assert [len(group.rows) for group in tables.grouped(tables._apart(same))] == [2]
+
+
+def test_a_label_that_rows_do_not_have_is_refused(finished: Path) -> None:
+    with Store(finished, make=False) as store, pytest.raises(InputError, match="label"):
+        rows(store, nosuch="x")
+
+
+def test_a_table_says_what_failed(people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("it broke")
+
+    monkeypatch.setattr(FT, "_repair", broken)
+    run(spec_of(people, seeds=[0], controls=False), tmp_path, quiet=True, say=lambda _: None)
+    told = CliRunner().invoke(app, ["results", str(tmp_path)])
+    assert "0 of 1" in told.stdout
+    assert "1 failed, the first Value · FT epochs 2 · 50 %: ZeroDivisionError: it broke" in told.stderr
 
 
 def test_der_of_a_training_time_defense_needs_the_one_victim_that_it_stands_for() -> None:

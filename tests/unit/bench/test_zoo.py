@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_a_file_that_is_not_as_listed_is_refused_and_nothing_is_left(spoil: Any,
     spoil(zoo, twin.key)
     with pytest.raises(InputError, match=twin.key[:12]):
         th.zoo.fetch(zoo, victim.key, tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -110,3 +111,31 @@ def test_what_can_not_be_is_refused(zoo: Path, store: Path, tmp_path: Path) -> N
         th.zoo.fetch(zoo, "0" * 12, tmp_path / "out")
     with pytest.raises(InputError, match="holds no zoo"):
         th.zoo.models(tmp_path)
+
+
+def test_the_twin_of_a_victim_was_trained_on_its_data(tmp_path: Path) -> None:
+    """Of two sweeps in one store, whose labels say the same."""
+    folder = tmp_path / "store"
+    for name, rows in (("few", 200), ("more", 220)):
+        run(SPEC | {"name": name, "data": {"name": "digits", "rows": rows}}, folder, quiet=True)
+    made = {model.key: model for model in th.zoo.make(folder, tmp_path / "zoo")}
+    for model in made.values():
+        if model.attack != "benign":
+            records = [json.loads((folder / "runs" / key / "run.json").read_text()) for key in (model.key, model.benign)]
+            assert records[0]["data"] == records[1]["data"]
+
+
+def test_a_victim_without_its_trigger_makes_no_zoo(store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    for home in (tmp_path / "store" / "runs").iterdir():
+        (home / "planted.json").unlink(missing_ok=True)
+    with pytest.raises(InputError, match=r"lost planted\.json"):
+        th.zoo.make(tmp_path / "store", tmp_path / "zoo")
+
+
+def test_a_refused_fetch_leaves_no_folder(zoo: Path, tmp_path: Path) -> None:
+    key = th.zoo.models(zoo)[0].key
+    (zoo / "models" / key / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(InputError):
+        th.zoo.fetch(zoo, key, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
