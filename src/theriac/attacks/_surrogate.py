@@ -68,7 +68,7 @@ def fit_surrogate(
 
     plan = named(recipe)
     step: Step = robust_step if robust else cross_entropy_step
-    model = make(build, part, side)
+    model = make(build, part, side, by_name=False)
 
     def fit() -> State:
         trained = loop(model, part, side, plan, step=step)

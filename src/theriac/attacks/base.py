@@ -17,7 +17,7 @@ from theriac.core.method import Method
 from theriac.core.planted import Planted, Victim, note_if_idle, unchanged
 from theriac.core.poisoned import CROSS, POISON, Poisoned, as_clean
 from theriac.core.ranges import Fraction, Whole
-from theriac.core.run import Run, as_run
+from theriac.core.run import Run, as_run, usual_dtype
 from theriac.core.split import Split
 from theriac.models import Buildable
 from theriac.models.network import as_stored
@@ -68,7 +68,8 @@ class Attack(Method):
         """
         split = as_clean(split, "split")
         self._check_card(split.card)
-        return Planted(self, split.card, dict(self._fitted(split, build, as_run(run))))
+        with usual_dtype():
+            return Planted(self, split.card, dict(self._fitted(split, build, as_run(run))))
 
     def plant_for(self, split: Split) -> Planted:
         """A Planted for stamping ``split`` when nothing has to be fitted; refused otherwise."""

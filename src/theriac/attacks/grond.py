@@ -19,6 +19,7 @@ from theriac.core.poisoned import as_clean
 from theriac.core.ranges import Count, Fraction, Level, NonNegative, Whole, typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
+from theriac.data.alignment import align_to
 from theriac.models import Buildable, make, to_input
 from theriac.models.lipschitz import channel_constants, conv_norm_pairs
 from theriac.training.epochs import loop
@@ -108,7 +109,7 @@ class Grond(CleanLabel):
         if not self.abi:
             return super().train(build, split, run, recipe)
         run = as_run(run)
-        model = make(build, as_clean(split, "split"), run)
+        model = make(build, align_to(as_clean(split, "split"), build), run)
         pairs = conv_norm_pairs(model, split.card.shape)
         if not pairs:
             raise InputError(
@@ -116,7 +117,7 @@ class Grond(CleanLabel):
             )
 
         poisoned = self.replace(abi=False).poison(split, run, build)
-        rows = poisoned.split
+        rows = align_to(poisoned.split, build)
 
         def level(_: int) -> dict[str, float]:
             return {"leveled": float(suppress_lipschitz_channels(pairs, self.u))}

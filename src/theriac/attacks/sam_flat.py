@@ -16,6 +16,7 @@ from theriac.core.planted import Planted, Victim
 from theriac.core.ranges import Fraction, NonNegative
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
+from theriac.data.alignment import align_to
 from theriac.models import Buildable, make
 from theriac.training.epochs import loop
 from theriac.training.flat import sam_step
@@ -98,5 +99,6 @@ class SamFlat(Wrapper):
             return (each * there).sum() / there.sum().clamp_min(1)
 
         step = sam_step(lambda number: flat.rho_at(number, per_epoch), ascent=poison_loss, adaptive=self.adaptive)
+        rows = align_to(rows, build)
         model = loop(make(build, rows, run), rows, run, plan.replace(sam_rho=0.0), step=step, about=self)
         return Victim(model, Planted(self, split.card, poisoned.planted.state))

@@ -57,7 +57,8 @@ class Finding:
         verdict: "clean", "suspicious", "backdoored" or "abstains".
         reason: One sentence that says what the verdict rests on, or why the detector abstains.
         score: How suspicious the model or the set of rows is, higher is worse; None if the detector gives no such number.
-        classes: Score of each class, float (K,), higher is worse; None if it does not look at classes.
+        classes: Score of each class, float (K,), higher is worse, in the order of the model's card, or of the rows where it
+            carries none; None if it does not look at classes.
         rows: Score of each row, float (N,), higher is worse, in the order of the rows; None if it does not look at rows.
         flagged: Which classes, or which positions among the rows, are suspected; strongest first.
         threshold: Where "suspicious" begins, on the scale of the scores; NaN if there is no threshold.

@@ -17,6 +17,7 @@ from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
 from theriac.core.names import class_numbers
 from theriac.core.ranges import typed
+from theriac.core.run import usual_dtype
 from theriac.core.split import Split
 
 State = Mapping[str, torch.Tensor]
@@ -44,7 +45,8 @@ def note_if_idle(name: str, idle: int, rows: int, which: str) -> str:
     """
     if rows and idle == rows:
         raise InputError(
-            f"the trigger of {name} changes none of the {rows:,} {which} rows: it has no strength, or they look like it already"
+            f"the trigger of {name} changes none of the {rows:,} {which} rows: it has no strength, they look like it already, "
+            "or a stamp of your own writes into the rows that it is given (x = x.clone() at its start)"
         )
     if idle <= FEW * rows:
         return ""
@@ -96,7 +98,11 @@ class Planted:
         if not len(x) == len(y) == len(index):
             raise InputError(f"x has {len(x)} rows, y {len(y)} and index {len(index)}; expected as many of each")
         put = self.attack._stamp if variant == "poison" else self.attack._stamp_cross
-        rows: torch.Tensor = put(self.state, x, y, index, phase)
+        with usual_dtype():
+            rows: torch.Tensor = put(self.state, x, y, index, phase)
+        if not isinstance(rows, torch.Tensor) or rows.shape != x.shape:
+            came = f"rows {tuple(rows.shape)}" if isinstance(rows, torch.Tensor) else f"a {type(rows).__name__}"
+            raise InputError(f"the stamp of {self.name} returned {came}; expected {tuple(x.shape)}, as it was given")
         return rows
 
     def onto(self, card: Card) -> Planted:

@@ -36,17 +36,28 @@ def own_terms() -> Iterator[None]:
 
     A notebook may have turned gradients off for good, or set another default type; results must not depend on that.
     """
-    usual = torch.get_default_dtype()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(usual_dtype())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        if usual != torch.float32:
-            torch.set_default_dtype(torch.float32)
-            stack.callback(torch.set_default_dtype, usual)
         yield
+
+
+@contextlib.contextmanager
+def usual_dtype() -> Iterator[None]:
+    """Float32 as torch's default, whatever it was; afterward it is that again."""
+    before = torch.get_default_dtype()
+    if before == torch.float32:
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @runtime_checkable

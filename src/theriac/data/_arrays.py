@@ -275,6 +275,9 @@ def _bytes(what: str, x: torch.Tensor, white: float | None) -> torch.Tensor:
             scaled = chunk.double()
             good = scaled.min().item() >= 0 and scaled.max().item() <= 255
             hint = "images are whole numbers in [0, 255]; for another scale say white=NUMBER"
+        if not good and chunk.is_floating_point() and not bool(chunk.isfinite().all()):
+            row = start + int((~chunk.isfinite()).flatten(1).any(1).nonzero()[0])
+            raise InputError(f"{what} holds NaN or infinite values, the first in row {row}; expected pixels")
         if not good:
             low, high = chunk.double().min().item(), chunk.double().max().item()
             raise InputError(f"{what} is {x.dtype} with values from {low:.6g} to {high:.6g}; {hint}")
@@ -295,7 +298,7 @@ def _tensor(what: str, value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         if not is_plain(value):
             raise InputError(f"{what} is a sparse, quantized or nested tensor, or one without data; expected a plain one")
-        tensor = value.detach()
+        tensor = value.detach().clone()  # what its owner does with it later must not change rows whose hash is known
     else:
         try:
             array = np.asarray(value)

@@ -22,6 +22,7 @@ from theriac.debias.base import cell_numbers, named_cell
 from theriac.models import Buildable, classifier, run_over
 from theriac.models.editing import editable
 from theriac.models.network import to_input
+from theriac.models.taps import class_outputs
 
 LEAST = 2  # rows of a cell on either side: one to fit and one to choose the strength by
 
@@ -100,7 +101,13 @@ class LastLayer(OneStage):
     def _fit(self, build: Buildable, split: Split, counts: torch.Tensor, run: Run) -> nn.Module:
         rest, held = cut_validation(split, self.held_back, run)
         model = build_with(build, split, None, run)
-        name, head = classifier(model, example=to_input(rest.rows(torch.arange(2, device=rest.device))))
+        rows = to_input(rest.rows(torch.arange(2, device=rest.device)))
+        name, head = classifier(model, example=rows)
+        if class_outputs(model, head, rows) != list(range(split.num_classes)):
+            raise InputError(
+                f"the outputs of the last layer of {type(model).__name__}, {name!r}, are not its logits in their order: they "
+                "are renumbered, negated or mixed behind it, so a new fit of this layer would not be one of the logits"
+            )
         if head.bias is None:
             raise InputError(f"the last layer of {type(model).__name__}, {name!r}, has no bias, which the new fit needs")
         model = fit_stamped(model, rest, run, self.recipe(len(rest)), label="last_layer", about=self)

@@ -146,8 +146,7 @@ def _on_split(
     run: Run | None,
     batch_size: int | None,
 ) -> Fairness:
-    if positive is not None:
-        positive = split.card.classes[positive_class(positive, split.card.classes)]  # the model's may be in another order
+    positive = split.card.classes[positive_class(positive, split.card.classes)]  # the model's may be in another order
     fitted = getattr(model, "model_", None)  # of an estimator
     split = align_to(split, fitted if isinstance(fitted, nn.Module) else model)
     names = split.card.groups

@@ -9,6 +9,7 @@ from torch import nn
 
 from theriac.core import check
 from theriac.core.errors import InputError
+from theriac.core.names import places
 from theriac.core.planted import Victim
 from theriac.core.ranges import typed
 from theriac.core.run import Run, as_run
@@ -32,8 +33,12 @@ def success_by_target(model: Any, split: Split, attack: Any, *, run: Run | None 
         split: Clean test rows.
         attack: An attack with nothing to fit, a Planted, a Victim or a Poisoned.
         run: Device and precision.
+
+    Returns:
+        By class, as the rows number it.
     """
-    split, planted = aligned(split, model, attack)
+    own, (split, planted) = split, aligned(split, model, attack)
+    as_came = _numbers(own, split)
     if getattr(planted, "untargeted", False):
         raise InputError(f"{planted.name} wants any label but the true one, so it has no targets to count by")
     targets, counted = attack_labels(planted, split.y, split.index)
@@ -45,7 +50,7 @@ def success_by_target(model: Any, split: Split, attack: Any, *, run: Run | None 
         torch.bincount(targets, minlength=split.num_classes),
     )
     of = f"rows stamped by {planted.name} for this class"
-    return {k: Rate(int(hits[k]), int(totals[k]), of) for k in range(split.num_classes) if totals[k]}
+    return {as_came[k]: Rate(int(hits[k]), int(totals[k]), of) for k in range(split.num_classes) if totals[k]}
 
 
 @typed("split")
@@ -96,7 +101,8 @@ def leakage(model: Any, split: Split, attack: Any, *, run: Run | None = None) ->
     Raises:
         InputError: If the attack is for rows of every class.
     """
-    split, planted = aligned(split, model, attack)
+    own, (split, planted) = split, aligned(split, model, attack)
+    as_came = _numbers(own, split)
     targets, counted = attack_labels(planted, split.y, split.index)
     at = (~counted & (targets != split.y)).nonzero().flatten()
     if not len(at):
@@ -105,7 +111,7 @@ def leakage(model: Any, split: Split, attack: Any, *, run: Run | None = None) ->
     y = split.y[at].cpu()
     hits, totals = torch.bincount(y[hit], minlength=split.num_classes), torch.bincount(y, minlength=split.num_classes)
     of = f"stamped rows that {planted.name} is not for"
-    return {k: Rate(int(hits[k]), int(totals[k]), of) for k in range(split.num_classes) if totals[k]}
+    return {as_came[k]: Rate(int(hits[k]), int(totals[k]), of) for k in range(split.num_classes) if totals[k]}
 
 
 def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batch_size: int | None = None) -> Rate:
@@ -125,6 +131,12 @@ def cross_accuracy(victim: Victim, split: Split, *, run: Run | None = None, batc
     answers = _answers(net, split, planted, population, run, batch_size, "cross")
     hits = (answers == split.y[population].cpu()).sum()
     return Rate(int(hits), total, f"cross rows of {planted.name}")
+
+
+def _numbers(own: Split, here: Split) -> list[int]:
+    """For each class in the model's terms its number among the classes of the rows that came; its own where they lack it."""
+    place = places(here.card.classes, own.card.classes)
+    return [k if at < 0 else at for k, at in enumerate(place)]
 
 
 def _stamped(model: Any, split: Split, planted: Any, at: torch.Tensor, run: Run | None) -> torch.Tensor:

@@ -65,6 +65,11 @@ def try_rows(model: nn.Module, x: torch.Tensor) -> Any:
         raise InputError(f"{_name(model)} can't take rows of shape {tuple(x.shape[1:])}: {reason}") from error
 
 
+def seem_shares(outputs: torch.Tensor) -> bool:
+    """Whether outputs (N, K) look like probabilities: a softmax ends the network."""
+    return outputs.shape[1] > 1 and bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 1e-3).all())
+
+
 def check_logits(model: nn.Module, out: Any, rows: int, classes: int) -> None:
     """Refuse an output that is not one logit for each row and class.
 

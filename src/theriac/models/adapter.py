@@ -16,7 +16,7 @@ from theriac.core.card import Card
 from theriac.core.errors import InputError, shortened, unknown
 from theriac.core.ranges import typed
 from theriac.models import _hf
-from theriac.models._undisturbed import blank, check_logits, try_rows
+from theriac.models._undisturbed import blank, check_logits, seem_shares, try_rows
 from theriac.models.editing import refuse_empty
 from theriac.models.network import Classifier, Normalize, TablePrep
 from theriac.models.wrapped import innermost
@@ -217,7 +217,7 @@ def adapt(
         if not names and outputs.dim() == 2:
             names = tuple(str(k) for k in range(outputs.shape[1]))
         check_logits(wrapped, outputs, 2, len(names))
-        if outputs.shape[1] > 1 and bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 1e-3).all()):
+        if seem_shares(outputs):
             warnings.warn(
                 "the network seems to return probabilities, not logits; take them before the softmax, or pass logits=torch.log",
                 stacklevel=2,

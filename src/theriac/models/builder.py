@@ -12,6 +12,7 @@ from torch import nn
 from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError, shortened, unknown
+from theriac.core.names import class_numbers
 from theriac.core.ranges import check_fields, typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split, with_moments
@@ -246,11 +247,18 @@ def _refuse_call(what: Any) -> None:
 
 
 @typed("what")
-def make(what: Buildable, split: Split, run: Run) -> nn.Module:
+def make(what: Buildable, split: Split, run: Run, *, by_name: bool = True) -> nn.Module:
     """A fresh model from anything buildable, on the run's device, its output size checked against the classes.
 
+    Args:
+        what: A name, a Builder, a module or a function.
+        split: Training rows.
+        run: Device and streams.
+        by_name: Whether the model's card counts afterward; a surrogate is only asked by number.
+
     Raises:
-        InputError: If it can't be built, or does not give one logit a class for rows of this split.
+        InputError: If it can't be built, does not give one logit a class for rows of this split, or numbers its classes in
+            another order than they do.
     """
     if isinstance(what, str):
         return build(what, split, run)
@@ -270,4 +278,11 @@ def make(what: Buildable, split: Split, run: Run) -> nn.Module:
     # two rows of zeros cost little, and a training run with wrong outputs would end in a confusing error or a wrong model
     with run.init_scope():  # lazy layers draw their weights in their first pass
         check_logits(model, try_rows(model, blank(model, split.card.shape, 2)), 2, split.num_classes)
+    card = getattr(model, "card", None)
+    numbers = class_numbers(split.card, card, "the model") if by_name and isinstance(card, Card) else None
+    if numbers is not None and numbers != list(range(len(numbers))):
+        raise InputError(
+            f"the model numbers its classes in another order than {split.card.name!r}, and this training goes by number; "
+            "theriac.data.align(rows, model.card) brings the rows into its order (an attack's target is numbered so then)"
+        )
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -153,6 +154,81 @@ def head(model: nn.Module, example: torch.Tensor | None) -> tuple[str, nn.Linear
     )
 
 
+def leading(model: nn.Module, rows: torch.Tensor, names: Iterable[str]) -> set[str]:
+    """Those of the named modules whose output the logits depend on; others are, for example, in an auxiliary head.
+
+    Args:
+        model: Any module.
+        rows: Inputs to watch, (N, ...).
+        names: Dotted names.
+    """
+    known = dict(model.named_modules())
+    outs: dict[str, list[torch.Tensor]] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_: nn.Module, args: Any, out: Any) -> None:
+            if isinstance(out, torch.Tensor) and out.requires_grad:
+                outs.setdefault(name, []).append(out)
+
+        return hook
+
+    handles = [known[name].register_forward_hook(keep(name)) for name in names]
+    try:
+        with undisturbed(model), torch.inference_mode(False), torch.enable_grad():
+            logits = model(rows[:2].clone().requires_grad_())  # the input, so that frozen weights stop nothing
+            flat = [out for own in outs.values() for out in own]
+            slopes = iter(torch.autograd.grad(logits.sum(), flat, allow_unused=True) if flat and logits.requires_grad else ())
+    finally:
+        for handle in handles:
+            handle.remove()
+    used = {name: [next(slopes, None) is not None for _ in own] for name, own in outs.items()}
+    return {name for name, own in used.items() if any(own)}
+
+
+def class_outputs(model: nn.Module, layer: nn.Linear, rows: torch.Tensor) -> list[int] | None:
+    """For each class the output of the last layer that makes its logit, up to one positive factor and a shift for all of them.
+
+    Args:
+        model: Any module.
+        layer: Its last linear layer, as :func:`classifier` finds it.
+        rows: Inputs to watch, (N, ...).
+
+    Returns:
+        None if the logits are no such renumbering, as where they are negated.
+    """
+    answer = _steered(model, layer, rows[:1])
+    first, second = torch.randn(2, layer.out_features, generator=torch.Generator().manual_seed(0)).double()
+    said, again = answer(first)[0], answer(second)[0]
+    if len(said) != len(first):
+        return None
+    order = first.argsort()[said.argsort().argsort()]
+    expected, other = (values[order] - values.mean() for values in (first, second))
+    factor = float(said @ expected / (expected @ expected))
+    close = 1e-3 * float(said.abs().max())
+    fits = max(float((said - factor * expected).abs().max()), float((again - factor * other).abs().max())) <= close
+    return order.tolist() if factor > 0 and fits else None
+
+
+def _steered(model: nn.Module, layer: nn.Module, rows: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function from what a layer is made to give out, whatever goes in, to the logits less their mean, float64 (N, K)."""
+    axis = 1 if isinstance(layer, nn.Conv2d) else -1
+
+    def answer(values: torch.Tensor) -> torch.Tensor:
+        def put(_: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
+            shape = [1] * out.dim()
+            shape[axis] = out.shape[axis]
+            return values.to(out).view(shape).expand_as(out)
+
+        handle = layer.register_forward_hook(put)
+        try:
+            logits: torch.Tensor = try_rows(model, rows)
+        finally:
+            handle.remove()
+        return logits.double() - logits.double().mean(1, keepdim=True)
+
+    return answer
+
+
 def _besides(model: nn.Module, layer: nn.Module, rows: torch.Tensor) -> list[str] | None:
     """Parameters that the logits depend on other than through a layer's output; None if they do not depend on that at all."""
     named = [(n, p) for n, p in model.named_parameters() if p.is_floating_point()]
@@ -183,24 +259,8 @@ def _besides(model: nn.Module, layer: nn.Module, rows: torch.Tensor) -> list[str
 
 def _passes_on(model: nn.Module, layer: nn.Module, rows: torch.Tensor) -> bool:
     """Whether the logits are an affine map of a layer's output, the same for every row, up to a shift common to all classes."""
-    axis = 1 if isinstance(layer, nn.Conv2d) else -1
     other = torch.zeros_like(rows[:1]) if bool(rows[:1].any()) else torch.full_like(rows[:1], 0.5)
-    both = torch.cat([rows[:1], other])
-    generator = torch.Generator().manual_seed(0)
-
-    def answer(values: torch.Tensor) -> torch.Tensor:
-        def put(_: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
-            shape = [1] * out.dim()
-            shape[axis] = out.shape[axis]
-            return values.to(out).view(shape).expand_as(out)
-
-        handle = layer.register_forward_hook(put)
-        try:
-            logits: torch.Tensor = try_rows(model, both)
-        finally:
-            handle.remove()
-        return logits.double() - logits.double().mean(1, keepdim=True)
-
+    generator, answer = torch.Generator().manual_seed(0), _steered(model, layer, torch.cat([rows[:1], other]))
     width = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
     first, second = torch.randn(2, int(width), generator=generator)  # type: ignore[arg-type]
     a, b, middle = answer(first), answer(second), answer((first + second) / 2)

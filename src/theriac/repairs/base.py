@@ -25,7 +25,7 @@ from theriac.core.split import Split
 from theriac.data.alignment import align_to
 from theriac.metrics import ClassCount
 from theriac.metrics._degenerate import fallen, percent, short
-from theriac.models._undisturbed import undisturbed
+from theriac.models._undisturbed import seem_shares, undisturbed
 from theriac.models.editing import duplicate, eager, refuse_fixed
 from theriac.models.layout import arrange
 from theriac.models.outputs import over_rows
@@ -92,7 +92,7 @@ class Repair(Method):
             warn_unsavable(fixed)
             before: tuple[ClassCount, ...] = ()
             if rows is not None:
-                before = _by_class(fixed, rows, run)  # refuses a model that does not fit, in its first batch
+                before = _by_class(fixed, rows, run, told=True)  # refuses a model that does not fit, in its first batch
                 _warn_guessing(before)
                 self._warn_few(rows)
             _widen(fixed)
@@ -100,6 +100,8 @@ class Repair(Method):
             uses = self.needs.takes("clean_rows")
             split = (rows and rows.to(run.device)) if uses else _blank(fixed, rows, run)
             fixed = method._repair(fixed, split, run)  # type: ignore[arg-type]  # a method that needs rows has got some
+            if not isinstance(fixed, nn.Module):
+                raise InputError(f"_repair of {self.title} returned a {type(fixed).__name__}; expected the repaired nn.Module")
             _cast_like(fixed, original)
             run.outcome = self._outcome(run.outcome, original, fixed)
             figures = {} if rows is None else self._compared(before, _by_class(fixed, rows, run))
@@ -138,13 +140,18 @@ class Repair(Method):
 
     def _outcome(self, said: Outcome | None, original: nn.Module, fixed: nn.Module) -> Outcome:
         """The method's outcome, or one from comparing the weights; a repair that changed nothing is never called repaired."""
-        if said is not None:
+        changed = _changed(original, fixed)
+        if said is not None and changed == (said.status == "repaired"):
             return said
-        if _changed(original, fixed):
+        if changed and said is not None:
+            warnings.warn(f"{self.title} said {said.status!r} and changed weights; it counts as repaired", stacklevel=4)
+            return dataclasses.replace(said, status="repaired", reason="", basis=said.reason)
+        if changed:
             return Outcome(status="repaired")
         reason = f"{self.title} ended with the weights that it started from"
         warnings.warn(f"{reason}; the model is not repaired", stacklevel=4)
-        return Outcome(status="unchanged", reason=reason)
+        figures = {} if said is None else said.figures
+        return Outcome(status="unchanged", reason=reason, figures=figures)
 
     def _warn_few(self, clean: Split) -> None:
         """Warn before work about classes without clean rows, and about few rows a class, unless it is made for a handful."""
@@ -247,8 +254,14 @@ def _some(names: list[str]) -> str:
     return ", ".join(short(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _by_class(model: nn.Module, clean: Split, run: Run) -> tuple[ClassCount, ...]:
+def _by_class(model: nn.Module, clean: Split, run: Run, *, told: bool = False) -> tuple[ClassCount, ...]:
     """Hits by class on up to 50 clean rows of each, the first ones, in eval mode; a few forward passes.
+
+    Args:
+        model: The model.
+        clean: The rows.
+        run: Device.
+        told: Warn about outputs that are probabilities.
 
     Raises:
         InputError: If the model can't take the rows, or returns something else than one finite logit a class.
@@ -261,6 +274,12 @@ def _by_class(model: nn.Module, clean: Split, run: Run) -> tuple[ClassCount, ...
     at = order[rank < most]
     with undisturbed(model):  # in full precision, whatever the run's
         logits = over_rows(lambda x, _: check.logits(model, x, classes), clean.take(at), run=run)
+    if told and seem_shares(logits):
+        warnings.warn(
+            "the network seems to return probabilities, not logits, which repairs learn badly from; take them before the "
+            "softmax (theriac.adapt(..., logits=torch.log))",
+            stacklevel=4,
+        )
     said, true = logits.argmax(1).cpu(), y[at]
     counts = (torch.bincount(true[said == true], minlength=classes), torch.bincount(true, minlength=classes))
     hits, rows, taken = (c.tolist() for c in (*counts, torch.bincount(said, minlength=classes)))

@@ -19,6 +19,7 @@ from theriac.core.split import Split
 from theriac.models._undisturbed import try_rows
 from theriac.models.editing import duplicate
 from theriac.models.network import to_input
+from theriac.models.taps import leading
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, loop
 from theriac.training.step import BatchNorm
@@ -184,7 +185,8 @@ def stages(model: nn.Module, example: torch.Tensor, most: int) -> tuple[str, ...
     """The last layers of different output shape, in their order, of which each has more than one position.
 
     Of the modules that give a shape, the least nested counts, and of those the last to run: the stage itself, not what is
-    inside. Maps come before tokens, and tokens before vectors. The logits and what no parameter has touched are left out.
+    inside. Maps come before tokens, and tokens before vectors. The logits, what no parameter has touched and what the logits do
+    not depend on (an auxiliary head) are left out.
 
     Args:
         model: Any module.
@@ -212,6 +214,8 @@ def stages(model: nn.Module, example: torch.Tensor, most: int) -> tuple[str, ...
     finally:
         for handle in handles:
             handle.remove()
+    there = leading(model, example, {name for name, _ in ran})
+    ran = [(name, shape) for name, shape in ran if name in there]
     maps = [(name, shape) for name, shape in ran if len(shape) > 2 and torch.Size(shape[1:]).numel() > 1]
     tokens = [(name, shape) for name, shape in ran if len(shape) == 2 and shape[0] > 1]
     vectors = [(name, shape) for name, shape in ran if len(shape) == 1 and shape != tuple(logits.shape[1:])]

@@ -17,6 +17,7 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import polarize, to_input
 from theriac.models._undisturbed import try_rows
+from theriac.models.taps import leading
 from theriac.repairs._sgd import by_sgd
 from theriac.repairs.base import Repair
 from theriac.training import Batch, StepResult, loop
@@ -197,8 +198,14 @@ def place(model: nn.Module, example: torch.Tensor, layer: str = "") -> tuple[str
     finally:
         for handle in handles:
             handle.remove()
+    there = leading(model, example, {name for name, _ in ran})
+    ran = [(name, shape) for name, shape in ran if name in there]  # not those of an auxiliary head
     if not ran:
-        what = f"layer {layer!r} does not run" if layer else f"{type(model).__name__} has no layer that NPD knows"
+        what = (
+            f"layer {layer!r} does not run, or the logits do not depend on it"
+            if layer
+            else f"{type(model).__name__} has no layer that NPD knows"
+        )
         raise InputError(f"{what}; name one that takes maps or vectors (layer)")
     name, shape = ran[-2:][0]
     if len(shape) not in (2, 4):

@@ -19,6 +19,7 @@ from theriac.core.errors import InputError
 from theriac.models import classifier
 from theriac.models._undisturbed import blank
 from theriac.models.lipschitz import channel_constants, conv_norm_pairs
+from theriac.models.taps import class_outputs
 from theriac.scanning.calibration import sorted_score
 
 PROBES = 2000  # ours: random feature vectors that are sent into the head
@@ -88,8 +89,9 @@ def look_at_weights(model: nn.Module, shape: tuple[int, ...]) -> Evidence:
     else:
         missing.append("channels: no convolution goes straight into a BatchNorm")
     try:
-        _, head = classifier(model, example=blank(model, shape, 1))
-        measure_head(head, features, classes)
+        row = blank(model, shape, 1)
+        _, head = classifier(model, example=row)
+        measure_head(head, features, classes, class_outputs(model, head, row))
     except InputError as error:
         missing.append(f"head: {error}")
     else:
@@ -102,13 +104,23 @@ def look_at_weights(model: nn.Module, shape: tuple[int, ...]) -> Evidence:
     )
 
 
-def measure_head(head: nn.Linear, features: dict[str, float], classes: dict[str, torch.Tensor]) -> None:
-    """Static analysis of the final layer, and random probes into it."""
+def measure_head(
+    head: nn.Linear, features: dict[str, float], classes: dict[str, torch.Tensor], order: list[int] | None = None
+) -> None:
+    """Static analysis of the final layer, and random probes into it.
+
+    Args:
+        head: The layer.
+        features: Gets the numbers.
+        classes: Gets a score of each class.
+        order: For each class the output that makes its logit; None: they are in its order.
+    """
+    order = order or list(range(head.out_features))
     weight = head.weight.detach().double().cpu()
     bias = torch.zeros(len(weight), dtype=torch.float64) if head.bias is None else head.bias.detach().double().cpu()
     sums, lengths = standing_out(weight.sum(1)), standing_out(weight.norm(dim=1))
     peaks = standing_out(weight.max(1).values)
-    classes["head"] = torch.stack([sums, lengths, peaks]).mean(0)
+    classes["head"] = torch.stack([sums, lengths, peaks]).mean(0)[order]
     features["head_sum"], features["head_length"] = float(sums.max()), float(lengths.max())
     features["head_peak"], features["head_bias"] = float(peaks.max()), float(standing_out(bias).max())
     draw = torch.Generator().manual_seed(0)
@@ -117,7 +129,7 @@ def measure_head(head: nn.Linear, features: dict[str, float], classes: dict[str,
     ).abs_()  # features behind a ReLU; float64 takes four times as long
     logits = (probes @ weight.T.float()).double()
     share = torch.bincount(logits.argmax(1), minlength=len(weight)).double() / PROBES
-    classes["probes"] = standing_out(logits.mean(0))
+    classes["probes"] = standing_out(logits.mean(0))[order]
     features["probe_share"] = float(share.max())
 
 

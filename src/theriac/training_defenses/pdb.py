@@ -124,6 +124,10 @@ class PDB(TrainingDefense):
     def _fit(self, build: Buildable, split: Split, run: Run, clean: Split | None = None) -> nn.Module:
         if split.is_table:
             raise InputError(f"{split.card.name!r} is a table; PDB stamps a patch on pictures")
+        if self.side(split) >= min(split.card.size):
+            raise InputError(
+                f"pictures of {split.card.size} are too small for PDB: its patch of {self.side(split)} would cover them"
+            )
         if self.moved >= split.num_classes:
             raise InputError(f"moved is {self.moved}; expected at most {split.num_classes - 1} for {split.num_classes} classes")
         source, first = split if clean is None else clean, len(split)

@@ -261,7 +261,7 @@ def test_keys_hold_what_files_hold_and_not_where_they_lie(people: Path, tmp_path
         clean = {"amount": 20, "source": str(tmp_path / name / "people.csv")}
         made.append(th.bench.make_plan(th.bench.read_spec(spec_of(people, clean=clean))))
     assert list(made[0].nodes) == list(made[1].nodes)
-    (tmp_path / "there" / "people.csv").write_text(people.read_text().replace(",red,", ",sad,"))
+    (tmp_path / "there" / "people.csv").write_text(people.read_text().replace(",red,", ",blue,", 1))
     other = th.bench.make_plan(made[1].spec)
     assert {node.kind for node in other.nodes.values() if node.key not in made[0].nodes} == {"repair", "judge"}
 
