@@ -335,6 +335,7 @@ def test_a_repair_that_may_know_the_target_takes_the_rows_number(run: th.Run):
             return self
 
         def _repair(self, model: nn.Module, clean: th.Split, run: th.Run) -> nn.Module:
+            run.outcome = Outcome(status="unchanged", reason="it only hears")
             return model
 
     rows = pictures(TEXT_ORDER, list(TEXT_ORDER))

@@ -67,7 +67,9 @@ def test_a_report_is_a_page_or_a_folder_and_nothing_that_looks_like_another_file
 
 def test_results_keep_their_store(tmp_path: Path, table: Path):
     spec = tmp_path / "s.yaml"
-    spec.write_text(f"name: s\ndata: {table}\nmodels: mlp\nrecipes: adam_3\nattacks: tabular_value\ncontrols: false\n")
+    spec.write_text(
+        f"name: s\ndata: {table}\nmodels: mlp\nrecipes: adam_3\nattacks: {{name: tabular_value, count: 2}}\ncontrols: false\n"
+    )
     assert CliRunner().invoke(app, ["bench", str(spec), "--store", str(tmp_path / "st"), "-q"]).exit_code == 0
     store = tmp_path / "st" / "store.sqlite"
     before = store.read_bytes()

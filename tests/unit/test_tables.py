@@ -131,10 +131,13 @@ def test_what_a_defense_says_of_its_own_work_is_counted_by_hand(tmp_path: Path):
         table.put(f"{defense}{attack}", {**base, **own, "degenerate": degenerate, "seed": 0})
         table.put(f"v{attack}", {**base, "role": "victim", "defense": "none", "attack": attack, "asr": 1.0, "seed": 0})
     table.put("auto", {**base, "role": "benign defended", "attack": "", "defense": "auto", "outcome": "abstained", "seed": 0})
+    for defense, attack, asr in (("auto", "a", 0.01), ("auto", "b", 0.15), ("plain", "a", 0.04)):
+        control = {"role": "judged defended", "attack": attack, "defense": defense, "asr": asr, "seed": 0}
+        table.put(f"c{defense}{attack}", {**base, **control})
     (name, rows), *_ = sweeps.sweeps(tmp_path).items()
     text = sweeps.page(name, rows)
-    assert "| auto | 2 of 3 | 1 | 1 of 2 (9.5 to 90.5 %) | 6.7 | 20.0 | 1 abstained |" in text
-    assert "| plain | 3 of 3 | 0 | 0 of 3 (0.0 to 56.1 %) | 1.0 | 3.0 | none run |" in text
+    assert "| auto | 2 of 3 | 1 | 1 of 2 (9.5 to 90.5 %) | 1 of 2 | 6.7 | 20.0 | 1 abstained |" in text  # 30 against 15 %
+    assert "| plain | 3 of 3 | 0 | 0 of 3 (0.0 to 56.1 %) | 0 of 1 | 1.0 | 3.0 | none run |" in text
     silent = [row | {"outcome": "repaired"} for row in rows]
     assert "its own work" not in sweeps.page(name, silent)
 

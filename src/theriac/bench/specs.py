@@ -493,11 +493,11 @@ def _budgets_apart(spec: Spec) -> Spec:
     def apart(budgets: Sequence[Entry[Clean]]) -> tuple[Entry[Clean], ...]:
         return tuple(replace(e, label=f"{e.label} ({_unlike(e.value)})") if e.label in alike else e for e in budgets)
 
-    def told(part: Spec) -> Spec:
+    def relabeled(part: Spec) -> Spec:
         defenses = tuple(replace(e, clean=apart(e.clean)) for e in part.defenses)
         return replace(part, clean=apart(part.clean), defenses=defenses)
 
-    return replace(told(spec), groups=tuple(told(group) for group in spec.groups)) if alike else spec
+    return replace(relabeled(spec), groups=tuple(relabeled(group) for group in spec.groups)) if alike else spec
 
 
 def _unlike(clean: Clean) -> str:

@@ -135,9 +135,9 @@ class Store:
             InputError: If that can't be done either.
         """
         pending = self.path.with_name(f"{FILE}-wal")
-        still = "" if pending.exists() and pending.stat().st_size else "&immutable=1"  # else SQLite would make files beside it
+        mode = "" if pending.exists() and pending.stat().st_size else "&immutable=1"  # else SQLite would make files beside it
         try:
-            self.db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro{still}", uri=True, isolation_level=None)
+            self.db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro{mode}", uri=True, isolation_level=None)
             owner, version = (self.db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
         except sqlite3.DatabaseError as error:
             raise InputError(f"{self.path} {why}, and can't be read either ({error})") from None
@@ -343,7 +343,7 @@ class Store:
             files.append((file.name, sha, size))
         return files
 
-    def kept(self, key: str) -> dict[str, tuple[str, int]]:
+    def tensors_of(self, key: str) -> dict[str, tuple[str, int]]:
         """Hash and size of each file of tensors that a job's folder had when it was done."""
         lines = self.db.execute("SELECT name, sha256, bytes FROM files WHERE key = ?", (key,))
         return {name: (sha, size) for name, sha, size in lines}
@@ -414,11 +414,11 @@ def _link(file: Path, where: Path) -> None:
     try:
         os.link(file, where)
     except FileExistsError:  # the same content from another job, unless it was damaged since: keep one of them
-        kept, lost = (where, file) if digest(where) == digest(file) else (file, where)
-        spare = lost.with_name(f".{lost.name}.part")
+        source, target = (where, file) if digest(where) == digest(file) else (file, where)
+        spare = target.with_name(f".{target.name}.part")
         spare.unlink(missing_ok=True)
-        os.link(kept, spare)
-        os.replace(spare, lost)
+        os.link(source, spare)
+        os.replace(spare, target)
 
 
 def options_of(node: Node) -> dict[str, Any]:

@@ -217,9 +217,8 @@ def grouped(results: Sequence[Row]) -> list[Group]:
     for row in results:
         labels = tuple(row[name] for name in LABELS)
         group = groups.setdefault((labels, row["role"]), Group(labels, row["role"]))
-        if row["key"] not in {
-            other["key"] for other in group.rows
-        }:  # as seed 0 of a repair does, with and without defense_seeds
+        alike = {(other["key"], other["seed"]) for other in group.rows}
+        if (row["key"], row["seed"]) not in alike:  # as seed 0 of a repair is there twice, with and without defense_seeds
             group.rows.append(row)
     return list(groups.values())
 

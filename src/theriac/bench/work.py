@@ -215,10 +215,10 @@ class Worker:
             InputError: If they are not those that were kept.
         """
         path = self.store.home(key) / WEIGHTS
-        sha, kept = digest(path), self.store.kept(key).get(WEIGHTS)
-        if kept is not None and sha != kept[0]:
+        sha, (before, _) = digest(path), self.store.tensors_of(key).get(WEIGHTS, ("", 0))
+        if before and sha != before:
             raise InputError(
-                f"{path} was changed: its sha256 is {sha[:12]}, it was {kept[0][:12]} (--retry-failed makes it again)"
+                f"{path} was changed: its sha256 is {sha[:12]}, it was {before[:12]} (--retry-failed makes it again)"
             )
         return sha
 
@@ -243,8 +243,8 @@ def intact(store: Store, node: Node, *, by_content: bool = False) -> bool:
     attacked = node.kind == "train" and node.job.attack is not None
     if not all((home / name).is_file() for name in (RECORD, WEIGHTS, *(["planted.json"] if attacked else []))):
         return False
-    kept = store.kept(node.key)
-    if not all((home / name).is_file() and (home / name).stat().st_size == size for name, (_, size) in kept.items()):
+    tensors = store.tensors_of(node.key)
+    if not all((home / name).is_file() and (home / name).stat().st_size == size for name, (_, size) in tensors.items()):
         return False
     if not by_content:
         return True
@@ -254,7 +254,7 @@ def intact(store: Store, node: Node, *, by_content: bool = False) -> bool:
             load_planted(home)
     except InputError:
         return False
-    return all(digest(home / name) == sha for name, (sha, _) in kept.items())
+    return all(digest(home / name) == sha for name, (sha, _) in tensors.items())
 
 
 def gallery(planted: Planted, rows: Split) -> bytes | None:

@@ -136,6 +136,10 @@ def show_rows(results: Sequence[Row], *, as_json: bool) -> None:
     title = ", ".join(dict.fromkeys(line[0] for line in body)) or "no results"
     _warn_of(groups)
     _show.rows(title, [SHOWN[i] for i in used], [[line[i] for i in used] for line in body])
+
+
+def tell_failed(results: Sequence[Row]) -> None:
+    """Say what failed, of results that are shown later than they were made."""
     failed = {row["key"]: row for row in results if row["status"] == "failed"}
     if failed:
         row = next(iter(failed.values()))

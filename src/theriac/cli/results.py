@@ -62,3 +62,4 @@ def results(
         _sweeps.show_comparison(rows, compare, as_json=as_json)
     elif as_json or all(option is None for option in (out, page, figure)):
         _sweeps.show_rows(rows, as_json=as_json)
+        _sweeps.tell_failed(rows)

@@ -92,7 +92,7 @@ class Repair(Method):
             warn_unsavable(fixed)
             before: tuple[ClassCount, ...] = ()
             if rows is not None:
-                before = _by_class(fixed, rows, run, told=True)  # refuses a model that does not fit, in its first batch
+                before = _by_class(fixed, rows, run, warn=True)  # refuses a model that does not fit, in its first batch
                 _warn_guessing(before)
                 self._warn_few(rows)
             _widen(fixed)
@@ -254,14 +254,14 @@ def _some(names: list[str]) -> str:
     return ", ".join(short(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _by_class(model: nn.Module, clean: Split, run: Run, *, told: bool = False) -> tuple[ClassCount, ...]:
+def _by_class(model: nn.Module, clean: Split, run: Run, *, warn: bool = False) -> tuple[ClassCount, ...]:
     """Hits by class on up to 50 clean rows of each, the first ones, in eval mode; a few forward passes.
 
     Args:
         model: The model.
         clean: The rows.
         run: Device.
-        told: Warn about outputs that are probabilities.
+        warn: Warn about outputs that are probabilities.
 
     Raises:
         InputError: If the model can't take the rows, or returns something else than one finite logit a class.
@@ -274,7 +274,7 @@ def _by_class(model: nn.Module, clean: Split, run: Run, *, told: bool = False) -
     at = order[rank < most]
     with undisturbed(model):  # in full precision, whatever the run's
         logits = over_rows(lambda x, _: check.logits(model, x, classes), clean.take(at), run=run)
-    if told and seem_shares(logits):
+    if warn and seem_shares(logits):
         warnings.warn(
             "the network seems to return probabilities, not logits, which repairs learn badly from; take them before the "
             "softmax (theriac.adapt(..., logits=torch.log))",

@@ -19,6 +19,7 @@ from theriac.core.errors import InputError
 from theriac.models import classifier
 from theriac.models._undisturbed import blank
 from theriac.models.lipschitz import channel_constants, conv_norm_pairs
+from theriac.models.network import Classifier
 from theriac.models.taps import class_outputs
 from theriac.scanning.calibration import sorted_score
 
@@ -91,7 +92,8 @@ def look_at_weights(model: nn.Module, shape: tuple[int, ...]) -> Evidence:
     try:
         row = blank(model, shape, 1)
         _, head = classifier(model, example=row)
-        measure_head(head, features, classes, class_outputs(model, head, row))
+        own = type(model) is Classifier and any(head is layer for layer in model.net.children())  # its outputs are the logits
+        measure_head(head, features, classes, None if own else class_outputs(model, head, row))
     except InputError as error:
         missing.append(f"head: {error}")
     else:

@@ -128,7 +128,7 @@ BAD = {
     "floats": (X.float(), Y, r"training x is torch.float32 with values from 0 to 255; floats must be multiples of 1/255"),
     "inexact": (torch.full((4, 1, 4, 4), 0.3335), Y[:4], "training x is torch.float32 .*otherwise scale to"),
     "normalized": (X.float() / 128 - 1, Y, "training x is torch.float32 with values from -1"),
-    "nan": (torch.full((4, 1, 4, 4), torch.nan), Y[:4], "training x is torch.float32 with values from nan to nan"),
+    "nan": (torch.full((4, 1, 4, 4), torch.nan), Y[:4], "training x holds NaN or infinite values, the first in row 0"),
     "range": (X.long() * 2, Y, r"training x is torch.int64 with values from 0 to 510; images are whole numbers in \[0, 255\]"),
     "negative": (X.long() - 1, Y, "training x is torch.int64 with values from -1 to 254"),
     "bool": (X > 3, Y, "training x is torch.bool; images are uint8"),
