@@ -17,6 +17,7 @@ from theriac.core.split import Data
 from theriac.models import Builder
 from theriac.repairs import Repair
 from theriac.runs import Clean, Job, Source, data_key, key
+from theriac.runs.job import reading
 from theriac.runs.opening import Request, named_builder, try_builder
 from theriac.runs.source import clean_rows
 from theriac.training import Recipe
@@ -72,7 +73,7 @@ class Node:
         job: The work; in a judgment that of the model to judge.
         needs: Keys of the models that it starts from: the victim or the model to judge, then whose trigger counts.
         cell: Where its result stands; the first of several.
-        content: Hash of the data's content, which is part of the key: work on other rows would not be this work.
+        content: Hash of what it reads, which the key covers: work on other rows, or with another trigger, would be other work.
     """
 
     key: str
@@ -351,7 +352,7 @@ class _Sweep:
         digest = hashlib.sha256(f"judge 1 {model.key} {trigger.key}".encode()).hexdigest()
         role: Role = "judged" if model.cell.role == "benign" else "judged defended"
         cell = replace(model.cell, attack=attack.label, role=role)
-        self._add(Node(digest, "judge", model.job, (model.key, trigger.key), cell, self.content))
+        self._add(Node(digest, "judge", model.job, (model.key, trigger.key), cell, reading(model.job, self.content)))
 
     def _debias(self, defense: Entry[Method]) -> None:
         if self.rows.train.group is None:
@@ -377,7 +378,7 @@ class _Sweep:
 
     def _put(self, job: Job, needs: tuple[str, ...], cell: Cell) -> Node:
         kind: Kind = job.kind  # type: ignore[assignment]  # one of the four
-        return self._add(Node(key(job, self.content, self.dtype), kind, job, needs, cell, self.content))
+        return self._add(Node(key(job, self.content, self.dtype), kind, job, needs, cell, reading(job, self.content)))
 
     def _add(self, node: Node) -> Node:
         if (node.cell, node.key) not in self.plan.placed:  # two groups may share it

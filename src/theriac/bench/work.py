@@ -35,6 +35,7 @@ from theriac.models.network import to_levels
 from theriac.models.store import digest
 from theriac.runs import Job, Opened, Source, data_key, execute
 from theriac.runs.folder import RECORD, read, section
+from theriac.runs.job import reading
 from theriac.runs.provenance import hardware, versions
 
 LEAST = 64  # pixels of a picture's side in the gallery
@@ -197,14 +198,16 @@ class Worker:
         """The rows of a job.
 
         Raises:
-            InputError: If they are not those that the work was planned for: its result would stand for others.
+            InputError: If they, or other files that it reads, are not those that the work was planned for: its result would
+                stand for others.
         """
         source, data = repr(node.job.data), self.load(node.job.data)
         if source not in self.contents:
             self.contents[source] = data_key(data)
-        if node.content and self.contents[source] != node.content:
+        if node.content and reading(node.job, self.contents[source]) != node.content:
             raise InputError(
-                f"{data.card.name!r} was changed since this work was planned; run the sweep again, which plans for the new rows"
+                f"{data.card.name!r}, its clean rows or a trigger's file was changed since this work was planned; run the "
+                "sweep again, which plans for what is there now"
             )
         return data
 

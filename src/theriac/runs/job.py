@@ -173,6 +173,17 @@ def contents(*methods: Method | None, kinds: Sequence[str] = ("reads", "outside"
     return hashes
 
 
+def reading(job: Job, data: str) -> str:
+    """One hash of all that a job reads: its data, the files that options of its methods name, and its clean rows.
+
+    Args:
+        job: The work.
+        data: ``data_key`` of its data.
+    """
+    clean = "" if job.clean is None or job.clean.source in ("train", "val") else path_content(job.clean.source)
+    return _digest([data, contents(job.attack, job.defense), clean])
+
+
 def path_content(name: str) -> str:
     """sha256 of a file, or of all files of a folder with their places; empty for what is no path, as a data set's name."""
     path = Path(name) if name else None

@@ -249,6 +249,14 @@ def test_rows_that_changed_after_the_plan_are_not_taken_for_those_of_the_plan(pe
     answer = Worker(Settings(store=str(tmp_path / "store"))).do(next(iter(plan.nodes.values())))
     assert answer.status == "failed"
     assert "was changed since this work was planned" in answer.error
+    clean = {"amount": 20, "source": str(tmp_path / "clean.csv")}
+    shutil.copy(path, tmp_path / "clean.csv")
+    repair = next(
+        n for n in th.bench.make_plan(th.bench.read_spec({**spec, "clean": clean})).nodes.values() if n.kind == "repair"
+    )
+    (tmp_path / "clean.csv").write_text("\n".join(lines[:60]) + "\n")
+    with pytest.raises(InputError, match="its clean rows or a trigger's file was changed"):
+        Worker(Settings(store=str(tmp_path / "store")))._data(repair)
     sweep = run(spec, tmp_path / "store", quiet=True)
     assert (sweep.done, sweep.failed) == (6, {})
 
