@@ -15,6 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 import theriac as th
+from theriac.cli import main
 from theriac.cli.main import app
 from theriac.core import files, paths
 from theriac.core.errors import InputError
@@ -165,6 +166,12 @@ def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path):
     process.join()
     assert [kind for _, kind, _ in told] == ["DiskFullError"] * 2, told
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", ["the disk is full: nothing can be written", "the disk is full; make room, and go on"])
+def test_a_full_disk_is_told_with_one_cure(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main._explain(DiskFullError(words), []) == 2
+    assert capsys.readouterr().err.count("make room") == 1
 
 
 def test_a_folder_deleted_during_the_run_is_made_again(monkeypatch, tmp_path):

@@ -101,7 +101,8 @@ def _explain(error: Exception, words: Sequence[str]) -> int:
         _say(f"{where}{error.strerror or error}", "error")
         return BAD_INPUT
     if isinstance(error, DiskFullError):
-        _say(f"{error}; make room, and run the same command again", "error")
+        cure = "" if "make room" in str(error) else "; make room, and run the same command again"
+        _say(f"{error}{cure}", "error")
         return BAD_INPUT
     if isinstance(error, TheriacError):  # such as a loss that became NaN
         _say(str(error), "error")
