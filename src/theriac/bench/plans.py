@@ -230,6 +230,7 @@ class _Sweep:
         self.plan, self.spec, self.data, self.rows = plan, spec, data, rows
         self.content, self.model, self.seed, self.dtype, self.lacking = content, model, seed, dtype, lacking
         self.common: dict[str, Any] = {"data": data.value, "precision": spec.precision}
+        self.read: dict[tuple[int, ...], str] = {}  # what jobs read, by what they are made of
 
     def add(self, attacks: list[Entry[Attack]]) -> None:
         """Add it to the plan, victims and their cells before controls of defenses."""
@@ -352,7 +353,7 @@ class _Sweep:
         digest = hashlib.sha256(f"judge 1 {model.key} {trigger.key}".encode()).hexdigest()
         role: Role = "judged" if model.cell.role == "benign" else "judged defended"
         cell = replace(model.cell, attack=attack.label, role=role)
-        self._add(Node(digest, "judge", model.job, (model.key, trigger.key), cell, reading(model.job, self.content)))
+        self._add(Node(digest, "judge", model.job, (model.key, trigger.key), cell, model.content))
 
     def _debias(self, defense: Entry[Method]) -> None:
         if self.rows.train.group is None:
@@ -378,7 +379,11 @@ class _Sweep:
 
     def _put(self, job: Job, needs: tuple[str, ...], cell: Cell) -> Node:
         kind: Kind = job.kind  # type: ignore[assignment]  # one of the four
-        return self._add(Node(key(job, self.content, self.dtype), kind, job, needs, cell, reading(job, self.content)))
+        methods = (job.attack, job.defense, job.clean)
+        read = tuple(map(id, methods))  # objects of the spec, which are there as long as this is
+        if read not in self.read:
+            self.read[read] = reading(job, self.content)
+        return self._add(Node(key(job, self.content, self.dtype), kind, job, needs, cell, self.read[read]))
 
     def _add(self, node: Node) -> Node:
         if (node.cell, node.key) not in self.plan.placed:  # two groups may share it

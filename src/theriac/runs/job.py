@@ -181,7 +181,8 @@ def reading(job: Job, data: str) -> str:
         data: ``data_key`` of its data.
     """
     clean = "" if job.clean is None or job.clean.source in ("train", "val") else path_content(job.clean.source)
-    return _digest([data, contents(job.attack, job.defense), clean])
+    files = contents(job.attack, job.defense)
+    return _digest([data, files, clean]) if files or clean else data
 
 
 def path_content(name: str) -> str:
