@@ -383,7 +383,8 @@ class _Sweep:
         read = tuple(map(id, methods))  # objects of the spec, which are there as long as this is
         if read not in self.read:
             self.read[read] = reading(job, self.content)
-        return self._add(Node(key(job, self.content, self.dtype), kind, job, needs, cell, self.read[read]))
+        victim = needs[0] if kind == "repair" else ""
+        return self._add(Node(key(job, self.content, self.dtype, victim), kind, job, needs, cell, self.read[read]))
 
     def _add(self, node: Node) -> Node:
         if (node.cell, node.key) not in self.plan.placed:  # two groups may share it

@@ -102,7 +102,7 @@ def data_key(data: Data) -> str:
     return _digest([data_hash(data), dataclasses.asdict(data.card.augment), meaning(data)])
 
 
-def key(job: Job, data: str, dtype: str) -> str:
+def key(job: Job, data: str, dtype: str, victim: str = "") -> str:
     """The key of a job's result: equal keys, equal results on one machine.
 
     It covers the content of the data, every option, the seed, the precision, and the versions of the methods involved, so that
@@ -112,6 +112,7 @@ def key(job: Job, data: str, dtype: str) -> str:
         job: The work.
         data: ``data_key`` of the rows that ``job.data`` loads.
         dtype: Precision of the multiplications, ``str(run.dtype)``.
+        victim: Key of the job that trains what a repair is given, where it is known; it is made again otherwise.
 
     Returns:
         64 hex digits.
@@ -130,7 +131,8 @@ def key(job: Job, data: str, dtype: str) -> str:
         "debias": [job.against, job.positive],
     }
     if job.kind == "repair":
-        parts["victim"] = job.victim.weights if isinstance(job.victim, Opened) else key(_job(job.victim), data, dtype)
+        model = job.victim.weights if isinstance(job.victim, Opened) else victim
+        parts["victim"] = model or key(_job(job.victim), data, dtype)
     else:
         parts["training"] = TRAINING
     if job.judge is not None:
