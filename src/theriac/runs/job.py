@@ -182,7 +182,7 @@ def reading(job: Job, data: str) -> str:
         job: The work.
         data: ``data_key`` of its data.
     """
-    clean = "" if job.clean is None or job.clean.source in ("train", "val") else path_content(job.clean.source)
+    clean = "" if job.clean is None else _clean_content(job.clean)
     files = contents(job.attack, job.defense)
     return _digest([data, files, clean]) if files or clean else data
 
@@ -265,10 +265,15 @@ def _without_places(text: str) -> str:
     return re.sub(r"0x[0-9a-fA-F]+", "", text)
 
 
+def _clean_content(clean: Clean) -> str:
+    """Hash of clean rows from elsewhere; empty for those of the data."""
+    return "" if clean.source in ("train", "val") else path_content(clean.source)
+
+
 def _clean_facts(clean: Clean) -> dict[str, Any]:
     """As plain data, of a path with its content; how rows are drawn is named only where it differs from the default."""
     facts = dataclasses.asdict(clean)
-    content = "" if clean.source in ("train", "val") else path_content(clean.source)
+    content = _clean_content(clean)
     named = {k: v for k, v in facts.items() if k in ("amount", "source") or v != getattr(Clean, k)}
     return named | ({"source": Path(clean.source).suffix, "content": content} if content else {})  # wherever they lie
 

@@ -50,20 +50,15 @@ def test_the_interval_covers_where_victims_differ_and_repairs_do_not():
     assert covered >= 0.92 * 400
 
 
+def row(key: str, **changes: Any) -> dict[str, Any]:
+    own = {**dict.fromkeys(COLUMNS), **dict.fromkeys(NAMES, ""), "attack": "a", "role": "defended", "status": "done", "seed": 0}
+    return {**own, "key": key, **changes}
+
+
 def test_a_result_under_two_seeds_of_its_defense_counts_once() -> None:
     """Seed 0 of a victim, repaired with and without ``defense_seeds``, is one job in two cells."""
-    own = {
-        **dict.fromkeys(COLUMNS),
-        "data": "d",
-        "attack": "a",
-        "defense": "FT",
-        "role": "defended",
-        "status": "done",
-        "seed": 0,
-    }
-    twice = [{**own, "key": "k0", "asr": 0.0}, {**own, "key": "k0", "asr": 0.0, "defense_seed": 0}]
-    other = {**own, "key": "k1", "asr": 0.3, "defense_seed": 1}
-    (cell,) = grouped([*twice, other])
+    twice = [row("k0", asr=0.0), row("k0", asr=0.0, defense_seed=0)]
+    (cell,) = grouped([*twice, row("k1", asr=0.3, defense_seed=1)])
     assert len(cell.done) == 2
     mean = cell.over("asr")
     assert mean is not None
@@ -71,15 +66,6 @@ def test_a_result_under_two_seeds_of_its_defense_counts_once() -> None:
 
 
 def test_recipes_stand_in_tables() -> None:
-    own = {
-        **dict.fromkeys(COLUMNS),
-        **dict.fromkeys(NAMES, ""),
-        "attack": "a",
-        "defense": "none",
-        "role": "victim",
-        "status": "done",
-        "seed": 0,
-    }
-    lines = [{**own, "recipe": name, "key": name, "acc": 0.5} for name in ("short_2", "short_3")]
+    lines = [row(name, recipe=name, role="victim", acc=0.5) for name in ("short_2", "short_3")]
     head, body = filled(summary(grouped(lines)))
     assert [line[head.index("recipe")] for line in body] == ["short_2", "short_3"]
