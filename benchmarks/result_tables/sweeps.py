@@ -100,11 +100,15 @@ def _settings(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows by data, model and recipe; where clean rows differ, a defense with fewer of them is another one."""
     if len(_budgets(rows)) > 1:
         rows = [{**row, "defense": " ".join(filter(None, (row["defense"], row["clean"])))} for row in rows]
+    recipes: dict[str, dict[str, None]] = {}
+    for row in rows:
+        own = recipes.setdefault(f"{row['data']}, {row['model']}", {})
+        if row["recipe"]:
+            own[row["recipe"]] = None
     settings: dict[str, list[Row]] = {}
     for row in rows:
         place = f"{row['data']}, {row['model']}"
-        own = dict.fromkeys(r["recipe"] for r in rows if r["recipe"] and (r["data"], r["model"]) == (row["data"], row["model"]))
-        for recipe in [row["recipe"]] if row["recipe"] else own:  # a training defense has none: it stands beside every victim
+        for recipe in [row["recipe"]] if row["recipe"] else recipes[place]:  # a training defense stands beside every victim
             settings.setdefault(f"{place}, {recipe}", []).append(row)
     return settings
 

@@ -7,6 +7,7 @@ AUTO: dict[str, object] = {
     "candidates": ["ft:strong"],
     "kinds": ["patch"],
     "plant_steps": 4,
+    "tuning_steps": 1,
     "rounds": 1,
     "hard": 0,
     "planted": 0,

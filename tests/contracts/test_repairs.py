@@ -38,7 +38,7 @@ QUICK: dict[str, dict[str, object]] = {
     "fst": {"epochs": 1},
     "sau": {"rounds": 1},
     # by default it abstains on the benign fixture; this way it edits
-    "anp": {"iterations": 20, "threshold": 0.99},  # so few leave masks near one; this way something is pruned
+    "anp": {"iterations": 20, "batch_size": 20, "threshold": 0.99},  # so few leave masks near one; this way something is pruned
     "fp": {"epochs": 1, "share": 0.2},
     "nad": {"teacher_epochs": 1, "epochs": 1},
     "btidbf": {"rounds": 1, "mask_epochs": 1, "generator_epochs": 1, "epochs": 1, "width": 2, "batch_size": 60},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -129,10 +130,11 @@ def _merged(node: yaml.Node, where: Where, lines: dict[Where, int], file: str) -
     """
     if not isinstance(node, yaml.MappingNode):
         raise InputError(f"{file}, line {node.start_mark.line + 1}: << does not name a mapping; expected <<: *NAME of one")
+    before = len(lines)
     brought: dict[str, Any] = _plain(node, where, lines, file)
-    for place, line in list(lines.items()):
-        if place[: len(where)] == where:
-            lines.setdefault((*where[:-2], *place[len(where) :]), line)
+    new = list(itertools.islice(reversed(lines.items()), len(lines) - before))  # all others would be looked at for each use
+    for place, line in reversed(new):
+        lines.setdefault((*where[:-2], *place[len(where) :]), line)
     return brought
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -122,6 +123,13 @@ class Card:
         return card
 
 
+@functools.cache  # made anew, it cost 13 ms each time
+def _adapter(cls: type[Any]) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
+
+
 def validated(cls: type[Any], data: Mapping[str, Any], what: str) -> Any:
     """Build a dataclass from plain data, refusing unknown keys and wrong types at every level.
 
@@ -133,7 +141,7 @@ def validated(cls: type[Any], data: Mapping[str, Any], what: str) -> Any:
     Raises:
         InputError: Naming the first field at fault.
     """
-    from pydantic import TypeAdapter, ValidationError  # not needed to import a method
+    from pydantic import ValidationError  # not needed to import a method
 
     if not isinstance(data, Mapping):
         raise InputError(f"{what} is a {type(data).__name__}; expected a mapping of field names to values")
@@ -143,7 +151,8 @@ def validated(cls: type[Any], data: Mapping[str, Any], what: str) -> Any:
             raise unknown(f"option of {what}", key, names)
     try:
         # as JSON, so that being strict ("0.2" is no number) still takes a list for a tuple
-        return TypeAdapter(cls).validate_json(json.dumps(dict(data)), strict=True)
+        adapter = _adapter(cls)  # type: ignore[arg-type]  # mypy takes type[Any] for unhashable
+        return adapter.validate_json(json.dumps(dict(data)), strict=True)
     except TypeError as error:
         raise InputError(f"{what} holds something that is no plain data: {error}") from None
     except ValidationError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import io
 import re
@@ -238,6 +239,7 @@ def field_comments(cls: type[Any]) -> dict[str, str]:
     return {one.name: comments.get(one.name, "") for one in dataclasses.fields(cls)}
 
 
+@functools.cache
 def _own_comments(cls: type[Any]) -> dict[str, str]:
     try:
         source = textwrap.dedent(inspect.getsource(cls))

@@ -125,7 +125,9 @@ def victim(digits, narrow) -> nn.Module:
 
 
 PLAIN: dict[str, Any] = {"precision": "fp32", "device": "cpu", "quiet": True}
-SHORT = Auto(candidates=("ft", "antidote:short"), kinds=("patch", "generator"), plant_steps=40, rounds=1, hard=0.0, planted=0.0)
+SHORT = Auto(
+    candidates=("ft:strong", "antidote:short"), kinds=("patch", "generator"), plant_steps=40, rounds=1, hard=0.0, planted=0.0
+)
 
 
 def test_it_repairs_a_network_and_says_what_it_rests_on(digits, victim):
@@ -139,7 +141,7 @@ def test_it_repairs_a_network_and_says_what_it_rests_on(digits, victim):
     assert outcome.figures["chosen"] == "antidote:short"
     trials = outcome.figures["trials"]
     worst = {name: max(rate["value"] for rate in facts["proxies"].values()) for name, facts in trials.items()}
-    assert worst["antidote:short"] <= 0.1 < worst["ft"]
+    assert worst["antidote:short"] <= 0.1 < worst["ft:strong"]
     # the one taken repairs with all rows, those that judged it among them
     again = th.Run(seed=run.stream_seed("method", "auto", "chosen"), **PLAIN)
     same = th.repairs.Antidote.short().repair(victim, rows, again)
@@ -244,7 +246,8 @@ def test_without_another_repair_the_model_that_was_judged_is_returned(digits, vi
 
     monkeypatch.setattr(Auto, "_trial", trial)
     run = th.Run(seed=2, **PLAIN)
-    quick = dataclasses.replace(SHORT, candidates=("antidote:short",), again=False, plant_steps=5, accept=1.0, cost=1.0)
+    fast = {"again": False, "plant_steps": 5, "tuning_steps": 5, "accept": 1.0, "cost": 1.0}
+    quick = dataclasses.replace(SHORT, candidates=("ft:strong",), **fast)
     assert quick.repair(victim, rows, run) is fixed[0]
     assert run.outcome.status == "repaired"
 
@@ -266,7 +269,8 @@ def test_too_few_rows_and_tables_are_said(digits, trained, run):
 
 def test_proxies_that_do_not_withstand_fine_tuning_prove_nothing(digits, trained, run):
     rows = digits.train.sample(0.2, seed=3, stratified=True)
-    Auto(candidates=("ft:strong",), kinds=("patch", "tone"), plant_steps=1, rounds=1).repair(trained, rows, run)
+    quick: dict[str, Any] = {"plant_steps": 1, "tuning_steps": 20, "rounds": 1}
+    Auto(candidates=("clp",), kinds=("patch", "tone"), **quick).repair(trained, rows, run)
     assert run.outcome.status == "abstained"
     assert "in 3 draws the model does not learn" in run.outcome.reason
     assert "prove nothing" in run.outcome.reason
@@ -284,7 +288,8 @@ def test_proxies_are_drawn_anew_where_too_few_kinds_withstand(digits, trained, r
         return proxies, copied, share, share
 
     monkeypatch.setattr(Auto, "_planted", firm)
-    Auto(candidates=("ft",), kinds=("patch", "blend", "wave"), plant_steps=1, rounds=1, again=False).repair(trained, rows, run)
+    quick: dict[str, Any] = {"plant_steps": 1, "tuning_steps": 1, "rounds": 1, "again": False}
+    Auto(candidates=("clp",), kinds=("patch", "blend", "wave"), **quick).repair(trained, rows, run)
     assert run.outcome.figures["draws"] == 2
     assert [salt for salt, _ in salts] == [0, 1]
     assert salts[0][1] == [proxy.target for proxy in draw_proxies(("patch", "blend", "wave"), rows, run)]
@@ -326,7 +331,7 @@ def test_a_kind_that_the_model_does_not_learn_is_left_out_and_said(digits, train
     monkeypatch.setattr(auto, "success", rates)
     monkeypatch.setattr(auto, "plant", lambda model, *_: model)
     kinds = ("patch", "wave", "tone", "warp")
-    method = Auto(candidates=("ft:strong",), kinds=kinds, rounds=1, cost=1.0)
+    method = Auto(candidates=("ft:strong",), kinds=kinds, rounds=1, tuning_steps=1, cost=1.0)
     method.repair(trained, digits.train.sample(0.2, seed=3, stratified=True), run)
     assert run.outcome is not None
     figures = run.outcome.figures
