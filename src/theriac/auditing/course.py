@@ -20,7 +20,7 @@ from theriac.core.run import Run, as_run
 from theriac.core.split import Data, Split
 from theriac.data.alignment import align_to
 from theriac.metrics import Evaluation, Rate, attack_labels, evaluate, universal
-from theriac.metrics._degenerate import degenerate, fallen, percent, short
+from theriac.metrics._degenerate import degenerate, fallen, one_class, percent, short
 from theriac.metrics.backdoor import successes
 from theriac.models import run_over, to_input
 from theriac.models.network import as_stored
@@ -76,7 +76,8 @@ def audit(
         raise InputError(f"options is a {type(options).__name__}; expected theriac.auditing.Options")
     train, test = (data.train, data.test) if isinstance(data, Data) else (None, as_clean(data, "data"))
     came = {SUBJECT: model, VICTIM: victim, BENIGN: benign}
-    nets = {name: module_of(m) for name, m in came.items() if m is not None}
+    called = {SUBJECT: "model", VICTIM: "victim", BENIGN: "benign"}
+    nets = {name: module_of(m, called[name]) for name, m in came.items() if m is not None or name == SUBJECT}
     if attack is None:
         attack = next((m.planted for m in (victim, model) if hasattr(m, "planted")), None)
     planted = planted_on(attack, test if train is None else train)
@@ -104,6 +105,7 @@ def audit(
         degenerate=tuple(course.degenerate),
         unseen=tuple(dict.fromkeys(course.unseen)),
         options=dataclasses.asdict(options),
+        one_class="" if (one := one_class(course.first[SUBJECT].classes)) is None else one.name,
     )
 
 
@@ -223,6 +225,10 @@ class _Course:
         order = torch.randperm(len(train), generator=self.run.generator("poison", "audit"))
         poison, clean = order[counted.cpu()[order]][: o.retune_rows], order[-3 * o.retune_rows :]
         clean = clean[~torch.isin(clean, poison)]
+        if not len(poison) or not len(clean):
+            few = f"of {len(train)} training rows {len(poison)} can be poisoned, which leaves {len(clean)}"
+            self.unseen.append(f"re-tuning: {few}")
+            return
         bad = train.take(poison)
         good = train.take(clean)
         labels = torch.cat([targets[poison.to(targets.device)], good.y])
@@ -277,14 +283,16 @@ class _Course:
         """How much of the backdoor the features hold, whatever the predictions are."""
         features: dict[str, torch.Tensor] = {}
         cells: dict[str, Rate] = {}
+        natural: Rate | None = None
         for name, net in self.nets.items():
             measured = self.trial("features", name, lambda: self.embedded(net))  # noqa: B023
             if measured is not None:
-                features[name], cells[name] = measured
+                features[name], cells[name], unstamped = measured
+                natural = unstamped if name == SUBJECT else natural
         meaning = "stamped test rows whose features lie nearest to the clean rows of the attack's class"
         if getattr(self.planted, "untargeted", False):
             meaning = "stamped test rows whose features lie nearest to the clean rows of another class than their own"
-        self.add("features", "near the target", meaning, cells)
+        self.add("features", "near the target", meaning, cells, natural=natural)
         if len(features) < 3:
             self.unseen.append("the existence coefficient: it needs victim and benign model for its scale")
             return
@@ -304,8 +312,8 @@ class _Course:
             )
         )
 
-    def embedded(self, net: nn.Module) -> tuple[torch.Tensor, Rate]:
-        """Features of the stamped test rows that count, and how many of them lie nearest to the target's center."""
+    def embedded(self, net: nn.Module) -> tuple[torch.Tensor, Rate, Rate]:
+        """Features of the stamped test rows that count, and how many of these rows, stamped and not, lie near the target."""
         test = align_to(self.test, net)
         planted = planted_on(self.planted, test)
         targets, counted = attack_labels(planted, test.y, test.index)
@@ -314,9 +322,15 @@ class _Course:
         x = as_stored(planted.stamp(rows.x, rows.y, rows.index, "test"), rows.x)
         stamped = Split(x, rows.y, index=rows.index, card=rows.card)
         features = run_over(net, stamped, "features", run=self.run)
-        middle = existence.centers(run_over(net, test, "features", run=self.run), test.y, test.num_classes)
-        hits = successes(planted, existence.nearest(features, middle), targets[at].cpu(), rows.y.cpu())
-        return features, Rate(int(hits.sum()), len(hits), "stamped test rows")
+        unstamped = run_over(net, test, "features", run=self.run)
+        middle = existence.centers(unstamped, test.y, test.num_classes)
+
+        def near(some: torch.Tensor, what: str) -> Rate:
+            hits = successes(planted, existence.nearest(some, middle), targets[at].cpu(), rows.y.cpu())
+            return Rate(int(hits.sum()), len(hits), what)
+
+        without = near(unstamped[at.to(unstamped.device)], "the same rows without the trigger")
+        return features, near(features, "stamped test rows"), without
 
     # what they share
 
@@ -343,14 +357,25 @@ class _Course:
         for figure in figures:
             rates = {name: getattr(e, figure.lower()) for name, e in evaluations.items()}
             cells = {name: rate for name, rate in rates.items() if rate is not None}
-            self.add(look, figure, meaning, cells, bad=figure == "ASR", forced=forced)
+            natural = _natural(evaluations[SUBJECT]) if figure == "ASR" and SUBJECT in evaluations else None
+            self.add(look, figure, meaning, cells, bad=figure == "ASR", forced=forced, natural=natural)
 
     def add(
-        self, look: str, figure: str, meaning: str, cells: Mapping[str, Rate], *, bad: bool = True, forced: bool = False
+        self,
+        look: str,
+        figure: str,
+        meaning: str,
+        cells: Mapping[str, Rate],
+        *,
+        bad: bool = True,
+        forced: bool = False,
+        natural: Rate | None = None,
     ) -> None:
         """A line, if there is anything in it."""
         if SUBJECT in cells:
-            self.lines.append(Line(look=look, figure=figure, meaning=meaning, cells=cells, bad=bad, forced=forced))
+            self.lines.append(
+                Line(look=look, figure=figure, meaning=meaning, cells=cells, bad=bad, forced=forced, natural=natural)
+            )
 
     def trial(self, look: str, name: str, work: Callable[[], Any]) -> Any:
         """The result of ``work``; None, with a note, where the model can't take it."""
@@ -385,3 +410,12 @@ class _Course:
     def few(self, split: Split | None) -> Split:
         assert split is not None
         return split.sample(min(len(split), self.options.search_rows), seed=self.run.stream_seed("data", "audit-rows"))
+
+
+def _natural(evaluation: Evaluation) -> Rate:
+    """Clean test rows that go where the attack wants stamped ones; of several targets or none, all that are misread."""
+    target = [c for c in evaluation.classes if c.name in evaluation.targets]
+    total = evaluation.acc.total
+    if len(target) != 1 or target[0].rows == total:
+        return Rate(total - evaluation.acc.hits, total, "clean test rows that are misread")
+    return Rate(target[0].predicted - target[0].hits, total - target[0].rows, "clean test rows of other classes")

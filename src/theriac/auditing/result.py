@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from theriac.core.errors import InputError
 from theriac.metrics import Difference, Rate
+from theriac.metrics._degenerate import short
 
 SUBJECT, VICTIM, BENIGN = "audited", "victim", "benign"
 MODELS = (SUBJECT, VICTIM, BENIGN)
@@ -62,6 +63,7 @@ class Line:
         cells: The figure by model: "audited", "victim", "benign"; those that are there.
         bad: Whether a high value is a sign of a backdoor.
         forced: Whether any model can be forced to a high value, so that only a benign model's figure can judge it.
+        natural: The share that goes there without the trigger, in the same model; judges where no benign model does.
     """
 
     look: str
@@ -70,6 +72,7 @@ class Line:
     cells: Mapping[str, Rate | Coefficient]
     bad: bool = False
     forced: bool = False
+    natural: Rate | None = None
 
     @property
     def name(self) -> str:
@@ -100,6 +103,9 @@ class Line:
             beyond, against = self.excess.interval[0] > BEYOND, f", benign {100 * control.value:.1f} %"
         elif self.forced:
             return ""
+        elif self.natural is not None:
+            beyond = Difference(self.natural, own).interval[0] > BEYOND
+            against = f", no control, without trigger {100 * self.natural.value:.1f} %"
         else:
             beyond, against = own.interval[0] > ALONE, ", no control"
         return f"{self.name} is {100 * own.value:.1f} % ({own.hits} of {own.total}{against})." if beyond else ""
@@ -108,7 +114,8 @@ class Line:
         """Plain data."""
         cells = {name: {"kind": type(c).__name__.lower(), **c.to_dict()} for name, c in self.cells.items()}
         facts = {"look": self.look, "figure": self.figure, "meaning": self.meaning, "cells": cells, "control": self.control}
-        return {**facts, "bad": self.bad, "forced": self.forced, "alarm": self.alarm}
+        natural = None if self.natural is None else self.natural.to_dict()
+        return {**facts, "bad": self.bad, "forced": self.forced, "natural": natural, "alarm": self.alarm}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +129,7 @@ class Audit:
         degenerate: Results that a degenerate model would also reach, in sentences.
         unseen: What the audit could not look at and why, in sentences.
         options: The settings, as plain data.
+        one_class: The class that the audited model answers for nearly every row as it is, or "".
     """
 
     lines: tuple[Line, ...]
@@ -130,11 +138,26 @@ class Audit:
     degenerate: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    one_class: str = ""
 
     @property
     def alarms(self) -> tuple[str, ...]:
         """Signs of a backdoor, in sentences; empty is no proof that there is none."""
-        return tuple(line.alarm for line in self.lines if line.alarm)
+        return tuple(line.alarm for line in self._judged if line.alarm)
+
+    @property
+    def _judged(self) -> tuple[Line, ...]:
+        """The lines, without a benign model that follows the trigger itself."""
+        if self._following is None:
+            return self.lines
+        others = [{name: cell for name, cell in line.cells.items() if name != BENIGN} for line in self.lines]
+        return tuple(replace(line, cells=cells) for line, cells in zip(self.lines, others, strict=True))
+
+    @property
+    def _following(self) -> Rate | None:
+        """Attack success on the benign model where that is too much for a control."""
+        control = next((line.cells.get(BENIGN) for line in self.lines if line.bad and line.name == AS_IT_IS), None)
+        return control if isinstance(control, Rate) and control.interval[0] > FOLLOWS else None
 
     @property
     def unjudged(self) -> tuple[str, ...]:
@@ -143,13 +166,14 @@ class Audit:
 
     @property
     def headline(self) -> str:
-        """At most 15 words: that a control is none, alarms, then what was not looked at."""
+        """At most 15 words: that the model or its control tells nothing, alarms, then what was not looked at."""
+        if self.one_class:
+            return f"The audited model answers {short(self.one_class)} for nearly every row; attack success means nothing."
         bad_lines = [line for line in self.lines if line.bad]
         looks = len({line.look for line in bad_lines})
         uncontrolled = all(line.control == NO_CONTROL for line in bad_lines)
-        control = next((line.cells.get(BENIGN) for line in bad_lines if line.name == AS_IT_IS), None)
-        if isinstance(control, Rate) and control.interval[0] > FOLLOWS:
-            return f"The benign model follows the trigger, too (ASR {100 * control.value:.1f} %): it is no control."
+        if self._following is not None:
+            return f"The benign model follows the trigger, too (ASR {100 * self._following.value:.1f} %): it is no control."
         if not self.attack:
             what = f"{len(self.alarms)} alarms" if self.alarms else "No alarm"
             return f"{what}; the trigger is unknown, so attack success was not measured."
@@ -183,7 +207,7 @@ class Audit:
         raise InputError(f"the audit has no line {look!r}, {figure!r}; it has {', '.join(line.name for line in self.lines)}")
 
     def __str__(self) -> str:
-        head = [self.headline, *self.alarms, *self.degenerate]
+        head = [self.headline, *self.degenerate, *self.alarms]
         rows = [["", *MODELS]]
         rows += [[line.name, *(self.cell(line, model) for model in MODELS)] for line in self.brief]
         widths = [max(len(row[column]) for row in rows) + 2 for column in range(3)]

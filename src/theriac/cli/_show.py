@@ -77,7 +77,7 @@ def comparison(title: str, pair: Comparison, reason: str = "", basis: str = "") 
     if worst is not None and worst.rate is not None:
         was = next((c.rate for c in pair.before.classes if c.name == worst.name), None)
         if was is not None:
-            _changed(table, f"worst: {short(clean(worst.name))}", was, worst.rate)
+            _changed(table, f"worst now: {short(clean(worst.name))}", was, worst.rate)
     if pair.before.asr is not None:
         low, high = pair.der_interval
         table.add_row("DER", "", _cell(f"{pair.der:.3f}", "0.5 = no effect, 1 = best"), _cell("", f"{low:.3f} to {high:.3f}"))

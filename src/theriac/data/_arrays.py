@@ -16,6 +16,8 @@ from theriac.core.files import is_plain, load_tensors_safely, read_npz, read_saf
 from theriac.core.ranges import Positive, Seed, typed
 from theriac.core.split import Data
 from theriac.data._assemble import assemble
+from theriac.data._fairness_input import aligned
+from theriac.data._frame import as_table, columns_of, matrix
 from theriac.data._images import recolor, rescale
 from theriac.data._known import known, policy
 from theriac.data._labels import ROWS, Codes, Factor, arrange, cells_of, classes_of
@@ -56,7 +58,7 @@ def from_tensors(
         classes: Names of classes 0, 1, ...; by default the labels themselves.
         groups: Names of groups 0, 1, ...
         missing_group: What becomes of rows without a group: "refuse", or "own" for a group "missing".
-        columns: What the columns of a table are; by default numbers called f0, f1, ...
+        columns: What the columns of a table are; by default those of a data frame, else numbers called f0, f1, ...
         augment: How training images may be changed; by default cropped, and flipped only if ``name`` is a data set that is
             known to allow it.
         val_share: Share of the training rows to hold out for validation.
@@ -117,6 +119,7 @@ def array_data(
     parts = _parts(source, "source")
     if test is not None:
         parts["test"] = _parts(test, "test")["train"]
+    columns = _unframed(parts, columns)
     x = {part: _rows(f"{ROWS[part]} x", values["x"], options.white) for part, values in parts.items()}
     factors = {part: _factor(f"{ROWS[part]} y", values["y"], len(x[part])) for part, values in parts.items()}
     labels, shown = classes_of("y", factors, classes)
@@ -219,6 +222,22 @@ def _parts(source: Any, what: str) -> dict[str, dict[str, Any]]:
                     f"got {', '.join(map(str, source)) or 'nothing'}"
                 )
     return {part: parts[part] for part in ROWS if part in parts}
+
+
+def _unframed(parts: dict[str, dict[str, Any]], columns: Sequence[Column] | None) -> Sequence[Column] | None:
+    """Make arrays of data frames: columns by name, labels and groups by index; and what the columns are, if a frame says so."""
+    for part, values in parts.items():
+        frame = values["x"]
+        table = as_table(frame)
+        if table is None:
+            continue
+        if part == "train" and columns is None:
+            columns = columns_of(table)
+        values["x"] = matrix(table, columns)
+        for role in ("y", "group"):
+            if role in values:
+                values[role] = aligned(values[role], frame, f"{ROWS[part]} {role}", f"{ROWS[part]} x")
+    return columns
 
 
 def _rows(what: str, value: Any, white: float | None) -> torch.Tensor:

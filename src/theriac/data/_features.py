@@ -17,7 +17,7 @@ from theriac.core.split import Data
 from theriac.core.text import lookalike
 from theriac.data._assemble import assemble
 from theriac.data._known import known
-from theriac.data._labels import ROWS, Codes, Factor, Level, Rows, arrange, cells_of, classes_of
+from theriac.data._labels import ROWS, Codes, Factor, Level, Rows, alike, arrange, cells_of, classes_of
 from theriac.data._options import Options
 from theriac.data._parquet import factor_of, label_column, missing
 
@@ -76,6 +76,9 @@ def table_data(
     columns = []
     for i, feature in enumerate(features):
         by_part = {part: table[feature] for part, table in parts.items()}
+        for part, column in by_part.items():
+            if column.null_count == len(column) and by_part["train"].null_count < len(by_part["train"]):
+                warnings.warn(f"column {feature!r} has no value in any {ROWS[part]} row", stacklevel=3)
         coded = feature in options.categorical or feature in declared or _is_text(by_part["train"].type)
         fill = _codes if coded else _numbers
         columns.append(fill(feature, by_part, rows, {p: m[:, i] for p, m in matrices.items()}, declared.get(feature)))
@@ -124,7 +127,8 @@ def _codes(
     declared: Sequence[str] | None,
 ) -> Column:
     """Category codes; what no training row holds becomes NaN."""
-    factors = {part: factor_of(column, name) for part, column in parts.items()}
+    factors: Mapping[str, Factor] = {part: factor_of(column, name) for part, column in parts.items()}
+    factors = factors if declared is not None else alike(factors)
     at = rows["train"][1]
     train = factors["train"] if at is None else Factor(factors["train"].codes[at], factors["train"].levels)
     levels = train.present()

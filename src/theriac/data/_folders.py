@@ -18,7 +18,7 @@ from theriac.data._images import Blob
 from theriac.data._labels import ROWS, Factor
 from theriac.data._options import Options
 from theriac.data._picture_sets import PicturePart, picture_data
-from theriac.data._sources import class_folders
+from theriac.data._sources import class_folders, parquet_before_pictures
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,13 @@ class FolderPictures:
 
 @typed("path")
 def picture_files(path: str | Path, part: str = "train") -> tuple[Path, ...]:
-    """The files of a folder's pictures of one part, in the order of their rows (``Split.index``); none if it holds none."""
+    """The files of a folder's pictures of one part, in the order of their rows (``Split.index``).
+
+    None if it holds none, or parquet files, which ``load`` reads instead.
+    """
     path = as_path("path", path)
-    folders = class_folders(path).get(part, {}) if path.is_dir() else {}
+    there = path.is_dir() and not parquet_before_pictures(path)
+    folders = class_folders(path).get(part, {}) if there else {}
     names = list(folders)
     return tuple(file for k in ranked(names) for file in folders[names[k]])
 

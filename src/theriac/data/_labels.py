@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from theriac.core.errors import InputError, unknown
-from theriac.core.names import ranked
+from theriac.core.names import few, ranked
 from theriac.core.ranges import Seed, typed
 from theriac.core.run import Run
 from theriac.core.split import Split
@@ -60,11 +61,23 @@ class Factor:
         table = np.array([*(place.get(level, -1) for level in self.levels), -1], np.int64)
         return table[self.codes]
 
+    def as_text(self) -> Factor:
+        """The same with all levels as text; those that read the same are one."""
+        texts = [str(level) for level in self.levels]
+        levels = tuple(dict.fromkeys(texts))
+        return Factor(Factor(self.codes, tuple(texts)).onto(levels), levels)
+
     def present(self) -> tuple[Level, ...]:
         """The levels that occur, numbers before text, in ascending order; text that is all whole numbers by value."""
         used = [self.levels[i] for i in np.unique(self.codes[self.codes >= 0])]
         texts = [v for v in used if isinstance(v, str)]
         return (*sorted(v for v in used if not isinstance(v, str)), *(texts[k] for k in ranked(texts)))
+
+
+def alike(parts: Mapping[str, Factor]) -> Mapping[str, Factor]:
+    """The column of every part, as text if that of any is: "1" in one file and 1 in another are the same value."""
+    text = any(isinstance(level, str) for factor in parts.values() for level in factor.levels)
+    return {part: factor.as_text() for part, factor in parts.items()} if text else parts
 
 
 def tidy(value: Level) -> Level:
@@ -128,6 +141,7 @@ def classes_of(
     Raises:
         InputError: On a missing or fractional label, too many or too few classes, or a class without training rows.
     """
+    parts = parts if names is not None else alike(parts)
     train = parts["train"]
     for part, factor in parts.items():
         lost = np.flatnonzero(factor.codes < 0)
@@ -178,6 +192,8 @@ def cells_of(
     coded: list[dict[str, Codes]] = []
     for column, parts in columns.items():
         declared = names.get(column)
+        parts = parts if declared is not None else alike(parts)
+        _warn_apart(column, parts)
         every = {level for factor in parts.values() for level in factor.present()}
         if declared is not None and not all(isinstance(v, int) and 0 <= v < len(declared) for v in every):
             raise InputError(f"sensitive column {column!r} holds a value outside its {len(declared)} declared names")
@@ -205,6 +221,20 @@ def cells_of(
         raise InputError(f"sensitive columns {list(columns)} make {len(used)} cells; expected at most {MAX_CELLS}")
     cells = tuple(cell_name([shown[k][i] for k, i in enumerate(np.unravel_index(c, sizes))]) for c in used)
     return {part: np.searchsorted(used, codes).astype(np.int64) for part, codes in flat.items()}, cells
+
+
+def _warn_apart(column: str, parts: Mapping[str, Factor]) -> None:
+    """Warn of rows whose groups are all unknown among the training rows: most often they are coded in another way."""
+    known = parts["train"].present() if "train" in parts else ()
+    for part, factor in parts.items():
+        new = factor.present()
+        if known and new and not set(new) & set(known):
+            there, here = (few([str(v) for v in values]) for values in (known, new))
+            warnings.warn(
+                f"sensitive column {column!r} holds {here} in the {ROWS[part]} rows and {there} in the training rows; if these "
+                "are the same groups, call them alike",
+                stacklevel=4,
+            )
 
 
 def draw(y: Codes, share: float, seed: int, purpose: str) -> Codes:

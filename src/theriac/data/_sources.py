@@ -57,6 +57,12 @@ def files_by_part(folder: Path, suffixes: Sequence[str], deeper: bool = False) -
     return parts
 
 
+def parquet_before_pictures(folder: Path) -> dict[str, list[Path]]:
+    """Parquet files by part that count before any folders of pictures beside them: here, or in ``data/`` as hubs have them."""
+    below = folder / "data"
+    return files_by_part(folder, (".parquet",)) or (files_by_part(below, (".parquet",)) if below.is_dir() else {})
+
+
 def class_folders(folder: Path) -> dict[str, dict[str, list[Path]]]:
     """Pictures by part and class from ``folder/class/*`` or ``folder/part/class/*``; empty if there are none.
 

@@ -56,7 +56,8 @@ def parquet_files(parts: Mapping[str, Sequence[Path]], name: str, options: Optio
     made = {}
     with opened(parts["train"][0]) as file:
         first = file.schema_arrow
-    columns = [c for c in first.names if not c.startswith("__index_level_")]  # pandas leaves its row numbers there
+    index = _index_of(first, {options.label, *options.sensitive, *options.categorical})
+    columns = [c for c in first.names if not c.startswith("__index_level_") and c not in index]
     if len(columns) > MAX_COLUMNS:
         raise InputError(f"{parts['train'][0].name} has {len(columns):,} columns; a table may have {MAX_COLUMNS:,}")
     for files in parts.values():
@@ -83,6 +84,23 @@ def parquet_files(parts: Mapping[str, Sequence[Path]], name: str, options: Optio
         )
     source = source or f"parquet table, {sum(map(len, parts.values()))} files"
     return table_data(made, name, options, declared_names(first), source, parts["train"][0].name)
+
+
+def _index_of(schema: pa.Schema, named: Collection[str | None]) -> list[str]:
+    """Columns that were the named index of a pandas frame, row numbers or keys most often, unless somebody asks for them."""
+    try:
+        told = (schema.pandas_metadata or {})["index_columns"]
+    except (ValueError, TypeError, KeyError, UnicodeDecodeError):
+        return []
+    index = [c for c in told if isinstance(c, str) and c in schema.names and c not in named] if isinstance(told, list) else []
+    shown = [c for c in index if not c.startswith("__index_level_")]
+    if shown and len(index) < len(schema.names):
+        warnings.warn(
+            f"{', '.join(map(repr, shown))} is the index of a pandas frame and left out; categorical= or a frame without it "
+            "makes a feature of it",
+            stacklevel=2,
+        )
+    return index
 
 
 def _plain(column: pa.ChunkedArray, name: str = "", room: int = MAX_BYTES) -> pa.ChunkedArray:
@@ -121,7 +139,8 @@ def _read_csv(path: Path) -> pa.Table:
     names[:1] = [n or INDEX for n in names[:1]]
     if len(names) < 2 or len(names) > MAX_COLUMNS:
         raise InputError(f"{path.name} has {len(names):,} columns in its first line; expected 2 to {MAX_COLUMNS:,}")
-    if any(_is_number(n) for n in names) or not all(names):
+    numbers = [n for n in names if _is_number(n) and any(c.isdigit() for c in n)]  # "inf" and "nan" may be names
+    if numbers or not all(names):
         raise InputError(f"{path.name} begins with {line.strip()[:60]!r}; expected a line of column names")
     if len(set(names)) < len(names):
         twice = next(n for n in names if names.count(n) > 1)

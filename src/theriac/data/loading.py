@@ -128,6 +128,8 @@ def _load(source: Any, options: Options) -> Data:
     if str(source) == "digits":
         from theriac.data._embedded import digits
 
+        if os.path.exists("digits"):
+            warnings.warn("digits is the embedded data set; the folder or file of that name here is ./digits", stacklevel=3)
         return digits(options)
     path = as_path("source", source)
     known = canonical(str(source))
@@ -176,10 +178,12 @@ def _by_name(name: str, options: Options) -> Data:
 def _from_path(path: Path, name: str, options: Options, source: str = "") -> Data:
     if path.is_file():
         return _from_file(path, name, options, source)
-    from theriac.data._sources import class_folders, files_by_part, refuse_unread
+    if not path.is_dir():
+        raise InputError(f"{path} is neither a file nor a folder")
+    from theriac.data._sources import class_folders, files_by_part, parquet_before_pictures, refuse_unread
 
     for deeper in (False, True):
-        parts = files_by_part(path, (".parquet",), deeper)
+        parts = files_by_part(path, (".parquet",), True) if deeper else parquet_before_pictures(path)
         if parts:
             return _parquet(parts, name, options, source)
         folders = {} if deeper else class_folders(path)

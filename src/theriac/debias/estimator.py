@@ -20,7 +20,7 @@ from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data._fairness_input import aligned, as_cells
-from theriac.debias._frame import as_table, columns_of, matrix
+from theriac.data._frame import as_table, columns_of, matrix
 from theriac.debias.dwb import DwB
 from theriac.models import Builder
 
@@ -139,7 +139,7 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         split = Split(torch.from_numpy(x), torch.from_numpy(labels), group=torch.from_numpy(groups), card=self.card_)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         run = Run(seed=seed, device=self.device, precision="fp32")
-        build = Builder("mlp", {"hidden": tuple(self.hidden)})
+        build = Builder("mlp", {"hidden": tuple(_plain(width) for width in self.hidden)})
         self.model_ = self._method().fit(build, split, run).cpu()
         return self
 
@@ -160,14 +160,15 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return chosen
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:  # noqa: N803
-        """Share of rows X (N, F) whose label y (N,) is predicted; rows from pandas are matched by their index."""
-        return float(super().score(X, aligned(y, X, "y", "X"), sample_weight))
+        """Share of rows X (N, F) whose label y (N,) is predicted; rows and weights from pandas are matched by their index."""
+        weights = aligned(sample_weight, X, "sample_weight", "X")
+        return float(super().score(X, aligned(y, X, "y", "X"), weights))
 
     def _method(self) -> DwB:
         check.one_of("rule", self.rule, ("auto", "exact", "closed", "multi"))
         binary = len(self.classes_) == len(self.groups_) == 2
         options = {"rule": ("exact" if binary else "multi") if self.rule == "auto" else self.rule}
-        return DwB.from_config(options | {name: getattr(self, name) for name in _OPTIONS})
+        return DwB.from_config(options | {name: _plain(getattr(self, name)) for name in _OPTIONS})
 
     def _rows(self, X: Any, *, fit: bool) -> tuple[Floats, tuple[Column, ...]]:  # noqa: N803
         """Rows as float32 (N, F), and what the columns are; a frame's columns count by type, fitted once."""
@@ -194,3 +195,8 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy's as Python's own, as a search over parameters hands it in."""
+    return value.item() if isinstance(value, np.generic) else value

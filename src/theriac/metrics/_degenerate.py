@@ -181,7 +181,11 @@ def _collapse(scores: Counted) -> list[str]:
     if not scores.classes:
         return []
     guessed = sum(c.predicted * c.rows for c in scores.classes) / total**2  # accuracy of predictions that ignore the row
-    if len([c for c in scores.classes if c.rows]) > 1 and scores.acc.interval[0] <= guessed:
+    several = len([c for c in scores.classes if c.rows]) > 1
+    if several and scores.acc.interval[1] < guessed:
+        right = percent(scores.acc.hits, total)
+        return [f"ACC {right} is below guessing ({100 * guessed:.1f} %): are classes in another order?"]
+    if several and scores.acc.interval[0] <= guessed:
         return [f"ACC {percent(scores.acc.hits, total)} can't be told from guessing ({100 * guessed:.1f} %)."]
     return []
 
@@ -251,7 +255,8 @@ def _free(scores: Counted) -> list[str]:
     one = one_class(scores.classes)
     if one is not None and one in targets:
         return [f"ASR {percent(scores.asr.hits, scores.asr.total)} needs no trigger: clean rows get that answer too."]
-    if scores.asr.value < FREE and not any(c.predicted for c in targets):  # more on stamped rows alone is a backdoor's doing
+    never = any(c.rows for c in targets) and not any(c.predicted for c in targets)
+    if never and scores.asr.value < FREE:  # more on stamped rows alone is a backdoor's doing
         return [f"ASR {percent(scores.asr.hits, scores.asr.total)} is free: the {_of_target(targets)} is never answered."]
     return []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -89,7 +90,7 @@ def fairness(
             f"split is a {type(split).__name__}; expected a Split of test rows (or y_true, y_pred and sensitive_features)"
         )
     if hasattr(model, "predict") and y_pred is None:
-        y_pred = model.predict(split)
+        y_pred = _indexed(model.predict(split), split)
     elif y_true is None and y_pred is None:
         y_true, y_pred = model, split
     for name, value in (("y_true", y_true), ("y_pred", y_pred)):
@@ -118,6 +119,15 @@ def fairness(
 
 def _has_index(value: Any) -> bool:
     return hasattr(getattr(value, "index", None), "equals")
+
+
+def _indexed(predictions: Any, rows: Any) -> Any:
+    """Predictions of rows from pandas, with the index of these rows; others as they are."""
+    if not _has_index(rows) or _has_index(predictions) or np.ndim(predictions) != 1:
+        return predictions
+    from pandas import Series
+
+    return Series(predictions, index=rows.index)
 
 
 def _alike(features: Any, predictions: Any) -> Any:

@@ -17,7 +17,7 @@ import torch
 from theriac.core.errors import InputError, shortened
 from theriac.core.ranges import typed
 from theriac.metrics import gaps
-from theriac.metrics._degenerate import ClassCount, how_many
+from theriac.metrics._degenerate import ClassCount, fallen, how_many, percent
 from theriac.metrics.fair import Fairness
 from theriac.metrics.gaps import Counts
 
@@ -107,6 +107,7 @@ class Verdict:
         unclear: Figures whose change is within noise.
         harmed: Accuracies of groups, and their recalls of the positive class, that fell beyond noise.
         lost: Classes of test rows that the debiased model recognizes no row of, though the plain one does.
+        fell: Classes that it recognizes less often, by more than 10 points and beyond chance, over all groups.
         one_class: The class that the debiased model (else the plain one) answers for every row, or "".
         paired: Whether it is known which rows both models answer alike; if not, noise is larger than it would be.
     """
@@ -119,6 +120,7 @@ class Verdict:
     unclear: tuple[Change, ...] = ()
     harmed: tuple[Change, ...] = ()
     lost: tuple[str, ...] = ()
+    fell: tuple[str, ...] = ()
     one_class: str = ""
     paired: bool = False
 
@@ -129,7 +131,7 @@ class Verdict:
         """Plain data for a record."""
         parts = {name: [c.to_dict() for c in getattr(self, name)] for name in ("improved", "worse", "unclear", "harmed")}
         facts = {name: getattr(self, name) for name in ("kind", "headline", "sentence", "one_class", "paired")}
-        return {**facts, "lost": list(self.lost), **parts}
+        return {**facts, "lost": list(self.lost), "fell": list(self.fell), **parts}
 
 
 def pairs_of(before: torch.Tensor, after: torch.Tensor, y: torch.Tensor, group: torch.Tensor, like: Fairness) -> Counts | None:
@@ -223,16 +225,18 @@ def judge(before: Fairness, after: Fairness, pairs: Counts | None = None) -> Ver
     unclear = tuple(c for c in changes if not c.beyond)
     right = [np.diagonal(f, axis1=1, axis2=2).sum(0) for f in (old, new)]
     lost = tuple(before.classes[k] for k in ((right[0] > 0) & (right[1] == 0)).nonzero()[0])
-    kind, headline = _headline(alone, lost, harmed, improved, worse, int(old.sum()))
+    fell = tuple(fallen(_classes(before), _classes(after)))
+    kind, headline = _headline(alone, lost, harmed, fell, improved, worse, int(old.sum()))
     return Verdict(
         kind=kind,
         headline=headline,
-        sentence=_sentence(improved, worse, unclear, harmed),
+        sentence=_sentence(improved, worse, unclear, harmed, fell),
         improved=improved,
         worse=worse,
         unclear=unclear,
         harmed=harmed,
         lost=lost,
+        fell=tuple(new.name for _, new in fell),
         one_class=next((one.name for one in (alone[1], alone[0]) if one is not None), ""),
         paired=pairs is not None,
     )
@@ -300,6 +304,7 @@ def _headline(
     alone: Sequence[ClassCount | None],
     lost: Sequence[str],
     harmed: Sequence[Change],
+    fell: Sequence[tuple[ClassCount, ClassCount]],
     improved: Sequence[Change],
     worse: Sequence[Change],
     rows: int,
@@ -329,13 +334,33 @@ def _headline(
             if parts[0] in text:
                 return kind, text
         return kind, text
+    if fell:
+        better = _listed("better", improved[:1], improved) if improved else "no gap changed beyond noise"
+        return "mixed" if improved else "worse", _fit(_less(*fell[0]), [better], HEADLINE)
     if improved:
         return "improved", _fit(_listed("Better", improved[:2], improved), ["nothing worse beyond noise"], HEADLINE)
     return "unclear", f"No gap and no accuracy changed beyond noise on {rows:,} test rows."
 
 
-def _sentence(improved: Sequence[Change], worse: Sequence[Change], unclear: Sequence[Change], harmed: Sequence[Change]) -> str:
+def _classes(counts: Fairness) -> list[ClassCount]:
+    """Counts by class, over all groups."""
+    n = counts.table.numpy().sum(0)
+    return [ClassCount(name, int(n[k, k]), int(n[k].sum()), int(n[:, k].sum())) for k, name in enumerate(counts.classes)]
+
+
+def _less(old: ClassCount, new: ClassCount) -> str:
+    return f"Class {short(new.name)} is recognized less: {percent(old.hits, old.rows)} to {percent(new.hits, new.rows)}"
+
+
+def _sentence(
+    improved: Sequence[Change],
+    worse: Sequence[Change],
+    unclear: Sequence[Change],
+    harmed: Sequence[Change],
+    fell: Sequence[tuple[ClassCount, ClassCount]],
+) -> str:
     parts = [f"{short(c.group)} harmed ({c.points})" for c in sorted(harmed, key=lambda c: c.change)[:2]]
+    parts += [f"class {short(new.name)} fell" for _, new in fell[:1]]
     parts += [
         f"{_listed(word, some[:2], some)}{_more(some)}" for word, some in (("worse", worse), ("better", improved)) if some
     ]

@@ -82,7 +82,7 @@ class Fairness:
         if bare:
             raise InputError(f"no row has group {self.groups[bare[0]]!r}; leave the group out")
 
-    @property
+    @cached_property
     def table(self) -> torch.Tensor:
         """The counts, int64 (G, K, K)."""
         return torch.tensor(self.counts, dtype=torch.int64)
@@ -102,7 +102,7 @@ class Fairness:
         n = self.table
         return Rate(int(n.diagonal(dim1=1, dim2=2).sum()), int(n.sum()), "all rows")
 
-    @property
+    @cached_property
     def cells(self) -> dict[tuple[str, str], Rate]:
         """Accuracy of each cell with rows, by names of group and label: of two classes, TPR and TNR of each group."""
         n, out = self.table, {}
@@ -111,14 +111,14 @@ class Fairness:
             out[group, name] = Rate(int(n[a, k, k]), int(n[a, k].sum()), f"rows of group {group} with label {name}")
         return out
 
-    @property
+    @cached_property
     def group_acc(self) -> dict[str, Rate]:
         """Accuracy of each group."""
         n = self.table
         right = n.diagonal(dim1=1, dim2=2).sum(1)
         return {g: Rate(int(right[a]), int(n[a].sum()), f"rows of group {g}") for a, g in enumerate(self.groups)}
 
-    @property
+    @cached_property
     def positive_rate(self) -> dict[str, Rate]:
         """Share of each group that is predicted as the positive class."""
         hits, total = self.table.sum(1)[:, self.positive], self.table.sum((1, 2))
@@ -346,7 +346,7 @@ def positive_class(positive: int | str | None, classes: Sequence[str]) -> int:
     if positive is None:
         return min(1, len(classes) - 1)
     text = str(positive) if not isinstance(positive, int) or abs(positive) < 10**20 else ""  # Python prints no endless number
-    if not isinstance(positive, bool) and text in classes:
+    if text in classes:
         return list(classes).index(text)
     plain = isinstance(positive, (int, str)) and not isinstance(positive, bool)
     number = int(text) if plain and text.isdecimal() and len(text) < 20 else -1

@@ -18,7 +18,7 @@ from theriac.core.ranges import typed
 from theriac.models import _hf
 from theriac.models._undisturbed import blank, check_logits, seem_shares, try_rows
 from theriac.models.editing import refuse_empty
-from theriac.models.network import Classifier, Normalize, TablePrep
+from theriac.models.network import Classifier, Normalize, TablePrep, refuse_bytes
 from theriac.models.wrapped import innermost
 
 Pick: TypeAlias = str | int | Callable[[Any], torch.Tensor] | None
@@ -112,6 +112,7 @@ class Adapted(Classifier):
         self.picker = picker
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        refuse_bytes(x)
         x = self.prepare(x)
         like = next(self.net.parameters(), None)
         if like is not None and like.is_floating_point():
@@ -219,7 +220,8 @@ def adapt(
         check_logits(wrapped, outputs, 2, len(names))
         if seem_shares(outputs):
             warnings.warn(
-                "the network seems to return probabilities, not logits; take them before the softmax, or pass logits=torch.log",
+                "the network seems to return probabilities, not logits; take them before the softmax, or pass "
+                "logits=lambda shares: shares.clamp_min(1e-12).log()",
                 stacklevel=2,
             )
     if not names:

@@ -73,10 +73,39 @@ def write_state(
     return path
 
 
+def rounded_types(state: Mapping[str, torch.Tensor], like: str | Path, key: str | None = None) -> tuple[str, ...]:
+    """The number types of another file in which weights of this network would be rounded, such as "float16".
+
+    Args:
+        state: Tensors by name.
+        like: As for :func:`write_state`.
+        key: Likewise.
+
+    Raises:
+        InputError: As there.
+    """
+    path = as_path("like", like)
+    theirs = _weights_like(path, key)[2]
+    names = fit_names({name: name for name in theirs}, dict(state))
+    kinds = set()
+    for own, other in names.items():
+        if own not in state:
+            continue
+        value, kind = state[own], theirs[other].dtype
+        if value.is_floating_point() and kind.is_floating_point and not torch.equal(value.to(kind).to(value.dtype), value):
+            kinds.add(str(kind).removeprefix("torch."))
+    return tuple(sorted(kinds))
+
+
+def _weights_like(like: Path, key: str | None) -> tuple[Any, str, Mapping[str, torch.Tensor]]:
+    """What another file holds, where its state dict is in that, and its tensors."""
+    old = read_safetensors(like) if like.suffix == ".safetensors" else load_tensors_safely(like, tensors_only=True)
+    return (old, *chosen_state(old, shown(like), key))
+
+
 def _shaped(state: dict[str, torch.Tensor], like: Path, to: str, key: str | None) -> Any:
     """The state in the names, nesting and number types of another file."""
-    old = read_safetensors(like) if like.suffix == ".safetensors" else load_tensors_safely(like, tensors_only=True)
-    where, theirs = chosen_state(old, shown(like), key)
+    old, where, theirs = _weights_like(like, key)
     if to == "safetensors" and where:
         raise InputError(f"{shown(like)} holds its state dict under {where!r}, which safetensors has no place for; take torch")
     names = fit_names({name: name for name in theirs}, state)  # the network's name -> the file's

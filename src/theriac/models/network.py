@@ -107,9 +107,20 @@ class Classifier(nn.Module):
         self.spec = copy.deepcopy(spec)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        refuse_bytes(x)
         logits: torch.Tensor = self.net(self.prepare(x))
         # losses are taken in float32 whatever the layers computed in
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+
+def refuse_bytes(x: torch.Tensor) -> None:
+    """Refuse stored pictures as inputs: they would be normalized as they are, and the answers wrong without a word.
+
+    Raises:
+        InputError: On uint8.
+    """
+    if x.dtype == torch.uint8:
+        raise InputError("x is torch.uint8; a model takes pixels as floats in [0, 1] (theriac.models.to_input makes them)")
 
 
 @typed()

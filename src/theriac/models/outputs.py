@@ -117,15 +117,15 @@ def batch_rows(split: Split) -> int:
     return max(_FEWEST, min(_MOST, _PIXELS // max(1, height * width)))
 
 
-def module_of(model: Any) -> nn.Module:
-    """The network of a module or of a Victim.
+def module_of(model: Any, name: str = "model") -> nn.Module:
+    """The network of a module or of a Victim; ``name`` is what an error calls it.
 
     Raises:
         InputError: If it is neither.
     """
     net = model if isinstance(model, nn.Module) else getattr(model, "model", model)
     if not isinstance(net, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}; expected an nn.Module or a Victim")
+        raise InputError(f"{name} is a {type(model).__name__}; expected an nn.Module or a Victim")
     return net
 
 

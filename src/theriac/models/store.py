@@ -243,6 +243,7 @@ def compare_state(model: nn.Module, state: Mapping[str, Any], where: str) -> Non
         f"{k} {tensors[k].dtype} for {own[k].dtype}"
         for k in both
         if (tensors[k].is_floating_point(), tensors[k].is_complex()) != (own[k].is_floating_point(), own[k].is_complex())
+        and not _counts(tensors[k], own[k])
     ]
     ties = [f"{a} and {b}" for a, b in _ties(model) if {a, b} <= tensors.keys() and not _equal(tensors[a], tensors[b])]
     parts = (
@@ -272,9 +273,16 @@ def fit_state(model: nn.Module, state: Mapping[str, Any], where: str, *, dtypes:
     compare_state(model, state, where)
     if dtypes:
         for name, own in (*model.named_parameters(), *model.named_buffers()):
-            if isinstance(state.get(name), torch.Tensor) and own.dtype != state[name].dtype:
+            new = state.get(name)
+            if isinstance(new, torch.Tensor) and own.dtype != new.dtype and own.is_floating_point() == new.is_floating_point():
                 own.data = own.data.to(state[name].dtype)  # in the same Parameter, which other modules may share
     model.load_state_dict(dict(state))
+
+
+def _counts(tensor: torch.Tensor, own: torch.Tensor) -> bool:
+    """Whether numbers stand for whole ones, as BatchNorm's count of batches does where all tensors were made half."""
+    whole = not (own.is_floating_point() or own.is_complex() or tensor.is_complex())
+    return whole and bool((tensor == tensor.trunc()).all())
 
 
 def _ties(model: nn.Module) -> list[tuple[str, str]]:

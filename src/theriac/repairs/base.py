@@ -277,7 +277,7 @@ def _by_class(model: nn.Module, clean: Split, run: Run, *, warn: bool = False) -
     if warn and seem_shares(logits):
         warnings.warn(
             "the network seems to return probabilities, not logits, which repairs learn badly from; take them before the "
-            "softmax (theriac.adapt(..., logits=torch.log))",
+            "softmax (theriac.adapt(..., logits=lambda shares: shares.clamp_min(1e-12).log()))",
             stacklevel=4,
         )
     said, true = logits.argmax(1).cpu(), y[at]

@@ -16,7 +16,7 @@ from theriac.core.paths import as_path, make_folder, unmake, writing
 from theriac.core.ranges import typed
 from theriac.models import Classifier, load_model
 from theriac.models.adapter import foreign
-from theriac.models.exporting import FILES, write_onnx, write_program, write_state, write_transformers
+from theriac.models.exporting import FILES, rounded_types, write_onnx, write_program, write_state, write_transformers
 from theriac.models.store import weights_of
 from theriac.models.wrapped import COUNTERSIGNED
 from theriac.report.model_cards import CARD, model_card
@@ -114,12 +114,24 @@ def export(
     written = home / name if name else home
     if like is not None and written.exists() and written.resolve() == as_path("like", like).resolve():
         raise InputError(f"folder is {str(home)!r}, where the file to be like lies; take another one")
-    text = None if run is None else model_card(run, name or "the files of save_pretrained")
+    form, state = name or "the files of save_pretrained", None
+    if to in ("safetensors", "torch"):
+        state = _state(wrapped, run, record)
+        rounded = () if like is None else rounded_types(state, like, key)
+        if rounded:
+            kinds = " and ".join(rounded)
+            form += f", whose numbers are rounded to {kinds}: figures on this card are of those before, so measure the file"
+            warnings.warn(
+                f"{as_path('like', like).name} holds {kinds} numbers, so the new weights are rounded to that; measure the file "
+                "that is written, since the run's figures are of the weights before",
+                stacklevel=2,
+            )
+    text = None if run is None else model_card(run, form)
     _refuse_replacing(home, name, text, force)
     made = make_folder("folder", home)
     try:
-        if to in ("safetensors", "torch"):
-            write_state(_state(wrapped, run, record), written, to, like, key)
+        if state is not None:
+            write_state(state, written, to, like, key)
         elif to == "transformers":
             assert wrapped is not None
             write_transformers(wrapped, home)

@@ -28,9 +28,8 @@ from theriac.models.adapter import foreign
 from theriac.models.store import digest
 from theriac.report import collect
 from theriac.report.records import Exhibit, Study
-from theriac.runs.folder import PLAN, RECORD, read, section
+from theriac.runs.folder import PLAN, RECORD, as_recorded, read, section
 from theriac.runs.provenance import bounded
-from theriac.runs.recording import data_hash
 from theriac.runs.source import Source
 
 _SCAN_LIMIT = 4 << 20  # bytes of scan.json that are read
@@ -391,7 +390,8 @@ def _data(folder: _Folder) -> Data | None:
         data = source.load()
     except InputError:
         data = None
-    if data is None or data_hash(data) != section(folder.record, "data").get("hash"):
+    data = None if data is None else as_recorded(folder.record, data)
+    if data is None:
         warnings.warn("the data of these runs are not there any more, so the report shows no samples", stacklevel=2)
         return None
     return data

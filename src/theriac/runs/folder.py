@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,17 @@ from typing import Any
 from torch import nn
 
 from theriac.attacks import Planted
+from theriac.core.card import Card
 from theriac.core.errors import InputError, NothingToDoError, StoppedError
 from theriac.core.files import read_json, write_json
 from theriac.core.method import KINDS, methods
 from theriac.core.paths import DiskFullError, make_folder, owned, unmake, writing
 from theriac.core.run import Run
+from theriac.core.split import Data
+from theriac.data import align
 from theriac.models.store import FORMAT, read_record
 from theriac.runs.provenance import provenance as described
-from theriac.runs.recording import architecture, write_run
+from theriac.runs.recording import architecture, data_hash, write_run
 
 PLAN = "plan.json"
 RECORD = "run.json"
@@ -235,3 +239,28 @@ def _rescue(out: Path) -> None:
     """Bring the last of them back."""
     if old := _moved_aside(out):
         _put_back(max(old, key=lambda p: p.stat().st_mtime), out)
+
+
+def as_recorded(record: Mapping[str, Any], data: Data) -> Data | None:
+    """The data of a run folder, loaded again, with classes and columns numbered as its model has them; None of other data.
+
+    A run on a model whose classes stand in another order was made with rows that were renumbered for it.
+
+    Args:
+        record: Of the folder.
+        data: As its source gives them now.
+    """
+    known = section(record, "data").get("hash")
+    if data_hash(data) == known:
+        return data
+    try:
+        card = Card.from_dict(section(record, "card"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # who uses the rows is told
+            parts = [None if split is None else align(split, card) for split in (data.train, data.test, data.val)]
+    except InputError:
+        return None
+    assert parts[0] is not None
+    assert parts[1] is not None
+    there = Data(parts[0], parts[1], parts[2], data.held_out)
+    return there if data_hash(there) == known else None

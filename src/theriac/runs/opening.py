@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ from theriac.models.checkpoints import read_checkpoint
 from theriac.models.folders import CONFIG
 from theriac.models.own import checked_wrapping
 from theriac.models.store import digest, read_tensors
-from theriac.runs.folder import RECORD, read, section
-from theriac.runs.recording import data_hash, warn_held_out
+from theriac.runs.folder import RECORD, as_recorded, read, section
+from theriac.runs.recording import warn_held_out
 from theriac.runs.source import Source, alike, with_augment
 from theriac.triggers.custom import CustomPlanted, trigger_pairs
 
@@ -194,6 +195,10 @@ def beside(path: str | Path, opened: Opened, option: str, request: Request | Non
         InputError: If it takes other rows or classes than the first.
     """
     where = as_path(option, path)
+    poisoned = section(read(where), "attack") if option == "--benign" and is_regular(where / RECORD) else {}
+    if poisoned:
+        name = poisoned.get("method", "an attack")
+        warnings.warn(f"{path} ({option}) says that it was trained on rows poisoned by {name}: it is no control", stacklevel=2)
     if request is None or is_regular(where / RECORD):
         own = request is not None and request.model is not None and is_own(request.model)
         model: nn.Module = _network_of(where, read(where), request or Request()) if own else load_model(where)
@@ -468,13 +473,34 @@ def _from_folder(where: Path, request: Request) -> Opened:
     record = read(where)
     model = _network_of(where, record, request)
     source = _source(where, record, model, request)
+    with _as_in_training(record, request):
+        return _with_data(where, record, model, source, request)
+
+
+@contextlib.contextmanager
+def _as_in_training(record: Mapping[str, Any], request: Request) -> Iterator[None]:
+    """Say of other data that are refused how the run's own were read, where that was said then and not now."""
+    known = Source.recorded(record)
+    told = {} if known is None else {key: known.options.get(key) for key in ("drop", "categorical", "label", "missing")}
+    left = {key: value for key, value in told.items() if value and key not in request.options}
+    try:
+        yield
+    except InputError as error:
+        if request.data is None or not left:
+            raise
+        words = {key: [value] if isinstance(value, str) else value for key, value in left.items()}
+        shown = ", ".join(f"{key}={','.join(map(str, value))}" for key, value in words.items())
+        raise type(error)(f"{error}; the data of the run were read with {shown} (--data-option)") from None
+
+
+def _with_data(where: Path, record: dict[str, Any], model: Classifier, source: Source, request: Request) -> Opened:
     data = source.load()
     if source.augment is None and model.card.kind == "image":  # a later repair augments as the training did
         data = with_augment(data, model.card.augment)
     known = Source.recorded(record)
     there = request.data is None or (known is not None and known.name == source.name)  # other data are not expected to be alike
     data = data if there else _to_measure(data, request)
-    if there and request.rows is None and section(record, "data").get("hash") != data_hash(data):
+    if there and request.rows is None and as_recorded(record, data) is None:
         warnings.warn(
             f"the data at {source.name} are not those that {where} was made with: they changed, or are divided in another way, "
             "so rows that it was trained on may be among the test rows",

@@ -43,7 +43,7 @@ def page(scan: Any) -> str:
     order = [] if first is None else first.argsort(descending=True, stable=True).tolist()[:SHOWN]
     rows = [(names[k], [_cell(m, float(scan.classes[m][k])) for m in measures]) for k in order]
     images = [
-        (name, picture((255 * pattern).round().clamp(0, 255).to("cpu").byte()))
+        (_caption(name, scan), picture((255 * pattern).round().clamp(0, 255).to("cpu").byte()))
         for name, pattern in scan.pictures.items()
         if pattern.shape[0] in (1, 3)
     ]
@@ -62,6 +62,12 @@ def page(scan: Any) -> str:
         other=reached["held_out_other"],
         pixelated=scan.card is not None and max(scan.card.size, default=0) <= 64,
     )
+
+
+def _caption(name: str, scan: Any) -> str:
+    """What a pattern is, and the class that it sends most rows to, which another kind of pattern may not."""
+    kind = {"patch": "patch", "perturbation": "perturbation", "the picture warped": "warp"}.get(name)
+    return name if kind not in scan.classes else f"{name}, toward {scan.card.classes[int(scan.classes[kind].argmax())]}"
 
 
 def _cell(measure: str, value: float) -> str:

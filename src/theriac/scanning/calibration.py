@@ -21,8 +21,10 @@ from torch import nn
 
 from theriac.core.card import Card
 from theriac.core.outcome import Verdict
+from theriac.core.split import Split
 
 EVEN = 0.5  # share of backdoored networks that the probability is for, unless another one is named
+FEWEST = 5  # ours: clean pictures of a class; without any, a benign network was called backdoored
 FARTHEST = 6.0  # ours: standard deviations from the population beyond which a measurement is out of its range
 
 
@@ -150,6 +152,21 @@ def out_of_range(model: nn.Module, card: Card, rows: int | None = None) -> tuple
     if rows is not None and rows < allowed["rows"]:
         reasons.append(f"there are {rows} clean pictures, and those were scanned with {allowed['rows']}")
     return tuple(dict.fromkeys(reasons))
+
+
+def lacking(rows: Split) -> str:
+    """Why clean pictures are unlike those of the population by their classes; empty if they are not.
+
+    A twin that is repaired without a class forgets it, and then every trigger of that class seems to be the model's alone.
+
+    Args:
+        rows: Clean pictures, with the classes that the model answers.
+    """
+    few = [name for name, count in zip(rows.card.classes, rows.count().tolist(), strict=True) if count < FEWEST]
+    if not few:
+        return ""
+    more = f" and of {len(few) - 1} more classes" if len(few) > 1 else ""
+    return f"the clean pictures hold fewer than {FEWEST} of class {few[0]!r}{more}, and a twin repaired with them forgets it"
 
 
 def too_often_wrong(card: Card, hits: int, rows: int) -> str:

@@ -27,10 +27,9 @@ from theriac.data import align
 from theriac.models import run_over
 from theriac.models.outputs import evaluating, module_of, on_device
 from theriac.runs import Request, folder, open_network
-from theriac.runs.recording import data_hash
 from theriac.scanning._model_page import page
 from theriac.scanning.behavior import PATTERNS, ROWS, look_at_behavior
-from theriac.scanning.calibration import EVEN, Judgment, calibration, judge, out_of_range, too_often_wrong, word
+from theriac.scanning.calibration import EVEN, Judgment, calibration, judge, lacking, out_of_range, too_often_wrong, word
 from theriac.scanning.files import FileReport, inspect
 from theriac.scanning.weights import Evidence, look_at_weights
 
@@ -248,6 +247,7 @@ def _scan(model: Any, clean: Split | Data | str | Path | None, run: Run, request
     with run.listening(), run.progress("scan"):
         reasons = out_of_range(net, card, None if rows is None else len(rows))
         if rows is not None:
+            reasons += tuple(filter(None, (lacking(rows),)))
             reasons += _unlike_its_labels(net, rows, run)
         evidence, judgment, skipped = _look(net, card, rows, run, parts, reasons, prior)
     return _decide(name, file, parts, skipped, evidence, judgment, card, reasons, prior)
@@ -285,7 +285,7 @@ def _clean_rows(
 def _trained_on(path: Path | None, data: Data) -> bool:
     if path is None or not (path / folder.RECORD).is_file():
         return False
-    return folder.section(folder.read(path), "data").get("hash") == data_hash(data)
+    return folder.as_recorded(folder.read(path), data) is not None
 
 
 def _unlike_its_labels(net: torch.nn.Module, rows: Split, run: Run) -> tuple[str, ...]:

@@ -253,7 +253,7 @@ def scan_data(
         raise InputError(f"none of the detectors fits: {'; '.join(f'{n}: {w}' for n, w in skipped.items())}")
     if int((rows.count() > 0).sum()) < 2:
         raise InputError(f"the {len(rows)} rows hold one class only; a scan compares classes")
-    trusted = None if clean is None else align(_clean_rows(clean, data, options), rows.card, "the scanned data")
+    trusted = None if clean is None else align(_clean_rows(clean, data, options, rows), rows.card, "the scanned data")
     if trusted is not None:
         _refuse_scanned(trusted, rows)
     if model is None and any(d.needs.model for d in used.values()):
@@ -423,10 +423,12 @@ def _rows_of(data: Any, options: Mapping[str, Any]) -> tuple[Split, tuple[Path, 
     return rows, files
 
 
-def _clean_rows(clean: Any, data: Any, options: Mapping[str, Any]) -> Split:
+def _clean_rows(clean: Any, data: Any, options: Mapping[str, Any], rows: Split | None = None) -> Split:
     """Clean rows, read as the data are; but the test part that was named for the data is not one of theirs."""
     if isinstance(clean, (str, Path)):
         own = options if str(clean) == str(data) else {k: v for k, v in options.items() if k != "test"}
+        if rows is not None and not rows.is_table:  # a folder of gray pictures beside one that holds a colored one
+            own = {"channels": rows.card.channels, **own}
         clean = load(clean, **own)
     return clean.handed_in() if isinstance(clean, Data) else as_clean(clean)
 
