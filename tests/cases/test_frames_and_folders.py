@@ -57,6 +57,12 @@ def test_weights_of_a_score_are_matched_by_index(people: pd.DataFrame) -> None:
     assert fair.score(rows, y, sample_weight=weights.sample(frac=1, random_state=0)) == pytest.approx(wanted)
 
 
+def test_labels_and_groups_of_other_indexes_beside_bare_rows_are_refused(people: pd.DataFrame) -> None:
+    rows = people[["a", "b"]].to_numpy()
+    with pytest.raises(InputError, match="y and sensitive_features have different indexes"):
+        DwBClassifier().fit(rows, people.y, sensitive_features=people.sex.sample(frac=1, random_state=0))
+
+
 def test_numbers_of_numpy_are_options() -> None:
     draw = np.random.default_rng(0)
     rows, sex = draw.normal(size=(80, 2)), draw.choice(["f", "m"], 80)
@@ -218,3 +224,27 @@ def test_no_warning_follows_a_plain_load() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         th.load("digits")
+
+
+class Counting(Plain):
+    """A network that stays in training mode, whatever it is told, and counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def train(self, mode: bool = True) -> Counting:
+        return super().train(True)  # type: ignore[return-value]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls = self.calls + 1
+        return super().forward(x)
+
+
+def test_measuring_leaves_statistics_and_counters_as_they_were(digits: th.Data) -> None:
+    net = Counting()
+    model = th.adapt(net, card=digits.card)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    first = th.evaluate(model, digits.test, run=th.Run(quiet=True))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert th.evaluate(model, digits.test, run=th.Run(quiet=True)).acc == first.acc

@@ -422,7 +422,7 @@ def test_columns_of_groups_in_a_dict_are_matched_by_index():
     right = th.fairness(y_true=rows, y_pred=rows, sensitive_features=groups)
     for features in ({"s": mixed}, pd.DataFrame({"s": mixed}), mixed):
         assert th.fairness(y_true=rows, y_pred=rows, sensitive_features=features).group_acc == right.group_acc
-    with pytest.raises(InputError, match="different indexes, and y_true has none"):
+    with pytest.raises(InputError, match="different indexes, and nothing else has one"):
         th.fairness(y_true=rows.to_numpy(), y_pred=rows, sensitive_features=mixed)
     hidden = np.ma.masked_array(["f", "m"] * 30, mask=[True, *[False] * 59])
     with pytest.raises(InputError, match="no value in 1 of 60 rows"):
@@ -513,5 +513,5 @@ def test_a_verdict_names_accuracy_first_and_counts_what_it_leaves_out():
 
     worse = [Change(name=n, before=0.1, after=0.1 + c, noise=0.01) for n, c in (("worst_odds_gap", 0.4), ("odds_gap", 0.3))]
     worse += [Change(name="acc", before=0.9, after=0.8, noise=0.01), Change(name="bacc", before=0.9, after=0.85, noise=0.01)]
-    said = _sentence([], worse, [], [])
+    said = _sentence([], worse, [], [], [])
     assert said.startswith("Beyond noise: worse ACC 90.0→80.0 %, odds gap 10.0→40.0 % and 2 more")

@@ -86,3 +86,45 @@ def test_refusals(theriac, stranger: tuple[str, Path], tmp_path: Path) -> None:
     assert (none.code, "MODEL is missing" in none.err) == (2, True)
     assert theriac("eval", "--model", f"{name}x", "--data", "digits").code == 2
     assert theriac("export", tmp_path / "no", "--to", "nonsense").code == 2
+
+
+def test_a_run_whose_classes_stand_in_another_order_knows_its_own_rows(
+    theriac, stranger: tuple[str, Path], tmp_path: Path
+) -> None:
+    """Its record is of rows that were renumbered for the model; loaded again, they are the same rows."""
+    name, weights = stranger
+    order = [str(k) for k in (9, 8, 7, 6, 5, 4, 3, 2, 1, 0)]
+    state = torch.load(weights)["state_dict"]
+    turned = {k: v.flip(0) if "head" in k else v for k, v in state.items()}
+    torch.save(turned, tmp_path / "turned.pt")
+    classes = ("--wrap", f"classes={json.dumps(order)}")
+    own = ("--model", name, "--weights", tmp_path / "turned.pt", "--data", "digits", *WRAP, *classes)
+    run = tmp_path / "run"
+    made = theriac(
+        "repair", *own, "--method", "ft", "--option", "epochs=1", "--clean", "200", "--precision", "fp32", "--out", run
+    )
+    assert made.code == 0, made.err
+    again = theriac("eval", run, "--model", name, "--json")
+    assert again.code == 0, again.err
+    assert "are not those that" not in again.err
+    shown = theriac("report", run)
+    assert shown.code == 0, shown.err
+    assert "are not there any more" not in shown.err
+    card = theriac("export", run, "--out", tmp_path / "out")
+    assert card.code == 0, card.err
+    assert "- The bare network takes these pixels less 0.5, divided by 0.5" in (tmp_path / "out" / "MODEL_CARD.md").read_text()
+
+
+def test_rows_of_some_of_its_classes_are_enough(theriac, stranger: tuple[str, Path], tmp_path: Path) -> None:
+    name, weights = stranger
+    digits = th.load("digits")
+    there = digits.test.y != 3
+    torch.save({"x": digits.test.x[there], "y": digits.test.y[there]}, tmp_path / "nine.pt")
+    own = ("--model", name, "--weights", weights, "--data", tmp_path / "nine.pt", *WRAP, "--json")
+    assert "gives 10 classes" not in (refused := theriac("eval", *own)).err
+    assert refused.code == 2
+    counted = theriac("eval", *own, "--wrap", f"classes={json.dumps(list(digits.card.classes))}")
+    assert counted.code == 0, counted.err
+    model = th.models.open_own(name, card=digits.card, weights=weights, wrapping={"mean": [0.5], "std": [0.5]})
+    rows = th.evaluate(model, digits.test.where(there), run=th.Run(quiet=True, precision="fp32"))
+    assert counted.json["evaluation"]["acc"]["value"] == pytest.approx(rows.acc.value, abs=0.01)

@@ -25,7 +25,7 @@ def aligned(value: Any, like: Any, name: str, other: str) -> Any:
     """
     if isinstance(value, Mapping):
         return {key: aligned(column, like, f"{name}, column {key!r}", other) for key, column in value.items()}
-    own, order = (v.index if hasattr(getattr(v, "index", None), "equals") else None for v in (value, like))
+    own, order = (v.index if has_index(v) else None for v in (value, like))
     if own is None or order is None or own.equals(order):
         return value
     if len(own) == len(order) and own.is_unique and order.is_unique and own.isin(order).all():
@@ -34,6 +34,26 @@ def aligned(value: Any, like: Any, name: str, other: str) -> Any:
         f"{name} and {other} have indexes with different labels (or with repeated ones in another order), so rows can't be "
         f"matched; give both the same index, or hand in {name}.to_numpy() to go by position"
     )
+
+
+def has_index(value: Any) -> bool:
+    """Whether a value is a series or frame of pandas, or of what behaves like it."""
+    return hasattr(getattr(value, "index", None), "equals")
+
+
+def refuse_apart(values: Mapping[str, Any]) -> None:
+    """Refuse values of the same rows whose indexes differ, where the rows themselves have none.
+
+    Raises:
+        InputError: Naming them.
+    """
+    columns = [column for value in values.values() for column in (value.values() if isinstance(value, Mapping) else [value])]
+    indexed = [column for column in columns if has_index(column)]
+    if any(not column.index.equals(indexed[0].index) for column in indexed):
+        raise InputError(
+            f"{' and '.join(values)} have different indexes, and nothing else has one, so rows can't be matched; give all an "
+            "index, or hand in .to_numpy() of each to go by position"
+        )
 
 
 def factor(value: Any, name: str) -> Factor:

@@ -89,10 +89,12 @@ def parquet_files(parts: Mapping[str, Sequence[Path]], name: str, options: Optio
 def _index_of(schema: pa.Schema, named: Collection[str | None]) -> list[str]:
     """Columns that were the named index of a pandas frame, row numbers or keys most often, unless somebody asks for them."""
     try:
-        told = (schema.pandas_metadata or {})["index_columns"]
-    except (ValueError, TypeError, KeyError, UnicodeDecodeError):
+        columns = (schema.pandas_metadata or {})["index_columns"]
+    except (ValueError, TypeError, KeyError, RecursionError):
         return []
-    index = [c for c in told if isinstance(c, str) and c in schema.names and c not in named] if isinstance(told, list) else []
+    index = (
+        [c for c in columns if isinstance(c, str) and c in schema.names and c not in named] if isinstance(columns, list) else []
+    )
     shown = [c for c in index if not c.startswith("__index_level_")]
     if shown and len(index) < len(schema.names):
         warnings.warn(

@@ -19,7 +19,7 @@ from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.data._fairness_input import aligned, as_cells
+from theriac.data._fairness_input import aligned, as_cells, has_index, refuse_apart
 from theriac.data._frame import as_table, columns_of, matrix
 from theriac.debias.dwb import DwB
 from theriac.models import Builder
@@ -116,6 +116,8 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 of group and label has no row, or on a column of dates, of several types or of free text.
         """
         x, columns = self._rows(X, fit=True)
+        if not has_index(X):  # then nothing says which of two orders that of the rows is
+            refuse_apart({"y": y, "sensitive_features": sensitive_features})
         y = column_or_1d(aligned(y, X, "y", "X"), warn=True)
         check_consistent_length(x, y)
         check_classification_targets(y)

@@ -6,10 +6,8 @@ that count (``population``), both of which belong to the attack.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -27,9 +25,8 @@ from theriac.data.alignment import align_to, aligned
 from theriac.metrics._degenerate import ClassCount
 from theriac.metrics.evaluation import Comparison, Evaluation, pair
 from theriac.metrics.intervals import Rate
-from theriac.models.layout import arranged
 from theriac.models.network import to_input
-from theriac.models.outputs import batch_rows, on_device, run_over
+from theriac.models.outputs import batch_rows, evaluating, run_over
 
 
 class Stamper(Protocol):
@@ -87,7 +84,7 @@ def evaluate(
     right = torch.zeros(classes, dtype=torch.int64, device=run.device)  # clean hits by class
     answers = torch.zeros_like(right)  # clean predictions by class
     targets = torch.zeros(classes, dtype=torch.bool, device=run.device)
-    with on_device(net, run), _eval_mode(net), arranged(net, run.device), torch.inference_mode(), run.autocast():
+    with evaluating(net, run):
         for positions in run.each("evaluation", here.batches(size), math.ceil(len(here) / size)):
             x, y = here.rows(positions), here.y[positions]
             clean = _predict(net, x, classes)
@@ -254,17 +251,6 @@ def _notes(split: Split) -> tuple[str, ...]:
         return ()
     named = ", ".join(repr(name[:40]) for name in lost[:8]) + (f" and {len(lost) - 8} more" if len(lost) > 8 else "")
     return (f"the test rows hold none of {len(lost)} of {split.num_classes} classes ({named}), so no figure is about them",)
-
-
-@contextlib.contextmanager
-def _eval_mode(net: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:  # each module as it was: a caller may have frozen some of them
-        for module, mode in modes:
-            module.training = mode
 
 
 def _predict(net: nn.Module, rows: torch.Tensor, classes: int) -> torch.Tensor:

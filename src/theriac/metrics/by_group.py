@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from theriac.core.poisoned import Poisoned
 from theriac.core.ranges import Count, typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split
-from theriac.data._fairness_input import aligned, as_cells, as_labels, as_predictions
+from theriac.data._fairness_input import aligned, as_cells, as_labels, as_predictions, has_index, refuse_apart
 from theriac.data.alignment import align_to
 from theriac.metrics.fair import Fairness, positive_class
 from theriac.models._undisturbed import undisturbed
@@ -96,8 +95,8 @@ def fairness(
     for name, value in (("y_true", y_true), ("y_pred", y_pred)):
         if value is None:
             raise InputError(f"{name} is missing; expected the {'labels' if name == 'y_true' else 'predictions'} of all rows")
-    if not _has_index(y_true):  # then nothing says which of two orders that of the labels is
-        sensitive_features = _alike(sensitive_features, y_pred)
+    if not has_index(y_true):  # then nothing says which of two orders that of the labels is
+        refuse_apart({"y_pred": y_pred, "sensitive_features": sensitive_features})
     y_pred = aligned(y_pred, y_true, "y_pred", "y_true")
     sensitive_features = aligned(sensitive_features, y_true, "sensitive_features", "y_true")
     codes, classes = as_labels({"y_true": y_true, "y_pred": y_pred})
@@ -117,33 +116,13 @@ def fairness(
     )
 
 
-def _has_index(value: Any) -> bool:
-    return hasattr(getattr(value, "index", None), "equals")
-
-
 def _indexed(predictions: Any, rows: Any) -> Any:
     """Predictions of rows from pandas, with the index of these rows; others as they are."""
-    if not _has_index(rows) or _has_index(predictions) or np.ndim(predictions) != 1:
+    if not has_index(rows) or has_index(predictions) or np.ndim(predictions) != 1:
         return predictions
     from pandas import Series
 
     return Series(predictions, index=rows.index)
-
-
-def _alike(features: Any, predictions: Any) -> Any:
-    """Sensitive features whose indexes, if they have any, are those of each other and of the predictions.
-
-    Raises:
-        InputError: If two differ.
-    """
-    columns = list(features.values()) if isinstance(features, Mapping) else [features]
-    indexed = [value for value in (predictions, *columns) if _has_index(value)]
-    if any(not value.index.equals(indexed[0].index) for value in indexed):
-        raise InputError(
-            "y_pred and sensitive_features have different indexes, and y_true has none, so rows can't be matched; give all an "
-            "index, or hand in .to_numpy() of each to go by position"
-        )
-    return features
 
 
 def _on_split(

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from theriac.core.errors import InputError, TheriacError
+from theriac.core.files import is_plain
 from theriac.models.network import Classifier
 
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterward every module has its own mode again, and the global generator its state."""
+    """Eval mode without gradients; afterward modes and buffers are as they were, and so is the global generator."""
     # flags and not train(): a user's model may keep some layers in eval mode, or override train()
     modes = [(module, module.training) for module in model.modules()]
+    # a layer that its owner keeps in training mode, or that counts its calls, changes its buffers even so
+    buffers = [(m, name, b, b.clone()) for m in model.modules() for name, b in m._buffers.items() if _has_numbers(b)]
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -25,6 +29,16 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+        with torch.no_grad():
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
+
+
+def _has_numbers(buffer: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
+    """Whether a buffer can be compared and put back: lazy ones have no numbers yet, and other layouts can't be compared."""
+    return buffer is not None and not is_lazy(buffer) and is_plain(buffer)
 
 
 @contextlib.contextmanager

@@ -308,7 +308,7 @@ def _class_names(classes: int | Sequence[str] | None, card: Card | None, config:
         else:
             names = tuple(classes)
     if card is not None:
-        if names and len(names) != card.num_classes:
+        if names and len(names) != card.num_classes and not set(card.classes) < set(names):  # rows of some classes are enough
             raise InputError(f"classes gives {len(names)} classes; the card of {card.name!r} has {card.num_classes}")
         return names or _by_label(config, card)
     labels = getattr(config, "id2label", None) or {}

@@ -281,8 +281,8 @@ def fit_state(model: nn.Module, state: Mapping[str, Any], where: str, *, dtypes:
 
 def _counts(tensor: torch.Tensor, own: torch.Tensor) -> bool:
     """Whether numbers stand for whole ones, as BatchNorm's count of batches does where all tensors were made half."""
-    whole = not (own.is_floating_point() or own.is_complex() or tensor.is_complex())
-    return whole and bool((tensor == tensor.trunc()).all())
+    integral = not (own.is_floating_point() or own.is_complex() or tensor.is_complex())
+    return integral and bool((tensor == tensor.trunc()).all())
 
 
 def _ties(model: nn.Module) -> list[tuple[str, str]]:

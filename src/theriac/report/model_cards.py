@@ -50,6 +50,9 @@ def _about(record: Mapping[str, Any], form: str) -> Iterator[str]:
     yield f"- Data: {_text(card.get('name')) or 'unknown'}, {len(names)} classes ({_names(names)})"
     if shape:
         yield f"- Input: pixels in [0, 1], {shape}, before normalization"
+        taken = _taken(options if isinstance(options, Mapping) else {}) if model.get("architecture") == "adapted" else ""
+        if taken:
+            yield f"- The bare network takes these pixels {taken}"
     parent = section(record, "parent")
     if parent:
         yield f"- Made from: {_text(parent.get('name'))}, weights sha256 {_text(parent.get('weights'))[:16]}"
@@ -57,6 +60,22 @@ def _about(record: Mapping[str, Any], form: str) -> Iterator[str]:
     if form:
         yield f"- In this folder: {form}"
     yield ""
+
+
+def _taken(options: Mapping[str, Any]) -> str:
+    """What is done to pixels before they reach a network from outside, as its wrapping says."""
+    mean, std, size = (options.get(key) for key in ("mean", "std", "size"))
+    parts = [f"resized to {' x '.join(map(str, size))}"] if isinstance(size, (list, tuple)) else []
+    parts += [f"less {_numbers(mean)}"] if mean else []
+    parts += [f"divided by {_numbers(std)}"] if std else []
+    parts += ["blue first"] if options.get("order") == "bgr" else []
+    parts += ["channels last"] if options.get("layout") == "nhwc" else []
+    return ", ".join(parts)
+
+
+def _numbers(values: Any) -> str:
+    listed = values if isinstance(values, (list, tuple)) else [values]
+    return ", ".join(f"{v:g}" if isinstance(v, (int, float)) else _text(v) for v in listed)
 
 
 def _done(record: Mapping[str, Any]) -> Iterator[str]:

@@ -189,10 +189,12 @@ def attack_in_words(config: Mapping[str, Any] | None, targets: Sequence[str] = (
         words.append("every class sent to the next one")
     elif "target" in config:
         words.append(_target(config["target"], targets, classes))
-    for key in ("trigger", "pattern", knob):
+    chosen = [key for key in ("columns", "values") if config.get(key)]
+    for key in ("trigger", "pattern", *chosen, *(() if "values" in chosen else (knob,))):
         if key in config:
             value = config[key]
-            words.append(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}")
+            listed = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            words.append(f"{key} {listed:g}" if isinstance(listed, float) else f"{key} {listed}")
     return ", ".join(words)
 
 

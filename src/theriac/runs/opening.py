@@ -481,8 +481,8 @@ def _from_folder(where: Path, request: Request) -> Opened:
 def _as_in_training(record: Mapping[str, Any], request: Request) -> Iterator[None]:
     """Say of other data that are refused how the run's own were read, where that was said then and not now."""
     known = Source.recorded(record)
-    told = {} if known is None else {key: known.options.get(key) for key in ("drop", "categorical", "label", "missing")}
-    left = {key: value for key, value in told.items() if value and key not in request.options}
+    recorded = {} if known is None else {key: known.options.get(key) for key in ("drop", "categorical", "label", "missing")}
+    left = {key: value for key, value in recorded.items() if value and key not in request.options}
     try:
         yield
     except InputError as error:
