@@ -17,7 +17,6 @@ from theriac.core.ranges import Positive, Seed, typed
 from theriac.core.split import Data
 from theriac.data._assemble import assemble
 from theriac.data._fairness_input import aligned
-from theriac.data._frame import as_table, columns_of, matrix
 from theriac.data._images import recolor, rescale
 from theriac.data._known import known, policy
 from theriac.data._labels import ROWS, Codes, Factor, arrange, cells_of, classes_of
@@ -228,6 +227,10 @@ def _unframed(parts: dict[str, dict[str, Any]], columns: Sequence[Column] | None
     """Make arrays of data frames: columns by name, labels and groups by index; and what the columns are, if a frame says so."""
     for part, values in parts.items():
         frame = values["x"]
+        if not hasattr(frame, "columns"):
+            continue
+        from theriac.data._frame import as_table, columns_of, matrix  # Arrow is loaded for frames alone
+
         table = as_table(frame)
         if table is None:
             continue
