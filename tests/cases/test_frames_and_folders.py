@@ -120,6 +120,7 @@ def test_the_named_index_of_a_frame_is_no_feature(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="'row' is the index of a pandas frame"):
         assert [c.name for c in th.load(tmp_path / "t.parquet", label="y").card.columns] == ["a"]
     assert len(th.load(tmp_path / "t.parquet", label="y", categorical="row").card.columns) == 2
+    assert len(th.load(tmp_path / "t.parquet", label="y", drop="row").card.columns) == 1
 
 
 def test_a_column_that_is_empty_in_the_test_rows_alone_is_told(tmp_path: Path) -> None:

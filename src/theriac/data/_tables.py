@@ -56,7 +56,7 @@ def parquet_files(parts: Mapping[str, Sequence[Path]], name: str, options: Optio
     made = {}
     with opened(parts["train"][0]) as file:
         first = file.schema_arrow
-    index = _index_of(first, {options.label, *options.sensitive, *options.categorical})
+    index = _index_of(first, {options.label, *options.sensitive, *options.categorical, *(options.drop or ())})
     columns = [c for c in first.names if not c.startswith("__index_level_") and c not in index]
     if len(columns) > MAX_COLUMNS:
         raise InputError(f"{parts['train'][0].name} has {len(columns):,} columns; a table may have {MAX_COLUMNS:,}")
@@ -92,11 +92,12 @@ def _index_of(schema: pa.Schema, named: Collection[str | None]) -> list[str]:
         columns = (schema.pandas_metadata or {})["index_columns"]
     except (ValueError, TypeError, KeyError, RecursionError):
         return []
-    index = (
-        [c for c in columns if isinstance(c, str) and c in schema.names and c not in named] if isinstance(columns, list) else []
-    )
+    names = [c for c in columns if isinstance(c, str)] if isinstance(columns, list) else []
+    index = [c for c in names if c in schema.names and c not in named]
+    if len(index) == len(schema.names):  # then there is nothing else
+        return []
     shown = [c for c in index if not c.startswith("__index_level_")]
-    if shown and len(index) < len(schema.names):
+    if shown:
         warnings.warn(
             f"{', '.join(map(repr, shown))} is the index of a pandas frame and left out; categorical= or a frame without it "
             "makes a feature of it",
