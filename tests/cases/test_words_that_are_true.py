@@ -105,6 +105,11 @@ def test_worse_than_guessing_is_not_called_guessing():
     assert "can't be told from guessing" in text
 
 
+def test_names_of_classes_stay_apart():
+    gone = (ClassCount("a b", 0, 50, 0), ClassCount("a_b", 48, 50, 50), ClassCount("c", 48, 50, 100))
+    assert th.metrics.degenerate(Scores(gone, Rate(96, 150))) == ["Class 'a b': 0 of 50 rows right."]  # type: ignore[arg-type]
+
+
 def test_a_target_class_without_test_rows_is_not_called_never_answered():
     rest = tuple(ClassCount(name, 48, 50, 50) for name in "ab")
     scores = Scores((*rest, ClassCount("c", 0, 0, 0)), Rate(96, 100), Rate(2, 100), Rate(95, 100), None, ("c",))

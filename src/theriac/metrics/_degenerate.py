@@ -143,8 +143,8 @@ def degenerate(scores: Counted, before: Counted | None = None) -> list[str]:
 
 
 def short(name: str) -> str:
-    """A class name as a sentence can hold it: one word of at most 24 letters."""
-    name = "_".join(name.split()) or "?"
+    """A class name as a sentence can hold it: in quotes, which count as one word, and of at most 24 letters."""
+    name = " ".join(name.split()) or "?"
     return f"'{name}'" if len(name) <= LONGEST_NAME else f"'{name[: LONGEST_NAME - 1]}…'"
 
 
