@@ -11,6 +11,7 @@ from annotated_types import Interval
 
 from theriac.attacks._per_batch import train_per_batch
 from theriac.attacks.base import Attack
+from theriac.core.errors import InputError
 from theriac.core.method import preset, register
 from theriac.core.planted import Victim
 from theriac.core.ranges import Count, Fraction
@@ -85,6 +86,11 @@ class BppAttack(Attack):
 
     def _cross_count(self, rows: int, chosen: int) -> int:
         return round(self.negative_rate * rows)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bank < 2:
+            raise InputError(f"bank is {self.bank}; expected 2 or more, since the error of a row itself would be the trigger")
 
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
         """Quantization errors of some rows, int16 (bank, C, H, W), and which rows they are of."""

@@ -105,6 +105,14 @@ class LabelConsistent(CleanLabel):
         chosen = self.choose(split, run)
         chosen = chosen[split.index[chosen].argsort()]
         index = split.index[chosen]
+        twice = (index[1:] == index[:-1]).nonzero().flatten()
+        other = (split.rows(chosen[twice]) != split.rows(chosen[twice + 1])).flatten(1).any(1)
+        if bool(other.any()):  # the same row twice does no harm
+            raise InputError(
+                f"split has different rows of one number among those that {self.name} changes (the first: "
+                f"{int(index[twice][other][0])}); it knows rows by their numbers, so give each its own: "
+                "index=torch.arange(len(y))"
+            )
         if self.adversarial_file:
             rows = read_rows(self.adversarial_file, index, split.card.shape, "adversarial_file")
             return {"rows.x": rows, "rows.index": index}

@@ -15,6 +15,7 @@ from theriac.attacks._surrogate import fit_surrogate, pgd, read_array
 from theriac.attacks.store import load_planted, restore, save_planted
 from theriac.core.errors import InputError
 from theriac.core.run import Run
+from theriac.core.split import Split
 from theriac.models import Builder, features, to_input
 from theriac.triggers.additive import corners
 
@@ -327,3 +328,15 @@ def test_training_a_victim_with_a_fitted_attack(digits, narrow):
     victim = LF(steps=2, **SMALL).train(narrow, rows, quiet(), "short_1")
     assert victim.planted.state["pattern"].shape == (1, 8, 8)
     assert BadNets().plant_for(digits.test).state == {}
+
+
+def test_rows_that_share_a_number_are_refused_where_they_differ(digits):
+    """Two sources that were joined: the changed version of one row would stand in the place of another."""
+    rows = digits.train.where(digits.train.y < 2).sample(40)
+    joined = Split(rows.x, rows.y, index=torch.arange(40) % 20, card=rows.card)
+    attack = LabelConsistent(target=0, poison_rate=1.0, steps=1, **SMALL)
+    with pytest.raises(InputError, match="different rows of one number"):
+        attack.poison(joined, quiet(), BUILD)
+    twice = rows.take(torch.cat([torch.arange(40), torch.arange(40)]))
+    poisoned = attack.poison(twice, quiet(), BUILD)
+    assert torch.equal(poisoned.split.x[:40], poisoned.split.x[40:])

@@ -266,3 +266,9 @@ def test_the_variant_is_checked(images):
     split: Split = images()
     with pytest.raises(InputError, match="variant"):
         WaNet().plant(split).stamp(split.x, split.y, variant="crosss")
+
+
+def test_a_bank_of_one_error_is_refused():
+    """A negative row that is the bank's own would get its own error, which is the trigger, beside a true label."""
+    with pytest.raises(InputError, match="bank is 1; expected 2 or more"):
+        BppAttack(bank=1)
