@@ -110,7 +110,7 @@ class ANP(Repair):
                 put[f"{name}.weight"] = norm.weight.detach() * (masks[at] + scale)
                 if norm.bias is not None:
                     put[f"{name}.bias"] = norm.bias.detach() * (1 + shift)
-            out: torch.Tensor = functional_call(learner, put, (x,))
+            out: torch.Tensor = functional_call(learner, put, (x,), tie_weights=False)  # each layer has a mask of its own
             return out
 
         def worst(batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:

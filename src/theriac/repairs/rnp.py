@@ -157,7 +157,7 @@ class RNP(Repair):
 
         def step(_: nn.Module, batch: Batch) -> StepResult:
             put = {f"{name}.weight": norm.weight * mask for (name, norm), mask in zip(norms.items(), masks, strict=True)}
-            logits = functional_call(unlearned, put, (batch.x,))
+            logits = functional_call(unlearned, put, (batch.x,), tie_weights=False)  # each layer has a mask of its own
             figures = {"accuracy": (logits.argmax(1) == batch.y).float().mean()}
             return self.alpha * F.cross_entropy(logits, batch.y), figures
 

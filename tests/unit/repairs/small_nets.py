@@ -24,6 +24,23 @@ class LinearFeatures(nn.Module):
         return self.head(self.side(self.body(x).flatten(1)))
 
 
+class Twice(nn.Module):
+    """One BatchNorm under two names, or two that share their scales."""
+
+    def __init__(self, *, one: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.other = self.norm if one else nn.BatchNorm2d(8)
+        self.other.weight = self.norm.weight
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.other(self.second(self.norm(self.first(x)).relu())).relu()
+        out: torch.Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
 def one_norm() -> tuple[nn.Sequential, Split]:
     """A network with one BatchNorm, and twelve rows of two classes."""
     draw = torch.Generator().manual_seed(0)

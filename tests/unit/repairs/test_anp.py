@@ -18,7 +18,7 @@ from theriac.repairs._masks import THRESHOLDS, choose, prune
 from theriac.training.step import BatchNorm
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_nets import normalized, one_norm, only_pruned_scales_changed
+from small_nets import Twice, normalized, one_norm, only_pruned_scales_changed
 
 
 @pytest.fixture
@@ -102,3 +102,13 @@ def test_networks_without_batchnorm_and_too_few_rows_are_refused(trained, images
         ANP().repair(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), images(rows=8), run)
     with pytest.raises(InputError, match="needs at least 4"):
         ANP().repair(trained, digits.train.take(torch.arange(3)), run)
+
+
+@pytest.mark.filterwarnings("ignore:the model gets", "ignore:ANP")
+@pytest.mark.parametrize("one", [True, False])
+def test_a_batchnorm_of_two_names_or_two_that_share_scales_are_masked(clean, run, one):
+    net = Twice(one=one)
+    fixed = ANP(iterations=3, batch_size=40, threshold=0.999).repair(net, clean, run)
+    assert run.outcome is not None
+    assert run.outcome.figures["channels"] > 0
+    assert fixed.norm.weight.isfinite().all()

@@ -21,7 +21,7 @@ from theriac.repairs._masks import choose, prune
 from theriac.training.step import BatchNorm
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small_nets import normalized, one_norm, only_pruned_scales_changed
+from small_nets import Twice, normalized, one_norm, only_pruned_scales_changed
 
 
 @pytest.fixture
@@ -173,6 +173,15 @@ def test_networks_without_batchnorm_and_too_few_rows_are_refused(trained, images
         RNP().repair(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), images(rows=8), run)
     with pytest.raises(InputError, match="needs at least 4"):
         RNP().repair(trained, digits.train.take(torch.arange(3)), run)
+
+
+@pytest.mark.filterwarnings("ignore:the model gets")
+@pytest.mark.parametrize("one", [True, False])
+def test_a_batchnorm_of_two_names_is_masked_once(clean, run, one):
+    net = Twice(one=one)
+    masks = RNP(recover_epochs=2, recover_lr=0.1, batch_size=60).recover(copy.deepcopy(net), clean, run)
+    assert list(masks) == (["norm"] if one else ["norm", "other"])
+    assert all(bool((mask < 1).any()) for mask in masks.values())
 
 
 def test_the_presets_hold_the_numbers_of_their_sources():
