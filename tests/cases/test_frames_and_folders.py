@@ -169,6 +169,13 @@ def test_a_hub_folder_may_hold_pictures_beside_its_data(tmp_path: Path) -> None:
     assert th.load(there).train.x.float().mean() > 190
 
 
+def test_what_archives_of_macos_bring_along_is_no_class(tmp_path: Path) -> None:
+    there = in_folders(tmp_path / "pets")
+    (there / "__MACOSX" / "a").mkdir(parents=True)
+    (there / "__MACOSX" / "a" / "._0.png").write_bytes(b"\0\5\26\7")
+    assert th.load(there).card.classes == ("a", "b")
+
+
 def test_gray_clean_pictures_serve_beside_colored_ones(tmp_path: Path) -> None:
     from theriac.scanning.rows import _clean_rows
 

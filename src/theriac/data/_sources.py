@@ -23,6 +23,11 @@ def part_of(name: str) -> str | None:
     return next((part for part, words in PARTS.items() if start in words), None)
 
 
+def _hidden(name: str) -> bool:
+    """Whether a system left a file or folder there: names with a dot, and what archives of macOS bring along."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def files_by_part(folder: Path, suffixes: Sequence[str], deeper: bool = False) -> dict[str, list[Path]]:
     """Files of a kind by part, each part in ascending order of path.
 
@@ -33,7 +38,7 @@ def files_by_part(folder: Path, suffixes: Sequence[str], deeper: bool = False) -
     Raises:
         InputError: If there is no training part, or several subfolders hold data.
     """
-    here = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
+    here = [p for p in sorted(folder.iterdir()) if not _hidden(p.name)]
     by_part: dict[str | None, list[Path]] = {}
     for path in here:
         if path.suffix.lower() in suffixes and path.is_file():
@@ -69,7 +74,7 @@ def class_folders(folder: Path) -> dict[str, dict[str, list[Path]]]:
     Raises:
         InputError: If a class folder holds no picture, or there is no training part.
     """
-    below = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    below = [p for p in sorted(folder.iterdir()) if p.is_dir() and not _hidden(p.name)]
     by_part: dict[str, Path] = {}
     for path in below:
         part = part_of(path.name)
@@ -117,7 +122,7 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     linked: list[Path] = []
     total = 0
     for path in sorted(folder.iterdir()):
-        if not path.is_dir() or path.name.startswith("."):
+        if not path.is_dir() or _hidden(path.name):
             continue
         if not path.name.isprintable() or path.name.encode("utf-8", "replace").decode("utf-8") != path.name:
             raise InputError(f"the class folder {path.name!a} has a name that is no readable text; rename it")
