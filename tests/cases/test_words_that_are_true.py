@@ -153,3 +153,49 @@ def test_a_card_says_that_exported_numbers_are_rounded(digits: th.Data, trained:
     torch.save(trained.net.state_dict(), tmp_path / "same.pt")  # type: ignore[union-attr, operator]
     th.export(tmp_path / "run", tmp_path / "again", like=tmp_path / "same.pt", to="torch")
     assert "rounded" not in (tmp_path / "again" / "MODEL_CARD.md").read_text()
+
+
+# repairs and triggers
+
+
+def test_a_fall_over_all_classes_is_told_where_none_falls_beyond_chance_alone(digits: th.Data, trained: nn.Module):
+    """Of two clean rows a class, no class can fall beyond chance, and most of all rows are wrong afterward."""
+    few = digits.train.sample(20, seed=1, stratified=True)
+    run = th.Run(precision="fp32", device="cpu", quiet=True)
+    with pytest.warns(UserWarning, match=r"after CLP, accuracy on the clean rows is \d+\.\d %; it was "):
+        th.repairs.CLP(u=0.5).repair(trained, few, run)
+    assert run.outcome is not None
+    assert run.outcome.figures["acc_after"] < run.outcome.figures["acc_before"] - 0.1
+    assert run.outcome.figures["fell"] == {}
+
+
+class Corner(nn.Module):
+    """Answers 3 where the last pixel is white, else 0."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.one_hot(3 * (x[:, 0, -1, -1] == 1).long(), 10).float()
+
+
+def test_pairs_are_copies_of_what_was_handed_in(digits: th.Data):
+    clean = digits.test.x[:40].numpy().copy()
+    stamped = clean.copy()
+    stamped[:, :, -2:, -2:] = 255
+    planted = th.trigger_pairs(clean, stamped, target=3)
+    rows = digits.test.take(torch.arange(40))
+    before = th.evaluate(Corner(), rows, planted, run=RUN).asr
+    stamped[:] = clean
+    assert before == th.evaluate(Corner(), rows, planted, run=RUN).asr == Rate(before.hits, before.hits, before.of)  # type: ignore[union-attr]
+
+
+def test_a_trigger_that_fails_is_refused_in_a_sentence(digits: th.Data, trained: nn.Module):
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        raise KeyError("mask")
+
+    with pytest.raises(InputError, match="trigger can't take stored rows"):
+        th.repairs.AGE().with_trigger(broken, 3).repair(trained, digits.train.sample(100), RUN)
+
+
+@pytest.mark.parametrize("positions", [[2**70], ["a"], [[1], [2, 3]], torch.tensor([1 + 2j])])
+def test_positions_that_are_none_are_refused(digits: th.Data, positions: object):
+    with pytest.raises(InputError, match=r"positions (are|is)"):
+        digits.test.take(positions)  # type: ignore[arg-type]

@@ -162,8 +162,11 @@ class Split:
             InputError: If none is asked for, or one that is not there.
         """
         if not isinstance(positions, torch.Tensor):
-            positions = torch.tensor(positions, dtype=torch.int64)
-        if positions.dtype == torch.bool or positions.is_floating_point() or positions.dim() != 1:
+            try:
+                positions = torch.tensor(positions, dtype=torch.int64)
+            except (ValueError, TypeError, RuntimeError, OverflowError):
+                raise InputError(f"positions are {shortened(positions)}; expected whole numbers from 0") from None
+        if positions.dtype == torch.bool or positions.is_floating_point() or positions.is_complex() or positions.dim() != 1:
             hint = "; where() takes a mask" if positions.dtype == torch.bool else ""
             raise InputError(f"positions are {positions.dtype} {tuple(positions.shape)}; expected whole numbers (M,){hint}")
         positions = positions.to(self.device)

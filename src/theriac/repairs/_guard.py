@@ -16,6 +16,7 @@ from theriac.metrics._degenerate import short
 from theriac.models import run_over
 from theriac.repairs._held_out import hold_out
 
+ALL = "all classes together"
 LEAST = 2  # held-back rows that a class must lose to count as lost, since one row is chance
 
 
@@ -45,7 +46,8 @@ class Guard:
 
     A class is lost where the model recognizes fewer of its held-back rows than before the repair: by at least two, and by more
     than ``fall`` of them. The epoch to return is the last one without a lost class; where every epoch has one, the one with the
-    fewest, and among these with the most rows right.
+    fewest, and among these with the most rows right. All rows together count as one class more: of a row or two a class, as few
+    rows leave, no class alone can be lost.
 
     Args:
         model: The model as it came.
@@ -63,8 +65,7 @@ class Guard:
     def look(self, model: nn.Module, epoch: int) -> dict[str, int]:
         """After an epoch: remember it if it is the one to return; figures for its event."""
         hits = self._hits(model)
-        gone = self.before - hits
-        lost = int(((gone >= LEAST) & (gone > self.fall * self.rows)).sum())
+        lost = int(self._lost(hits).sum())
         rank = (-lost, epoch if not lost else int(hits.sum()))
         if not self.best or rank >= self.best["rank"]:
             state = {k: v.detach().clone() for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
@@ -76,9 +77,8 @@ class Guard:
         best = self.best
         missing, _ = model.load_state_dict(best["state"], strict=False)
         assert all(name.endswith("_extra_state") for name in missing)
-        names = self.held.card.classes
-        gone = self.before - best["hits"]
-        lost = [names[k] for k in ((gone >= LEAST) & (gone > self.fall * self.rows)).nonzero().flatten().tolist()]
+        names = (*self.held.card.classes, ALL)
+        lost = [names[k] for k in self._lost(best["hits"]).nonzero().flatten().tolist()]
         figures = {
             "held_back_rows": len(self.held),
             "held_back_right": [int(self.before.sum()), best["right"]],
@@ -87,9 +87,12 @@ class Guard:
         }
         self.run.outcome = Outcome(status="repaired", figures=figures)
         if lost:
+            named = [name for name in lost if name != ALL]
+            fewest = f"fewest, {len(named)} (such as {short(named[0])})" if named else f"least, {best['right']} right"
+            what = "a class" if named else "too much accuracy"
             warnings.warn(
-                f"every epoch of {title} lost a class on {len(self.held)} held-back rows; the model of epoch {best['epoch']} "
-                f"of {epochs} lost fewest, {len(lost)} (such as {short(lost[0])}): take more clean rows, or another repair",
+                f"every epoch of {title} lost {what} on {len(self.held)} held-back rows; "
+                f"the model of epoch {best['epoch']} of {epochs} lost {fewest}: take more clean rows, or another repair",
                 ClassWarning,
                 stacklevel=4,
             )
@@ -100,6 +103,11 @@ class Guard:
                 stacklevel=4,
             )
         return model.eval()
+
+    def _lost(self, hits: torch.Tensor) -> torch.Tensor:
+        """Whether each class is lost, and at the end all of them together, bool (K + 1,)."""
+        gone, rows = (torch.cat([v, v.sum(0, keepdim=True)]) for v in (self.before - hits, self.rows))
+        return (gone >= LEAST) & (gone > self.fall * rows)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed repair needs."""

@@ -23,8 +23,8 @@ from theriac.core.poisoned import as_clean
 from theriac.core.run import Run, as_run, own_terms
 from theriac.core.split import Split
 from theriac.data.alignment import align_to
-from theriac.metrics import ClassCount
-from theriac.metrics._degenerate import fallen, percent, short
+from theriac.metrics import ClassCount, Difference, Rate
+from theriac.metrics._degenerate import FALL, fallen, percent, short
 from theriac.models._undisturbed import seem_shares, undisturbed
 from theriac.models.editing import duplicate, eager, refuse_fixed
 from theriac.models.layout import arrange
@@ -183,6 +183,15 @@ class Repair(Method):
                 f"after {self.title}, {len(fell)} of {sum(c.rows > 0 for c in before)} classes are recognized less often "
                 f"on the clean rows, most of all {short(old.name)}: {percent(old.hits, old.rows)} before, "
                 f"{percent(new.hits, new.rows)} after",
+                ClassWarning,
+                stacklevel=3,
+            )
+        first, last = (Rate(*pair) for pair in totals)
+        change = Difference(first, last)
+        if not fell and change.value < -FALL and change.interval[1] < 0:  # of few rows a class, none alone falls beyond chance
+            warnings.warn(
+                f"after {self.title}, accuracy on the clean rows is {percent(last.hits, last.total)}; it was "
+                f"{percent(first.hits, first.total)}",
                 ClassWarning,
                 stacklevel=3,
             )

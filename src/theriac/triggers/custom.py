@@ -271,7 +271,7 @@ def _rows(name: str, rows: Any) -> torch.Tensor:
     if not isinstance(held, torch.Tensor) or held.dtype != torch.uint8 or held.dim() != 4 or not len(held):
         came = f"{held.dtype} {tuple(held.shape)}" if isinstance(held, torch.Tensor) else f"a {type(rows).__name__}"
         raise InputError(f"{name} is {came}; expected a Split of pictures, or uint8 (N, C, H, W)")
-    return held.cpu()
+    return held.detach().cpu().clone()  # what its owner does with it later must not change a trigger whose hash is known
 
 
 def _fingerprints(rows: torch.Tensor) -> torch.Tensor:

@@ -114,3 +114,30 @@ def test_the_published_defaults_have_no_guard():
     assert D3.official() == D3() == D3.guarded().replace(guard=0.0)
     assert FST.official() == FST() == FST.guarded().replace(guard=0.0)
     assert D3.guarded().guard == 0.1
+
+
+def test_of_two_rows_a_class_all_together_count(run):
+    """No class of two rows loses two, and yet three of six are gone."""
+    y = torch.tensor([0, 0, 1, 1, 2, 2])
+    x = torch.stack([y, torch.tensor([0, 1] * 3)], 1).to(torch.uint8).view(-1, 1, 1, 2)
+    few = Split(x, y)
+    model = Flat(Says(2, 2, 2))
+    guard = Guard(model, few, 0.3, run)
+    for number, right in enumerate([(2, 2, 1), (1, 1, 1)]):
+        with torch.no_grad():
+            model.inside.right.copy_(torch.tensor(right, dtype=torch.float32))
+        guard.look(model, number)
+    with pytest.warns(ClassWarning, match="lost classes on held-back rows after epoch 1 of 2"):
+        fixed = guard.settle(model, "D3", 2)
+    assert fixed.inside.right.tolist() == [2, 2, 1]
+    guard = Guard(Flat(Says(2, 2, 2)), few, 0.3, run)
+    guard.look(model.train(), 0)
+    with torch.no_grad():
+        model.inside.right.copy_(torch.tensor([1.0, 1, 1]))
+    guard.best = {}
+    guard.look(model, 0)
+    with pytest.warns(
+        ClassWarning, match="every epoch of D3 lost too much accuracy on 6 held-back rows; .* lost least, 3 right"
+    ):
+        guard.settle(model, "D3", 1)
+    assert run.outcome.figures["lost_classes"] == ["all classes together"]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from theriac.core.card import Card, Column
-from theriac.core.errors import InputError, unknown
+from theriac.core.errors import InputError, TheriacError, unknown
 from theriac.core.planted import planted_on
 from theriac.core.split import Split
 from theriac.metrics import attack_labels
@@ -195,7 +195,13 @@ def _some(mask: torch.Tensor, otherwise: str) -> torch.Tensor:
 
 
 def _stamp(trigger: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    out = trigger(x.clone())
+    try:
+        out = trigger(x.clone())
+    except TheriacError:
+        raise
+    except Exception as error:  # whatever a user's function does with rows that it was not made for
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise InputError(f"trigger can't take stored rows {x.dtype} {tuple(x.shape)}: {reason}") from error
     if not isinstance(out, torch.Tensor) or out.shape != x.shape or out.dtype != x.dtype:
         got = f"{out.dtype} {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
         raise InputError(f"trigger returned {got} for stored rows {x.dtype} {tuple(x.shape)}; expected the same shape and type")
