@@ -14,7 +14,7 @@ from theriac.core._rows import card_for, check_labels, check_overlay, check_rows
 from theriac.core.card import Card
 from theriac.core.device import as_device
 from theriac.core.errors import InputError, shortened
-from theriac.core.ranges import Seed, check_fields, typed
+from theriac.core.ranges import Seed, Share, check_fields, typed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -200,14 +200,24 @@ class Split:
         return self.take(self._draw(rows_or_share, seed, stratified))
 
     @typed("rows_or_share")
-    def cut(self, rows_or_share: int | float, *, seed: Seed = 0, stratified: bool = False) -> tuple[Split, Split]:
-        """Two disjoint parts: the drawn rows and the rest, the rest in its old order."""
-        drawn = self._draw(rows_or_share, seed, stratified)
+    def cut(
+        self, rows_or_share: int | float, *, seed: Seed = 0, stratified: bool = False, most: Share = 1.0
+    ) -> tuple[Split, Split]:
+        """Two disjoint parts: the drawn rows and the rest, the rest in its old order.
+
+        Args:
+            rows_or_share: As for :meth:`sample`.
+            seed: Likewise.
+            stratified: Likewise.
+            most: Share of each class that a stratified draw may take at most, so that the rest keeps rows of rare classes;
+                where that leaves too few to draw, fewer are drawn.
+        """
+        drawn = self._draw(rows_or_share, seed, stratified, most)
         keep = torch.ones(len(self), dtype=torch.bool, device=self.device)
         keep[drawn.to(self.device)] = False
         return self.take(drawn), self.where(keep)
 
-    def _draw(self, rows_or_share: int | float, seed: int, stratified: bool) -> torch.Tensor:
+    def _draw(self, rows_or_share: int | float, seed: int, stratified: bool, most: float = 1.0) -> torch.Tensor:
         if isinstance(rows_or_share, bool) or not isinstance(rows_or_share, (int, float)):
             raise InputError(f"rows_or_share is {rows_or_share!r}; expected a whole number or a share in (0, 1]")
         if isinstance(rows_or_share, float):
@@ -228,6 +238,11 @@ class Split:
         rank = torch.arange(len(self)) - (counts.cumsum(0) - counts)[labels[by_class]]
         # round robin: the r-th row of every class, then r + 1
         turns = torch.argsort(rank, stable=True)
+        if most < 1:
+            turns = turns[rank[turns] < (most * counts).long()[labels[by_class]][turns]]
+            count = min(count, len(turns))
+            if not count:
+                raise InputError(f"at most {100 * most:g} % of each class are to be drawn, and no class has rows for that")
         last = (rank[turns] == rank[turns[count - 1]]).nonzero().flatten()
         if last[-1] >= count:  # the last round is not for all: lots decide, or the first classes would always have a row more
             drawn = torch.randperm(len(last), generator=draw)[: count - int(last[0])]

@@ -12,7 +12,7 @@ def hold_out(clean: Split, share: float, run: Run, name: str, title: str, purpos
 
     Args:
         clean: Clean rows.
-        share: Of them that is held out; at least one row a class, and at most half of all.
+        share: Of them that is held out; at least one row a class, and at most half of any class, so that each is learned from.
         run: Its stream of the method draws the rows.
         name: Of the method.
         title: Of the method, for messages.
@@ -24,4 +24,5 @@ def hold_out(clean: Split, share: float, run: Run, name: str, title: str, purpos
     if len(clean) < 4:
         raise InputError(f"clean has {len(clean)} rows; {title} holds some out for {purpose} and needs at least 4")
     count = min(len(clean) // 2, max(round(share * len(clean)), clean.num_classes))
-    return clean.cut(count, seed=run.stream_seed("method", name, "held out"), stratified=True)
+    most = 0.5 if int(clean.count().max()) > 1 else 1.0  # of one row a class, each is in one of the parts
+    return clean.cut(count, seed=run.stream_seed("method", name, "held out"), stratified=True, most=most)

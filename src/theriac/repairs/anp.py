@@ -59,6 +59,7 @@ class ANP(Repair):
     title: ClassVar[str] = "ANP"
     source: ClassVar[str] = "arXiv:2110.14430"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.01)
+    version: ClassVar[int] = 2  # no class is held out altogether
 
     iterations: Count = 2000  # official code: updates of the masks
     batch_size: Count = 128  # official code

@@ -69,7 +69,7 @@ class D3(Repair):
     title: ClassVar[str] = "D3"
     source: ClassVar[str] = "arXiv:2411.09585"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
-    version: ClassVar[int] = 2  # its guard counts all rows together, too
+    version: ClassVar[int] = 2  # its guard counts all rows together, too, and holds back no whole class
 
     lam: Positive = 0.5  # released config; the paper's summary says 10
     weight: NonNegative = 1.0  # ours: of the distance; 0 leaves a new head and fine-tuning, the control

@@ -64,6 +64,7 @@ class FinePruning(Repair):
     title: ClassVar[str] = "FP"
     source: ClassVar[str] = "arXiv:1805.12185"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
+    version: ClassVar[int] = 2  # no class is held out altogether
 
     share: Share = 0.01  # BackdoorBench @ f02e353: of all features, pruned at a time, rounded up
     drop: Fraction = 0.1  # same: largest loss of accuracy, as a share of the accuracy before

@@ -50,7 +50,7 @@ class FST(Repair):
     title: ClassVar[str] = "FST"
     source: ClassVar[str] = "arXiv:2310.01875"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
-    version: ClassVar[int] = 2  # its guard counts all rows together, too
+    version: ClassVar[int] = 2  # its guard counts all rows together, too, and holds back no whole class
 
     alpha: float = 0.2  # official code, CIFAR-10 (its README: 0.1 to 0.2)
     layers: str | tuple[str, ...] = "classifier"  # official code: the linear layer

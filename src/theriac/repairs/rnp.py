@@ -62,6 +62,7 @@ class RNP(Repair):
     title: ClassVar[str] = "RNP"
     source: ClassVar[str] = "arXiv:2305.14876"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.01)
+    version: ClassVar[int] = 2  # no class is held out altogether
 
     unlearn_epochs: Count = 20  # BackdoorBench @ f02e353; at most
     unlearned: Fraction = 0.2  # same: share of right rows at which unlearning ends

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from theriac.core.errors import ClassWarning
+from theriac.core.errors import ClassWarning, InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.repairs import D3, FST
 from theriac.repairs import _guard as module
 from theriac.repairs._guard import Guard
+from theriac.repairs._held_out import hold_out
 
 
 class Says(nn.Module):
@@ -141,3 +142,28 @@ def test_of_two_rows_a_class_all_together_count(run):
     ):
         guard.settle(model, "D3", 1)
     assert run.outcome.figures["lost_classes"] == ["all classes together"]
+
+
+def test_a_rare_class_is_not_held_out_altogether(digits, run):
+    """Equal counts of each class would take all rows of a class with few."""
+    at = torch.cat([(digits.train.y == k).nonzero().flatten()[: 20 if k == 3 else 130] for k in range(10)])
+    held, learn = hold_out(digits.train.take(at), 0.2, run, "fp", "Fine-Pruning", "its bound")
+    assert learn.count().min() == learn.count()[3] == 10
+    assert held.count().sum() == round(0.2 * len(at))
+    even = digits.train.sample(200, stratified=True)
+    seed = run.stream_seed("method", "fp", "held out")
+    parts = hold_out(even, 0.2, run, "fp", "Fine-Pruning", "its bound")
+    for part, plain in zip(parts, even.cut(40, seed=seed, stratified=True), strict=True):
+        assert torch.equal(part.index, plain.index)  # where no class is rare, the draw is the usual one
+    alone = digits.train.sample(10, stratified=True)
+    assert [len(part) for part in hold_out(alone, 0.2, run, "fp", "Fine-Pruning", "its bound")] == [5, 5]
+
+
+def test_a_cut_takes_at_most_a_share_of_each_class(digits):
+    y = torch.tensor([0] * 8 + [1] * 2 + [2])
+    rows = Split(digits.train.x[:11], y)
+    drawn, rest = rows.cut(6, stratified=True, most=0.5)
+    assert (drawn.count().tolist(), rest.count().tolist()) == ([4, 1, 0], [4, 1, 1])  # fewer than were asked for
+    assert rows.cut(6, stratified=True)[0].count().tolist() == [3, 2, 1]
+    with pytest.raises(InputError, match="at most 10 % of each class"):
+        rows.cut(3, stratified=True, most=0.1)

@@ -127,7 +127,8 @@ class Auto(Repair):
     name: ClassVar[str] = "auto"
     title: ClassVar[str] = "Auto"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
-    version: ClassVar[int] = 8  # 4: judging_rows; 5: spare; 6: second repair; 7: more accurate only beyond chance; 8: draws
+    # 4: judging_rows; 5: spare; 6: second repair; 7: more accurate only beyond chance; 8: draws; 9: no class is held back whole
+    version: ClassVar[int] = 9
 
     candidates: tuple[str, ...] = ("antidote", "antidote:matched", "ft_sam")  # NAME or NAME:PRESET of repairs; ours
     kinds: tuple[str, ...] = KINDS  # kinds of proxies; ours
@@ -184,7 +185,7 @@ class Auto(Repair):
             least = round(LEAST_HELD / min(self.held_back, 1 - self.held_back + 1e-9))
             return self._abstain(model, run, f"{len(clean)} clean rows are too few to judge by; it needs {least}")
         seed = run.stream_seed("method", "auto-held")
-        held, rest = clean.cut(share, seed=seed, stratified=True)
+        held, rest = clean.cut(share, seed=seed, stratified=True, most=0.5)
         others = len(held) - int(held.count().max())
         if others < LEAST_HELD // 2:  # two classes of equal size are enough
             reason = f"of {len(held)} held-back clean rows only {others} are not of one class"
