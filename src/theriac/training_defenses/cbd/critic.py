@@ -38,7 +38,8 @@ class Critic(nn.Module):
     def forward(self, r: torch.Tensor, z: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Scores (N,) of pairs (N, h), (N, h); masks come from ``generator``, and without one nothing is dropped."""
         pairs = torch.cat([r, z], 1)
-        pairs = pairs.float() if pairs.dtype == torch.float64 else pairs  # of a network in double precision
+        if pairs.dtype == torch.float64:  # of a network in double precision
+            pairs = pairs.to(self.inner.weight.dtype)
         hidden = F.leaky_relu(self.inner(self._drop(pairs, generator)), 0.01)
         scores: torch.Tensor = self.outer(self._drop(hidden, generator))[:, 0]
         return scores
