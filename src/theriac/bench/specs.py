@@ -231,7 +231,11 @@ class _Reader:
             "defenses": self._defense,
         }
         one = readers[key]
-        return self._part(key, one, [None] if key in ("models", "recipes") else [])
+        usual = key in ("models", "recipes")
+        if usual and self.top.get(key) in ([], ()):
+            with self.marked.at(*self.base, key):
+                raise InputError(f"{key} is empty, so nothing would be trained; leave it out for the usual one")
+        return self._part(key, one, [None] if usual else [])
 
     def _grouped(self, top: Spec, value: Any) -> Spec:
         """The spec with its groups, which take from it what they do not say themselves; its entries are theirs then."""

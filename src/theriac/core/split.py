@@ -14,6 +14,7 @@ from theriac.core._rows import card_for, check_labels, check_overlay, check_rows
 from theriac.core.card import Card
 from theriac.core.device import as_device
 from theriac.core.errors import InputError, shortened
+from theriac.core.names import few
 from theriac.core.ranges import Seed, Share, check_fields, typed
 
 if TYPE_CHECKING:
@@ -111,19 +112,26 @@ class Split:
         return self.card.num_classes
 
     def rows(self, positions: torch.Tensor) -> torch.Tensor:
-        """The rows at ``positions`` (int64 (B,)), as stored, (B, ...)."""
+        """The rows at ``positions`` (int64 of any shape, such as (B,)), as stored, (B, ...).
+
+        Raises:
+            InputError: If they are no whole numbers, or one is not there.
+        """
         if not isinstance(positions, torch.Tensor) or positions.dtype not in (torch.int64, torch.int32):
             raise InputError(f"positions is {shortened(positions)}; expected an int64 tensor")
-        positions = positions.to(self.device)
-        # index_select copies whole rows, several times faster than store[positions]
-        out = self._store.index_select(0, positions) if positions.dim() == 1 else self._store[positions]
+        flat = positions.to(self.device).flatten()
+        try:
+            # index_select copies whole rows, several times faster than store[positions]
+            out = self._store.index_select(0, flat)
+        except IndexError:
+            raise InputError(f"positions name a row that is not there; the split has rows 0 to {len(self) - 1}") from None
         if self._overlay is not None and len(self._overlay[0]):
             where, new = self._overlay
-            at = torch.searchsorted(where, positions).clamp_(max=len(where) - 1)
-            hit = where[at] == positions
-            if out.dim() and bool(hit.any()):
+            at = torch.searchsorted(where, flat).clamp_(max=len(where) - 1)
+            hit = where[at] == flat
+            if bool(hit.any()):
                 out[hit] = new[at[hit]]
-        return out
+        return out if positions.dim() == 1 else out.reshape(*positions.shape, *out.shape[1:])
 
     def batches(self, size: int) -> Iterator[torch.Tensor]:
         """Positions of all rows in order, ``size`` at a time."""
@@ -213,6 +221,10 @@ class Split:
                 where that leaves too few to draw, fewer are drawn.
         """
         drawn = self._draw(rows_or_share, seed, stratified, most)
+        if len(drawn) == len(self):
+            raise InputError(
+                f"rows_or_share is {rows_or_share}, all {len(self)} rows; a cut leaves at least one for the other part"
+            )
         keep = torch.ones(len(self), dtype=torch.bool, device=self.device)
         keep[drawn.to(self.device)] = False
         return self.take(drawn), self.where(keep)
@@ -315,6 +327,15 @@ class Data:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name, part in (("test", self.test), ("val", self.val)):
+            if part is None:
+                continue
+            if (part.card.kind, part.card.shape) != (self.card.kind, self.card.shape):
+                raise InputError(f"{name} has rows of shape {part.card.shape}; those of train are {self.card.shape}")
+            if part.card.classes != self.card.classes:
+                raise InputError(
+                    f"{name} has the classes {few(part.card.classes)}; those of train are {few(self.card.classes)}"
+                )
 
     @property
     def card(self) -> Card:

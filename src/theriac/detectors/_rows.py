@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from theriac.core.errors import InputError
+from theriac.core.names import few
 from theriac.core.outcome import Finding
 from theriac.core.run import Run
 from theriac.core.split import Split
@@ -21,6 +22,7 @@ FEWEST_GROUP = 5  # ours: a smaller group may be a few outliers
 SMALLEST_SHARE = 0.03  # ours: of a class; less than that are outliers, which every class has
 LARGEST_SHARE = 0.9  # ours: of a class; more than that is the class
 OWN_ANSWER = 0.5  # ours: least share of a group for which the model predicts its label; for wrong labels it predicts another
+UNJUDGED = "not judged"  # under this name a finding's evidence has the classes that were not looked at
 UNCALIBRATED = "uncalibrated: chosen on models of digits from other seeds than those of the committed table"
 
 
@@ -99,8 +101,8 @@ def answer(
     largest = f"the most divided class is {rows.card.classes[most]}: {unit} {float(divided.classes[most]):.3g}"
     verdict: dict[str, Any]
     there = rows.count().cpu() > 0
-    unjudged = int((there & ~divided.judged).sum())
-    left_out = f"; {unjudged} of {int(there.sum())} classes were not judged" if unjudged else ""
+    unjudged = [name for name, out in zip(rows.card.classes, (there & ~divided.judged).tolist(), strict=True) if out]
+    left_out = f"; {len(unjudged)} of {int(there.sum())} classes were not judged: {few(unjudged)}" if unjudged else ""
     if not bool(divided.judged.any()):
         verdict = {"verdict": "abstains", "reason": f"no class has {FEWEST_ROWS} rows that differ"}
     elif bool(flagged.any()):
@@ -111,8 +113,8 @@ def answer(
         count = int(divided.judged.sum())
         reason = f"{count} classes have {FEWEST_ROWS} rows that differ, and it tells one from at least two others"
         verdict = {"verdict": "abstains", "reason": reason}
-    elif 2 * unjudged > int(there.sum()):
-        verdict = {"verdict": "abstains", "reason": f"nothing stands out in the others{left_out}, which is most of them"}
+    elif 2 * len(unjudged) > int(there.sum()):
+        verdict = {"verdict": "abstains", "reason": f"nothing stands out in the others{left_out}; that is most of them"}
     else:
         above = bool((divided.classes > threshold).any())
         why = "; other classes are as divided, its group is small, or the model contradicts its labels" if above else ""
@@ -125,7 +127,7 @@ def answer(
         flagged=tuple(order[flagged[order]].tolist()),
         threshold=threshold,
         origin=origin,
-        evidence=evidence or {},
+        evidence={**(evidence or {}), UNJUDGED: unjudged},
     )
 
 

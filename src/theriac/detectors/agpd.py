@@ -85,12 +85,11 @@ class AGPD(Detector):
         _, trusted = gradients(model, reference, run)
         means = [{int(k): layer[known == k].mean(0) for k in known.unique()} for layer in trusted]
         places = [(k, at) for k, at in by_class(rows) if k in means[0]]
-        judged = torch.zeros(rows.num_classes, dtype=torch.bool)
-        judged[[k for k, _ in places]] = True
         changes = torch.zeros(len(names), rows.num_classes, dtype=torch.float64)
         for number, layer in enumerate(slopes):
             for k, at in places:
                 changes[number, k] = change(layer[at], means[number][k])
+        judged = (changes > 0).any(0)  # slopes that are all the same, as those of a model that ignores its input, tell nothing
         indices = torch.stack([outlying(layer, judged).clamp_min(0) for layer in changes])
         chosen, classes, bound, unit = int(indices.amax(1).argmax()), indices, self.outlier, "index"
         if float(indices.max()) < self.outlier:

@@ -19,6 +19,7 @@ import torch
 from theriac.core.errors import InputError, unknown
 from theriac.core.files import write_atomically
 from theriac.core.method import create
+from theriac.core.names import few
 from theriac.core.outcome import Finding, Verdict
 from theriac.core.paths import PAGES, as_path, new_file, writing
 from theriac.core.poisoned import Poisoned, as_clean
@@ -28,6 +29,7 @@ from theriac.core.split import Data, Split
 from theriac.data import load, picture_files, row_marks
 from theriac.data.alignment import align
 from theriac.detectors import Detector
+from theriac.detectors._rows import UNJUDGED
 from theriac.models import Builder
 from theriac.scanning._rows_page import page
 from theriac.training import Recipe, train
@@ -294,6 +296,7 @@ def combine(
         empty: dict[str, Any] = {"flagged": (), "classes": (), "share": None, "interval": None}
         judged = sum(not finding.abstains for finding in findings.values())
         reason = f"nothing stands out: {judged} of {len(findings)} detectors judged the rows, and none suspects a group"
+        reason += _unjudged(findings)
         said: dict[str, Any] = {"verdict": "clean", "reason": reason}
         if not judged:
             said = {"verdict": "abstains", "reason": "no detector could judge these rows"}
@@ -330,6 +333,12 @@ def combine(
         interval=interval,
         **common,
     )
+
+
+def _unjudged(findings: Mapping[str, Finding]) -> str:
+    """Which detectors judged some classes only, for the end of a sentence."""
+    looks = {name: finding.evidence.get(UNJUDGED, ()) for name, finding in findings.items() if not finding.abstains}
+    return "".join(f"; {name} did not judge {few(classes)}" for name, classes in looks.items() if classes)
 
 
 def _rank(rows: Split, findings: Mapping[str, Finding]) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
@@ -13,7 +14,7 @@ import torch
 
 from theriac.core import check
 from theriac.core.card import Card
-from theriac.core.errors import InputError, TheriacError, unknown
+from theriac.core.errors import InputError, TheriacError, shortened, unknown
 from theriac.core.names import places
 from theriac.core.planted import column_places, in_order
 from theriac.core.split import Split
@@ -53,6 +54,8 @@ class CustomTrigger:
     def plant_for(self, split: Split) -> CustomPlanted:
         """The trigger for rows of one data set.
 
+        Warns where the function stamps one row now so, now otherwise.
+
         Raises:
             InputError: If the target is not a class of the data, or the function changes no row.
         """
@@ -63,6 +66,8 @@ class CustomTrigger:
                 f"{self.name} changed none of {len(split):,} rows of {shape}, nor random ones; a trigger changes rows that it "
                 "stamps (does a patch lie outside of them?)"
             )
+        if not self.content and (how := planted.unsteady(split)):
+            warnings.warn(f"{self.name} {how}, so its figures are not the same each time", stacklevel=4)
         return planted
 
 
@@ -111,7 +116,7 @@ class CustomPlanted:
             out = self.attack.function(pixels)
         except TheriacError:
             raise
-        except Exception as error:  # whatever the user's own function does with such rows
+        except (Exception, SystemExit) as error:  # whatever the user's own function does with such rows
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
             message = f"{self.name} can't stamp rows of {tuple(x.shape[1:])}: {type(error).__name__}: {reason}"
             raise InputError(message) from error
@@ -119,6 +124,9 @@ class CustomPlanted:
             raise InputError(f"{self.name} changed its input in place; return a new tensor (x = x.clone() at its start)")
         if not isinstance(out, torch.Tensor):
             raise InputError(f"{self.name} returned a {type(out).__name__}; expected a tensor {tuple(x.shape)}")
+        if out.layout != torch.strided or out.is_meta:
+            kind = "a tensor without contents" if out.is_meta else f"a tensor of layout {out.layout}"
+            raise InputError(f"{self.name} returned {kind}; expected a dense one, as it was given")
         if out.shape != x.shape:
             raise InputError(f"{self.name} returned rows {tuple(out.shape)}; expected {tuple(x.shape)}, as it was given")
         if out.dtype != pixels.dtype:
@@ -161,6 +169,19 @@ class CustomPlanted:
             return all(self._leaves(rows) for rows in chain((self.samples(),), map(split.rows, split.batches(_PART))))
         except InputError:
             return False
+
+    def unsteady(self, split: Split) -> str:
+        """What is said of a trigger that stamps one row now so, now otherwise; empty if it stamps the first rows alike."""
+        rows = split.rows(torch.arange(min(4, len(split)), device=split.device))
+        y = torch.zeros(len(rows), dtype=torch.int64)
+        try:
+            together, again = self.stamp(rows, y), self.stamp(rows, y)
+            alone = torch.cat([self.stamp(row, y[:1]) for row in rows.split(1)])
+        except InputError:  # said where it stamps
+            return ""
+        if not torch.equal(together.nan_to_num(), again.nan_to_num()):
+            return "stamps a row differently from call to call"
+        return "" if torch.equal(together.nan_to_num(), alone.nan_to_num()) else "stamps a row by the others of its batch"
 
     def _leaves(self, rows: torch.Tensor) -> bool:
         return torch.equal(self.stamp(rows, torch.zeros(len(rows), dtype=torch.int64)), rows)
@@ -205,8 +226,7 @@ def trigger(
     if not callable(function):
         raise InputError(f"function is a {type(function).__name__}; expected a function from rows to stamped rows")
     check.one_of("pixels", pixels, ("stored", "unit"))
-    if target is not None and (isinstance(target, bool) or not isinstance(target, (int, str))):
-        raise InputError(f"target is {target!r}; expected the name of a class, or its position")
+    _check_target(target)
     own = getattr(function, "__name__", "")
     return CustomTrigger(function, target, pixels, name or (own if own.isidentifier() else "custom trigger"))
 
@@ -225,6 +245,7 @@ def trigger_pairs(clean: Any, stamped: Any, *, target: int | str, name: str = "s
     Raises:
         InputError: If shapes or types differ, a clean row comes twice with two stamps, or no row was changed.
     """
+    _check_target(target)
     before, after = _rows("clean", clean), _rows("stamped", stamped)
     if before.shape != after.shape or before.dtype != after.dtype:
         raise InputError(
@@ -253,6 +274,11 @@ def trigger_pairs(clean: Any, stamped: Any, *, target: int | str, name: str = "s
     content.update(after.contiguous().numpy().tobytes())
     made = trigger(look_up, target=target, name=name)
     return CustomTrigger(made.function, target, "stored", name, content=content.hexdigest())
+
+
+def _check_target(target: object) -> None:
+    if target is not None and (isinstance(target, bool) or not isinstance(target, (int, str))):
+        raise InputError(f"target is {shortened(target)}; expected the name of a class, or its position")
 
 
 def _class_of(target: int | str | None, card: Card) -> int | None:

@@ -200,7 +200,7 @@ def test_cut_gives_two_disjoint_parts(stratified):
     assert numbers(part) == numbers(split.sample(0.4, seed=3, stratified=stratified))
     assert sorted(numbers(part) + numbers(rest)) == list(range(30))
     assert numbers(rest) == sorted(numbers(rest))
-    with pytest.raises(InputError, match="no row"):
+    with pytest.raises(InputError, match="all 30 rows; a cut leaves at least one"):
         split.cut(1.0)
 
 
@@ -374,3 +374,27 @@ def test_take_refuses_what_is_not_there(images, positions, told):
     split = images(60)
     with pytest.raises(InputError, match=told):
         split.take(positions)
+
+
+@pytest.mark.parametrize("positions", [[60], [-1], [[0, 60]]])
+def test_rows_that_are_not_there_are_refused(images, positions):
+    with pytest.raises(InputError, match="a row that is not there; the split has rows 0 to 59"):
+        images(60).rows(torch.tensor(positions))
+
+
+def test_positions_of_any_shape_give_rows_of_that_shape(images):
+    split = images(60)
+    poisoned = split.with_overlay(torch.tensor([3]), 255 - split.rows(torch.tensor([3])), split.y)
+    rows = poisoned.rows(torch.tensor([[3, 4], [5, 3]]))
+    assert torch.equal(rows, poisoned.x[torch.tensor([[3, 4], [5, 3]])])
+    assert torch.equal(poisoned.rows(torch.tensor(3)), poisoned.x[3])
+
+
+def test_data_whose_parts_do_not_fit_are_refused(images):
+    train = images(60)
+    smaller = Split(train.x[:, :, :4, :4], train.y)
+    with pytest.raises(InputError, match=r"test has rows of shape .*; those of train are"):
+        Data(train=train, test=smaller)
+    renamed = train.replace(card=train.card.replace(classes=tuple(f"class {k}" for k in range(train.num_classes))))
+    with pytest.raises(InputError, match="val has the classes class 0, class 1"):
+        Data(train=train, test=train, val=renamed)

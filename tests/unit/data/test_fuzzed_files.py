@@ -178,6 +178,8 @@ _KEYS = st.sampled_from(["name", "data", "models", "recipes", "attacks", "defens
 @given(st.dictionaries(_KEYS, _PLAIN, max_size=6))
 @example({"data": None})
 @example({"data": []})
+@example({"models": []})
+@example({"recipes": []})
 @example({"attacks": None, "defenses": []})
 def test_specs_of_any_values(tmp_path: Path, values: dict[str, Any]):
     path = tmp_path / "a.yaml"

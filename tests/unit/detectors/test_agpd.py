@@ -171,3 +171,11 @@ def test_rows_that_the_trigger_alone_gives_their_label_rank_first() -> None:
     assert th.metrics.detection(finding.rows, poison[:300]).auroc == 1.0
     assert finding.classes is not None
     assert [k for k in range(10) if finding.classes[k] > 0] == [3]
+
+
+def test_a_network_that_ignores_its_input_tells_nothing(digits: Data) -> None:
+    model = Plain()
+    nn.init.zeros_(model.head.weight)
+    finding = AGPD().detect(model, digits.train, digits.test.sample(50, stratified=True))
+    assert finding.verdict == "abstains"
+    assert "no class has 20 rows that differ" in finding.reason

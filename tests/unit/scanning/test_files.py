@@ -94,3 +94,21 @@ def test_the_command_says_it_and_ends_with_its_code(tmp_path: Path):
         assert bool(record["risks"]) == bool(code)
     assert CliRunner().invoke(app, ["scan-file", str(tmp_path / "nowhere")]).exit_code == 2
     assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("entries", "data"),
+    [
+        pytest.param({"a": ("F32", [2], [0, 8]), "b": ("F32", [2], [4, 12])}, 12, id="tensors that overlap"),
+        pytest.param({"a": ("F32", [2], [0, 8])}, 12, id="bytes of no tensor"),
+        pytest.param({"a": ("F32", [2], [0, 800])}, 8, id="a tensor that ends behind the file"),
+        pytest.param({"a": ("F32", [3], [0, 8])}, 8, id="a shape of other size"),
+        pytest.param({"a": ("F99", [2], [0, 8])}, 8, id="a type that does not exist"),
+    ],
+)
+def test_a_safetensors_header_that_does_not_fit_its_bytes_is_not_called_clean(tmp_path: Path, entries, data):
+    header = json.dumps({k: {"dtype": d, "shape": s, "data_offsets": o} for k, (d, s, o) in entries.items()}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(data))
+    report = inspect(path)
+    assert report.level == "unread", report

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,9 @@ def in_place(x: torch.Tensor) -> torch.Tensor:
         (lambda x: x[:1], "stored", r"returned rows \(1, 1, 6, 6\); expected \(30, 1, 6, 6\)"),
         (lambda x: x.float(), "stored", r"returned torch\.float32; expected torch\.uint8.*pixels='unit'"),
         (lambda x: None, "stored", "returned a NoneType"),
+        (lambda x: (255 - x).to_sparse(), "stored", "returned a tensor of layout torch.sparse_coo; expected a dense one"),
+        (lambda x: x.to("meta"), "stored", "returned a tensor without contents; expected a dense one"),
+        (lambda x: sys.exit(3), "stored", "can't stamp rows of .*: SystemExit: 3"),
         (lambda x: x + 1.0, "unit", r"returned pixels from .*; expected \[0, 1\]"),
         (lambda x: x * float("nan"), "unit", "returned pixels from nan"),
     ],
@@ -80,6 +85,19 @@ def in_place(x: torch.Tensor) -> torch.Tensor:
 def test_what_a_function_does_wrong_is_said(rows: th.Split, run: th.Run, function, pixels: str, says: str):
     with pytest.raises(th.InputError, match=says):
         th.evaluate(Reader(), rows, th.trigger(function, target=0, pixels=pixels), run=run)
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (lambda x: x + torch.randint(0, 50, x.shape, dtype=torch.uint8), "stamps a row differently from call to call"),
+        (lambda x: x + torch.arange(len(x), dtype=torch.uint8)[:, None, None, None] + 1, "by the others of its batch"),
+        (lambda x: torch.flip(x, (0,)), "by the others of its batch"),
+    ],
+)
+def test_a_function_that_stamps_a_row_now_so_now_otherwise_is_warned_of(rows: th.Split, run: th.Run, function, says: str):
+    with pytest.warns(UserWarning, match=f"{says}, so its figures are not the same each time"):
+        th.evaluate(Reader(), rows, th.trigger(function, target=0, name="mine"), run=run)
 
 
 @pytest.mark.parametrize("target", [4, -1, True, 1.0])
@@ -130,6 +148,11 @@ def test_rows_that_are_not_among_the_pairs_are_refused(rows: th.Split, run: th.R
 def test_pairs_that_are_none_are_refused(clean, stamped, says: str):
     with pytest.raises(th.InputError, match=says):
         th.trigger_pairs(clean, stamped, target=0)
+
+
+def test_a_target_that_is_no_class_is_refused_before_pairs_are_read():
+    with pytest.raises(th.InputError, match=r"target is 1\.5; expected the name of a class"):
+        th.trigger_pairs("nowhere", "nowhere", target=1.5)
 
 
 def test_a_repair_that_may_know_the_trigger_takes_a_custom_one(trained: nn.Module, digits: th.Data, run: th.Run):

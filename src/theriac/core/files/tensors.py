@@ -229,12 +229,14 @@ def read_safetensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def check_safetensors(path: Path) -> None:
-    """Refuse a header that is too large, before it is parsed.
+    """Refuse a header that is too large, before it is parsed, and one that does not describe the bytes after it.
 
     Raises:
         InputError: If the file can't be read.
-        DamagedError: If the header is too large, or none.
+        DamagedError: If the header is too large, or none, or its tensors overlap, leave gaps, or end elsewhere than the file.
     """
+    from safetensors import SafetensorError, safe_open
+
     with opened(path) as file:
         size = int.from_bytes(file.read(8), "little")
         if size > MAX_HEADER:
@@ -247,6 +249,11 @@ def check_safetensors(path: Path) -> None:
     entries = parse_json(header, "its header") if header[:1] == b"{" else None
     if not isinstance(entries, dict):
         raise DamagedError("invalid header")
+    try:
+        with safe_open(path, "np"):  # its own check of types, shapes and offsets, which reads no tensor
+            pass
+    except (SafetensorError, OSError) as error:
+        raise DamagedError(shorten(str(error), 200)) from None
 
 
 def read_npz(path: Path, chosen: Callable[[str], bool], limit: int, check: Callable[[Path, int], None]) -> dict[str, Any]:
