@@ -51,6 +51,9 @@ def test_it_prints_a_table_and_writes_both_files(folders):
     page = (folders / "victim" / "audit.html").read_text()
     assert "re-tuned: ASR" in page
     assert "<script" not in page
+    lines = page.count('<tr><th scope="row">')
+    for model in ("audited", "benign"):  # a narrow page shows the column's name beside each figure
+        assert page.count(f'<td data-column="{model}">') == lines
 
 
 def test_json_without_attack_or_control_says_both(folders, tmp_path):

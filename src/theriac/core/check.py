@@ -41,6 +41,14 @@ def one_of(name: str, value: object, choices: Sequence[str]) -> None:
         raise unknown(name, value, choices)
 
 
+def one_logit(shape: tuple[int, ...], classes: int) -> str:
+    """What to do with a network that answers each row with ``shape``, where that is one logit for two classes; else nothing."""
+    if classes != 2 or shape not in ((), (1,)):
+        return ""
+    taken = "torch.cat([torch.zeros_like(z), z], 1)" if shape else "torch.stack([torch.zeros_like(z), z], 1)"
+    return f" (where it is the second class's alone: theriac.adapt(..., logits=lambda z: {taken}))"
+
+
 def logits(model: nn.Module, x: torch.Tensor, classes: int) -> torch.Tensor:
     """A model's outputs (N, ``classes``) for inputs (N, ...); refuse a model that can't take them or returns something else."""
     import torch
@@ -57,7 +65,8 @@ def logits(model: nn.Module, x: torch.Tensor, classes: int) -> torch.Tensor:
         raise InputError(f"the model's own code fails on {inputs}: {type(error).__name__}: {message}") from error
     if not isinstance(out, torch.Tensor) or tuple(out.shape) != (len(x), classes):
         got = tuple(out.shape) if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
-        raise InputError(f"the model returns {got}; expected ({len(x)}, {classes}), one logit a class")
+        hint = one_logit(tuple(out.shape)[1:], classes) if isinstance(out, torch.Tensor) else ""
+        raise InputError(f"the model returns {got}; expected ({len(x)}, {classes}), one logit a class{hint}")
     if not bool(torch.isfinite(out).all()):
         raise InputError("the model returns NaN or infinite logits; its weights or its input scaling are broken")
     return out

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from theriac.core import check
 from theriac.core.errors import InputError, TheriacError
 from theriac.core.files import is_plain
 from theriac.models.network import Classifier
@@ -93,7 +94,11 @@ def check_logits(model: nn.Module, out: Any, rows: int, classes: int) -> None:
     if isinstance(out, torch.Tensor) and tuple(out.shape) == (rows, classes) and out.is_floating_point():
         return
     got = f"{out.dtype} {tuple(out.shape)}" if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
-    hint = "" if isinstance(out, torch.Tensor) else "; wrap the model with theriac.adapt"
+    hint = (
+        check.one_logit(tuple(out.shape)[1:], classes)
+        if isinstance(out, torch.Tensor)
+        else "; wrap the model with theriac.adapt"
+    )
     raise InputError(
         f"{_name(model)} returns {got} for {rows} rows; the data have {classes} classes, "
         f"so ({rows}, {classes}) logits are expected{hint}"

@@ -400,6 +400,8 @@ def _refuse_other_head(model: nn.Module, logits: Any, names: tuple[str, ...], ca
     heads = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
     if not names or not isinstance(logits, torch.Tensor) or logits.dim() != 2 or logits.shape[1] == len(names):
         return
+    if check.one_logit(tuple(logits.shape)[1:], len(names)):
+        return  # a head of its own kind, told with its cure where logits are checked
     if heads and logits.shape[1] == heads[-1] and logits.is_floating_point() and len(logits) == 2:
         raise InputError(
             f"{type(model).__name__} returns {logits.dtype} {tuple(logits.shape)} for 2 rows; the data have "

@@ -205,3 +205,18 @@ def test_outputs_that_do_not_fit_are_refused(digits: th.Data, my_net: type, tabl
         adapt(nn.Linear(3, 2), card=table.card, mean=0.5)
     with pytest.raises(InputError, match="prepare is a Linear; expected a TablePrep"):
         adapt(nn.Linear(3, 2), card=table.card, prepare=nn.Linear(3, 3))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_network_of_one_logit_is_told_its_cure_which_works(flat: bool):
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    rows = th.Split(x, (x[:, 0] > 0).long())
+    net = nn.Linear(3, 1, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[1.0, 0, 0]]))
+    own = nn.Sequential(net, nn.Flatten(0)) if flat else net
+    for call in (lambda: th.adapt(own, card=rows.card), lambda: th.evaluate(own, rows)):
+        with pytest.raises(th.InputError, match="where it is the second class's alone") as caught:
+            call()
+    taken = eval(str(caught.value).split("logits=", 1)[1].removesuffix("))"), {"torch": torch})  # what the message says
+    assert th.evaluate(th.adapt(own, card=rows.card, logits=taken), rows).acc.value == 1
