@@ -12,7 +12,7 @@ import torch
 
 from theriac.attacks._fitted import cached, key_of
 from theriac.core.card import Card
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, shortened
 from theriac.core.method import Method
 from theriac.core.planted import Planted, Victim, note_if_idle, unchanged
 from theriac.core.poisoned import CROSS, POISON, Poisoned, as_clean
@@ -48,6 +48,9 @@ class Attack(Method):
     draw_from: Literal["others", "all"] = "others"
 
     def __post_init__(self) -> None:
+        if isinstance(self.target, str):  # an attack is written before its data, so it knows no names
+            place = f"data.card.classes.index({shortened(self.target)})"
+            raise InputError(f"target is {shortened(self.target)}; expected the class's number, such as {place}")
         super().__post_init__()
         if self.own_rows and self.draw_from != "others":
             raise InputError(f"draw_from is {self.draw_from!r}; {self.name} determines which classes it draws from")

@@ -45,6 +45,15 @@ def lookalike(name: str, others: Iterable[str]) -> str:
     return ""
 
 
+def twins(names: Iterable[str]) -> str:
+    """A hint for a message: the first two of many names that read alike; empty if no two do."""
+    before: dict[str, str] = {}
+    for name in names:
+        if (hint := lookalike(name, [before.setdefault(_folded(name), name)])) != "":
+            return hint
+    return ""
+
+
 def _folded(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).split())
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from theriac.core.errors import InputError
 from theriac.core.names import few, ranked
-from theriac.core.text import lookalike
+from theriac.core.text import lookalike, twins
 from theriac.data._labels import Codes, Factor, Level, cell_name, own_group
 
 _SCORES = 20  # more different fractions than this are measurements, and neither classes nor groups
@@ -168,8 +168,7 @@ def _warn_strange(codes: Mapping[str, Codes], classes: Sequence[str]) -> None:
                 stacklevel=4,
             )
             return
-    hint = next((h for name in classes if (h := lookalike(name, classes))), "")
-    if hint:
+    if hint := twins(classes):
         warnings.warn(f"{' and '.join(codes)} hold classes that read alike{hint}; each counts as one of its own", stacklevel=4)
 
 

@@ -155,3 +155,8 @@ def test_rows_are_drawn_uniformly():
     assert int(hits[::4].sum()) == 0  # class 0 is the target
     others = hits[torch.arange(200) % 4 != 0]
     assert 8 <= int(others.min()) <= int(others.max()) <= 50  # 26.7 expected, standard deviation 4.8
+
+
+def test_the_name_of_a_class_as_target_is_told_how_to_be_one():
+    with pytest.raises(InputError, match=r"target is 'cat'; expected .*data\.card\.classes\.index\('cat'\)"):
+        BadNets(target="cat")

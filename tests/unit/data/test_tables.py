@@ -226,3 +226,21 @@ def test_a_model_learns_from_loaded_rows(tmp_path: Path) -> None:
     assert out.shape == (2, 2 + 3 + 2 + 2)
     assert not out.isnan().any()
     assert out[1, 2:5].tolist() == [0, 0, 0]
+
+
+def test_names_that_read_alike_are_told_once(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,c,g,label\n" + "\n".join(f"{n},{'xXy'[n % 3]},{'fm'[n % 2]},{n % 4 // 2}" for n in range(40)))
+    with pytest.warns(
+        UserWarning, match="^column 'c' holds categories that read alike; 'x' and 'X' differ only in upper"
+    ) as caught:
+        th.load(path, label="label", sensitive="g")
+    assert len(caught) == 1
+    accents = (chr(233), "e" + chr(769), "z")
+    path.write_text("a,g,label\n" + "\n".join(f"{n},{'fFm'[n % 3]},{accents[n // 3 % 3]}" for n in range(60)), encoding="utf-8")
+    groups = pytest.warns(UserWarning, match="^the data hold groups that read alike; 'f' and 'F'")  # not again as a column
+    with (
+        groups,
+        pytest.warns(UserWarning, match="^the data hold classes that read alike; .* differ only in Unicode form; each"),
+    ):
+        th.load(path, label="label", sensitive="g")
