@@ -218,7 +218,10 @@ def _changes(options: Mapping[str, Any]) -> dict[str, Any]:
     """What a job does to the data and the recipe that their names do not say."""
     data = options["data"]
     loaded = {k: v for k, v in (data.get("options") or {}).items() if k not in ("sensitive", "label")}
-    more = {name: data[name] for name in ("classes", "disturbed") if data.get(name)}
+    more = {name: data[name] for name in ("classes", "disturbed", "test_rows") if data.get(name)}
+    clean = options.get("clean") or {}
+    if clean.get("source", "train") not in ("train", "val"):
+        more["clean rows of"] = Path(clean["source"]).name
     augment = {"augment": options["augment"]} if options.get("augment") else {}
     return {**loaded, **more, **augment, **(options.get("recipe_options") or {})}
 

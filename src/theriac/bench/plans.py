@@ -74,6 +74,7 @@ class Node:
         needs: Keys of the models that it starts from: the victim or the model to judge, then whose trigger counts.
         cell: Where its result stands; the first of several.
         content: Hash of what it reads, which the key covers: work on other rows, or with another trigger, would be other work.
+        rows: Hash of its data alone.
     """
 
     key: str
@@ -82,6 +83,7 @@ class Node:
     needs: tuple[str, ...]
     cell: Cell
     content: str = ""
+    rows: str = ""
 
 
 @dataclass(frozen=True)
@@ -344,16 +346,18 @@ class _Sweep:
         pools = {"train": self.rows.train, "val": self.rows.val}
         pool = pools.get(budget.value.source)
         if budget.value.source == "val" and pool is None:
-            return self._refuse(name, entry.label, "its clean rows come from 'val', and the data have no such rows (val_share)")
+            why = "its clean rows come from 'val', and the data have no such rows (val_share)"
+            return self._refuse(name, entry.label, why, budget.label)
         if pool is not None and isinstance(budget.value.amount, int) and budget.value.amount > len(pool):
-            return self._refuse(name, entry.label, f"{budget.value.amount:,} clean rows are asked for; there are {len(pool):,}")
+            why = f"{budget.value.amount:,} clean rows are asked for; there are {len(pool):,}"
+            return self._refuse(name, entry.label, why, budget.label)
         return True
 
     def _judge(self, model: Node, trigger: Node, attack: Entry[Attack]) -> None:
         digest = hashlib.sha256(f"judge 1 {model.key} {trigger.key}".encode()).hexdigest()
         role: Role = "judged" if model.cell.role == "benign" else "judged defended"
         cell = replace(model.cell, attack=attack.label, role=role)
-        self._add(Node(digest, "judge", model.job, (model.key, trigger.key), cell, model.content))
+        self._add(Node(digest, "judge", model.job, (model.key, trigger.key), cell, model.content, model.rows))
 
     def _debias(self, defense: Entry[Method]) -> None:
         if self.rows.train.group is None:
@@ -384,7 +388,9 @@ class _Sweep:
         if read not in self.read:
             self.read[read] = reading(job, self.content)
         victim = needs[0] if kind == "repair" else ""
-        return self._add(Node(key(job, self.content, self.dtype, victim), kind, job, needs, cell, self.read[read]))
+        return self._add(
+            Node(key(job, self.content, self.dtype, victim), kind, job, needs, cell, self.read[read], self.content)
+        )
 
     def _add(self, node: Node) -> Node:
         if (node.cell, node.key) not in self.plan.placed:  # two groups may share it
@@ -392,6 +398,6 @@ class _Sweep:
             self.plan.cells.append((node.cell, node.key))
         return self.plan.nodes.setdefault(node.key, node)
 
-    def _refuse(self, attack: str, other: str, why: str) -> bool:
-        self.plan.refused[" · ".join(part for part in (self.data.label, attack, other) if part)] = why
+    def _refuse(self, attack: str, other: str, why: str, budget: str = "") -> bool:
+        self.plan.refused[" · ".join(part for part in (self.data.label, attack, other, budget) if part)] = why
         return False

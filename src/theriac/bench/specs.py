@@ -23,6 +23,7 @@ from theriac.core.ranges import Seed, check_fields
 from theriac.data import check_name, load
 from theriac.data._known import canonical
 from theriac.models import Builder, architecture
+from theriac.repairs import Repair
 from theriac.runs import Clean, Source
 from theriac.runs.job import method_facts, model_facts
 from theriac.training import Recipe, recipe
@@ -317,13 +318,13 @@ class _Reader:
         for key in options:
             if key not in known:
                 raise unknown("data option", key, known)
-        label = options.pop("as", None) or Path(name).name
+        label = self._label(options, where) or Path(name).name
         name = self._beside(name)
         check_name(name)
         more = {k: options.pop(k) for k in _SOURCE if k in options}
         if isinstance(more.get("disturbed"), str):
             more["disturbed"] = {"kind": more["disturbed"]}
-        return [Entry(self._text(label, (*where, "as")), Source.of(name, options, **more))]
+        return [Entry(self._text(label, where), Source.of(name, options, **more))]
 
     def _beside(self, name: str) -> str:
         """A path that is meant from the spec's folder, else what came; the name of a known data set is no path."""
@@ -339,22 +340,22 @@ class _Reader:
         for key in options:
             if key not in (*known, "as"):
                 raise unknown(f"option of {name.lower()}", key, known)
-        label = options.pop("as", None) or _worded(name.lower(), {k: v for k, v in own.items() if k != "as"})
-        return [Entry(self._text(label, (*where, "as")), Builder(name.lower(), options))]
+        label = self._label(options, where) or _worded(name.lower(), {k: v for k, v in own.items() if k != "as"})
+        return [Entry(self._text(label, where), Builder(name.lower(), options))]
 
     def _recipe(self, item: Any, where: Where) -> list[Entry[Recipe | None]]:
         if item is None or isinstance(item, Recipe):
             return [Entry("usual recipe" if item is None else item.name, item)]
         known = set(inspect.signature(Recipe).parameters)
         name, own, options = self._options("recipes", item, known.__contains__, "a recipe")
-        label = options.pop("as", None) or _worded(name, {k: v for k, v in own.items() if k != "as"})
+        label = self._label(options, where) or _worded(name, {k: v for k, v in own.items() if k != "as"})
         for key in options:
             if key not in known:
                 raise unknown("option of a recipe", key, known)
         if isinstance(options.get("augment"), Mapping):
             options["augment"] = validated(Augment, options["augment"], "augment")
         made = recipe(name)
-        return [Entry(self._text(label, (*where, "as")), made.replace(**options) if options else made)]
+        return [Entry(self._text(label, where), made.replace(**options) if options else made)]
 
     def _attack(self, item: Any, where: Where) -> list[Entry[Attack]]:
         if isinstance(item, Attack):
@@ -363,7 +364,7 @@ class _Reader:
         fields = _fields("attack", name)
         known = {*fields, "rates", "strengths"}
         name, own, options = self._options("attacks", item, known.__contains__, "an attack")
-        label, preset = options.pop("as", None), options.pop("preset", None)
+        label, preset = self._label(options, where), options.pop("preset", None)
         rates, strengths = options.pop("rates", None), options.pop("strengths", None)
         by_seed = options.get("target") == "seed"
         if by_seed:
@@ -401,7 +402,7 @@ class _Reader:
         if isinstance(item, Method):
             return [Entry(_named(item, item.title or item.name), item)]
         name = item if isinstance(item, str) else item.get("name") if isinstance(item, Mapping) else None
-        bare = str(name).partition(":")[0].lower()
+        bare = name.partition(":")[0].lower() if isinstance(name, str) else ""
         if bare == "none":
             for option in item.keys() - {"name"} if isinstance(item, Mapping) else ():
                 raise InputError(f"none has no option {option!r}; it is the row without a defense, which is always there")
@@ -411,12 +412,14 @@ class _Reader:
             raise unknown("defense", name, ["none", *(n for k in DEFENSES for n in methods(k))])
         known = {*_fields(kind or "repair", name), "clean"}
         name, own, options = self._options("defenses", item, known.__contains__, "a defense")
-        label, preset, budgets = options.pop("as", None), options.pop("preset", None), options.pop("clean", None)
+        label, preset, budgets = self._label(options, where), options.pop("preset", None), options.pop("clean", None)
         made: Method = create(str(kind), name, preset, **options)
+        if "clean" in own and not (isinstance(made, Repair) and made.wants("clean_rows")):
+            raise InputError(f"clean is said of {name}, which takes no clean rows from a sweep; leave it out")
         words = {k: v for k, v in own.items() if k not in ("as", "preset", "clean")}
-        label = label or _worded(_titled(made, name, preset), words)
+        label = _worded(_titled(made, name, preset), words) if label is None else label
         own_clean = () if budgets is None else self._budgets(budgets, (*where, "clean"))
-        return [Entry(self._text(label, (*where, "as")), made, own_clean)]
+        return [Entry(self._text(label, where), made, own_clean)]
 
     def _budgets(self, value: Any, where: Where) -> tuple[Entry[Clean], ...]:
         made: list[Entry[Clean]] = []
@@ -477,6 +480,10 @@ class _Reader:
             with self.marked.at(*where):
                 raise InputError(f"{where[-1]} is {shortened(value)}; expected NAME: VALUE")
         return dict(value)
+
+    def _label(self, options: dict[str, Any], where: Where) -> str | None:
+        """What an entry wants to be called, taken out of its options; None if it does not say."""
+        return self._text(options.pop("as"), (*where, "as")) if "as" in options else None
 
     def _text(self, value: Any, where: Where) -> str:
         if not isinstance(value, str) or not value.strip() or len(value) > 80 or not value.isprintable():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
-import re
 import shutil
 import sqlite3
 import time
@@ -19,7 +19,7 @@ from theriac.core.errors import InputError
 from theriac.core.files import is_regular
 from theriac.core.paths import DiskFullError, as_path, is_full, make_folder
 from theriac.models.store import digest
-from theriac.runs.job import method_facts, model_facts
+from theriac.runs.job import clean_facts, method_facts, model_facts
 from theriac.training import Recipe, recipe
 
 FILE = "store.sqlite"
@@ -73,7 +73,6 @@ CREATE INDEX cells_by_key ON cells (key);
 CREATE INDEX needs_by_other ON needs (other);
 """
 
-_TABLES = re.findall(r"CREATE TABLE (\w+)", _CREATE)
 MIGRATIONS: tuple[str, ...] = (_CREATE,)  # entry n brings a store from version n to n + 1; entries are never changed
 
 
@@ -185,9 +184,10 @@ class Store:
         answer = self.db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if answer != "ok":
             raise sqlite3.DatabaseError(answer)
-        lacking = set(_TABLES) - {name for (name,) in self.db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if lacking:
-            raise sqlite3.DatabaseError(f"no table {sorted(lacking)[0]}")
+        for table, columns in _columns().items():
+            lacking = columns - (there := _columns_of(self.db, table))
+            if lacking:
+                raise sqlite3.DatabaseError(f"no column {sorted(lacking)[0]} in {table}" if there else f"no table {table}")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -216,14 +216,16 @@ class Store:
     # writing
 
     def enter(self, plan: Plan) -> None:
-        """Enter the jobs and cells of a plan; entries that exist stay."""
+        """Enter the jobs and cells of a plan; results that exist stay."""
         nodes = plan.nodes.values()
         jobs = [(n.key, n.kind, str(n.cell), json.dumps(options_of(n), sort_keys=True, default=str)) for n in nodes]
         needs = [(n.key, i, other) for n in nodes for i, other in enumerate(n.needs)]
         name = plan.spec.name
         cells = [(name, i, key, *(getattr(cell, f) for f in cell.__slots__)) for i, (cell, key) in enumerate(plan.cells)]
         with self._transaction():
-            self.db.executemany("INSERT INTO jobs (key, kind, label, options) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", jobs)
+            # what decides a result is written again: an earlier version of this program may have said less of it
+            enter = "INSERT INTO jobs (key, kind, label, options) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET options = ?4"
+            self.db.executemany(enter, jobs)
             self.db.executemany("INSERT INTO needs VALUES (?, ?, ?) ON CONFLICT DO NOTHING", needs)
             self.db.execute(
                 "INSERT INTO sweeps VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET spec = ?2, refused = ?3",
@@ -397,6 +399,20 @@ class Store:
         return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
+@functools.cache
+def _columns() -> dict[str, set[str]]:
+    """Names of the columns of every table of a store."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        for migration in MIGRATIONS:
+            db.executescript(migration)
+        tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {table: _columns_of(db, table) for table in tables}
+
+
+def _columns_of(db: sqlite3.Connection, table: str) -> set[str]:
+    return {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
+
+
 def _refused(error: sqlite3.DatabaseError) -> str | None:
     """Why a sound database can't be written, in words; None if that is not what the error says."""
     return {
@@ -433,18 +449,20 @@ def options_of(node: Node) -> dict[str, Any]:
         "augment": job.data.augment,
         "attack": method_facts(job.attack),
         "defense": method_facts(job.defense),
-        "clean": None if job.clean is None else {"amount": job.clean.amount, "source": job.clean.source},
+        "clean": None if job.clean is None else clean_facts(job.clean),
         "seed": job.seed,
         "precision": job.precision,
+        "compared": None if job.kind != "debias" else [job.against, job.positive],
+        "content": node.rows[:16] or None,
     }
     return {name: value for name, value in options.items() if value is not None}
 
 
 def _changed(plan: Recipe) -> dict[str, Any] | None:
-    """Options of a recipe that are not those of the recipe of that name; None if there are none."""
+    """Options of a recipe that are not those of the recipe of that name, all of one's own; None if there are none."""
+    own = dataclasses.asdict(plan)
     try:
-        usual = recipe(plan.name)
+        usual = dataclasses.asdict(recipe(plan.name))
     except InputError:  # a recipe of the user's own
-        return None
-    fields = [f.name for f in dataclasses.fields(plan) if getattr(plan, f.name) != getattr(usual, f.name)]
-    return {name: getattr(plan, name) for name in fields} or None
+        usual = {"name": plan.name}
+    return {name: value for name, value in own.items() if name not in usual or value != usual[name]} or None

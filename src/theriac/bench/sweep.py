@@ -294,7 +294,8 @@ class Forecast:
     Args:
         plan: The plan.
         done: Keys of what the store holds.
-        failed: Keys of what failed before.
+        failed: Keys of what failed before, which is left alone unless asked for (``--retry-failed``).
+        blocked: Keys of what needs something of that.
         seconds: Predicted time of what is left, all jobs one after the other; None if the store has no timings to tell from.
         guessed: For how many of the jobs that are left there is a timing to tell from.
     """
@@ -302,13 +303,14 @@ class Forecast:
     plan: Plan
     done: frozenset[str]
     failed: frozenset[str]
+    blocked: frozenset[str] = frozenset()
     seconds: float | None
     guessed: int
 
     @property
     def left(self) -> int:
-        """How many jobs are left."""
-        return len(self.plan.nodes) - len(self.done)
+        """How many jobs a sweep would do."""
+        return len(self.plan.nodes) - len(self.done) - len(self.failed) - len(self.blocked)
 
 
 def _check_settings(engine: str | Callable[[Settings], Engine], workers: int, threads: int, events: Sequence[str]) -> None:
@@ -372,9 +374,12 @@ def forecast(
     for kind, options, seconds in timings:
         for alike in _likeness(kind, options):
             known.setdefault(alike, []).append(seconds)
-    total, guessed = 0.0, 0
-    for node in plan.nodes.values():
-        if status.get(node.key) == "done":
+    total, guessed, blocked = 0.0, 0, set[str]()
+    for node in plan.nodes.values():  # what a job needs stands before it
+        if status.get(node.key) in ("done", "failed"):
+            continue
+        if any(need in blocked or status.get(need) == "failed" for need in node.needs):
+            blocked.add(node.key)
             continue
         times = next((known[alike] for alike in _likeness(node.kind, options_of(node)) if alike in known), None)
         if times:
@@ -384,6 +389,7 @@ def forecast(
         plan=plan,
         done=frozenset(k for k in plan.nodes if status.get(k) == "done"),
         failed=frozenset(k for k in plan.nodes if status.get(k) == "failed"),
+        blocked=frozenset(blocked),
         seconds=total if guessed else None,
         guessed=guessed,
     )

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,7 +66,7 @@ def rows(store: Store, sweep: str | None = None, **labels: str) -> list[Row]:
 
     Returns:
         Plain values under the names in ``COLUMNS``; None where there is no such number. Of several sweeps, a result that they
-        share counts once; where their labels say the same of different jobs, the data's label also names the sweep. DER of a
+        share counts once; where a label means different things in two of them, it also names the sweep. DER of a
         model that a training-time defense made is counted against the plain victim of the same seed, if there is one only.
 
     Raises:
@@ -100,11 +101,14 @@ def rows(store: Store, sweep: str | None = None, **labels: str) -> list[Row]:
 
 def _row(row: Row, scores: Mapping[str, Mapping[tuple[str, str], tuple[int, int]]]) -> Row:
     try:
-        result = json.loads(row.pop("result") or "{}")
+        result, own, victim = (json.loads(row.pop(name) or "{}") for name in ("result", "options", "victim"))
         # a repair's own options do not say how its victim was made
-        row["options"] = json.dumps({**json.loads(row.pop("victim") or "{}"), **json.loads(row["options"])}, sort_keys=True)
+        row["options"] = json.dumps({**victim, **own}, sort_keys=True)
+        result = {**result}
     except (json.JSONDecodeError, TypeError):
-        raise InputError(f"the store is damaged: what it holds of job {row['key'][:12]} is no JSON; restore a copy") from None
+        raise InputError(
+            f"the store is damaged: what it holds of job {row['key'][:12]} is no JSON object; restore a copy"
+        ) from None
     counted = scores.get(row["key"], {})
     for name in RATES:
         after = counted.get(("after", name))
@@ -257,19 +261,32 @@ def _setting(row: Row) -> tuple[Any, ...]:
 
 
 def _apart(results: Sequence[Row]) -> list[Row]:
-    """Rows of several sweeps, so that none counts twice and labels that say the same mean the same."""
-    known: dict[tuple[Any, ...], dict[str, set[str]]] = {}
-    work: dict[tuple[Any, ...], dict[str, set[str]]] = {}  # what sweeps mean by a label, whatever the seed
+    """Rows of several sweeps, so that none counts twice and labels that say the same mean the same.
+
+    Where two sweeps mean different things by a label, it also names the sweep.
+    """
+    full = all("content" in _options(row) for row in results)  # else some rows come from an earlier version
+    meant: dict[tuple[Any, ...], dict[str, dict[str, set[str]]]] = {}  # by labels, whatever the seed: sweep, part, facts
+    known: dict[tuple[Any, ...], dict[str, set[str]]] = {}  # by cell: sweep, keys
     for row in results:
-        known.setdefault(_cell(row), {}).setdefault(row["key"], set()).add(row["sweep"])
-        work.setdefault(_labels(row), {}).setdefault(row["sweep"], set()).add(_without_seeds(row))
-    unlike = {sweep for keys in known.values() if len(keys) > 1 for sweeps in keys.values() for sweep in sweeps}
-    for meant in work.values():
-        unlike |= {sweep for sweep, own in meant.items() if any(own.isdisjoint(other) for other in meant.values())}
+        facts = meant.setdefault(_labels(row), {}).setdefault(row["sweep"], {part: set() for part in LABELS})
+        for part, text in _meaning(row, full).items():
+            facts[part].add(text)
+        known.setdefault(_cell(row), {}).setdefault(row["sweep"], set()).add(row["key"])
+    unlike: set[tuple[str, str, str]] = set()  # sweep, part, label
+    for labels, sweeps in meant.items():
+        for (one, own), (two, other) in combinations(sweeps.items(), 2):
+            parts = [part for part in LABELS if own[part].isdisjoint(other[part])]
+            unlike |= {(sweep, part, labels[LABELS.index(part)]) for sweep in (one, two) for part in parts}
+    for cell, by_sweep in known.items():
+        for (one, keys), (two, others) in combinations(by_sweep.items(), 2):
+            apart = any((one, part, label) in unlike for part, label in zip(LABELS, cell, strict=False))
+            if keys.isdisjoint(others) and not apart:  # of a count of a benign model the other victim, else another version
+                part = "attack" if cell[len(LABELS)].startswith("judged") else "data"
+                unlike |= {(sweep, part, cell[LABELS.index(part)]) for sweep in (one, two)}
     counted, single = set(), []
     for row in results:
-        if row["sweep"] in unlike:
-            row["data"] = f"{row['data']} [{row['sweep']}]"
+        row |= {part: f"{row[part]} [{row['sweep']}]" for part in LABELS if (row["sweep"], part, row[part]) in unlike}
         place = (_cell(row), row["key"])
         if place not in counted:
             counted.add(place)
@@ -285,10 +302,28 @@ def _cell(row: Row) -> tuple[Any, ...]:
     return (*_labels(row), row["seed"], row["defense_seed"])
 
 
-def _without_seeds(row: Row) -> str:
-    """What a job does, for whatever seed; of a count of a benign model, which its keys name, what that model is."""
-    options = json.loads(row.get("options") or "{}")
-    return json.dumps({name: value for name, value in options.items() if name not in ("seed", "judge")}, sort_keys=True)
+def _options(row: Row) -> dict[str, Any]:
+    return dict(json.loads(row.get("options") or "{}"))
+
+
+# which options of a job say what each label means
+_MEANING = {
+    "data": ("data", "content", "augment", "precision", "compared"),
+    "model": ("model",),
+    "recipe": ("recipe", "recipe_options"),
+    "attack": ("attack",),
+    "defense": ("defense",),
+    "clean": ("clean",),
+}
+
+
+def _meaning(row: Row, content: bool) -> dict[str, str]:
+    """What each label of a row means, for whatever seed, as text; what the rows hold only where all results say it."""
+    options = _options(row)
+    return {
+        part: json.dumps([options.get(name) for name in names if content or name != "content"], sort_keys=True)
+        for part, names in _MEANING.items()
+    }
 
 
 Basis = Literal["seeds", "rows", ""]

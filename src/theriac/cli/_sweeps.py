@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,7 @@ def show_plan(forecast: Forecast, workers: int, *, as_json: bool) -> None:
         "shared": plan.shared,
         "done": len(forecast.done),
         "failed": len(forecast.failed),
+        "blocked": len(forecast.blocked),
         "left": left,
         "seconds": forecast.seconds,
         "timed": forecast.guessed,
@@ -76,7 +78,9 @@ def show_plan(forecast: Forecast, workers: int, *, as_json: bool) -> None:
         ["cells", f"{len(plan.cells):,}; {plan.shared:,} of them start from a model that another one has, too"],
         [
             "done",
-            f"{len(forecast.done):,}" + (f"; {len(forecast.failed):,} failed (--retry-failed)" if forecast.failed else ""),
+            f"{len(forecast.done):,}"
+            + (f"; {len(forecast.failed):,} failed (--retry-failed)" if forecast.failed else "")
+            + (f"; {len(forecast.blocked):,} need one of them" if forecast.blocked else ""),
         ],
         ["left", f"{left:,}"],
         ["time", time],
@@ -115,14 +119,18 @@ def show(sweep: Sweep, *, as_json: bool) -> None:
 
 
 def _file_name(name: str) -> str:
-    """A sweep's name as that of a file."""
-    return re.sub(r"[^\w.-]+", "_", name).strip(".") or "sweep"
+    """A sweep's name as that of a file; one that had to be changed gets a mark, so that two sweeps never have one file."""
+    plain = re.sub(r"[^\w.-]+", "_", name).strip(".") or "sweep"
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def show_rows(results: Sequence[Row], *, as_json: bool) -> None:
     """Results, over seeds in a terminal and one by one as JSON."""
     if as_json:
         _show.as_json(list(results))
+        return
+    if not results:
+        _show.tell("no results are so")
         return
     groups = [group for group in grouped(results) if group.role in _MATRIX]
     body = summary(groups)

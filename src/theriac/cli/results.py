@@ -30,7 +30,9 @@ def results(
     ] = False,
     page: Annotated[str | None, typer.Option("--page", help="HTML file to write: matrices, triggers and every cell.")] = None,
     figure: Annotated[str | None, typer.Option("--figure", help="Figure of the matrix to write: .svg, .pdf or .png.")] = None,
-    number: Annotated[str, typer.Option("--number", help="What --figure shows: asr, acc, ra, der or seconds.")] = "asr",
+    number: Annotated[
+        str | None, typer.Option("--number", help="What --figure shows: asr, acc, ra, der or seconds.", show_default="asr")
+    ] = None,
     collect: Annotated[bool, typer.Option("--gc", help="Delete what no sweep of the store needs any more.")] = False,
     quiet: opt.Quiet = False,
     as_json: opt.Json = False,
@@ -45,6 +47,12 @@ def results(
     if collect and (leaderboard or any(option is not None for option in (out, compare, page, figure))):
         raise InputError("--gc is given beside an output; it cleans up and writes nothing, so give it alone")
     filters = {"data": data, "attack": attack, "defense": defense, "status": status}
+    if collect and any(value is not None for value in (sweep, *filters.values())):
+        raise InputError("--gc is given beside a choice of results; it cleans up the whole store, so give it alone")
+    if number is not None and figure is None:
+        raise InputError("--number is given without --figure; it says what a figure shows")
+    if compare is not None and out is not None:
+        raise InputError("--out is given beside --compare, which is shown and not written; give one of them, or --json > FILE")
     with benches.Store(store, make=False) as opened:
         if collect:
             _sweeps.show_collected(opened.collect(), as_json=as_json)
@@ -53,7 +61,7 @@ def results(
         if page is not None:
             _sweeps.tell_written(_sweeps.write_page(opened, rows, page))
     if figure is not None:
-        _sweeps.tell_written(_sweeps.write_figure_of(rows, figure, number))
+        _sweeps.tell_written(_sweeps.write_figure_of(rows, figure, number or "asr"))
     if out is not None and not leaderboard:
         _sweeps.tell_written(benches.export(rows, out))
     if leaderboard:

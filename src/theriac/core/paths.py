@@ -121,9 +121,13 @@ def try_folder(name: str, folder: Path, size: int = 0) -> None:
         return
     if 0 < free < size:
         raise DiskFullError(
-            f"{name} is {str(folder)!r}, where {free / 1e6:,.0f} MB are free and about {size / 1e6:,.0f} MB are needed; "
+            f"{name} is {str(folder)!r}, where {_megabytes(free)} are free and about {_megabytes(size)} are needed; "
             "make room, or take another folder"
         )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB" if size >= 10_000_000 else f"{size / 1e6:,.2f} MB"
 
 
 def make_folder(name: str, folder: Path, size: int = 0) -> list[Path]:

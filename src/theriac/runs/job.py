@@ -127,7 +127,7 @@ def key(job: Job, data: str, dtype: str, victim: str = "") -> str:
         "recipe": None if job.recipe is None else dataclasses.asdict(job.recipe),
         "attack": method_facts(job.attack, paths=False),
         "defense": method_facts(job.defense, paths=False),
-        "clean": None if job.clean is None else _clean_facts(job.clean),
+        "clean": None if job.clean is None else clean_facts(job.clean, paths=False),
         "debias": [job.against, job.positive],
     }
     if job.kind == "repair":
@@ -270,12 +270,17 @@ def _clean_content(clean: Clean) -> str:
     return "" if clean.source in ("train", "val") else path_content(clean.source)
 
 
-def _clean_facts(clean: Clean) -> dict[str, Any]:
-    """As plain data, of a path with its content; how rows are drawn is named only where it differs from the default."""
+def clean_facts(clean: Clean, *, paths: bool = True) -> dict[str, Any]:
+    """Clean rows as plain data, those of a path with their content; how they are drawn only where that is not the default.
+
+    Args:
+        clean: The clean rows.
+        paths: Say where they lie; else only of which kind they are, since their content counts.
+    """
     facts = dataclasses.asdict(clean)
     content = _clean_content(clean)
     named = {k: v for k, v in facts.items() if k in ("amount", "source") or v != getattr(Clean, k)}
-    return named | ({"source": Path(clean.source).suffix, "content": content} if content else {})  # wherever they lie
+    return named | ({"source": clean.source if paths else Path(clean.source).suffix, "content": content} if content else {})
 
 
 def _job(victim: Job | Opened | None) -> Job:

@@ -57,7 +57,7 @@ def test_pairings_that_do_not_fit_are_refused_with_the_reason() -> None:
     assert "10 classes" in told["digits · far"]
     assert "controls training itself" in told["digits · Input-aware · CBD"]
     assert "needs groups" in told["digits · Reweighing"]
-    assert "there are" in told["digits · BadNets · FT"]
+    assert "there are" in told["digits · BadNets · FT · 100,000 rows"]
     assert plan.kinds == {"train": 3}
 
 
