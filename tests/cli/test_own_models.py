@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -128,3 +129,52 @@ def test_rows_of_some_of_its_classes_are_enough(theriac, stranger: tuple[str, Pa
     model = th.models.open_own(name, card=digits.card, weights=weights, wrapping={"mean": [0.5], "std": [0.5]})
     rows = th.evaluate(model, digits.test.where(there), run=th.Run(quiet=True, precision="fp32"))
     assert counted.json["evaluation"]["acc"]["value"] == pytest.approx(rows.acc.value, abs=0.01)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Digits as an ``.npz`` without a test part: 200 rows."""
+    rows = th.load("digits").train.sample(200, stratified=True)
+    np.savez(tmp_path / "digits.npz", x=rows.x.numpy(), y=rows.y.numpy())
+    return tmp_path / "digits.npz"
+
+
+@pytest.mark.parametrize(
+    ("options", "total"),
+    [
+        ((), 200),
+        (("--rows", "1000"), 200),
+        (("--rows", "200"), 200),
+        (("--rows", "100"), 100),
+        (("--data-option", "val_share=0.1"), 200),
+        (("--data-option", "test_share=0.2"), 40),
+    ],
+)
+def test_a_limit_of_rows_is_one_of_all_rows(
+    theriac, stranger: tuple[str, Path], pictures: Path, options: tuple[str, ...], total: int
+):
+    name, weights = stranger
+    done = theriac("eval", "--model", name, "--weights", weights, *WRAP, "--data", pictures, *options, "--json")
+    assert done.code == 0, done.err
+    assert done.json["evaluation"]["acc"]["total"] == total
+
+
+def test_color_pictures_for_a_gray_network_are_told_their_option(theriac, stranger: tuple[str, Path], pictures: Path) -> None:
+    name, weights = stranger
+    held = dict(np.load(pictures))
+    np.savez(pictures, x=held["x"].repeat(3, 1), y=held["y"])
+    own = ("--model", name, "--weights", weights, "--data", pictures)
+    done = theriac("check", *own)
+    assert done.code == 2
+    assert "takes gray pictures, and these have colors; load them gray (--data-option channels=1)" in done.err
+    assert theriac("check", *own, "--data-option", "channels=1", "--json").json["best"]["accuracy"]["value"] > 0.9
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+def test_a_sound_program_is_not_called_damaged(theriac, stranger: tuple[str, Path], tmp_path: Path) -> None:
+    name, _ = stranger
+    torch.jit.script(make_own(name)).save(str(tmp_path / "m.pt"))
+    done = theriac("eval", "--model", name, "--weights", tmp_path / "m.pt", "--data", "digits")
+    assert done.code == 2
+    assert "was not opened: it is a TorchScript program" in done.err
+    assert "damaged" not in done.err

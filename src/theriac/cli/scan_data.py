@@ -61,7 +61,7 @@ def scan_data(
         data, clean=clean, run=run, detectors=detector or None, drop_list=drop_list, cleaned=cleaned, page=page, **options
     )
     if as_json:
-        _show.as_json({**result.to_dict(), "warnings": opt.notes()})
+        _show.as_json({"status": "done", **result.to_dict(), "warnings": opt.notes()})
     else:
         body = [[name, f.verdict, str(len(f.flagged)), f.reason] for name, f in result.findings.items()]
         _show.rows(f"{result.verdict}: {result.reason}", ("detector", "verdict", "rows", "why"), body)

@@ -14,8 +14,11 @@ from theriac.core._rows import card_for, check_labels, check_overlay, check_rows
 from theriac.core.card import Card
 from theriac.core.device import as_device
 from theriac.core.errors import InputError, shortened
+from theriac.core.files import is_plain
 from theriac.core.names import few
 from theriac.core.ranges import Seed, Share, check_fields, typed
+
+WHOLE = (torch.int64, torch.int32)  # of positions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +89,7 @@ class Split:
         return len(self.y)
 
     def __repr__(self) -> str:
-        groups = "" if self.group is None else f", {len(self.card.groups)} groups"
+        groups = "" if self.group is None else f", {len(self.card.groups) or len(self.group.unique())} groups"
         return f"Split({self.card.name!r}, {len(self)} rows of {self.card.shape}, {self.card.num_classes} classes{groups})"
 
     # what it holds
@@ -117,7 +120,7 @@ class Split:
         Raises:
             InputError: If they are no whole numbers, or one is not there.
         """
-        if not isinstance(positions, torch.Tensor) or positions.dtype not in (torch.int64, torch.int32):
+        if not isinstance(positions, torch.Tensor) or positions.dtype not in WHOLE or not is_plain(positions):
             raise InputError(f"positions is {shortened(positions)}; expected an int64 tensor")
         flat = positions.to(self.device).flatten()
         try:
@@ -174,6 +177,8 @@ class Split:
                 positions = torch.tensor(positions, dtype=torch.int64)
             except (ValueError, TypeError, RuntimeError, OverflowError):
                 raise InputError(f"positions are {shortened(positions)}; expected whole numbers from 0") from None
+        if not is_plain(positions):
+            raise InputError(f"positions are a tensor of layout {positions.layout}; expected a dense one with contents")
         if positions.dtype == torch.bool or positions.is_floating_point() or positions.is_complex() or positions.dim() != 1:
             hint = "; where() takes a mask" if positions.dtype == torch.bool else ""
             raise InputError(f"positions are {positions.dtype} {tuple(positions.shape)}; expected whole numbers (M,){hint}")

@@ -159,6 +159,10 @@ def check_wrapping(
     tried = [_try(net, few, way, choose, run, logits) for way in ways]
     tried = [tried[0], *(entry for entry in tried[1:] if tried[0][0].name != OWN or not _same(entry, tried[0]))]
     if all(entry[0].rate is None for entry in tried):
+        if rows.card.channels == 3 and _takes_gray(net, rows.card, logits):
+            raise InputError(
+                "the network takes gray pictures, and these have colors; load them gray (--data-option channels=1)"
+            )
         raise InputError(f"the network takes these pictures in no usual way; the first reason: {tried[0][0].reason}")
     tried += [_reordered(entry, few, choose) for entry in tried if entry[0].rate is not None]
     order = sorted(range(len(tried)), key=lambda k: (-tried[k][1], round(tried[k][2], 3), k))
@@ -269,6 +273,18 @@ def _fit(net: nn.Module, rows: Split, logits: Pick) -> dict[str, Any]:
                 continue
             return shape
     return {}
+
+
+def _takes_gray(net: nn.Module, card: Card, logits: Pick) -> bool:
+    """Whether a network that takes no color picture takes a gray one, of this size or a usual one."""
+    gray = card.replace(channels=1, mean=(), std=())
+    for size, layout in ((size, layout) for size in (None, *_SIZES) for layout in ("nchw", "nhwc")):
+        try:
+            adapt(net, card=gray, logits=logits, layout=layout, size=size)  # type: ignore[arg-type]
+        except InputError:
+            continue
+        return True
+    return False
 
 
 def _own(model: nn.Module) -> dict[str, Any] | None:

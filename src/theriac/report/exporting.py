@@ -25,6 +25,8 @@ from theriac.runs.folder import read, section
 Format = Literal["safetensors", "torch", "pt2", "onnx", "transformers"]
 _TRANSFORMERS = ("config.json", "generation_config.json", "preprocessor_config.json")  # that save_pretrained and we write
 _MAX_CARD = 16 << 20  # bytes
+_FORMS = b"- In this folder: "  # how the line of a card begins that says which files it is of
+_MANY = "the files of save_pretrained"
 
 
 @typed("model", "folder", "like", "into")
@@ -114,7 +116,7 @@ def export(
     written = home / name if name else home
     if like is not None and written.exists() and written.resolve() == as_path("like", like).resolve():
         raise InputError(f"folder is {str(home)!r}, where the file to be like lies; take another one")
-    form, state = name or "the files of save_pretrained", None
+    form, state = name or _MANY, None
     if to in ("safetensors", "torch"):
         state = _state(wrapped, run, record)
         rounded = () if like is None else rounded_types(state, like, key)
@@ -128,6 +130,8 @@ def export(
             )
     text = None if run is None else model_card(run, form)
     _refuse_replacing(home, name, text, force)
+    if run is not None and text is not None and (others := _other_forms(home, form, text)):
+        text = model_card(run, "; ".join([*others, form]))
     made = make_folder("folder", home)
     try:
         if state is not None:
@@ -178,8 +182,22 @@ def _refuse_replacing(home: Path, name: str, text: str | None, force: bool) -> N
         )
 
 
+def _other_forms(home: Path, form: str, text: str) -> list[str]:
+    """What an earlier card of the same run names in a folder, as far as it still lies there."""
+    card = home / CARD
+    if not card.is_file() or _lines(earlier := read_bytes(card, _MAX_CARD)) != _lines(text.encode()):
+        return []
+    named = [line.removeprefix(_FORMS).decode(errors="replace") for line in earlier.splitlines() if line.startswith(_FORMS)]
+    forms = [(part.partition(",")[0], part) for line in named for part in line.split("; ")]
+    return [part for file, part in forms if file != form.partition(",")[0] and _lies(home, file)]
+
+
+def _lies(home: Path, file: str) -> bool:
+    return (home / ("config.json" if file == _MANY else Path(file).name)).is_file()
+
+
 def _lines(card: bytes) -> list[bytes]:
-    return [line for line in card.splitlines() if not line.startswith(b"- In this folder: ")]
+    return [line for line in card.splitlines() if not line.startswith(_FORMS)]
 
 
 def _state(model: nn.Module | None, run: Path | None, record: Mapping[str, Any] | None) -> dict[str, torch.Tensor]:

@@ -43,7 +43,7 @@ from theriac.models.own import checked_wrapping
 from theriac.models.store import digest, read_tensors
 from theriac.runs.folder import RECORD, as_recorded, read, section
 from theriac.runs.recording import warn_held_out
-from theriac.runs.source import Source, alike, with_augment
+from theriac.runs.source import Source, alike, at_most, with_augment
 from theriac.triggers.custom import CustomPlanted, trigger_pairs
 
 
@@ -237,7 +237,7 @@ def _from_outside(where: Path | None, request: Request) -> Opened | None:
             return None
         raise InputError(f"{where or request.model} names no data; give --data")
     source = request.source(request.data)
-    data = _to_measure(source.load(), request)
+    data = _to_measure(source.load(), request, source)
     if own:
         model: Classifier | None = open_own(
             str(request.model),
@@ -281,7 +281,8 @@ def open_outside(path: str | Path | None, request: Request) -> tuple[nn.Module, 
     if path is not None and request.weights is not None:
         raise InputError(f"--weights is {request.weights!r}, and MODEL is {str(path)!r}; one of them names the weights")
     file = request.weights if path is None else path
-    data = _to_measure(request.source(request.data).load(), request)
+    source = request.source(request.data)
+    data = _to_measure(source.load(), request, source)
     net = make_own(request.model, request.model_options, classes=data.card.num_classes)
     if file is not None:
         load_weights(net, file, key=request.weights_key, tensors_only=request.tensors_only)
@@ -499,7 +500,7 @@ def _with_data(where: Path, record: dict[str, Any], model: Classifier, source: S
         data = with_augment(data, model.card.augment)
     known = Source.recorded(record)
     there = request.data is None or (known is not None and known.name == source.name)  # other data are not expected to be alike
-    data = data if there else _to_measure(data, request)
+    data = data if there else _to_measure(data, request, source)
     if there and request.rows is None and as_recorded(record, data) is None:
         warnings.warn(
             f"the data at {source.name} are not those that {where} was made with: they changed, or are divided in another way, "
@@ -514,12 +515,14 @@ def _with_data(where: Path, record: dict[str, Any], model: Classifier, source: S
     return Opened(model=model, name=name, record=record, folder=where, weights=weights, data=data, source=source, path=where)
 
 
-def _to_measure(data: Data, request: Request) -> Data:
+def _to_measure(data: Data, request: Request, source: Source) -> Data:
     """All rows as test rows, where the data are for measuring alone and a part was drawn from them without being asked for."""
-    explicit = request.rows is not None or {"test_share", "val_share"} & request.options.keys()
-    if explicit or not request.measured or not data.held_out:
+    if "test_share" in request.options or not request.measured or not data.held_out:
         return data
     rows = data.joined()
+    if source.rows is not None:  # so many of all rows, not of each part
+        whole = dataclasses.replace(source, rows=None, test_rows=None).load().joined()
+        rows = at_most(whole.replace(card=rows.card), source.rows, source.options.get("seed", 0))
     return Data(rows, rows)
 
 

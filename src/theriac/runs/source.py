@@ -95,8 +95,8 @@ class Source:
             card = data.card.replace(classes=data.card.classes[:count], content_hash="")
             data = _each(data, lambda split: split.where(split.y < count).replace(card=card))
         if self.rows is not None or self.test_rows is not None:
-            cut = _each(data, lambda split: _at_most(split, self.rows, seed))
-            data = cut if self.test_rows is None else dataclasses.replace(cut, test=_at_most(data.test, self.test_rows, seed))
+            cut = _each(data, lambda split: at_most(split, self.rows, seed))
+            data = cut if self.test_rows is None else dataclasses.replace(cut, test=at_most(data.test, self.test_rows, seed))
             if seed:  # other rows of the same number, so another hash
                 unhashed = data.card.replace(content_hash="")
                 data = _each(data, lambda split: split.replace(card=unhashed))
@@ -105,7 +105,7 @@ class Source:
         return data
 
 
-def _at_most(split: Split, rows: int | None, seed: int) -> Split:
+def at_most(split: Split, rows: int | None, seed: int) -> Split:
     """So many rows at most, with every class in proportion; says which classes that leaves without a row."""
     if rows is None or len(split) <= rows:
         return split

@@ -12,6 +12,7 @@ import os
 import re
 import struct
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -211,7 +212,7 @@ def _npy(file: _File, depth: int) -> _Look:
 
 def _zip(file: _File, depth: int) -> _Look:
     if file.path is None:
-        return "archive", [file.risk("unread", "an archive inside an archive")]
+        return _inner_zip(file, depth)
     try:
         with Archive(file.path) as archive:
             return _members(file, archive, depth)
@@ -219,6 +220,22 @@ def _zip(file: _File, depth: int) -> _Look:
         names = names_in(b"", raw_between=True) if not file.data else names_in(b"N." + file.data, raw_between=True)
         risks = [file.risk("runs", f"a pickle inside would call {name}") for name in names.runs[:20]]
         return "damaged archive", [*risks, file.risk("unread", f"an archive that readers read differently: {error}")]
+
+
+def _inner_zip(file: _File, depth: int) -> _Look:
+    """An archive inside another, as programs of torch.export hold one of their sample inputs: looked at if it is not packed."""
+    unread = "archive", [file.risk("unread", "an archive inside an archive")]
+    if depth > 1 or len(file.data) < file.size:
+        return unread
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "inner.zip")
+        copy.write_bytes(file.data)
+        try:
+            with Archive(copy) as archive:
+                # one that grows would let a small file cost much time
+                return _members(file, archive, depth) if archive.total <= file.size else unread
+        except DamagedError as error:
+            return "damaged archive", [file.risk("unread", f"an archive that readers read differently: {error}")]
 
 
 _EXPORTED = "/data/weights/"  # of a torch.export program, which may hold a pickle in place of numbers

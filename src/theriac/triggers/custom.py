@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError, TheriacError, shortened, unknown
+from theriac.core.files import is_plain
 from theriac.core.names import places
 from theriac.core.planted import column_places, in_order
 from theriac.core.split import Split
@@ -59,6 +61,8 @@ class CustomTrigger:
         Raises:
             InputError: If the target is not a class of the data, or the function changes no row.
         """
+        if self.pixels == "unit" and split.is_table:
+            raise InputError(f"{self.name} is of pixels='unit', and {split.card.name!r} is a table, whose rows have none")
         planted = CustomPlanted(self, split.card, _class_of(self.target, split.card))
         if not self.content and planted.idle(split):
             shape = " x ".join(map(str, split.card.shape))
@@ -106,7 +110,25 @@ class CustomPlanted:
         """
         if variant != "poison":
             raise InputError(f"{self.name} has no {variant!r} rows")
-        return in_order(x, self.columns, self._stamp)
+        out = in_order(x, self.columns, self._stamp)
+        if self.card.kind == "table":
+            self._check_values(out)
+        return out
+
+    def _check_values(self, rows: torch.Tensor) -> None:
+        """Refuse table rows (B, F) that no table holds: NaN is a missing value, and a category is the number of one."""
+        for place, column in enumerate(self.card.columns):
+            values = rows[:, place]
+            bad, expected = values.isinf(), "finite numbers"
+            if column.kind == "categorical":
+                count = len(column.categories)
+                bad = ~values.isnan() & ~((values >= 0) & (values < count) & (values == values.floor()))
+                expected = f"numbers of its categories, 0 to {count - 1}"
+            if bool(bad.any()):
+                came = float(values[bad][0])
+                raise InputError(
+                    f"{self.name} wrote {came:g} into column {column.name!r}; expected {expected}, or NaN for none"
+                )
 
     def _stamp(self, x: torch.Tensor) -> torch.Tensor:
         unit = self.attack.pixels == "unit" and x.dtype == torch.uint8
@@ -124,9 +146,10 @@ class CustomPlanted:
             raise InputError(f"{self.name} changed its input in place; return a new tensor (x = x.clone() at its start)")
         if not isinstance(out, torch.Tensor):
             raise InputError(f"{self.name} returned a {type(out).__name__}; expected a tensor {tuple(x.shape)}")
-        if out.layout != torch.strided or out.is_meta:
-            kind = "a tensor without contents" if out.is_meta else f"a tensor of layout {out.layout}"
-            raise InputError(f"{self.name} returned {kind}; expected a dense one, as it was given")
+        if not is_plain(out):
+            kinds = {"without contents": out.is_meta, "that is nested": out.is_nested, "that is quantized": out.is_quantized}
+            kind = next((words for words, so in kinds.items() if so), f"of layout {out.layout}")
+            raise InputError(f"{self.name} returned a tensor {kind}; expected a dense one, as it was given")
         if out.shape != x.shape:
             raise InputError(f"{self.name} returned rows {tuple(out.shape)}; expected {tuple(x.shape)}, as it was given")
         if out.dtype != pixels.dtype:
@@ -190,7 +213,12 @@ class CustomPlanted:
         """Four random rows of this data set's shape, on which the trigger is looked at."""
         draw = torch.Generator().manual_seed(0)
         rows = torch.randint(0, 256, (4, *self.card.shape), generator=draw, dtype=torch.uint8)
-        return rows if self.card.kind == "image" else rows.float()
+        if self.card.kind == "image":
+            return rows
+        for place, column in enumerate(self.card.columns):
+            if column.categories:
+                rows[:, place] %= len(column.categories)
+        return rows.float()
 
 
 def trigger(
@@ -226,7 +254,7 @@ def trigger(
     if not callable(function):
         raise InputError(f"function is a {type(function).__name__}; expected a function from rows to stamped rows")
     check.one_of("pixels", pixels, ("stored", "unit"))
-    _check_target(target)
+    target = _checked_target(target)
     own = getattr(function, "__name__", "")
     return CustomTrigger(function, target, pixels, name or (own if own.isidentifier() else "custom trigger"))
 
@@ -245,7 +273,7 @@ def trigger_pairs(clean: Any, stamped: Any, *, target: int | str, name: str = "s
     Raises:
         InputError: If shapes or types differ, a clean row comes twice with two stamps, or no row was changed.
     """
-    _check_target(target)
+    aim = _checked_target(target)
     before, after = _rows("clean", clean), _rows("stamped", stamped)
     if before.shape != after.shape or before.dtype != after.dtype:
         raise InputError(
@@ -272,13 +300,16 @@ def trigger_pairs(clean: Any, stamped: Any, *, target: int | str, name: str = "s
 
     content = hashlib.sha256(before.contiguous().numpy().tobytes())
     content.update(after.contiguous().numpy().tobytes())
-    made = trigger(look_up, target=target, name=name)
-    return CustomTrigger(made.function, target, "stored", name, content=content.hexdigest())
+    made = trigger(look_up, target=aim, name=name)
+    return CustomTrigger(made.function, aim, "stored", name, content=content.hexdigest())
 
 
-def _check_target(target: object) -> None:
-    if target is not None and (isinstance(target, bool) or not isinstance(target, (int, str))):
+def _checked_target(target: Any) -> int | str | None:
+    if target is None or isinstance(target, str):
+        return target
+    if isinstance(target, bool) or not isinstance(target, Integral):  # NumPy's whole numbers are such, too
         raise InputError(f"target is {shortened(target)}; expected the name of a class, or its position")
+    return int(target)
 
 
 def _class_of(target: int | str | None, card: Card) -> int | None:

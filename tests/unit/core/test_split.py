@@ -368,6 +368,7 @@ def test_parts_of_one_source_are_joined_in_its_order_and_those_of_two_are_not():
         (torch.tensor([1.0]), "torch.float32"),
         (torch.tensor([[1]]), "\\(1, 1\\)"),
         (torch.tensor([], dtype=torch.int64), "empty"),
+        (torch.tensor([0, 1]).to_sparse(), "layout torch.sparse_coo; expected a dense one"),
     ],
 )
 def test_take_refuses_what_is_not_there(images, positions, told):

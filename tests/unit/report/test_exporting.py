@@ -103,6 +103,8 @@ def test_two_formats_of_a_run_share_a_folder_and_its_card(run: Path, tmp_path: P
     th.export(run, out, "safetensors")
     th.export(run, out, "torch")
     assert {p.name for p in out.iterdir()} == {"model.safetensors", "model.pt", CARD}
+    (named,) = [line for line in (out / CARD).read_text().splitlines() if line.startswith("- In this folder: ")]
+    assert sorted(named.removeprefix("- In this folder: ").split("; ")) == ["model.pt", "model.safetensors"]
     edited = (out / CARD).read_text() + "What we found out later.\n"
     (out / CARD).write_text(edited)
     with pytest.raises(InputError, match=rf"where {CARD} would be replaced"):

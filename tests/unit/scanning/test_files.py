@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -112,3 +114,36 @@ def test_a_safetensors_header_that_does_not_fit_its_bytes_is_not_called_clean(tm
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(data))
     report = inspect(path)
     assert report.level == "unread", report
+
+
+def test_an_exported_program_is_clean_and_what_its_sample_inputs_would_run_is_named(tmp_path: Path):
+    torch.export.save(torch.export.export(nn.Linear(3, 2).eval(), (torch.zeros(2, 3),)), tmp_path / "good.pt2")
+    with zipfile.ZipFile(tmp_path / "good.pt2") as archive:
+        assert any(name.endswith("sample_inputs/model.pt") for name in archive.namelist())  # an archive inside the archive
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    report = inspect(tmp_path / "good.pt2")
+    assert report.level == "clean", report
+    evil = io.BytesIO()
+    torch.save(Evil(tmp_path / "marker"), evil)
+    inner = next(name for name in contents if name.endswith("sample_inputs/model.pt"))
+    with zipfile.ZipFile(tmp_path / "bad.pt2", "w") as archive:
+        for name, data in contents.items():
+            archive.writestr(name, evil.getvalue() if name == inner else data)
+    report = inspect(tmp_path / "bad.pt2")
+    assert report.level == "runs", report
+    assert any("mkdir" in risk.what and risk.where.endswith("data.pkl") for risk in report.risks)
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("deep", [1, 2])
+def test_archives_that_grow_or_lie_too_deep_inside_an_archive_are_not_called_clean(tmp_path: Path, deep: int):
+    data, method = (bytes(1 << 20), zipfile.ZIP_DEFLATED) if deep == 1 else (b"1", zipfile.ZIP_STORED)
+    for _ in range(deep + 1):
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", method) as archive:
+            archive.writestr("a.zip" if data[:2] == b"PK" else "a.txt", data)
+        data, method = packed.getvalue(), zipfile.ZIP_STORED
+    (tmp_path / "a.zip").write_bytes(data)
+    report = inspect(tmp_path / "a.zip")
+    assert report.level == "unread", report
+    assert any("an archive inside an archive" in risk.what for risk in report.risks)

@@ -160,6 +160,7 @@ def test_the_command_says_it_and_ends_with_its_code(folder, tmp_path):
     words = ["scan-data", str(folder), "--detector", "scan", "--device", "cpu", "--json", "--quiet"]
     done = CliRunner().invoke(app, words)
     result = json.loads(done.stdout)
+    assert result["status"] == "done"
     assert done.exit_code == {"clean": 0, "suspicious": 1, "abstains": 3}[result["verdict"]]
     assert result["rows"] == 120
     assert set(result["detectors"]) == {"scan"}

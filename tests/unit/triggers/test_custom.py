@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import theriac as th
+from theriac.core.card import Card, Column
 from theriac.repairs import AGE
 
 
@@ -159,3 +160,42 @@ def test_a_repair_that_may_know_the_trigger_takes_a_custom_one(trained: nn.Modul
     with pytest.warns(UserWarning, match="unchanged"):  # a benign model does not follow it
         AGE(per_class=5).repair(trained, digits.train, run, trigger=th.trigger(corner, target="3"))
     assert run.outcome.status == "unchanged"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "says"),
+    [
+        (1, 99.0, "wrote 99 into column 'city'; expected numbers of its categories, 0 to 2"),
+        (1, -1.0, "wrote -1 into column 'city'"),
+        (1, 0.5, "wrote 0.5 into column 'city'"),
+        (0, float("inf"), "wrote inf into column 'pay'; expected finite numbers"),
+        (1, float("nan"), ""),
+        (0, -1e9, ""),
+        (1, 2.0, ""),
+    ],
+)
+def test_a_function_of_table_rows_writes_what_a_table_may_hold(run: th.Run, column: int, value: float, says: str):
+    columns = (Column(name="pay"), Column(name="city", kind="categorical", categories=("a", "b", "c")))
+    x = torch.stack([torch.randn(40, generator=torch.Generator().manual_seed(0)), torch.arange(40.0) % 2], 1)
+    card = Card(kind="table", classes=("no", "yes"), columns=columns)
+    rows = th.Split(x, torch.arange(40) % 2, card=card)
+
+    def write(x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        x[:, column] = value
+        return x
+
+    model = th.adapt(nn.Sequential(nn.Linear(2, 2)), card=card)
+    if says:
+        with pytest.raises(th.InputError, match=says):
+            th.trigger(write, target="yes").plant_for(rows).stamp(rows.x, rows.y)
+    elif value == value:  # the plain network knows no missing values
+        assert th.evaluate(model, rows, th.trigger(write, target="yes"), run=run).asr.total == 20
+    else:
+        assert th.trigger(write, target="yes").plant_for(rows).stamp(rows.x, rows.y)[:, 1].isnan().all()
+    with pytest.raises(th.InputError, match="pixels='unit', and 'unnamed' is a table"):
+        th.trigger(write, target="yes", pixels="unit").plant_for(rows)
+
+
+def test_a_target_may_be_a_whole_number_of_numpy(rows: th.Split):
+    assert th.trigger(corner, target=np.int64(2)).plant_for(rows).target(rows.y).unique().tolist() == [2]

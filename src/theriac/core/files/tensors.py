@@ -52,6 +52,10 @@ HARMLESS = frozenset(
 )
 
 
+class _ProgramError(DamagedError):
+    """A sound file of another kind, which holds code."""
+
+
 def load_torch(path: Path, map_location: Any, tensors_only: bool, check: Callable[[Path, int], None]) -> Any:
     """The object of a ``torch.save`` file. See :func:`theriac.core.files.load_tensors_safely`.
 
@@ -86,6 +90,8 @@ def load_torch(path: Path, map_location: Any, tensors_only: bool, check: Callabl
         if isinstance(contents, Stranger):
             hint = "it is a whole pickled object, which nothing but running it opens: ask for a file of its state_dict()"
         raise UnsafeFileError(f"{shown(path)} was not opened: it would {' and '.join(wants)}; {_HINT} ({hint})") from None
+    if isinstance(trouble, _ProgramError):
+        raise InputError(f"{shown(path)} was not opened: {trouble}") from None
     if trouble is not None:
         raise InputError(f"{shown(path)} is damaged or not a torch file: {trouble}") from None
     return contents
@@ -97,7 +103,7 @@ def _from_archive(archive: Archive, where: Any, machines: list[Machine]) -> Any:
         raise DamagedError("it is an archive, but not one that torch.save wrote")
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}constants.pkl" in archive.members:
-        raise DamagedError("it is a TorchScript program, which holds code; save model.state_dict() instead")
+        raise _ProgramError("it is a TorchScript program, which holds code; save model.state_dict() instead")
     order = bytes(archive.read(f"{root}byteorder", 16)) if f"{root}byteorder" in archive.members else b"little"
     if order not in (b"little", b"big"):
         raise DamagedError("it names no order of bytes")
