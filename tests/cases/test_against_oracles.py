@@ -220,6 +220,22 @@ def test_all_rows_of_another_file_are_measured_and_those_of_the_own_test_part(ta
     assert json.loads(theriac("eval", table / "run", "--json").stdout)["evaluation"]["acc"]["total"] == 120
 
 
+def test_rows_of_one_class_are_measured_where_the_model_knows_the_others(table: Path) -> None:
+    head, *lines = (table / "others.csv").read_text().splitlines()
+    at = head.split(",").index("y")
+    one = [row for row in lines if row.split(",")[at] == "yes"]
+    (table / "one.csv").write_text("\n".join([head, *one]) + "\n")
+    done = theriac("eval", table / "run", "--data", table / "one.csv", "--label", "y", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["evaluation"]["acc"]
+    whole = json.loads(theriac("eval", table / "run", "--data", table / "others.csv", "--label", "y", "--json").stdout)
+    assert found["total"] == len(one)
+    assert found["hits"] <= whole["evaluation"]["acc"]["hits"] <= found["hits"] + len(lines) - len(one)
+    with pytest.raises(th.InputError, match="holds one class only, 'yes'"):
+        th.load(table / "one.csv", label="y")
+    assert theriac("train", "--data", table / "one.csv", "--label", "y", "--out", table / "none").exit_code == 2
+
+
 def test_clean_rows_that_are_test_rows_are_told(table: Path, tmp_path: Path) -> None:
     def told(source: Path, name: str) -> list[str]:
         words = ("--method", "ft", "--option", "epochs=1", "--clean-from", source, "--clean", "1.0", "--json")

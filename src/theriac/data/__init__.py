@@ -5,7 +5,7 @@ from theriac.data._disturbed import DISTURBANCES, disturbed
 from theriac.data._folders import picture_files
 from theriac.data._images import read_picture
 from theriac.data._known import names
-from theriac.data._labels import split_off
+from theriac.data._labels import one_class_will_do, split_off
 from theriac.data._marks import among, row_marks
 from theriac.data._regroup import regroup
 from theriac.data.alignment import align, align_to
@@ -21,6 +21,7 @@ __all__ = [
     "from_tensors",
     "load",
     "names",
+    "one_class_will_do",
     "picture_files",
     "read_picture",
     "regroup",

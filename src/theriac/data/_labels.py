@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +130,19 @@ def own_group(codes: Mapping[str, Codes], labels: Sequence[str], missing_group: 
     return name
 
 
+_one_will_do: ContextVar[bool] = ContextVar("one_will_do", default=False)
+
+
+@contextlib.contextmanager
+def one_class_will_do() -> Iterator[None]:
+    """Load rows of one class, too: for a model that is there already, which knows the others."""
+    before = _one_will_do.set(True)
+    try:
+        yield
+    finally:
+        _one_will_do.reset(before)
+
+
 def classes_of(
     column: str, parts: Mapping[str, Factor], names: Sequence[str] | None = None
 ) -> tuple[dict[str, Codes], tuple[str, ...]]:
@@ -156,7 +171,7 @@ def classes_of(
         if outside:
             hint = " (-1 marks rows without a label)" if outside[0] == -1 else ""
             raise InputError(f"{column} holds {outside[0]!r}{hint}; the declared names are for 0 to {len(names) - 1}")
-    if len(levels) < 2:
+    if len(levels) < 2 and not _one_will_do.get():
         raise InputError(f"{column} holds one class only, {levels[0]!r}; a classifier needs at least two")
     if len(levels) > 20 and len(levels) > len(train) / 2:
         raise InputError(f"{column} has {len(levels):,} different values in {len(train):,} rows; it is no class label")
