@@ -49,7 +49,7 @@ def twins(names: Iterable[str]) -> str:
     """A hint for a message: the first two of many names that read alike; empty if no two do."""
     before: dict[str, str] = {}
     for name in names:
-        if (hint := lookalike(name, [before.setdefault(_folded(name), name)])) != "":
+        if hint := lookalike(before.setdefault(_folded(name), name), [name]):
             return hint
     return ""
 
