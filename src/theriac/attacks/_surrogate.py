@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from theriac.attacks._fitted import State, cached, key_of
+from theriac.core import check
 from theriac.core.errors import InputError, TheriacError
 from theriac.core.files import read_npy
 from theriac.core.paths import as_path
@@ -112,7 +113,7 @@ def pgd(
         moved = moved.detach().requires_grad_(True)
         with torch.enable_grad():
             loss = F.cross_entropy(model(moved), y, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, moved)
+        gradient = check.slope(loss, moved)
         moved = torch.minimum(torch.maximum(moved.detach() + step_size * gradient.sign(), low), high)
     return moved.detach()
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from theriac.attacks._clean_label import CleanLabel
 from theriac.attacks._surrogate import fit_surrogate
+from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.planted import Planted, Victim
@@ -138,7 +139,7 @@ class Grond(CleanLabel):
             noise.requires_grad_(True)
             with torch.enable_grad():
                 loss = F.cross_entropy(model((x + noise).clamp(0, 1)), torch.full((len(x),), self.target, device=run.device))
-            (slope,) = torch.autograd.grad(loss, noise)
+            slope = check.slope(loss, noise)
             noise = (noise.detach() - eps / 5 * slope.sign()).clamp(-eps, eps)
         run.event(self.name, loss=round(float(loss.detach()), 6), steps=self.steps, eps=self.eps)
         return {"noise": (noise * 255).round().to(torch.int16).cpu()}

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from theriac.attacks._surrogate import fit_surrogate, part_of, read_array
 from theriac.attacks.base import Attack
+from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
 from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Whole
@@ -158,7 +159,7 @@ class LF(Attack):
             if now == self.target:
                 break
             gap = logits[self.target] - logits[now]
-            (slope,) = torch.autograd.grad(gap, at)
+            slope = check.slope(gap, at)
             # 1e-4 keeps a step from dying on the boundary itself
             moved = moved + (gap.detach().abs() + 1e-4) * slope[0] / slope.square().sum().clamp_min(1e-12)
         return (1 + self.overshoot) * moved

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from theriac.attacks._clean_label import CleanLabel
 from theriac.attacks._surrogate import FitError, fit_surrogate, part_of
+from theriac.core import check
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
 from theriac.core.ranges import Count, Fraction, Level, NonNegative, Positive, Whole
@@ -133,7 +134,7 @@ class Narcissus(CleanLabel):
                 with torch.enable_grad():
                     logits = model((x[at] + noise.clamp(-eps, eps)).clamp(0, 1))
                     loss = F.cross_entropy(logits, torch.full((len(at),), label, device=x.device))
-                (noise.grad,) = torch.autograd.grad(loss, noise)
+                noise.grad = check.slope(loss, noise)
                 optimizer.step()
         model.eval()
         return noise.detach().clamp(-eps, eps)

@@ -141,9 +141,9 @@ class _Course:
         for count in own:
             if count.rows:
                 cells = {n: c.rate for n, e in self.first.items() for c in e.classes if c.name == count.name and c.rate}
-                self.lines.append(
-                    Line(look=f"{CLASS}{short(count.name)}", figure="ACC", meaning="clean test rows of the class", cells=cells)
-                )
+                # in full, since names may share their beginning
+                look = f"{CLASS}'{' '.join(count.name.split()) or '?'}'"
+                self.lines.append(Line(look=look, figure="ACC", meaning="clean test rows of the class", cells=cells))
         for name in (VICTIM, BENIGN):
             if name in self.first:
                 for old, new in fallen(self.first[name].classes, own):

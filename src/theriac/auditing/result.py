@@ -191,9 +191,8 @@ class Audit:
     def brief(self) -> tuple[Line, ...]:
         """The lines, of those of single classes only the one in which the audited model is worst."""
         single = [line for line in self.lines if line.look.startswith(CLASS)]
-        rates = {line.look: line.cells[SUBJECT].value for line in single}
-        worst = min(single, key=lambda line: rates[line.look], default=None)
-        return tuple(line for line in self.lines if line not in single or line is worst)
+        worst = min(single, key=lambda line: line.cells[SUBJECT].value, default=None)
+        return tuple(line for line in self.lines if not line.look.startswith(CLASS) or line is worst)
 
     def get(self, look: str, figure: str) -> Line:
         """One line.

@@ -70,3 +70,17 @@ def logits(model: nn.Module, x: torch.Tensor, classes: int) -> torch.Tensor:
     if not bool(torch.isfinite(out).all()):
         raise InputError("the model returns NaN or infinite logits; its weights or its input scaling are broken")
     return out
+
+
+def slope(loss: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    """The slope of a loss by what went into a network.
+
+    Raises:
+        InputError: If the network passes none on, as one that ignores, rounds or detaches its inputs.
+    """
+    import torch
+
+    (found,) = torch.autograd.grad(loss, inputs, allow_unused=True) if loss.requires_grad else (None,)
+    if found is None:
+        raise InputError("the network passes no gradient to its inputs (does it round or detach them?), which a search follows")
+    return found

@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, c
 
 from theriac.core import check
 from theriac.core.card import Card, Column
-from theriac.core.errors import InputError
+from theriac.core.errors import InputError, shortened
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.data._fairness_input import aligned, as_cells, has_index, refuse_apart
@@ -113,8 +113,20 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises:
             InputError: Without ``sensitive_features``, if one of them is missing (unless ``missing_group`` is "own"), if a cell
-                of group and label has no row, or on a column of dates, of several types or of free text.
+                of group and label has no row, or on a column of dates, of several types or of free text. An earlier fit then
+                stays as it was.
         """
+        before = dict(self.__dict__)
+        try:
+            return self._fit(X, y, sensitive_features)
+        except BaseException:  # or new labels would name what the old network says
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def _fit(self, X: Any, y: Any, sensitive_features: Any) -> Self:  # noqa: N803
+        if isinstance(self.hidden, str) or not isinstance(self.hidden, (Sequence, np.ndarray)):
+            raise InputError(f"hidden is {shortened(self.hidden)}; expected a width for each layer, such as (128, 256)")
         x, columns = self._rows(X, fit=True)
         if not has_index(X):  # then nothing says which of two orders that of the rows is
             refuse_apart({"y": y, "sensitive_features": sensitive_features})

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from theriac.core.errors import InputError
 from theriac.core.method import Needs, register
 from theriac.core.outcome import Finding
 from theriac.core.ranges import Count, Fraction, Positive
@@ -130,11 +131,14 @@ def gradients(model: nn.Module, rows: Split, run: Run) -> tuple[list[str], list[
     if len(layers) < 2:
         linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
         layers = layers | dict(linear[:-1] or linear)
+    if not layers:
+        raise InputError(f"{type(model).__name__} has no convolution and no linear layer, whose gradients AGPD compares")
     outputs: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> torch.utils.hooks.RemovableHandle:
         def hook(_: nn.Module, __: object, output: torch.Tensor) -> torch.Tensor:
-            outputs[name] = output
+            # where nothing before the layer passes a gradient on, it begins here
+            outputs[name] = output = output if output.requires_grad else output.requires_grad_()
             return output.clone()  # the next layer may work in place
 
         return layers[name].register_forward_hook(hook)

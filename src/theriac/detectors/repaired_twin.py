@@ -18,7 +18,9 @@ from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.detectors._rows import FEWEST_ROWS, SMALLEST_SHARE, Divided, agreement, answer, names_of, pictures_only
 from theriac.detectors.base import Detector
+from theriac.metrics import wilson
 from theriac.models import run_over
+from theriac.models.editing import duplicate
 
 FEWEST_CLASSES = 4  # ours: a class is judged by how many of the others its lost rows go to, which fewer can't show
 SOUND = 0.8  # ours: least share of the clean rows that the model gets right which its twin, fitted to them, must get right too
@@ -65,6 +67,7 @@ class RepairedTwin(Detector):
     name: ClassVar[str] = "repaired_twin"
     title: ClassVar[str] = "Repaired twin"
     source: ClassVar[str] = "ours"
+    version: ClassVar[int] = 2  # 2: abstains where the model knows nothing of the clean rows, takes frozen networks
     pictures: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(model=True, rows=True, clean_rows=True, usual_clean_share=0.02)
 
@@ -85,10 +88,18 @@ class RepairedTwin(Detector):
         assert rows is not None
         assert clean is not None
         pictures_only(self.title, rows)
+        known, largest = int(agreement(model, clean, run).sum()), int(clean.count().max())
+        if wilson(known, len(clean))[0] <= largest / len(clean):  # a row is lost only by a model that knew it
+            reason = f"the model gets {known} of the {len(clean)} clean rows right, which can't be told from guessing"
+            return Finding(verdict="abstains", reason=f"{reason} (check its wrapping)")
+        base = model
+        if not any(p.requires_grad for p in model.parameters()):  # frozen for its owner's use; the twin is another network
+            base = duplicate(model)
+            base.requires_grad_(True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ClassWarning)  # what the twin forgets is allowed for
-            twin = self._repair().repair(model, clean, run.apart(self.name))
-        right = [int(agreement(net, clean, run).sum()) for net in (model, twin)]
+            twin = self._repair().repair(base, clean, run.apart(self.name))
+        right = [known, int(agreement(twin, clean, run).sum())]
         if right[1] < SOUND * right[0]:
             reason = f"the repaired copy gets {right[1]} of the {len(clean)} clean rows right, the model {right[0]}"
             return Finding(verdict="abstains", reason=reason)

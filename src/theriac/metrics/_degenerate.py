@@ -21,7 +21,7 @@ SELDOM = 0.75  # answers of a lost class as a share of its rows: a rare class is
 ASTRAY = 0.2  # share of stamped rows, beyond the clean error, that go to a class that is neither theirs nor the attack's
 FREE = 0.05  # attack success below which a target class that is never answered explains it
 GONE = 0.05  # accuracy of a class that counts as lost
-LONGEST_NAME = 24  # letters of a class name that are shown
+LONGEST_NAME = 40  # letters of a class name that are shown
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,10 @@ def degenerate(scores: Counted, before: Counted | None = None) -> list[str]:
 
 
 def short(name: str) -> str:
-    """A class name as a sentence can hold it: in quotes, which count as one word, and of at most 24 letters."""
+    """A class name as a sentence can hold it: in quotes, which count as one word, and at most 40 letters with its end."""
     name = " ".join(name.split()) or "?"
-    return f"'{name}'" if len(name) <= LONGEST_NAME else f"'{name[: LONGEST_NAME - 1]}…'"
+    half = LONGEST_NAME // 2
+    return f"'{name}'" if len(name) <= LONGEST_NAME else f"'{name[: half - 1]}…{name[-half:]}'"
 
 
 def percent(hits: int, total: int) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from theriac.core import check
 from theriac.core.run import Run
 from theriac.models._undisturbed import undisturbed
 from theriac.models.outputs import evaluating
@@ -41,7 +42,7 @@ def by_gradient(
                 with torch.enable_grad():
                     moved = delta[lines].clone().requires_grad_(True)
                     loss = _losses(model, x[rows], targets[lines][:, rows], moved, away).sum()
-                    slope[lines] += torch.autograd.grad(loss, moved)[0]
+                    slope[lines] += check.slope(loss, moved)
             delta = (delta - 0.25 * radius * slope.sign()).clamp(-radius, radius)
     return delta
 

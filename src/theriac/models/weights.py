@@ -71,6 +71,13 @@ def load_weights(model: M, source: str | Path | Mapping[str, Any], *, key: str |
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, value)
     fit_state(target, state, where)
+    broken = [name for name, value in state.items() if value.is_floating_point() and bool(value.isnan().any())]
+    if broken:
+        warnings.warn(
+            f"{where} holds NaN in {len(broken)} of {len(state)} tensors, such as {broken[0]!r}; a model with such weights "
+            "answers nothing",
+            stacklevel=2,
+        )
     return model
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from theriac.core import check
 from theriac.core.errors import unknown
 
 
@@ -166,7 +167,7 @@ def search(
         if early_exit and bool(shared.all()):
             frozen_class[part] = frozen_logits.argmax(1)
             return Perturbation(delta, frozen_class, passes)
-        (gradient,) = torch.autograd.grad(loss, d)
+        gradient = check.slope(loss, d)
         passes += 2 * len(d)
         moved = project(d.detach() - step_size * gradient.sign(), radius, norm)
         if low is not None and high is not None:

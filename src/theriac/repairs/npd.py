@@ -10,6 +10,7 @@ from annotated_types import MaxLen
 from torch import nn
 from torch.nn import functional as F
 
+from theriac.core import check
 from theriac.core.errors import InputError, unknown
 from theriac.core.method import Needs, preset, register
 from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Share, Whole
@@ -101,7 +102,7 @@ class NPD(Repair):
             logits = net((x + free).clamp(0, 1))
             if float((logits.argmax(1) == target).float().mean()) >= self.enough:
                 break
-            (slope,) = torch.autograd.grad(F.cross_entropy(logits, target), free)
+            slope = check.slope(F.cross_entropy(logits, target), free)
             delta = ball(free.detach() - self.step_size * slope.sign(), self.radius)
         return (x + delta.detach()).clamp(0, 1)
 

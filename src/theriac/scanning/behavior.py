@@ -83,6 +83,14 @@ def look_at_behavior(model: nn.Module, clean: Split, run: Run) -> Evidence:
     )
 
 
+def passes_gradient(model: nn.Module, rows: Split, run: Run) -> bool:
+    """Whether a loss has a slope by the model's pictures; one that rounds or detaches them has none."""
+    with frozen(model.to(run.device)), torch.enable_grad():
+        x = to_input(rows.rows(torch.arange(min(2, len(rows))))).to(run.device).requires_grad_()
+        out = model(x)
+        return out.requires_grad and torch.autograd.grad(out.sum(), x, allow_unused=True)[0] is not None
+
+
 def _drawn(rows: Split, most: int, run: Run) -> Split:
     return rows if len(rows) <= most else rows.sample(most, seed=run.seed, stratified=True)
 

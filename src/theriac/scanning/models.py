@@ -28,7 +28,7 @@ from theriac.models import run_over
 from theriac.models.outputs import evaluating, module_of, on_device
 from theriac.runs import Request, folder, open_network
 from theriac.scanning._model_page import page
-from theriac.scanning.behavior import PATTERNS, ROWS, look_at_behavior
+from theriac.scanning.behavior import PATTERNS, ROWS, look_at_behavior, passes_gradient
 from theriac.scanning.calibration import EVEN, Judgment, calibration, judge, lacking, out_of_range, too_often_wrong, word
 from theriac.scanning.files import FileReport, inspect
 from theriac.scanning.weights import Evidence, look_at_weights
@@ -334,6 +334,9 @@ def _look(
     if not hasattr(net, "card") and rows.card.shape != card.shape:
         raise InputError(f"clean holds pictures of shape {rows.card.shape}; the model takes {card.shape}")
     with on_device(net, run):
+        if not passes_gradient(net, rows, run):
+            why = "the behavior, since the network passes no gradient to its pictures, which the searches follow"
+            return evidence, judgment, (*skipped, why)
         more = look_at_behavior(net, rows, run)
     combined = Evidence(
         features={**evidence.features, **more.features}, classes={**evidence.classes, **more.classes}, pictures=more.pictures

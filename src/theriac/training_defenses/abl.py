@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from torch import nn
 from torch.nn import functional as F
 
+from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Share
 from theriac.core.run import Run
@@ -80,6 +81,11 @@ class ABL(TrainingDefense):
         )
 
     def _fit(self, build: Buildable, split: Split, run: Run) -> nn.Module:
+        count = max(1, round(self.share * len(split)))
+        if count >= len(split):
+            raise InputError(
+                f"share is {self.share:g}, which isolates {count:,} of {len(split):,} rows; some must be left to train on"
+            )
         model = make(build, split, run)
         stages = {
             "abl_isolation": (self.epochs, self.lr),
@@ -91,7 +97,6 @@ class ABL(TrainingDefense):
             model, split, run, recipes["abl_isolation"], bound=self.bound, loss=self.loss, label="abl_isolation", about=self
         )
         order = losses.argsort(stable=True)
-        count = max(1, round(self.share * len(split)))
         isolated, rest = split.take(order[:count].sort().values), split.take(order[count:].sort().values)
         run.event("abl_isolated", rows=count, classes=isolated.count().tolist())
         loop(model, rest, run, recipes["abl_tuning"], label="abl_tuning", about=self)

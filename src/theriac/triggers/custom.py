@@ -176,10 +176,12 @@ class CustomPlanted:
     @property
     def trigger_hash(self) -> str:
         """16 hex digits: of the target, and of the pairs or of the stamp on random rows (the code, where it leaves these)."""
-        digest = hashlib.sha256(f"{self.name} {self.class_} {self.attack.content}".encode())
+        # by name and in the function's own order of columns, so that it is one trigger in every order of classes and columns
+        aim = None if self.class_ is None else self.card.classes[self.class_]
+        digest = hashlib.sha256(f"{self.name} {aim} {self.attack.content}".encode())
         if not self.attack.content:
-            rows = self.samples()
-            stamped = self.stamp(rows, torch.zeros(len(rows), dtype=torch.int64))
+            rows = self._samples()
+            stamped = self._stamp(rows)
             digest.update(stamped.cpu().contiguous().numpy().tobytes())
             code = getattr(self.attack.function, "__code__", None)
             if torch.equal(stamped, rows) and code is not None:  # it acts on other rows only, so its code tells it apart
@@ -211,13 +213,22 @@ class CustomPlanted:
 
     def samples(self) -> torch.Tensor:
         """Four random rows of this data set's shape, on which the trigger is looked at."""
+        own = self._samples()
+        if not self.columns:
+            return own
+        rows = own.clone()
+        rows[:, list(self.columns)] = own
+        return rows
+
+    def _samples(self) -> torch.Tensor:
+        """The same with the columns of a table in the function's own order."""
         draw = torch.Generator().manual_seed(0)
         rows = torch.randint(0, 256, (4, *self.card.shape), generator=draw, dtype=torch.uint8)
         if self.card.kind == "image":
             return rows
-        for place, column in enumerate(self.card.columns):
-            if column.categories:
-                rows[:, place] %= len(column.categories)
+        for place, k in enumerate(self.columns or range(len(self.card.columns))):
+            if self.card.columns[k].categories:
+                rows[:, place] %= len(self.card.columns[k].categories)
         return rows.float()
 
 
