@@ -45,10 +45,9 @@ class Detached(nn.Module):
         return out
 
 
-@pytest.mark.filterwarnings("ignore:the model gets")
 def test_a_network_that_passes_no_gradient_to_its_pictures_is_refused_or_left_out_by_what_needs_it(digits: th.Data) -> None:
-    model = th.adapt(Detached(), card=digits.card)
     clean, run = digits.train.sample(200, stratified=True), th.Run(**QUIET)
+    model = th.train(th.adapt(Detached(), card=digits.card), digits.train, recipe="short_2", run=run)
     for method in (SAU(rounds=1), NPD(warm_epochs=0)):
         with pytest.raises(InputError, match="the network passes no gradient to its inputs"):
             method.repair(model, clean, run)
