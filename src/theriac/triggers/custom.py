@@ -117,18 +117,20 @@ class CustomPlanted:
 
     def _check_values(self, rows: torch.Tensor) -> None:
         """Refuse table rows (B, F) that no table holds: NaN is a missing value, and a category is the number of one."""
+        infinite = rows.isinf()
+        if bool(infinite.any()):
+            place = int(infinite.any(0).nonzero()[0])
+            self._refuse_value(place, float(rows[infinite[:, place], place][0]), "finite numbers")
         for place, column in enumerate(self.card.columns):
-            values = rows[:, place]
-            bad, expected = values.isinf(), "finite numbers"
-            if column.kind == "categorical":
-                count = len(column.categories)
+            if count := len(column.categories):
+                values = rows[:, place]
                 bad = ~values.isnan() & ~((values >= 0) & (values < count) & (values == values.floor()))
-                expected = f"numbers of its categories, 0 to {count - 1}"
-            if bool(bad.any()):
-                came = float(values[bad][0])
-                raise InputError(
-                    f"{self.name} wrote {came:g} into column {column.name!r}; expected {expected}, or NaN for none"
-                )
+                if bool(bad.any()):
+                    self._refuse_value(place, float(values[bad][0]), f"numbers of its categories, 0 to {count - 1}")
+
+    def _refuse_value(self, place: int, value: float, expected: str) -> None:
+        column = self.card.columns[place].name
+        raise InputError(f"{self.name} wrote {value:g} into column {column!r}; expected {expected}, or NaN for none")
 
     def _stamp(self, x: torch.Tensor) -> torch.Tensor:
         unit = self.attack.pixels == "unit" and x.dtype == torch.uint8
