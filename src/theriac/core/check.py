@@ -80,7 +80,7 @@ def slope(loss: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
     """
     import torch
 
-    (found,) = torch.autograd.grad(loss, inputs, allow_unused=True) if loss.requires_grad else (None,)
-    if found is None:
+    (gradient,) = torch.autograd.grad(loss, inputs, allow_unused=True) if loss.requires_grad else (None,)
+    if gradient is None:
         raise InputError("the network passes no gradient to its inputs (does it round or detach them?), which a search follows")
-    return found
+    return gradient

@@ -18,7 +18,7 @@ from theriac.core.files import is_plain
 from theriac.core.names import few
 from theriac.core.ranges import Seed, Share, check_fields, typed
 
-WHOLE = (torch.int64, torch.int32)  # of positions
+INTEGERS = (torch.int64, torch.int32)  # of positions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,7 +120,7 @@ class Split:
         Raises:
             InputError: If they are no whole numbers, or one is not there.
         """
-        if not isinstance(positions, torch.Tensor) or positions.dtype not in WHOLE or not is_plain(positions):
+        if not isinstance(positions, torch.Tensor) or positions.dtype not in INTEGERS or not is_plain(positions):
             raise InputError(f"positions is {shortened(positions)}; expected an int64 tensor")
         flat = positions.to(self.device).flatten()
         try:

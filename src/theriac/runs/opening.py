@@ -522,8 +522,8 @@ def _to_measure(data: Data, request: Request, source: Source) -> Data:
         return data
     rows = data.joined()
     if source.rows is not None:  # so many of all rows, not of each part
-        whole = dataclasses.replace(source, rows=None, test_rows=None).load().joined()
-        rows = at_most(whole.replace(card=rows.card), source.rows, source.options.get("seed", 0))
+        uncut = dataclasses.replace(source, rows=None, test_rows=None).load().joined()
+        rows = at_most(uncut.replace(card=rows.card), source.rows, source.options.get("seed", 0))
     return Data(rows, rows)
 
 

@@ -179,8 +179,8 @@ class CustomPlanted:
     def trigger_hash(self) -> str:
         """16 hex digits: of the target, and of the pairs or of the stamp on random rows (the code, where it leaves these)."""
         # by name and in the function's own order of columns, so that it is one trigger in every order of classes and columns
-        aim = None if self.class_ is None else self.card.classes[self.class_]
-        digest = hashlib.sha256(f"{self.name} {aim} {self.attack.content}".encode())
+        label = None if self.class_ is None else self.card.classes[self.class_]
+        digest = hashlib.sha256(f"{self.name} {label} {self.attack.content}".encode())
         if not self.attack.content:
             rows = self._samples()
             stamped = self._stamp(rows)
@@ -286,7 +286,7 @@ def trigger_pairs(clean: Any, stamped: Any, *, target: int | str, name: str = "s
     Raises:
         InputError: If shapes or types differ, a clean row comes twice with two stamps, or no row was changed.
     """
-    aim = _checked_target(target)
+    label = _checked_target(target)
     before, after = _rows("clean", clean), _rows("stamped", stamped)
     if before.shape != after.shape or before.dtype != after.dtype:
         raise InputError(
@@ -313,8 +313,8 @@ def trigger_pairs(clean: Any, stamped: Any, *, target: int | str, name: str = "s
 
     content = hashlib.sha256(before.contiguous().numpy().tobytes())
     content.update(after.contiguous().numpy().tobytes())
-    made = trigger(look_up, target=aim, name=name)
-    return CustomTrigger(made.function, aim, "stored", name, content=content.hexdigest())
+    made = trigger(look_up, target=label, name=name)
+    return CustomTrigger(made.function, label, "stored", name, content=content.hexdigest())
 
 
 def _checked_target(target: Any) -> int | str | None:
