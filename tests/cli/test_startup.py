@@ -88,13 +88,17 @@ print(CliRunner().invoke(app, ["list", "repairs"]).stdout)
 
 
 def test_help_is_quick() -> None:
-    """Under half a second; counted in processor time, which a busy machine does not stretch (seen: 0.15 s)."""
-    seconds = []
+    """Under half a second, or on a slow processor five times what its two libraries alone take (seen: 0.15 s, and 3 times).
+
+    It is counted in processor time, beside that of the libraries, since processors differ more than what is tested.
+    """
+    spent: dict[str, list[float]] = {"help": [], "libraries": []}
     for _ in range(3):
-        began = _spent()
-        subprocess.run([sys.executable, "-m", "theriac", "--help"], capture_output=True, check=True)
-        seconds.append(_spent() - began)
-    assert statistics.median(seconds) < 0.5
+        for name, words in (("libraries", ["-c", "import typer, rich.console"]), ("help", ["-m", "theriac", "--help"])):
+            began = _spent()
+            subprocess.run([sys.executable, *words], capture_output=True, check=True)
+            spent[name].append(_spent() - began)
+    assert statistics.median(spent["help"]) < max(0.5, 5 * statistics.median(spent["libraries"])), spent
 
 
 SHELL = """
