@@ -313,8 +313,7 @@ def trigger_pairs(clean: Any, stamped: Any, *, target: int | str, name: str = "s
 
     content = hashlib.sha256(before.contiguous().numpy().tobytes())
     content.update(after.contiguous().numpy().tobytes())
-    made = trigger(look_up, target=label, name=name)
-    return CustomTrigger(made.function, label, "stored", name, content=content.hexdigest())
+    return CustomTrigger(look_up, label, "stored", name, content=content.hexdigest())
 
 
 def _checked_target(target: Any) -> int | str | None:
