@@ -99,6 +99,19 @@ def test_other_classes_called_positive_other_draws_and_other_recipes_of_one_name
     assert [labels[2] for labels, _ in cells(tmp_path / "own", "victim")] == ["mine [at 0.001]", "mine [at 0.3]"]
 
 
+def test_seeds_that_another_processor_computed_in_another_precision_are_apart(tmp_path: Path) -> None:
+    data = people(tmp_path / "people.csv")
+    for name, seed in (("one", 0), ("two", 1)):
+        sweep(tmp_path / "store", name, data=data, seeds=[seed])
+    assert cells(tmp_path / "store", "victim")[0][1] == 2  # two seeds of one machine
+    with sqlite3.connect(tmp_path / "store" / "store.sqlite") as store:
+        store.execute("UPDATE jobs SET precision = 'bf16' WHERE key IN (SELECT key FROM cells WHERE sweep = 'two')")
+    assert [(labels[0], count) for labels, count in cells(tmp_path / "store", "victim")] == [
+        ("people [one]", 1),
+        ("people [two]", 1),
+    ]
+
+
 def test_sweeps_whose_names_are_written_alike_keep_pages_of_their_own(tmp_path: Path) -> None:
     people(tmp_path / "people.csv")
     for name, attack in (("my sweep", "tabular_value"), ("my_sweep", "tabular_blend")):

@@ -308,7 +308,7 @@ def _options(row: Row) -> dict[str, Any]:
 
 # which options of a job say what each label means
 _MEANING = {
-    "data": ("data", "content", "augment", "precision", "compared"),
+    "data": ("data", "content", "augment", "precision", "compared"),  # auto is another precision on another processor
     "model": ("model",),
     "recipe": ("recipe", "recipe_options"),
     "attack": ("attack",),
@@ -320,6 +320,7 @@ _MEANING = {
 def _meaning(row: Row, content: bool) -> dict[str, str]:
     """What each label of a row means, for whatever seed, as text; what the rows hold only where all results say it."""
     options = _options(row)
+    options["precision"] = row.get("precision") or options.get("precision")
     return {
         part: json.dumps([options.get(name) for name in names if content or name != "content"], sort_keys=True)
         for part, names in _MEANING.items()

@@ -173,7 +173,9 @@ def _read_csv(path: Path) -> pa.Table:
 
 
 _QUOTED = re.compile(r'"[^"]*"')
-_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+_COMMA = re.compile(r"[+-]?\d+(,\d+)+(\.\d*)?")
+_SIGNED = re.compile(r"[$€£¥]\s?[+-]?\d[\d.,]*|[+-]?\d[\d.,]*\s?[%$€£¥]")
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
 
 
 def _is_number(text: str) -> bool:
@@ -238,13 +240,21 @@ def _first_text(column: pa.ChunkedArray) -> tuple[int, str]:
 
 def _refuse_nearly_numeric(column: pa.ChunkedArray, name: str) -> None:
     counted = pc.value_counts(column.drop_null()).to_pylist()
-    commas = sum(item["counts"] for item in counted if _DECIMAL_COMMA.fullmatch(item["values"].strip()))
-    if commas and commas >= 0.9 * sum(item["counts"] for item in counted):
+    values, numbers = (
+        sum(item["counts"] for item in some) for some in (counted, [i for i in counted if _is_number(i["values"])])
+    )
+    commas = [item for item in counted if _COMMA.fullmatch(item["values"].strip())]
+    with_comma = sum(item["counts"] for item in commas)
+    if commas and (with_comma >= 0.9 * values or (values >= 20 and with_comma + numbers >= 0.9 * values)):
+        unclear = all(_THOUSANDS.fullmatch(item["values"].strip()) for item in commas)  # 1,234 may be either
+        what = "between thousands or for decimals; write 1234 or 1.234" if unclear else "for decimals; write them with a point"
+        raise InputError(f"column {name!r} holds numbers with a comma {what}, or name it in categorical= or drop=")
+    signed = [item["values"] for item in counted if _SIGNED.fullmatch(item["values"].strip())]
+    if len(signed) >= 20 and len(signed) >= 0.9 * len(counted):
         raise InputError(
-            f"column {name!r} holds numbers with a decimal comma; write them with a point, or name it in categorical= or drop="
+            f"column {name!r} holds numbers with a sign, such as {signed[0]!r}; leave the sign out, or name the column in "
+            "categorical="
         )
-    numbers = sum(item["counts"] for item in counted if _is_number(item["values"]))
-    values = sum(item["counts"] for item in counted)
     if values >= 20 and numbers >= 0.9 * values:
         row, text = _first_text(column)
         raise InputError(

@@ -125,8 +125,16 @@ def test_numbers_in_other_spellings_are_told(tmp_path: Path) -> None:
         (tmp_path / "t.csv").write_text("\n".join([f"size{separator}label", *rows]) + "\n")
         return th.load(tmp_path / "t.csv", label="label", **options)
 
-    with pytest.raises(InputError, match="'size' holds numbers with a decimal comma"):
+    with pytest.raises(InputError, match="'size' holds numbers with a comma for decimals; write them with a point"):
         load([f"{i},5" for i in range(40)], ";")
+    for values in ([f"{i + 1},500" for i in range(40)], ["950", "1,200"] * 20, [f"{i + 1},500,000.25" for i in range(40)]):
+        with pytest.raises(InputError, match="'size' holds numbers with a comma between thousands or for decimals"):
+            load(values, ";")  # "1,500" with a point for its comma would be one and a half
+    assert load(["950", "1,200", "1,200"] * 15, ";", categorical="size").card.columns[0].kind == "categorical"
+    for value in ("${}", "{}%", "{} €"):
+        with pytest.raises(InputError, match="'size' holds numbers with a sign, such as"):
+            load([value.format(i % 30) for i in range(60)])
+    assert load(["5%", "10%", "10%"] * 15).card.columns[0].kind == "categorical"  # a few steps are names
     with pytest.warns(UserWarning, match="'size' has 40 different numbers, of which float32 tells 1 apart"):
         assert load([str(2**60 + i) for i in range(40)]).card.columns[0].kind == "numeric"
     assert load(["1_000"] * 20 + ["2_000"] * 20).card.columns[0].kind == "categorical"
