@@ -9,6 +9,8 @@ from annotated_types import Interval
 
 from theriac.core.ranges import Count, Fraction, Positive, check_fields
 
+VERSION = 1  # of what an audit does; whoever changes its figures raises it, so that sweeps make theirs again
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from theriac.attacks import Attack
+from theriac.auditing import Options
+from theriac.auditing.options import VERSION as AUDIT
 from theriac.bench.specs import Entry, Spec
 from theriac.core.errors import InputError
 from theriac.core.method import Method
@@ -26,7 +30,7 @@ NONE = "none"
 BENIGN = "benign"
 
 Kind = Literal["train", "repair", "debias", "judge"]
-Role = Literal["victim", "defended", "benign", "benign defended", "judged", "judged defended", "debiased"]
+Role = Literal["victim", "defended", "benign", "benign defended", "judged", "judged defended", "debiased", "audited"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,8 @@ class Cell:
         defense: Defense; "none" for the row without one.
         clean: Budget of clean rows; empty where none are taken.
         role: "victim" and "defended" are the cells of the matrix; "judged" is a benign model under the attack's trigger, the
-            row of rate zero, and "judged defended" the same after the defense.
+            row of rate zero, and "judged defended" the same after the defense. What an "audited" one says belongs to the
+            defended model's row.
         seed: Seed of training.
         defense_seed: Seed of the repair, if it has one of its own.
     """
@@ -69,12 +74,15 @@ class Node:
 
     Args:
         key: Key of its result.
-        kind: What is done; "judge" only counts a model that is there under another's trigger.
+        kind: What is done; "judge" makes no model: it counts one under another's trigger, or audits it.
         job: The work; in a judgment that of the model to judge.
-        needs: Keys of the models that it starts from: the victim or the model to judge, then whose trigger counts.
+        needs: Keys of the models that it starts from: the victim or the model to judge, then whose trigger counts, then in an
+            audit the benign model, where there is one.
         cell: Where its result stands; the first of several.
         content: Hash of what it reads, which the key covers: work on other rows, or with another trigger, would be other work.
         rows: Hash of its data alone.
+        dtype: Precision of the multiplications, which the key covers.
+        audit: In an audit, how hard it tries.
     """
 
     key: str
@@ -84,6 +92,8 @@ class Node:
     cell: Cell
     content: str = ""
     rows: str = ""
+    dtype: str = ""
+    audit: Options | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ class Plan:
     @property
     def kinds(self) -> dict[str, int]:
         """How many pieces of work there are of each kind."""
-        return dict(Counter(node.kind for node in self.nodes.values()))
+        return dict(Counter("audit" if node.audit else node.kind for node in self.nodes.values()))
 
 
 class Loader:
@@ -251,9 +261,11 @@ class _Sweep:
                 victims.append((attack, victim))
                 if benign is not None:
                     self._judge(benign, victim, attack)
-                for defense in training:
-                    self._train(recipe, attack, defense)
-                self._repair(recipe, attack, victim, repairs)
+                defended = [self._train(recipe, attack, defense) for defense in training]
+                defended += self._repair(recipe, attack, victim, repairs)
+                for node in defended:
+                    if node is not None and self.spec.audit is not None:
+                        self._audit(node, victim, benign, self.spec.audit)
             if self.spec.controls and victims and benign is not None:
                 made = [self._train(recipe, None, defense) for defense in training]
                 plain = [e for e in repairs if not e.value.wants("trigger")]  # type: ignore[attr-defined]  # of a repair
@@ -357,7 +369,16 @@ class _Sweep:
         digest = hashlib.sha256(f"judge 1 {model.key} {trigger.key}".encode()).hexdigest()
         role: Role = "judged" if model.cell.role == "benign" else "judged defended"
         cell = replace(model.cell, attack=attack.label, role=role)
-        self._add(Node(digest, "judge", model.job, (model.key, trigger.key), cell, model.content, model.rows))
+        needs = (model.key, trigger.key)
+        self._add(Node(digest, "judge", model.job, needs, cell, model.content, model.rows, self.dtype))
+
+    def _audit(self, model: Node, victim: Node, benign: Node | None, options: Options) -> None:
+        """An audit of a defended model, beside its victim and the benign model if there is one."""
+        needs = (model.key, victim.key, *(() if benign is None else (benign.key,)))
+        settings = json.dumps(dataclasses.asdict(options), sort_keys=True)
+        digest = hashlib.sha256(f"audit {AUDIT} {' '.join(needs)} {settings}".encode()).hexdigest()
+        cell = replace(model.cell, role="audited")
+        self._add(Node(digest, "judge", model.job, needs, cell, model.content, model.rows, self.dtype, options))
 
     def _debias(self, defense: Entry[Method]) -> None:
         if self.rows.train.group is None:
@@ -389,7 +410,7 @@ class _Sweep:
             self.read[read] = reading(job, self.content)
         victim = needs[0] if kind == "repair" else ""
         return self._add(
-            Node(key(job, self.content, self.dtype, victim), kind, job, needs, cell, self.read[read], self.content)
+            Node(key(job, self.content, self.dtype, victim), kind, job, needs, cell, self.read[read], self.content, self.dtype)
         )
 
     def _add(self, node: Node) -> Node:

@@ -39,7 +39,8 @@ class RayTasks:
                 ray.init(address=address, log_to_driver=False, logging_level="ERROR", **here)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise InputError(f"--address {address}: {str(error).splitlines()[0]}") from None
-        gpus = 1 if settings.device.startswith("cuda") else 0
+        cards = ray.cluster_resources().get("GPU", 0) > 0  # a task that reserves none sees none
+        gpus = 1 if settings.device.startswith("cuda") or (settings.device == "auto" and cards) else 0
         self.task = ray.remote(max_retries=0, num_cpus=1, num_gpus=gpus)(_do)
         self.settings = ray.put(settings)
         self.running: dict[Any, Node] = {}

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import Field
 
 from theriac.attacks import Attack
+from theriac.auditing import Options
 from theriac.bench._yaml import Marked, Where, read
 from theriac.core.card import Augment, validated
 from theriac.core.errors import InputError, shortened, unknown
@@ -31,7 +32,7 @@ from theriac.training import Recipe, recipe
 T = TypeVar("T")
 
 PARTS = ("data", "models", "recipes", "attacks", "defenses")
-GROUP = ("name", *PARTS, "clean", "seeds", "defense_seeds", "controls")  # what a group may say
+GROUP = ("name", *PARTS, "clean", "seeds", "defense_seeds", "controls", "audit")  # what a group may say
 KEYS = (*GROUP, "defaults", "groups", "precision", "limits", "keep", "positive")
 RESERVED = {"attacks": "benign", "defenses": "none"}  # names of what is without one
 DEFENSES = ("repair", "training", "debiasing")  # kinds of methods that may stand under "defenses"
@@ -90,6 +91,7 @@ class Spec:
         seeds: Seeds of training.
         defense_seeds: Seeds of repairs; empty: a repair takes its victim's seed.
         controls: Whether benign models are trained, repaired and judged with each attack's trigger, too.
+        audit: How hard every defended model is audited beside its victim and the benign model; None: not at all.
         precision: "auto", "fp32" or "bf16".
         limits: What one job may take.
         keep: "all", or "victims": weights of repaired models are dropped once nothing needs them.
@@ -108,6 +110,7 @@ class Spec:
     seeds: tuple[int, ...]
     defense_seeds: tuple[int, ...]
     controls: bool
+    audit: Options | None
     precision: Literal["auto", "fp32", "bf16"]
     limits: Limits
     keep: Literal["all", "victims"]
@@ -129,6 +132,7 @@ class Spec:
             parts["attacks"][entry.label] |= {"target": "seed"} if entry.by_seed else {}
         rest = ("seeds", "defense_seeds", "controls", "precision", "keep", "positive")
         plain = {"name": self.name, **parts, **{name: getattr(self, name) for name in rest}}
+        plain["audit"] = None if self.audit is None else dataclasses.asdict(self.audit)
         if self.groups:
             plain["groups"] = [group.to_dict() for group in self.groups]
         return dict(json.loads(json.dumps(plain, default=str)))
@@ -222,6 +226,8 @@ class _Reader:
             return self._budgets(self.top.get("clean", 0.05), (*self.base, "clean"))
         if key == "controls":
             return self._choice("controls", True, (True, False))
+        if key == "audit":
+            return self._audit()
         if key.endswith("seeds"):
             return self._seeds(key, [0] if key == "seeds" else [])
         readers: dict[str, Callable[[Any, Where], list[Entry[Any]]]] = {
@@ -465,6 +471,19 @@ class _Reader:
                 if key not in ("seconds", "memory_mb"):
                     raise unknown("limit", key, ("seconds", "memory_mb"))
             return Limits(**value)
+
+    def _audit(self) -> Options | None:
+        value = self.top.get("audit", False)
+        if isinstance(value, (bool, Options)):
+            return (Options() if value else None) if isinstance(value, bool) else value
+        known = [f.name for f in dataclasses.fields(Options)]
+        with self.marked.at(*self.base, "audit"):
+            if not isinstance(value, Mapping):
+                raise InputError(f"audit is {shortened(value)}; expected true, false, or options, such as {{tune_steps: 50}}")
+            for key in value:
+                if key not in known:
+                    raise unknown("option of an audit", key, known)
+            return Options(**value)
 
     def _choice(self, key: str, default: Any, choices: Sequence[Any]) -> Any:
         value = self.top.get(key, default)

@@ -442,6 +442,7 @@ def options_of(node: Node) -> dict[str, Any]:
     job = node.job
     options: dict[str, Any] = {
         "judge": list(node.needs) if node.kind == "judge" else None,
+        "audit": None if node.audit is None else dataclasses.asdict(node.audit),
         "data": job.data.facts(),
         "model": None if job.model is None else model_facts(job.model),
         "recipe": None if job.recipe is None else job.recipe.name,

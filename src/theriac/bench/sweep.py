@@ -397,6 +397,7 @@ def forecast(
 
 def _likeness(kind: str, options: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Descriptions of a job, the closest first."""
+    kind = "audit" if options.get("audit") else kind
     data = repr(sorted((options.get("data") or {}).items()))
     model, recipe, attack, defense = (repr(options.get(name)) for name in ("model", "recipe", "attack", "defense"))
     names = [(options.get(name) or {}).get("method") for name in ("attack", "defense")]

@@ -13,6 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
+from theriac.auditing.result import BENIGN, SUBJECT
 from theriac.bench.store import Store
 from theriac.core.errors import InputError, unknown
 from theriac.core.files import write_atomically
@@ -20,6 +21,7 @@ from theriac.core.paths import as_path, writing
 from theriac.metrics import Spread, der, over_seeds, wilson
 
 RATES = ("acc", "asr", "ra", "target_acc")
+RATIOS = ("features: existence",)  # figures of an audit that are no shares of rows
 GAPS = ("bacc", "dp_gap", "opportunity_gap", "odds_gap")  # of debiased models
 SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z])")
 LABELS = ("data", "model", "recipe", "attack", "defense", "clean")
@@ -38,6 +40,8 @@ COLUMNS = (
     *(f"{name}{end}" for name in GAPS for end in ("", "_before")),
     "outcome",
     "degenerate",
+    "alarms",
+    "audit",
     "seconds",
     "cpu_seconds",
     "peak_mb",
@@ -53,6 +57,7 @@ COLUMNS = (
 
 STATUSES = ("done", "failed", "planned")  # of a job; that none has one is an answer
 Row = dict[str, Any]
+_MODEL = "(SELECT other FROM needs WHERE needs.key = cells.key AND needs.place = 0)"
 _VICTIM = "(SELECT v.options FROM needs JOIN jobs v ON v.key = other WHERE needs.key = cells.key AND needs.place = 0)"
 
 
@@ -66,7 +71,8 @@ def rows(store: Store, sweep: str | None = None, **labels: str) -> list[Row]:
 
     Returns:
         Plain values under the names in ``COLUMNS``; None where there is no such number. Of several sweeps, a result that they
-        share counts once; where a label means different things in two of them, it also names the sweep. DER of a
+        share counts once; where a label means different things in two of them, it also names the sweep. An audit is part of
+        the row of its model: ``alarms`` counts its signs of a backdoor, and ``audit`` holds its figures as JSON. DER of a
         model that a training-time defense made is counted against the plain victim of the same seed, if there is one only.
 
     Raises:
@@ -79,13 +85,14 @@ def rows(store: Store, sweep: str | None = None, **labels: str) -> list[Row]:
         scores.setdefault(key, {})[stage, name] = (hits, total)
     names = ("sweep", *LABELS, "role", "seed", "defense_seed", "key", "status", "result", "options")
     facts = ("seconds", "cpu_seconds", "peak_mb", "machine", "device", "precision", "versions", "error")
-    select = ", ".join([*(f"cells.{n}" for n in names[:10]), *(f"jobs.{n}" for n in (*names[10:], *facts)), _VICTIM])
+    select = ", ".join([*(f"cells.{n}" for n in names[:10]), *(f"jobs.{n}" for n in (*names[10:], *facts)), _MODEL, _VICTIM])
     query = f"SELECT {select} FROM cells JOIN jobs USING (key) JOIN sweeps ON sweeps.name = sweep"
     query = query.replace("jobs.key", "cells.key") + " WHERE ? IS NULL OR sweep = ? ORDER BY sweeps.started, sweep, place"
     selected = [
-        _row(dict(zip((*names, *facts, "victim"), values, strict=True)), scores)
+        _row(dict(zip((*names, *facts, "of", "victim"), values, strict=True)), scores)
         for values in store.db.execute(query, (sweep, sweep))
     ]
+    selected = _with_audits(selected)
     _add_der(selected)
     if sweep is None:
         selected = _apart(selected)
@@ -117,8 +124,10 @@ def _row(row: Row, scores: Mapping[str, Mapping[tuple[str, str], tuple[int, int]
         if name != "target_acc":
             before = counted.get(("before", name))
             row[f"{name}_before"] = None if before is None else before[0] / before[1]
-    outcome = result.get("outcome") or {}
+    outcome, audit = (result.get(name) or {} for name in ("outcome", "audit"))
     row |= {
+        "alarms": len(audit["alarms"]) if audit else None,
+        "audit": json.dumps(_looks(audit)) if audit else None,
         "der": result.get("der"),
         "outcome": outcome.get("status"),
         "degenerate": " ".join(result.get("degenerate") or ()),
@@ -131,6 +140,28 @@ def _row(row: Row, scores: Mapping[str, Mapping[tuple[str, str], tuple[int, int]
         if end and figures:
             row["acc_before"] = (figures.get("acc") or {}).get("value")
     return row
+
+
+def _looks(audit: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The figures of an audit in which a backdoor would show, by look and model."""
+    return {
+        f"{line['look']}: {line['figure']}": {model: cell["value"] for model, cell in line["cells"].items()}
+        for line in audit["lines"]
+        if line["bad"]
+    }
+
+
+def _with_audits(results: Sequence[Row]) -> list[Row]:
+    """The rows, with each finished audit in the row of its model; those that failed or wait stay rows of their own."""
+    audits = {(row["sweep"], row["of"]): row for row in results if row["role"] == "audited" and row["audit"] is not None}
+    others = []
+    for row in results:
+        own = audits.get((row["sweep"], row["key"]))
+        if own is not None:
+            row |= {"alarms": own["alarms"], "audit": own["audit"]}
+        if row["role"] != "audited" or row["audit"] is None:
+            others.append({name: value for name, value in row.items() if name != "of"})
+    return others
 
 
 @dataclass(frozen=True)
@@ -201,6 +232,11 @@ class Group:
         return [
             text if count == of else f"{text.removesuffix('.')} ({count} of {of} results)." for text, count in counts.items()
         ]
+
+    @property
+    def alarmed(self) -> tuple[int, int]:
+        """In how many audits of the models there was a sign of a backdoor, and how many audits there are."""
+        return _alarmed(self.done)
 
     def over(self, name: str) -> Mean | None:
         """A number over seeds of the victim; None if no row has it.
@@ -350,7 +386,7 @@ def interval(group: Group, name: str) -> tuple[float, float | None, float | None
 
 GAP_HEADS = {"bACC %": "bacc", "DP gap %": "dp_gap", "opportunity gap %": "opportunity_gap", "odds gap %": "odds_gap"}
 _HEADS = ("data", "model", "recipe", "attack", "defense", "clean", "role", "seeds")
-SHOWN = (*_HEADS, "ACC %", "ASR %", "RA %", "DER", *GAP_HEADS, "seconds")
+SHOWN = (*_HEADS, "ACC %", "ASR %", "RA %", "DER", *GAP_HEADS, "alarms in", "seconds")
 
 
 def summary(groups: Sequence[Group]) -> list[list[str]]:
@@ -361,6 +397,7 @@ def summary(groups: Sequence[Group]) -> list[list[str]]:
         figures = [text and text + mark for text in (in_words(group.over(name), 100) for name in ("acc", "asr", "ra"))]
         time, der_words = group.over("seconds"), in_words(group.over("der"), 1, 3)
         last = [der_words and der_words + mark, *(_moved(group, name) for name in GAP_HEADS.values())]
+        last.append("{} of {}".format(*group.alarmed) if any(group.alarmed) else "")
         last.append("" if time is None else f"{time.mean:.1f}")
         seeds = f"{len(group.done)}" if len(group.done) == len(group.rows) else f"{len(group.done)} of {len(group.rows)}"
         if group.victims < len(group.done):
@@ -379,6 +416,47 @@ def filled(lines: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
     """Names and texts of the columns of a summary in which some cell has something."""
     used = [i for i, name in enumerate(SHOWN) if name in _HEADS or any(line[i] for line in lines)]
     return [SHOWN[i] for i in used], [[line[i] for i in used] for line in lines]
+
+
+def audits(groups: Sequence[Group]) -> list[list[str]]:
+    """What audits saw by defense, over its attacks and seeds: a head, then one line for each; empty without audits.
+
+    Figures are percent of the defended models, in parentheses of the benign ones under the same look; what is no share of rows
+    is a ratio.
+    """
+    by: dict[tuple[str, str], list[Row]] = {}
+    for group in groups:
+        own = [row for row in group.done if row.get("audit")]
+        if own:
+            by.setdefault((group.full_defense, ", ".join(part for part in group.labels[:3] if part)), []).extend(own)
+    looked = {name: [json.loads(row["audit"]) for row in own] for name, own in by.items()}
+    looks = list(dict.fromkeys(look for own in looked.values() for audit in own for look in audit))
+    lines = [["defense", "setting", "alarms in", *looks]] if by else []
+    for name, own in by.items():
+        cells = [[audit[look] for audit in looked[name] if look in audit] for look in looks]
+        lines.append(
+            [
+                *name,
+                "{} of {}".format(*_alarmed(own)),
+                *(_mean_look(look, cell) for look, cell in zip(looks, cells, strict=True)),
+            ]
+        )
+    return lines
+
+
+def _alarmed(results: Sequence[Row]) -> tuple[int, int]:
+    counts = [row["alarms"] for row in results if row.get("alarms") is not None]
+    return sum(count > 0 for count in counts), len(counts)
+
+
+def _mean_look(look: str, cells: Sequence[Mapping[str, float]]) -> str:
+    """Mean of one figure over audits, with that of the benign models."""
+    if not cells:
+        return ""
+    times, digits = (1, 2) if look in RATIOS else (100, 1)
+    benign = [cell[BENIGN] for cell in cells if BENIGN in cell]
+    control = f" ({times * sum(benign) / len(benign):.{digits}f})" if benign else ""
+    return f"{times * sum(cell[SUBJECT] for cell in cells) / len(cells):.{digits}f}{control}"
 
 
 def misleading(groups: Sequence[Group]) -> list[str]:
@@ -437,8 +515,8 @@ def _parquet(plain: Sequence[Row]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    integers = ("seed", "defense_seed")
-    texts = {*LABELS, "sweep", "role", "status", "outcome", "degenerate", "warnings", "error"}
+    integers = ("seed", "defense_seed", "alarms")
+    texts = {*LABELS, "sweep", "role", "status", "outcome", "degenerate", "audit", "warnings", "error"}
     texts |= {"machine", "device", "precision", "versions", "options", "key"}
 
     def kind(name: str) -> Any:

@@ -22,6 +22,7 @@ from PIL import Image
 
 from theriac.attacks import Planted
 from theriac.attacks.store import load_planted
+from theriac.auditing import audit
 from theriac.bench.events import JobEvents
 from theriac.bench.plans import Loader, Node
 from theriac.bench.store import Store
@@ -129,7 +130,8 @@ class Worker:
         try:
             with _interrupts(came):
                 with _silent():
-                    result, picture = self._judged(node) if node.kind == "judge" else self._executed(node, events)
+                    self._check_precision(node)
+                    result, picture = (self._judged(node), None) if node.kind == "judge" else self._executed(node, events)
                 files = self.store.keep(home) if node.kind != "judge" else []
                 self.store.done(node.key, result, facts=cost.facts(self._run(node), result), files=files, picture=picture)
         except (BusyError, DiskFullError, StoppedError, KeyboardInterrupt) as error:
@@ -148,6 +150,16 @@ class Worker:
 
     def _run(self, node: Node) -> Run:
         return Run(device=self.settings.device, precision=node.job.precision, seed=node.job.seed, quiet=True)
+
+    def _check_precision(self, node: Node) -> None:
+        """Refuse work that was planned for another precision: its result would stand under the key of another."""
+        run = self._run(node)
+        if node.dtype and str(run.dtype) != node.dtype:
+            came, planned = (name.removeprefix("torch.") for name in (str(run.dtype), node.dtype))
+            raise InputError(
+                f"{run.device} of this machine computes in {came}, and the work was planned in {planned}, elsewhere; set "
+                "precision in the spec"
+            )
 
     def _executed(self, node: Node, events: JobEvents) -> tuple[dict[str, Any], bytes | None]:
         job, home, data = node.job, self.store.home(node.key), self._data(node)
@@ -225,13 +237,19 @@ class Worker:
             )
         return sha
 
-    def _judged(self, node: Node) -> tuple[dict[str, Any], None]:
-        """Clean and stamped predictions of a model that is there, under the trigger of another's attack."""
-        model, trigger = (self.store.home(key) for key in node.needs)
-        rows = self._data(node).test
+    def _judged(self, node: Node) -> dict[str, Any]:
+        """What a model that is there does under the trigger of another's attack: counts, or an audit."""
+        model, trigger, *others = (self.store.home(key) for key in node.needs)
+        data, run = self._data(node), self._run(node)
         self._weights(node.needs[0])
-        scores = evaluate(load_model(model), rows, load_planted(trigger), run=self._run(node))
-        return {"evaluation": scores.to_dict(), "degenerate": scores.degenerate}, None
+        if node.audit is None:
+            scores = evaluate(load_model(model), data.test, load_planted(trigger), run=run)
+            return {"evaluation": scores.to_dict(), "degenerate": scores.degenerate}
+        for key in node.needs[1:]:
+            self._weights(key)
+        benign = load_model(others[0]) if others else None
+        beside: dict[str, Any] = {"victim": load_model(trigger), "benign": benign}
+        return {"audit": audit(load_model(model), data, load_planted(trigger), **beside, run=run, options=node.audit).to_dict()}
 
 
 def intact(store: Store, node: Node, *, by_content: bool = False) -> bool:

@@ -15,7 +15,19 @@ import typer
 from theriac.bench import Forecast, Sweep, compare, grouped, leaderboard, ranks, scores_of
 from theriac.bench.statistics import attacks_of, common_cells, least_attacks
 from theriac.bench.store import Store
-from theriac.bench.tables import GAP_HEADS, SHOWN, Group, Row, beside_repairs, in_words, interval, misleading, rows, summary
+from theriac.bench.tables import (
+    GAP_HEADS,
+    SHOWN,
+    Group,
+    Row,
+    audits,
+    beside_repairs,
+    in_words,
+    interval,
+    misleading,
+    rows,
+    summary,
+)
 from theriac.cli import _options as opt
 from theriac.cli import _show
 from theriac.core import check
@@ -65,6 +77,7 @@ def show_plan(forecast: Forecast, workers: int, *, as_json: bool) -> None:
         _show.as_json(facts)
         return
     kinds = {"train": "trainings", "repair": "repairs", "debias": "debiased models", "judge": "counts of benign models"}
+    kinds["audit"] = "audits"
     work = ", ".join(f"{count:,} {kinds[kind]}" for kind, count in plan.kinds.items())
     if forecast.seconds is None:
         time = "unknown: the store has no timings yet" if left else "nothing is left to do"
@@ -184,6 +197,7 @@ def write_page(store: Store, results: Sequence[Row], path: str | Path, option: s
         pictures=pictures,
         comparisons=[made for name in ("asr", "der") if (made := _comparison(groups, name)) is not None],
         fairness=[line for group in groups for line in _fairness(group)],
+        audits=audits(groups),
         published=_published(results),
         troubles=troubles,
         option=option,
@@ -208,6 +222,7 @@ def _cell(group: Group) -> SweepCell:
         role=group.role,
         seeds=(len(group.done), len(group.rows)),
         victims=group.victims,
+        alarms=group.alarmed,
         numbers={name: Number(*value) for name, value in values.items() if value is not None},
         degenerate=tuple(group.degenerate),
         environment="; ".join(facts),

@@ -43,6 +43,7 @@ QUANTITIES = (
     Quantity("der", "DER %", "Defense effectiveness rating (DER, %)", True),
     Quantity("seconds", "seconds", "Time of a job (seconds)", False, share=False),
 )
+_AUDITED = ("alarms in",)  # column of cells, where there were audits
 STEPS = 9  # colors of cells, from bad to good
 # Bad, middle, good, text and small text of a cell, in light and in dark; orange and blue differ for the color-blind, too
 LIGHT = ("#f3b184", "#f6f3ec", "#93c9d6", "#111111", "#333333")
@@ -84,6 +85,7 @@ class SweepCell:
         environment: Machine, device, precision and versions.
         keys: Keys of the jobs in the store.
         victims: How many victims these are; 0 = one for each seed.
+        alarms: In how many of its audits there was a sign of a backdoor, and how many there are.
     """
 
     setting: str
@@ -96,6 +98,7 @@ class SweepCell:
     environment: str = ""
     keys: tuple[str, ...] = ()
     victims: int = 0
+    alarms: tuple[int, int] = (0, 0)
 
     @property
     def name(self) -> str:
@@ -146,6 +149,7 @@ def write_sweep(
     pictures: Mapping[str, bytes] | None = None,
     comparisons: Sequence[Comparison] = (),
     fairness: Sequence[tuple[str, ...]] = (),
+    audits: Sequence[Sequence[str]] = (),
     published: Published | None = None,
     troubles: Sequence[tuple[str, str]] = (),
     option: str = "--page",
@@ -159,6 +163,7 @@ def write_sweep(
         pictures: PNG files of triggers, by data and attack in words.
         comparisons: Statistics of defenses.
         fairness: Lines of debiased models: setting, method, seeds, figure, before, after.
+        audits: What audits saw: names of columns, then a line for each defense; empty without audits.
         published: Published numbers beside the measured ones; None without them.
         troubles: Failed jobs and refused pairings, each with its reason.
         option: What names the file, for messages.
@@ -169,6 +174,7 @@ def write_sweep(
     path = new_file(option, path, endings=PAGES)
     sources = [(name, f"data:image/png;base64,{base64.b64encode(png).decode()}") for name, png in (pictures or {}).items()]
     named = {text: chr(65 + i) if i < 26 else str(i) for i, text in enumerate(dict.fromkeys(c.environment for c in cells))}
+    audited = any(cell.alarms[1] for cell in cells)
     text = (
         environment()
         .get_template("sweep.html.j2")
@@ -187,9 +193,20 @@ def write_sweep(
             pictures=sources,
             comparisons=[_compared(c) for c in comparisons],
             fairness=fairness,
+            audits=audits,
             published=published,
-            head=("attack", "defense", "setting", "role", "seeds", *(q.short for q in QUANTITIES), "where", "keys"),
-            every=[_line(cell, named) for cell in cells],
+            head=(
+                "attack",
+                "defense",
+                "setting",
+                "role",
+                "seeds",
+                *(q.short for q in QUANTITIES),
+                *_AUDITED[:audited],
+                "where",
+                "keys",
+            ),
+            every=[_line(cell, named, audited) for cell in cells],
             environments=[(short, long) for long, short in named.items() if long],
             troubles=troubles,
         )
@@ -367,12 +384,14 @@ def _alerts(cells: Sequence[SweepCell]) -> list[str]:
 
 def _facts(cells: Sequence[SweepCell], troubles: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     inside = [cell for cell in cells if _in_matrix(cell)]
+    audits = sum(cell.alarms[1] for cell in cells)
     return [
         ("attacks", f"{len({c.attack for c in inside}):,}"),
         ("defenses", f"{len({c.defense for c in inside if c.role == 'defended'}):,}"),
         ("cells", f"{len(cells):,}"),
         ("results", f"{sum(c.seeds[0] for c in cells):,} of {sum(c.seeds[1] for c in cells):,}"),
         ("failed or refused", f"{len(troubles):,}"),
+        *([("audits with an alarm", f"{sum(c.alarms[0] for c in cells):,} of {audits:,}")] if audits else []),
     ]
 
 
@@ -519,11 +538,12 @@ def _worded(number: Number, quantity: Quantity) -> str:
     return f"{text} [{ends}]" if number.basis == "rows" else text
 
 
-def _line(cell: SweepCell, named: Mapping[str, str]) -> list[str]:
+def _line(cell: SweepCell, named: Mapping[str, str], audited: bool) -> list[str]:
     numbers = [_worded(cell.numbers[q.name], q) if q.name in cell.numbers else "" for q in QUANTITIES]
     role = f"{cell.role} †" if cell.degenerate else cell.role
     seeds = f"{cell.seeds[0]}" if cell.seeds[0] == cell.seeds[1] else f"{cell.seeds[0]} of {cell.seeds[1]}"
     if 0 < cell.victims < cell.seeds[0]:
         seeds += f", {cell.victims} victim{'s' * (cell.victims > 1)}"
     where = named[cell.environment] if cell.environment else ""
-    return [cell.attack, cell.defense, cell.setting, role, seeds, *numbers, where, " ".join(cell.keys)]
+    alarms = ["{} of {}".format(*cell.alarms) if cell.alarms[1] else ""][:audited]
+    return [cell.attack, cell.defense, cell.setting, role, seeds, *numbers, *alarms, where, " ".join(cell.keys)]
