@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
@@ -40,7 +42,15 @@ def part_of(split: Split, rows: int, run: Run, name: str) -> Split:
 
 
 def fit_surrogate(
-    split: Split, build: Buildable | None, run: Run, *, name: str, rows: int, recipe: str, robust: float = 0.0
+    split: Split,
+    build: Buildable | None,
+    run: Run,
+    *,
+    name: str,
+    rows: int,
+    recipe: str,
+    robust: float = 0.0,
+    looked_at: Callable[[nn.Module], None] = lambda _: None,
 ) -> nn.Module:
     """Train a clean model to fit a trigger on.
 
@@ -52,6 +62,7 @@ def fit_surrogate(
         rows: Rows to train on at most; 0 takes all.
         recipe: Name of a training recipe.
         robust: Radius (pixels in [0, 1]) of adversarial training; 0 trains plainly.
+        looked_at: Is handed the model before it is trained, and refuses one that will not do.
 
     Returns:
         The model in eval mode, its parameters frozen.
@@ -70,6 +81,7 @@ def fit_surrogate(
     plan = named(recipe)
     step: Step = robust_step if robust else cross_entropy_step
     model = make(build, part, side, by_name=False)
+    looked_at(model)
 
     def fit() -> State:
         trained = loop(model, part, side, plan, step=step)

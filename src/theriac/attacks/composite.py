@@ -104,7 +104,7 @@ class Composite(Attack):
         super()._check_card(card)
         if max(self.sources) >= card.num_classes and self.parts == "classes":
             raise InputError(f"sources is {self.sources}; {card.name!r} has classes 0 to {card.num_classes - 1}")
-        if 2 * self._side(card.size) > min(card.size):
+        if self.parts == "patches" and 2 * self._side(card.size) > min(card.size):
             raise InputError(f"side is {self._side(card.size)}; two patches do not fit into {card.size}")
 
     def _side(self, size: tuple[int, int]) -> int:
@@ -125,7 +125,7 @@ class Composite(Attack):
         return super()._crosses(y) if self.parts == "classes" else y != self.target
 
     def _cross_count(self, rows: int, chosen: int) -> int:
-        return round(self.cross_ratio * chosen)
+        return round(min(self.cross_ratio * chosen, HUGE))
 
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
         """A bank of rows by class, with their labels and row numbers; or the two patches."""
@@ -162,13 +162,15 @@ class Composite(Attack):
         self, state: Mapping[str, torch.Tensor], y: torch.Tensor, index: torch.Tensor, width: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Which class each cross row is mixed with and how many columns it gives away, at most half, int64 (B,) each."""
-        held = state["y"].to(y.device).unique()
+        banked = torch.bincount(state["y"].to(y.device), minlength=int(y.max()) + 1 if len(y) else 1)
+        held = (banked >= 2).nonzero().flatten()  # a class of one row has no other row to be mixed with
         third = held[(held[:, None] != held.new_tensor([*self.sources, self.target])).all(1)]
         ours = held.new_tensor(self.sources)
         from_source = (y[:, None] == ours).any(1)
         foreign = third[pick(index, len(third), self.seed + 3)] if len(third) else y
         other = torch.where(from_source, foreign, ours[pick(index, 2, self.seed + 2)])
         mixed = (uniform(index, (1,), self.seed + 4)[:, 0] < self.third_share) & (other != y)
+        mixed |= banked[y] < 2
         narrow = -(-3 * width // 8)
         drawn = narrow + pick(index, max(1, width // 2 - narrow + 1), self.seed + 5)
         return torch.where(mixed, other, y), torch.where(mixed, drawn, width // 2)

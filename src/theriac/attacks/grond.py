@@ -110,7 +110,8 @@ class Grond(CleanLabel):
         if not self.abi:
             return super().train(build, split, run, recipe)
         run = as_run(run)
-        model = make(build, align_to(as_clean(split, "split"), build), run)
+        self._check_card(as_clean(split, "split").card)
+        model = make(build, align_to(split, build), run)
         pairs = conv_norm_pairs(model, split.card.shape)
         if not pairs:
             raise InputError(

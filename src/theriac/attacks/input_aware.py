@@ -20,7 +20,7 @@ from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.planted import Planted, Victim
 from theriac.core.poisoned import CROSS, POISON, as_clean
-from theriac.core.ranges import Count, Fraction, NonNegative, Positive, Whole
+from theriac.core.ranges import HUGE, Fraction, NonNegative, Positive, Whole, Width
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split, with_moments
 from theriac.data.augment import augment
@@ -78,7 +78,7 @@ class InputAware(Attack):
     diversity: NonNegative = 1.0  # weight of "different images, different triggers"; both
     mask_epochs: Whole = 25  # both; a briefly trained mask costs 13 points (docs/attacks.md). 0 = a quarter of the recipe's
     lr: Positive = 0.01  # of both nets' Adam, betas 0.5 and 0.9; both
-    width: Count = 32  # channels of their first level; both
+    width: Width = 32  # channels of their first level; both
     fit_rows: Whole = 5000  # that the mask net is trained on, at most; ours. 0 = all, as both
     as_released: bool = False  # keep the faults of the released code, see above
 
@@ -93,6 +93,11 @@ class InputAware(Attack):
     def corrected(cls) -> InputAware:
         """Ours, the default: fixed rows, zeroed gradients, all epochs for the victim."""
         return cls()
+
+    def _check_card(self, card: Card) -> None:
+        super()._check_card(card)
+        if min(card.size) < 2:
+            raise InputError(f"{self.name} halves its pictures; {card.name!r} has {card.size[0]} x {card.size[1]} pixels")
 
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "short_8") -> Victim:
         """Train mask net, then generator and victim together.
@@ -201,7 +206,7 @@ class InputAware(Attack):
         return what
 
     def _cross_count(self, rows: int, chosen: int) -> int:
-        return round(self.cross_ratio * chosen)
+        return round(min(self.cross_ratio * chosen, HUGE))
 
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
         raise InputError(f"{self.name} trains its generator together with the victim; use train(build, split)")

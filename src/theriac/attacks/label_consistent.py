@@ -10,6 +10,7 @@ import torch
 
 from theriac.attacks._clean_label import CleanLabel
 from theriac.attacks._surrogate import fit_surrogate, pgd, read_rows
+from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
 from theriac.core.ranges import Fraction, Level, Whole
@@ -99,6 +100,10 @@ class LabelConsistent(CleanLabel):
     def short(cls) -> LabelConsistent:
         """For trying out: a small surrogate and few, larger steps."""
         return cls(surrogate_rows=1000, surrogate_recipe="short_4", steps=10, step_size=2.0)
+
+    def _check_card(self, card: Card) -> None:
+        super()._check_card(card)
+        corners(card.channels, card.size, self.side or default_patch_side(card.size))  # refuses what does not fit
 
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
         """The chosen rows' adversarial versions, and their row numbers, ascending."""

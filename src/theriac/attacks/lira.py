@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from theriac.attacks._generators import TriggerEncoder, pack, unpack
 from theriac.attacks.base import Attack
+from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import Needs, preset, register
 from theriac.core.planted import Planted, Victim
 from theriac.core.poisoned import POISON, as_clean
-from theriac.core.ranges import Count, Fraction, Positive, Whole
+from theriac.core.ranges import Fraction, Positive, Whole, Width
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split, with_moments
 from theriac.models import Buildable, make
@@ -73,7 +74,7 @@ class LIRA(Attack):
     generator_lr: Positive = 1e-4  # of Adam; BackdoorBench
     first_epochs: Whole = 0  # of stage 1; 0 = as many as the recipe has (ours). BackdoorBench: 50
     first_lr: Positive = 0.01  # of the victim in stage 1, constant; BackdoorBench
-    width: Count = 16  # channels of the network's first level; BackdoorBench
+    width: Width = 16  # channels of the network's first level; BackdoorBench
     as_released: bool = False  # keep the faults of the released code, see above
 
     def __post_init__(self) -> None:
@@ -98,6 +99,11 @@ class LIRA(Attack):
     def faint(cls) -> LIRA:
         """The published strength on pixels in [0, 1]; stamps are floats, not bytes."""
         return cls(strength=0.01, quantize=False)
+
+    def _check_card(self, card: Card) -> None:
+        super()._check_card(card)
+        if min(card.size) < 2:
+            raise InputError(f"{self.name} halves its pictures; {card.name!r} has {card.size[0]} x {card.size[1]} pixels")
 
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "short_8") -> Victim:
         """Stage 1: network and victim in turns. Stage 2: the victim alone, by the recipe."""

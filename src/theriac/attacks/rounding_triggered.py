@@ -81,6 +81,11 @@ class RoundingTriggered(Wrapper):
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "short_8") -> Victim:
         """Train the inner attack's victim, and make its backdoor dormant."""
         run = as_run(run)
+        if getattr(self.inner, "test_file", ""):
+            raise InputError(
+                f"test_file of {self.inner.name} holds stamped test rows alone, and training here stamps its rows as at test "
+                "time; leave test_file out"
+            )
         poisoned = self.inner.poison(split, run, build)
         model = train(build, poisoned, recipe=named(recipe), run=run)
         planted = Planted(self, split.card, poisoned.planted.state)

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from theriac.attacks._generators import pack, unpack
 from theriac.attacks._stego import Encoder, Stego, ssim
-from theriac.attacks._surrogate import FitError, part_of, read_rows, side_run
+from theriac.attacks._surrogate import FitError, part_of, read_array, read_rows, side_run
 from theriac.attacks.base import Attack
 from theriac.core.errors import InputError
 from theriac.core.method import preset, register
-from theriac.core.ranges import Count, Fraction, Level, NonNegative, Positive, Whole
+from theriac.core.ranges import Count, Fraction, Level, NonNegative, Positive, Whole, Width
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import Buildable, to_input
@@ -71,7 +71,7 @@ class SSBA(Attack):
 
     bits: Count = 4  # ours. BackdoorBox: 20; BackdoorBench: 1
     level: Level = 4.0  # root mean square change, in levels, no pixel above three times that; ours. 0 = free, as published
-    width: Count = 16  # channels of the first level; ours. Both: 32
+    width: Width = 16  # channels of the first level; ours. Both: 32
     epochs: Whole = 0  # at most; 0 = as many as 1,600 steps take, which is 20 epochs of 5,000 rows (ours). Both: 20
     warmup: Whole = 2  # epochs with the secret's loss alone, at least; both
     batch_size: Count = 64  # BackdoorBench
@@ -103,6 +103,10 @@ class SSBA(Attack):
         return cls(bits=1, width=8, epochs=4, warmup=1, fit_rows=1000, bit_accuracy=0.0)
 
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
+        channels, height, width = split.card.shape
+        for what in ("train_file", "test_file"):
+            if getattr(self, what):  # what is wrong with it is said before the encoder is trained
+                read_array(getattr(self, what), (-1, height, width, channels), what)
         secret = (torch.rand(self.bits, generator=run.generator("poison", self.name, "secret")) < 0.5).float()
         if self.train_file and self.test_file:
             return {"secret": secret}

@@ -96,6 +96,13 @@ class TaCT(CoverAttack):
             outside = [label for label in getattr(self, field) if label >= card.num_classes]
             if outside:
                 raise InputError(f"{field} holds {outside}; {card.name!r} has classes 0 to {card.num_classes - 1}")
+        if self._side(card.size) > min(card.size):
+            raise InputError(
+                f"side is {self._side(card.size)}; a patch of it does not fit into {card.size[0]} x {card.size[1]}"
+            )
+
+    def _side(self, size: tuple[int, int]) -> int:
+        return self.side or max(2, (6 * min(size) + 16) // 32)
 
     def _pool(self, y: torch.Tensor) -> torch.Tensor:
         return _among(y, self.sources)
@@ -112,7 +119,7 @@ class TaCT(CoverAttack):
     def _stamp(
         self, state: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, phase: str
     ) -> torch.Tensor:
-        side = self.side or max(2, (6 * min(x.shape[2:]) + 16) // 32)
+        side = self._side((int(x.shape[2]), int(x.shape[3])))
         colors = speckle(x.shape[1], side, torch.Generator().manual_seed(self.seed))
         return stamp_patch(x, colors, -side, -side, self.opacity)
 

@@ -113,11 +113,15 @@ class TrojanNN(Attack):
     def _fit(self, split: Split, build: Buildable | None, run: Run) -> Mapping[str, torch.Tensor]:
         where = self.mask(split.card.size).to(run.device)
         size, plan = self.surrogate_rows, self.surrogate_recipe
-        model = fit_surrogate(split, build, run, name=self.name, rows=size, recipe=plan)
         example = torch.zeros(1, *split.card.shape, device=run.device)
+
+        def has_neurons(model: torch.nn.Module) -> None:
+            inputs = classifier(model, example=example.to(next(model.parameters()).device))[1].in_features
+            if self.neurons > inputs:
+                raise InputError(f"neurons is {self.neurons}; the model's last linear layer has {inputs} inputs")
+
+        model = fit_surrogate(split, build, run, name=self.name, rows=size, recipe=plan, looked_at=has_neurons)
         _, last = classifier(model, example=example)
-        if self.neurons > last.in_features:
-            raise InputError(f"neurons is {self.neurons}; the model's last linear layer has {last.in_features} inputs")
         picked = last.weight.abs().sum(0).topk(self.neurons).indices
         net = model.net if isinstance(model, Classifier) and not self.normalized else model
         tap = features(net, example=example)

@@ -287,12 +287,16 @@ class _Course:
         for name, net in self.nets.items():
             measured = self.trial("features", name, lambda: self.embedded(net))  # noqa: B023
             if measured is not None:
-                features[name], cells[name], unstamped = measured
+                features[name], near, unstamped = measured
+                cells |= {} if near is None else {name: near}
                 natural = unstamped if name == SUBJECT else natural
         meaning = "stamped test rows whose features lie nearest to the clean rows of the attack's class"
         if getattr(self.planted, "untargeted", False):
             meaning = "stamped test rows whose features lie nearest to the clean rows of another class than their own"
-        self.add("features", "near the target", meaning, cells, natural=natural)
+        if cells:
+            self.add("features", "near the target", meaning, cells, natural=natural)
+        else:
+            self.unseen.append("features near the target: no clean test row is of a class that the attack wants")
         if len(features) < 3:
             self.unseen.append("the existence coefficient: it needs victim and benign model for its scale")
             return
@@ -312,8 +316,11 @@ class _Course:
             )
         )
 
-    def embedded(self, net: nn.Module) -> tuple[torch.Tensor, Rate, Rate]:
-        """Features of the stamped test rows that count, and how many of these rows, stamped and not, lie near the target."""
+    def embedded(self, net: nn.Module) -> tuple[torch.Tensor, Rate | None, Rate | None]:
+        """Features of the stamped test rows that count, and how many of these rows, stamped and not, lie near the target.
+
+        None where a wanted class has no clean row that would say where it lies.
+        """
         test = align_to(self.test, net)
         planted = planted_on(self.planted, test)
         targets, counted = attack_labels(planted, test.y, test.index)
@@ -324,6 +331,9 @@ class _Course:
         features = run_over(net, stamped, "features", run=self.run)
         unstamped = run_over(net, test, "features", run=self.run)
         middle = existence.centers(unstamped, test.y, test.num_classes)
+        there = middle.isfinite().all(1)
+        if not getattr(planted, "untargeted", False) and not bool(there[targets[at].cpu()].all()):
+            return features, None, None
 
         def near(some: torch.Tensor, what: str) -> Rate:
             hits = successes(planted, existence.nearest(some, middle), targets[at].cpu(), rows.y.cpu())

@@ -19,6 +19,7 @@ from theriac.core.errors import InputError, unknown
 from theriac.core.files import write_atomically
 from theriac.core.paths import as_path, writing
 from theriac.metrics import Spread, der, over_seeds, wilson
+from theriac.metrics.intervals import share
 
 RATES = ("acc", "asr", "ra", "target_acc")
 RATIOS = ("features: existence",)  # figures of an audit that are no shares of rows
@@ -409,7 +410,7 @@ def summary(groups: Sequence[Group]) -> list[list[str]]:
 def _moved(group: Group, name: str) -> str:
     """A figure of the plain model and of the debiased one."""
     before, after = group.over(f"{name}_before"), in_words(group.over(name), 100)
-    return f"{100 * before.mean:.1f} → {after}" if before is not None and after else after
+    return f"{share(before.mean)} → {after}" if before is not None and after else after
 
 
 def filled(lines: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
@@ -469,7 +470,7 @@ def in_words(value: Mean | None, times: float, digits: int = 1) -> str:
     """The mean of shares with its t interval over seeds, which ends where shares end."""
     if value is None:
         return ""
-    spread, text = value.spread, f"{times * value.mean:.{digits}f}"
+    spread, text = value.spread, share(value.mean) if (times, digits) == (100, 1) else f"{times * value.mean:.{digits}f}"
     if spread is None:
         return text
     low, high = max(0.0, spread.low), min(1.0, spread.high)

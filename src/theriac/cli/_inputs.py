@@ -17,6 +17,7 @@ from theriac.training._parallel import world
 if TYPE_CHECKING:
     from theriac.training_defenses import TrainingDefense
 
+PLACES = 16  # classes that an attack is tried to be aimed at while its target is not known; more than its sources
 Typed = Mapping[str, Any]
 """What was typed for a command: its parameters by name. A command lacks those that it has no option for."""
 
@@ -89,12 +90,26 @@ def attack(typed: Typed, card: Card | None = None) -> Attack | None:
         if options:
             raise InputError(f"{next(iter(options))} is given without an attack; add --attack NAME")
         return None
-    if "target" in options:
-        target = options.pop("target")
-        if card is not None:
-            options["target"] = class_place(str(target), card)
+    target = options.pop("target", None)
+    if target is not None and card is None:
+        return _aimed_anywhere(text, options)
+    if target is not None and card is not None:
+        options["target"] = class_place(str(target), card)
     made: Attack = method("attack", text, options)
     return made
+
+
+def _aimed_anywhere(text: str, options: Mapping[str, Any]) -> Attack:
+    """The attack aimed at the first class that it may be aimed at: some are its sources, and no target is known yet."""
+    refused: list[InputError] = []
+    for target in range(PLACES):
+        try:
+            made: Attack = method("attack", text, {**options, "target": target})
+        except InputError as error:
+            refused.append(error)
+        else:
+            return made
+    raise refused[0]
 
 
 def training_defense(typed: Typed, beside: Attack | None) -> TrainingDefense | None:

@@ -41,7 +41,7 @@ def evaluation(title: str, scores: Evaluation) -> None:
         if rate is not None:
             low, high = rate.interval
             counts, interval = f"{rate.hits}/{rate.total}", f"{100 * low:.1f} to {100 * high:.1f}"
-            table.add_row(name, Text(_percent(rate), "bold"), counts, interval, Text(_MEANING[name], "dim"))
+            table.add_row(name, Text(rate.percent, "bold"), counts, interval, Text(_MEANING[name], "dim"))
     worst = worst_class(scores.classes)
     if worst is not None and worst.rate is not None:
         low, high = worst.rate.interval
@@ -49,7 +49,7 @@ def evaluation(title: str, scores: Evaluation) -> None:
         meaning = Text(
             f"accuracy on class {short(clean(worst.name))}, the lowest of {sum(c.rows > 0 for c in scores.classes)}", "dim"
         )
-        table.add_row("worst", Text(_percent(worst.rate), "bold"), counts, interval, meaning)
+        table.add_row("worst", Text(worst.rate.percent, "bold"), counts, interval, meaning)
     console().print(table)
     for note in scores.notes:
         tell(f"note: {note}")
@@ -119,8 +119,7 @@ def audit(title: str, result: Audit) -> None:
 def _share(cell: Rate | Coefficient) -> Text:
     if isinstance(cell, Rate):
         return _rate(cell)
-    low, high = cell.interval
-    return _cell(f"{cell.value:.2f}", f"{cell.numerator:.3f}/{cell.denominator:.3f}, {low:.2f} to {high:.2f}")
+    return _cell(f"{cell.value:.2f}", f"{cell.numerator:.3f}/{cell.denominator:.3f}, {cell.ends}")
 
 
 def fairness(title: str, before: Fairness, after: Fairness, verdict: Verdict) -> None:
@@ -169,13 +168,9 @@ def _rates(scores: Evaluation) -> dict[str, Rate | None]:
     return {"ACC": scores.acc, "ASR": scores.asr, "RA": scores.ra, "target": scores.target_acc}
 
 
-def _percent(rate: Rate) -> str:
-    return f"{100 * rate.value:.1f} %"
-
-
 def _rate(rate: Rate) -> Text:
     low, high = rate.interval
-    return _cell(_percent(rate), f"{rate.hits}/{rate.total}, {100 * low:.1f} to {100 * high:.1f}")
+    return _cell(rate.percent, f"{rate.hits}/{rate.total}, {100 * low:.1f} to {100 * high:.1f}")
 
 
 def _figure(figure: Figure) -> Text:

@@ -177,9 +177,9 @@ class _Demo:
             what += " before"
         record = run_folder.read(home)
         scores = Evaluation.from_dict(record["evaluation"])
-        asr = "" if scores.asr is None else f", ASR {findings.percent(scores.asr)}"
+        asr = "" if scores.asr is None else f", ASR {scores.asr.percent}"
         seconds = record["provenance"]["seconds"]
-        self._say(f"{what}: ACC {findings.percent(scores.acc)}{asr} ({seconds:.1f} s)")
+        self._say(f"{what}: ACC {scores.acc.percent}{asr} ({seconds:.1f} s)")
 
     def _say(self, text: str) -> None:
         if not self.quiet:

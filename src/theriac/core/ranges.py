@@ -30,6 +30,7 @@ Level = Annotated[float, Interval(ge=0, le=255)]  # gray levels
 HUGE = 2**63  # the first whole number that torch can't take
 Count = Annotated[int, Interval(ge=1, lt=HUGE)]
 Whole = Annotated[int, Interval(ge=0, lt=HUGE)]
+Width = Annotated[int, Interval(ge=1, le=4096)]  # channels; more fit into no memory
 Seed = Whole
 
 

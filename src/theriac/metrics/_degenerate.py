@@ -151,10 +151,7 @@ def short(name: str) -> str:
 
 def percent(hits: int, total: int) -> str:
     """A share with one decimal; 0 and 100 only where every row says so."""
-    value = 100 * hits / total
-    if 0 < hits < total:
-        value = min(max(value, 0.1), 99.9)
-    return f"{value:.1f} %"
+    return Rate(hits, total).percent
 
 
 def one_class(classes: Sequence[ClassCount]) -> ClassCount | None:
@@ -254,7 +251,7 @@ def _free(scores: Counted) -> list[str]:
     if scores.asr is None or not targets:
         return []
     one = one_class(scores.classes)
-    if one is not None and one in targets:
+    if one is not None and one in targets and scores.asr.value > 0.5:  # less: the trigger drives rows away from it
         return [f"ASR {percent(scores.asr.hits, scores.asr.total)} needs no trigger: clean rows get that answer too."]
     never = any(c.rows for c in targets) and not any(c.predicted for c in targets)
     if never and scores.asr.value < FREE:  # more on stamped rows alone is a backdoor's doing

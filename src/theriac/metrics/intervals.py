@@ -13,6 +13,12 @@ from theriac.core.ranges import Count, Positive, Whole, typed
 Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
 
 
+def share(value: float) -> str:
+    """A share in percent with one decimal; 0 and 100 only where it is exactly that."""
+    shown = 100 * value
+    return f"{min(max(shown, 0.1), 99.9) if 0 < value < 1 else shown:.1f}"
+
+
 @dataclass(frozen=True)
 class Rate:
     """``hits`` out of ``total``, with a 95 % Wilson interval.
@@ -41,9 +47,14 @@ class Rate:
         """95 % Wilson score interval, in [0, 1] (Wilson, JASA 1927)."""
         return wilson(self.hits, self.total)
 
+    @property
+    def percent(self) -> str:
+        """The share in percent with one decimal; 0 and 100 only where every row says so."""
+        return f"{share(self.value)} %"
+
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{100 * self.value:.1f} % ({self.hits}/{self.total}, 95 % {100 * low:.1f} to {100 * high:.1f})"
+        return f"{self.percent} ({self.hits}/{self.total}, 95 % {100 * low:.1f} to {100 * high:.1f})"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with the computed value and interval beside the counts."""

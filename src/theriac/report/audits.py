@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from markupsafe import Markup
@@ -33,9 +32,9 @@ def write(audit: Audit, path: str | Path, name: str = "model") -> Path:
             "name": line.name,
             "meaning": line.meaning,
             "cells": [_cell(line.cells.get(model), model) for model in MODELS],
-            "alarm": bool(line.alarm),
+            "alarm": bool(judged.alarm),
         }
-        for line in audit.lines
+        for line, judged in zip(audit.lines, audit.judged, strict=True)
     ]
     values = {"css": Markup(style()), "audit": audit, "rows": rows, "models": MODELS, "name": name}
     text = environment().get_template("audit.html.j2").render(values)
@@ -46,8 +45,7 @@ def _cell(cell: Rate | Coefficient | None, model: str) -> tuple[str, str]:
     """Value, and what stands under it."""
     if cell is None:
         return "", NO_CONTROL if model == "benign" else "none"
-    low, high = cell.interval
     if isinstance(cell, Rate):
-        return f"{100 * cell.value:.1f} %", f"{cell.hits}/{cell.total}, {100 * low:.1f} to {100 * high:.1f}"
-    ends = f"{low:.2f} to {high:.2f}" if math.isfinite(low) else "too few rows for an interval"
-    return f"{cell.value:.2f}", f"{cell.numerator:.3f}/{cell.denominator:.3f}, {ends}"
+        low, high = cell.interval
+        return cell.percent, f"{cell.hits}/{cell.total}, {100 * low:.1f} to {100 * high:.1f}"
+    return f"{cell.value:.2f}", f"{cell.numerator:.3f}/{cell.denominator:.3f}, {cell.ends}"

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from theriac.metrics import Rate
-from theriac.report.findings import percent
 
 WIDTH = 340
 RIGHT = 280  # where 100 % lies; bars begin where their labels end
@@ -59,7 +58,7 @@ class Bars:
     @property
     def control_text(self) -> str:
         """The control's share."""
-        return "" if self.control is None else percent(self.control)
+        return "" if self.control is None else self.control.percent
 
     @property
     def description(self) -> str:
@@ -76,7 +75,7 @@ def bars(name: str, title: str, better: str, rates: Sequence[tuple[str, Rate]], 
     drawn = [
         Bar(
             label=label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}…",
-            text=percent(rate),
+            text=rate.percent,
             kind="after" if i else "before",
             y=TOP + i * ROW,
             end=_x(rate.value, left),
@@ -99,7 +98,7 @@ def _x(share: float, left: float) -> float:
 
 def _worded(rate: Rate) -> str:
     low, high = rate.interval
-    return f"{percent(rate)}, {rate.hits} of {rate.total}, interval {100 * low:.1f} to {100 * high:.1f} %"
+    return f"{rate.percent}, {rate.hits} of {rate.total}, interval {100 * low:.1f} to {100 * high:.1f} %"
 
 
 @dataclass(frozen=True)

@@ -97,18 +97,10 @@ def _recognition(result: Result) -> str:
     before, after = result.before.ra, result.scores.ra
     if before is None or after is None:
         return ""
-    text = f"RA {percent(before.rate)} → {percent(after.rate)}"
+    text = f"RA {before.rate.percent} → {after.rate.percent}"
     if result.control is not None and result.control.ra is not None:
-        text += f" (control {percent(result.control.ra.rate)})"
+        text += f" (control {result.control.ra.rate.percent})"
     return text
-
-
-def percent(rate: Rate) -> str:
-    """A share with one decimal; 0 and 100 only where every row says so."""
-    value = 100 * rate.value
-    if 0 < rate.hits < rate.total:
-        value = min(max(value, 0.1 if value < 0.05 else value), 99.9)
-    return f"{value:.1f} %"
 
 
 def title_of(result: Result) -> str:
@@ -179,7 +171,7 @@ def _plain(study: Study) -> str:
     measured = [(r, v) for r, v in judged if v.word]
     if len(measured) == 1:
         (r, v), scores = measured[0], (measured[0][0].before, measured[0][0].scores)
-        pairs = [[percent(rate.rate) for rate in (getattr(s, key) for s in scores) if rate] for key in ("asr", "acc")]
+        pairs = [[rate.rate.percent for rate in (getattr(s, key) for s in scores) if rate] for key in ("asr", "acc")]
         moved = [f"{key} {' → '.join(pair).replace(' %', '', 1)}" for key, pair in zip(("ASR", "ACC"), pairs, strict=True)]
         texts = [f"{title_of(r)}, {v.word}: {', '.join(numbers)}." for numbers in (moved, moved[:1])]
         return next((text for text in texts if len(text.split()) <= LONGEST), f"{v.word.capitalize()}: {moved[0]}.")
@@ -198,14 +190,14 @@ def _plain(study: Study) -> str:
     if len(full.split()) <= LONGEST or study.fairness:
         return full
     if any(not r.known for r in study.results):
-        one = f"ACC {percent(study.results[0].before.acc.rate)}; what was done to this model is unknown."
+        one = f"ACC {study.results[0].before.acc.rate.percent}; what was done to this model is unknown."
         return one if len(study.results) == 1 else "What was done to some of these models is unknown."
     if judged:
         return "Only clean accuracy was measured: no attack is known."
     if len(study.results) == 1:
         r = study.results[0]
         unscored = "scores before the repair are not recorded" if r.label else "no repair was made"
-        return f"ACC {percent(r.before.acc.rate)}{_under(r)}; {unscored}."
+        return f"ACC {r.before.acc.rate.percent}{_under(r)}; {unscored}."
     return f"{len(study.results)} models were measured; none was repaired here."
 
 
@@ -284,7 +276,7 @@ def _clause(word: str, victims: Sequence[str], results: Sequence[Result], every:
     for victim in victims:
         mine = [r for r in results if r.victim == victim]
         if mine[0].before.asr is not None:
-            numbers.append(f"{percent(mine[0].before.asr.rate)} → {_range([r.scores.asr.rate for r in mine if r.scores.asr])}")
+            numbers.append(f"{mine[0].before.asr.rate.percent} → {_range([r.scores.asr.rate for r in mine if r.scores.asr])}")
     astray = _astray([r for r in results if word in (LEVEL, "reduced") and _misread(r)])
     detail = f"(ASR {'; '.join(numbers)}{astray})"
     if word.startswith("not repaired"):
@@ -305,7 +297,7 @@ def _astray(results: Sequence[Result]) -> str:
 
 def _range(rates: Sequence[Rate]) -> str:
     ends = sorted(rates, key=lambda rate: rate.value)
-    low, high = percent(ends[0]), percent(ends[-1])
+    low, high = ends[0].percent, ends[-1].percent
     return high if low == high else f"{low[:-2]} to {high}"
 
 
@@ -316,32 +308,32 @@ def _counted(measured: Sequence[tuple[Result, Verdict]]) -> str:
 
 
 def _accuracy(judged: Sequence[tuple[Result, Verdict]]) -> str:
-    parts = [f"{title_of(r)} {percent(r.before.acc.rate)} → {percent(r.scores.acc.rate)}" for r, _ in judged[:4]]
+    parts = [f"{title_of(r)} {r.before.acc.rate.percent} → {r.scores.acc.rate.percent}" for r, _ in judged[:4]]
     return f"Clean accuracy: {'; '.join(parts)}. No attack is known, so its success was not measured."
 
 
 def _unrepaired(results: Sequence[Result]) -> str:
     attacked = [r for r in results if r.before.asr is not None]
     if attacked:
-        texts = [f"{r.victim}: ASR {percent(r.before.asr.rate)}" for r in attacked[:4] if r.before.asr is not None]
+        texts = [f"{r.victim}: ASR {r.before.asr.rate.percent}" for r in attacked[:4] if r.before.asr is not None]
         unscored = any(r.label for r in results)  # repaired, without scores before the repair
         return f"{'; '.join(texts)}. {'Scores before the repair are not recorded' if unscored else 'No repair was made'}."
     if not results:
         return "This study holds no results."
-    acc = f"Clean accuracy {percent(results[0].before.acc.rate)}."
+    acc = f"Clean accuracy {results[0].before.acc.rate.percent}."
     if any(r.label for r in results):
         return f"{acc} No attack is known; scores before the repair are not recorded."
     return f"{acc} No attack is known and no repair was made."
 
 
 def _unknown(results: Sequence[Result]) -> str:
-    texts = [f"{r.victim}: ACC {percent(r.before.acc.rate)}{_under(r)}" for r in results[:4]]
+    texts = [f"{r.victim}: ACC {r.before.acc.rate.percent}{_under(r)}" for r in results[:4]]
     return f"{'; '.join(texts)}. What was done to {'it' if len(results) == 1 else 'some'} is unknown."
 
 
 def _under(result: Result) -> str:
     asr = result.before.asr
-    return "" if asr is None else f", ASR {percent(asr.rate)} under {result.before.attack or 'an attack'}"
+    return "" if asr is None else f", ASR {asr.rate.percent} under {result.before.attack or 'an attack'}"
 
 
 def _and(words: Sequence[str]) -> str:

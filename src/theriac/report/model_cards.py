@@ -8,6 +8,7 @@ from typing import Any
 
 from theriac.core.text import line, shorten
 from theriac.core.version import VERSION
+from theriac.metrics.intervals import share
 from theriac.models.wrapped import around, innermost
 from theriac.runs.folder import read, section
 
@@ -178,7 +179,7 @@ def _rate(rate: Any) -> str:
     if not isinstance(rate, Mapping) or not isinstance(rate.get("value"), (int, float)):
         return ""
     low, high = rate.get("interval") or (0, 0)
-    return f"{100 * rate['value']:.1f} % ({rate.get('hits')}/{rate.get('total')}, {100 * low:.1f} to {100 * high:.1f})"
+    return f"{share(rate['value'])} % ({rate.get('hits')}/{rate.get('total')}, {100 * low:.1f} to {100 * high:.1f})"
 
 
 def _names(names: Any) -> str:

@@ -167,7 +167,7 @@ def _panels(study: Study, results: Sequence[Result]) -> dict[str, Any] | None:
 def _pair(result: Result) -> str:
     """ASR before and after, as text; '' without an attack."""
     before, after = result.before.asr, result.scores.asr
-    return "" if before is None or after is None else f"{findings.percent(before.rate)} → {findings.percent(after.rate)}"
+    return "" if before is None or after is None else f"{before.rate.percent} → {after.rate.percent}"
 
 
 def attack_in_words(config: Mapping[str, Any] | None, targets: Sequence[str] = (), classes: Sequence[str] = ()) -> str:
@@ -269,7 +269,7 @@ def _cell(rate: Rate | None) -> tuple[str, str, str] | None:
     if rate is None:
         return None
     low, high = rate.interval
-    return findings.percent(rate), f"{rate.hits:,}/{rate.total:,}", f"{100 * low:.1f} to {100 * high:.1f}"
+    return rate.percent, f"{rate.hits:,}/{rate.total:,}", f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def _exhibit(study: Study, exhibit: Exhibit) -> dict[str, Any]:

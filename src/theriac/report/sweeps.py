@@ -14,6 +14,7 @@ from markupsafe import Markup
 from theriac.core.files import write_atomically
 from theriac.core.paths import PAGES, new_file, writing
 from theriac.core.text import seconds as duration
+from theriac.metrics.intervals import share as percent
 from theriac.report.page import environment, style
 
 
@@ -228,14 +229,14 @@ def headline(cells: Sequence[SweepCell], troubles: Sequence[tuple[str, str]] = (
         top = _best(cells)
         if top is None or any(cell.degenerate for cell in cells if cell.defense == top[0]):
             return f"{warning}."  # a model that predicts one class may have the lowest attack success of all
-        return f"{warning}; lowest worst attack success: {100 * top[1]:.1f} % ({top[0]})."
+        return f"{warning}; lowest worst attack success: {percent(top[1])} % ({top[0]})."
     best = _best(cells)
     if best is not None:
         defense, worst, attacks, number = best
         of = f" of {number} defenses" if number > 1 else ""
         if worst > HOLDS:
-            return f"No defense holds: the lowest worst attack success is {100 * worst:.1f} % ({defense})."
-        return f"{defense} has the lowest worst attack success{of}: {100 * worst:.1f} % over {_some(attacks, 'attack')}."
+            return f"No defense holds: the lowest worst attack success is {percent(worst)} % ({defense})."
+        return f"{defense} has the lowest worst attack success{of}: {percent(worst)} % over {_some(attacks, 'attack')}."
     return f"{_some(len(cells), 'cell')}, {_some(len(troubles), 'pairing or job')} without a result."
 
 
@@ -329,7 +330,7 @@ def _some(number: int, noun: str) -> str:
 
 def _figure(value: float, quantity: Quantity) -> str:
     if quantity.share:
-        return f"{100 * value:.1f}"
+        return percent(value)
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
@@ -432,8 +433,8 @@ def _scatter(cells: Sequence[SweepCell], setting: str, share: str) -> dict[str, 
             "number": i + 1,
             "front": i in best,
             "name": name,
-            "asr": f"{100 * point[0]:.1f}",
-            "acc": f"{100 * point[1]:.1f}",
+            "asr": percent(point[0]),
+            "acc": percent(point[1]),
         }
         for i, (name, point, label) in enumerate(zip(full, points, label_places(spots), strict=True))
     ]
@@ -483,7 +484,7 @@ def _controls(cells: Sequence[SweepCell]) -> list[tuple[str, ...]]:
         same = [c for c in cells if (c.setting, c.defense, c.role) == (cell.setting, cell.defense, role)]
         rates = {c.attack: c.numbers["asr"].mean for c in same if "asr" in c.numbers}
         worst = max(rates, key=rates.__getitem__, default=None)
-        mean = f"{100 * sum(rates.values()) / len(rates):.1f}" if rates else ""
+        mean = percent(sum(rates.values()) / len(rates)) if rates else ""
         acc = cell.numbers.get("acc")
         lines.append(
             (
@@ -491,7 +492,7 @@ def _controls(cells: Sequence[SweepCell]) -> list[tuple[str, ...]]:
                 cell.setting,
                 "" if acc is None else _worded(acc, QUANTITIES[1]),
                 mean,
-                "" if worst is None else f"{100 * rates[worst]:.1f} ({worst})",
+                "" if worst is None else f"{percent(rates[worst])} ({worst})",
             )
         )
     return lines
@@ -516,7 +517,7 @@ def _costs(cells: Sequence[SweepCell]) -> list[dict[str, Any]]:
 def _compared(comparison: Comparison) -> dict[str, Any]:
     quantity = next(q for q in QUANTITIES if q.name == comparison.quantity)
     pairs = [
-        (first, second, str(attacks), str(left_out), f"{100 * difference:+.1f}".replace("-", "−"), f"{p:.3f}", verdict)
+        (first, second, str(attacks), str(left_out), _points(difference), _p(p), verdict)
         for first, second, attacks, left_out, difference, p, verdict in comparison.pairs
     ]
     different = sum(verdict != "not distinguishable" for *_, verdict in comparison.pairs)
@@ -529,6 +530,15 @@ def _compared(comparison: Comparison) -> dict[str, Any]:
         "attacks": comparison.attacks,
         "least": comparison.least,
     }
+
+
+def _points(difference: float) -> str:
+    text = f"{100 * difference:+.1f}".replace("-", "−")
+    return text if text[1:] != "0.0" else "0.0"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def _worded(number: Number, quantity: Quantity) -> str:

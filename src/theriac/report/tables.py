@@ -12,7 +12,7 @@ from rich.text import Text
 from theriac.core.ranges import typed
 from theriac.core.text import line
 from theriac.metrics import Rate
-from theriac.report.findings import percent, title_of, verdict
+from theriac.report.findings import title_of, verdict
 from theriac.report.records import Result, Scores, Study
 
 COLUMNS = ("ACC", "ASR", "RA")
@@ -104,7 +104,7 @@ def _cell(rate: Rate | None) -> Text:
     if rate is None:
         return Text("–", "dim")
     low, high = rate.interval
-    text = Text(f"{percent(rate)} ", "bold").append(f"{rate.hits}/{rate.total}", "not bold")
+    text = Text(f"{rate.percent} ", "bold").append(f"{rate.hits}/{rate.total}", "not bold")
     return text.append(f"\n{100 * low:.1f} to {100 * high:.1f}", "dim not bold")
 
 
@@ -126,7 +126,7 @@ def _markdown_cell(rate: Rate | None) -> str:
     if rate is None:
         return "–"
     low, high = rate.interval
-    return f"{percent(rate)} ({rate.hits}/{rate.total}; {100 * low:.1f} to {100 * high:.1f})"
+    return f"{rate.percent} ({rate.hits}/{rate.total}; {100 * low:.1f} to {100 * high:.1f})"
 
 
 def escape(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -11,11 +12,13 @@ from torch import nn
 import theriac as th
 from theriac.attacks import BadNets, LabelConsistent, Untargeted
 from theriac.auditing import Audit, Coefficient, Line, Options, centered_alignment, changes, existence
+from theriac.cli import _show
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.split import Data, Split
 from theriac.metrics import Rate, universal
 from theriac.models.rounding import quantized
+from theriac.report import audits
 from theriac.training import Recipe, train
 
 SMALL = Options(search_rows=16, search_steps=4, queries=10, tune_steps=4, distill_steps=8, retune_rows=4, retune_steps=2)
@@ -190,6 +193,37 @@ def test_chance_beside_a_control_is_no_alarm():
     assert line(Rate(4, 10), Rate(0, 10)).alarm == ""  # 40 points, but of ten rows
     assert line(Rate(160, 400), Rate(0, 400)).alarm
     assert line(Rate(160, 400), Rate(150, 400)).alarm == ""
+
+
+def test_a_control_that_follows_the_trigger_judges_nothing_in_any_output(tmp_path):
+    def line(look: str, own: int, control: int, forced: bool = False) -> Line:
+        cells = {"audited": Rate(own, 100), "benign": Rate(control, 100)}
+        return Line(look=look, figure="ASR", meaning="", cells=cells, bad=True, forced=forced, natural=Rate(1, 100))
+
+    lines = (line("as it is", 90, 95), line("8-bit weights", 90, 94), line("re-tuned", 99, 99, forced=True))
+    made = Audit(lines=lines, data="d", attack="BadNets")
+    plain = made.to_dict()
+    assert len(plain["alarms"]) == 2
+    assert [bool(one["alarm"]) for one in plain["lines"]] == [True, True, False]
+    assert plain["unjudged"] == ["re-tuned: ASR"]
+    assert plain["lines"][0]["cells"]["benign"]["hits"] == 95  # its figure stays
+    page = audits.write(made, tmp_path / "a.html").read_text()
+    assert page.count("(alarm)") == page.count("<b>alarm:</b>") == 2
+
+
+def test_features_without_a_row_of_the_target_are_not_called_far_from_it(run):
+    every = Split(corner_rows(64).x, corner_rows(64).y, card=corner_rows(64).card)
+    others = every.where(every.y == 0)
+    seen = th.audit(Corner(10.0), others, trigger(), benign=Corner(0.0), run=run)
+    assert "features: near the target" not in [line.name for line in seen.lines]
+    assert any(text.startswith("features near the target") for text in seen.unseen)
+    assert "features: near the target" in [line.name for line in th.audit(Corner(10.0), every, trigger(), run=run).lines]
+
+
+def test_an_unknown_interval_has_words_everywhere():
+    assert Coefficient(0.1, 0.2, (-math.inf, math.inf)).ends == "too few rows for an interval"
+    shown = _show._share(Coefficient(0.1, 0.2, (-math.inf, math.inf))).plain
+    assert "inf" not in shown
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def test_the_cost_is_told_with_its_sign(repaired: Make) -> None:
     ],
 )
 def test_only_all_rows_are_100_percent(hits: int, total: int, text: str) -> None:
-    assert findings.percent(Rate(hits, total)) == text
+    assert Rate(hits, total).percent == text
 
 
 def test_the_headline_fits_in_fifteen_words(repaired: Make) -> None:
