@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -284,3 +285,19 @@ def test_pdb_refuses_pictures_that_its_patch_would_cover(side: int, run: th.Run)
     model = th.adapt(nn.Sequential(nn.Flatten(), nn.Linear(side * side, 2)), card=rows.card)
     with pytest.raises(InputError, match="its patch of 2 would cover them"):
         th.training_defenses.PDB.short().fit(model, rows, run)
+
+
+@pytest.mark.filterwarnings("ignore:the model gets")
+def test_outputs_of_a_sigmoid_are_told_before_a_repair_and_logits_are_not(quadrants: th.Split, run: th.Run):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(quadrants.x[0].numel(), quadrants.num_classes))
+    with torch.no_grad():
+        for part in net[1].parameters():
+            part.mul_(4)
+    ended = th.adapt(nn.Sequential(net, nn.Sigmoid()), card=quadrants.card)
+    with pytest.warns(UserWarning, match="as if a sigmoid ended it"):
+        th.repairs.FT(epochs=1).repair(ended, quadrants, run)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        cured = th.adapt(nn.Sequential(net, nn.Sigmoid()), card=quadrants.card, logits=lambda shares: shares.logit(1e-6))
+        th.repairs.FT(epochs=1).repair(cured, quadrants, run)
+    assert not [str(one.message) for one in told if "sigmoid" in str(one.message)]

@@ -159,7 +159,8 @@ class _Driver:
         status = store.statuses()
         self.done = {key for key in plan.nodes if status.get(key) == "done"}
         self.failed = {key for key in plan.nodes if status.get(key) == "failed"}
-        self.before = len(self.done)
+        self.before = frozenset(self.done)
+        self.made = 0
         self.blocked: set[str] = set()
         self.again = self._lost(by_content)
         self.left = {key for key in plan.nodes if key not in self.done and key not in self.failed} | self.again
@@ -225,7 +226,8 @@ class _Driver:
     def _take(self, answer: Answer) -> None:
         node = self.running.pop(answer.key)
         events = JobEvents(self.store.folder, node.key, str(node.cell), node.kind)
-        events.say(answer.status, **({"error": line(answer.error)[:300]} if answer.error else {}))
+        if answer.status != "there":  # whoever did it has said so
+            events.say(answer.status, **({"error": line(answer.error)[:300]} if answer.error else {}))
         if answer.status == "full":
             raise DiskFullError(answer.error)
         if answer.status == "stopped":
@@ -241,7 +243,8 @@ class _Driver:
             self.store.failed(node.key, f"{answer.error}, {TRIES} times")
         self.left.discard(node.key)
         self.again.discard(node.key)
-        if answer.status == "done":
+        if answer.status in ("done", "there"):
+            self.made += answer.status == "done" and node.key not in self.before
             self.done.add(node.key)
             for user in self.users.get(node.key, ()):
                 self.waits[user].discard(node.key)
@@ -279,7 +282,7 @@ class _Driver:
             store=self.store.folder,
             jobs=len(self.plan.nodes),
             done=len(self.done),
-            made=len(self.done) - self.before,
+            made=self.made,
             failed={key: f"{self.plan.nodes[key].cell}: {errors.get(key, '')}" for key in self.keys if key in self.failed},
             blocked=len(self.blocked),
             seconds=seconds,

@@ -27,7 +27,7 @@ from theriac.bench.events import JobEvents
 from theriac.bench.plans import Loader, Node
 from theriac.bench.store import Store
 from theriac.core.errors import BusyError, InputError, NothingToDoError, StoppedError
-from theriac.core.paths import DiskFullError
+from theriac.core.paths import DiskFullError, owned, unmake
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.metrics import evaluate
@@ -65,13 +65,13 @@ class Answer:
 
     Args:
         key: Its key.
-        status: "done"; "failed"; "busy" if another process is at it; "full" if the disk is; "stopped" by hand; "died" with its
-            process.
+        status: "done"; "there" if another process did it; "failed"; "busy" if another process is at it; "full" if the disk
+            is; "stopped" by hand; "died" with its process.
         error: What went wrong, in a sentence.
     """
 
     key: str
-    status: Literal["done", "failed", "busy", "full", "stopped", "died"]
+    status: Literal["done", "there", "failed", "busy", "full", "stopped", "died"]
     error: str = ""
 
 
@@ -117,7 +117,7 @@ class Worker:
         home = self.store.home(node.key)
         if self.store.status(node.key) == "done":
             if not again or intact(self.store, node, by_content=True):
-                return Answer(node.key, "done")
+                return Answer(node.key, "there")
             if (home / RECORD).is_file():  # what is left of a finished model would pass for the whole
                 shutil.rmtree(home, ignore_errors=True)
         events = JobEvents(self.store.folder, node.key, str(node.cell), node.kind, self.settings.events)
@@ -128,7 +128,9 @@ class Worker:
         cost = _Cost(self.settings.device)
         came: list[int] = []
         try:
-            with _interrupts(came):
+            with _interrupts(came), self._alone(node):
+                if node.kind == "judge" and self.store.status(node.key) == "done":  # by another process, meanwhile
+                    return Answer(node.key, "there")
                 with _silent():
                     self._check_precision(node)
                     result, picture = (self._judged(node), None) if node.kind == "judge" else self._executed(node, events)
@@ -150,6 +152,24 @@ class Worker:
 
     def _run(self, node: Node) -> Run:
         return Run(device=self.settings.device, precision=node.job.precision, seed=node.job.seed, quiet=True)
+
+    @contextlib.contextmanager
+    def _alone(self, node: Node) -> Iterator[None]:
+        """Hold what no other process may do at once; a model's run folder has a lock of its own.
+
+        Raises:
+            BusyError: If another process is at it.
+        """
+        if node.kind != "judge":
+            yield
+            return
+        place = self.store.folder / "judging" / node.key
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            with owned(place):
+                yield
+        finally:
+            unmake([place, place.parent])
 
     def _check_precision(self, node: Node) -> None:
         """Refuse work that was planned for another precision: its result would stand under the key of another."""

@@ -85,6 +85,12 @@ def seem_shares(outputs: torch.Tensor) -> bool:
     return outputs.shape[1] > 1 and bool((outputs >= 0).all()) and bool(((outputs.sum(1) - 1).abs() < 1e-3).all())
 
 
+def seem_bounded(outputs: torch.Tensor) -> bool:
+    """Whether outputs (N, K) of many rows all lie between 0 and 1, though they are no shares: a sigmoid ends the network."""
+    inside = bool(((outputs >= 0) & (outputs <= 1)).all())
+    return outputs.numel() >= 100 and inside and float(outputs.max()) > 0.5 and not seem_shares(outputs)
+
+
 def check_logits(model: nn.Module, out: Any, rows: int, classes: int) -> None:
     """Refuse an output that is not one logit for each row and class.
 

@@ -84,6 +84,11 @@ def load_weights(model: M, source: str | Path | Mapping[str, Any], *, key: str |
 def _read(path: Path, tensors_only: bool) -> Any:
     if path.is_dir():
         raise InputError(f"{path} is a folder; expected a checkpoint file (load_model loads a run folder)")
+    if path.suffix == ".json":
+        what = "the index of weights in several files" if path.name.endswith(".index.json") else "a JSON file"
+        raise InputError(
+            f"{path} is {what}; expected one file of tensors, .safetensors or of torch.save (merge several before)"
+        )
     return read_tensors(path) if path.suffix == ".safetensors" else load_tensors_safely(path, tensors_only=tensors_only)
 
 
@@ -162,6 +167,10 @@ def fit_names(state: dict[str, V], own: Mapping[str, Any]) -> dict[str, V]:
     if "n_averaged" in state and all(k == "n_averaged" or k.startswith("module.") for k in state):
         state = {k: v for k, v in state.items() if k != "n_averaged"}  # the counter of torch's AveragedModel
     best = _rename_head(state, own)
+    outer = next((p for p in _PREFIXES if own and all(k.startswith(p) for k in own)), None)
+    if outer is not None and not best.keys() & own.keys():  # the network here is wrapped, in DataParallel or compiled
+        inner = fit_names(state, {k.removeprefix(outer): v for k, v in own.items()})
+        best = {outer + k: v for k, v in inner.items()}
     for _ in range(4):
         prefix = next((p for p in _PREFIXES if all(k.startswith(p) for k in state)), None)
         if prefix is None:

@@ -25,7 +25,7 @@ from theriac.core.split import Split
 from theriac.data.alignment import align_to
 from theriac.metrics import ClassCount, Difference, Rate
 from theriac.metrics._degenerate import FALL, fallen, percent, short
-from theriac.models._undisturbed import seem_shares, undisturbed
+from theriac.models._undisturbed import seem_bounded, seem_shares, undisturbed
 from theriac.models.editing import duplicate, eager, refuse_fixed
 from theriac.models.layout import arrange
 from theriac.models.outputs import over_rows
@@ -287,6 +287,12 @@ def _by_class(model: nn.Module, clean: Split, run: Run, *, warn: bool = False) -
         warnings.warn(
             "the network seems to return probabilities, not logits, which repairs learn badly from; take them before the "
             "softmax (theriac.adapt(..., logits=lambda shares: shares.clamp_min(1e-12).log()))",
+            stacklevel=4,
+        )
+    if warn and seem_bounded(logits):
+        warnings.warn(
+            "every output of the network lies between 0 and 1, as if a sigmoid ended it, which repairs learn badly from; take "
+            "them before it (theriac.adapt(..., logits=lambda shares: shares.logit(1e-6)))",
             stacklevel=4,
         )
     said, true = logits.argmax(1).cpu(), y[at]

@@ -16,12 +16,14 @@ import theriac as th
 from theriac.attacks.store import load_planted
 from theriac.auditing import Options
 from theriac.bench import forecast, grouped, make_plan, read_spec, rows, run
-from theriac.bench.plans import Node
+from theriac.bench.engines import InProcess
+from theriac.bench.plans import Loader, Node
 from theriac.bench.store import Store
 from theriac.bench.tables import audits
 from theriac.bench.work import Settings, Worker
 from theriac.cli.main import app
 from theriac.core.errors import InputError
+from theriac.core.paths import owned
 from theriac.models import load_model
 
 QUICK = {"tune_steps": 3, "distill_steps": 3, "queries": 3, "search_steps": 2, "retune_steps": 2}
@@ -130,3 +132,41 @@ def test_work_that_was_planned_in_another_precision_is_refused(tmp_path: Path) -
     answer = Worker(Settings(store=str(tmp_path / "store"))).do(replace(node, dtype=other))
     assert answer.status == "failed"
     assert "set precision in the spec" in answer.error
+
+
+def test_what_another_process_counts_or_has_counted_is_not_done_again(tmp_path: Path) -> None:
+    made = spec(tmp_path, audit=False)
+    plan = make_plan(read_spec(made))
+    judge = next(node for node in plan.nodes.values() if node.kind == "judge")
+    with Store(tmp_path / "store") as store:
+        store.enter(plan)
+    worker = Worker(Settings(store=str(tmp_path / "store")))
+    for key in judge.needs:
+        assert worker.do(plan.nodes[key]).status == "done"
+    place = tmp_path / "store" / "judging" / judge.key
+    place.mkdir(parents=True)
+    with owned(place):
+        assert worker.do(judge).status == "busy"
+    assert worker.do(judge).status == "done"
+    assert worker.do(judge).status == "there"
+    assert not (tmp_path / "store" / "judging").exists()
+    sweep = run(made, tmp_path / "store", quiet=True)
+    assert (sweep.done, sweep.made) == (sweep.jobs, sweep.jobs - 3)
+
+
+class Elsewhere(InProcess):
+    """Every other job is done by another process before this one comes to it."""
+
+    count = 0
+
+    def submit(self, node: Node, again: bool) -> None:
+        self.count += 1
+        if self.count % 2:
+            Worker(self.worker.settings, self.worker.load).do(node, again=again)
+        super().submit(node, again)
+
+
+def test_work_of_another_process_does_not_count_as_made_now(tmp_path: Path) -> None:
+    sweep = run(spec(tmp_path, audit=False), tmp_path / "store", quiet=True, engine=lambda s: Elsewhere(s, Loader()))
+    assert sweep.done == sweep.jobs
+    assert sweep.made == sweep.jobs // 2

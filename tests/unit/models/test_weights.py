@@ -7,6 +7,7 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +77,33 @@ def test_a_wrapped_models_own_state_includes_its_preparation(digits: th.Data):
     model = load_weights(fresh(digits), renamed(other.state_dict(), "module."))
     assert float(model.prepare.mean) == 0.125
     assert torch.equal(model.net.conv1.weight, other.net.conv1.weight)
+
+
+class Compiled(nn.Module):
+    """Names its network as ``torch.compile`` does."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self._orig_mod = net
+
+
+@pytest.mark.parametrize("form", ["plain", "data parallel", "a wrapper", "another head"])
+@pytest.mark.parametrize("wrap", [nn.DataParallel, Compiled])
+def test_a_network_that_is_wrapped_itself_takes_weights_of_every_form(digits: th.Data, wrap: Any, form: str):
+    state = foreign()
+    net = wrap(fresh(digits).net)
+    load_weights(net, CHECKPOINTS[form](state))
+    inner = net.module if wrap is nn.DataParallel else net._orig_mod
+    assert all(torch.equal(v, state[k]) for k, v in inner.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("model.safetensors.index.json", "the index of weights in several files"), ("w.json", "a JSON file")]
+)
+def test_a_json_file_is_called_what_it_is(digits: th.Data, tmp_path: Path, name: str, said: str):
+    (tmp_path / name).write_text('{"weight_map": {"conv1.weight": "model-00001-of-00002.safetensors"}}')
+    with pytest.raises(InputError, match=f"{said}; expected one file of tensors"):
+        load_weights(fresh(digits), tmp_path / name)
 
 
 def test_names_that_carry_a_prefix_of_their_own_are_left_alone():
