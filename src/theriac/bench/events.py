@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def read_events(store: str | Path) -> list[dict[str, Any]]:
     alive: dict[int, dict[str, Any]] = {}
     epochs: dict[Any, list[int]] = {}  # places of the epochs of each job
     for place, record in enumerate(read_json_lines(as_path("store", store) / FILE, LIMIT)):
-        if not isinstance(record, dict):
+        if not isinstance(record, dict) or not _is_sound(record):
             continue
         key, own = record.get("key"), epochs.setdefault(record.get("key"), [])
         if record.get("event") == "forget":
@@ -108,3 +108,10 @@ def read_events(store: str | Path) -> list[dict[str, Any]]:
             if "epoch" in record:
                 epochs[key].append(place)
     return list(alive.values())
+
+
+def _is_sound(record: Mapping[str, Any]) -> bool:
+    """Whether the facts that decide about a line are of their kinds, as in every line that Theriac writes."""
+    epochs = [record[name] for name in ("epoch", "after") if name in record]
+    named = "after" in record if record.get("event") == "forget" else "event" in record or not epochs
+    return named and isinstance(record.get("key"), (str, type(None))) and all(isinstance(epoch, int) for epoch in epochs)

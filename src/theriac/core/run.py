@@ -213,7 +213,8 @@ class Run:
         """Drop the events of ``name`` of epochs beyond ``after``, on disk too: a resumed loop records them again."""
 
         def stale(event: dict[str, Any] | None) -> bool:
-            return event is None or (event["event"] == name and event.get("epoch", 0) > after)
+            epoch = 0 if event is None else event.get("epoch", 0)
+            return event is None or (event["event"] == name and isinstance(epoch, (int, float)) and epoch > after)
 
         self.events = [e for e in self.events if not stale(e)]
         path = None if self.folder is None else self.folder / "events.jsonl"

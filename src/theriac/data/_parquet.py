@@ -15,6 +15,7 @@ from theriac.core.errors import InputError, unknown
 from theriac.core.files import UNPACKED_FLOOR, UNPACKED_RATIO, parse_json, regular, shown
 from theriac.core.progress import each
 from theriac.core.split import Data
+from theriac.core.text import line
 from theriac.data._images import MAX_FILE, Blob
 from theriac.data._known import known
 from theriac.data._labels import Factor
@@ -58,7 +59,7 @@ class ParquetPictures:
         for path in self.files:
             with opened(path) as file:
                 try:
-                    step = max(1, min(rows, BATCH // min(MAX_FILE, max(1, _largest(file.metadata, self.column)))))
+                    step = max(1, min(rows, BATCH // min(MAX_FILE, max(1, _largest(file.metadata)))))
                     blobs: list[Blob | None] = []
                     for batch in file.iter_batches(batch_size=step, columns=[self.column], use_threads=False):
                         column = batch.column(0)
@@ -75,14 +76,12 @@ class ParquetPictures:
                     raise unreadable(path, error) from None
 
 
-def _largest(about: Any, column: str) -> int:
-    """Bytes that the largest value of a column may have: those of its largest chunk."""
-    sizes = [0]
-    for i in range(about.num_row_groups):
-        group = about.row_group(i)
-        chunks = [group.column(k) for k in range(group.num_columns)]
-        sizes += [c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] == column]
-    return max(sizes)
+def _largest(about: Any) -> int:
+    """Bytes that the largest value may have: those of the largest group of rows.
+
+    The chunks of single columns are not asked: PyArrow ends the whole process where their statistics are damaged.
+    """
+    return max((about.row_group(i).total_byte_size for i in range(about.num_row_groups)), default=0)
 
 
 def opened(path: Path, coded: Sequence[str] = ()) -> Any:
@@ -110,6 +109,8 @@ def opened(path: Path, coded: Sequence[str] = ()) -> Any:
         return file
     except (pa.ArrowException, OSError) as error:
         raise unreadable(path, error) from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path.name} has a column whose name is not UTF-8") from None
 
 
 def _refuse_more(path: Path, weight: float) -> None:
@@ -231,7 +232,9 @@ def read_columns(files: Sequence[Path], columns: Sequence[str]) -> pa.Table:
         texts = [c for c in columns if _is_bytes(schema.field(c).type)]
         with opened(path, texts) as file:
             try:
-                tables.append(file.read(columns=list(columns), use_threads=False))
+                table = file.read(columns=list(columns), use_threads=False)
+                table.validate(full=True)  # text that is not UTF-8 ends later steps in errors of other kinds
+                tables.append(table)
             except (pa.ArrowException, OSError) as error:
                 raise unreadable(path, error) from None
     try:
@@ -248,7 +251,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 def missing(column: str, there: Sequence[str], where: str) -> InputError:
     """The error for a column that is not there: the nearest ones, and all of them."""
     listed = ", ".join(there[:40]) + (", ..." if len(there) > 40 else "")
-    return InputError(f"{unknown(f'column of {where}', column, there)} (columns: {listed})")
+    return InputError(line(f"{unknown(f'column of {where}', column, there)} (columns: {listed})"))
 
 
 def label_column(there: Sequence[str], label: str | None, name: str, where: str, *likely: str) -> str:

@@ -24,10 +24,11 @@ from theriac.core.files import UNPACKED_FLOOR, UNPACKED_RATIO, Archive, DamagedE
 from theriac.core.files.pickles import MAX_PICKLE
 from theriac.core.files.tensors import MAX_HEADER, check_safetensors, npy_header
 from theriac.core.text import line, shorten
-from theriac.scanning._pickled import looks_like, names_in
+from theriac.scanning._pickled import looks_like, names_as_pickle, names_between, names_in
 
 Level = Literal["runs", "imports", "code", "unread"]
 LOOKED_AT = 64 << 20  # bytes of a member or file that are looked at
+MOST_PARTS = 64  # compressed parts that follow each other
 DEEPEST, MOST_FILES = 3, 2000  # archives in archives; members or files of a folder
 _ORDER: tuple[Level, ...] = ("runs", "imports", "code", "unread")
 
@@ -167,13 +168,19 @@ def _look(file: _File, depth: int) -> _Look:
     """The kind of a file, by its first bytes and then by its name, and what it holds."""
     if depth > DEEPEST:
         return "nested archive", [file.risk("unread", "an archive inside an archive inside an archive")]
-    start = file.data
+    look = _look_of(file)
+    kind, risks = look(file, depth)
+    return kind, risks if look is _pickle else [*risks, *_as_pickle(file)]
+
+
+def _look_of(file: _File) -> Callable[[_File, int], _Look]:
     for magic, at, look in _MAGIC:
-        if start[at : at + len(magic)] == magic:
-            return look(file, depth)
-    for test, look in _TESTS:
-        if test(file):
-            return look(file, depth)
+        if file.data[at : at + len(magic)] == magic:
+            return look
+    return next((look for test, look in _TESTS if test(file)), _unknown)
+
+
+def _unknown(file: _File, depth: int) -> _Look:
     return "unknown", [file.risk("unread", "a kind of file that is not known here")]
 
 
@@ -184,15 +191,22 @@ def _pickle(file: _File, depth: int, *, kind: str = "pickle") -> _Look:
     joblib = b"joblib.numpy_pickle" in file.data[:4096]
     legacy = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." in file.data[:64]
     kind = "joblib file" if joblib else "torch file of the old format" if legacy else kind
-    names = names_in(file.data, raw_between=joblib or legacy)
+    names = names_in(file.data, joblib=joblib, legacy=legacy)
     ordinary = ("joblib.numpy_pickle.NumpyArrayWrapper", "joblib.numpy_pickle.NDArrayWrapper")
     risks = [file.risk("runs", f"the pickle would call {name}") for name in names.runs[:20]]
     risks += [file.risk("imports", f"the pickle would import {name}") for name in names.unknown[:20] if name not in ordinary]
-    if names.damaged and not joblib:
+    if names.damaged:
         risks.append(file.risk("unread", f"the pickle was not read to its end: {names.damaged}"))
     if file.size > MAX_PICKLE and not legacy:
         risks.append(file.risk("unread", f"the pickle has {file.size:,} bytes; {MAX_PICKLE:,} were looked at"))
     return kind, risks
+
+
+def _as_pickle(file: _File) -> list[Risk]:
+    """What it would do if it were opened as a pickle, which another kind of file may be at the same time."""
+    names = names_as_pickle(file.data)
+    risks = [file.risk("runs", f"opened as a pickle, it would call {name}") for name in names.runs[:20]]
+    return risks + [file.risk("imports", f"opened as a pickle, it would import {name}") for name in names.unknown[:20]]
 
 
 def _npy(file: _File, depth: int) -> _Look:
@@ -217,8 +231,7 @@ def _zip(file: _File, depth: int) -> _Look:
         with Archive(file.path) as archive:
             return _members(file, archive, depth)
     except DamagedError as error:
-        names = names_in(b"", raw_between=True) if not file.data else names_in(b"N." + file.data, raw_between=True)
-        risks = [file.risk("runs", f"a pickle inside would call {name}") for name in names.runs[:20]]
+        risks = [file.risk("runs", f"a pickle inside would call {name}") for name in [*names_between(file.data)][:20]]
         return "damaged archive", [*risks, file.risk("unread", f"an archive that readers read differently: {error}")]
 
 
@@ -334,13 +347,24 @@ def _placed(file: _File, member: tarfile.TarInfo) -> list[Risk]:
 
 def _packed(unpack: Callable[[], Any], kind: str) -> Callable[[_File, int], _Look]:
     def look(file: _File, depth: int) -> _Look:
-        machine, out, source = unpack(), b"", file.data
+        out, source, more = bytearray(), file.data, list[Risk]()
         try:
-            out = machine.decompress(source, LOOKED_AT)
+            for _ in range(MOST_PARTS):  # such a file may hold several, one after the other, which are read as one
+                machine = unpack()
+                out += machine.decompress(source, LOOKED_AT - len(out))
+                source = machine.unused_data
+                if not machine.eof or not source.strip(b"\0"):
+                    break
         except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
-            return kind, [file.risk("unread", f"{kind}, damaged ({error})")]
-        inside, risks = _look(file.part(f"unpacked {file.name}", bytes(out)), depth + 1)
-        return f"{inside} in {kind}", risks
+            more.append(file.risk("unread", f"{kind}, damaged ({error})"))
+        else:
+            if not machine.eof or source.strip(b"\0"):
+                more.append(file.risk("unread", f"{kind}, of which {len(out):,} bytes were unpacked"))
+        if more and not out:
+            return kind, more
+        inner = re.sub(r"\.(gz|bz2|xz|lzma|zlib|z)$", "", file.name, flags=re.IGNORECASE)
+        inside, risks = _look(file.part(f"unpacked {inner}", bytes(out)), depth + 1)
+        return f"{inside} in {kind}", [*risks, *more]
 
     return look
 
@@ -540,26 +564,58 @@ def _keras(file: _File, depth: int) -> _Look:
     return "HDF5 file", _lambda(file)
 
 
+_KERAS = ("keras", "keras_nlp", "keras_hub", "keras_cv", "tf_keras", "tensorflow", "builtins")
+_LAMBDA_RISK = "a Keras Lambda layer, which runs stored Python code"
+
+
 def _lambda(file: _File) -> list[Risk]:
-    return [file.risk("runs", "a Keras Lambda layer, which runs stored Python code")] if _LAMBDA.search(file.data) else []
+    """Of a Keras configuration inside other bytes, whose letters may be escaped as in any JSON."""
+    hit = _LAMBDA.search(file.data) or _LAMBDA.search(_unescaped(file.data))
+    return [file.risk("runs", _LAMBDA_RISK)] if hit else []
+
+
+def _unescaped(data: bytes) -> bytes:
+    """Bytes in which JSON's escapes of plain letters and signs stand as these."""
+    if b"\\u00" not in data:
+        return data
+    return re.sub(rb"\\u00([2-7][0-9a-fA-F])", lambda hit: bytes([int(hit[1], 16)]), data)
 
 
 def _json(file: _File, depth: int) -> _Look:
-    risks = _lambda(file)
-    if b'"auto_map"' in file.data or b'"custom_pipelines"' in file.data:
+    risks, text = _lambda(file), _unescaped(file.data)
+    if b'"auto_map"' in text or b'"custom_pipelines"' in text:
         risks.append(file.risk("code", "a configuration that names Python code to import (auto_map)"))
-    if b"chat_template" in file.data:
-        risks += _template(file, file.data)
-    with contextlib.suppress(InputError, ValueError):
-        config = parse_json(file.data, file.name)
-        module = config.get("module") if isinstance(config, dict) else None
-        if isinstance(module, str) and "class_name" in config and not module.startswith(("keras", "builtins")):
-            risks.append(file.risk("imports", f"a Keras configuration that names the module {line(module)[:60]}"))
+    if b"chat_template" in text:
+        risks += _template(file, text)
+    for module in dict.fromkeys(_modules(file)):
+        risks.append(file.risk("imports", f"a Keras configuration that names the module {line(module)[:60]}"))
     return "JSON", risks
 
 
+def _modules(file: _File) -> Iterator[str]:
+    """Modules beside Keras's own from which a configuration takes a class, at any depth."""
+    try:
+        level = [parse_json(file.data, file.name)]
+    except (InputError, ValueError):
+        return
+    while level:  # its depth is bounded
+        for held in level:
+            module = held.get("module") if isinstance(held, dict) and "class_name" in held else None
+            if isinstance(module, str) and module.partition(".")[0] not in _KERAS:
+                yield module
+        held_in = [held.values() if isinstance(held, dict) else held for held in level if isinstance(held, (dict, list))]
+        level = [value for values in held_in for value in values]
+
+
+_YAML = re.compile(
+    rb"!!python/|tag:yaml\.org,2002:python/|^%TAG\s+\S+\s+tag:yaml\.org,2002:|![^\s!]{0,80}python/(?:object|name|module|apply)",
+    re.M,
+)
+
+
 def _text(file: _File, depth: int) -> _Look:
-    if b"!!python/" in file.data:
+    plain = re.sub(rb"%([2-7][0-9a-fA-F])", lambda hit: bytes([int(hit[1], 16)]), file.data)  # letters of a tag may be escaped
+    if _YAML.search(file.data) or _YAML.search(plain):
         return "YAML", [file.risk("runs", "a YAML tag that makes Python objects")]
     if file.suffix in ("jinja", "jinja2", "j2"):
         return "template", _template(file, file.data)
@@ -568,7 +624,17 @@ def _text(file: _File, depth: int) -> _Look:
 
 def _is_text(file: _File) -> bool:
     head = file.data[:4096]
-    return b"\0" not in head and not any(byte < 9 or 13 < byte < 27 for byte in head)
+    return b"\0" not in file.data and not any(byte < 9 or 13 < byte < 27 for byte in head)
+
+
+def _is_zip_behind(file: _File) -> bool:
+    """Whether an archive begins behind other bytes, as its readers, which look from the end, take it."""
+    return file.size == len(file.data) and b"PK\5\6" in file.data[-66_000:]
+
+
+def _is_hdf5_behind(file: _File) -> bool:
+    """Whether an HDF5 file begins behind a block of the user's, of 512 bytes or a power of two times that."""
+    return any(file.data[512 << k : (512 << k) + 8] == b"\x89HDF\r\n\x1a\n" for k in range(18))
 
 
 def _is_safetensors(file: _File) -> bool:
@@ -594,6 +660,7 @@ _MAGIC: tuple[tuple[bytes, int, Callable[[_File, int], _Look]], ...] = (
     (b"\x93NUMPY", 0, _npy),
     (b"\x1f\x8b", 0, _packed(lambda: zlib.decompressobj(31), "gzip")),
     (b"BZh", 0, _packed(bz2.BZ2Decompressor, "bzip2")),
+    (b"\x5d\0\0", 0, _packed(lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=128 << 20), "lzma")),
     (b"\xfd7zXZ", 0, _packed(lambda: lzma.LZMADecompressor(memlimit=128 << 20), "xz")),
     (b"\x04\x22\x4d\x18", 0, _closed("lz4 file")),
     (b"\x28\xb5\x2f\xfd", 0, _closed("zstd file")),
@@ -612,6 +679,8 @@ _MAGIC: tuple[tuple[bytes, int, Callable[[_File, int], _Look]], ...] = (
     (b"PAR1", 0, lambda file, _: ("Parquet table", [])),
 )
 _TESTS: tuple[tuple[Callable[[_File], bool], Callable[[_File, int], _Look]], ...] = (
+    (_is_zip_behind, _zip),
+    (_is_hdf5_behind, _keras),
     (_is_safetensors, _safetensors),
     (
         lambda f: f.data[:1] == b"\x78" and f.data[1:2] in (b"\x01", b"\x5e", b"\x9c", b"\xda"),

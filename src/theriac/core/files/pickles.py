@@ -92,10 +92,8 @@ class Machine:
                 elif op.name == "STOP":
                     break
                 else:
-                    _STEPS[op.name](self, arg)
-            if len(self.stack) != 1 or self.marks:
-                raise DamagedError("its pickle ends too early")
-            return self.stack.pop()
+                    self._step(op.name, arg)
+            return self._result()
         except (CallError, DamagedError):
             raise
         except KeyError as error:
@@ -104,6 +102,16 @@ class Machine:
             if begin + MAX_PICKLE <= length and stream.tell() >= length:
                 raise DamagedError(f"its pickle is longer than {MAX_PICKLE:,} bytes") from None
             raise DamagedError(f"its pickle is damaged ({type(error).__name__}: {line(str(error))[:100]})") from None
+
+    def _step(self, name: str, arg: Any) -> None:
+        """Do what an opcode says."""
+        _STEPS[name](self, arg)
+
+    def _result(self) -> Any:
+        """The object, once the pickle has ended."""
+        if len(self.stack) != 1 or self.marks:
+            raise DamagedError("its pickle ends too early")
+        return self.stack.pop()
 
     # the stack
 
