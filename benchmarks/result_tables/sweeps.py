@@ -12,7 +12,7 @@ from table import RESULTS, tables
 from theriac.bench import compare, grouped, scores_of
 from theriac.bench.statistics import LEVEL
 from theriac.bench.tables import Group, Row, in_words
-from theriac.core.method import Method
+from theriac.core.method import KINDS, Method, methods
 from theriac.metrics import wilson
 
 ASSURED = 0.10  # attack success above which "repaired" is a false assurance
@@ -42,6 +42,9 @@ def page(name: str, rows: Sequence[Row]) -> str:
         "that of a benign model after the same repair, under the same trigger; an untargeted trigger, or one that hides the "
         "picture, counts errors of every model.",
     ]
+    old = _earlier(rows)
+    if old:
+        lines += ["", f"Made with earlier versions: {', '.join(old)}. What changed is noted beside `version` in their code."]
     for setting, inside in settings.items():
         while not lines[-1]:  # parts that are left out leave their blank line
             lines.pop()
@@ -68,6 +71,7 @@ def for_defense(cls: type[Method], results: Path = RESULTS) -> list[str]:
                 attacks = str(len({row["attack"] for row in done if row["attack"]}))
                 abstained = sum(row["outcome"] == "abstained" for row in done)
                 called = f"{defense}, which abstained in {abstained} of {len(done)}" if abstained else defense
+                called += "".join(f"; {text.partition(' ')[2]}" for text in _earlier(done, ("defense",)))
                 body.append([link, given, called, attacks, seeds, mean, f"{worst} ({place})", change, right, misleading, cost])
     if not body:
         return []
@@ -89,6 +93,19 @@ def for_defense(cls: type[Method], results: Path = RESULTS) -> list[str]:
         "obeys without trigger."
     )
     return [f"{how}\n\n" + "\n".join(_grid(head, body))]
+
+
+def _earlier(rows: Sequence[Row], parts: Sequence[str] = ("attack", "defense")) -> list[str]:
+    """Methods of which the rows were made with an earlier version than today's, such as "ANP version 1 (now 2)"."""
+    made: dict[str, None] = {}
+    known = {name: cls for kind in KINDS for name, cls in methods(kind).items()}
+    for row in rows:
+        options = json.loads(row.get("options") or "{}")
+        for facts in filter(None, (options.get(part) for part in parts)):
+            cls, version = known.get(facts["method"]), facts.get("version", 1)
+            if cls is not None and version != cls.version:
+                made[f"{cls.title or cls.name} version {version} (now {cls.version})"] = None
+    return list(made)
 
 
 def _budgets(rows: Sequence[Row]) -> dict[str, None]:

@@ -128,7 +128,7 @@ class Auto(Repair):
     title: ClassVar[str] = "Auto"
     needs: ClassVar[Needs] = Needs(clean_rows=True, usual_clean_share=0.05)
     # 4: judging_rows; 5: spare; 6: second repair; 7: more accurate only beyond chance; 8: draws; 9: no class is held back whole
-    version: ClassVar[int] = 9
+    version: ClassVar[int] = 9  # 8: other draws of proxies where few hold; 9: no whole rare class is held back
 
     candidates: tuple[str, ...] = ("antidote", "antidote:matched", "ft_sam")  # NAME or NAME:PRESET of repairs; ours
     kinds: tuple[str, ...] = KINDS  # kinds of proxies; ours
