@@ -248,6 +248,25 @@ def test_clean_rows_that_are_test_rows_are_told(table: Path, tmp_path: Path) -> 
     assert told(table / "others.csv", "other") == []
 
 
+def test_clean_rows_with_wrong_labels_are_told_and_right_ones_are_not(table: Path, tmp_path: Path) -> None:
+    head, *lines = (table / "others.csv").read_text().splitlines()
+    at = head.split(",").index("y")
+
+    def swapped(row: str) -> str:
+        cells = row.split(",")
+        return ",".join([*cells[:at], "no" if cells[at] == "yes" else "yes", *cells[at + 1 :]])
+
+    (table / "mislabeled.csv").write_text(
+        "\n".join([head, *(swapped(r) if i % 3 == 0 else r for i, r in enumerate(lines))]) + "\n"
+    )
+    for name, many in (("others", 0), ("mislabeled", 1)):
+        words = ("--method", "ft", "--option", "epochs=1", "--clean-from", table / f"{name}.csv", "--clean", "1.0", "--json")
+        done = theriac("repair", table / "run", *words, "--out", tmp_path / name)
+        assert done.exit_code == 0, done.output
+        said = [text for text in json.loads(done.stdout)["warnings"] if "may be mislabeled" in text]
+        assert len(said) == many, said
+
+
 def test_clean_rows_of_a_table_do_not_go_with_pictures(victim: Path, table: Path, tmp_path: Path) -> None:
     done = theriac("repair", victim, "--method", "ft", "--clean-from", table / "test.csv", "--out", tmp_path / "x")
     assert done.exit_code == 2

@@ -14,6 +14,7 @@ import theriac as th
 from theriac.auditing import Options
 from theriac.cli.main import app
 from theriac.models import make_own
+from theriac.report import model_card
 
 runner = CliRunner()
 
@@ -107,3 +108,19 @@ def test_models_of_a_class_of_ones_own_are_audited_from_their_files(tmp_path):
     assert {line["control"] for line in told["lines"]} == {"benign"}
     assert told["model"] == str(tmp_path / "w.pt")
     assert runner.invoke(app, words).exit_code == 2  # nowhere to write to
+
+
+def test_a_repair_is_audited_and_its_card_says_so_with_the_preset(folders, tmp_path):
+    words = ["repair", str(folders / "victim"), "--method", "ft:strong", "--option", "momentum=0.9", "--clean", "0.2"]
+    done = runner.invoke(app, [*words, "--audit", "--precision", "fp32", "--json", "-q", "--out", str(tmp_path / "fixed")])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)["audit"]
+    assert told == {k: v for k, v in json.loads((tmp_path / "fixed" / "audit.json").read_text()).items() if k in told}
+    assert {line["look"] for line in told["lines"]} >= {"re-tuned", "distilled", "8-bit weights"}
+    card = " ".join(model_card(tmp_path / "fixed").split())
+    assert "was repaired by **ft:strong**" in card
+    assert f"- Audit: {told['headline']}" in card
+    assert all(alarm in card for alarm in told["alarms"])
+    changed = runner.invoke(app, [*words[:-2], "--option", "epochs=3", "--out", str(tmp_path / "other"), "-q"])
+    assert changed.exit_code == 0, changed.output
+    assert "was repaired by **ft**" in model_card(tmp_path / "other")

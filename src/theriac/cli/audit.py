@@ -63,8 +63,7 @@ def audit(
     import theriac as th
     from theriac.cli import _inputs, _show
     from theriac.core.errors import InputError
-    from theriac.core.files import write_json
-    from theriac.core.paths import as_path, make_folder, writing
+    from theriac.core.paths import as_path, make_folder
     from theriac.report import audits
     from theriac.runs import opening
 
@@ -79,16 +78,8 @@ def audit(
         raise InputError(f"{opened.name} is in no run folder; --out names a folder for audit.json and audit.html")
     make_folder("--out", home)
     result = th.audit(opened.model, opened.data, planted, victim=before, benign=control, run=run)
-    record = {
-        "status": "done",
-        "model": path or str(weights or model),
-        "findings": list(result.alarms),
-        **result.to_dict(),
-        "warnings": opt.notes(),
-    }
-    with writing("--out", home):
-        write_json(home / "audit.json", record)
-        page = audits.write(result, home / "audit.html", opened.name)
+    about = {"status": "done", "model": path or str(weights or model), "warnings": opt.notes()}
+    record, page = audits.write_folder(result, home, opened.name, **about)
     if as_json:
         _show.as_json(record)
     else:

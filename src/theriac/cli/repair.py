@@ -43,6 +43,10 @@ def repair(
         bool,
         typer.Option("--scan", help="Also scan before and after the repair, on test rows.", rich_help_panel="Beside it"),
     ] = False,
+    audit: Annotated[
+        bool,
+        typer.Option("--audit", help="Also audit the repaired model beside the given one.", rich_help_panel="Beside it"),
+    ] = False,
     device: opt.Device = "auto",
     precision: opt.Precision = "auto",
     seed: opt.Seed = 0,
@@ -90,11 +94,21 @@ def repair(
 
         scans = scan_repair(opened.model, record.model, opened.data.test, Run(seed=seed, device=device, quiet=quiet or None))
         scans.write(record.folder)
+    audited = None
+    if audit:
+        import theriac as th
+        from theriac.report import audits
+
+        run = Run(seed=seed, device=device, quiet=quiet or None)
+        audited = th.audit(record.model, opened.data, planted, victim=opened.model, run=run)
+        audits.write_folder(audited, record.folder, record.folder.name, status="done", model=str(record.folder))
     if as_json:
         fields = ("outcome", "before", "evaluation", "der", "der_interval", "degenerate")
         result = {name: record.data[name] for name in fields}
         if scans is not None:
             result["scan"] = scans.to_dict()
+        if audited is not None:
+            result["audit"] = audited.to_dict()
         _show.as_json({"status": "done", "folder": str(record.folder), "warnings": record.data["notes"], **result})
         return
     outcome, drawn = record.data["outcome"], record.data["clean"]
@@ -105,6 +119,8 @@ def repair(
     _show.comparison(f"{opened.name}, {done} {chosen.title} {ended}", record.comparison, outcome["reason"], outcome["basis"])
     if scans is not None:
         _show.rows("scan, on test rows", ("", "before", "after"), [list(line) for line in scans.rows()])
+    if audited is not None:
+        _show.audit(f"audit of {record.folder.name} on {audited.data}, {audited.attack or 'attack unknown'}", audited)
     if planted is None:
         _show.tell("the attack is not known here, so only clean accuracy was measured (--attack names one)")
     if outcome["status"] == "abstained" and method == opt.REPAIR:

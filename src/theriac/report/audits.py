@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
 from theriac.auditing import Audit, Coefficient
 from theriac.auditing.result import MODELS, NO_CONTROL
-from theriac.core.files import write_atomically
-from theriac.core.paths import as_path
+from theriac.core.files import write_atomically, write_json
+from theriac.core.paths import as_path, make_folder, writing
 from theriac.core.ranges import typed
 from theriac.metrics import Rate
 from theriac.report.page import environment, style
@@ -39,6 +40,24 @@ def write(audit: Audit, path: str | Path, name: str = "model") -> Path:
     values = {"css": Markup(style()), "audit": audit, "rows": rows, "models": MODELS, "name": name}
     text = environment().get_template("audit.html.j2").render(values)
     return write_atomically(as_path("path", path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+@typed("folder")
+def write_folder(audit: Audit, folder: str | Path, name: str = "model", **about: Any) -> tuple[dict[str, Any], Path]:
+    """Write ``audit.json`` and the page ``audit.html``; returns the record and where the page is.
+
+    Args:
+        audit: What ``theriac.audit`` returned.
+        folder: Where; made if missing.
+        name: What the audited model is called.
+        **about: What else the record says, before the figures.
+    """
+    home = as_path("folder", folder)
+    make_folder("folder", home)
+    record = {**about, "findings": list(audit.alarms), **audit.to_dict()}
+    with writing("folder", home):
+        write_json(home / "audit.json", record)
+        return record, write(audit, home / "audit.html", name)
 
 
 def _cell(cell: Rate | Coefficient | None, model: str) -> tuple[str, str]:

@@ -209,7 +209,7 @@ def _study(title: str, folders: Sequence[_Folder], left: Sequence[str], samples:
     summary = collect.summarize(data or card, clean_rows=max((r["rows"] for r in results if r["repair"]), default=0))
     study = {
         "title": title,
-        "steps": [step for f in folders for step in (_step(f, names), *_scanned(f))],
+        "steps": [step for f in folders for step in (_step(f, names), *scanned(f.path, f.name))],
         "data": summary.model_dump(mode="json"),
         "provenance": _provenance(folders),
         "results": results,
@@ -234,9 +234,9 @@ def _provenance(folders: Sequence[_Folder]) -> dict[str, Any]:
     return records[-1] | more | ({"seconds": round(sum(seconds), 1)} if seconds else {})
 
 
-def _scanned(folder: _Folder) -> list[str]:
+def scanned(home: Path, name: str) -> list[str]:
     """What a scan of a model before and after its repair said (``scan.json``), in one sentence; none if there was no scan."""
-    path = folder.path / "scan.json"
+    path = home / "scan.json"
     if not is_regular(path):
         return []
     record = read_json(path, _SCAN_LIMIT)
@@ -252,7 +252,20 @@ def _scanned(folder: _Folder) -> list[str]:
             f" The patch that was found before sent {counts[0]} of {counts[1]} rows to class {patch.get('class')} "
             f"before, and {counts[2]} of {counts[3]} after."
         )
-    return [bounded(f"A scan of {folder.name} said {said[0]} before the repair and {said[1]} after it.{more}")]
+    return [bounded(f"A scan of {name} said {said[0]} before the repair and {said[1]} after it.{more}")]
+
+
+def audited(home: Path) -> list[str]:
+    """What an audit of a model said (``audit.json``), in its headline and alarms; none if there was no audit."""
+    path = home / "audit.json"
+    if not is_regular(path):
+        return []
+    record = read_json(path, _SCAN_LIMIT)
+    if not isinstance(record, dict) or not isinstance(record.get("headline"), str):
+        return []
+    alarms = record.get("alarms")
+    said = [record["headline"], *(alarms if isinstance(alarms, list) else ())]
+    return [bounded(text) for text in said if isinstance(text, str)]
 
 
 def _verdict(scan: Mapping[str, Any]) -> str:

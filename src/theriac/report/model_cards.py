@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from theriac.core.errors import InputError
+from theriac.core.method import create, methods
 from theriac.core.text import line, shorten
 from theriac.core.version import VERSION
 from theriac.metrics.intervals import share
 from theriac.models.wrapped import around, innermost
+from theriac.report.folders import audited, scanned
 from theriac.runs.folder import read, section
 
 CARD = "MODEL_CARD.md"
@@ -33,6 +37,7 @@ def model_card(folder: str | Path, form: str = "") -> str:
     """
     record = read(Path(folder))
     lines = [f"# {_text(record.get('name')) or 'A model'}", "", *_about(record, form), *_done(record), *_measured(record)]
+    lines += _looked_for(Path(folder))
     return "\n".join([*lines, *_limits(record), *_made(record)]).rstrip() + "\n"
 
 
@@ -86,7 +91,7 @@ def _done(record: Mapping[str, Any]) -> Iterator[str]:
     if kind == "repair" and method:
         outcome = section(record, "outcome")
         status = {"repaired": "was repaired by", "unchanged": "was left unchanged by", "abstained": "was not repaired by"}
-        yield f"The model {status.get(str(outcome.get('status')), 'was given to')} **{_method(method)}**."
+        yield f"The model {status.get(str(outcome.get('status')), 'was given to')} **{_method(method, 'repair')}**."
         if outcome.get("reason"):
             yield f"Reason: {_text(outcome['reason'])}."
         if outcome.get("basis"):
@@ -97,7 +102,7 @@ def _done(record: Mapping[str, Any]) -> Iterator[str]:
         else:
             yield "It was given no clean rows."
     elif method:
-        yield f"The model was trained by **{_method(method)}**."
+        yield f"The model was trained by **{_method(method, 'debiasing' if kind == 'debias' else 'training')}**."
     elif kind == "train":
         yield f"The model was trained with the recipe {_text(section(record, 'recipe').get('name')) or 'unknown'}."
     else:
@@ -140,6 +145,13 @@ def _measured(record: Mapping[str, Any]) -> Iterator[str]:
         yield ""
 
 
+def _looked_for(folder: Path) -> Iterator[str]:
+    """What a scan and an audit that lie in the folder said."""
+    said = [*scanned(folder, "the model"), *(f"Audit: {text}" for text in audited(folder))]
+    if said:
+        yield from ("## What was looked for", "", *(f"- {_text(text)}" for text in said), "")
+
+
 def _limits(record: Mapping[str, Any]) -> Iterator[str]:
     yield from ("## What is not guaranteed", "")
     if record.get("kind") == "repair":
@@ -171,8 +183,15 @@ def _made(record: Mapping[str, Any]) -> Iterator[str]:
     yield f"Written by Theriac {VERSION} from the run's record{'; ' if parts else ''}{'; '.join(parts)}."
 
 
-def _method(method: Mapping[str, Any]) -> str:
-    return _text(method.get("method")) or "an unknown method"
+def _method(method: Mapping[str, Any], kind: str) -> str:
+    """Its name, with the preset whose options these are."""
+    name = _text(method.get("method"))
+    cls = methods(kind).get(name)
+    for preset in () if cls is None else cls.presets():
+        with contextlib.suppress(InputError):
+            if create(kind, f"{name}:{preset}").config() == method != create(kind, name).config():
+                return f"{name}:{preset}"
+    return name or "an unknown method"
 
 
 def _rate(rate: Any) -> str:

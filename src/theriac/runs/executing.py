@@ -23,6 +23,7 @@ from theriac.data import among
 from theriac.debias import Debiasing
 from theriac.metrics import Comparison, Evaluation, Fairness, Verdict, compare, evaluate, judge, listed, pairs_of
 from theriac.metrics.backdoor import described_rows, is_of
+from theriac.metrics.intervals import Difference, Rate
 from theriac.models import Buildable, Builder, check_savable, make
 from theriac.repairs import Repair
 from theriac.runs import folder as folders
@@ -34,6 +35,9 @@ from theriac.runs.source import clean_rows
 from theriac.training import Recipe, recipe, train
 from theriac.training._parallel import world
 from theriac.training_defenses import TrainingDefense
+
+MOST = 500  # clean rows that are looked at before a repair
+UNLIKE = 0.05  # how far accuracy on them may lie below that on the test rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,6 +315,8 @@ class _Repairing(_Work):
         run, victim, test, drawn, job = self.run, self.victim, self.data.test, self.clean, self.job
         recorded = _recorded(victim, test, self.planted, run)
         before = recorded or evaluate(victim.model, test, self.planted, run=run)
+        if drawn is not None:
+            _warn_unlike(victim.model, drawn, before.acc, run)
         fixed = self.method.repair(victim.model, drawn, run, trigger=self.trigger)
         after = evaluate(fixed, test, self.planted, run=run)
         pair = compare(before, after)
@@ -332,6 +338,18 @@ class _Repairing(_Work):
             },
         }
         return _Result(model=fixed, before=before, after=after, facts=facts, degenerate=pair.degenerate, planted=self.planted)
+
+
+def _warn_unlike(model: nn.Module, clean: Split, tested: Rate, run: Run) -> None:
+    """Warn where a model knows far fewer of the clean rows than of the test rows: a repair would learn what is wrong there."""
+    own = evaluate(model, clean if len(clean) <= MOST else clean.sample(MOST, seed=0), run=run).acc
+    change = Difference(tested, own)
+    if change.value < -UNLIKE and change.interval[1] < 0:
+        warnings.warn(
+            f"the model gets {own.percent} of the clean rows right and {tested.percent} of the test rows: some clean rows may "
+            "be mislabeled, or of another kind than those that it knows, and a repair learns them",
+            stacklevel=2,
+        )
 
 
 def _warn_of_test_rows(clean: Split, test: Split) -> None:
