@@ -199,7 +199,7 @@ def _fits(plan: Plan, data: Entry[Source], rows: Data, model: Entry[Builder | No
 
 def _draws(plan: Plan, data: Entry[Source], rows: Data, budget: Entry[Clean]) -> bool:
     """Whether clean rows from elsewhere are there and fit the data; those of the data are looked at with each repair."""
-    if budget.value.source not in ("train", "val"):
+    if budget.value.source not in ("train", "val") or budget.value.shift:
         try:
             clean_rows(rows, data.value, budget.value, Run(quiet=True))
         except InputError as error:

@@ -36,6 +36,7 @@ GROUP = ("name", *PARTS, "clean", "seeds", "defense_seeds", "controls", "audit")
 KEYS = (*GROUP, "defaults", "groups", "precision", "limits", "keep", "positive")
 RESERVED = {"attacks": "benign", "defenses": "none"}  # names of what is without one
 DEFENSES = ("repair", "training", "debiasing")  # kinds of methods that may stand under "defenses"
+_CLEAN = ("amount", "source", "shift")  # options of a budget of clean rows
 _SOURCE = ("augment", "rows", "test_rows", "classes", "disturbed")  # options of data beside those of `load`
 _LOADS = tuple(k for k in inspect.signature(load).parameters if k not in ("source", "augment"))
 
@@ -125,7 +126,7 @@ class Spec:
             "recipes": lambda r: None if r is None else r.name,
             "attacks": method_facts,
             "defenses": method_facts,
-            "clean": lambda c: {"amount": c.amount, "source": c.source},
+            "clean": lambda c: {"amount": c.amount, "source": c.source, **({"shift": c.shift} if c.shift else {})},
         }
         parts = {name: {e.label: make(e.value) for e in getattr(self, name)} for name, make in facts.items()}
         for entry in self.attacks:
@@ -434,8 +435,8 @@ class _Reader:
             with self.marked.at(*where, *([i] if isinstance(value, (list, tuple)) else [])):
                 options = dict(item) if isinstance(item, Mapping) else {"amount": item}
                 for key in options:
-                    if key not in ("amount", "source"):
-                        raise unknown("option of clean rows", key, ("amount", "source"))
+                    if key not in _CLEAN:
+                        raise unknown("option of clean rows", key, _CLEAN)
                 if isinstance(options.get("source"), str):
                     options["source"] = self._beside(options["source"])
                     if options["source"] not in ("train", "val"):
@@ -443,6 +444,7 @@ class _Reader:
                 budget = item if isinstance(item, Clean) else Clean(**options)
                 amount = f"{budget.amount:,} rows" if isinstance(budget.amount, int) else _share(budget.amount)
                 label = amount if budget.source == "train" else f"{amount} of {Path(budget.source).name}"
+                label += f", {budget.shift.replace('_', ' ')}" if budget.shift else ""
                 if any(budget == other.value for other in made):
                     raise InputError(f"{label!r} comes twice")
                 made.append(Entry(label, budget))
@@ -533,7 +535,8 @@ def _budgets_apart(spec: Spec) -> Spec:
 def _unlike(clean: Clean) -> str:
     """All that tells a budget from others, where its label does not."""
     seed = "" if clean.seed is None else f", seed {clean.seed}"
-    return f"{clean.amount} of {clean.source}{', stratified' * clean.stratified}{seed}"
+    shift = f", {clean.shift}" if clean.shift else ""
+    return f"{clean.amount} of {clean.source}{', stratified' * clean.stratified}{seed}{shift}"
 
 
 @dataclass(frozen=True, kw_only=True)

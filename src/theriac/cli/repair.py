@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from theriac.cli import _options as opt
+
+if TYPE_CHECKING:
+    from theriac.attacks import Planted
+    from theriac.auditing import Audit
+    from theriac.core.run import Run
+    from theriac.runs import Opened, Record
+    from theriac.scanning.repaired import RepairScan
 
 
 def repair(
@@ -88,27 +96,11 @@ def repair(
     )
     record = execute(job, out, device=device, quiet=quiet or None, force=force, **_show.origin(ctx))
     assert record is not None  # in the only process
-    scans = None
-    if scan:
-        from theriac.scanning import scan_repair
-
-        scans = scan_repair(opened.model, record.model, opened.data.test, Run(seed=seed, device=device, quiet=quiet or None))
-        scans.write(record.folder)
-    audited = None
-    if audit:
-        import theriac as th
-        from theriac.report import audits
-
-        run = Run(seed=seed, device=device, quiet=quiet or None)
-        audited = th.audit(record.model, opened.data, planted, victim=opened.model, run=run)
-        audits.write_folder(audited, record.folder, record.folder.name, status="done", model=str(record.folder))
+    scans, audited = _scanned(ctx, opened, record) if scan else None, _audited(ctx, opened, record, planted) if audit else None
     if as_json:
         fields = ("outcome", "before", "evaluation", "der", "der_interval", "degenerate")
         result = {name: record.data[name] for name in fields}
-        if scans is not None:
-            result["scan"] = scans.to_dict()
-        if audited is not None:
-            result["audit"] = audited.to_dict()
+        result |= {name: made.to_dict() for name, made in (("scan", scans), ("audit", audited)) if made is not None}
         _show.as_json({"status": "done", "folder": str(record.folder), "warnings": record.data["notes"], **result})
         return
     outcome, drawn = record.data["outcome"], record.data["clean"]
@@ -129,3 +121,28 @@ def repair(
         _show.tell(f"the same command with --method {other}{elsewhere} repairs it and judges nothing")
     _show.saved(record.folder)
     _show.following("report", str(record.folder))
+
+
+def _run(typed: Mapping[str, Any]) -> Run:
+    from theriac.core.run import Run
+
+    return Run(seed=typed["seed"], device=typed["device"], quiet=typed["quiet"] or None)
+
+
+def _scanned(ctx: typer.Context, opened: Opened, record: Record) -> RepairScan:
+    """Scans of the model before and after its repair, written into its folder."""
+    from theriac.scanning import scan_repair
+
+    scans = scan_repair(opened.model, record.model, opened.data.test, _run(ctx.params))
+    scans.write(record.folder)
+    return scans
+
+
+def _audited(ctx: typer.Context, opened: Opened, record: Record, planted: Planted | None) -> Audit:
+    """An audit of the repaired model beside the given one, written into its folder."""
+    import theriac as th
+    from theriac.report import audits
+
+    made = th.audit(record.model, opened.data, planted, victim=opened.model, run=_run(ctx.params))
+    audits.write_folder(made, record.folder, record.folder.name, status="done", model=str(record.folder))
+    return made

@@ -8,11 +8,13 @@ from theriac.data._known import names
 from theriac.data._labels import one_class_will_do, split_off
 from theriac.data._marks import among, row_marks
 from theriac.data._regroup import regroup
+from theriac.data._shifted import SHIFTS, shifted
 from theriac.data.alignment import align, align_to
 from theriac.data.loading import check_name, load
 
 __all__ = [
     "DISTURBANCES",
+    "SHIFTS",
     "align",
     "align_to",
     "among",
@@ -26,5 +28,6 @@ __all__ = [
     "read_picture",
     "regroup",
     "row_marks",
+    "shifted",
     "split_off",
 ]

@@ -325,6 +325,7 @@ class _Repairing(_Work):
         taken = None
         if drawn is not None and job.clean is not None:
             taken = {"from": job.clean.source, "rows": len(drawn), "asked": job.clean.amount, "index": drawn.index.tolist()}
+            taken |= {"shift": job.clean.shift} if job.clean.shift else {}
         facts = {
             "method": self.method.config(),
             "clean": taken,

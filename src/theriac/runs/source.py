@@ -17,7 +17,7 @@ from theriac.core.paths import as_path
 from theriac.core.ranges import Seed, check_fields
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
-from theriac.data import DISTURBANCES, align, disturbed, load, split_off
+from theriac.data import DISTURBANCES, SHIFTS, align, disturbed, load, shifted, split_off
 from theriac.data.loading import TABLES
 from theriac.runs.folder import section
 
@@ -141,12 +141,14 @@ class Clean:
             where they have no test part of their own.
         stratified: Take the same number of rows of every class, as near as it can be.
         seed: Seed of the draw; None takes the job's, so that other seeds draw other rows.
+        shift: What makes them unlike the model's data, as :func:`theriac.data.shifted` says; empty: nothing.
     """
 
     amount: int | float = 0.05  # BackdoorBench's 5 %
     source: str = "train"
     stratified: bool = False
     seed: Seed | None = None
+    shift: str = ""
 
     def __post_init__(self) -> None:
         number = isinstance(self.amount, int) and not isinstance(self.amount, bool) and self.amount >= 1
@@ -154,6 +156,8 @@ class Clean:
         if not number and not share:
             raise InputError(f"amount is {self.amount!r}; expected a number of rows, or a share in (0, 1]")
         check_fields(self)
+        if self.shift and self.shift not in SHIFTS:
+            raise unknown("shift", self.shift, SHIFTS)
 
 
 # keywords of theriac.load that can be typed; the augmentation policy has an option of its own
@@ -229,4 +233,5 @@ def clean_rows(data: Data, source: Source, clean: Clean, run: Run) -> Split:
     if isinstance(amount, int) and amount > len(pool):
         raise InputError(f"--clean asks for {amount} rows; there are {len(pool)}")
     seed = run.stream_seed("data", "clean") if clean.seed is None else clean.seed
-    return pool.sample(amount, seed=seed, stratified=clean.stratified)
+    drawn = pool.sample(amount, seed=seed, stratified=clean.stratified)
+    return shifted(drawn, clean.shift, seed=seed) if clean.shift else drawn

@@ -101,9 +101,9 @@ class _Kind:
         parts = [*fields.values()] if isinstance(fields, dict) else []
         parts += [inner] if isinstance(inner, tuple) else []
         kinds = [part[0] if isinstance(part, tuple) and part else None for part in parts]
-        whole = len(parts) == (len(names) if isinstance(names, tuple) else 0) + (inner is not None)
+        complete = len(parts) == (len(names) if isinstance(names, tuple) else 0) + (inner is not None)
         plain = all(isinstance(kind, _Kind) and kind.size is not None for kind in kinds)
-        self.size = size if known and whole and plain and size >= 0 else None
+        self.size = size if known and complete and plain and size >= 0 else None
         self.objects = bool(known and flags & 1)
 
 
