@@ -106,6 +106,7 @@ class Worker:
         self.settings, self.load = settings, load or Loader()
         self.store = Store(settings.store, make=False)
         self.contents: dict[str, str] = {}  # hash of the rows of each source
+        self.measured: tuple[Any, dict[Any, Any]] = (None, {})  # by the last audit of its victim and benign model, and of which
 
     def do(self, node: Node, *, again: bool = False) -> Answer:
         """Do a piece of work, unless its result is there.
@@ -268,7 +269,10 @@ class Worker:
         for key in node.needs[1:]:
             self._weights(key)
         benign = load_model(others[0]) if others else None
-        beside: dict[str, Any] = {"victim": load_model(trigger), "benign": benign}
+        same = (node.needs[1:], node.content, run.seed, node.audit)
+        if self.measured[0] != same:
+            self.measured = (same, {})
+        beside: dict[str, Any] = {"victim": load_model(trigger), "benign": benign, "measured": self.measured[1]}
         return {"audit": audit(load_model(model), data, load_planted(trigger), **beside, run=run, options=node.audit).to_dict()}
 
 

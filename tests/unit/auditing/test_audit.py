@@ -252,6 +252,22 @@ def test_the_same_seed_gives_the_same_audit(data, run):
     assert first.to_dict() == second.to_dict()
 
 
+def test_what_was_measured_of_the_controls_serves_the_next_audit_and_changes_nothing(data, run, monkeypatch):
+    beside = {"victim": Corner(10.0), "benign": Corner(0.0), "run": run, "options": SMALL}
+    measured: dict = {}
+    first = th.audit(Corner(4.0), data, trigger(), **beside, measured=measured)
+    assert first.to_dict() == th.audit(Corner(4.0), data, trigger(), **beside).to_dict()
+    calls = []
+    monkeypatch.setattr("theriac.auditing.changes.tuned", lambda net, *_: calls.append(net) or net)
+    again = th.audit(Corner(10.0), data, trigger(), **beside, measured=measured)
+    assert len(calls) == 1  # the audited model alone
+    monkeypatch.undo()
+    alone = th.audit(Corner(10.0), data, trigger(), **beside)
+    for line in alone.lines:
+        if line.look != "fine-tuned":
+            assert again.get(line.look, line.figure).to_dict() == line.to_dict()
+
+
 def test_the_interval_of_the_existence_coefficient_holds_its_value():
     """Victim and benign model are alike here, so the coefficient of a model unlike both is far below -1."""
     draw = torch.Generator().manual_seed(0)
