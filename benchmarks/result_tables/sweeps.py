@@ -11,7 +11,7 @@ from table import RESULTS, tables
 
 from theriac.bench import compare, grouped, scores_of
 from theriac.bench.statistics import LEVEL
-from theriac.bench.tables import Group, Row, in_words
+from theriac.bench.tables import Group, Row, audits, in_words
 from theriac.core.method import KINDS, Method, methods
 from theriac.metrics import wilson
 
@@ -161,7 +161,25 @@ def _setting(rows: Sequence[Row], place: str) -> list[str]:
         "",
         *_compared(defended, order, place),
         "",
+        *_audited(defended, place),
         *_assured(defended, groups, order, place),
+    ]
+
+
+def _audited(defended: Sequence[Group], place: str) -> list[str]:
+    """What audits of the defended models saw; nothing where there was none."""
+    lines = [[cell for i, cell in enumerate(line) if i != 1] for line in audits(defended)]  # the setting is the part's
+    if not lines:
+        return []
+    return [
+        f"## After the defense{place}",
+        "",
+        "Audits of the defended models, means over attacks and seeds: percent of attack success after changes and under "
+        "attack, in parentheses that of the benign model. An alarm lies beyond the benign model and chance. Existence: "
+        "0 is the benign model's, 1 the victim's.",
+        "",
+        *_grid(lines[0], lines[1:]),
+        "",
     ]
 
 
