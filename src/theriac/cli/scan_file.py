@@ -38,6 +38,6 @@ def scan_file(
         _show.rows(title, ("level", "what", "where"), [[r.level, r.what, r.where] for r in report.risks])
     else:
         _show.say(line(title))
-    for scanner, opinion in report.opinions:
-        _show.tell(f"{scanner} says: {opinion}")
+    for (scanner, opinion), (_, stance) in zip(report.opinions, report.agreement, strict=True):
+        _show.tell(f"{scanner} {'' if stance == 'failed' else f'{stance}: '}{opinion}")
     raise typer.Exit(code)

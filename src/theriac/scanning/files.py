@@ -78,6 +78,15 @@ class FileReport:
         """Whether it would import or run something, or carries code."""
         return self.level in ("runs", "imports", "code")
 
+    @property
+    def agreement(self) -> tuple[tuple[str, str], ...]:
+        """Each other scanner with "agrees", "disagrees", or "failed"."""
+        said = [(name, "failed" if text.startswith("failed") else text != "clean") for name, text in self.opinions]
+        return tuple(
+            (name, risky if isinstance(risky, str) else "agrees" if risky == self.risky else "disagrees")
+            for name, risky in said
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         risks = [{"level": r.level, "what": r.what, "where": r.where} for r in self.risks]
@@ -88,6 +97,7 @@ class FileReport:
             "risks": risks,
             "files": self.files,
             "opinions": dict(self.opinions),
+            "agreement": dict(self.agreement),
         }
 
 

@@ -46,7 +46,7 @@ from theriac.models.store import digest
 from theriac.report.folders import of_folder
 from theriac.runs import folder as run_folder
 from theriac.scanning import inspect
-from theriac.scanning.files import FileReport
+from theriac.scanning.files import FileReport, Risk
 
 CORPUS = Path(__file__).parent / "corpus"
 TRAP, MARKER = "not_to_be_imported.py", "marker"
@@ -770,3 +770,12 @@ def test_changed_lists_of_a_zoo(zoo: Path, changes: list[Change]) -> None:
         fetched(zoo)
     finally:
         path.write_bytes(good)
+
+
+def test_another_scanner_agrees_where_both_or_neither_would_warn() -> None:
+    risk = Risk(level="runs", what="x", where="y")
+    opinions = (("a 1", "clean"), ("b 1", "dangerous: os.system"), ("c 1", "failed (ValueError)"))
+    for risks, stances in (((), ("agrees", "disagrees", "failed")), ((risk,), ("disagrees", "agrees", "failed"))):
+        report = FileReport(path="p", kind="pickle", risks=risks, opinions=opinions)
+        assert tuple(stance for _, stance in report.agreement) == stances
+        assert report.to_dict()["agreement"] == dict(report.agreement)
