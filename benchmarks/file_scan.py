@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import logging
 import sys
+import sysconfig
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,10 @@ from victims import machine
 from theriac.scanning import FileReport, inspect
 
 CASES = Path(__file__).resolve().parents[1] / "tests" / "cases"
+CORPUS = CASES.parent / "unit" / "scanning" / "corpus"
+HARMLESS = ("plain", "table", "pictures")  # beginnings of names in the corpus
+ORDINARY = (".txt", ".md", ".rst", ".json", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".csv", ".html", ".css", ".js", ".xml")
+ORDINARY += (".png", ".jpg", ".gif", ".svg", ".npy", ".npz", ".pem", ".h", ".tcl", ".typed", ".in", ".po")
 Case = tuple[str, Path]
 
 
@@ -51,6 +57,20 @@ def benign(folder: Path) -> Iterator[Case]:
             yield name, load.__defaults__[0]
 
 
+def guises(folder: Path) -> Iterator[Case]:
+    """Hostile files that a fuzz test found or keeps: several kinds at once, escaped names, later parts."""
+    for path in sorted(CORPUS.iterdir()):
+        if not path.name.startswith(HARMLESS):
+            yield path.name, path
+
+
+def ordinary(folder: Path) -> Iterator[Case]:
+    """Texts, tables, settings, arrays and pictures of the installed packages, 4,000 at most."""
+    home = Path(sysconfig.get_path("purelib"))
+    paths = (p for p in sorted(home.rglob("*")) if p.suffix.lower() in ORDINARY and p.is_file() and not p.is_symlink())
+    yield from ((str(path), path) for path in islice(paths, 4000))
+
+
 def alarm(report: FileReport) -> bool:
     """Whether the scan says more than that all is numbers."""
     return report.level != "clean"
@@ -61,7 +81,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     sys.path.insert(0, str(CASES))
     table = Table.of("file_scan")
-    for group in (loading, pickles, benign):
+    for group in (loading, pickles, guises, benign, ordinary):
         with tempfile.TemporaryDirectory() as home:
             folder = Path(home)
             reports, seconds = list[FileReport](), list[float]()

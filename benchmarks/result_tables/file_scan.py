@@ -11,7 +11,9 @@ from theriac.report.cards import grid
 GROUPS = {
     "loading": "hostile, one for each way of loading",
     "pickles": "hostile pickles, by opcode, in both of torch's formats",
+    "guises": "hostile, of several kinds at once or with hidden names, found by fuzzing",
     "benign": "benign checkpoints, in six formats",
+    "ordinary": "ordinary: texts, settings, tables and pictures of installed packages",
 }
 
 

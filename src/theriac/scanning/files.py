@@ -202,9 +202,12 @@ def _pickle(file: _File, depth: int, *, kind: str = "pickle") -> _Look:
     legacy = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." in file.data[:64]
     kind = "joblib file" if joblib else "torch file of the old format" if legacy else kind
     names = names_in(file.data, joblib=joblib, legacy=legacy)
-    ordinary = ("joblib.numpy_pickle.NumpyArrayWrapper", "joblib.numpy_pickle.NDArrayWrapper")
+    beside = "joblib.numpy_pickle.NDArrayWrapper"
+    ordinary = ("joblib.numpy_pickle.NumpyArrayWrapper", beside)
     risks = [file.risk("runs", f"the pickle would call {name}") for name in names.runs[:20]]
     risks += [file.risk("imports", f"the pickle would import {name}") for name in names.unknown[:20] if name not in ordinary]
+    if beside in names.unknown:
+        risks.append(file.risk("unread", "arrays that joblib reads from other files, objects too"))
     if names.damaged:
         risks.append(file.risk("unread", f"the pickle was not read to its end: {names.damaged}"))
     if file.size > MAX_PICKLE and not legacy:
