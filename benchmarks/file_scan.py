@@ -28,7 +28,22 @@ from theriac.scanning import FileReport, inspect
 CASES = Path(__file__).resolve().parents[1] / "tests" / "cases"
 CORPUS = CASES.parent / "unit" / "scanning" / "corpus"
 HARMLESS = ("plain", "table", "pictures")  # beginnings of names in the corpus
-ORDINARY = (".txt", ".md", ".rst", ".json", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".csv", ".html", ".css", ".js", ".xml")
+ORDINARY: tuple[str, ...] = (
+    ".txt",
+    ".md",
+    ".rst",
+    ".json",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".cfg",
+    ".ini",
+    ".csv",
+    ".html",
+    ".css",
+    ".js",
+    ".xml",
+)
 ORDINARY += (".png", ".jpg", ".gif", ".svg", ".npy", ".npz", ".pem", ".h", ".tcl", ".typed", ".in", ".po")
 Case = tuple[str, Path]
 

@@ -153,12 +153,18 @@ def _looks(audit: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _with_audits(results: Sequence[Row]) -> list[Row]:
-    """The rows, with each finished audit in the row of its model; those that failed or wait stay rows of their own."""
-    audits = {(row["sweep"], row["of"]): row for row in results if row["role"] == "audited" and row["audit"] is not None}
+    """The rows, with each finished audit in the row of its model; those that failed or wait stay rows of their own.
+
+    Of several audits of a model, that of the row's own sweep counts, then one with a benign model, then the last.
+    """
+    audits: dict[str, list[Row]] = {}
+    for row in results:
+        if row["role"] == "audited" and row["audit"] is not None:
+            audits.setdefault(row["of"], []).append(row)
     others = []
     for row in results:
-        own = audits.get((row["sweep"], row["key"]))
-        if own is not None:
+        if row["key"] in audits:
+            own = max(reversed(audits[row["key"]]), key=lambda a: (a["sweep"] == row["sweep"], f'"{BENIGN}"' in a["audit"]))
             row |= {"alarms": own["alarms"], "audit": own["audit"]}
         if row["role"] != "audited" or row["audit"] is None:
             others.append({name: value for name, value in row.items() if name != "of"})
@@ -236,7 +242,7 @@ class Group:
 
     @property
     def alarmed(self) -> tuple[int, int]:
-        """In how many audits of the models there was a sign of a backdoor, and how many audits there are."""
+        """For how many victims an audit saw a sign of a backdoor, and how many have an audit."""
         return _alarmed(self.done)
 
     def over(self, name: str) -> Mean | None:
@@ -423,14 +429,15 @@ def audits(groups: Sequence[Group]) -> list[list[str]]:
     """What audits saw by defense, over its attacks and seeds: a head, then one line for each; empty without audits.
 
     Figures are percent of the defended models, in parentheses of the benign ones under the same look; what is no share of rows
-    is a ratio.
+    is a ratio. Both are over the audits that had a benign model, where some had; repetitions of a defense on one victim count
+    once, with their mean.
     """
     by: dict[tuple[str, str], list[Row]] = {}
     for group in groups:
         own = [row for row in group.done if row.get("audit")]
         if own:
             by.setdefault((group.full_defense, ", ".join(part for part in group.labels[:3] if part)), []).extend(own)
-    looked = {name: [json.loads(row["audit"]) for row in own] for name, own in by.items()}
+    looked = {name: [_mean_audit(rows) for rows in _by_victim(own)] for name, own in by.items()}
     looks = list(dict.fromkeys(look for own in looked.values() for audit in own for look in audit))
     lines = [["defense", "setting", "alarms in", *looks]] if by else []
     for name, own in by.items():
@@ -445,9 +452,30 @@ def audits(groups: Sequence[Group]) -> list[list[str]]:
     return lines
 
 
+def _by_victim(results: Sequence[Row]) -> list[list[Row]]:
+    """Rows with an audit, those that repeat a defense on one victim together."""
+    victims: dict[tuple[Any, ...], list[Row]] = {}
+    for row in results:
+        if row.get("alarms") is not None:
+            victims.setdefault((*(row.get(name) for name in LABELS), row.get("seed")), []).append(row)
+    return list(victims.values())
+
+
 def _alarmed(results: Sequence[Row]) -> tuple[int, int]:
-    counts = [row["alarms"] for row in results if row.get("alarms") is not None]
-    return sum(count > 0 for count in counts), len(counts)
+    victims = _by_victim(results)
+    return sum(any(row["alarms"] > 0 for row in own) for own in victims), len(victims)
+
+
+def _mean_audit(results: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """The figures of audits of one victim's repairs, by look and model."""
+    read = [json.loads(row["audit"]) for row in results]
+    mean: dict[str, dict[str, float]] = {}
+    for look in dict.fromkeys(look for audit in read for look in audit):
+        cells = [audit[look] for audit in read if look in audit]
+        for model in dict.fromkeys(model for cell in cells for model in cell):
+            values = [cell[model] for cell in cells if model in cell]
+            mean.setdefault(look, {})[model] = sum(values) / len(values)
+    return mean
 
 
 def _mean_look(look: str, cells: Sequence[Mapping[str, float]]) -> str:
@@ -455,6 +483,7 @@ def _mean_look(look: str, cells: Sequence[Mapping[str, float]]) -> str:
     if not cells:
         return ""
     times, digits = (1, 2) if look in RATIOS else (100, 1)
+    cells = [cell for cell in cells if BENIGN in cell] or cells
     benign = [cell[BENIGN] for cell in cells if BENIGN in cell]
     control = f" ({times * sum(benign) / len(benign):.{digits}f})" if benign else ""
     return f"{times * sum(cell[SUBJECT] for cell in cells) / len(cells):.{digits}f}{control}"

@@ -80,7 +80,7 @@ def show_plan(forecast: Forecast, workers: int, *, as_json: bool) -> None:
     kinds["audit"] = "audits"
     work = ", ".join(f"{count:,} {kinds[kind]}" for kind, count in plan.kinds.items())
     if forecast.seconds is None:
-        time = "unknown: the store has no timings yet" if left else "nothing is left to do"
+        time = "unknown: the store has no timings of such work yet" if left else "nothing is left to do"
     else:
         rest = (
             "" if forecast.guessed == left else f" for {forecast.guessed:,} of the {left:,} jobs; the others are not timed yet"

@@ -209,7 +209,11 @@ def _study(title: str, folders: Sequence[_Folder], left: Sequence[str], samples:
     summary = collect.summarize(data or card, clean_rows=max((r["rows"] for r in results if r["repair"]), default=0))
     study = {
         "title": title,
-        "steps": [step for f in folders for step in (_step(f, names), *scanned(f.path, f.name))],
+        "steps": [
+            step
+            for f in folders
+            for step in (_step(f, names), *scanned(f.path, f.name), *(f"Audit: {text}" for text in audited(f.path)))
+        ],
         "data": summary.model_dump(mode="json"),
         "provenance": _provenance(folders),
         "results": results,

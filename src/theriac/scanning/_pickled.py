@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import math
+import pickletools
 import re
+import struct
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from theriac.core.files import DamagedError, Stranger
-from theriac.core.files.pickles import MAX_PICKLE, CallError, Known, Machine
+from theriac.core.files.pickles import MAX_PICKLE, VALUES, CallError, Known, Machine
 from theriac.core.files.tensors import HARMLESS
 from theriac.core.text import line
 
@@ -107,43 +109,101 @@ class _Kind:
         self.objects = bool(known and flags & 1)
 
 
+class _Facts(dict[str, Any]):
+    """A dict of a pickle, as far as its keys are texts; ``odd`` where they are not, or too many to be the facts of an array."""
+
+    odd = False
+
+
+class _Wrapper:
+    """What joblib puts in the place of an array, whose bytes follow where it is built."""
+
+    built = False
+
+
 class _Looker(Machine):
-    """Reads what a pickle names to its end, as Python's reader would: it builds next to nothing, and refuses nothing.
+    """Reads what a pickle names to its end, as Python's readers would: it builds next to nothing, and refuses nothing.
+
+    It decodes opcodes itself, since the standard library's description of them is stricter than its readers.
 
     Args:
         stream: The pickle.
-        arrays: Whether joblib wrote it, whose arrays lie as raw bytes between its opcodes.
+        arrays: Whether to follow it as joblib would, whose arrays lie as raw bytes between its opcodes.
     """
 
     def __init__(self, stream: io.BytesIO, *, arrays: bool = False) -> None:
         super().__init__(_no_storage)
-        self.stream, self.arrays = stream, arrays
+        self.stream, self.arrays, self.frame = stream, arrays, 0
+        self.endless = False  # more of it than is followed
+
+    def load(self, stream: io.BytesIO) -> Any:
+        """Follow the pickle that begins where the stream stands; leaves the stream after it.
+
+        Raises:
+            DamagedError: Where no reader would go on, or that is not known.
+        """
+        while True:
+            code = stream.read(1)
+            name = _OPERATIONS.get(code)
+            if name is None:
+                raise DamagedError("its pickle ends too early" if not code else f"its pickle has no operation {code!r}")
+            try:
+                arg = _argument(name, stream)
+                if name == "STOP":
+                    return self.stack.pop()
+                self._spend(_SPENT)
+                self._step(name, arg)
+            except DamagedError as error:
+                self.endless = self.left < 0
+                raise error from None
+            except Exception as error:  # operands that are not there, or of another kind
+                raise DamagedError(f"its pickle is damaged ({type(error).__name__})") from None
 
     def _step(self, name: str, arg: Any) -> None:
-        if name == "BUILD":
-            state = self._pop()
-            if self.arrays and isinstance(self.stack[-1], Stranger) and self.stack[-1].name == _WRAPPER:
-                self._pass_over(state)
-            elif isinstance(self.stack[-1], _Kind):
-                self.stack[-1].build(state)
+        if name in VALUES:
+            self.stack.append(arg)
+        elif name in ("EMPTY_DICT", "DICT"):
+            items = self._popped() if name == "DICT" else []
+            self.stack.append(_Facts())
+            self._set(items)
+        elif name == "BUILD":
+            self._build(self._pop())
         elif name == "ADDITEMS":
             self._popped()
         elif name == "FROZENSET":
             self._popped()
             self.stack.append(())
+        elif name == "FRAME":
+            self.frame = self.stream.tell() + arg
+        elif name == "READONLY_BUFFER":
+            pass
+        elif name == "NEWOBJ_EX":
+            names, args, made = self._pop(), self._pop(), self._pop()
+            self.stack.append(self._call(made, args if not names else (*args, names)))
+        elif name == "NEWOBJ" and self.arrays and _is_wrapper(self.stack[-2]) and self.stack[-1] == ():
+            self.stack[-2:] = [_Wrapper()]
         elif name == "STACK_GLOBAL" and not all(isinstance(part, str) for part in self.stack[-2:]):
             self._pop(), self._pop()
             self.stack.append(self._stranger(_MADE))
         else:
             super()._step(name, arg)
 
-    def _result(self) -> Any:
-        return self.stack.pop()  # Python's reader does not look at what is left on its stack
+    def _build(self, state: Any) -> None:
+        target = self.stack[-1]
+        if isinstance(target, _Wrapper):
+            self._pass_over(target, state)
+        elif isinstance(target, _Kind):
+            target.build(state)
+        elif isinstance(target, Stranger) and target.name in _SPARED and isinstance(state, tuple):
+            self._stranger(f"{target.name} with attributes of its own")  # its class may be one of them
 
     def _set(self, items: list[Any]) -> None:
         target = self.stack[-1]
-        if isinstance(target, dict) and len(target) < 100:  # for the few facts of an array
-            target |= {key: value for key, value in zip(items[::2], items[1::2], strict=False) if isinstance(key, str)}
+        if isinstance(target, _Facts):
+            pairs = [*zip(items[::2], items[1::2], strict=False)]
+            target.odd |= len(items) % 2 == 1 or not all(isinstance(key, str) for key, _ in pairs) or len(target) > 100
+            if not target.odd:
+                target |= dict(pairs)
 
     def _extend(self, items: list[Any]) -> None:
         pass
@@ -151,24 +211,29 @@ class _Looker(Machine):
     def _call(self, what: Any, args: Any) -> Any:
         if isinstance(what, Known) and what.name == "numpy.dtype":
             return _Kind.of(args[0] if isinstance(args, tuple) and args else None)
+        if self.arrays and _is_wrapper(what):
+            raise DamagedError("an array that is not made as joblib makes it")
         try:
             return super()._call(what, args)
         except (DamagedError, CallError):
             return Stranger("what is made as it is read")
 
-    def _pass_over(self, state: Any) -> None:
+    def _pass_over(self, wrapper: _Wrapper, facts: Any) -> None:
         """Leave the stream behind the bytes of an array, as joblib does.
 
         Raises:
-            DamagedError: If what is said of the array does not say where that is.
+            DamagedError: If the array is not described as joblib does it: where its bytes end would not be sure.
         """
-        facts = state if isinstance(state, dict) else {}
+        plain = isinstance(facts, _Facts) and not facts.odd and not wrapper.built and facts.keys() <= _DESCRIBED
+        if not plain or self.stream.tell() < self.frame:  # the rest of a frame would be read before the array
+            raise DamagedError("an array that is not described as joblib does it")
+        wrapper.built = True
         kind, shape, padded = (facts.get(name) for name in ("dtype", "shape", "numpy_array_alignment_bytes"))
-        sizes = [n for n in shape if isinstance(n, int) and n >= 0] if isinstance(shape, tuple) else []
+        sizes = [n for n in shape if type(n) is int and n >= 0] if isinstance(shape, tuple) else []
         if not isinstance(kind, _Kind) or kind.size is None or not isinstance(shape, tuple) or len(sizes) < len(shape):
             raise DamagedError("an array whose type or shape is not plain")
         if kind.objects:
-            inner = _Looker(self.stream, arrays=True)
+            inner = _Looker(self.stream)
             try:
                 inner.load(self.stream)
             finally:
@@ -181,6 +246,66 @@ class _Looker(Machine):
         self.stream.seek(padding + length, 1)
 
 
+_OPERATIONS = {op.code.encode("latin-1"): op.name for op in pickletools.opcodes}
+_SPENT = 96  # bytes that an operation may take here, of the machine's budget
+_DESCRIBED = {"subclass", "shape", "order", "dtype", "allow_mmap", "numpy_array_alignment_bytes"}
+_FIXED = {"BININT": "<i", "BININT1": "<B", "BININT2": "<H", "BINFLOAT": ">d", "PROTO": "<B", "FRAME": "<Q"}
+_FIXED |= {"BINPUT": "<B", "LONG_BINPUT": "<I", "BINGET": "<B", "LONG_BINGET": "<I", "EXT1": "<B", "EXT2": "<H", "EXT4": "<i"}
+_COUNTED = {"SHORT_BINSTRING": "<B", "BINSTRING": "<i", "SHORT_BINBYTES": "<B", "BINBYTES": "<I", "BINBYTES8": "<Q"}
+_COUNTED |= {
+    "SHORT_BINUNICODE": "<B",
+    "BINUNICODE": "<I",
+    "BINUNICODE8": "<Q",
+    "BYTEARRAY8": "<Q",
+    "LONG1": "<B",
+    "LONG4": "<i",
+}
+_LINES = {"INT": 1, "LONG": 1, "FLOAT": 1, "STRING": 1, "UNICODE": 1, "PERSID": 1, "PUT": 1, "GET": 1, "GLOBAL": 2, "INST": 2}
+
+
+def _integer(text: str) -> int:
+    """A number as Python's readers take it, in any base, with zeros before it too."""
+    try:
+        return int(text, 0)
+    except ValueError:
+        return int(text)
+
+
+def _is_wrapper(value: Any) -> bool:
+    return isinstance(value, Stranger) and value.name == _WRAPPER
+
+
+def _argument(name: str, stream: io.BytesIO) -> Any:
+    """The argument of an operation, decoded as loosely as any reader of pickles does.
+
+    Raises:
+        DamagedError: If the bytes end before it does.
+    """
+    if name in _FIXED or name in _COUNTED:
+        form = _FIXED.get(name) or _COUNTED[name]
+        head = stream.read(struct.calcsize(form))
+        if len(head) < struct.calcsize(form):
+            raise DamagedError("its pickle ends too early")
+        (number,) = struct.unpack(form, head)
+        if name in _FIXED:
+            return number
+        content = stream.read(number) if 0 <= number <= MAX_PICKLE else b""
+        if len(content) != number:
+            raise DamagedError("its pickle ends too early")
+        if name.startswith("LONG"):
+            return int.from_bytes(content, "little", signed=True)
+        return content if "BYTE" in name else content.decode("utf-8" if "UNICODE" in name else "latin-1", "surrogateescape")
+    lines = [stream.readline() for _ in range(_LINES.get(name, 0))]
+    if not all(text.endswith(b"\n") for text in lines):
+        raise DamagedError("its pickle ends too early")
+    texts = [text[:-1].decode("utf-8" if name in ("GLOBAL", "INST") else "latin-1", "surrogateescape") for text in lines]
+    if name in ("INT", "LONG", "PUT", "GET"):
+        return _integer(texts[0].strip().rstrip("L"))
+    if name == "STRING":
+        return texts[0].strip()[1:-1]
+    return float(texts[0]) if name == "FLOAT" else " ".join(texts) if texts else None
+
+
 def names_in(data: bytes, *, joblib: bool = False, legacy: bool = False) -> Names:
     """Names in all pickles that follow each other from the start of ``data``.
 
@@ -190,9 +315,12 @@ def names_in(data: bytes, *, joblib: bool = False, legacy: bool = False) -> Name
         legacy: Whether it is a torch file of the old format: five pickles, then the numbers.
     """
     stream, names, damaged = io.BytesIO(data[:MAX_PICKLE]), dict[str, None](), ""
-    for number in range(_LEGACY if legacy else 64):
+    for number in range(_LEGACY if legacy else _SEVERAL):
         begin = stream.tell()
-        if not legacy and (begin >= len(data) or (number and data[begin : begin + 1] not in _OPENERS)):
+        if not legacy and not data[begin:].strip(b"\0\r\n\t "):
+            break
+        if not legacy and number and (joblib or data[begin : begin + 1] not in _OPERATIONS):
+            damaged = "other bytes follow it"
             break
         machine: Machine = _Looker(stream, arrays=True) if joblib else Machine(_no_storage)
         try:
@@ -213,6 +341,10 @@ def names_in(data: bytes, *, joblib: bool = False, legacy: bool = False) -> Name
         names |= machine.strangers
         if damaged:
             break
+    else:
+        damaged = "" if legacy else f"it holds more than {_SEVERAL} pickles"
+    if joblib:  # what another reader would run, to which the bytes of an array are operations
+        names |= dict.fromkeys(names_as_pickle(data).runs)
     if damaged:  # what lies before the damage would have run, and more may follow
         names |= names_between(data)
     named = [name for name in names if name not in _SPARED and name != _LATER]
@@ -223,7 +355,8 @@ def names_in(data: bytes, *, joblib: bool = False, legacy: bool = False) -> Name
 def names_between(data: bytes) -> dict[str, None]:
     """Dangerous names that stand in bytes as pickles write them, wherever that is."""
     names = dict[str, None]()
-    for first, last in (pair for pattern in _PAIRS for pair in pattern.findall(data)):
+    searched = data[:_SEARCHED]
+    for first, last in (pair for pattern in _PAIRS for pair in pattern.findall(searched)):
         module = _MODULES.get(first.decode(), first.decode())
         name = f"{module}.{last.decode()}"
         if RUNS.match(name) and name not in _SPARED:
@@ -234,7 +367,8 @@ def names_between(data: bytes) -> dict[str, None]:
 def names_as_pickle(data: bytes) -> Names:
     """What Python's reader of pickles would name if it were handed bytes that seem to be something else.
 
-    Of bytes that it could not read to their end only names with which it can run things count: anything may look like others.
+    They count as damaged only where there is more of them than is followed. Where they were not read to their end, only names
+    with which a reader can run things count: anything may look like others.
     """
     stream = io.BytesIO(data)
     machine, damaged = _Looker(stream), ""
@@ -245,9 +379,11 @@ def names_as_pickle(data: bytes) -> Names:
     named = [name for name in machine.strangers if _NAME.fullmatch(name) and name not in _SPARED]
     runs = tuple(name for name in named if RUNS.match(name))
     unknown = () if damaged else tuple(name for name in named if name not in runs)
-    return Names(runs=runs, unknown=unknown, damaged=damaged)
+    return Names(runs=runs, unknown=unknown, damaged=damaged if machine.endless else "")
 
 
+_SEVERAL = 64  # pickles of one file that are read
+_SEARCHED = 4 << 20  # bytes of a damaged file in which names are searched
 _LEGACY = 5  # pickles: magic number, protocol, machine, object, and the keys of the storages behind them
 _OPENERS = (b"\x80", b"(", b"c", b"}", b"]", b")", b"I", b"K", b"L", b"N", b"X", b"\x8a", b"J", b"M")
 _LATER = "a storage that is read later"

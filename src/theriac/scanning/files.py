@@ -7,7 +7,10 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import io
+import itertools
+import json
 import lzma
+import math
 import os
 import re
 import struct
@@ -19,9 +22,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from theriac.core.errors import InputError
-from theriac.core.files import UNPACKED_FLOOR, UNPACKED_RATIO, Archive, DamagedError, opened, parse_json, regular, shown
+from theriac.core.errors import InputError, UnsafeFileError
+from theriac.core.files import (
+    UNPACKED_FLOOR,
+    UNPACKED_RATIO,
+    Archive,
+    DamagedError,
+    load_tensors_safely,
+    opened,
+    parse_json,
+    refuse_bomb,
+    regular,
+    shown,
+)
 from theriac.core.files.pickles import MAX_PICKLE
+from theriac.core.files.programs import check_program
 from theriac.core.files.tensors import MAX_HEADER, check_safetensors, npy_header
 from theriac.core.text import line, shorten
 from theriac.scanning._pickled import looks_like, names_as_pickle, names_between, names_in
@@ -118,7 +133,9 @@ def inspect(path: str | os.PathLike[str]) -> FileReport:
             path=str(where), kind=kind, risks=_sorted(risks), opinions=tuple(second_opinions(where) if read else ())
         )
     files = sorted(p for p in where.rglob("*") if not p.is_dir())
-    risks, kinds = [], dict[str, None]()
+    risks, kinds = list[Risk](), dict[str, None]()
+    for link in (p for p in where.rglob("*") if p.is_symlink() and p.is_dir()):
+        risks.append(Risk(level="unread", what="a link to a folder, which is not followed", where=str(link.relative_to(where))))
     for file in files[:MOST_FILES]:
         try:
             kind, more = _look(_File.of(file), 0)
@@ -180,10 +197,21 @@ def _look(file: _File, depth: int) -> _Look:
         return "nested archive", [file.risk("unread", "an archive inside an archive inside an archive")]
     look = _look_of(file)
     kind, risks = look(file, depth)
+    if look in _TEXTS:
+        tags = _yaml(file)
+        kind, risks = "YAML" if tags and kind == "text" else kind, [*risks, *tags]
+        if file.size > len(file.data):
+            risks.append(file.risk("unread", f"{file.size:,} bytes; {LOOKED_AT:,} were looked at"))
     return kind, risks if look is _pickle else [*risks, *_as_pickle(file)]
 
 
 def _look_of(file: _File) -> Callable[[_File, int], _Look]:
+    if _is_zip_behind(file):
+        return _zip
+    if _is_old_tar(file):
+        return _tar
+    if file.path is None and file.name.lower() == "data.pkl":  # of a torch file, whatever its bytes look like
+        return _pickle
     for magic, at, look in _MAGIC:
         if file.data[at : at + len(magic)] == magic:
             return look
@@ -198,12 +226,12 @@ def _unknown(file: _File, depth: int) -> _Look:
 
 
 def _pickle(file: _File, depth: int, *, kind: str = "pickle") -> _Look:
-    joblib = b"joblib.numpy_pickle" in file.data[:4096]
+    joblib = b"numpy_pickle" in file.data
     legacy = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." in file.data[:64]
     kind = "joblib file" if joblib else "torch file of the old format" if legacy else kind
     names = names_in(file.data, joblib=joblib, legacy=legacy)
     beside = "joblib.numpy_pickle.NDArrayWrapper"
-    ordinary = ("joblib.numpy_pickle.NumpyArrayWrapper", beside)
+    ordinary = ("joblib.numpy_pickle.NumpyArrayWrapper",)
     risks = [file.risk("runs", f"the pickle would call {name}") for name in names.runs[:20]]
     risks += [file.risk("imports", f"the pickle would import {name}") for name in names.unknown[:20] if name not in ordinary]
     if beside in names.unknown:
@@ -219,18 +247,22 @@ def _as_pickle(file: _File) -> list[Risk]:
     """What it would do if it were opened as a pickle, which another kind of file may be at the same time."""
     names = names_as_pickle(file.data)
     risks = [file.risk("runs", f"opened as a pickle, it would call {name}") for name in names.runs[:20]]
+    if names.damaged:
+        risks.append(file.risk("unread", "a beginning that a reader of pickles would follow further than this one"))
     return risks + [file.risk("imports", f"opened as a pickle, it would import {name}") for name in names.unknown[:20]]
 
 
 def _npy(file: _File, depth: int) -> _Look:
     stream = io.BytesIO(file.data)
     try:
-        npy_header(stream)
+        shape, _, kind, begin = npy_header(stream)
     except DamagedError as error:
         if "Python objects" not in str(error):
             return "NumPy array", [file.risk("unread", str(error))]
         _, risks = _pickle(replace(file, data=file.data[stream.tell() :]), depth)
         return "NumPy array of objects", [file.risk("imports", "an array of Python objects, stored as a pickle"), *risks]
+    if begin + math.prod(shape) * kind.itemsize != file.size:
+        return "NumPy array", [file.risk("unread", "its size is not that of its array: something else follows, or is missing")]
     return "NumPy array", []
 
 
@@ -265,6 +297,7 @@ def _inner_zip(file: _File, depth: int) -> _Look:
 
 
 _EXPORTED = "/data/weights/"  # of a torch.export program, which may hold a pickle in place of numbers
+_OF_NUMBERS = r"(?:^|/)(?:data\.pkl|model\.json|serialized_exported_program\.json|archive_format)$|\.data/"
 _NUMBERS = r"/data/\d+$|/\.data/\d+\.storage$|/data/weights/weight_\d+$"  # members with the numbers of tensors
 
 
@@ -273,16 +306,17 @@ def _members(file: _File, archive: Archive, depth: int) -> _Look:
     if archive.total > max(UNPACKED_FLOOR, UNPACKED_RATIO * file.size):
         return "archive", [file.risk("unread", f"an archive of {file.size:,} bytes that unpacks to {archive.total:,}")]
     looked, budget = 0, 4 * LOOKED_AT
+    numbered = any(re.search(_OF_NUMBERS, name) for name in names)  # else nothing says that they are
     for name, member in archive.members.items():
         if looked >= MOST_FILES or budget <= 0:
             risks.append(file.risk("unread", f"{len(names) - looked:,} more members"))
             break
         looked += 1
-        if name.endswith("/") or not member.size:
+        if not member.size:
             continue
         if ".." in name.split("/") or name.startswith(("/", "\\")):
             risks.append(file.risk("code", f"a member that unpacks outside of the folder: {line(name)[:80]}"))
-        if re.search(_NUMBERS, name):
+        if numbered and re.search(_NUMBERS, name):
             head = bytearray(min(member.size, 8))
             archive.read_into(member, memoryview(head))
             if not _hides(bytes(head)) and not (_EXPORTED in name and re.match(rb"\x80[\x02-\x05]", head)):
@@ -312,7 +346,7 @@ def _kind_of_archive(file: _File, names: list[str], risks: list[Risk]) -> _Look:
         several = [file.risk("unread", "an archive of several torch files")] if ends.count("data.pkl") > 1 else []
         return "torch file", [*risks, *several]
     if any(end.endswith("archive_format") or "serialized_exported_program.json" in end for end in (*ends, *names)):
-        return "torch.export program", risks
+        return "torch.export program", [*risks, *_program(file)]
     if "config.json" in names and any(name.endswith(".weights.h5") for name in names):
         return "Keras model", risks
     if names and all(name.endswith(".npy") for name in names):
@@ -320,6 +354,24 @@ def _kind_of_archive(file: _File, names: list[str], risks: list[Risk]) -> _Look:
     if any(name.startswith("MAR-INF/") for name in names):
         return "TorchServe archive", risks
     return "archive", risks
+
+
+def _program(file: _File) -> list[Risk]:
+    """What in an exported program is more than a plain graph with its tensors: torch reads formulas and pickles in it."""
+    if file.path is None:
+        return [file.risk("unread", "an exported program inside an archive")]
+    try:
+        check_program(file.path, refuse_bomb, load_tensors_safely)
+    except UnsafeFileError as error:
+        return [file.risk("runs", str(error).removeprefix(f"{shown(file.path)} ").removeprefix("was not opened: "))]
+    except InputError as error:
+        return [file.risk("unread", str(error))]
+    return []
+
+
+def _zlib_of_joblib(file: _File, depth: int) -> _Look:
+    """Joblib's own compressed format of before: the letters ZF, the length in hexadecimal, and zlib."""
+    return _packed(zlib.decompressobj, "zlib")(replace(file, data=file.data[2 + len(hex(2**64)) :]), depth)
 
 
 def _tar(file: _File, depth: int) -> _Look:
@@ -340,8 +392,12 @@ def _tar(file: _File, depth: int) -> _Look:
                     budget -= len(data)
                     name = member.name.rpartition("/")[2]
                     if name in ("pickle", "storages", "tensors"):
-                        kind = "torch file of the oldest format"
-                        risks += _pickle(file.part(member.name, data), depth)[1] if name == "pickle" else []
+                        kind, part = "torch file of the oldest format", file.part(member.name, data)
+                        if name == "pickle":
+                            risks += _pickle(part, depth)[1]
+                            continue
+                        called = dict.fromkeys([*names_as_pickle(data).runs, *names_between(data)])  # numbers lie between
+                        risks += [part.risk("runs", f"a pickle would call {own}") for own in called]
                         continue
                     if data:
                         risks += _look(file.part(member.name, data, member.size), depth + 1)[1]
@@ -366,7 +422,7 @@ def _packed(unpack: Callable[[], Any], kind: str) -> Callable[[_File, int], _Loo
                 machine = unpack()
                 out += machine.decompress(source, LOOKED_AT - len(out))
                 source = machine.unused_data
-                if not machine.eof or not source.strip(b"\0"):
+                if len(out) >= LOOKED_AT or not machine.eof or not source.strip(b"\0"):
                     break
         except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
             more.append(file.risk("unread", f"{kind}, damaged ({error})"))
@@ -396,6 +452,15 @@ def _safetensors(file: _File, depth: int) -> _Look:
             check_safetensors(file.path)
         except (InputError, DamagedError) as error:
             return "safetensors", [file.risk("unread", str(error))]
+        return "safetensors", []
+    try:
+        size = int.from_bytes(file.data[:8], "little")
+        header = parse_json(file.data[8 : 8 + size], file.name)
+        ends = [facts["data_offsets"][1] for name, facts in header.items() if name != "__metadata__"]
+        if 8 + size + max(ends, default=0) != file.size:
+            raise ValueError("its size is not what it says")
+    except (InputError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        return "safetensors", [file.risk("unread", f"a damaged header ({error})")]
     return "safetensors", []
 
 
@@ -563,7 +628,7 @@ def _node(file: _File, data: bytes, depth: int) -> list[Risk]:
 _TF = re.compile(
     rb"(?:Eager)?PyFunc(?:Stateless)?|ReadFile|WriteFile|MatchingFiles|LoadLibrary|PrintV2|SaveV2?\b|DebugIdentityV\d"
 )
-_LAMBDA = re.compile(rb'"class_name"\s*:\s*"(Lambda|TFOpLambda|SlicingOpLambda)"|\bLambda\b.{0,40}"function"', re.S)
+_LAMBDA = re.compile(rb'"class_name"\s*:\s*"(Lambda|TFOpLambda|SlicingOpLambda|__lambda__)"|\bLambda\b.{0,40}"function"', re.S)
 
 
 def _saved_model(file: _File, depth: int) -> _Look:
@@ -577,6 +642,7 @@ def _keras(file: _File, depth: int) -> _Look:
     return "HDF5 file", _lambda(file)
 
 
+_PROSE = ("md", "rst", "html", "htm", "tex", "ipynb", "js", "css", "po")
 _KERAS = ("keras", "keras_nlp", "keras_hub", "keras_cv", "tf_keras", "tensorflow", "builtins")
 _LAMBDA_RISK = "a Keras Lambda layer, which runs stored Python code"
 
@@ -595,6 +661,9 @@ def _unescaped(data: bytes) -> bytes:
 
 
 def _json(file: _File, depth: int) -> _Look:
+    if 0 in file.data[:4] or file.data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # JSON may be UTF-16 or 32
+        wide = file.data.decode(json.detect_encoding(file.data), "replace").encode("utf-8", "replace")
+        file = replace(file, data=wide, size=len(wide))
     risks, text = _lambda(file), _unescaped(file.data)
     if b'"auto_map"' in text or b'"custom_pipelines"' in text:
         risks.append(file.risk("code", "a configuration that names Python code to import (auto_map)"))
@@ -609,7 +678,10 @@ def _modules(file: _File) -> Iterator[str]:
     """Modules beside Keras's own from which a configuration takes a class, at any depth."""
     try:
         level = [parse_json(file.data, file.name)]
-    except (InputError, ValueError):
+    except (InputError, ValueError):  # other readers may be looser
+        text = _unescaped(file.data)
+        named = re.findall(rb'"module"\s*:\s*"([\w.]+)"', text) if b'"class_name"' in text else []
+        yield from (module.decode() for module in named if module.partition(b".")[0].decode() not in _KERAS)
         return
     while level:  # its depth is bounded
         for held in level:
@@ -621,15 +693,22 @@ def _modules(file: _File) -> Iterator[str]:
 
 
 _YAML = re.compile(
-    rb"!!python/|tag:yaml\.org,2002:python/|^%TAG\s+\S+\s+tag:yaml\.org,2002:|![^\s!]{0,80}python/(?:object|name|module|apply)",
+    rb"!!python/|tag:yaml\.org,2002:python/|(?:^|[\r\n\x85\xbf])\s*%TAG\s+\S+\s+tag:yaml\.org,2002:"
+    rb"|![^\s!]{0,80}python/(?:object|name|module|apply)",
     re.M,
 )
 
 
-def _text(file: _File, depth: int) -> _Look:
+def _yaml(file: _File) -> list[Risk]:
+    """Tags with which a file makes Python objects where it is read as YAML; texts for people may speak of them."""
+    if file.suffix in _PROSE:
+        return []
     plain = re.sub(rb"%([2-7][0-9a-fA-F])", lambda hit: bytes([int(hit[1], 16)]), file.data)  # letters of a tag may be escaped
-    if _YAML.search(file.data) or _YAML.search(plain):
-        return "YAML", [file.risk("runs", "a YAML tag that makes Python objects")]
+    hit = _YAML.search(file.data) or _YAML.search(plain)
+    return [file.risk("runs", "a YAML tag that makes Python objects")] if hit else []
+
+
+def _text(file: _File, depth: int) -> _Look:
     if file.suffix in ("jinja", "jinja2", "j2"):
         return "template", _template(file, file.data)
     return "text", []
@@ -642,7 +721,21 @@ def _is_text(file: _File) -> bool:
 
 def _is_zip_behind(file: _File) -> bool:
     """Whether an archive begins behind other bytes, as its readers, which look from the end, take it."""
-    return file.size == len(file.data) and b"PK\5\6" in file.data[-66_000:]
+    if file.data[:2] == b"PK":
+        return False
+    if file.path is None or file.size == len(file.data):
+        return b"PK\5\6" in file.data[-66_000:]
+    with opened(file.path) as source:
+        source.seek(-66_000, 2)
+        return b"PK\5\6" in source.read()
+
+
+def _is_old_tar(file: _File) -> bool:
+    """Whether it is a tar archive by the sum in its first header, with or without a name of its format."""
+    head, digits = file.data[:512], file.data[148:156].strip(b"\0 ")
+    if len(head) < 512 or not digits or not all(48 <= digit < 56 for digit in digits):
+        return False
+    return int(digits, 8) == sum(head) - sum(head[148:156]) + 8 * 32
 
 
 def _is_hdf5_behind(file: _File) -> bool:
@@ -661,9 +754,16 @@ def _is_onnx(file: _File) -> bool:
     if not (file.data[:1] == b"\x08" and 1 <= (file.data[1:2] or b"\0")[0] <= 20):
         return False
     with contextlib.suppress(ValueError):
-        numbers = {number for number, _ in _fields(file.data)}
+        numbers = {number for number, _ in itertools.islice(_fields(file.data), 10_000)}
         return {1, 7, 8} <= numbers
     return False
+
+
+def _cut(file: _File, end: bytes) -> list[Risk]:
+    """Said of a file that does not end as its kind does, as far as it was read."""
+    if file.size > len(file.data) or file.data.endswith(end):
+        return []
+    return [*_yaml(file), file.risk("unread", "it does not end as its kind does")]
 
 
 _PYTHON = _closed("Python code", "code", "Python code")
@@ -671,6 +771,7 @@ _PROGRAM = _closed("program", "runs", "a native program or library")
 _MAGIC: tuple[tuple[bytes, int, Callable[[_File, int], _Look]], ...] = (
     (b"PK", 0, _zip),
     (b"\x93NUMPY", 0, _npy),
+    (b"ZF0x", 0, _zlib_of_joblib),
     (b"\x1f\x8b", 0, _packed(lambda: zlib.decompressobj(31), "gzip")),
     (b"BZh", 0, _packed(bz2.BZ2Decompressor, "bzip2")),
     (b"\x5d\0\0", 0, _packed(lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=128 << 20), "lzma")),
@@ -689,10 +790,9 @@ _MAGIC: tuple[tuple[bytes, int, Callable[[_File, int], _Look]], ...] = (
     (b"#!", 0, _closed("script", "code", "a script")),
     (b"\x89PNG", 0, lambda file, _: ("picture", [])),
     (b"\xff\xd8\xff", 0, lambda file, _: ("picture", [])),
-    (b"PAR1", 0, lambda file, _: ("Parquet table", [])),
+    (b"PAR1", 0, lambda file, _: ("Parquet table", _cut(file, b"PAR1"))),
 )
 _TESTS: tuple[tuple[Callable[[_File], bool], Callable[[_File, int], _Look]], ...] = (
-    (_is_zip_behind, _zip),
     (_is_hdf5_behind, _keras),
     (_is_safetensors, _safetensors),
     (
@@ -708,6 +808,9 @@ _TESTS: tuple[tuple[Callable[[_File], bool], Callable[[_File, int], _Look]], ...
     (lambda f: f.suffix == "json" or f.data[:1] == b"{", _json),
     (_is_text, _text),
 )
+
+
+_TEXTS = (_text, _json, _saved_model, _unknown)
 
 
 # other scanners

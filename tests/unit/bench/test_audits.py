@@ -81,6 +81,42 @@ def test_a_defended_model_is_audited_beside_its_victim_and_the_benign_model(tmp_
     assert body[3] == f"{100 * first['audited']:.1f} ({100 * first['benign']:.1f})"
 
 
+def test_audits_are_there_whichever_sweep_came_first_and_those_with_a_control_before_others(tmp_path: Path) -> None:
+    for name, audit in (("plain", False), ("audits", QUICK)):
+        run(spec(tmp_path, name=name, audit=audit), tmp_path / "store", quiet=True)
+    with Store(tmp_path / "store") as store:
+        (row,) = [row for row in rows(store) if row["role"] == "defended"]
+    assert row["sweep"] == "plain"
+    assert '"benign"' in row["audit"]
+    two = spec(tmp_path, name="two", groups=[{"controls": True}, {"controls": False}])
+    run(two, tmp_path / "other", quiet=True)
+    with Store(tmp_path / "other") as store:
+        (row,) = [row for row in rows(store) if row["role"] == "defended"]
+    assert '"benign"' in row["audit"]
+
+
+def test_means_over_audits_count_a_victim_once_and_compare_the_same_audits() -> None:
+    def row(attack: str, seed: int, own: int, audited: float, benign: float | None, alarms: int) -> dict[str, Any]:
+        cells = {"audited": audited} | ({} if benign is None else {"benign": benign})
+        labels = {"data": "d", "model": "m", "recipe": "r", "attack": attack, "defense": "FT", "clean": "5 %"}
+        facts = {"role": "defended", "seed": seed, "defense_seed": own, "status": "done", "key": f"{attack}{seed}{own}"}
+        return {**labels, **facts, "alarms": alarms, "audit": json.dumps({"re-tuned: ASR": cells})}
+
+    alone = [
+        row("a", 0, 0, 0.9, None, 1),
+        row("b", 0, 0, 0.2, 0.1, 0),
+        row("b", 0, 1, 0.4, 0.1, 1),
+        row("b", 1, 0, 0.6, 0.2, 0),
+    ]
+    head, line = audits(grouped(alone))
+    assert dict(zip(head, line, strict=True)) | {"setting": ""} == {
+        "defense": "FT 5 %",
+        "setting": "",
+        "alarms in": "2 of 3",  # victims: a, and two of b
+        "re-tuned: ASR": "45.0 (15.0)",  # (0.3 + 0.6) / 2, without a, which has no control
+    }
+
+
 def test_the_page_the_terminal_and_files_show_audits(tmp_path: Path) -> None:
     run(spec(tmp_path), tmp_path / "store", quiet=True)
     to = [str(tmp_path / name) for name in ("p.html", "r.parquet")]

@@ -87,7 +87,7 @@ class Machine:
         try:
             for op, arg, _ in pickletools.genops(stream):
                 self._spend(_COST.get(op.name, _SCALAR))
-                if op.name in _VALUES:
+                if op.name in VALUES:
                     self.stack.append(arg)
                 elif op.name == "STOP":
                     break
@@ -697,7 +697,7 @@ def _listed() -> dict[str, Any]:
 
 _KNOWN = _listed()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_VALUES = frozenset(
+VALUES = frozenset(
     (
         *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
         *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
