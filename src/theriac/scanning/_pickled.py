@@ -175,8 +175,6 @@ class _Looker(Machine):
             self.stack.append(())
         elif name == "FRAME":
             self.frame = self.stream.tell() + arg
-        elif name == "READONLY_BUFFER":
-            pass
         elif name == "NEWOBJ_EX":
             names, args, made = self._pop(), self._pop(), self._pop()
             self.stack.append(self._call(made, args if not names else (*args, names)))
@@ -185,7 +183,7 @@ class _Looker(Machine):
         elif name == "STACK_GLOBAL" and not all(isinstance(part, str) for part in self.stack[-2:]):
             self._pop(), self._pop()
             self.stack.append(self._stranger(_MADE))
-        else:
+        elif name != "READONLY_BUFFER":  # which only marks what lies on the stack
             super()._step(name, arg)
 
     def _build(self, state: Any) -> None:
@@ -206,7 +204,7 @@ class _Looker(Machine):
                 target |= dict(pairs)
 
     def _extend(self, items: list[Any]) -> None:
-        pass
+        """Lists are not built: nothing that a pickle names comes out of one again."""
 
     def _call(self, what: Any, args: Any) -> Any:
         if isinstance(what, Known) and what.name == "numpy.dtype":

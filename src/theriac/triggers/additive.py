@@ -27,7 +27,7 @@ def add(x: torch.Tensor, pattern: torch.Tensor, overflow: str = "clip", *, trunc
     if tuple(pattern.shape[-3:]) != tuple(x.shape[1:]):
         raise InputError(f"pattern has shape {tuple(pattern.shape)}; the images are {tuple(x.shape[1:])}")
     exact = pattern.to(x.device)
-    exact = exact.floor() if truncate else exact.round()
+    exact = (exact.floor() if truncate else exact.round()) if exact.is_floating_point() else exact.long()
     # what goes beyond 16 bits has the same effect as this
     levels = (exact.remainder(256) if overflow == "wrap" else exact.clamp(-255, 255)).to(torch.int16)
 

@@ -108,6 +108,9 @@ def test_widths_that_no_memory_holds_are_refused() -> None:
 def test_a_pattern_beyond_16_bits_is_clipped_and_not_wrapped(level: float) -> None:
     x = torch.full((1, 1, 2, 2), 100, dtype=torch.uint8)
     assert add(x, torch.full((1, 2, 2), level)).unique().tolist() == [255 if level > 0 else 0]
+    small = torch.full((1, 2, 2), 200, dtype=torch.uint8)  # as patterns of attacks are kept
+    assert add(x, small).unique().tolist() == [255]
+    assert add(x, small, "wrap").unique().tolist() == [44]
     assert add(x, torch.full((1, 2, 2), 40_000.0), "wrap").unique().tolist() == [(100 + 40_000) % 256]
 
 

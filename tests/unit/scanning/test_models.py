@@ -21,7 +21,7 @@ from theriac.cli.main import app
 from theriac.core.errors import InputError
 from theriac.models.builder import make_net
 from theriac.models.lipschitz import conv_norm_pairs
-from theriac.report.folders import _Folder, _scanned
+from theriac.report.folders import scanned
 from theriac.runs import Request
 from theriac.scanning import behavior, inspect, scan_repair
 from theriac.scanning import calibration as fitted
@@ -167,14 +167,14 @@ def test_a_repair_that_turns_the_pixel_off_shows_in_the_patch_that_was_found_bef
     assert result.write(tmp_path).name == "scan-after.html"
     assert json.loads((tmp_path / "scan.json").read_text())["patch"]["class"] == "2"
     assert "before its repair" in (tmp_path / "scan-before.html").read_text()
-    (sentence,) = _scanned(_Folder(tmp_path, {}))  # what a report says of the folder
+    (sentence,) = scanned(tmp_path, "model")  # what a report says of the folder
     assert (
         f"sent {result.patch_before.hits} of {total} rows to class 2 before, and {result.patch_after.hits} of {total} after"
         in sentence
     )
     for hostile in ("[1]", '{"before": 5, "patch": {"before": {"hits": "x"}}}', '{"after": {"probability": "high"}}'):
         (tmp_path / "scan.json").write_text(hostile)
-        assert all("probability" not in text for text in _scanned(_Folder(tmp_path, {})))
+        assert all("probability" not in text for text in scanned(tmp_path, "model"))
     with pytest.raises(InputError, match="pictures"):
         scan_repair(net(0.0), net(0.0), th.Split(torch.randn(8, 3), torch.arange(8) % 2))
 
