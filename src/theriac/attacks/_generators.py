@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from theriac.core.card import Card
+from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.training.epochs import loop
@@ -120,6 +122,12 @@ class TriggerEncoder(nn.Module):
         if out.shape[2:] != x.shape[2:]:  # sides that do not divide by the strides
             out = F.interpolate(out, size=x.shape[2:], mode="bilinear", align_corners=False)
         return torch.tanh(out)
+
+
+def check_halved(attack: str, card: Card) -> None:
+    """Refuse pictures that these networks can't halve."""
+    if min(card.size) < 2:
+        raise InputError(f"{attack} halves its pictures; {card.name!r} has {card.size[0]} x {card.size[1]} pixels")
 
 
 def pack(net: nn.Module, prefix: str) -> dict[str, torch.Tensor]:

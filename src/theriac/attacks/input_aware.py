@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from theriac.attacks._generators import DynamicNet, pack, side_loop, unpack
+from theriac.attacks._generators import DynamicNet, check_halved, pack, side_loop, unpack
 from theriac.attacks._per_batch import check_rate, first_rows
 from theriac.attacks._surrogate import part_of
 from theriac.attacks.base import Attack
@@ -96,8 +96,7 @@ class InputAware(Attack):
 
     def _check_card(self, card: Card) -> None:
         super()._check_card(card)
-        if min(card.size) < 2:
-            raise InputError(f"{self.name} halves its pictures; {card.name!r} has {card.size[0]} x {card.size[1]} pixels")
+        check_halved(self.name, card)
 
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "short_8") -> Victim:
         """Train mask net, then generator and victim together.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from theriac.attacks._generators import TriggerEncoder, pack, unpack
+from theriac.attacks._generators import TriggerEncoder, check_halved, pack, unpack
 from theriac.attacks.base import Attack
 from theriac.core.card import Card
 from theriac.core.errors import InputError
@@ -102,8 +102,7 @@ class LIRA(Attack):
 
     def _check_card(self, card: Card) -> None:
         super()._check_card(card)
-        if min(card.size) < 2:
-            raise InputError(f"{self.name} halves its pictures; {card.name!r} has {card.size[0]} x {card.size[1]} pixels")
+        check_halved(self.name, card)
 
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "short_8") -> Victim:
         """Stage 1: network and victim in turns. Stage 2: the victim alone, by the recipe."""

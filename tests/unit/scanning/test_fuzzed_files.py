@@ -320,19 +320,19 @@ def test_the_marks_are_left_where_a_pickle_is_run(name: str, tmp_path: Path, mon
 @bounded(50)
 @given(st.sampled_from(sorted(PICKLES)), CHANGES)
 def test_changed_pickles(here: Path, name: str, changes: list[Change]) -> None:
-    looked_at(here, name, changed(CONTENTS[name], changes))
+    assert isinstance(looked_at(here, name, changed(CONTENTS[name], changes)), FileReport)
 
 
 @bounded(50)
 @given(st.sampled_from(sorted(ARCHIVES)), CHANGES)
 def test_changed_archives(here: Path, name: str, changes: list[Change]) -> None:
-    looked_at(here, name, changed(CONTENTS[name], changes))
+    assert isinstance(looked_at(here, name, changed(CONTENTS[name], changes)), FileReport)
 
 
 @bounded(50)
 @given(st.sampled_from(sorted(OTHERS)), CHANGES)
 def test_changed_files_of_other_kinds(here: Path, name: str, changes: list[Change]) -> None:
-    looked_at(here, name, changed(CONTENTS[name], changes))
+    assert isinstance(looked_at(here, name, changed(CONTENTS[name], changes)), FileReport)
 
 
 @pytest.mark.parametrize("name", SEEDS)
@@ -346,7 +346,7 @@ def test_files_that_end_early(name: str, here: Path) -> None:
 @bounded(40)
 @given(st.sampled_from(sorted(SEEDS)), st.sampled_from(sorted(SEEDS)), CHANGES)
 def test_changed_files_under_another_name(here: Path, name: str, other: str, changes: list[Change]) -> None:
-    looked_at(here, other, changed(CONTENTS[name], changes))
+    assert isinstance(looked_at(here, other, changed(CONTENTS[name], changes)), FileReport)
 
 
 def repacked(name: str, change: Callable[[bytes], bytes]) -> bytes:
@@ -373,7 +373,7 @@ def repacked(name: str, change: Callable[[bytes], bytes]) -> bytes:
 @bounded(50)
 @given(st.sampled_from(sorted(ARCHIVES)), CHANGES)
 def test_changed_members_of_sound_archives(here: Path, name: str, changes: list[Change]) -> None:
-    looked_at(here, name, repacked(name, lambda data: changed(data, changes)))
+    assert isinstance(looked_at(here, name, repacked(name, lambda data: changed(data, changes))), FileReport)
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
@@ -524,6 +524,7 @@ def test_changed_files_of_tensors(here: Path, name: str, inside: bool, changes: 
 def test_changed_files_are_handed_to_any_reader(here: Path, name: str, reader: str, changes: list[Change]) -> None:
     (here / name).write_bytes(changed(CONTENTS[name], changes))
     read_or_refused(functools.partial(READERS[reader], here / name))
+    assert os.listdir(here) == [name]
     nothing_ran(here, name)
     (here / name).unlink()
 
@@ -672,6 +673,7 @@ def test_records_with_odd_values(working: dict[str, Path], name: str, file: str,
     finally:
         path.write_text(good)
     nothing_ran(working[name].parent, "faces", "people")
+    assert not (working[name] / MARKER).exists()
 
 
 @bounded(50)
@@ -689,6 +691,7 @@ def test_changed_files_of_a_run_folder(working: dict[str, Path], name: str, file
     finally:
         path.write_bytes(good)
     nothing_ran(working[name].parent, "faces", "people")
+    assert not (working[name] / MARKER).exists()
 
 
 LINES = [
