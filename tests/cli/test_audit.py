@@ -113,8 +113,8 @@ def test_models_of_a_class_of_ones_own_are_audited_from_their_files(tmp_path):
 def test_a_repair_is_audited_and_its_card_says_so_with_the_preset(folders, tmp_path):
     words = ["repair", str(folders / "victim"), "--method", "ft:strong", "--option", "momentum=0.9", "--clean", "0.2"]
     done = runner.invoke(app, [*words, "--audit", "--precision", "fp32", "--json", "-q", "--out", str(tmp_path / "fixed")])
-    assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)["audit"]
+    assert done.exit_code == (1 if told["alarms"] else 0), done.output
     assert told == {k: v for k, v in json.loads((tmp_path / "fixed" / "audit.json").read_text()).items() if k in told}
     assert {line["look"] for line in told["lines"]} >= {"re-tuned", "distilled", "8-bit weights"}
     card = " ".join(model_card(tmp_path / "fixed").split())
@@ -124,3 +124,31 @@ def test_a_repair_is_audited_and_its_card_says_so_with_the_preset(folders, tmp_p
     changed = runner.invoke(app, [*words[:-2], "--option", "epochs=3", "--out", str(tmp_path / "other"), "-q"])
     assert changed.exit_code == 0, changed.output
     assert "was repaired by **ft**" in model_card(tmp_path / "other")
+
+
+def test_an_audit_of_a_repair_that_is_there_is_added(folders, tmp_path, monkeypatch):
+    out = tmp_path / "fixed"
+    words = [
+        "repair",
+        str(folders / "victim"),
+        "--method",
+        "ft",
+        "--option",
+        "epochs=1",
+        "--clean",
+        "0.2",
+        "--precision",
+        "fp32",
+    ]
+    words += ["--out", str(out), "-q"]
+    assert runner.invoke(app, words).exit_code == 0
+    weights = (out / "model.safetensors").read_bytes()
+    done = runner.invoke(app, [*words, "--audit", "--json"])
+    told = json.loads(done.stdout)["audit"]
+    assert told == {k: v for k, v in json.loads((out / "audit.json").read_text()).items() if k in told}
+    assert done.exit_code == (1 if told["alarms"] else 0)
+    assert (out / "model.safetensors").read_bytes() == weights
+    assert runner.invoke(app, [*words, "--audit"]).exit_code == 3  # now it is there, too
+    monkeypatch.setattr("theriac.auditing.Audit.alarms", ("one",))  # for other numbers, the other exit code
+    (out / "audit.json").unlink()
+    assert runner.invoke(app, [*words, "--audit"]).exit_code == 1

@@ -62,6 +62,11 @@ def test_it_trains_compares_and_keeps(theriac: Theriac, people: list[Any], tmp_p
     assert "not Bonn, Bonn</span></caption>" in page
     gap = record["fairness"]["debiased"]["odds_gap"]
     assert f"{100 * (gap['value'] if isinstance(gap, dict) else gap):.1f}" in page
+    card = th.report.model_card(out)
+    assert "only clean accuracy" not in card
+    assert "Groups: not Bonn, Bonn." in card
+    assert record["verdict"]["sentence"].split()[0] in card
+    assert "| odds gap |" in card
     events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     last = [e for e in events if "epoch" in e][-1]
     assert last["event"] != "train"  # the plain model's epochs are not shown as those of the debiased one

@@ -301,6 +301,7 @@ class Forecast:
         blocked: Keys of what needs something of that.
         seconds: Predicted time of what is left, all jobs one after the other; None if the store has no timings to tell from.
         guessed: For how many of the jobs that are left there is a timing to tell from.
+        rough: For how many of these it is one of other methods, which may take far longer or shorter.
     """
 
     plan: Plan
@@ -309,6 +310,7 @@ class Forecast:
     blocked: frozenset[str] = frozenset()
     seconds: float | None
     guessed: int
+    rough: int = 0
 
     @property
     def left(self) -> int:
@@ -377,17 +379,18 @@ def forecast(
     for kind, options, seconds in timings:
         for alike in _likeness(kind, options):
             known.setdefault(alike, []).append(seconds)
-    total, guessed, blocked = 0.0, 0, set[str]()
+    total, guessed, rough, blocked = 0.0, 0, 0, set[str]()
     for node in plan.nodes.values():  # what a job needs stands before it
         if status.get(node.key) in ("done", "failed"):
             continue
         if any(need in blocked or status.get(need) == "failed" for need in node.needs):
             blocked.add(node.key)
             continue
-        times = next((known[alike] for alike in _likeness(node.kind, options_of(node)) if alike in known), None)
-        if times:
-            total += sorted(times)[len(times) // 2]
+        alike = next((alike for alike in _likeness(node.kind, options_of(node)) if alike in known), ())
+        if alike:
+            total += sorted(known[alike])[len(known[alike]) // 2]
             guessed += 1
+            rough += len(alike) == 1 and node.kind != "judge"
     return Forecast(
         plan=plan,
         done=frozenset(k for k in plan.nodes if status.get(k) == "done"),
@@ -395,6 +398,7 @@ def forecast(
         blocked=frozenset(blocked),
         seconds=total if guessed else None,
         guessed=guessed,
+        rough=rough,
     )
 
 

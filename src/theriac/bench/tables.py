@@ -561,18 +561,22 @@ def _parquet(plain: Sequence[Row]) -> bytes:
 
 def _markdown(plain: Sequence[Row]) -> bytes:
     def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        return f"| {' | '.join(as_text(cell) for cell in cells)} |"
+
+    def as_text(cell: str) -> str:
+        return cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", chr(92) + "|")
 
     groups = grouped(plain)
     head, body = filled(summary(groups))
     lines = [line(head), line(["---"] * len(head)), *(line(cells) for cells in body)]
-    lines += [part for text in misleading(groups) for part in ("", f"† {text}")]
+    lines += [part for text in misleading(groups) for part in ("", f"† {as_text(text)}")]
     return ("\n".join(lines) + "\n").encode()
 
 
 _TEX = str.maketrans(
     {c: f"\\{c}" for c in "%&_#${}"}
     | {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "·": r"$\cdot$", "†": r"\dag{}", "→": r"$\to$"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 )
 
 
@@ -582,7 +586,7 @@ def _latex(plain: Sequence[Row]) -> bytes:
 
     groups = grouped(plain)
     names, body = filled(summary(groups))
-    notes = [rf"\par\footnotesize {f'† {text}'.translate(_TEX)}" for text in misleading(groups)]
+    notes = [rf"{{\par\footnotesize {f'† {text}'.translate(_TEX)}\par}}" for text in misleading(groups)]
     texts = len(_HEADS) - 1
     head = [rf"\begin{{tabular}}{{{'l' * texts}{'r' * (len(names) - texts)}}}", r"\hline", line(names), r"\hline"]
     return ("\n".join([*head, *map(line, body), r"\hline", r"\end{tabular}", *notes]) + "\n").encode()

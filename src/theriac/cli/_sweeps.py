@@ -71,6 +71,7 @@ def show_plan(forecast: Forecast, workers: int, *, as_json: bool) -> None:
         "left": left,
         "seconds": forecast.seconds,
         "timed": forecast.guessed,
+        "timed_by_others": forecast.rough,
         "refused": plan.refused,
     }
     if as_json:
@@ -86,6 +87,8 @@ def show_plan(forecast: Forecast, workers: int, *, as_json: bool) -> None:
             "" if forecast.guessed == left else f" for {forecast.guessed:,} of the {left:,} jobs; the others are not timed yet"
         )
         time = f"about {seconds(forecast.seconds / workers)} with {workers} worker{'s' * (workers > 1)}{rest}"
+        if forecast.rough:
+            time += f"; a guess, since {forecast.rough:,} are of methods that this store has not timed yet"
     body = [
         ["jobs", f"{len(plan.nodes):,}: {work}"],
         ["cells", f"{len(plan.cells):,}; {plan.shared:,} of them start from a model that another one has, too"],

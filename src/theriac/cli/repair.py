@@ -10,10 +10,15 @@ import typer
 from theriac.cli import _options as opt
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
     from theriac.attacks import Planted
     from theriac.auditing import Audit
+    from theriac.core.errors import NothingToDoError
     from theriac.core.run import Run
-    from theriac.runs import Opened, Record
+    from theriac.runs import Opened
     from theriac.scanning.repaired import RepairScan
 
 
@@ -68,13 +73,13 @@ def repair(
     Methods that need no clean rows draw none. The given model is not changed. Without knowledge of the attack only clean
     accuracy is measured. The default method tries several repairs, judges them by backdoors that it plants itself, and leaves
     the model as it is where none will do; it was measured on digits only ("theriac list auto"). "theriac list repairs" names
-    single ones, which are several times faster and judge nothing.
+    single ones, which are several times faster and judge nothing. Exit code 1 if an audit (--audit) has alarms.
     """
     opt.set_quiet(quiet)
     import dataclasses
 
     from theriac.cli import _inputs, _show
-    from theriac.core.errors import InputError
+    from theriac.core.errors import InputError, NothingToDoError
     from theriac.core.run import Run
     from theriac.runs import Clean, Job, execute, opening
 
@@ -94,14 +99,20 @@ def repair(
         seed=seed,
         precision=precision,  # type: ignore[arg-type]  # checked by Job
     )
-    record = execute(job, out, device=device, quiet=quiet or None, force=force, **_show.origin(ctx))
+    try:
+        record = execute(job, out, device=device, quiet=quiet or None, force=force, **_show.origin(ctx))
+    except NothingToDoError as there:
+        _only_beside(ctx, opened, there, planted)
+        return
     assert record is not None  # in the only process
-    scans, audited = _scanned(ctx, opened, record) if scan else None, _audited(ctx, opened, record, planted) if audit else None
+    scans = _scanned(ctx, opened, record.model, record.folder) if scan else None
+    audited = _audited(ctx, opened, record.model, record.folder, planted) if audit else None
     if as_json:
         fields = ("outcome", "before", "evaluation", "der", "der_interval", "degenerate")
         result = {name: record.data[name] for name in fields}
         result |= {name: made.to_dict() for name, made in (("scan", scans), ("audit", audited)) if made is not None}
         _show.as_json({"status": "done", "folder": str(record.folder), "warnings": record.data["notes"], **result})
+        _stop_on_alarms(audited)
         return
     outcome, drawn = record.data["outcome"], record.data["clean"]
     done = {"repaired": "repaired by", "unchanged": "left unchanged by", "abstained": "not repaired:"}[outcome["status"]]
@@ -109,10 +120,7 @@ def repair(
     ended = "abstained" if outcome["status"] == "abstained" else with_rows
     assert record.comparison is not None
     _show.comparison(f"{opened.name}, {done} {chosen.title} {ended}", record.comparison, outcome["reason"], outcome["basis"])
-    if scans is not None:
-        _show.rows("scan, on test rows", ("", "before", "after"), [list(line) for line in scans.rows()])
-    if audited is not None:
-        _show.audit(f"audit of {record.folder.name} on {audited.data}, {audited.attack or 'attack unknown'}", audited)
+    _show_beside(record.folder, scans, audited)
     if planted is None:
         _show.tell("the attack is not known here, so only clean accuracy was measured (--attack names one)")
     if outcome["status"] == "abstained" and method == opt.REPAIR:
@@ -121,6 +129,47 @@ def repair(
         _show.tell(f"the same command with --method {other}{elsewhere} repairs it and judges nothing")
     _show.saved(record.folder)
     _show.following("report", str(record.folder))
+    _stop_on_alarms(audited)
+
+
+def _only_beside(ctx: typer.Context, opened: Opened, done: NothingToDoError, planted: Planted | None) -> None:
+    """Of a repair that is there, the scan and the audit that are asked for and not there.
+
+    Raises:
+        NothingToDoError: If there are none.
+    """
+    from theriac.cli import _show
+    from theriac.models import load_model
+
+    lacking = [name for name in ("scan", "audit") if ctx.params[name] and not (done.folder / f"{name}.json").is_file()]
+    if not lacking:
+        raise done
+    model = load_model(done.folder)
+    scans = _scanned(ctx, opened, model, done.folder) if "scan" in lacking else None
+    audited = _audited(ctx, opened, model, done.folder, planted) if "audit" in lacking else None
+    if ctx.params["as_json"]:
+        made = {name: result.to_dict() for name, result in (("scan", scans), ("audit", audited)) if result is not None}
+        _show.as_json({"status": "done", "folder": str(done.folder), **made})
+    else:
+        what = f"{' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'}"
+        _show.tell(f"{done.folder} holds this repair; its {what} new")
+        _show_beside(done.folder, scans, audited)
+        _show.saved(done.folder)
+    _stop_on_alarms(audited)
+
+
+def _show_beside(folder: Path, scans: RepairScan | None, audited: Audit | None) -> None:
+    from theriac.cli import _show
+
+    if scans is not None:
+        _show.rows("scan, on test rows", ("", "before", "after"), [list(line) for line in scans.rows()])
+    if audited is not None:
+        _show.audit(f"audit of {folder.name} on {audited.data}, {audited.attack or 'attack unknown'}", audited)
+
+
+def _stop_on_alarms(audited: Audit | None) -> None:
+    if audited is not None and audited.alarms:
+        raise typer.Exit(1)
 
 
 def _run(typed: Mapping[str, Any]) -> Run:
@@ -129,20 +178,20 @@ def _run(typed: Mapping[str, Any]) -> Run:
     return Run(seed=typed["seed"], device=typed["device"], quiet=typed["quiet"] or None)
 
 
-def _scanned(ctx: typer.Context, opened: Opened, record: Record) -> RepairScan:
+def _scanned(ctx: typer.Context, opened: Opened, model: nn.Module, folder: Path) -> RepairScan:
     """Scans of the model before and after its repair, written into its folder."""
     from theriac.scanning import scan_repair
 
-    scans = scan_repair(opened.model, record.model, opened.data.test, _run(ctx.params))
-    scans.write(record.folder)
+    scans = scan_repair(opened.model, model, opened.data.test, _run(ctx.params))
+    scans.write(folder)
     return scans
 
 
-def _audited(ctx: typer.Context, opened: Opened, record: Record, planted: Planted | None) -> Audit:
+def _audited(ctx: typer.Context, opened: Opened, model: nn.Module, folder: Path, planted: Planted | None) -> Audit:
     """An audit of the repaired model beside the given one, written into its folder."""
     import theriac as th
     from theriac.report import audits
 
-    made = th.audit(record.model, opened.data, planted, victim=opened.model, run=_run(ctx.params))
-    audits.write_folder(made, record.folder, record.folder.name, status="done", model=str(record.folder))
+    made = th.audit(model, opened.data, planted, victim=opened.model, run=_run(ctx.params))
+    audits.write_folder(made, folder, folder.name, status="done", model=str(folder))
     return made

@@ -217,7 +217,7 @@ def _study(title: str, folders: Sequence[_Folder], left: Sequence[str], samples:
         "data": summary.model_dump(mode="json"),
         "provenance": _provenance(folders),
         "results": results,
-        "fairness": [_groups(f) for f in folders if f.is_debiased],
+        "fairness": [{"victim": _victim(f), **by_group(f.record)} for f in folders if f.is_debiased],
         "caveats": [*left, *_origins(folders)],
         "exhibits": [e.model_dump(mode="json") for e in _exhibits(folders, names, data, run, samples)],
     }
@@ -279,18 +279,17 @@ def _verdict(scan: Mapping[str, Any]) -> str:
     return f'"{scan.get("verdict")}" (probability {chance:.2f}{"" if scan.get("calibrated") is True else ", uncalibrated"})'
 
 
-def _groups(folder: _Folder) -> dict[str, Any]:
-    """How the plain and the debiased model of a folder treat groups, as a report's table."""
-    both = section(folder.record, "fairness")
+def by_group(record: Mapping[str, Any]) -> dict[str, Any]:
+    """How the plain and the debiased model of a record treat groups: groups, lines, headline, verdict."""
+    both = section(record, "fairness")
     before, after = (Fairness.from_dict(section(both, key)) for key in ("plain", "debiased"))
-
-    verdict = judge(before, after, unlisted(folder.record.get("pairs"), before))
+    verdict = judge(before, after, unlisted(record.get("pairs"), before))
     lines = [
         {"name": name, "plain": str(old or NO_ROWS), "debiased": str(new or NO_ROWS), "meaning": meaning}
         for name, old, new, meaning in side_by_side(before, after)
     ]
     words = {"headline": bounded(verdict.headline), "verdict": bounded(verdict.sentence)}
-    return {"victim": _victim(folder), "groups": list(before.groups), "lines": lines, **words}
+    return {"groups": list(before.groups), "lines": lines, **words}
 
 
 def _victim(folder: _Folder) -> str:

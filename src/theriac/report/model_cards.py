@@ -13,7 +13,7 @@ from theriac.core.text import line, shorten
 from theriac.core.version import VERSION
 from theriac.metrics.intervals import share
 from theriac.models.wrapped import around, innermost
-from theriac.report.folders import audited, scanned
+from theriac.report.folders import audited, by_group, scanned
 from theriac.runs.folder import read, section
 
 CARD = "MODEL_CARD.md"
@@ -126,23 +126,39 @@ def _measured(record: Mapping[str, Any]) -> Iterator[str]:
     if not after:
         yield from ("Nothing.", "")
         return
-    attack = section(record, "attack")
+    attack, groups = section(record, "attack"), by_group(record) if record.get("kind") == "debias" else {}
     rows = section(section(record, "data"), "rows").get("test")
     source = _text(section(record, "data").get("name")) or "unknown data"
     yield f"On {_text(rows) or 'the'} test rows of {source}; 95 % intervals."
-    yield f"Trigger: {_text(attack.get('method'))}." if attack else "No trigger was known, so only clean accuracy was measured."
+    if attack:
+        yield f"Trigger: {_text(attack.get('method'))}."
+    elif not groups:
+        yield "No trigger was known, so only clean accuracy was measured."
     head = ("figure", "before", "after") if before else ("figure", "value")
     yield from ("", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}")
     for key, name in _FIGURES:
         cells = [_rate(scores.get(key)) for scores in ([before, after] if before else [after])]
         if any(cells):
             yield f"| {name} | {' | '.join(c or '–' for c in cells)} |"
-    yield ""
+    yield from _groups(groups)
     warnings = record.get("degenerate")
     for text in warnings if isinstance(warnings, list) else ():
         yield f"- **{_text(text)}**"
     if warnings:
         yield ""
+
+
+def _groups(groups: Mapping[str, Any]) -> Iterator[str]:
+    """What a debiasing run came to, beside a plain model trained on the same rows; nothing for other runs."""
+    yield ""
+    if not groups:
+        return
+    yield f"Groups: {_names(groups['groups'])}. Beside a plain model trained on the same rows:"
+    yield from ("", *(f"**{_text(text)}**" for text in (groups["headline"],) if text), _text(groups["verdict"]), "")
+    yield from ("| figure | plain | debiased | what it is |", "| --- | --- | --- | --- |")
+    for item in groups["lines"]:
+        yield f"| {' | '.join(_text(item[key]) for key in ('name', 'plain', 'debiased', 'meaning'))} |"
+    yield ""
 
 
 def _looked_for(folder: Path) -> Iterator[str]:

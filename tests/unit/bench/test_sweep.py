@@ -360,6 +360,21 @@ def test_a_plan_tells_time_from_the_store(finished: Path, people: Path, tmp_path
     assert (more.left, more.guessed) == (6, 6)
     assert more.seconds is not None
     assert more.seconds > 0
+    assert more.rough == 0
+    other = forecast(spec_of(people, defenses=[{"name": "ft", "epochs": 2}, {"name": "anp", "as": "ANP"}]), finished)
+    assert (other.left, other.guessed, other.rough) == (6, 6, 4)  # four repairs by a method never timed here, two counts
+
+
+def test_names_stay_as_they_are_in_papers_and_pages(finished: Path, tmp_path: Path) -> None:
+    with Store(finished) as store:
+        plain = [row | {"attack": "b|l<i>&%_", "degenerate": "all rows <one> class"} for row in rows(store, "quick")]
+    tex, md = (export(plain, tmp_path / f"x.{end}").read_text() for end in ("tex", "md"))
+    assert r"b\textbar{}l\textless{}i\textgreater{}\&\%\_" in tex
+    assert r"b\|l&lt;i>&amp;%_" in md
+    notes = [line for line in tex.splitlines() if "footnotesize" in line]
+    assert notes
+    assert all(line.startswith("{") and line.endswith("}") for line in notes)  # what follows the table keeps its size
+    assert all("&lt;one>" in line for line in md.splitlines() if line.startswith("†"))
 
 
 def test_events_tell_of_every_job_and_epoch(finished: Path) -> None:
