@@ -128,19 +128,8 @@ def test_a_repair_is_audited_and_its_card_says_so_with_the_preset(folders, tmp_p
 
 def test_an_audit_of_a_repair_that_is_there_is_added(folders, tmp_path, monkeypatch):
     out = tmp_path / "fixed"
-    words = [
-        "repair",
-        str(folders / "victim"),
-        "--method",
-        "ft",
-        "--option",
-        "epochs=1",
-        "--clean",
-        "0.2",
-        "--precision",
-        "fp32",
-    ]
-    words += ["--out", str(out), "-q"]
+    words = ["repair", str(folders / "victim"), "--method", "ft", "--option", "epochs=1", "--clean", "0.2"]
+    words += ["--precision", "fp32", "--out", str(out), "-q"]
     assert runner.invoke(app, words).exit_code == 0
     weights = (out / "model.safetensors").read_bytes()
     done = runner.invoke(app, [*words, "--audit", "--json"])

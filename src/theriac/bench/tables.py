@@ -18,6 +18,7 @@ from theriac.bench.store import Store
 from theriac.core.errors import InputError, unknown
 from theriac.core.files import write_atomically
 from theriac.core.paths import as_path, writing
+from theriac.core.text import in_markdown
 from theriac.metrics import Spread, der, over_seeds, wilson
 from theriac.metrics.intervals import share
 
@@ -561,15 +562,12 @@ def _parquet(plain: Sequence[Row]) -> bytes:
 
 def _markdown(plain: Sequence[Row]) -> bytes:
     def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(as_text(cell) for cell in cells)} |"
-
-    def as_text(cell: str) -> str:
-        return cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", chr(92) + "|")
+        return f"| {' | '.join(map(in_markdown, cells))} |"
 
     groups = grouped(plain)
     head, body = filled(summary(groups))
     lines = [line(head), line(["---"] * len(head)), *(line(cells) for cells in body)]
-    lines += [part for text in misleading(groups) for part in ("", f"† {as_text(text)}")]
+    lines += [part for text in misleading(groups) for part in ("", f"† {in_markdown(text)}")]
     return ("\n".join(lines) + "\n").encode()
 
 

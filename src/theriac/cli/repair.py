@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -105,14 +106,12 @@ def repair(
         _only_beside(ctx, opened, there, planted)
         return
     assert record is not None  # in the only process
-    scans = _scanned(ctx, opened, record.model, record.folder) if scan else None
-    audited = _audited(ctx, opened, record.model, record.folder, planted) if audit else None
+    beside = _Beside.look(ctx, opened, record.model, record.folder, planted, scan=scan, audit=audit)
     if as_json:
         fields = ("outcome", "before", "evaluation", "der", "der_interval", "degenerate")
-        result = {name: record.data[name] for name in fields}
-        result |= {name: made.to_dict() for name, made in (("scan", scans), ("audit", audited)) if made is not None}
+        result = {name: record.data[name] for name in fields} | beside.to_dict()
         _show.as_json({"status": "done", "folder": str(record.folder), "warnings": record.data["notes"], **result})
-        _stop_on_alarms(audited)
+        beside.stop_on_alarms()
         return
     outcome, drawn = record.data["outcome"], record.data["clean"]
     done = {"repaired": "repaired by", "unchanged": "left unchanged by", "abstained": "not repaired:"}[outcome["status"]]
@@ -120,7 +119,7 @@ def repair(
     ended = "abstained" if outcome["status"] == "abstained" else with_rows
     assert record.comparison is not None
     _show.comparison(f"{opened.name}, {done} {chosen.title} {ended}", record.comparison, outcome["reason"], outcome["basis"])
-    _show_beside(record.folder, scans, audited)
+    beside.show()
     if planted is None:
         _show.tell("the attack is not known here, so only clean accuracy was measured (--attack names one)")
     if outcome["status"] == "abstained" and method == opt.REPAIR:
@@ -129,7 +128,7 @@ def repair(
         _show.tell(f"the same command with --method {other}{elsewhere} repairs it and judges nothing")
     _show.saved(record.folder)
     _show.following("report", str(record.folder))
-    _stop_on_alarms(audited)
+    beside.stop_on_alarms()
 
 
 def _only_beside(ctx: typer.Context, opened: Opened, done: NothingToDoError, planted: Planted | None) -> None:
@@ -144,32 +143,56 @@ def _only_beside(ctx: typer.Context, opened: Opened, done: NothingToDoError, pla
     lacking = [name for name in ("scan", "audit") if ctx.params[name] and not (done.folder / f"{name}.json").is_file()]
     if not lacking:
         raise done
-    model = load_model(done.folder)
-    scans = _scanned(ctx, opened, model, done.folder) if "scan" in lacking else None
-    audited = _audited(ctx, opened, model, done.folder, planted) if "audit" in lacking else None
+    model, which = load_model(done.folder), {name: name in lacking for name in ("scan", "audit")}
+    beside = _Beside.look(ctx, opened, model, done.folder, planted, **which)
     if ctx.params["as_json"]:
-        made = {name: result.to_dict() for name, result in (("scan", scans), ("audit", audited)) if result is not None}
-        _show.as_json({"status": "done", "folder": str(done.folder), **made})
+        _show.as_json({"status": "done", "folder": str(done.folder), **beside.to_dict()})
     else:
         what = f"{' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'}"
         _show.tell(f"{done.folder} holds this repair; its {what} new")
-        _show_beside(done.folder, scans, audited)
+        beside.show()
         _show.saved(done.folder)
-    _stop_on_alarms(audited)
+    beside.stop_on_alarms()
 
 
-def _show_beside(folder: Path, scans: RepairScan | None, audited: Audit | None) -> None:
-    from theriac.cli import _show
+@dataclass(frozen=True)
+class _Beside:
+    """The scan and the audit beside a repair, written into its folder; None where they were not to be made."""
 
-    if scans is not None:
-        _show.rows("scan, on test rows", ("", "before", "after"), [list(line) for line in scans.rows()])
-    if audited is not None:
-        _show.audit(f"audit of {folder.name} on {audited.data}, {audited.attack or 'attack unknown'}", audited)
+    folder: Path
+    scans: RepairScan | None
+    audited: Audit | None
 
+    @classmethod
+    def look(
+        cls,
+        ctx: typer.Context,
+        opened: Opened,
+        model: nn.Module,
+        folder: Path,
+        planted: Planted | None,
+        *,
+        scan: bool,
+        audit: bool,
+    ) -> _Beside:
+        scans = _scanned(ctx, opened, model, folder) if scan else None
+        return cls(folder, scans, _audited(ctx, opened, model, folder, planted) if audit else None)
 
-def _stop_on_alarms(audited: Audit | None) -> None:
-    if audited is not None and audited.alarms:
-        raise typer.Exit(1)
+    def to_dict(self) -> dict[str, Any]:
+        return {name: made.to_dict() for name, made in (("scan", self.scans), ("audit", self.audited)) if made is not None}
+
+    def show(self) -> None:
+        from theriac.cli import _show
+
+        if self.scans is not None:
+            _show.rows("scan, on test rows", ("", "before", "after"), [list(line) for line in self.scans.rows()])
+        if self.audited is not None:
+            about = f"{self.audited.data}, {self.audited.attack or 'attack unknown'}"
+            _show.audit(f"audit of {self.folder.name} on {about}", self.audited)
+
+    def stop_on_alarms(self) -> None:
+        if self.audited is not None and self.audited.alarms:
+            raise typer.Exit(1)
 
 
 def _run(typed: Mapping[str, Any]) -> Run:

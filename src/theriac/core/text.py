@@ -29,6 +29,12 @@ def shorten(text: str, letters: int = 300) -> str:
     return short if len(short) <= letters else f"{short[:half]}...{short[-half:]}"
 
 
+def in_markdown(text: str) -> str:
+    """The same on one line, as it is, whatever Markdown or HTML it holds."""
+    escaped = line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{c}" if c in "\\`*_[]|~" else c for c in escaped)
+
+
 def lookalike(name: str, others: Iterable[str]) -> str:
     """A hint for a message: which other name reads like ``name`` and is written otherwise; empty if none does.
 

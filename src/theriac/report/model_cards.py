@@ -140,7 +140,9 @@ def _measured(record: Mapping[str, Any]) -> Iterator[str]:
         cells = [_rate(scores.get(key)) for scores in ([before, after] if before else [after])]
         if any(cells):
             yield f"| {name} | {' | '.join(c or '–' for c in cells)} |"
-    yield from _groups(groups)
+    yield ""
+    if groups:
+        yield from _groups(groups)
     warnings = record.get("degenerate")
     for text in warnings if isinstance(warnings, list) else ():
         yield f"- **{_text(text)}**"
@@ -149,10 +151,7 @@ def _measured(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _groups(groups: Mapping[str, Any]) -> Iterator[str]:
-    """What a debiasing run came to, beside a plain model trained on the same rows; nothing for other runs."""
-    yield ""
-    if not groups:
-        return
+    """What a debiasing run came to, beside a plain model trained on the same rows."""
     yield f"Groups: {_names(groups['groups'])}. Beside a plain model trained on the same rows:"
     yield from ("", *(f"**{_text(text)}**" for text in (groups["headline"],) if text), _text(groups["verdict"]), "")
     yield from ("| figure | plain | debiased | what it is |", "| --- | --- | --- | --- |")

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from theriac.core.ranges import typed
-from theriac.core.text import line
+from theriac.core.text import in_markdown, line
 from theriac.metrics import Rate
 from theriac.report.findings import title_of, verdict
 from theriac.report.records import Result, Scores, Study
@@ -117,8 +117,8 @@ def markdown(results: Study | Sequence[Result]) -> str:
         cells = [_markdown_cell(rate) for rate in row.rates]
         der = "" if row.der is None else f"{row.der:.3f}"
         seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
-        finding = "; ".join([*([row.finding] if row.finding else []), *map(escape, row.alerts)])
-        out.append(f"| {' | '.join([escape(row.group), escape(row.model), *cells, der, finding, seconds])} |")
+        finding = "; ".join([*([row.finding] if row.finding else []), *map(in_markdown, row.alerts)])
+        out.append(f"| {' | '.join([in_markdown(row.group), in_markdown(row.model), *cells, der, finding, seconds])} |")
     return "\n".join(out) + "\n"
 
 
@@ -127,9 +127,3 @@ def _markdown_cell(rate: Rate | None) -> str:
         return "–"
     low, high = rate.interval
     return f"{rate.percent} ({rate.hits}/{rate.total}; {100 * low:.1f} to {100 * high:.1f})"
-
-
-def escape(text: str) -> str:
-    """Text as it is, whatever Markdown or HTML it holds."""
-    escaped = line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return "".join(f"\\{c}" if c in "\\`*_[]|~" else c for c in escaped)

@@ -370,11 +370,11 @@ def test_names_stay_as_they_are_in_papers_and_pages(finished: Path, tmp_path: Pa
         plain = [row | {"attack": "b|l<i>&%_", "degenerate": "all rows <one> class"} for row in rows(store, "quick")]
     tex, md = (export(plain, tmp_path / f"x.{end}").read_text() for end in ("tex", "md"))
     assert r"b\textbar{}l\textless{}i\textgreater{}\&\%\_" in tex
-    assert r"b\|l&lt;i>&amp;%_" in md
+    assert r"b\|l&lt;i&gt;&amp;%\_" in md
     notes = [line for line in tex.splitlines() if "footnotesize" in line]
     assert notes
     assert all(line.startswith("{") and line.endswith("}") for line in notes)  # what follows the table keeps its size
-    assert all("&lt;one>" in line for line in md.splitlines() if line.startswith("†"))
+    assert all("&lt;one&gt;" in line for line in md.splitlines() if line.startswith("†"))
 
 
 def test_events_tell_of_every_job_and_epoch(finished: Path) -> None:

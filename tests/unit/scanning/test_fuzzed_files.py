@@ -723,6 +723,7 @@ def test_events_with_odd_values(here: Path, edits: list[Edit]) -> None:
     read_or_refused(lambda: read_events(here))
     read_or_refused(lambda: th.Run(folder=here, quiet=True).forget("train", 1))
     nothing_ran(here, "events.jsonl")
+    assert not (here / MARKER).exists()
 
 
 @bounded(40)
@@ -733,6 +734,7 @@ def test_changed_files_of_events(here: Path, changes: list[Change]) -> None:
     read_or_refused(lambda: read_events(here))
     read_or_refused(lambda: th.Run(folder=here, quiet=True).forget("train", 1))
     nothing_ran(here, "events.jsonl")
+    assert not (here / MARKER).exists()
 
 
 KEYS = ("a" * 64, "b" * 64)
@@ -782,6 +784,7 @@ def test_lists_of_a_zoo_with_odd_values(zoo: Path, edits: list[Edit]) -> None:
         fetched(zoo)
     finally:
         path.write_text(good)
+    assert not list(zoo.parent.rglob(MARKER))
 
 
 @bounded(40)
@@ -794,6 +797,7 @@ def test_changed_lists_of_a_zoo(zoo: Path, changes: list[Change]) -> None:
         fetched(zoo)
     finally:
         path.write_bytes(good)
+    assert not list(zoo.parent.rglob(MARKER))
 
 
 def test_another_scanner_agrees_where_both_or_neither_would_warn() -> None:
