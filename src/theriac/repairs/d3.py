@@ -116,7 +116,10 @@ class D3(Repair):
     @classmethod
     @preset
     def guarded(cls) -> D3:
-        """Ours: the released code on four fifths of the rows; returns the last epoch that lost no class on the others."""
+        """Ours: the released code on four fifths of the rows; returns the last epoch that lost no class on the others.
+
+        On digits it did not help: with 5 % clean rows it cost more accuracy than without a guard (table sweep_presets).
+        """
         return cls(guard=0.1)
 
     def recipe(self) -> Recipe:

@@ -72,7 +72,10 @@ class FST(Repair):
     @classmethod
     @preset
     def guarded(cls) -> FST:
-        """Ours: the released code on four fifths of the rows; returns the last epoch that lost no class on the others."""
+        """Ours: the released code on four fifths of the rows; returns the last epoch that lost no class on the others.
+
+        On digits it did not help: with 5 % clean rows it cost more accuracy than without a guard (table sweep_presets).
+        """
         return cls(guard=0.1)
 
     def loss(self, logits: torch.Tensor, y: torch.Tensor, inner_product: torch.Tensor) -> torch.Tensor:
