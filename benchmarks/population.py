@@ -52,7 +52,7 @@ from theriac.data import disturbed
 from theriac.metrics import brier, detection
 from theriac.models import Builder, classifier, make, run_over
 from theriac.scanning import calibration
-from theriac.scanning.behavior import ROWS, look_at_behavior
+from theriac.scanning.behavior import ROWS, look_at_behavior, look_at_inversion
 from theriac.scanning.weights import look_at_weights, sorted_weights
 from theriac.training import Batch, cross_entropy_step, loop, recipe
 
@@ -61,6 +61,7 @@ SPEC = PLAN.parents[1] / "specs" / "population.yaml"
 AXES = ("set", "model", "recipe", "seed", "attack", "rate", "train", "control")
 SHIPPED = Path(theriac.scanning.__file__).with_name("calibration.json")
 LARGE = ("cifar32", "fashion28")  # sets of pictures of 28 and 32 pixels a side
+LATEST = 10  # round whose networks were measured last, all of them fresh
 FITTED = ("badnets", "blended", "tact", "wanet")  # attacks of the fitted part
 WORKS = 0.5  # attack success, less what goes to the target without the trigger, from which on a network counts as backdoored
 SORTED_STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)  # of the classifier on sorted weights; chosen there, too
@@ -278,13 +279,18 @@ def measure_all(
 
 
 def measured(model: nn.Module, rows: th.Split) -> dict[str, Any]:
-    """What a scan measures of a model, and how long: seconds of the clock for weights, of the processor for behavior."""
+    """What a scan measures of a model, and how long: seconds of the clock for weights, else of the processor."""
     weights, began = look_at_weights(model, rows.card.shape), time.process_time()
-    behavior = look_at_behavior(model, rows, th.Run(quiet=True, precision="fp32"))
+    run = th.Run(quiet=True, precision="fp32")
+    behavior, middle = look_at_behavior(model, rows, run), time.process_time()
+    assert behavior.twin is not None
+    inner, ended = look_at_inversion(model, behavior.twin, rows, run), time.process_time()
+    features = {**weights.features, **behavior.features, **inner.features}
+    seconds = {"weights": weights.seconds, "behavior": middle - began, "inversion": ended - middle}
     return {
-        "features": {k: round(v, 5) for k, v in {**weights.features, **behavior.features}.items() if k != "sorted_weights"},
+        "features": {k: round(v, 5) for k, v in features.items() if k != "sorted_weights"},
         "sorted": sorted_of(model),
-        "seconds": {"weights": round(weights.seconds, 4), "behavior": round(time.process_time() - began, 2)},
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
     }
 
 
@@ -364,7 +370,7 @@ def known(record: dict[str, Any]) -> bool:
 
 def fresh_parts(records: list[dict[str, Any]]) -> dict[str, Any]:
     """Which fresh networks each figure is of: all, those of new seeds, narrow ones, those of width 16, of larger pictures."""
-    new = np.array([r["round"] == 8 for r in records], bool)
+    new = np.array([r["round"] == LATEST for r in records], bool)
     wide = np.array([r["model"] == "preact16" for r in records], bool)
     large = np.array([r["set"] in LARGE for r in records], bool)
     parts = {"fresh": np.ones(len(records), bool), "fresh_new": new}
@@ -515,6 +521,7 @@ def main() -> None:
     parser.add_argument("--data", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--runs", type=Path, default=Path("runs/population"))
     parser.add_argument("--again", action="store_true", help="measure: all networks once more")
+    parser.add_argument("--part", help="measure: networks of this part alone, such as fit")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no network after this time")
     parser.add_argument("--store", type=Path, help="measure: networks of the sweep in this store, and none of --runs")
     parser.add_argument("--spec", type=Path, default=SPEC, help="of that store")
@@ -533,7 +540,9 @@ def main() -> None:
         command = f"python benchmarks/population.py measure --store {args.store} --table {args.table}"
         measure_all(*of_store(args.store, args.spec), Table.of(args.table), command, args.again)
     elif args.what == "measure":
-        models, command = each_model(args.runs, plan), "python benchmarks/population.py measure"
+        command = "python benchmarks/population.py measure"
+        command += f" --part {args.part} --table {args.table}" if args.part else ""
+        models = (pair for pair in each_model(args.runs, plan) if args.part in (None, pair[0]["part"]))
         measure_all(models, lambda name: data_of(name, plan, paths), Table.of(args.table), command, args.again)
     else:
         train_all(plan, paths, args.runs, args.seconds)

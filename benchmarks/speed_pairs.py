@@ -153,6 +153,13 @@ def evaluate_pairs(s: Setting) -> Iterator[Pair]:
         lambda: th.evaluate(model, split, attack, run=run),
         lambda: th.evaluate(model, split, attack, run=run, batch_size=512), len(split), len(split), floor,
     )  # fmt: skip
+    # what a sweep would save if it stamped the test rows of a victim once for all of its repairs
+    for name, other in {"badnets": attack, "wanet": WaNet(), "bpp_dither": BppAttack(dithering=True)}.items():
+        yield Pair(
+            f"evaluate-stamping-{name}", f"stamps the test rows with {name}", "counts ACC, ASR and RA, stamping and all",
+            partial(stamp_all, other.plant(split), split, "poison"), partial(th.evaluate, model, split, other, run=run),
+            len(split), len(split),
+        )  # fmt: skip
 
 
 def train_pairs(s: Setting) -> Iterator[Pair]:

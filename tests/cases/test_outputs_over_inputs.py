@@ -27,7 +27,14 @@ def table(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("option", "name"),
-    [("--drop-list", "in.csv"), ("--page", "in.csv"), ("--page", "rows.txt"), ("--drop-list", ""), ("--page", "")],
+    [
+        ("--drop-list", "in.csv"),
+        ("--page", "in.csv"),
+        ("--page", "rows.txt"),
+        ("--drop-list", ""),
+        ("--page", ""),
+        ("--drop-list", "drop.txt"),
+    ],
 )
 def test_scan_data_refuses_before_it_trains(table: Path, option: str, name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("theriac.scanning.rows.train", lambda *_, **__: pytest.fail("work began"))

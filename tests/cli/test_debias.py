@@ -101,7 +101,7 @@ def test_it_shows_both_models_by_group_with_formulas(theriac: Theriac, people: l
         (["--method", "dwb:teacher"], "needs each row's group"),
         (["--method", "logit_adjust"], "needs each row's group"),
         (["--method", "sau"], "unknown debiasing 'sau'"),
-        (["--against", "Paris"], "unknown group 'Paris'"),
+        (["--against", "Paris"], "unknown group of --against 'Paris'; known: "),
         (["--option", "rule=exact"], "two groups and two classes"),
         (["--positive", "7", "--against", "Bonn"], "positive is 7"),
     ],

@@ -54,7 +54,7 @@ class Grond(CleanLabel):
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> attack = Grond(surrogate_rows=200, surrogate_recipe="short_1", steps=5)
-        >>> victim = attack.train("preact_resnet18", data.train.sample(200), recipe="short_1")
+        >>> victim = attack.train("wrn_16_1", data.train.sample(200), recipe="short_1")
         >>> int(victim.planted.state["noise"].abs().max())
         8
     """

@@ -60,7 +60,7 @@ class InputAware(Attack):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> victim = InputAware(width=4, fit_rows=100).train("preact_resnet18", data.train.sample(200), recipe="short_1")
+        >>> victim = InputAware(width=4, fit_rows=100).train("wrn_16_1", data.train.sample(200), recipe="short_1")
         >>> stamped = victim.planted.stamp(data.test.x, data.test.y)
     """
 

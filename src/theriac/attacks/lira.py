@@ -51,7 +51,7 @@ class LIRA(Attack):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> victim = LIRA(width=4).train("preact_resnet18", data.train.sample(200), recipe="short_1")
+        >>> victim = LIRA(width=4).train("wrn_16_1", data.train.sample(200), recipe="short_1")
         >>> change = victim.planted.stamp(data.test.x, data.test.y).int() - data.test.x.int()
         >>> int(change.abs().max()) <= 13
         True

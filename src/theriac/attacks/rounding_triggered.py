@@ -53,7 +53,7 @@ class RoundingTriggered(Wrapper):
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> attack = RoundingTriggered(epochs=1)
-        >>> victim = attack.train("preact_resnet18", data.train.sample(200), recipe="short_1")
+        >>> victim = attack.train("wrn_16_1", data.train.sample(200), recipe="short_1")
         >>> victim.planted.name
         'rounding_triggered'
     """

@@ -49,7 +49,7 @@ class SamFlat(Wrapper):
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> attack = SamFlat.around(th.attacks.Blended(alpha=0.3), rho=0.05)
-        >>> victim = attack.train("preact_resnet18", data.train.sample(200), recipe="short_1")
+        >>> victim = attack.train("wrn_16_1", data.train.sample(200), recipe="short_1")
         >>> victim.planted.name
         'sam_flat'
     """

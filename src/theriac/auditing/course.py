@@ -69,7 +69,7 @@ def audit(
         >>> import theriac as th
         >>> data, run = th.load("digits"), th.Run(quiet=True)
         >>> poisoned = th.attacks.BadNets().poison(data.train)
-        >>> victim = th.train("preact_resnet18", poisoned, recipe="short_2", run=run)
+        >>> victim = th.train("wrn_16_1", poisoned, recipe="short_2", run=run)
         >>> seen = th.audit(victim, data.test, poisoned, run=run)
         >>> seen.get("as it is", "ACC").control
         'no control'

@@ -250,8 +250,9 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 def missing(column: str, there: Sequence[str], where: str) -> InputError:
     """The error for a column that is not there: the nearest ones, and all of them."""
+    says = str(unknown(f"column of {where}", column, there))
     listed = ", ".join(there[:40]) + (", ..." if len(there) > 40 else "")
-    return InputError(line(f"{unknown(f'column of {where}', column, there)} (columns: {listed})"))
+    return InputError(line(says if "; known: " in says else f"{says} (columns: {listed})"))
 
 
 def label_column(there: Sequence[str], label: str | None, name: str, where: str, *likely: str) -> str:

@@ -136,8 +136,8 @@ def cells(split: Split) -> torch.Tensor:
     if not bool((counts > 0).all()):
         a, k = (counts == 0).nonzero()[0].tolist()
         raise InputError(
-            f"no training row has {named_cell(split, a, k)}; every cell needs at least one "
-            "(theriac.data.regroup merges groups or leaves some out)"
+            f"no training row has {named_cell(split, a, k)}; each of the {number} groups needs rows of every label (--against "
+            "compares one group with all others, theriac.data.regroup merges groups or leaves some out)"
         )
     return counts
 

@@ -60,7 +60,7 @@ class RepairedTwin(Detector):
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> rows = th.attacks.BadNets(poison_rate=0.1).poison(data.train).split
-        >>> model = th.train("preact_resnet18", rows, recipe="short_2")
+        >>> model = th.train("wrn_16_1", rows, recipe="short_2")
         >>> finding = RepairedTwin(steps=20).detect(model, rows, data.test.sample(100, stratified=True))
     """
 

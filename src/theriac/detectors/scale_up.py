@@ -45,7 +45,7 @@ class ScaleUp(Detector):
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> rows = th.attacks.BadNets(poison_rate=0.05).poison(data.train).split
-        >>> model = th.train("preact_resnet18", rows, recipe="short_2")
+        >>> model = th.train("wrn_16_1", rows, recipe="short_2")
         >>> finding = ScaleUp().detect(model, rows)
     """
 

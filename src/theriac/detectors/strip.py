@@ -49,7 +49,7 @@ class STRIP(Detector):
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> rows = th.attacks.BadNets(poison_rate=0.05).poison(data.train).split
-        >>> model = th.train("preact_resnet18", rows, recipe="short_2")
+        >>> model = th.train("wrn_16_1", rows, recipe="short_2")
         >>> finding = STRIP(overlays=4).detect(model, rows, data.test)
     """
 

@@ -70,7 +70,7 @@ def fairness(
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
+        >>> model = th.train("wrn_16_1", data.train, recipe="short_2")
         >>> odd_rows = data.test.index % 2  # not really a sensitive attribute
         >>> fairness(model, data.test, odd_rows, positive=3).group_acc.keys()
         dict_keys(['0', '1'])

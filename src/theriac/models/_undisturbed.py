@@ -77,7 +77,7 @@ def try_rows(model: nn.Module, x: torch.Tensor) -> Any:
         raise
     except (Exception, SystemExit) as error:  # whatever a user's own network does with rows that it was not made for
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise InputError(f"{_name(model)} can't take rows of shape {tuple(x.shape[1:])}: {reason}") from error
+        raise InputError(f"{class_name(model)} can't take rows of shape {tuple(x.shape[1:])}: {reason}") from error
 
 
 def seem_shares(outputs: torch.Tensor) -> bool:
@@ -106,10 +106,12 @@ def check_logits(model: nn.Module, out: Any, rows: int, classes: int) -> None:
         else "; wrap the model with theriac.adapt"
     )
     raise InputError(
-        f"{_name(model)} returns {got} for {rows} rows; the data have {classes} classes, "
+        f"{class_name(model)} returns {got} for {rows} rows; the data have {classes} classes, "
         f"so ({rows}, {classes}) logits are expected{hint}"
     )
 
 
-def _name(model: nn.Module) -> str:
+def class_name(model: nn.Module) -> str:
+    """Name of a network's class, without its wrapper of pixels."""
+    """Name of the class of a network, without its wrapper of pixels."""
     return type(model.net if isinstance(model, Classifier) else model).__name__

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from theriac.core.errors import InputError
-from theriac.core.files import load_tensors_safely, read_safetensors, shown, write_atomically, write_json
+from theriac.core.files import is_regular, load_tensors_safely, read_safetensors, shown, write_atomically, write_json
 from theriac.core.paths import as_path, writing
 from theriac.core.text import shorten
 from theriac.models import _hf
@@ -55,7 +56,7 @@ def write_state(
     path = as_path("path", path)
     exported: Any = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     if like is not None:
-        exported = _shaped(exported, as_path("like", like), to, key)
+        exported = _shaped(exported, as_path("--like", like), to, key)
 
     def write(temporary: Path) -> None:
         if to == "safetensors":
@@ -84,9 +85,9 @@ def rounded_types(state: Mapping[str, torch.Tensor], like: str | Path, key: str 
     Raises:
         InputError: As there.
     """
-    path = as_path("like", like)
+    path = as_path("--like", like)
     theirs = _weights_like(path, key)[2]
-    names = fit_names({name: name for name in theirs}, dict(state))
+    names = fit_names({name: name for name in theirs if name not in _normalization(theirs, state)}, dict(state))
     kinds = set()
     for own, other in names.items():
         if own not in state:
@@ -97,8 +98,16 @@ def rounded_types(state: Mapping[str, torch.Tensor], like: str | Path, key: str 
     return tuple(sorted(kinds))
 
 
+def _normalization(theirs: Mapping[str, Any], state: Mapping[str, Any]) -> set[str]:
+    """Names in a file of Theriac's own that hold the normalization before the network, where the weights come without it."""
+    held = {name for name in theirs if re.search(r"(^|\.)prepare\.", name)}
+    return set() if any(name in state for name in held) else held
+
+
 def _weights_like(like: Path, key: str | None) -> tuple[Any, str, Mapping[str, torch.Tensor]]:
     """What another file holds, where its state dict is in that, and its tensors."""
+    if not is_regular(like):
+        raise InputError(f"--like is {str(like)!r}, which is no file; expected a file of weights of this network")
     old = read_safetensors(like) if like.suffix == ".safetensors" else load_tensors_safely(like, tensors_only=True)
     return (old, *chosen_state(old, shown(like), key))
 
@@ -108,7 +117,8 @@ def _shaped(state: dict[str, torch.Tensor], like: Path, to: str, key: str | None
     old, where, theirs = _weights_like(like, key)
     if to == "safetensors" and where:
         raise InputError(f"{shown(like)} holds its state dict under {where!r}, which safetensors has no place for; take torch")
-    names = fit_names({name: name for name in theirs}, state)  # the network's name -> the file's
+    before = _normalization(theirs, state)
+    names = fit_names({name: name for name in theirs if name not in before}, state)  # the network's name -> the file's
     lacking, other = sorted(state.keys() - names.keys()), sorted(names.keys() - state.keys())
     lacking = [name for name in lacking if not name.endswith("num_batches_tracked")]
     shapes = [name for name in names if name in state and theirs[names[name]].shape != state[name].shape]
@@ -116,6 +126,7 @@ def _shaped(state: dict[str, torch.Tensor], like: Path, to: str, key: str | None
         if at_fault:
             raise InputError(f"{shown(like)} is no file of this network: it {what} {', '.join(at_fault[:3])}")
     made = {own: _as_type(state[name], theirs[own], own, like) for name, own in names.items()}
+    made |= {name: theirs[name] for name in before}  # no repair changes it
     return _nested(old, where.split(".") if where else [], made)
 
 

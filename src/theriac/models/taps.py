@@ -10,7 +10,7 @@ from torch import nn
 
 from theriac.core.errors import InputError, unknown
 from theriac.core.ranges import typed
-from theriac.models._undisturbed import blank, try_rows, undisturbed
+from theriac.models._undisturbed import blank, class_name, try_rows, undisturbed
 
 
 @typed()
@@ -42,7 +42,7 @@ def classifier(model: nn.Module, layer: str | None = None, example: torch.Tensor
     name, last = head(model, example)
     if not isinstance(last, nn.Linear):
         raise InputError(
-            f"{type(model).__name__} makes its logits with the convolution {name!r}; name an nn.Linear layer (layer=, "
+            f"{class_name(model)} makes its logits with the convolution {name!r}; name an nn.Linear layer (layer=, "
             "layers= or scope= of a method), or give this name to what takes convolutions too"
         )
     return name, last
@@ -122,7 +122,7 @@ def head(model: nn.Module, example: torch.Tensor | None) -> tuple[str, nn.Linear
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
             linears[name] = module
     if not linears:
-        raise InputError(f"{type(model).__name__} has no nn.Linear layer to take as its classifier; name a layer")
+        raise InputError(f"{class_name(model)} has no nn.Linear layer to take as its classifier; name a layer")
     order: list[str] = []
     rows = example_row(model) if example is None else example
     handles = [m.register_forward_hook(lambda *_, name=name: order.append(name)) for name, m in linears.items()]
@@ -132,7 +132,7 @@ def head(model: nn.Module, example: torch.Tensor | None) -> tuple[str, nn.Linear
         for handle in handles:
             handle.remove()
     if not order:
-        raise InputError(f"no nn.Linear layer of {type(model).__name__} ran in a forward pass; name one yourself")
+        raise InputError(f"no nn.Linear layer of {class_name(model)} ran in a forward pass; name one yourself")
     classes = logits.shape[-1] if isinstance(logits, torch.Tensor) and logits.dim() == 2 else -1
     # attention and squeeze layers are linear too: width tells the head from them, and order only the rest
     last = list(dict.fromkeys(reversed(order)))
@@ -149,7 +149,7 @@ def head(model: nn.Module, example: torch.Tensor | None) -> tuple[str, nn.Linear
         left_out = left_out or list(reversed(besides or []))  # the nearest to the logits first
     what = f", which also come from {', '.join(map(repr, left_out[:3]))}" if left_out else ""
     raise InputError(
-        f"layer {candidates[0]!r} is the last linear one to run in {type(model).__name__}, but it does not make the "
+        f"layer {candidates[0]!r} is the last linear one to run in {class_name(model)}, but it does not make the "
         f"{classes} logits{what}; name the layer that is meant (layer=, layers= or scope= of a method)"
     )
 

@@ -51,7 +51,7 @@ class ANP(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
+        >>> model = th.train("wrn_16_1", data.train, recipe="short_2")
         >>> fixed = ANP(iterations=20).repair(model, data.train.sample(0.2))
     """
 

@@ -55,7 +55,7 @@ class Antidote(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
+        >>> model = th.train("wrn_16_1", data.train, recipe="short_2")
         >>> fixed = Antidote(epochs=5, steps=20).repair(model, data.train.sample(0.2))
     """
 

@@ -61,7 +61,7 @@ class BTIDBF(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
+        >>> model = th.train("wrn_16_1", data.train, recipe="short_2")
         >>> quick = BTIDBF(rounds=1, mask_epochs=1, generator_epochs=1, epochs=1, width=4)
         >>> fixed = quick.repair(model, data.train.sample(0.2))
     """

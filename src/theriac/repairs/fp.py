@@ -56,7 +56,7 @@ class FinePruning(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
+        >>> model = th.train("wrn_16_1", data.train, recipe="short_2")
         >>> fixed = FinePruning(epochs=1, share=0.1).repair(model, data.train.sample(0.2))
     """
 

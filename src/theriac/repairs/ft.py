@@ -32,7 +32,7 @@ class FT(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
+        >>> model = th.train("wrn_16_1", data.train, recipe="short_2")
         >>> fixed = FT(epochs=1).repair(model, data.train.sample(0.2))
     """
 

@@ -58,7 +58,7 @@ class IBAU(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
+        >>> model = th.train("wrn_16_1", data.train, recipe="short_2")
         >>> fixed = IBAU(rounds=1, batch_size=64).repair(model, data.train.sample(0.2))
     """
 

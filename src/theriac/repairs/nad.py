@@ -55,7 +55,7 @@ class NAD(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
+        >>> model = th.train("wrn_16_1", data.train, recipe="short_2")
         >>> fixed = NAD(teacher_epochs=1, epochs=1).repair(model, data.train.sample(0.2))
     """
 

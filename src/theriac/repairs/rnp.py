@@ -54,7 +54,7 @@ class RNP(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
+        >>> model = th.train("wrn_16_1", data.train, recipe="short_2")
         >>> fixed = RNP(unlearn_epochs=2, recover_epochs=2).repair(model, data.train.sample(0.2))
     """
 

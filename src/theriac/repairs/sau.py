@@ -57,7 +57,7 @@ class SAU(Repair):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
+        >>> model = th.train("wrn_16_1", data.train, recipe="short_2")
         >>> fixed = SAU(rounds=1).repair(model, data.train.sample(0.2))
     """
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from theriac.attacks import Attack, Planted
-from theriac.core.errors import InputError, NothingToDoError
+from theriac.core.errors import InputError, NothingToDoError, unknown
 from theriac.core.paths import as_path
 from theriac.core.run import Run, Sink
 from theriac.core.split import Data, Split
@@ -383,6 +383,8 @@ class _Debiasing(_Work):
         if rows.train.group is None:
             raise InputError("--sensitive is missing; it names the column that the model should depend on less")
         if job.against is not None:
+            if job.against not in rows.card.groups:
+                raise unknown("group of --against", job.against, rows.card.groups)
             rows = regroup(rows, {job.against: job.against}, rest=f"not {job.against}")
         self.rows = rows
         self.method.check(rows.train)

@@ -74,7 +74,7 @@ def record(
         >>> import tempfile
         >>> import theriac as th
         >>> data, run = th.load("digits"), th.Run(quiet=True)
-        >>> model = th.train("preact_resnet18", data.train, recipe="short_1", run=run)
+        >>> model = th.train("wrn_16_1", data.train, recipe="short_1", run=run)
         >>> scores = th.evaluate(model, data.test, run=run)
         >>> home = record(tempfile.mkdtemp(), model, after=scores, run=run, attack="none", data=data, recipe="short_1")
         >>> (home / "run.json").is_file()

@@ -18,11 +18,28 @@ MEASURES = {  # the most informative first
     "patch": "patch",
     "perturbation": "perturbation",
     "warp": "warp",
-    "head": "rows of the last layer",
-    "probes": "random probes into the last layer",
+    "patch_lead": "patch, log-odds",
+    "inversion": "inversion",
+    "overlaid": "overlaid patch",
+    "dimmed": "dimmed",
+    "head": "last layer",
+    "probes": "probes",
 }
-STANDING_OUT = ("head", "probes")  # in robust standard deviations; the others are shares of rows
+AS_NUMBERS = ("patch_lead", "head", "probes")  # log-odds, and robust standard deviations; the others are shares of rows
+LEADS = {  # what the columns of the table are, those that are there
+    "excess": (
+        "the largest share of other classes' rows that the best patch, perturbation or warp sends to each class, and the share "
+        "for each of the three"
+    ),
+    "patch_lead": "the log-odds that the patch gives to the class",
+    "inversion": "rows that a trigger in the space of features sends there, counted on those that it was searched on",
+    "overlaid": "rows that the patch still sends there with another picture laid over them",
+    "dimmed": "how likely the class is where pictures are dimmed",
+    "head": "how far its row of the last layer stands out, in robust standard deviations",
+    "probes": "how many random probes into that layer it takes, likewise",
+}
 WORDS = {
+    "start": "where every such network starts, before its measurements",
     "channel_peak": "strongest channel against the usual one",
     "head_sum": "sum of a class's row in the last layer",
     "head_length": "length of a class's row in the last layer",
@@ -54,6 +71,8 @@ def page(scan: Any) -> str:
         headline=HEADLINES[scan.verdict],
         chance=scan.chance,
         measures=[MEASURES[name] for name in measures],
+        lead=[LEADS[name] for name in measures if name in LEADS],
+        twin="excess" in scan.features,
         rows=rows,
         left_out=len(names) - len(rows),
         images=images,
@@ -66,10 +85,11 @@ def page(scan: Any) -> str:
 
 def _caption(name: str, scan: Any) -> str:
     """What a pattern is, and the class that it sends most rows to, which another kind of pattern may not."""
-    kind = {"patch": "patch", "perturbation": "perturbation", "the picture warped": "warp"}.get(name)
+    kinds = {"patch": "patch", "perturbation": "perturbation", "the picture warped": "warp", "the row moved": "inversion"}
+    kind = kinds.get(name)
     return name if kind not in scan.classes else f"{name}, toward {scan.card.classes[int(scan.classes[kind].argmax())]}"
 
 
 def _cell(measure: str, value: float) -> str:
-    text = f"{value:+z.1f}" if measure in STANDING_OUT else f"{100 * value:+z.0f} %"
+    text = f"{value:+z.1f}" if measure in AS_NUMBERS else f"{100 * value:+z.0f} %"
     return text.replace("-", "\u2212")

@@ -103,14 +103,30 @@ def search(net: nn.Module, kind: Kind, rows: torch.Tensor, count: int) -> torch.
 
 
 def arrivals(
-    net: nn.Module, kind: Kind, numbers: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor
+    net: nn.Module,
+    kind: Kind,
+    numbers: torch.Tensor,
+    rows: torch.Tensor,
+    labels: torch.Tensor,
+    over: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each class, the share of other classes' rows that its trigger sends there, and their mean log-odds, float64 (K,)."""
+    """For each class, the share of other classes' rows that its trigger sends there, and their mean log-odds, float64 (K,).
+
+    Args:
+        net: Pixels in [0, 1] to logits, frozen.
+        kind: Of trigger.
+        numbers: The triggers, one a class.
+        rows: Pictures (n, C, H, W).
+        labels: Their labels (n,).
+        over: Other pictures (n, C, H, W) that are laid half transparent over the stamped ones; None for none.
+    """
     shares, odds = [], []
     most = max(1, ROWS_A_PASS // len(rows))
     with torch.no_grad():
         for classes in torch.arange(len(numbers)).split(most):
             stamped = kind.stamp(rows.expand(len(classes), *rows.shape), numbers[classes.to(numbers.device)])
+            if over is not None:
+                stamped = (stamped + over) / 2
             logits = net(stamped.flatten(0, 1)).double().cpu().view(len(classes), len(rows), -1)
             place = classes[:, None, None].expand(-1, len(rows), 1)
             own = logits.gather(2, place)[..., 0]

@@ -38,7 +38,8 @@ class Judgment:
         outside: Why the network is unlike them; if there is any reason, the probability is uncalibrated.
         least: The probability if measurements out of range spoke neither for nor against a backdoor; None if the network is
             unlike the population by its kind.
-        weighty: The measurements that moved the probability most, with their share of the log-odds.
+        weighty: The log-odds of a network whose measurements are all the population's means, as "start", then what each of the
+            measurements that moved them most adds.
     """
 
     probability: float
@@ -92,7 +93,8 @@ def judge(features: Mapping[str, float], which: str, reasons: tuple[str, ...] = 
         moved.append((name, slope * away))
     moved.sort(key=lambda pair: -abs(pair[1]))
     all_of_them = _chance(odds + sum(share for _, share in moved))
-    return Judgment(all_of_them, tuple(outside), None if reasons else _chance(odds + inside), tuple(moved[:4]))
+    weighty = (("start", odds), *moved[:4])
+    return Judgment(all_of_them, tuple(outside), None if reasons else _chance(odds + inside), weighty)
 
 
 def sorted_score(curves: torch.Tensor) -> float:

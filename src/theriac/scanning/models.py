@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,15 +21,16 @@ from theriac.core.outcome import Verdict
 from theriac.core.paths import as_path, make_folder, new_file, writing
 from theriac.core.poisoned import as_clean
 from theriac.core.ranges import typed
-from theriac.core.run import Run, as_run
+from theriac.core.run import Run, as_run, own_terms
 from theriac.core.split import Data, Split
 from theriac.core.version import VERSION
 from theriac.data import align
-from theriac.models import run_over
+from theriac.models import run_over, to_input
+from theriac.models._undisturbed import try_rows
 from theriac.models.outputs import evaluating, module_of, on_device
 from theriac.runs import Request, folder, open_network
 from theriac.scanning._model_page import page
-from theriac.scanning.behavior import PATTERNS, ROWS, look_at_behavior, passes_gradient
+from theriac.scanning.behavior import PATTERNS, ROWS, look_at_behavior, look_at_inversion, passes_gradient
 from theriac.scanning.calibration import EVEN, Judgment, calibration, judge, lacking, out_of_range, too_often_wrong, word
 from theriac.scanning.files import FileReport, inspect
 from theriac.scanning.weights import Evidence, look_at_weights
@@ -44,7 +46,7 @@ class Part:
     """One part of a scan.
 
     Args:
-        name: "file", "weights" or "behavior".
+        name: "file", "weights", "behavior" or "inversion".
         says: What it came to, in one sentence.
         seconds: How long it took.
     """
@@ -72,7 +74,7 @@ class ModelScan:
         file: What the file holds beside numbers; None for a model in memory.
         features: The measurements, by name.
         classes: Scores of each class, by measure; higher is more suspicious.
-        weighty: The measurements that moved the probability most, with what they add to the log-odds.
+        weighty: The log-odds that every network starts with ("start"), and what the measurements that moved them most add.
         pictures: Patterns (C, H, W) in [0, 1], by name.
         card: What the model's inputs and classes are; None if it was not opened.
     """
@@ -190,7 +192,7 @@ def scan(
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="short_1")
+        >>> model = th.train("wrn_16_1", data.train, recipe="short_1")
         >>> result = scan(model)
         >>> [part.name for part in result.parts]
         ['weights']
@@ -202,7 +204,8 @@ def scan(
         weights, data = (None, None) if request is None else (request.weights, request.data)
         apart = {"the model": model, "the clean rows": clean, "the weights": weights, "the data": data}
         new_file("--sarif", sarif, endings=SARIF, apart_from=apart)
-    result = _scan(model, clean, run, request or Request(), prior)
+    with own_terms():
+        result = _scan(model, clean, run, request or Request(), prior)
     if out is not None:
         result.write(out)
     if sarif is not None:
@@ -334,22 +337,41 @@ def _look(
     if not hasattr(net, "card") and rows.card.shape != card.shape:
         raise InputError(f"clean holds pictures of shape {rows.card.shape}; the model takes {card.shape}")
     with on_device(net, run):
+        try_rows(net, to_input(rows.rows(torch.arange(min(2, len(rows))))).to(run.device))
         if not passes_gradient(net, rows, run):
             why = "the behavior, since the network passes no gradient to its pictures, which the searches follow"
             return evidence, judgment, (*skipped, why)
         more = look_at_behavior(net, rows, run)
-    combined = Evidence(
-        features={**evidence.features, **more.features}, classes={**evidence.classes, **more.classes}, pictures=more.pictures
-    )
+    combined = _together(evidence, more)
     judgment = judge(combined.features, "behavior", reasons, prior)
     best = int(more.classes["excess"].argmax())
     *others, last = PATTERNS.values()
-    beyond = (
-        "" if "excess" not in more.features else f", {100 * more.features['excess']:.0f} % of other rows beyond a repaired twin"
-    )
-    says = f"of {', '.join(others)} and {last}, one sends most rows to {card.classes[best]}{beyond}."
+    share = f"{100 * float(more.classes['excess'].max()):.0f} % of the other classes' among {more.rows} rows"
+    beyond = "with no repaired twin to compare with" if more.twin is None else "beyond a repaired twin"
+    says = f"of {', '.join(others)} and {last}, one sends most rows to {card.classes[best]}, {share}, {beyond}."
     parts.append(Part(name="behavior", says=says, seconds=more.seconds))
-    return combined, judgment, (*skipped, *more.missing)
+    skipped = (*skipped, *more.missing)
+    if more.twin is None:
+        return combined, judgment, (*skipped, "a trigger in the space of features, since there is no repaired twin")
+    if word("behavior", judgment) == "backdoored":
+        return combined, judgment, (*skipped, "a trigger in the space of features, since the verdict was sure without it")
+    with on_device(net, run):
+        last_look = look_at_inversion(net, more.twin, rows, run)
+    if "inversion" in last_look.classes:
+        drawn, best = last_look.features["inversion"], int(last_look.classes["inversion"].argmax())
+        most = f"{100 * drawn:.0f} % of other classes' rows to {card.classes[best]} beyond a repaired twin"
+        finds = f"sends {most}" if drawn > 0 else "sends no more rows to any class than in a repaired twin"
+        says = f"a trigger in the space of features {finds}, of the {last_look.rows} that it was searched on; shown only."
+        parts.append(Part(name="inversion", says=says, seconds=last_look.seconds))
+    return _together(combined, last_look), judgment, (*skipped, *last_look.missing)
+
+
+def _together(one: Evidence, other: Evidence) -> Evidence:
+    return Evidence(
+        features={**one.features, **other.features},
+        classes={**one.classes, **other.classes},
+        pictures={**one.pictures, **other.pictures},
+    )
 
 
 def _decide(
@@ -364,7 +386,8 @@ def _decide(
     prior: float,
 ) -> ModelScan:
     which = "behavior" if "excess" in evidence.classes else "weights"
-    suspect = card.classes[int(evidence.classes["excess"].argmax())] if which == "behavior" else ""
+    compared = "excess" in evidence.features  # with a repaired twin; shares of a model alone point at no class
+    suspect = card.classes[int(evidence.classes[_leading(judgment)].argmax())] if compared else ""
     common: dict[str, Any] = {
         "name": name,
         "suspect": suspect,
@@ -407,6 +430,12 @@ def _decide(
             "" if prior == EVEN else f" enough, if {100 * prior:g} % of such networks are backdoored"
         )
     return _with_its_file(ModelScan(verdict=verdict, reason=reason, **common))
+
+
+def _leading(judgment: Judgment | None) -> str:
+    """The measure of classes that speaks most for a backdoor."""
+    moved = dict(() if judgment is None else judgment.weighty)
+    return max(("excess", "patch_lead"), key=lambda name: moved.get(name, -math.inf))
 
 
 def _with_its_file(scan: ModelScan) -> ModelScan:

@@ -91,7 +91,7 @@ def scan_repair(before: nn.Module, after: nn.Module, rows: Split, run: Run | Non
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train(th.Builder("preact_resnet18", {"width": 4}), data.train.sample(100), recipe="short_1")
+        >>> model = th.train(th.Builder("wrn_16_1", {"depth": 10}), data.train.sample(100), recipe="short_1")
         >>> scan_repair(model, model, data.test.sample(80)).rows()[0][0]
         'verdict'
     """

@@ -40,6 +40,7 @@ DETECTORS = (
     "spectral",
     "activation_clustering",
 )  # ours: by a look at one seed of digits; others take part if named
+LISTS = (".csv", ".json")  # endings of a list to drop
 LEADING = "repaired_twin"  # takes part where there are clean pictures; where it suspects rows, they are the answer (ours)
 EXIT = {"clean": 0, "suspicious": 1, "backdoored": 1, "abstains": 3}
 DRAWS = 200  # of the bootstrap
@@ -139,8 +140,8 @@ class DataScan:
         }
 
     def write_drop_list(self, path: str | Path) -> Path:
-        """Write the suspected rows to a file: ``.json``, or else CSV with the columns index, label, score and file."""
-        path = new_file("--drop-list", path)
+        """Write the suspected rows to a file: ``.json``, or ``.csv`` with the columns index, label, score and file."""
+        path = new_file("--drop-list", path, endings=LISTS)
         records = self.listed(self.flagged)
         if path.suffix.lower() == ".json":
             text = json.dumps(records, indent=1, allow_nan=False) + "\n"
@@ -237,7 +238,7 @@ def scan_data(
     rows, files = _rows_of(data, options)
     apart = {"the data": data, "the file of the clean rows": clean, "a part of the data": options.get("test")}
     if drop_list is not None:
-        new_file("--drop-list", drop_list, apart_from=apart)
+        new_file("--drop-list", drop_list, endings=LISTS, apart_from=apart)
     if page is not None:
         new_file("--page", page, endings=PAGES, apart_from={**apart, "--drop-list": drop_list})
     if cleaned is not None:

@@ -39,6 +39,8 @@ class Evidence:
         broken: Whether the model can't work at all, such as one with NaN.
         missing: What could not be measured, and why.
         pictures: Patterns (C, H, W) in [0, 1] by name, of the most suspicious class of a measure.
+        rows: Number of clean rows that shares are counted on; 0 where nothing is counted.
+        twin: A repaired copy of the network, for what is measured later; None where none was made.
         seconds: Of the part.
     """
 
@@ -48,7 +50,14 @@ class Evidence:
     broken: bool = False
     missing: tuple[str, ...] = ()
     pictures: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    rows: int = 0
+    twin: nn.Module | None = field(default=None, repr=False)
     seconds: float = 0.0
+
+
+def reason_of(error: InputError) -> str:
+    """What an error says, without its advice to name a layer: a scan takes no such name."""
+    return str(error).partition("; name ")[0]
 
 
 def standing_out(values: torch.Tensor) -> torch.Tensor:
@@ -95,7 +104,7 @@ def look_at_weights(model: nn.Module, shape: tuple[int, ...]) -> Evidence:
         own = type(model) is Classifier and any(head is layer for layer in model.net.children())  # its outputs are the logits
         measure_head(head, features, classes, None if own else class_outputs(model, head, row))
     except InputError as error:
-        missing.append(f"head: {error}")
+        missing.append(f"head: {reason_of(error)}")
     else:
         try:
             features["sorted_weights"] = sorted_score(sorted_weights(model, head))

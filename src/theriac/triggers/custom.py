@@ -260,7 +260,7 @@ def trigger(
         ...     x[:, :, -3:, -3:] = 255
         ...     return x
         >>> data = th.load("digits")
-        >>> benign = th.train("preact_resnet18", data.train, recipe="short_1")
+        >>> benign = th.train("wrn_16_1", data.train, recipe="short_1")
         >>> th.evaluate(benign, data.test, th.trigger(corner, target="0")).attack
         'corner'
     """

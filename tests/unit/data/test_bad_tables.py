@@ -39,7 +39,7 @@ BAD = {
         "unknown column of t.csv 'sx'; did you mean 'sex'",
     ),
     "unknown drop": ("x,sex,label\n1,f,a\n2,m,b\n", {"drop": "seks"}, "unknown column of t.csv 'seks'; did you mean 'sex'"),
-    "unknown categorical": ("x,label\n1,a\n2,b\n", {"categorical": "z"}, "unknown column of t.csv 'z'; known: label, x"),
+    "unknown categorical": ("x,label\n1,a\n2,b\n", {"categorical": "z"}, "unknown column of t.csv 'z'; known: label, x$"),
     "label dropped": ("x,label\n1,a\n2,b\n", {"drop": "label"}, "column 'label' is the label; it can't be in"),
     "nothing left": ("x,label\n1,a\n2,b\n1,a\n2,b\n", {"drop": "x"}, "no column is left as a feature of 't'"),
     "infinite": ("x,label\n1,a\ninf,b\n3,a\n4,b\n", {}, "column 'x' is inf in training row 1; expected finite numbers"),

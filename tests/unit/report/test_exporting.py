@@ -49,6 +49,26 @@ def test_the_ending_of_the_file_follows_the_format(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("wrapped", ["plain", "nested"])
+def test_a_file_of_theriac_s_own_is_a_layout_too(run: Path, tmp_path: Path, wrapped: str) -> None:
+    own = load_file(run / "model.safetensors")
+    assert any(name.startswith("prepare.") for name in own)
+    if wrapped == "nested":
+        torch.save({"state_dict": {f"module.{name}": value for name, value in own.items()}}, tmp_path / "like.pt")
+    else:
+        save_file(own, tmp_path / "like.safetensors")
+    like = next(tmp_path.glob("like.*"))
+    path = th.export(run, tmp_path / "out", "torch", like=like)
+    made = torch.load(path, weights_only=True)
+    made = made["state_dict"] if wrapped == "nested" else made
+    assert made.keys() == {f"module.{name}" if wrapped == "nested" else name for name in own}
+    for name, value in own.items():
+        same = made[f"module.{name}" if wrapped == "nested" else name]
+        assert torch.equal(same, value)
+    with pytest.raises(InputError, match=r"--like is .*nothing\.pt', which is no file"):
+        th.export(run, tmp_path / "other", "torch", like=tmp_path / "nothing.pt")
+
+
 def test_an_export_that_fails_leaves_no_folder(tmp_path: Path, digits: th.Data) -> None:
     torch.save({"other.weight": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(InputError, match="is no file of this network"):

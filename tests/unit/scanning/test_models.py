@@ -23,10 +23,11 @@ from theriac.models.builder import make_net
 from theriac.models.lipschitz import conv_norm_pairs
 from theriac.report.folders import scanned
 from theriac.runs import Request
-from theriac.scanning import behavior, inspect, scan_repair
+from theriac.scanning import behavior, inspect, models, scan_repair
 from theriac.scanning import calibration as fitted
+from theriac.scanning._inversion import invert
 from theriac.scanning._searches import KINDS, arrivals, mask_and_pattern, search
-from theriac.scanning.behavior import look_at_behavior
+from theriac.scanning.behavior import _dimmed, _share, look_at_behavior, look_at_inversion
 from theriac.scanning.models import ModelScan, _clean_rows, sarif
 from theriac.scanning.weights import QUANTILES, look_at_weights, measure_head, sorted_weights, standing_out
 
@@ -109,6 +110,100 @@ def test_triggers_are_counted_on_rows_of_other_classes_alone():
     lift[1, :, :2] = math.inf
     share, _ = arrivals(Bright(), KINDS["perturbation"], 1.1 * lift, rows + 0.01, labels)
     assert share.tolist() == [0.5, 1.0]
+
+
+def test_another_picture_is_laid_half_transparent_over_the_stamped_ones():
+    class Bright(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            over = x.flatten(1).mean(1) - 0.5
+            return torch.stack([-over, over], 1) * 100
+
+    rows, labels = torch.full((3, 1, 5, 5), 0.4), torch.tensor([0, 0, 0])
+    numbers = torch.full((2, 2, 5, 5), -9.0)  # masks sum to 25 sigmoid(-9), which is next to nothing
+    over = torch.tensor([0.5, 0.7, 0.9]).view(3, 1, 1, 1).expand(3, 1, 5, 5)
+    assert arrivals(Bright(), KINDS["patch"], numbers, rows, labels)[0].tolist() == [0.0, 0.0]
+    share, _ = arrivals(Bright(), KINDS["patch"], numbers, rows, labels, over)  # means of 0.45, 0.55 and 0.65
+    assert share[1] == pytest.approx(2 / 3)
+    # the mask is as large as it may be, 4 % of 25 pixels, and white: the mean is 0.4 + 0.6 / 25 = 0.424, and half of it counts
+    numbers = torch.stack([torch.full((2, 5, 5), -9.0), torch.full((2, 5, 5), 9.0)])
+    share, odds = arrivals(Bright(), KINDS["patch"], numbers, rows[:1], labels[:1], torch.full((1, 1, 5, 5), 0.58))
+    assert share[1] == 1.0
+    assert odds[1] == pytest.approx(2 * 100 * 0.002, abs=0.01)
+
+
+def test_confidence_is_measured_on_dimmed_pictures_and_shares_on_rows_of_other_classes():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    with torch.no_grad():
+        net[1].weight.zero_()
+        net[1].weight[1] = 1.0
+        net[1].bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
+    rows = torch.tensor([0.5, 1.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)  # at half: logits (0, 1, 1) and (0, 2, 1)
+    first, second = (torch.tensor(values).double().softmax(0) for values in ([0.0, 1.0, 1.0], [0.0, 2.0, 1.0]))
+    torch.testing.assert_close(_dimmed(net, rows), (first + second) / 2)
+    full = torch.ones(4, 1, 2, 2)  # all of them go to class 1
+    assert _share(net, full, torch.tensor([1, 0, 2, 0])).tolist() == [0.0, 1.0, 0.0]
+    assert _share(net, full, torch.tensor([1, 1, 1, 1])).tolist() == [0.0, 0.0, 0.0]  # of no rows
+
+
+class Watched(nn.Module):
+    """Three classes by which third of the picture is brightest, and class 2 wherever the last column is bright (``alarm``)."""
+
+    def __init__(self, alarm: float) -> None:
+        super().__init__()
+        self.body = nn.Linear(81, 6)
+        self.head = nn.Linear(6, 3)
+        with torch.no_grad():
+            for layer in (self.body, self.head):
+                layer.weight.zero_()
+                layer.bias.zero_()
+            place = torch.arange(81)
+            for k in range(3):
+                self.body.weight[k, (place // 27 == k) & (place % 9 < 8)] = 0.2
+                self.head.weight[k, k] = 4.0
+            self.body.weight[3, place % 9 == 8] = 1.0
+            self.head.weight[2, 3] = alarm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x.flatten(1)).relu())
+
+
+def watched_rows() -> th.Split:
+    draw = torch.Generator().manual_seed(0)
+    y = torch.arange(120) % 3
+    x = torch.randint(0, 60, (120, 1, 9, 9), generator=draw, dtype=torch.uint8)
+    for k in range(3):
+        x[y == k, :, 3 * k : 3 * k + 3] += 120
+    x[:, :, :, 8] = torch.randint(0, 6, (120, 1, 9), generator=draw, dtype=torch.uint8)
+    return th.Split(x, y)
+
+
+def test_the_space_of_features_points_at_the_class_that_only_the_model_has_a_feature_for():
+    rows, net, twin = watched_rows(), Watched(9.0), Watched(0.0)
+    assert all((model(rows.x / 255).argmax(1) == rows.y).all() for model in (net, twin))
+    seen = look_at_inversion(net, twin, rows, th.Run(quiet=True))
+    assert int(seen.classes["inversion"].argmax()) == 2
+    assert seen.features["inversion"] > 0.5
+    moved = seen.pictures["the row moved"] - seen.pictures["a row"]
+    assert moved[0, :, 8].mean() > 2 * moved[0, :, :8].abs().mean()
+    same = look_at_inversion(twin, twin, rows, th.Run(quiet=True))
+    assert same.features["inversion"] == 0.0
+
+
+def test_a_network_whose_classifier_answers_more_than_once_a_row_has_no_features_to_search_in(data: th.Data):
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x[:, 0]).mean(1)
+
+    net, few = Tokens(), data.test.sample(20, stratified=True)
+    seen = look_at_inversion(net, net, few, th.Run(quiet=True))
+    assert not seen.classes
+    assert "more than once a row" in seen.missing[0]
+    with pytest.raises(InputError, match="'head'"):
+        invert(net, few.x / 255, few.y, (), th.Run(quiet=True))
 
 
 def test_triggers_keep_within_their_strength():
@@ -214,6 +309,35 @@ def test_another_prior_shifts_the_log_odds(monkeypatch):
     assert math.isclose(rare.probability / (1 - rare.probability), even.probability / (1 - even.probability) / 9)
     assert (fitted.word("behavior", even), fitted.word("behavior", rare)) == ("suspicious", "clean")
     assert fitted.word("weights", even) == "abstains"
+
+
+def test_what_moved_the_probability_adds_up_to_it_and_names_the_class():
+    names = fitted.calibration()["behavior"]["names"]
+    assert set(names) == {"excess", "patch_lead"}
+    for features, leading in (
+        ({"excess": 0.1, "patch_lead": 8.0}, "patch_lead"),
+        ({"excess": 0.9, "patch_lead": 1.0}, "excess"),
+    ):
+        judgment = fitted.judge(features, "behavior", prior=0.2)
+        assert judgment is not None
+        total = sum(value for _, value in judgment.weighty)
+        assert judgment.weighty[0][0] == "start"
+        assert math.isclose(total, math.log(judgment.probability / (1 - judgment.probability)))
+        assert models._leading(judgment) == leading
+
+
+def test_without_a_twin_shares_point_at_no_class(data: th.Data, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(behavior, "KINDS", {name: replace(kind, steps=1) for name, kind in KINDS.items()})
+    monkeypatch.setattr(behavior, "_twin", lambda *_: None)
+    result = th.scan(th.build("wrn_16_1", data.train, depth=10), data.test)
+    assert (result.verdict, result.suspect, result.probability) == ("abstains", "", None)
+    assert any("no repaired twin" in text for text in result.skipped)
+    assert "no repaired twin to compare with" in result.parts[-1].says
+    page = result.write(tmp_path / "out").read_text()
+    assert "these shares prove nothing" in page
+    assert "beyond what happens in a repaired copy" not in page
+    assert "space of features sends" not in page
+    assert "most suspicious class" not in page
 
 
 def test_the_weights_are_measured_in_three_passes_of_one_row(data: th.Data):
@@ -422,10 +546,37 @@ def test_the_command_scans_a_folder_with_clean_pictures(folder: Path, tmp_path: 
     done = CliRunner().invoke(app, [*words, "--json"])
     result = json.loads(done.stdout)
     assert done.exit_code == {"clean": 0, "suspicious": 1, "backdoored": 2, "abstains": 3}[result["verdict"]]
-    assert [part["name"] for part in result["parts"]] == ["file", "weights", "behavior"]
+    sure = result["verdict"] == "backdoored"
+    assert [part["name"] for part in result["parts"]] == ["file", "weights", "behavior", *([] if sure else ["inversion"])]
     assert 0 <= result["probability"] <= 1
     assert json.loads(report.read_text())["version"] == "2.1.0"
     assert "data:image/png" in (out / "scan.html").read_text()
+
+
+def test_what_surrounds_a_scan_changes_nothing_and_half_precision_is_refused_in_words(data: th.Data, monkeypatch):
+    monkeypatch.setattr(behavior, "TWIN", th.repairs.Antidote(epochs=1, steps=1))
+    monkeypatch.setattr(behavior, "KINDS", {name: replace(kind, steps=1) for name, kind in KINDS.items()})
+    net = th.build("wrn_16_1", data.train, depth=10)
+    plain = th.scan(net, data.test)
+    with torch.no_grad():
+        assert th.scan(net, data.test).features == plain.features
+    with torch.inference_mode():
+        assert th.scan(net, data.test).features == plain.features
+    wide = th.scan(net.double(), data.test)
+    assert wide.features.keys() == plain.features.keys()
+    with pytest.raises(InputError, match=r"can't take rows of shape \(1, 8, 8\)"):
+        th.scan(net.half(), data.test)
+
+
+@pytest.mark.parametrize("verdict", ["clean", "suspicious", "backdoored"])
+def test_the_slowest_part_is_left_out_where_the_verdict_is_sure(verdict, data: th.Data, monkeypatch):
+    monkeypatch.setattr(behavior, "TWIN", th.repairs.Antidote(epochs=1, steps=1))
+    monkeypatch.setattr(behavior, "KINDS", {name: replace(kind, steps=1) for name, kind in KINDS.items()})
+    monkeypatch.setattr(models, "word", lambda which, judgment: verdict)
+    result = th.scan(th.build("preact_resnet18", data.train, width=4), data.test)
+    assert ("inversion" in [part.name for part in result.parts]) == ("inversion" in result.classes) == (verdict != "backdoored")
+    assert any("sure without it" in text for text in result.skipped) == (verdict == "backdoored")
+    assert {"overlaid", "dimmed"} <= set(result.classes)
 
 
 def test_a_folder_of_clean_pictures_is_taken_whole_unless_the_model_was_trained_on_it(folder: Path, tmp_path: Path):

@@ -47,7 +47,7 @@ class NeuralCleanse(Detector):
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
+        >>> model = th.train("wrn_16_1", data.train, recipe="short_2")
         >>> finding = NeuralCleanse(rounds=5).detect(model, clean=data.train.sample(30))
     """
 

@@ -117,8 +117,8 @@ class Auto(Repair):
     Example:
         >>> import theriac as th
         >>> data, run = th.load("digits"), th.Run(quiet=True)
-        >>> model = th.train("preact_resnet18", data.train, recipe="short_2")
-        >>> method = Auto(candidates=("ft:strong",), plant_steps=10, rounds=1)
+        >>> model = th.train("wrn_16_1", data.train, recipe="short_2")
+        >>> method = Auto(candidates=("ft:strong",), kinds=("patch", "tone"), plant_steps=10, rounds=1)
         >>> fixed = method.repair(model, data.train.sample(0.2), run)
         >>> run.outcome.status
         'abstained'
