@@ -508,6 +508,8 @@ def _gguf(file: _File, depth: int) -> _Look:
                     skip(inner, nested + 1)
         else:
             raise ValueError(f"a value of kind {kind}")
+        if at > len(data):  # a place beyond what struct can count to is no struct.error
+            raise ValueError("a value goes beyond what was read")
 
     try:
         _, _, _, pairs = struct.unpack_from("<IIQQ", data, 0)

@@ -78,6 +78,7 @@ ARCHIVES = {
 OTHERS = {
     "template.gguf": ("GGUF model with a chat template", "runs", "__class__"),
     "plain.gguf": ("GGUF model with a chat template", "clean", ""),
+    "far_array.gguf": ("GGUF model", "unread", "beyond what was read"),  # ended in an OverflowError
     "operator.onnx": ("ONNX model", "runs", "etc/passwd"),
     "plain.onnx": ("ONNX model", "clean", ""),
     "lambda.h5": ("HDF5 file", "runs", "Lambda"),

@@ -1,0 +1,24 @@
+"""The readers of strangers' files, fuzzed for a few seconds by what code an input reaches, where atheris is installed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SECONDS = 6
+
+
+def test_no_input_that_reaches_new_code_is_read_wrongly(tmp_path: Path) -> None:
+    pytest.importorskip("atheris")
+    script = Path(__file__).parents[2] / "coverage_fuzz.py"
+    command = [sys.executable, str(script), "--seconds", str(SECONDS), "--keep", str(tmp_path / "kept")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    counted = re.search(r"number_of_executed_units: (\d+)", done.stderr)
+    assert counted is not None
+    assert int(counted[1]) > 200  # more than the corpus alone
+    assert any((tmp_path / "kept").iterdir())  # inputs that reached new code
