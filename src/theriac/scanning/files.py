@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import bz2
 import contextlib
-import importlib.metadata
-import importlib.util
 import io
 import itertools
 import json
@@ -39,6 +37,7 @@ from theriac.core.files.pickles import MAX_PICKLE
 from theriac.core.files.programs import check_program
 from theriac.core.files.tensors import MAX_HEADER, check_safetensors, npy_header
 from theriac.core.text import line, shorten
+from theriac.scanning._opinions import second_opinions
 from theriac.scanning._pickled import looks_like, names_as_pickle, names_between, names_in
 
 Level = Literal["runs", "imports", "code", "unread"]
@@ -813,28 +812,3 @@ _TESTS: tuple[tuple[Callable[[_File], bool], Callable[[_File, int], _Look]], ...
 
 
 _TEXTS = (_text, _json, _saved_model, _unknown)
-
-
-# other scanners
-
-
-def second_opinions(path: Path) -> Iterator[tuple[str, str]]:
-    """What other scanners say about a file, of those that are installed (extra ``scan``)."""
-    if importlib.util.find_spec("picklescan") is None:
-        return
-    from picklescan.scanner import SafetyLevel, scan_file_path
-
-    name = f"picklescan {importlib.metadata.version('picklescan')}"
-    try:
-        result = scan_file_path(str(path))
-    except Exception as error:  # a hostile file may break it in any way
-        yield name, f"failed ({type(error).__name__})"
-        return
-    bad = [f"{g.module}.{g.name}" for g in result.globals if g.safety == SafetyLevel.Dangerous]
-    odd = [f"{g.module}.{g.name}" for g in result.globals if g.safety == SafetyLevel.Suspicious]
-    if bad:
-        yield name, line(f"dangerous: {', '.join(bad[:5])}")
-    elif odd:
-        yield name, line(f"suspicious: {', '.join(odd[:5])}")
-    else:
-        yield name, "failed" if result.scan_err else "clean"
