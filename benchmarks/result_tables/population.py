@@ -192,10 +192,10 @@ def _shown(known: list[Record], fresh: list[Record]) -> str:
         "Each measure alone: the AUROC of its largest value of all classes. The last three are shown beside the probability. "
         "They were settled on networks of the fitted part (trained anew on another machine, so that their numbers differ a "
         "little from those above; `population.py measure --part fit --table population_shown`), where a logistic model with "
-        "them ranked no better than without, and measured once on fresh ones of round 10. Some of either are left out for lack "
-        "of time, in an order that is random but fixed. The search in the space of features took "
+        "them ranked no better than without, and measured once on fresh ones (of round 10, and two of earlier rounds). Some of "
+        "either are left out for lack of time, in an order that is random but fixed. The search in the space of features took "
         f"{slow:.1f} s of one processor for a median network.\n\n"
-        f"{grid(('measure', f'fitted part ({counts[0]})', f'fresh, of round 10 ({counts[1]})'), body)}\n\n"
+        f"{grid(('measure', f'fitted part ({counts[0]})', f'fresh ({counts[1]})'), body)}\n\n"
     )
 
 
