@@ -29,8 +29,8 @@ BOUND = 0.04  # ours: of the mean squared change of pixels, in squared standard 
 BENIGN = 0.01  # official code (benign of BTI-DBF): weight of the change of benign features
 
 
-def invert(net: nn.Module, rows: torch.Tensor, labels: torch.Tensor, std: tuple[float, ...], run: Run) -> nn.Module:
-    """A generator of pictures (N, C, H, W) in [0, 1] from pictures, in eval mode.
+def invert(net: nn.Module, rows: torch.Tensor, labels: torch.Tensor, std: tuple[float, ...], run: Run) -> torch.Tensor:
+    """What a generator, trained against the network, makes of the rows: pictures (N, C, H, W) in [0, 1].
 
     Args:
         net: Pixels in [0, 1] to logits, frozen.
@@ -67,7 +67,9 @@ def invert(net: nn.Module, rows: torch.Tensor, labels: torch.Tensor, std: tuple[
         stepper.zero_grad()
         total.backward()
         stepper.step()
-    return generator.eval()
+    with torch.no_grad():
+        made: torch.Tensor = generator.eval()(rows)
+    return made
 
 
 def _benign(layer: nn.Module, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ from theriac.models import to_input
 from theriac.models._undisturbed import frozen
 from theriac.repairs import Antidote
 from theriac.scanning._inversion import invert
-from theriac.scanning._searches import KINDS, ROWS_A_PASS, SIDE, Kind, arrivals, mask_and_pattern, search
+from theriac.scanning._searches import KINDS, SIDE, Kind, arrivals, mask_and_pattern, search
 from theriac.scanning.weights import Evidence, reason_of
 
 ROWS = 200  # ours: clean rows that the twin is fine-tuned on
@@ -114,7 +114,7 @@ def look_at_inversion(model: nn.Module, twin: nn.Module, clean: Split, run: Run)
     rows, labels, nets = to_input(pool.x), pool.y, (model.to(run.device), twin.to(run.device))
     with frozen(model), frozen(twin):
         try:
-            drawn, drawn_there = (_moved(invert(net, rows, labels, clean.card.std, run), rows) for net in nets)
+            drawn, drawn_there = (invert(net, rows, labels, clean.card.std, run) for net in nets)
         except InputError as error:
             return Evidence(
                 features={},
@@ -166,15 +166,10 @@ def _dimmed(net: nn.Module, rows: torch.Tensor) -> torch.Tensor:
     return logits.double().softmax(1).mean(0).cpu()
 
 
-def _moved(generator: nn.Module, rows: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return torch.cat([generator(part) for part in rows.split(ROWS_A_PASS)])
-
-
 def _share(net: nn.Module, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """For each class the share of the rows of other classes that go there, float64 (K,)."""
     with torch.no_grad():
-        logits = torch.cat([net(part) for part in rows.split(ROWS_A_PASS)])
+        logits: torch.Tensor = net(rows)
     went = F.one_hot(logits.argmax(1), logits.shape[1]).bool()
     other = labels[:, None] != torch.arange(logits.shape[1], device=labels.device)
     return ((went & other).sum(0) / other.sum(0).clamp_min(1)).double().cpu()

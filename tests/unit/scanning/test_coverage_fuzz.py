@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,8 @@ def test_no_input_that_reaches_new_code_is_read_wrongly(tmp_path: Path) -> None:
     pytest.importorskip("atheris")
     script = Path(__file__).parents[2] / "coverage_fuzz.py"
     command = [sys.executable, str(script), "--seconds", str(SECONDS), "--keep", str(tmp_path / "kept")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    surroundings = {**os.environ, "TMPDIR": str(tmp_path)}  # what it leaves goes with the test's folder
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=surroundings)
     assert done.returncode == 0, done.stderr[-3000:]
     counted = re.search(r"number_of_executed_units: (\d+)", done.stderr)
     assert counted is not None
