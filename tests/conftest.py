@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from theriac.core.card import Augment, Card
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.models import Builder
+from theriac.repairs import Antidote
+from theriac.scanning import _inversion, behavior
 from theriac.training import Recipe, train
 
 torch.set_num_threads(1)
@@ -43,6 +46,15 @@ def commands_built_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("typer.testing._get_command", functools.cache(typer.main.get_command))
         yield
+
+
+@pytest.fixture
+def short_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scans of models search for a step each: for tests to which it does not matter what is found."""
+    monkeypatch.setattr(behavior, "TWIN", Antidote(epochs=1, steps=1))
+    monkeypatch.setattr(behavior, "KINDS", {name: replace(kind, steps=1) for name, kind in behavior.KINDS.items()})
+    monkeypatch.setattr(_inversion, "STEPS", 1)
+    monkeypatch.setattr(_inversion, "MASK_STEPS", 1)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.repairs.btidbf import Generator, Site, soft
 from theriac.scanning._searches import SIDE
+from theriac.training.optimizers import Adam
 
 MASK_STEPS, MASK_LR = 140, 0.01  # ours: steps of Adam on features that were read once
 UNKNOWN = -2.0  # ours: where the mask starts: features that no clean row needs stay on the side that is not benign
@@ -54,7 +55,7 @@ def invert(net: nn.Module, rows: torch.Tensor, labels: torch.Tensor, std: tuple[
     with run.init_scope("inversion"):
         generator = Generator(tuple(rows.shape[1:]), WIDTH, LEVELS).to(rows.device).train()
     scale = torch.tensor(std or (1.0,), device=rows.device).view(-1, 1, 1)
-    stepper = torch.optim.Adam(generator.parameters(), lr=LR)
+    stepper = Adam(generator.parameters(), lr=LR)
     draw, many = run.generator("method", "inversion"), max(8, BATCH * SIDE // max(SIDE, *rows.shape[2:]))
     for _ in range(STEPS):
         at = torch.randint(len(rows), (many,), generator=draw).to(rows.device)
@@ -75,7 +76,7 @@ def invert(net: nn.Module, rows: torch.Tensor, labels: torch.Tensor, std: tuple[
 def _benign(layer: nn.Module, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The mask of benign features in (0, 1), learned on the classifier alone."""
     raw = torch.full(features.shape[1:], UNKNOWN, device=features.device, requires_grad=True)
-    stepper = torch.optim.Adam([raw], lr=MASK_LR)
+    stepper = Adam([raw], lr=MASK_LR)
     for _ in range(MASK_STEPS):
         mask = soft(raw)
         right, wrong = (F.cross_entropy(_answers(layer, part * features), labels) for part in (mask, 1 - mask))

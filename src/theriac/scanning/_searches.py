@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from theriac.training.optimizers import Adam
 from theriac.triggers.warp import identity_grid, warp
 
 RADIUS = 24 / 255  # ours: of perturbations, in the L-infinity norm
@@ -93,7 +94,7 @@ def search(net: nn.Module, kind: Kind, rows: torch.Tensor, count: int) -> torch.
     """
     numbers = kind.start(count, tuple(rows.shape[1:]), torch.Generator().manual_seed(0)).to(rows.device).requires_grad_()
     targets = torch.arange(count, device=rows.device).repeat_interleave(len(rows))
-    stepper = torch.optim.Adam([numbers], lr=kind.lr, betas=(0.5, 0.9))
+    stepper = Adam([numbers], lr=kind.lr, betas=(0.5, 0.9))
     spread = rows.expand(count, *rows.shape)
     for _ in range(kind.steps_at(max(rows.shape[2:]))):
         stepper.zero_grad()

@@ -91,9 +91,11 @@ def scan_repair(before: nn.Module, after: nn.Module, rows: Split, run: Run | Non
     Example:
         >>> import theriac as th
         >>> data = th.load("digits")
-        >>> model = th.train(th.Builder("wrn_16_1", {"depth": 10}), data.train.sample(100), recipe="short_1")
-        >>> scan_repair(model, model, data.test.sample(80)).rows()[0][0]
-        'verdict'
+        >>> layers = [torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 10)]
+        >>> model = th.train(th.adapt(torch.nn.Sequential(*layers), card=data.card), data.train, recipe="short_1")
+        >>> fixed = th.repairs.FT(epochs=1).repair(model, data.train.sample(100))
+        >>> scan_repair(model, fixed, data.test.sample(80)).rows()[0]  # networks like this one get no verdict
+        ('verdict', 'abstains', 'abstains')
     """
     run = as_run(run)
     if not isinstance(rows, Split) or rows.is_table:

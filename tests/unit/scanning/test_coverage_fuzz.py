@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SECONDS = 6
+SECONDS = 5
 
 
 def test_no_input_that_reaches_new_code_is_read_wrongly(tmp_path: Path) -> None:

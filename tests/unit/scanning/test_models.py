@@ -444,7 +444,7 @@ def test_a_network_with_nan_gets_no_verdict(data: th.Data):
     assert [part.name for part in result.parts] == ["weights"]
 
 
-def test_networks_unlike_the_population_get_no_verdict_but_a_number(data: th.Data):
+def test_networks_unlike_the_population_get_no_verdict_but_a_number(data: th.Data, short_searches):
     x = torch.randint(0, 255, (10, 3, 18, 18), dtype=torch.uint8)
     rows = th.Split(x, torch.arange(10) % 5)
     result = th.scan(th.build("wrn_16_1", rows, depth=10), rows)
@@ -480,9 +480,7 @@ def test_the_range_goes_as_far_as_the_networks_that_were_fitted_on(data: th.Data
     assert "resizes its pictures to 16 x 16" in reason
 
 
-def test_a_model_that_gets_the_clean_pictures_wrong_is_not_judged(folder: Path, data: th.Data, monkeypatch):
-    monkeypatch.setattr(behavior, "TWIN", th.repairs.Antidote(epochs=1, steps=1))
-    monkeypatch.setattr(behavior, "KINDS", {name: replace(kind, steps=1) for name, kind in KINDS.items()})
+def test_a_model_that_gets_the_clean_pictures_wrong_is_not_judged(folder: Path, data: th.Data, short_searches):
     wrong = th.Split(data.test.x, (data.test.y + 1) % 10, card=data.test.card)
     result = th.scan(th.load_model(folder), wrong)
     assert result.verdict == "abstains"
@@ -538,9 +536,7 @@ def test_pages_escape_names_and_hold_no_scripts(tmp_path: Path, data: th.Data):
     assert json.loads((tmp_path / "out" / "scan.json").read_text())["verdict"] == "suspicious"
 
 
-def test_the_command_scans_a_folder_with_clean_pictures(folder: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(behavior, "TWIN", th.repairs.Antidote(epochs=1, steps=1))  # what it says matters not here
-    monkeypatch.setattr(behavior, "KINDS", {name: replace(kind, steps=1) for name, kind in KINDS.items()})
+def test_the_command_scans_a_folder_with_clean_pictures(folder: Path, tmp_path: Path, short_searches):
     out, report = tmp_path / "page", tmp_path / "scan.sarif"
     words = ["scan", str(folder), "--data", "digits", "--clean", "digits", "--out", str(out), "--sarif", str(report), "--quiet"]
     done = CliRunner().invoke(app, [*words, "--json"])
@@ -553,25 +549,21 @@ def test_the_command_scans_a_folder_with_clean_pictures(folder: Path, tmp_path: 
     assert "data:image/png" in (out / "scan.html").read_text()
 
 
-def test_what_surrounds_a_scan_changes_nothing_and_half_precision_is_refused_in_words(data: th.Data, monkeypatch):
-    monkeypatch.setattr(behavior, "TWIN", th.repairs.Antidote(epochs=1, steps=1))
-    monkeypatch.setattr(behavior, "KINDS", {name: replace(kind, steps=1) for name, kind in KINDS.items()})
-    net = th.build("wrn_16_1", data.train, depth=10)
-    plain = th.scan(net, data.test)
+def test_what_surrounds_a_scan_changes_nothing_and_half_precision_is_refused_in_words(data: th.Data, short_searches):
+    net, rows = th.build("wrn_16_1", data.train, depth=10), data.test.sample(100, stratified=True)
+    plain = th.scan(net, rows)
     with torch.no_grad():
-        assert th.scan(net, data.test).features == plain.features
+        assert th.scan(net, rows).features == plain.features
     with torch.inference_mode():
-        assert th.scan(net, data.test).features == plain.features
-    wide = th.scan(net.double(), data.test)
+        assert th.scan(net, rows).features == plain.features
+    wide = th.scan(net.double(), rows)
     assert wide.features.keys() == plain.features.keys()
     with pytest.raises(InputError, match=r"can't take rows of shape \(1, 8, 8\)"):
-        th.scan(net.half(), data.test)
+        th.scan(net.half(), rows)
 
 
 @pytest.mark.parametrize("verdict", ["clean", "suspicious", "backdoored"])
-def test_the_slowest_part_is_left_out_where_the_verdict_is_sure(verdict, data: th.Data, monkeypatch):
-    monkeypatch.setattr(behavior, "TWIN", th.repairs.Antidote(epochs=1, steps=1))
-    monkeypatch.setattr(behavior, "KINDS", {name: replace(kind, steps=1) for name, kind in KINDS.items()})
+def test_the_slowest_part_is_left_out_where_the_verdict_is_sure(verdict, data: th.Data, short_searches, monkeypatch):
     monkeypatch.setattr(models, "word", lambda which, judgment: verdict)
     result = th.scan(th.build("preact_resnet18", data.train, width=4), data.test)
     assert ("inversion" in [part.name for part in result.parts]) == ("inversion" in result.classes) == (verdict != "backdoored")

@@ -52,15 +52,19 @@ def test_bits_and_state_are_torch_s_own(name, options):
     assert all(torch.equal(a, b) for a, b in zip(third, theirs, strict=True))
 
 
-def test_training_and_repairs_do_not_load_torch_s_compiler():
+def test_training_repairs_and_scans_do_not_load_torch_s_compiler():
     code = """
 import sys, warnings
 import theriac as th
+from theriac.scanning import _inversion, behavior
 warnings.simplefilter("ignore")
 data = th.load("digits")
 rows, run = data.train.sample(64), th.Run(quiet=True)
 model = th.train(th.Builder("preact_resnet18", {"width": 8}), rows, recipe="short_1", run=run)
 th.repairs.FT(epochs=1).repair(model, rows, run)
+_inversion.STEPS = _inversion.MASK_STEPS = 1  # as short as they can be
+behavior.TWIN = th.repairs.Antidote(epochs=1, steps=1)
+th.scan(model, rows, run=run)
 print("torch._dynamo" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
