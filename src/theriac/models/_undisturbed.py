@@ -113,5 +113,4 @@ def check_logits(model: nn.Module, out: Any, rows: int, classes: int) -> None:
 
 def class_name(model: nn.Module) -> str:
     """Name of a network's class, without its wrapper of pixels."""
-    """Name of the class of a network, without its wrapper of pixels."""
     return type(model.net if isinstance(model, Classifier) else model).__name__

@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from theriac.core.errors import InputError
+from theriac.core.memory import kept_memory
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import to_input
@@ -70,7 +71,7 @@ def look_at_behavior(model: nn.Module, clean: Split, run: Run) -> Evidence:
     classes: dict[str, torch.Tensor] = {}
     pictures: dict[str, torch.Tensor] = {}
     over = rows[torch.randperm(len(rows), generator=run.generator("method", "overlaid"))]
-    with frozen(model), frozen(model if twin is None else twin):
+    with kept_memory(run.device), frozen(model), frozen(model if twin is None else twin):
         for name, kind in KINDS.items():
             numbers = search(model, kind, searched, count)
             other = None if twin is None else search(twin, kind, searched, count)
@@ -112,7 +113,7 @@ def look_at_inversion(model: nn.Module, twin: nn.Module, clean: Split, run: Run)
     began = time.perf_counter()
     pool = _drawn(clean, ROWS, run).to(run.device)
     rows, labels, nets = to_input(pool.x), pool.y, (model.to(run.device), twin.to(run.device))
-    with frozen(model), frozen(twin):
+    with kept_memory(run.device), frozen(model), frozen(twin):
         try:
             drawn, drawn_there = (invert(net, rows, labels, clean.card.std, run) for net in nets)
         except InputError as error:

@@ -9,7 +9,7 @@ networks of one architecture; ours is fitted on several, so it takes quantiles o
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -79,8 +79,9 @@ def look_at_weights(model: nn.Module, shape: tuple[int, ...]) -> Evidence:
         shape: Of one row, (C, H, W).
     """
     began = time.perf_counter()
-    bad = sum(int((~t.isfinite()).sum()) for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
-    if bad:
+    numbers = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    sums = [t.sum(dtype=torch.float64) for t in numbers]  # of a tensor with NaN or infinity it is one of these
+    if bad := sum(int((~t.isfinite()).sum()) for t, total in zip(numbers, sums, strict=True) if not total.isfinite()):
         note = f"{bad:,} weights are NaN or infinite, so the model can't work."
         return Evidence(features={}, notes=(note,), broken=True, seconds=time.perf_counter() - began)
     features: dict[str, float] = {}
@@ -176,14 +177,22 @@ def sorted_weights(model: nn.Module, head: nn.Linear) -> torch.Tensor:
         [m.bias.detach() / scale for m, scale in zip(norms, scales, strict=True)],
         [_positive(m.running_var / _positive(m.running_var.mean())).log() for m in norms if m.running_var is not None],
     ):
-        curves = torch.stack([_quantiles(layer) for layer in layers])
-        parts += [third.mean(0) for third in curves.tensor_split(3)]
+        parts += [third.mean(0) for third in _quantiles_of_each(layers).tensor_split(3)]
     return torch.cat(parts)
 
 
 def _quantiles(values: torch.Tensor) -> torch.Tensor:
     """Of the last dimension, float64 (..., QUANTILES)."""
     return torch.quantile(values.float().cpu(), torch.linspace(0, 1, QUANTILES), dim=-1).movedim(0, -1).double()
+
+
+def _quantiles_of_each(layers: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Of vectors of any lengths, float64 (L, QUANTILES); those of one length are sorted at once."""
+    curves = torch.empty(len(layers), QUANTILES, dtype=torch.float64)
+    for length in {len(layer) for layer in layers}:
+        at = [place for place, layer in enumerate(layers) if len(layer) == length]
+        curves[at] = _quantiles(torch.stack([layers[place] for place in at]))
+    return curves
 
 
 def _positive(value: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from theriac.core.errors import InputError
+from theriac.core.memory import kept_memory
 from theriac.core.poisoned import as_clean
 from theriac.core.ranges import Count, typed
 from theriac.core.run import Run, as_run
@@ -149,7 +150,7 @@ def invert(
     few = _few(clean, run, schedule, len(searched))
     per_pass = rows_per_pass or (batch_rows(clean) if schedule.lean else ROWS_PER_PASS)
     layout = arranged(model, run.device) if schedule.lean else contextlib.nullcontext()
-    with on_device(model, run), frozen(model), layout:
+    with kept_memory(run.device), on_device(model, run), frozen(model), layout:
         searches = [Search(model, few, run, schedule, searched, per_pass)]
         searches[0].run_rounds()
         inverted = judge(searched, *searches[0].best_patches(), schedule)
