@@ -73,7 +73,12 @@ CREATE INDEX cells_by_key ON cells (key);
 CREATE INDEX needs_by_other ON needs (other);
 """
 
-MIGRATIONS: tuple[str, ...] = (_CREATE,)  # entry n brings a store from version n to n + 1; entries are never changed
+_ROW_PASSES = "ALTER TABLE jobs ADD COLUMN row_passes INTEGER"
+
+MIGRATIONS: tuple[str, ...] = (
+    _CREATE,
+    _ROW_PASSES,
+)  # entry n brings a store from version n to n + 1; entries are never changed
 
 
 class Store:
@@ -140,9 +145,15 @@ class Store:
             owner, version = (self.db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
         except sqlite3.DatabaseError as error:
             raise InputError(f"{self.path} {why}, and can't be read either ({error})") from None
-        if owner != APPLICATION or version != len(MIGRATIONS):
+        if owner != APPLICATION or not 0 < version <= len(MIGRATIONS):
             self.db.close()
             raise InputError(f"{self.path} {why}, and is no store of this version; it is left as it is")
+        if version < len(MIGRATIONS):  # read from a copy in memory, which is brought to this version
+            copied = sqlite3.connect(":memory:", isolation_level=None)
+            self.db.backup(copied)
+            self.db.close()
+            self.db = copied
+            self._migrate(version)
 
     def __enter__(self) -> Store:
         return self
@@ -175,11 +186,7 @@ class Store:
                 raise InputError(
                     f"{self.path} has schema version {version}; this Theriac knows {len(MIGRATIONS)}: use a later one"
                 )
-            for number in range(version, len(MIGRATIONS)):
-                for statement in MIGRATIONS[number].split(";"):
-                    self.db.execute(statement)
-                self.db.execute(f"PRAGMA application_id = {APPLICATION}")
-                self.db.execute(f"PRAGMA user_version = {number + 1}")
+            self._migrate(version)
         self.db.execute("PRAGMA journal_mode = WAL")  # where the file system can't, SQLite keeps to its older way
         answer = self.db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if answer != "ok":
@@ -188,6 +195,14 @@ class Store:
             lacking = columns - (there := _columns_of(self.db, table))
             if lacking:
                 raise sqlite3.DatabaseError(f"no column {sorted(lacking)[0]} in {table}" if there else f"no table {table}")
+
+    def _migrate(self, version: int) -> None:
+        """Bring the tables from a version to this one's."""
+        for number in range(version, len(MIGRATIONS)):
+            for statement in MIGRATIONS[number].split(";"):
+                self.db.execute(statement)
+            self.db.execute(f"PRAGMA application_id = {APPLICATION}")
+            self.db.execute(f"PRAGMA user_version = {number + 1}")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -248,7 +263,7 @@ class Store:
         Args:
             key: The job, which :meth:`enter` has made known.
             result: ``evaluation``, ``before`` and what else its record says.
-            facts: Columns of its row: seconds, cpu_seconds, peak_mb, machine, device, precision, versions.
+            facts: Columns of its row: seconds, cpu_seconds, peak_mb, row_passes, machine, device, precision, versions.
             files: Name, hash and size of its files.
             picture: The trigger as a small PNG.
         """

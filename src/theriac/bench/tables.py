@@ -47,6 +47,7 @@ COLUMNS = (
     "seconds",
     "cpu_seconds",
     "peak_mb",
+    "row_passes",
     "machine",
     "device",
     "precision",
@@ -86,7 +87,7 @@ def rows(store: Store, sweep: str | None = None, **labels: str) -> list[Row]:
     for key, stage, name, hits, total in store.db.execute("SELECT key, stage, name, hits, total FROM scores"):
         scores.setdefault(key, {})[stage, name] = (hits, total)
     names = ("sweep", *LABELS, "role", "seed", "defense_seed", "key", "status", "result", "options")
-    facts = ("seconds", "cpu_seconds", "peak_mb", "machine", "device", "precision", "versions", "error")
+    facts = ("seconds", "cpu_seconds", "peak_mb", "row_passes", "machine", "device", "precision", "versions", "error")
     select = ", ".join([*(f"cells.{n}" for n in names[:10]), *(f"jobs.{n}" for n in (*names[10:], *facts)), _MODEL, _VICTIM])
     query = f"SELECT {select} FROM cells JOIN jobs USING (key) JOIN sweeps ON sweeps.name = sweep"
     query = query.replace("jobs.key", "cells.key") + " WHERE ? IS NULL OR sweep = ? ORDER BY sweeps.started, sweep, place"
@@ -546,7 +547,7 @@ def _parquet(plain: Sequence[Row]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    integers = ("seed", "defense_seed", "alarms")
+    integers = ("seed", "defense_seed", "alarms", "row_passes")
     texts = {*LABELS, "sweep", "role", "status", "outcome", "degenerate", "audit", "warnings", "error"}
     texts |= {"machine", "device", "precision", "versions", "options", "key"}
 

@@ -32,7 +32,7 @@ from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.metrics import evaluate
 from theriac.models import load_model
-from theriac.models.network import to_levels
+from theriac.models.network import RowPasses, row_passes, to_levels
 from theriac.models.store import digest
 from theriac.runs import Job, Opened, Source, data_key, execute
 from theriac.runs.folder import RECORD, read, section
@@ -122,11 +122,10 @@ class Worker:
             if (home / RECORD).is_file():  # what is left of a finished model would pass for the whole
                 shutil.rmtree(home, ignore_errors=True)
         events = JobEvents(self.store.folder, node.key, str(node.cell), node.kind, self.settings.events)
-        with events.open(home):
-            return self._do(node, home, events)
+        with events.open(home), row_passes() as passes:
+            return self._do(node, home, events, _Cost(self.settings.device, passes))
 
-    def _do(self, node: Node, home: Path, events: JobEvents) -> Answer:
-        cost = _Cost(self.settings.device)
+    def _do(self, node: Node, home: Path, events: JobEvents, cost: _Cost) -> Answer:
         came: list[int] = []
         try:
             with _interrupts(came), self._alone(node):
@@ -324,9 +323,10 @@ def gallery(planted: Planted, rows: Split) -> bytes | None:
 
 
 class _Cost:
-    """Time and memory from here on."""
+    """Time, memory and row passes from here on."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, passes: RowPasses) -> None:
+        self.passes = passes
         self.wall, self.cpu = time.monotonic(), time.process_time()
         with contextlib.suppress(OSError):  # Linux: the peak counts from here
             Path("/proc/self/clear_refs").write_text("5")
@@ -342,6 +342,7 @@ class _Cost:
             "seconds": round(seconds, 3),
             "cpu_seconds": round(time.process_time() - self.cpu, 3),
             "peak_mb": None if peak is None else round(peak / 1e6, 1),
+            "row_passes": self.passes.rows,
             "machine": hardware(run.device),
             "device": str(run.device),
             "precision": run.precision_reason.partition(":")[0],

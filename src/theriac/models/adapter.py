@@ -18,7 +18,7 @@ from theriac.core.ranges import typed
 from theriac.models import _hf
 from theriac.models._undisturbed import blank, check_logits, seem_shares, try_rows
 from theriac.models.editing import refuse_empty
-from theriac.models.network import Classifier, Normalize, TablePrep, refuse_bytes
+from theriac.models.network import Classifier, Normalize, TablePrep, take_in
 from theriac.models.wrapped import innermost
 
 Pick: TypeAlias = str | int | Callable[[Any], torch.Tensor] | None
@@ -112,7 +112,7 @@ class Adapted(Classifier):
         self.picker = picker
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        refuse_bytes(x)
+        take_in(x)
         x = self.prepare(x)
         like = next(self.net.parameters(), None)
         if like is not None and like.is_floating_point():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -107,20 +110,53 @@ class Classifier(nn.Module):
         self.spec = copy.deepcopy(spec)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        refuse_bytes(x)
+        take_in(x)
         logits: torch.Tensor = self.net(self.prepare(x))
         # losses are taken in float32 whatever the layers computed in
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
-def refuse_bytes(x: torch.Tensor) -> None:
-    """Refuse stored pictures as inputs: they would be normalized as they are, and the answers wrong without a word.
+@dataclass(eq=False)
+class RowPasses:
+    """Rows that models of this process were run on, each forward pass counted."""
+
+    rows: int = 0
+
+
+_counters: list[RowPasses] = []
+
+
+@contextlib.contextmanager
+def row_passes() -> Iterator[RowPasses]:
+    """Count rows as long as this lasts.
+
+    Example:
+        >>> import theriac as th
+        >>> data = th.load("digits")
+        >>> model = th.build("wrn_16_1", data.train, depth=10)
+        >>> with row_passes() as passes:
+        ...     logits = model(to_input(data.test.x[:5]))
+        >>> passes.rows
+        5
+    """
+    counter = RowPasses()
+    _counters.append(counter)
+    try:
+        yield counter
+    finally:
+        _counters.remove(counter)
+
+
+def take_in(x: torch.Tensor) -> None:
+    """Count the rows of an input; stored pictures are refused, which would be normalized as they are, and the answers wrong.
 
     Raises:
         InputError: On uint8.
     """
     if x.dtype == torch.uint8:
         raise InputError("x is torch.uint8; a model takes pixels as floats in [0, 1] (theriac.models.to_input makes them)")
+    for counter in _counters:
+        counter.rows += len(x)
 
 
 @typed()

@@ -106,8 +106,33 @@ def test_a_store_of_an_earlier_version_is_brought_up(tmp_path: Path, monkeypatch
         store.enter(plan)
     monkeypatch.setattr(module, "MIGRATIONS", (*module.MIGRATIONS, "ALTER TABLE jobs ADD COLUMN passes INTEGER"))
     with Store(tmp_path) as store:
-        assert store.db.execute("PRAGMA user_version").fetchone() == (2,)
+        assert store.db.execute("PRAGMA user_version").fetchone() == (len(module.MIGRATIONS),)
         assert store.db.execute("SELECT count(passes), count(*) FROM jobs").fetchone() == (0, len(plan.nodes))
+
+
+def test_what_the_first_version_wrote_is_read_and_stays_where_it_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: Any
+) -> None:
+    key = next(iter(plan.nodes))
+    with monkeypatch.context() as earlier:
+        earlier.setattr(module, "MIGRATIONS", module.MIGRATIONS[:1])
+        earlier.setattr(module, "_columns", dict)
+        with Store(tmp_path) as store:
+            store.enter(plan)
+            store.done(key, RESULT, facts={"seconds": 1.0})
+    before = (tmp_path / module.FILE).read_bytes()
+    with monkeypatch.context() as medium:
+        medium.setattr(Store, "_open", cannot_be_written)
+        with Store(tmp_path, make=False) as store:
+            assert {row["key"]: (row["acc_hits"], row["row_passes"]) for row in rows(store)}[key] == (9, None)
+    assert (tmp_path / module.FILE).read_bytes() == before
+    with Store(tmp_path) as store:
+        assert {row["key"]: (row["acc_hits"], row["row_passes"]) for row in rows(store)}[key] == (9, None)
+
+
+def cannot_be_written(store: Store) -> None:
+    store.db.execute("PRAGMA query_only = ON")
+    store.db.execute("CREATE TABLE unwritten (name TEXT)")
 
 
 def test_opening_a_store_again_keeps_the_locks_of_those_who_have_it_open(plan: Any, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from theriac.bench.work import Answer, Settings, Worker
 from theriac.cli.main import app
 from theriac.core.errors import InputError, StoppedError
 from theriac.core.paths import DiskFullError
+from theriac.models.network import row_passes
 from theriac.repairs import FT
 
 COUNTS = "SELECT key, stage, name, hits, total FROM scores ORDER BY 1, 2, 3"
@@ -69,13 +70,18 @@ def test_a_sweep_is_what_its_parts_are_one_by_one(finished: Path, people: Path) 
     clean = data.train.sample(0.5, seed=run.stream_seed("data", "clean"))
     fixed = FT(epochs=2).repair(victim, clean, run)
     by_hand = th.evaluate(fixed, data.test, poisoned, run=run)
-    benign = th.train(build, data.train, recipe=th.recipe("adam_20").replace(lr=0.05), run=run)
-    control = th.evaluate(benign, data.test, poisoned, run=run)
+    with row_passes() as trained:
+        benign = th.train(build, data.train, recipe=th.recipe("adam_20").replace(lr=0.05), run=run)
+    with row_passes() as judged:
+        control = th.evaluate(benign, data.test, poisoned, run=run)
     with Store(finished, make=False) as store:
         found = {row["role"]: row for row in rows(store) if row["seed"] == 1}
     assert control.acc.value > 0.7  # networks that learned something: equal counts of constants say nothing
     for role, hand in (("defended", by_hand), ("judged", control)):
         assert [found[role][f"{n}_hits"] for n in ("acc", "asr", "ra")] == [hand.acc.hits, hand.asr.hits, hand.ra.hits]
+    assert trained.rows == 20 * len(data.train) + 2  # two rows try the network before anything
+    assert found["judged"]["row_passes"] == judged.rows
+    assert found["benign"]["row_passes"] == trained.rows + len(data.test)
 
 
 def test_nothing_is_done_twice(finished: Path, people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
