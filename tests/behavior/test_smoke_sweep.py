@@ -20,7 +20,7 @@ from theriac.bench import Store, rows, run
 
 SMOKE = Path(__file__).parents[2] / "benchmarks" / "specs" / "smoke.yaml"
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-TIMES = ("seconds", "cpu_seconds", "peak_mb")  # what two runs do not share
+TIMES = ("seconds", "cpu_seconds", "peak_mb", "row_passes")  # what two runs do not share
 
 
 def command(*words: object) -> list[str]:
