@@ -9,7 +9,7 @@ networks of one architecture; ours is fitted on several, so it takes quantiles o
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -169,15 +169,16 @@ def sorted_weights(model: nn.Module, head: nn.Linear) -> torch.Tensor:
     some = [c.flatten()[:: -(-c.numel() // AT_MOST)] for c in convs]
     squares = [c.square().sum((2, 3)) for c in convs]
     lengths = [[square.sum(side).sqrt() for square in squares] for side in (1, 0)]
-    scales = [_positive(m.weight.detach().abs().mean()) for m in norms]
-    for layers in (
-        [weights / _positive(weights.std()) for weights in some],
-        *([each / _positive(each.mean()) for each in side] for side in lengths),
-        [m.weight.detach() / scale for m, scale in zip(norms, scales, strict=True)],
-        [m.bias.detach() / scale for m, scale in zip(norms, scales, strict=True)],
-        [_positive(m.running_var / _positive(m.running_var.mean())).log() for m in norms if m.running_var is not None],
+    scales, shifts = [m.weight.detach() for m in norms], [m.bias.detach() for m in norms]
+    variances = [m.running_var for m in norms if m.running_var is not None]
+    for curves in (
+        _curves(lambda x: x / _positive(x.std(1, keepdim=True)), some),
+        *(_curves(lambda x: x / _mean(x), side) for side in lengths),
+        _curves(lambda x: x / _mean(x.abs()), scales),
+        _curves(lambda x, scale: x / _mean(scale.abs()), shifts, scales),
+        _curves(lambda x: _positive(x / _mean(x)).log(), variances),
     ):
-        parts += [third.mean(0) for third in _quantiles_of_each(layers).tensor_split(3)]
+        parts += [third.mean(0) for third in curves.tensor_split(3)]
     return torch.cat(parts)
 
 
@@ -186,13 +187,17 @@ def _quantiles(values: torch.Tensor) -> torch.Tensor:
     return torch.quantile(values.float().cpu(), torch.linspace(0, 1, QUANTILES), dim=-1).movedim(0, -1).double()
 
 
-def _quantiles_of_each(layers: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Of vectors of any lengths, float64 (L, QUANTILES); those of one length are sorted at once."""
-    curves = torch.empty(len(layers), QUANTILES, dtype=torch.float64)
-    for length in {len(layer) for layer in layers}:
-        at = [place for place, layer in enumerate(layers) if len(layer) == length]
-        curves[at] = _quantiles(torch.stack([layers[place] for place in at]))
+def _curves(scaled: Callable[..., torch.Tensor], *vectors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Quantiles of a vector of each layer, float64 (L, QUANTILES); vectors of one length are scaled and sorted at once."""
+    curves = torch.empty(len(vectors[0]), QUANTILES, dtype=torch.float64)
+    for length in {len(vector) for vector in vectors[0]}:
+        at = [place for place, vector in enumerate(vectors[0]) if len(vector) == length]
+        curves[at] = _quantiles(scaled(*(torch.stack([each[place] for place in at]) for each in vectors)))
     return curves
+
+
+def _mean(rows: torch.Tensor) -> torch.Tensor:
+    return _positive(rows.mean(1, keepdim=True))
 
 
 def _positive(value: torch.Tensor) -> torch.Tensor:
