@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import math
+import os
 import random
 import subprocess
+import sys
 import tarfile
 import tempfile
 import warnings
@@ -25,6 +27,7 @@ from torch import nn
 
 import theriac as th
 from theriac.attacks import SIG, BadNets, Blended, BppAttack, FTrojan, WaNet
+from theriac.cli.main import SPINS
 from theriac.core.planted import Planted
 from theriac.detectors.neural_cleanse import Schedule, invert
 from theriac.models import to_input
@@ -245,6 +248,30 @@ def process_pairs(s: Setting) -> Iterator[Pair]:
         partial(started, ["-c", FT_OURS, *given]), partial(started, ["-c", FT_PLAIN, *given]), len(split), len(split),
         timed=False,
     )  # fmt: skip
+    cores = os.cpu_count() or 1
+    ours = partial(started, ["-c", FT_OURS, *given], ROOT / "src", OMP_NUM_THREADS=str(cores))
+    yield Pair(
+        "process-busy", f"{about}; {cores} threads, and as many other processes that never rest; as the command line starts",
+        "the same process with the usual turns of waiting threads",
+        partial(beside, cores, partial(ours, GOMP_SPINCOUNT=SPINS)), partial(beside, cores, ours),
+        len(split), len(split), timed=False,
+    )  # fmt: skip
+    yield Pair(
+        "process-alone", f"{about}; {cores} threads, nothing beside them; as the command line starts",
+        "the same process with the usual turns of waiting threads",
+        partial(ours, GOMP_SPINCOUNT=SPINS), ours, len(split), len(split), timed=False,
+    )  # fmt: skip
+
+
+def beside(others: int, work: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    """What a process took while ``others`` never rested."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(others)]
+    try:
+        return work()
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 def search_pairs(s: Setting) -> Iterator[Pair]:

@@ -169,6 +169,24 @@ print(theriac.train.__module__, theriac.load.__module__, theriac.repairs.SAU().n
     assert _python(code).split() == ["[]", "theriac.training.plain", "theriac.data.loading", "sau"]
 
 
+@pytest.mark.parametrize(
+    ("own", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_waiting_threads_give_their_core_away_unless_the_user_chose(own: dict[str, str], spins: str | None) -> None:
+    code = """
+import os, sys
+from theriac.cli import main
+sys.argv = ["theriac", "--version"]
+try:
+    main.run()
+except SystemExit:
+    print("torch" in sys.modules, os.environ.get("GOMP_SPINCOUNT"))
+"""
+    usual = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**usual, **own})
+    assert done.stdout.splitlines()[-1] == f"False {spins}"
+
+
 def _spent() -> float:
     """Processor time of all finished child processes."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
