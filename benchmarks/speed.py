@@ -162,7 +162,7 @@ def measured(pair: Pair, repeats: int, device: torch.device) -> Record:
         "schema": 1,
         "what": pair.what,
         "against": pair.against,
-        "clock": "wall" if device.type == "cuda" and pair.timed else "cpu",
+        "clock": "wall" if pair.wall or (device.type == "cuda" and pair.timed) else "cpu",
         **{name: side.model_dump() for name, side in sides.items()},
         "times": {"median": round(statistics.median(each), 4), "low": round(min(each), 4), "high": round(max(each), 4)},
     }

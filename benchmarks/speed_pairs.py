@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ class Pair:
     rows: int = 1  # that ours handles in a call
     reference_rows: int = 1
     floor: tuple[str, float] | None = None  # what bounds ours, and its seconds for as many rows
-    timed: bool = True  # False: the calls return processor seconds and MB of a process
+    timed: bool = True  # False: the calls return seconds and MB of a process
+    wall: bool = False  # whether seconds that calls return are of the clock on the wall, not of the processor
     once: bool = False  # too long to be run for warming up
 
 
@@ -249,25 +251,23 @@ def process_pairs(s: Setting) -> Iterator[Pair]:
         timed=False,
     )  # fmt: skip
     cores = os.cpu_count() or 1
-    ours = partial(started, ["-c", FT_OURS, *given], ROOT / "src", OMP_NUM_THREADS=str(cores))
-    yield Pair(
-        "process-busy", f"{about}; {cores} threads, and as many other processes that never rest; as the command line starts",
-        "the same process with the usual turns of waiting threads",
-        partial(beside, cores, partial(ours, GOMP_SPINCOUNT=SPINS)), partial(beside, cores, ours),
-        len(split), len(split), timed=False,
-    )  # fmt: skip
-    yield Pair(
-        "process-alone", f"{about}; {cores} threads, nothing beside them; as the command line starts",
-        "the same process with the usual turns of waiting threads",
-        partial(ours, GOMP_SPINCOUNT=SPINS), ours, len(split), len(split), timed=False,
-    )  # fmt: skip
+    usual = partial(started, ["-c", FT_OURS, *given], ROOT / "src", OMP_NUM_THREADS=str(cores))
+    ours = partial(usual, GOMP_SPINCOUNT=SPINS)
+    for name, others, words in (("busy", cores, f"{cores} other processes that never rest"), ("alone", 0, "nothing")):
+        yield Pair(
+            f"process-{name}", f"{about}; {cores} threads beside {words}, as the command line starts where others are at work",
+            "the same process with the usual turns of waiting threads",
+            partial(beside, others, ours), partial(beside, others, usual), len(split), len(split), timed=False, wall=True,
+        )  # fmt: skip
 
 
 def beside(others: int, work: Callable[[], tuple[float, float]]) -> tuple[float, float]:
-    """What a process took while ``others`` never rested."""
+    """Seconds on the wall and MB of a process, with ``others`` beside it that never rest."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(others)]
     try:
-        return work()
+        began = time.perf_counter()
+        _, most = work()
+        return time.perf_counter() - began, most
     finally:
         for process in busy:
             process.kill()
@@ -353,7 +353,6 @@ import sys, warnings
 warnings.simplefilter("ignore")
 import torch
 folder, width = sys.argv[1], int(sys.argv[2])
-torch.set_num_threads(1)
 import theriac as th
 x, y = torch.load(folder + "/rows.pt")
 card = th.Card(kind="image", classes=tuple(map(str, range(10))), size=tuple(x.shape[2:]), channels=3, mean=(.5, .5, .5),

@@ -170,12 +170,21 @@ print(theriac.train.__module__, theriac.load.__module__, theriac.repairs.SAU().n
 
 
 @pytest.mark.parametrize(
-    ("own", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+    ("load", "own", "spins"),
+    [
+        (1.0, {}, "1000"),
+        (0.2, {}, None),
+        (1.0, {"GOMP_SPINCOUNT": "7"}, "7"),
+        (1.0, {"OMP_WAIT_POLICY": "active"}, None),
+    ],
 )
-def test_waiting_threads_give_their_core_away_unless_the_user_chose(own: dict[str, str], spins: str | None) -> None:
-    code = """
+def test_waiting_threads_give_busy_cores_away_unless_the_user_chose(
+    load: float, own: dict[str, str], spins: str | None
+) -> None:
+    code = f"""
 import os, sys
 from theriac.cli import main
+os.getloadavg = lambda: ({load}, 0.0, 0.0)
 sys.argv = ["theriac", "--version"]
 try:
     main.run()

@@ -46,6 +46,7 @@ BAD_INPUT_OF = {"scan": 64}  # commands whose code 2 is an answer; 64 is EX_USAG
 # Turns in which a thread of GNU OpenMP waits for work before it gives its core away; by default some milliseconds. Where others
 # want the core, a step then waits for a thread that waits for a core. It is GNU's own choice where threads outnumber cores.
 SPINS = "1000"
+BUSY = 0.5  # ours: load of the last minute from which on others seem to be at work; alone, so few turns cost a tenth
 
 
 class _Guarded(TyperGroup):
@@ -206,8 +207,9 @@ app.add_typer(zoo, name="zoo")
 
 def run() -> None:
     """Entry point of the installed command. A polite kill (SIGTERM) leaves a resumable folder, as Ctrl-C does."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is loaded, and by the processes of a sweep
+    with contextlib.suppress(AttributeError, OSError):  # not on this system
+        if os.getloadavg()[0] > BUSY and "OMP_WAIT_POLICY" not in os.environ:
+            os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is loaded, and by the processes of a sweep
     with contextlib.suppress(ValueError, OSError):  # not in the main thread, or not on this system
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()
