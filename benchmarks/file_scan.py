@@ -1,6 +1,7 @@
 """What the scan of files names in hostile files, and how often it raises an alarm on benign ones; other scanners beside it.
 
     python benchmarks/file_scan.py          # with the extra ``scan`` it asks them too: half an hour of one processor
+    python benchmarks/file_scan.py benign   # one group alone: loading, pickles, guises, benign or ordinary
 
 The files are made by ``tests/cases``; nothing is downloaded, and nothing in them is loaded. Adds a record for each group to
 ``benchmarks/results/file_scan.jsonl``.
@@ -131,7 +132,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     sys.path.insert(0, str(CASES))
     table = Table.of("file_scan")
-    for group in (loading, pickles, guises, benign, ordinary):
+    groups = (loading, pickles, guises, benign, ordinary)
+    for group in (each for each in groups if each.__name__ in (sys.argv[1:] or [g.__name__ for g in groups])):
         others = Asked(EVERY if group is ordinary else 1)
         with tempfile.TemporaryDirectory() as home, mock.patch.object(files, "second_opinions", others):
             folder = Path(home)
@@ -149,7 +151,7 @@ def main() -> None:
             "scanners": compared(reports),
             "longest": round(max(seconds), 2),
             "machine": machine(),
-            "command": "python benchmarks/file_scan.py",
+            "command": f"python benchmarks/file_scan.py {group.__name__}",
         }
         table.put(group.__name__, record)
         print(group.__name__, record, flush=True)

@@ -140,6 +140,14 @@ class Loader:
         return self._held[name]
 
 
+def _loaded(entry: Entry[Source], load: Callable[[Source], Data]) -> Data:
+    """The rows of an entry of the spec, which an error names."""
+    try:
+        return load(entry.value)
+    except InputError as error:
+        raise InputError(f"data {entry.label!r} of the spec: {error}") from None
+
+
 def make_plan(spec: Spec, *, device: str = "auto", load: Callable[[Source], Data] | None = None) -> Plan:
     """Lay out the work of a spec: one victim for all of its defenses, one benign control for all attacks.
 
@@ -160,7 +168,7 @@ def make_plan(spec: Spec, *, device: str = "auto", load: Callable[[Source], Data
     plan = Plan(spec)
     dtype = str(Run(device=device, precision=spec.precision, quiet=True).dtype)
     load = load or Loader()
-    sets = {entry.label: (rows, data_key(rows)) for entry in spec.data for rows in [load(entry.value)]}
+    sets = {entry.label: (rows, data_key(rows)) for entry in spec.data for rows in [_loaded(entry, load)]}
     checked: dict[tuple[Any, ...], bool] = {}  # groups share data, models and attacks
 
     def passes(check: Callable[..., bool], data: Entry[Source], entry: Entry[Any]) -> bool:

@@ -148,7 +148,7 @@ def show_rows(results: Sequence[Row], *, as_json: bool) -> None:
     if not results:
         _show.tell("no results are so")
         return
-    groups = [group for group in grouped(results) if group.role in _MATRIX]
+    groups = [g for g in grouped(results) if g.role in _MATRIX or any(row["status"] == "failed" for row in g.rows)]
     body = summary(groups)
     always: tuple[str, ...] = ("attack", "defense", "ACC %", "ASR %", *GAP_HEADS)
     if any(len(group.done) < len(group.rows) for group in groups):

@@ -38,7 +38,7 @@ def scan_data(
     cleaned: Annotated[
         str | None,
         typer.Option(
-            "--cleaned", help="Copy all other files, those of a test part too, to this new folder.", show_default=False
+            "--cleaned", help="Copy all other pictures, those of a test part too, to this new folder.", show_default=False
         ),
     ] = None,
     page: Annotated[

@@ -49,6 +49,10 @@ def one_logit(shape: tuple[int, ...], classes: int) -> str:
     return f" (where it is the second class's alone: theriac.adapt(..., logits=lambda z: {taken}))"
 
 
+class NotFiniteError(InputError):
+    """A model returns NaN or infinite logits."""
+
+
 def logits(model: nn.Module, x: torch.Tensor, classes: int) -> torch.Tensor:
     """A model's outputs (N, ``classes``) for inputs (N, ...); refuse a model that can't take them or returns something else."""
     import torch
@@ -68,7 +72,7 @@ def logits(model: nn.Module, x: torch.Tensor, classes: int) -> torch.Tensor:
         hint = one_logit(tuple(out.shape)[1:], classes) if isinstance(out, torch.Tensor) else ""
         raise InputError(f"the model returns {got}; expected ({len(x)}, {classes}), one logit a class{hint}")
     if not bool(torch.isfinite(out).all()):
-        raise InputError("the model returns NaN or infinite logits; its weights or its input scaling are broken")
+        raise NotFiniteError("the model returns NaN or infinite logits; its weights or its input scaling are broken")
     return out
 
 

@@ -122,7 +122,7 @@ def own_group(codes: Mapping[str, Codes], labels: Sequence[str], missing_group: 
     if missing_group == "refuse":
         raise InputError(
             f"{what} has no value in {lost:,} of {sum(map(len, codes.values())):,} rows; give each row a group, leave these "
-            "rows out, or make them a group of their own with missing_group='own'"
+            "rows out, or make them a group of their own with missing_group='own' (--data-option missing_group=own)"
         )
     name = "missing"
     while name in labels:

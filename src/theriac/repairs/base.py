@@ -30,6 +30,7 @@ from theriac.models.editing import duplicate, eager, refuse_fixed
 from theriac.models.layout import arrange
 from theriac.models.outputs import over_rows
 from theriac.models.state import warn_unsavable
+from theriac.training.epochs import DivergedError
 
 FEW = 20  # clean rows a class, on average, below which repairs lose classes
 FEWEST = 10  # of one class
@@ -69,6 +70,7 @@ class Repair(Method):
             UnfairPairingError: If something that the method needs is missing, or knowledge came that its ``needs`` do not name.
             InputError: On a Poisoned where clean rows belong, a model whose outputs do not fit the classes, or one that
                 returns NaN.
+            DivergedError: If the repaired model does.
             UneditableError: If a layer's weight can't be changed so that the function follows: quantized, lazy, on the device
                 "meta", in TorchScript, or under a parametrization that takes no given weight; names the layer.
         """
@@ -104,11 +106,20 @@ class Repair(Method):
                 raise InputError(f"_repair of {self.title} returned a {type(fixed).__name__}; expected the repaired nn.Module")
             _cast_like(fixed, original)
             run.outcome = self._outcome(run.outcome, original, fixed)
-            figures = {} if rows is None else self._compared(before, _by_class(fixed, rows, run))
+            figures = {} if rows is None else self._compared(before, self._after(fixed, rows, run))
             run.outcome = dataclasses.replace(run.outcome, warnings=tuple(heard), figures={**run.outcome.figures, **figures})
         seconds, count = round(time.perf_counter() - began, 3), len(split) if split is not None and uses else 0
         run.event("repaired", method=self.name, seconds=seconds, rows=count, outcome=run.outcome.to_dict())
         return fixed.eval()
+
+    def _after(self, fixed: nn.Module, rows: Split, run: Run) -> tuple[ClassCount, ...]:
+        """Hits by class of the repaired model."""
+        try:
+            return _by_class(fixed, rows, run)
+        except check.NotFiniteError:  # the given model did not
+            raise DivergedError(
+                f"{self.name}: the repaired model answers with NaN or infinity; take a lower learning rate, or check the data"
+            ) from None
 
     @abstractmethod
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:

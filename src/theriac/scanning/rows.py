@@ -18,7 +18,7 @@ import torch
 
 from theriac.core.errors import InputError, unknown
 from theriac.core.files import write_atomically
-from theriac.core.method import create
+from theriac.core.method import create, methods
 from theriac.core.names import few
 from theriac.core.outcome import Finding, Verdict
 from theriac.core.paths import PAGES, as_path, new_file, writing
@@ -412,7 +412,8 @@ def _named(detectors: Sequence[str | Detector]) -> dict[str, Detector]:
 def _detector(what: object) -> Detector:
     detector = create("detector", what) if isinstance(what, str) else what
     if not isinstance(detector, Detector) or not detector.needs.rows:
-        raise unknown("detector of rows", getattr(detector, "name", what), DETECTORS)
+        known = (name for name, each in methods("detector").items() if each.needs.rows)
+        raise unknown("detector of rows", getattr(detector, "name", what), known)
     return detector.replace(overlays=OVERLAYS) if what == "strip" else detector
 
 

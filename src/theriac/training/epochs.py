@@ -173,6 +173,26 @@ def loop(
     return model.eval()
 
 
+def refuse_diverged(model: nn.Module, split: Split, label: str) -> None:
+    """Refuse a model that answers rows with NaN or infinity: its last update went too far, which no loss has seen.
+
+    Args:
+        model: Trained just now.
+        split: Rows of its training, of which two are tried.
+        label: What was trained.
+
+    Raises:
+        DivergedError: If it does.
+    """
+    rows = to_input(split.rows(torch.arange(min(2, len(split))).to(split.device)))
+    with undisturbed(model):
+        out = model(rows.to(next((p.device for p in model.parameters()), rows.device)))
+    if isinstance(out, torch.Tensor) and not bool(out.isfinite().all()):
+        raise DivergedError(
+            f"{label}: the model answers with NaN or infinity after the last step; take a lower learning rate or check the data"
+        )
+
+
 @typed()
 def set_mode(model: nn.Module, norm: str) -> None:
     """Train mode; with ``norm="eval"`` BatchNorm layers keep using and keeping their stored statistics."""

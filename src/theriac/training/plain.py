@@ -11,7 +11,7 @@ from theriac.core.run import Run, as_run, own_terms
 from theriac.core.split import Split
 from theriac.data.alignment import align_to
 from theriac.models import Buildable, make
-from theriac.training.epochs import loop
+from theriac.training.epochs import loop, refuse_diverged
 from theriac.training.recipes import Recipe
 from theriac.training.recipes import recipe as named
 
@@ -32,6 +32,7 @@ def train(build: Buildable, data: Split | Poisoned, *, recipe: str | Recipe = "s
 
     Raises:
         InputError: If the rows hold a single class, or the model does not fit them.
+        DivergedError: If the loss stops being finite, or what the model answers after the last step is not.
     """
     run = as_run(run)
     if not isinstance(data, (Split, Poisoned)):
@@ -39,4 +40,6 @@ def train(build: Buildable, data: Split | Poisoned, *, recipe: str | Recipe = "s
     split = align_to(data.split if isinstance(data, Poisoned) else data, build)
     if int((split.count() > 0).sum()) < 2:
         raise InputError(f"the {len(split)} training rows hold one class only; a classifier needs at least two")
-    return loop(make(build, split, run), split, run, named(recipe))
+    model = loop(make(build, split, run), split, run, named(recipe))
+    refuse_diverged(model, split, "train")
+    return model

@@ -16,6 +16,7 @@ from theriac.core.run import Run, as_run, own_terms
 from theriac.core.split import Data, Split
 from theriac.data.alignment import align, align_to
 from theriac.models import Buildable
+from theriac.training.epochs import refuse_diverged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,7 @@ class TrainingDefense(Method):
         began = time.perf_counter()
         with own_terms(), run.progress(self.title):
             model = self._fit(build, split, run, **known)
+            refuse_diverged(model, split, self.name)
         run.event("fitted", method=self.name, seconds=round(time.perf_counter() - began, 3), rows=len(split))
         return model.eval()
 

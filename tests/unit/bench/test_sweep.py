@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import theriac as th
-from theriac.bench import Store, export, forecast, grouped, read_events, rows, run, tables
+from theriac.bench import Store, export, forecast, grouped, make_plan, read_events, read_spec, rows, run, tables
 from theriac.bench.engines import InProcess, Workers
 from theriac.bench.plans import Node
 from theriac.bench.specs import Limits
@@ -79,7 +79,7 @@ def test_a_sweep_is_what_its_parts_are_one_by_one(finished: Path, people: Path) 
     assert control.acc.value > 0.7  # networks that learned something: equal counts of constants say nothing
     for role, hand in (("defended", by_hand), ("judged", control)):
         assert [found[role][f"{n}_hits"] for n in ("acc", "asr", "ra")] == [hand.acc.hits, hand.asr.hits, hand.ra.hits]
-    assert trained.rows == 20 * len(data.train) + 2  # two rows try the network before anything
+    assert trained.rows == 20 * len(data.train) + 4  # two rows try the network before anything, and two after all
     assert found["judged"]["row_passes"] == judged.rows
     assert found["benign"]["row_passes"] == trained.rows + len(data.test)
 
@@ -519,10 +519,19 @@ def test_a_table_says_what_failed(people: Path, tmp_path: Path, monkeypatch: pyt
         raise ZeroDivisionError("it broke")
 
     monkeypatch.setattr(FT, "_repair", broken)
-    run(spec_of(people, seeds=[0], controls=False), tmp_path, quiet=True, say=lambda _: None)
-    told = CliRunner().invoke(app, ["results", str(tmp_path)])
-    assert "0 of 1" in told.stdout
-    assert "1 failed, the first Value · FT epochs 2 · 50 %: ZeroDivisionError: it broke" in told.stderr
+    run(spec_of(people, seeds=[0]), tmp_path, quiet=True, say=lambda _: None)
+    told = CliRunner().invoke(app, ["results", str(tmp_path), "--status", "failed"])
+    assert "2 failed, the first Value · FT epochs 2 · 50 %: ZeroDivisionError: it broke" in told.stderr
+    assert told.stdout.count("0 of 1") == 2  # the repair of the benign model too, which the table leaves out where all is well
+
+
+def test_data_that_are_not_there_are_named_as_the_spec_names_them(people: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone.csv"
+    gone.write_bytes(people.read_bytes())
+    spec = read_spec(spec_of(people, data={"name": str(gone), "label": "hired", "as": "mine"}))
+    gone.unlink()
+    with pytest.raises(InputError, match=r"data 'mine' of the spec: .*gone.csv does not exist"):
+        make_plan(spec)
 
 
 def test_der_of_a_training_time_defense_needs_the_one_victim_that_it_stands_for() -> None:

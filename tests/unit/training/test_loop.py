@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from theriac.core.card import Augment
 from theriac.core.errors import InputError
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.repairs import FT
 from theriac.training import DivergedError, Recipe, loop, train
 from theriac.training.epochs import set_mode
 
@@ -343,6 +345,17 @@ def test_a_diverging_loss_names_the_epoch(split):
     with pytest.raises(DivergedError, match="nan in epoch 2"):
         loop(small_net(), split, run, Recipe(epochs=3, lr=0.1), step=step)
     assert [e["epoch"] for e in run.history("train")] == [1]
+
+
+def test_what_diverges_in_the_last_step_is_told_though_no_loss_has_seen_it(split):
+    once = Recipe(epochs=1, batch_size=len(split), lr=1e30, schedule="constant")
+    run = make_run()
+    with pytest.raises(DivergedError, match=r"train: .* after the last step"):
+        train(small_net(norm=False), split, recipe=once, run=run)
+    assert math.isfinite(run.history("train")[0]["loss"])
+    model = train(small_net(norm=False), split, recipe=once.replace(lr=0.01), run=make_run())
+    with pytest.warns(UserWarning, match="guessing"), pytest.raises(DivergedError, match="ft: the repaired model"):
+        FT(epochs=1, lr=1e30, batch_size=len(split)).repair(model, split, make_run())
 
 
 def test_a_huge_learning_rate_diverges(split):
