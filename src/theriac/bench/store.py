@@ -75,10 +75,8 @@ CREATE INDEX needs_by_other ON needs (other);
 
 _ROW_PASSES = "ALTER TABLE jobs ADD COLUMN row_passes INTEGER"
 
-MIGRATIONS: tuple[str, ...] = (
-    _CREATE,
-    _ROW_PASSES,
-)  # entry n brings a store from version n to n + 1; entries are never changed
+# entry n brings a store from version n to n + 1; entries are never changed
+MIGRATIONS: tuple[str, ...] = (_CREATE, _ROW_PASSES)
 
 
 class Store:
