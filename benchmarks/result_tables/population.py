@@ -20,8 +20,7 @@ PARTS = {
     "fresh_new": "fresh, of round 10",
     "fresh_narrow": "fresh, pictures of 8 to 16 pixels, width 8",
     "fresh_wide": "fresh, pictures of 8 pixels, width 16",
-    "fresh_large": "fresh, pictures of 28 and 32 pixels, width 8",
-    "fresh_large_wide": "fresh, pictures of 32 pixels, width 16",
+    "fresh_large": "fresh, pictures of 28 and 32 pixels",
     "held_out": "held out, all",
     "held_out_known": "held out, attacks of the fitted part",
     "held_out_other": "held out, other attacks",
@@ -64,10 +63,9 @@ def page(results: Path = RESULTS) -> str:
         "# Scan, on networks that it was not fitted on\n\n"
         f"With clean pictures, the AUROC on fresh networks is {_area(figures['fresh'])}: the goal of {GOAL} {missed}. "
         "Fresh ones were measured after everything was settled on the fitted part (five of them were looked at early). "
-        "The model was then fitted anew with the networks of rounds 6, 7 and 9, so those of earlier rounds are judged again; "
+        "The model was then fitted anew with the networks of rounds 6 and 7, so those of earlier rounds are judged again; "
         f"nothing was chosen by them. On those of width 16 it is {_area(figures['fresh_wide'])}, on those of pictures of 28 "
-        f"and 32 pixels {_area(figures['fresh_large'])}, and of both {_area(figures['fresh_large_wide'])}, of few networks; five "
-        "of those of width 8 had been measured before patches got more steps. "
+        f"and 32 pixels {_area(figures['fresh_large'])}; five of these had been measured before patches got more steps. "
         f"Those of round 10, whose seeds nothing had seen, are the last ones: {_area(figures['fresh_new'])}. "
         "On the older held-out part, whose networks "
         f"were seen by earlier versions of the scan, it is {_area(figures['held_out'])}, and on those of its attacks that the "
@@ -173,9 +171,13 @@ def _beyond_range(records: list[Record]) -> str:
     return (
         "## Where it abstains\n\n"
         "Networks of width 16 at 32 x 32 pixels, of which none is in the fitted part, and weak ones: ten classes of Tiny "
-        "ImageNet, right in under half of the pictures. They were planned as fresh ones, and the limit of accuracy was set "
-        "after they had been measured. What the scan measures of them, and the probability that it shows as uncalibrated; "
-        f"their behavior took at most {slowest:.0f} s of one processor, on a loaded machine.\n\n{grid(BEYOND, body)}\n\n"
+        "ImageNet, right in under half of the pictures, which were planned as fresh ones; the limit of accuracy was set after "
+        "they had been measured. Those of round 9 (seeds from 120 on) were planned to widen the range, five to be fitted on "
+        "(seeds under 130) and the others fresh. Of the three fresh backdoored ones two, BadNets and Blended, have measures "
+        "as benign networks have, so the range stays as it was, and the scan abstains on all of them. Two more (FTrojan and "
+        "Adaptive-Blend) had learned too little of their backdoor. What the scan measures, and the probability that it shows "
+        f"as uncalibrated; the behavior took at most {slowest:.0f} s of one processor, on a loaded machine.\n\n"
+        f"{grid(BEYOND, body)}\n\n"
     )
 
 
