@@ -124,7 +124,7 @@ class SpectralSignatures(Detector):
         if self.flag == "every_class":
             share = f"{100 * self.share:g} % of every class are flagged, as the paper does whatever they look like"
             return {"verdict": "suspicious", "reason": f"{share}; nothing stands out: {evidence}"}
-        return {"verdict": "abstains", "reason": f"nothing stands out: {evidence}"}
+        return {"verdict": "abstains", "reason": f"no class falls into two groups, which clears no rows: {evidence}"}
 
 
 def along_the_main_direction(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
