@@ -110,6 +110,7 @@ def view(study: Study) -> dict[str, Any]:
     victims = list(dict.fromkeys(r.victim for r in study.results))
     judged = [(r, findings.verdict(r)) for r in study.repairs]
     controlled = any(r.control is not None for r in study.results)
+    attacked = any(r.before.asr is not None for r in study.results)
     return {
         "css": Markup(style()),  # our own file
         "study": study,
@@ -119,11 +120,11 @@ def view(study: Study) -> dict[str, Any]:
         "alerts": findings.alerts(study),
         "classes": _classes(study),
         "rule": findings.RULE if any(v.word for _, v in judged) else "",
-        "has_asr": any(r.before.asr is not None for r in study.results),
+        "has_asr": attacked,
         "has_control": controlled,
         "panels": [_panels(study, [r for r in study.results if r.victim == v]) for v in victims],
         "table": _table(study),
-        "caption": tables.CAPTION,
+        "caption": tables.caption(attacked, controlled),
         "exhibits": [_exhibit(study, e) for e in study.exhibits],
         "fairness": study.fairness,
         "training": logs.training(study),

@@ -16,10 +16,24 @@ from theriac.report.findings import title_of, verdict
 from theriac.report.records import Result, Scores, Study
 
 COLUMNS = ("ACC", "ASR", "RA")
-CAPTION = (
-    "ACC: clean test rows classified as their label. ASR: stamped test rows, not already of the attack’s label, classified "
-    "as that label. RA: the same rows classified as their true label. DER: 0.5 = no effect, 1 = best. 95 % Wilson intervals."
-)
+
+
+def caption(attacked: bool, controlled: bool) -> str:
+    """What the columns of a page's table mean, of those that are there.
+
+    Args:
+        attacked: Whether there is an attack to count the success of.
+        controlled: Whether a benign model stands beside it.
+    """
+    parts = ["ACC: clean test rows classified as their label."]
+    if attacked:
+        parts += [
+            "ASR: stamped test rows, not already of the attack’s label, classified as that label.",
+            "RA: the same rows classified as their true label.",
+            *(["Excess ASR: above that of the benign control."] if controlled else []),
+            "DER: 0.5 = no effect, 1 = best.",
+        ]
+    return " ".join([*parts, "95 % Wilson intervals."])
 
 
 @dataclass(frozen=True)

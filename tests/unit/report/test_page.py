@@ -184,6 +184,9 @@ def test_without_an_attack_there_is_no_asr(repaired: Make, study: Study) -> None
     assert "890/1,000" in " ".join(reader.text)
     assert "No attack is known" in " ".join(reader.text)
     assert 'id="triggers"' not in text
+    explained = re.findall(r"<caption>(.*?)</caption>", text)[0]  # of the columns that are there
+    assert "ACC:" in explained
+    assert not any(name in explained for name in ("ASR", "RA:", "DER"))
 
 
 def test_one_model_as_it_came(study: Study) -> None:
