@@ -9,6 +9,7 @@ from typing import Any
 
 from table import RESULTS, tables
 
+from result_tables import debiased
 from theriac.bench import compare, grouped, scores_of
 from theriac.bench.statistics import LEVEL
 from theriac.bench.tables import Group, Row, audits, in_words
@@ -38,7 +39,9 @@ def page(name: str, rows: Sequence[Row]) -> str:
         f"{'; '.join(settings)}{drawn}; `{first['command']}`. "
         f"Made by `python benchmarks/make_tables.py` from `{name}.jsonl`; {'; '.join(facts)}.",
         "",
-        "Percent, over the seeds that are there. Worst: of all attacks and seeds. Excess: points of attack success above "
+        "Percent, over the seeds that are there."
+        if debiased.is_debiased(rows)
+        else "Percent, over the seeds that are there. Worst: of all attacks and seeds. Excess: points of attack success above "
         "that of a benign model after the same repair, under the same trigger; an untargeted trigger, or one that hides the "
         "picture, counts errors of every model.",
     ]
@@ -48,7 +51,8 @@ def page(name: str, rows: Sequence[Row]) -> str:
     for setting, inside in settings.items():
         while not lines[-1]:  # parts that are left out leave their blank line
             lines.pop()
-        lines += ["", *_setting(inside, f" ({setting})" if len(settings) > 1 else "")]
+        part = debiased.setting if debiased.is_debiased(inside) else _setting
+        lines += ["", *part(inside, f" ({setting})" if len(settings) > 1 else "")]
     return "\n".join(lines).rstrip() + "\n"
 
 

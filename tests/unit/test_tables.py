@@ -113,6 +113,36 @@ def test_a_sweeps_page_by_hand(tmp_path: Path):
     assert "Victims: 4, accuracy 90.0 on average, attack success 100.0 to 100.0." in text
 
 
+def test_a_sweep_of_debiased_models_pairs_each_with_its_plain_model_and_with_dwb(tmp_path: Path):
+    """Changes of 1 and 3 points: mean 2, standard error 1, and t at 97.5 % with one degree of freedom is 12.706."""
+    base = {"data": "d", "model": "m", "recipe": "", "attack": "benign", "clean": "", "status": "done", "machine": "x", **ABOUT}
+    base |= {"options": "{}", "role": "debiased", "degenerate": "", "cpu_seconds": 2.0, "versions": "v"}
+    table = Table.of("sweep_toy", tmp_path)
+    table.put("plain", {**base, "role": "benign", "defense": "none", "recipe": "r", "seed": 0, "acc": 0.8, "job": "0"})
+    for seed, change in enumerate((0.01, 0.03)):
+        rates = {
+            "bacc": 0.75,
+            "bacc_before": 0.75,
+            "odds_gap": 0.1,
+            "odds_gap_before": 0.1,
+            "dp_gap": 0.2,
+            "dp_gap_before": 0.2,
+        }
+        table.put(
+            f"b{seed}", {**base, **rates, "defense": "other", "seed": seed, "acc": 0.8 + change, "acc_before": 0.8, "job": "1"}
+        )
+        mine = rates | {"odds_gap": 0.1 - change, "bacc": 0.85, "acc": 0.78, "acc_before": 0.78}
+        hollow = {"degenerate": "It answers one class."} if seed else {}
+        table.put(f"a{seed}", {**base, **mine, **hollow, "defense": "DwB exact", "seed": seed, "job": "2"})
+    (name, rows), *_ = sweeps.sweeps(tmp_path).items()
+    text = sweeps.page(name, rows)
+    assert "| other | 0, 1 | 82.0 | +2.0 (-10.7 to +14.7) | 75.0 | +0.0 (+0.0 to +0.0) |" in text
+    dwb = "| DwB exact | 0, 1 | 78.0 | +0.0 (+0.0 to +0.0) | 85.0 | +10.0 (+10.0 to +10.0) | 8.0 | -2.0 (-14.7 to +10.7) |"
+    assert f"{dwb} 20.0 | +0.0 (+0.0 to +0.0) | 1 of 2 | 2 |" in text
+    paired = "| other | -4.0 (-16.7 to +8.7), not distinguishable | +10.0 (+10.0 to +10.0) |"
+    assert paired in text
+
+
 def test_what_a_defense_says_of_its_own_work_is_counted_by_hand(tmp_path: Path):
     """Auto calls two of three victims repaired, wrongly once; a benign model it abstains on. Plain calls all repaired."""
     base = {"data": "d", "model": "m", "recipe": "r", "status": "done", "machine": "x", "versions": "v", **ABOUT}
