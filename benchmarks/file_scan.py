@@ -9,6 +9,7 @@ The files are made by ``tests/cases``; nothing is downloaded, and nothing in the
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 import sysconfig
@@ -48,6 +49,7 @@ ORDINARY: tuple[str, ...] = (
     ".xml",
 )
 ORDINARY += (".png", ".jpg", ".gif", ".svg", ".npy", ".npz", ".pem", ".h", ".tcl", ".typed", ".in", ".po")
+ALARMS = ("dangerous", "suspicious")  # how other scanners begin
 EVERY = 40  # ordinary files of which one is shown to the other scanners
 Case = tuple[str, Path]
 
@@ -104,9 +106,9 @@ def compared(reports: list[FileReport]) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "files": len(pairs),
-            "alarms": sum(words.startswith(("dangerous", "suspicious")) for _, words in pairs),
+            "alarms": sum(words.startswith(ALARMS) for _, words in pairs),
             "failed": sum(words.startswith("failed") for _, words in pairs),
-            "agrees": sum(ours == words.startswith(("dangerous", "suspicious")) for ours, words in pairs),
+            "agrees": sum(ours == words.startswith(ALARMS) for ours, words in pairs),
         }
         for name, pairs in said.items()
     }
@@ -127,13 +129,20 @@ class Asked:
         self.seconds += time.perf_counter() - began
 
 
+GROUPS = {group.__name__: group for group in (loading, pickles, guises, benign, ordinary)}
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("groups", nargs="*", help=f"of {', '.join(GROUPS)}; none: all")
+    names = parser.parse_args().groups
+    if wrong := [name for name in names if name not in GROUPS]:  # argparse's choices refuse that there are none
+        parser.error(f"no group {', '.join(wrong)}; expected some of {', '.join(GROUPS)}")
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     sys.path.insert(0, str(CASES))
     table = Table.of("file_scan")
-    groups = (loading, pickles, guises, benign, ordinary)
-    for group in (each for each in groups if each.__name__ in (sys.argv[1:] or [g.__name__ for g in groups])):
+    for group in [GROUPS[name] for name in names] or GROUPS.values():
         others = Asked(EVERY if group is ordinary else 1)
         with tempfile.TemporaryDirectory() as home, mock.patch.object(files, "second_opinions", others):
             folder = Path(home)

@@ -87,5 +87,5 @@ def _points(changes: Sequence[float], verdict: bool = False) -> str:
     if len(changes) < 2:
         return "".join(f"{100 * change:+.1f}" for change in changes)
     spread = over_seeds([100 * change for change in changes])
-    words = f"{sum(changes) / len(changes) * 100:+.1f} ({spread.low:+.1f} to {spread.high:+.1f})"
+    words = f"{spread.mean:+.1f} ({spread.low:+.1f} to {spread.high:+.1f})"
     return f"{words}, not distinguishable" if verdict and spread.low <= 0 <= spread.high else words

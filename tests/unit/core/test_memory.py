@@ -34,9 +34,10 @@ def test_freed_memory_is_kept_within_alone():
 
 
 def test_other_devices_and_libraries_are_left_alone(monkeypatch):
-    monkeypatch.setattr(memory, "_glibc", lambda: None)
-    with kept_memory(CPU):
-        pass
-    monkeypatch.setattr(memory, "_glibc", lambda: pytest.fail("asked for"))
+    asked: list[str] = []
+    monkeypatch.setattr(memory, "_glibc", lambda: asked.append("for the library"))  # and there is none
     with kept_memory(torch.device("cuda")):
-        pass
+        assert not asked
+    with kept_memory(CPU):
+        assert asked == ["for the library"]
+    assert asked == ["for the library"]  # nothing is put back either
