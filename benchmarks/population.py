@@ -157,11 +157,15 @@ def without_trigger(job: dict[str, Any], model: nn.Module, test: th.Split) -> fl
         return None
     sources = torch.tensor(getattr(attack, "sources", range(test.num_classes)))
     counted = torch.isin(test.y, sources) & (test.y != attack.target)
-    return float((run_over(model, test, run=th.Run(quiet=True)).argmax(1).cpu() == attack.target)[counted].float().mean())
+    return float(
+        (run_over(model, test, run=th.Run(precision="fp32", quiet=True)).argmax(1).cpu() == attack.target)[counted]
+        .float()
+        .mean()
+    )
 
 
 def trained(job: dict[str, Any], plan: dict[str, Any], data: th.Data) -> tuple[nn.Module, Any]:
-    run = th.Run(seed=job["seed"], quiet=True)
+    run = th.Run(seed=job["seed"], precision="fp32", quiet=True)
     spec = plan["models"][job["model"]]
     build, chosen = Builder(spec["name"], spec["options"]), recipe(job["recipe"])
     split: Any = data.train
@@ -235,7 +239,7 @@ def train_all(plan: dict[str, Any], paths: dict[str, str], runs: Path, seconds: 
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 model, planted = trained(job, plan, data)
-                figures = th.evaluate(model, data.test, planted, run=th.Run(quiet=True))
+                figures = th.evaluate(model, data.test, planted, run=th.Run(precision="fp32", quiet=True))
         except th.TheriacError as error:
             print(f"{number} of {len(todo)}  {job['key']}  failed: {error}", flush=True)
             continue

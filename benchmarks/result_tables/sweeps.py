@@ -40,7 +40,7 @@ def page(name: str, rows: Sequence[Row]) -> str:
         f"Made by `python benchmarks/make_tables.py` from `{name}.jsonl`; {'; '.join(facts)}.",
         "",
         "Percent, over the seeds that are there."
-        if debiased.is_debiased(rows)
+        if debiased.is_debiased(rows) or not any(row["role"] == "defended" for row in rows)
         else "Percent, over the seeds that are there. Worst: of all attacks and seeds. Excess: points of attack success above "
         "that of a benign model after the same repair, under the same trigger; an untargeted trigger, or one that hides the "
         "picture, counts errors of every model.",
@@ -140,6 +140,8 @@ def _setting(rows: Sequence[Row], place: str) -> list[str]:
     attacks = list(dict.fromkeys(row["attack"] for row in rows if row["role"] == "victim"))
     misleads = {d: _misleading(defended, d) for d in {group.defense for group in defended}}
     order = sorted(misleads, key=lambda d: (2 * misleads[d][0] > misleads[d][1], _worst(defended, d)[0], d))
+    if not order:
+        return _undefended(groups, attacks, place)
     hollow = [f"{d} ({count} of {cells})" for d in order if 2 * (count := misleads[d][0]) > (cells := misleads[d][1])]
     return [
         f"## Defenses{place}",
@@ -153,7 +155,7 @@ def _setting(rows: Sequence[Row], place: str) -> list[str]:
             [_line(defended, groups, defense) for defense in order],
         ),
         "",
-        f"Victims: {_victims(groups)}. A cell misleads where the model answers one class, lost one, or obeys without trigger.",
+        f"{_victims(groups)}. A cell misleads where the model answers one class, lost one, or obeys without trigger.",
         "",
         f"## Attack success by attack, mean over seeds{place}",
         "",
@@ -167,6 +169,26 @@ def _setting(rows: Sequence[Row], place: str) -> list[str]:
         "",
         *_audited(defended, place),
         *_assured(defended, groups, order, place),
+    ]
+
+
+def _undefended(groups: Sequence[Group], attacks: Sequence[str], place: str) -> list[str]:
+    """Victims of a sweep without defenses, such as a zoo: what they learned, beside the benign model."""
+    numbers = ("acc", "asr", "ra", "target_acc")
+    body = []
+    for attack in attacks:
+        control, victim = (
+            [row for group in groups if group.role == role and group.attack == attack for row in group.done]
+            for role in ("judged", "victim")
+        )
+        figures = [_share(_mean([row[number] for row in victim])) for number in numbers]
+        body.append([attack, *figures, _share(_mean([row["asr"] for row in control]))])
+    return [
+        f"## Victims{place}",
+        "",
+        f"Means over seeds. {_victims(groups)}.",
+        "",
+        *_grid(("attack", "accuracy", "attack success", "true label back", "target class", "ASR of the benign model"), body),
     ]
 
 
@@ -259,7 +281,7 @@ def _line(defended: Sequence[Group], groups: Sequence[Group], defense: str) -> l
 def _victims(groups: Sequence[Group]) -> str:
     rows = [row for group in groups if group.role == "victim" for row in group.done]
     return (
-        f"{len(rows)}, accuracy {_share(_mean([r['acc'] for r in rows]))} on average, attack success "
+        f"Victims: {len(rows)}, accuracy {_share(_mean([r['acc'] for r in rows]))} on average, attack success "
         f"{_share(min(r['asr'] for r in rows))} to {_share(max(r['asr'] for r in rows))}"
     )
 

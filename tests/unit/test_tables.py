@@ -172,6 +172,28 @@ def test_what_a_defense_says_of_its_own_work_is_counted_by_hand(tmp_path: Path):
     assert "its own work" not in sweeps.page(name, silent)
 
 
+def test_a_sweep_without_defenses_shows_its_victims_beside_the_benign_model(tmp_path: Path):
+    base = {
+        "data": "d",
+        "model": "m",
+        "recipe": "r",
+        "clean": "",
+        "defense": "none",
+        "status": "done",
+        "options": "{}",
+        "job": "1",
+    }
+    table = Table.of("sweep_toy", tmp_path)
+    for seed, asr in ((0, 0.8), (1, 0.9)):
+        about = {**base, **ABOUT, "machine": "x", "attack": "a", "seed": seed}
+        table.put(f"{seed}v", {**about, "role": "victim", "asr": asr, "acc": 0.9, "ra": 0.1, "target_acc": 1.0})
+        table.put(f"{seed}j", {**about, "role": "judged", "asr": 0.05})
+    text = sweeps.page("sweep_toy", sweeps.sweeps(tmp_path)["sweep_toy"])
+    assert "| a | 90.0 | 85.0 | 10.0 | 100.0 | 5.0 |" in text
+    assert "Defenses" not in text
+    assert "Excess" not in text
+
+
 def test_a_page_tells_budgets_and_settings_apart():
     rows = sweeps.sweeps()["sweep_tabular"]
     part = re.search(r"## Defenses\n\n(?:.*\n){2}((?:\|.*\n)+)", sweeps.page("sweep_tabular", rows))
