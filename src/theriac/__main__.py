@@ -1,6 +1,6 @@
 """``python -m theriac`` is the ``theriac`` command."""
 
-from theriac.cli.main import run
+from theriac.cli import run
 
 if __name__ == "__main__":
     run()

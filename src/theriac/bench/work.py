@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-import signal
-import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +24,7 @@ from theriac.bench.events import JobEvents
 from theriac.bench.plans import Loader, Node
 from theriac.bench.store import Store
 from theriac.core.errors import BusyError, InputError, NothingToDoError, StoppedError
+from theriac.core.interrupts import noted
 from theriac.core.paths import DiskFullError, owned, unmake
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
@@ -128,7 +126,7 @@ class Worker:
     def _do(self, node: Node, home: Path, events: JobEvents, cost: _Cost) -> Answer:
         came: list[int] = []
         try:
-            with _interrupts(came), self._alone(node):
+            with noted(came), self._alone(node):
                 if node.kind == "judge" and self.store.status(node.key) == "done":  # by another process, meanwhile
                     return Answer(node.key, "there")
                 with _silent():
@@ -363,27 +361,6 @@ def _peak() -> float | None:
     except ImportError:  # pragma: no cover - not on this system
         return None
     return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-@contextlib.contextmanager
-def _interrupts(came: list[int]) -> Iterator[None]:
-    """Note interrupts beside raising them: compiled code that calls Python may turn the exception into any other."""
-    if threading.current_thread() is not threading.main_thread():  # no other thread may set handlers
-        yield
-        return
-    raising = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is signal.default_int_handler]
-
-    def noted(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        signal.default_int_handler(number, frame)
-
-    for number in raising:
-        signal.signal(number, noted)
-    try:
-        yield
-    finally:
-        for number in raising:
-            signal.signal(number, signal.default_int_handler)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import sys
 import traceback
 import warnings
@@ -66,6 +65,8 @@ class _Guarded(TyperGroup):
         try:
             with _notes():
                 code = super().main(words, prog_name, complete_var, False, windows_expand_args, **extra)
+        except (KeyboardInterrupt, typer.Abort):  # before the command had begun
+            code = _explain(StoppedError("stopped"), words)
         except Exception as error:
             code = _explain(error, words)
             if code == BAD_INPUT:
@@ -206,10 +207,8 @@ app.add_typer(zoo, name="zoo")
 
 
 def run() -> None:
-    """Entry point of the installed command. A polite kill (SIGTERM) leaves a resumable folder, as Ctrl-C does."""
+    """The command, with whatever must be set before torch is loaded."""
     with contextlib.suppress(AttributeError, OSError):  # not on this system
         if os.getloadavg()[0] > BUSY and "OMP_WAIT_POLICY" not in os.environ:
             os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is loaded, and by the processes of a sweep
-    with contextlib.suppress(ValueError, OSError):  # not in the main thread, or not on this system
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()

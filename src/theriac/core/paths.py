@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from theriac.core.errors import BusyError, InputError, TheriacError, shortened
+from theriac.core.interrupts import something_to_undo
 
 try:
     import fcntl
@@ -85,6 +86,7 @@ def writing(name: str, path: Path) -> Iterator[None]:
         InputError: If the system refuses.
         DiskFullError: If there is no room.
     """
+    something_to_undo()
     try:
         yield
     except DiskFullError:
@@ -141,6 +143,7 @@ def make_folder(name: str, folder: Path, size: int = 0) -> list[Path]:
         DiskFullError: If fewer than ``size`` bytes are free.
     """
     made: list[Path] = []
+    something_to_undo()
     try:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{name} is {str(folder)!r}, which is a file; expected a folder")
@@ -219,6 +222,7 @@ def owned(folder: Path) -> Iterator[None]:
         yield
         return
     path = folder / LOCK
+    something_to_undo()
     handle = _locked(path)
     try:
         yield

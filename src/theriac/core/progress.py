@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, Protocol, TypeVar
 
+from theriac.core.interrupts import something_to_undo
 from theriac.core.text import clean, seconds
 
 FIRST_S, EVERY_S = 10.0, 30.0  # until the first line, and between lines at most
@@ -92,6 +93,7 @@ def progress(
         yield _silent
     else:
         _lines.bar = True
+        something_to_undo()  # a bar hides the cursor
         try:
             with _bar(label, total, done) as tick:
                 yield tick

@@ -35,8 +35,10 @@ def second_opinions(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _ask(tool: str, path: Path) -> str:
+    from theriac.core.interrupts import something_to_undo
     from theriac.core.text import line
 
+    something_to_undo()
     with tempfile.TemporaryDirectory() as home:  # whatever a scanner leaves is left there
         command = [sys.executable, "-I", __file__, tool, str(path.resolve())]
         try:

@@ -24,6 +24,7 @@ from theriac.core.files.pickles import Stranger
 from theriac.core.files.programs import check_program
 from theriac.core.files.records import parse_json, read_json, read_json_lines
 from theriac.core.files.tensors import check_safetensors, load_torch, read_npy, read_npz, read_safetensors
+from theriac.core.interrupts import something_to_undo
 from theriac.core.paths import DiskFullError, as_path, is_full, is_stream
 
 __all__ = [
@@ -75,6 +76,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
         DiskFullError: If there is no room; ``path`` is as it was.
     """
     path = Path(path)
+    something_to_undo()
     if path.is_dir():
         raise InputError(f"{shown(path)} is a folder, and no file is put in its place")
     if is_stream(path):
