@@ -105,7 +105,8 @@ def test_seeds_that_another_processor_computed_in_another_precision_are_apart(tm
         sweep(tmp_path / "store", name, data=data, seeds=[seed])
     assert cells(tmp_path / "store", "victim")[0][1] == 2  # two seeds of one machine
     with sqlite3.connect(tmp_path / "store" / "store.sqlite") as store:
-        store.execute("UPDATE jobs SET precision = 'bf16' WHERE key IN (SELECT key FROM cells WHERE sweep = 'two')")
+        other = "CASE precision WHEN 'bf16' THEN 'fp32' ELSE 'bf16' END"  # than this processor's own
+        store.execute(f"UPDATE jobs SET precision = {other} WHERE key IN (SELECT key FROM cells WHERE sweep = 'two')")
     assert [(labels[0], count) for labels, count in cells(tmp_path / "store", "victim")] == [
         ("people [one]", 1),
         ("people [two]", 1),

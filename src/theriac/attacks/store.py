@@ -21,6 +21,7 @@ from theriac.core.poisoned import CROSS, Poisoned
 from theriac.core.ranges import typed
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.core.text import json_text
 from theriac.core.version import VERSION
 from theriac.models.store import digest, read_record, read_tensors
 
@@ -123,7 +124,7 @@ def _write_pair(stem: Path, tensors: Mapping[str, torch.Tensor], record: dict[st
             record["sha256"] = digest(path)
 
         write_atomically(stem.with_suffix(".safetensors"), write)
-        temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     with writing("folder", stem.parent):
         write_atomically(stem.with_suffix(".json"), tensors_then_record)

@@ -151,10 +151,11 @@ def origin(ctx: typer.Context) -> dict[str, Any]:
     return {"command": shlex.join(["theriac", *ctx.obj["argv"]]), "notes": opt.notes(), "say": tell}
 
 
-def following(*words: str) -> None:
+def following(*words: str | Path) -> None:
     """Suggest the next useful command, unless quiet."""
+    plain = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words]  # no option
     if not opt.quiet():
-        console(err=True).print(Text.assemble(("next: ", "dim"), clean(shlex.join(["theriac", *words]))), soft_wrap=True)
+        console(err=True).print(Text.assemble(("next: ", "dim"), clean(shlex.join(["theriac", *plain]))), soft_wrap=True)
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -131,7 +131,7 @@ def show(sweep: Sweep, *, as_json: bool) -> None:
     _show.saved(sweep.store)
     tell_written(page)
     if not as_json:
-        _show.following("results", str(sweep.store), "--out", "results.csv")
+        _show.following("results", sweep.store, "--out", "results.csv")
 
 
 def _file_name(name: str) -> str:

@@ -74,4 +74,4 @@ def debias(
         rows = f"{len(loaded.train):,} rows"
         _show.tell(f"{rows} may be too few for its epochs; more steps help, as in --option min_steps=600")
     _show.saved(record.folder)
-    _show.following("eval", str(record.folder))
+    _show.following("eval", record.folder)

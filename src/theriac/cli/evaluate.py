@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -119,6 +120,6 @@ def _result(result: Measurement, path: str) -> None:
     if opened.folder is None:
         return
     if planted is not None and opened.record.get("kind") == "train":
-        _show.following("repair", path)
+        _show.following("repair", Path(path))
     else:
-        _show.following("report", path)
+        _show.following("report", Path(path))

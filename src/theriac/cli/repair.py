@@ -127,7 +127,7 @@ def repair(
         elsewhere = "" if out is None else ", and with another folder for --out,"
         _show.tell(f"the same command with --method {other}{elsewhere} repairs it and judges nothing")
     _show.saved(record.folder)
-    _show.following("report", str(record.folder))
+    _show.following("report", record.folder)
     beside.stop_on_alarms()
 
 

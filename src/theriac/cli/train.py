@@ -100,8 +100,8 @@ def train(
     _show.evaluation(f"{record.folder.name}: {job.model.name} on {loaded.card.name}, {against}", record.after)
     _show.saved(record.folder)
     if guard:
-        _show.following("report", str(record.folder))
+        _show.following("report", record.folder)
     elif job.attack:
-        _show.following("repair", str(record.folder))
+        _show.following("repair", record.folder)
     else:
-        _show.following("eval", str(record.folder), "--attack", opt.EXAMPLE_ATTACK[loaded.card.kind])
+        _show.following("eval", record.folder, "--attack", opt.EXAMPLE_ATTACK[loaded.card.kind])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,7 +49,7 @@ def fetch(
 
     home = zoo.fetch(folder, key, out)
     _show.saved(home)
-    _show.following("eval", str(home / ("victim" if (home / "victim").exists() else "benign")))
+    _show.following("eval", home / ("victim" if (home / "victim").exists() else "benign"))
 
 
 @app.command("make", cls=_print.Command)
@@ -65,4 +66,4 @@ def make(
 
     made = zoo.make(store, out, sweep)
     _show.tell(f"{len(made)} models in {out}")
-    _show.following("zoo", "list", out)
+    _show.following("zoo", "list", Path(out))

@@ -14,6 +14,7 @@ from annotated_types import Interval
 
 from theriac.core.errors import InputError, unknown
 from theriac.core.ranges import Whole, check_fields, hints_of, refusal
+from theriac.core.text import is_utf8
 
 STRICT = {"extra": "forbid"}
 """Unknown keys are refused at every level when a record is read back."""
@@ -89,10 +90,20 @@ class Card:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        self._check_text()
         if self.kind == "image" and math.prod((self.channels, *self.size)) > MAX_ROW:
             raise InputError(f"size is {tuple(self.size)} with {self.channels} channels; a row may have {MAX_ROW:,} values")
         if self.kind == "image" and min(self.size) > 0:
             self.augment.fits(self.size)
+
+    def _check_text(self) -> None:
+        """Refuse half characters, which no record can hold: a model with them could be written and not be read again."""
+        texts = [("name", self.name), ("source", self.source)]
+        texts += [(name, word) for name in ("classes", "groups") for word in getattr(self, name)]
+        texts += [("columns", word) for column in self.columns for word in (column.name, *column.categories)]
+        for name, word in texts:
+            if not is_utf8(word):
+                raise InputError(f"{name} holds {ascii(word)[:80]}, in which a character is not whole; rename it")
 
     @property
     def num_classes(self) -> int:

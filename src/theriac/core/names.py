@@ -8,17 +8,20 @@ from typing import Any
 
 from theriac.core.card import Card
 from theriac.core.errors import InputError
-from theriac.core.text import lookalike
+from theriac.core.text import lookalike, repeated
 
 
 def class_numbers(own: Card, card: Card, whose: str) -> list[int] | None:
     """For each class of ``own`` its number on ``card``, as ``theriac.data.align`` matches them; None if they are the same.
 
     Raises:
-        InputError: If one has no namesake.
+        InputError: If one has no namesake, or two have one name.
     """
     if own.classes == card.classes:
         return None
+    for who, names in ((repr(own.name), own.classes), (whose, card.classes)):
+        if (twice := repeated(names)) is not None:
+            raise InputError(f"{who} has two classes that are called {twice!r}, which can't be told apart by name; rename one")
     numbers = places(own.classes, card.classes)
     if min(numbers) >= 0:
         return numbers

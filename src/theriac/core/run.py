@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import time
 import warnings
@@ -22,6 +21,7 @@ from theriac.core.outcome import Outcome
 from theriac.core.paths import as_path
 from theriac.core.progress import Tick, each, progress
 from theriac.core.ranges import Seed, typed
+from theriac.core.text import json_text
 
 T = TypeVar("T")
 
@@ -180,7 +180,7 @@ class Run:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "events.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json_text(record) + "\n")
         except OSError as error:  # no reason to lose the work: the events are in memory, and a finished run writes them again
             if "events" not in self.warned:
                 self.warned.add("events")

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from theriac.core import check
 from theriac.core._rows import card_for, check_labels, check_overlay, check_rows, chunk_size, pixel_moments
 from theriac.core.card import Card
 from theriac.core.device import as_device
 from theriac.core.errors import InputError, shortened
 from theriac.core.files import is_plain
 from theriac.core.names import few
-from theriac.core.ranges import Seed, Share, check_fields, typed
+from theriac.core.ranges import Count, Seed, Share, check_fields, typed
 
 INTEGERS = (torch.int64, torch.int32)  # of positions
 
@@ -121,7 +122,8 @@ class Split:
             InputError: If they are no whole numbers, or one is not there.
         """
         if not isinstance(positions, torch.Tensor) or positions.dtype not in INTEGERS or not is_plain(positions):
-            raise InputError(f"positions is {shortened(positions)}; expected an int64 tensor")
+            came = shortened(positions) if not isinstance(positions, torch.Tensor) else f"a tensor of {positions.dtype}"
+            raise InputError(f"positions are {came}; expected one of int64 or int32, with contents")
         flat = positions.to(self.device).flatten()
         try:
             # index_select copies whole rows, several times faster than store[positions]
@@ -136,9 +138,9 @@ class Split:
                 out[hit] = new[at[hit]]
         return out if positions.dim() == 1 else out.reshape(*positions.shape, *out.shape[1:])
 
-    def batches(self, size: int) -> Iterator[torch.Tensor]:
+    @typed()
+    def batches(self, size: Count) -> Iterator[torch.Tensor]:
         """Positions of all rows in order, ``size`` at a time."""
-        check.integer("size", size, 1, 2**62)
         yield from torch.arange(len(self), device=self.device).split(size)
 
     def count(self) -> torch.Tensor:
@@ -165,24 +167,26 @@ class Split:
 
     # new ones from it
 
-    @typed()
-    def take(self, positions: torch.Tensor | Sequence[int]) -> Split:
-        """The rows at ``positions`` (int64 (M,) or a list of whole numbers, from 0), in that order.
+    def take(self, positions: torch.Tensor | Sequence[int] | npt.NDArray[Any]) -> Split:
+        """The rows at ``positions`` (whole numbers from 0: a tensor or an array (M,), a list or a range), in that order.
 
         Raises:
             InputError: If none is asked for, or one that is not there.
         """
         if not isinstance(positions, torch.Tensor):
             try:
-                positions = torch.tensor(positions, dtype=torch.int64)
-            except (ValueError, TypeError, RuntimeError, OverflowError):
-                raise InputError(f"positions are {shortened(positions)}; expected whole numbers from 0") from None
+                values = np.asarray(positions)
+            except (ValueError, TypeError, OverflowError):  # lists of several lengths
+                values = np.empty((0, 0))
+            if values.ndim != 1 or (len(values) and values.dtype.kind not in "iu"):
+                raise InputError(f"positions are {shortened(positions)}; expected whole numbers from 0, such as [1, 2]")
+            positions = torch.from_numpy(values.astype(np.int64))
         if not is_plain(positions):
             raise InputError(f"positions are a tensor of layout {positions.layout}; expected a dense one with contents")
         if positions.dtype == torch.bool or positions.is_floating_point() or positions.is_complex() or positions.dim() != 1:
             hint = "; where() takes a mask" if positions.dtype == torch.bool else ""
             raise InputError(f"positions are {positions.dtype} {tuple(positions.shape)}; expected whole numbers (M,){hint}")
-        positions = positions.to(self.device)
+        positions = positions.to(self.device, torch.int64)
         if not len(positions):
             raise InputError("an empty selection was asked for; a split needs at least one row")
         low, high = (int(p) for p in positions.aminmax())
@@ -349,7 +353,7 @@ class Data:
 
     def joined(self) -> Split:
         """All rows of a source whose parts were drawn from it (``held_out``), in its order; of any other the training rows."""
-        if not self.held_out:
+        if not self.held_out or torch.equal(self.train.index, self.test.index):  # of too few rows to divide
             return self.train
         parts = [self.train, self.test] + ([] if self.val is None else [self.val])
         index = torch.cat([part.index for part in parts])

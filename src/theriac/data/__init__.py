@@ -5,7 +5,7 @@ from theriac.data._disturbed import DISTURBANCES, disturbed
 from theriac.data._folders import picture_files
 from theriac.data._images import read_picture
 from theriac.data._known import names
-from theriac.data._labels import one_class_will_do, split_off
+from theriac.data._labels import few_will_do, split_off
 from theriac.data._marks import among, row_marks
 from theriac.data._regroup import regroup
 from theriac.data._shifted import SHIFTS, shifted
@@ -20,10 +20,10 @@ __all__ = [
     "among",
     "check_name",
     "disturbed",
+    "few_will_do",
     "from_tensors",
     "load",
     "names",
-    "one_class_will_do",
     "picture_files",
     "read_picture",
     "regroup",

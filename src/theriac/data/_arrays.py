@@ -19,7 +19,7 @@ from theriac.data._assemble import assemble
 from theriac.data._fairness_input import aligned
 from theriac.data._images import recolor, rescale
 from theriac.data._known import known, policy
-from theriac.data._labels import ROWS, Codes, Factor, arrange, cells_of, classes_of
+from theriac.data._labels import ROWS, Codes, Factor, arrange, cells_of, classes_of, warn_twins
 from theriac.data._options import Options
 
 MAX_BYTES = 64 << 30  # of all arrays of a file, uncompressed
@@ -95,7 +95,9 @@ def from_tensors(
         white=white,
         name=name,
     )
-    return array_data(arrays, None, name, options, "", classes=classes, cells=groups, columns=columns)
+    data = array_data(arrays, None, name, options, "", classes=classes, cells=groups, columns=columns)
+    warn_twins(data.card)
+    return data
 
 
 def array_data(

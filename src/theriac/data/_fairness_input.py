@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from theriac.core.errors import InputError
 from theriac.core.names import few, ranked
-from theriac.core.text import lookalike, twins
+from theriac.core.text import lookalike, repeated, twins
 from theriac.data._labels import Codes, Factor, Level, cell_name, own_group
 
 _SCORES = 20  # more different fractions than this are measurements, and neither classes nor groups
@@ -86,7 +86,7 @@ def as_cells(value: Any, name: str, missing_group: str = "refuse") -> tuple[Code
     Raises:
         InputError: If a value is missing and that is refused, or on another shape.
     """
-    columns = _columns(value)
+    columns = _columns(value, name)
     if columns is None:
         return _one(factor(value, name), name, missing_group)
     coded = []
@@ -194,12 +194,14 @@ def _one(labels: Factor, name: str, missing_group: str) -> tuple[Codes, tuple[Le
     return np.where(codes < 0, len(levels), codes), (*levels, own)
 
 
-def _columns(value: Any) -> dict[Any, Any] | None:
+def _columns(value: Any, name: str) -> dict[Any, Any] | None:
     """Columns by name, of what has several; None of what is one."""
     if isinstance(value, Mapping):
         return dict(value)
     names = getattr(value, "column_names", getattr(value, "columns", None))
     if names is not None:
+        if (twice := repeated(names)) is not None:
+            raise InputError(f"{name} has two columns that are called {twice!r}; rename one")
         return {c: value[c] for c in names} if len(names) > 1 else {names[0]: value[names[0]]}
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()

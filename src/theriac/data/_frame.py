@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from theriac.core.card import Column
 from theriac.core.errors import InputError
-from theriac.core.text import lookalike
+from theriac.core.text import lookalike, repeated
 from theriac.data._labels import Factor
 from theriac.data._parquet import factor_of
 
@@ -29,14 +29,22 @@ def as_table(frame: Any) -> pa.Table | None:
     if isinstance(frame, pa.Table):
         table = frame
     elif hasattr(frame, "columns") and hasattr(frame, "iloc"):  # pandas: column by column, so that errors name the column
-        if len(set(frame.columns)) < len(frame.columns):
-            raise InputError(f"X has columns of one name: {list(frame.columns)[:20]}")
+        _refuse_names(list(frame.columns))
         return pa.table({str(name): _of_pandas(str(name), frame[name]) for name in frame.columns})
     elif hasattr(frame, "__arrow_c_stream__") and hasattr(frame, "columns"):
         table = pa.table(frame)
     else:
         return None
+    _refuse_names(table.column_names)
     return pa.table({name: _plain(name, table[name]) for name in table.column_names})
+
+
+def _refuse_names(names: Sequence[Any]) -> None:
+    if (twice := repeated(names)) is not None:
+        raise InputError(f"X has two columns that are called {twice!r}; rename one")
+    text = [isinstance(name, str) for name in names]
+    if any(text) and not all(text):
+        raise InputError(f"X has columns that are called {list(names)[:20]}; expected all names to be text, or none")
 
 
 def _of_pandas(name: str, column: Any) -> pa.ChunkedArray:

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from theriac.core.card import Card
 from theriac.core.errors import InputError, unknown
 from theriac.core.names import few, ranked
 from theriac.core.ranges import Seed, typed
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.core.text import lookalike
+from theriac.core.text import lookalike, twins
 
 Codes = npt.NDArray[np.int64]
 Level = str | int | float | bool
@@ -130,17 +131,20 @@ def own_group(codes: Mapping[str, Codes], labels: Sequence[str], missing_group: 
     return name
 
 
-_one_will_do: ContextVar[bool] = ContextVar("one_will_do", default=False)
+_few_will_do: ContextVar[bool] = ContextVar("few_will_do", default=False)
 
 
 @contextlib.contextmanager
-def one_class_will_do() -> Iterator[None]:
-    """Load rows of one class, too: for a model that is there already, which knows the others."""
-    before = _one_will_do.set(True)
+def few_will_do() -> Iterator[None]:
+    """Load rows of one class, too, or a single row of each: for a model that is there already, which they measure.
+
+    Where no class has two rows, nothing is held out for test: both parts hold all of them.
+    """
+    before = _few_will_do.set(True)
     try:
         yield
     finally:
-        _one_will_do.reset(before)
+        _few_will_do.reset(before)
 
 
 def classes_of(
@@ -171,7 +175,7 @@ def classes_of(
         if outside:
             hint = " (-1 marks rows without a label)" if outside[0] == -1 else ""
             raise InputError(f"{column} holds {outside[0]!r}{hint}; the declared names are for 0 to {len(names) - 1}")
-    if len(levels) < 2 and not _one_will_do.get():
+    if len(levels) < 2 and not _few_will_do.get():
         raise InputError(f"{column} holds one class only, {levels[0]!r}; a classifier needs at least two")
     if len(levels) > 20 and len(levels) > len(train) / 2:
         raise InputError(f"{column} has {len(levels):,} different values in {len(train):,} rows; it is no class label")
@@ -273,6 +277,17 @@ def draw(y: Codes, share: float, seed: int, purpose: str) -> Codes:
     return np.sort(np.concatenate(drawn)).astype(np.int64)
 
 
+def warn_twins(card: Card) -> None:
+    """Warn of classes, groups and categories that read alike and are written otherwise: most often they are one."""
+    columns = {f"column {column.name!r} holds categories": column.categories for column in card.columns}
+    names = {"the data hold classes": card.classes, "the data hold groups": card.groups, **columns}
+    hints = {
+        hint: where for where, own in reversed(names.items()) if (hint := twins(own))
+    }  # of one pair in two places the first
+    for hint, where in hints.items():
+        warnings.warn(f"{where} that read alike{hint}; each counts as one of its own", stacklevel=4)
+
+
 Rows = tuple[str, Codes | None]
 """A part of the source and positions in it; None is all of it."""
 
@@ -280,6 +295,8 @@ Rows = tuple[str, Codes | None]
 def arrange(labels: Mapping[str, Codes], test_share: float, val_share: float, seed: int) -> dict[str, Rows]:
     """Which rows make "train", "test" and (if there is one) "val"; what the source lacks is drawn from its training rows."""
     out: dict[str, Rows] = {part: (part, None) for part in labels}
+    if "test" not in labels and _few_will_do.get() and np.bincount(labels["train"]).max() < 2:
+        return out | {"test": ("train", None)}  # too few to divide
     left: Codes | None = None
     for part, share in (("test", test_share), ("val", val_share)):
         if part in labels or not share:

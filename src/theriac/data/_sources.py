@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from theriac.core.errors import InputError
+from theriac.core.text import is_utf8
 from theriac.data._images import MAX_FILE, SUFFIXES
 
 PARTS = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("validation", "valid", "val", "dev")}
@@ -124,7 +125,7 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     for path in sorted(folder.iterdir()):
         if not path.is_dir() or _hidden(path.name):
             continue
-        if not path.name.isprintable() or path.name.encode("utf-8", "replace").decode("utf-8") != path.name:
+        if not path.name.isprintable() or not is_utf8(path.name):
             raise InputError(f"the class folder {path.name!a} has a name that is no readable text; rename it")
         pictures = []
         for root, below, names in os.walk(path):

@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from theriac.core.card import Augment, Card
+from theriac.core.card import Augment
 from theriac.core.errors import InputError
 from theriac.core.files import cache_folder
 from theriac.core.paths import as_path
 from theriac.core.ranges import Seed, typed
 from theriac.core.split import Data
-from theriac.core.text import twins
+from theriac.core.text import as_utf8
 from theriac.data._known import KNOWN, canonical, no_such_name
+from theriac.data._labels import warn_twins
 from theriac.data._options import Options
 
 TABLES = (".csv", ".tsv")
@@ -120,19 +121,8 @@ def load(
         warnings.warn(
             f"test_share is {test_share:g}, which changes nothing: {data.card.name!r} has test rows of its own", stacklevel=2
         )
-    _warn_twins(data.card)
+    warn_twins(data.card)
     return data
-
-
-def _warn_twins(card: Card) -> None:
-    """Warn of classes, groups and categories that read alike and are written otherwise: most often they are one."""
-    columns = {f"column {column.name!r} holds categories": column.categories for column in card.columns}
-    names = {"the data hold classes": card.classes, "the data hold groups": card.groups, **columns}
-    hints = {
-        hint: where for where, own in reversed(names.items()) if (hint := twins(own))
-    }  # of one pair in two places the first
-    for hint, where in hints.items():
-        warnings.warn(f"{where} that read alike{hint}; each counts as one of its own", stacklevel=4)
 
 
 def _load(source: Any, options: Options) -> Data:
@@ -175,7 +165,7 @@ def _name_of(path: Path) -> str:
     from theriac.data._sources import part_of
 
     path = path.resolve()
-    return path.name if path.is_dir() else path.parent.name if part_of(path.stem) else path.stem
+    return as_utf8(path.name if path.is_dir() else path.parent.name if part_of(path.stem) else path.stem)
 
 
 def _by_name(name: str, options: Options) -> Data:

@@ -19,7 +19,7 @@ from theriac.core.card import Card, Column
 from theriac.core.errors import InputError, shortened
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.data._fairness_input import aligned, as_cells, has_index, refuse_apart
+from theriac.data._fairness_input import aligned, as_cells, factor, has_index, refuse_apart
 from theriac.data._frame import as_table, columns_of, matrix
 from theriac.debias.dwb import DwB
 from theriac.models import Builder
@@ -132,6 +132,7 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             refuse_apart({"y": y, "sensitive_features": sensitive_features})
         y = column_or_1d(aligned(y, X, "y", "X"), warn=True)
         check_consistent_length(x, y)
+        _refuse_labels(y)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -142,6 +143,8 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             aligned(sensitive_features, X, "sensitive_features", "X"), "sensitive_features", self.missing_group
         )
         check_consistent_length(x, groups)
+        if len(levels) < 2:
+            raise InputError(f"sensitive_features holds one group only, {levels[0]!r}; there is nothing to compare")
         same = len({type(level) for level in levels}) == 1
         self.groups_ = np.array(levels if same else [str(level) for level in levels])
         self.card_ = Card(
@@ -151,7 +154,7 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             columns=columns,
         )
         split = Split(torch.from_numpy(x), torch.from_numpy(labels), group=torch.from_numpy(groups), card=self.card_)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        seed = self._seed()
         run = Run(seed=seed, device=self.device, precision="fp32")
         build = Builder("mlp", {"hidden": tuple(_plain(width) for width in self.hidden)})
         self.model_ = self._method().fit(build, split, run).cpu()
@@ -178,6 +181,15 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weights = aligned(sample_weight, X, "sample_weight", "X")
         return float(super().score(X, aligned(y, X, "y", "X"), weights))
 
+    def _seed(self) -> int:
+        try:
+            return int(check_random_state(self.random_state).randint(2**31 - 1))
+        except (ValueError, TypeError):
+            raise InputError(
+                f"random_state is {shortened(self.random_state)}; expected None, a whole number from 0 to {2**32 - 1}, or a "
+                "RandomState of NumPy"
+            ) from None
+
     def _method(self) -> DwB:
         check.one_of("rule", self.rule, ("auto", "exact", "closed", "multi"))
         binary = len(self.classes_) == len(self.groups_) == 2
@@ -197,7 +209,11 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             validate_data(self, X, reset=fit, skip_check_array=True)
             if fit:
                 self.columns_ = columns_of(table)
-            x = check_array(matrix(table, self.columns_), dtype=np.float64, ensure_all_finite="allow-nan", estimator=self)
+            x = matrix(table, self.columns_)
+            for about, column in zip(self.columns_ or (), x.T, strict=True):
+                if np.isinf(column).any():
+                    raise InputError(f"column {about.name!r} of X is infinite in row {int(np.isinf(column).argmax())}")
+            x = check_array(x, dtype=np.float64, ensure_all_finite="allow-nan", estimator=self)
         with np.errstate(over="ignore"):
             x = x.astype(np.float32)
         if np.isinf(x).any():
@@ -209,6 +225,16 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
+
+
+def _refuse_labels(y: npt.NDArray[Any]) -> None:
+    labels = factor(y, "y")
+    lost = int((labels.codes < 0).sum())
+    if lost:
+        raise InputError(f"y has no value in {lost:,} of {len(y):,} rows; every row needs a label")
+    text = [isinstance(level, str) for level in labels.present()]
+    if any(text) and not all(text):
+        raise InputError(f"y holds text and numbers, {labels.present()[:4]}; expected one of them")
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,6 @@ import base64
 import binascii
 import functools
 import hashlib
-import json
 import math
 import re
 import warnings
@@ -21,6 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from theriac.core.errors import InputError
 from theriac.core.files import is_plain
+from theriac.core.text import json_text
 from theriac.models.network import Classifier
 
 EXTRA = "_extra_state"  # how torch ends the name of what a layer's get_extra_state returns
@@ -116,7 +116,7 @@ def as_json(name: str, value: Any) -> str:
         InputError: If it is none.
     """
     try:
-        return json.dumps(value, indent=1, allow_nan=False)
+        return json_text(value, indent=1, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{name} can't be written as JSON: {error}; hand in plain data without NaN") from None
 

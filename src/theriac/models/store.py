@@ -174,13 +174,21 @@ def _answers(model: nn.Module) -> list[list[float]]:
     rows = torch.rand((3, *card.shape), generator=torch.Generator().manual_seed(0))
     rows = rows.round() if card.kind == "table" else rows  # codes of categories are whole numbers
     try:
-        out, again = (try_rows(model, rows.to(blank(model, card.shape, 1))) for _ in range(2))
+        out, again = (_drawn(model, rows.to(blank(model, card.shape, 1)), seed) for seed in range(2))
     except InputError:  # says so where the model is used
         return []
     plain = isinstance(out, torch.Tensor) and out.dim() == 2 and bool(out.isfinite().all())
     if plain and not torch.equal(out, again):  # it draws, or counts its calls: nothing to compare with
         return []
     return [[float(f"{v:.4g}") for v in line] for line in out.float().cpu().tolist()] if plain else []
+
+
+def _drawn(model: nn.Module, rows: torch.Tensor, seed: int) -> torch.Tensor:
+    """What a network says where torch draws from this seed, as dropout does that is never off."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        logits: torch.Tensor = try_rows(model, rows)
+    return logits
 
 
 def _warn_of_other_answers(model: nn.Module, before: Any, where: str) -> None:

@@ -122,7 +122,10 @@ def head(model: nn.Module, example: torch.Tensor | None) -> tuple[str, nn.Linear
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
             linears[name] = module
     if not linears:
-        raise InputError(f"{class_name(model)} has no nn.Linear layer to take as its classifier; name a layer")
+        raise InputError(
+            f"{class_name(model)} has no nn.Linear layer, nor a convolution of 1 x 1, to take as its classifier; "
+            "its last layer has to be one of these"
+        )
     order: list[str] = []
     rows = example_row(model) if example is None else example
     handles = [m.register_forward_hook(lambda *_, name=name: order.append(name)) for name, m in linears.items()]

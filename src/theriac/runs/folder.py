@@ -21,6 +21,7 @@ from theriac.core.method import KINDS, methods
 from theriac.core.paths import DiskFullError, make_folder, owned, unmake, writing
 from theriac.core.run import Run
 from theriac.core.split import Data
+from theriac.core.text import json_text
 from theriac.data import align
 from theriac.models.store import FORMAT, read_record
 from theriac.runs.provenance import provenance as described
@@ -66,7 +67,7 @@ def claim(out: Path, identity: Mapping[str, Any], *, force: bool, size: int = 0)
         InputError: If it holds something else, another process owns it, or it can't be written.
         StoppedError: If the disk became full, or the run was stopped, and the folder can go on.
     """
-    plan = {"format": 1, "identity": json.loads(json.dumps(identity))}
+    plan = {"format": 1, "identity": json.loads(json_text(identity))}
     aside = out / f".old-{uuid.uuid4().hex[:8]}"
     with writing("--out", out):
         if not _moved_aside(out):  # else the finished run decides, once it is back

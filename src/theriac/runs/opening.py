@@ -22,7 +22,7 @@ from theriac.core.names import class_place
 from theriac.core.paths import as_path
 from theriac.core.run import Run, as_run
 from theriac.core.split import Data, Split
-from theriac.data import align, one_class_will_do
+from theriac.data import align, few_will_do
 from theriac.data._sources import class_folders
 from theriac.models import (
     Builder,
@@ -497,7 +497,7 @@ def _as_in_training(record: Mapping[str, Any], request: Request) -> Iterator[Non
 def _with_data(where: Path, record: dict[str, Any], model: Classifier, source: Source, request: Request) -> Opened:
     known = Source.recorded(record)
     there = request.data is None or (known is not None and known.name == source.name)  # other data are not expected to be alike
-    with contextlib.nullcontext() if there or not request.measured else one_class_will_do():
+    with contextlib.nullcontext() if there or not request.measured else few_will_do():
         data = source.load()
     if source.augment is None and model.card.kind == "image":  # a later repair augments as the training did
         data = with_augment(data, model.card.augment)

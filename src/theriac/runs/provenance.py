@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from theriac.core.run import Run
-from theriac.core.text import LONG
+from theriac.core.text import LONG, as_utf8
 from theriac.core.version import VERSION
 
 
@@ -62,7 +62,7 @@ def _utc(moment: float) -> str:
 
 def bounded(text: str) -> str:
     """A text as a record can hold it: no half characters of odd file names, and not longer than a record allows."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
+    text = as_utf8(text)
     return text if len(text) <= LONG else f"{text[: LONG - 4]} ..."
 
 

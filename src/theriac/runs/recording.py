@@ -19,6 +19,7 @@ from theriac.core.files import write_atomically
 from theriac.core.method import Method
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
+from theriac.core.text import json_text
 from theriac.data import load
 from theriac.metrics import Comparison, Evaluation, compare
 from theriac.models import Classifier, save
@@ -154,7 +155,7 @@ def write_run(folder: Path, model: nn.Module, planted: Planted | None, facts: Ma
     if planted is not None:
         save_planted(planted, folder)
     save(model, folder, **facts)
-    lines = "".join(json.dumps(event) + "\n" for event in ([] if run is None else run.events))
+    lines = "".join(json_text(event) + "\n" for event in ([] if run is None else run.events))
     write_atomically(folder / "events.jsonl", lambda path: path.write_text(lines, encoding="utf-8"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import warnings
@@ -12,6 +11,7 @@ from typing import Any
 
 from theriac.core.errors import InputError
 from theriac.core.paths import as_path
+from theriac.core.text import json_text
 
 
 class JsonLines:
@@ -50,7 +50,7 @@ class JsonLines:
     def write(self, **record: Any) -> None:
         """Append one line by one write, so that lines of several processes do not mix."""
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in {**record, **self.about}.items()}
-        line = json.dumps(plain) + "\n"
+        line = json_text(plain) + "\n"
         try:
             handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             try:

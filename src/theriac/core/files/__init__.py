@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import json
 import os
 import shutil
 import tempfile
@@ -26,6 +25,7 @@ from theriac.core.files.records import parse_json, read_json, read_json_lines
 from theriac.core.files.tensors import check_safetensors, load_torch, read_npy, read_npz, read_safetensors
 from theriac.core.interrupts import something_to_undo
 from theriac.core.paths import DiskFullError, as_path, is_full, is_stream
+from theriac.core.text import json_text
 
 __all__ = [
     "UNPACKED_FLOOR",
@@ -122,7 +122,7 @@ def _stream(path: Path) -> BinaryIO:
 
 def write_json(path: str | Path, data: Any) -> Path:
     """Write JSON atomically, indented, NaN refused."""
-    text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+    text = json_text(data, indent=1, allow_nan=False) + "\n"
     return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from theriac.core.errors import InputError
 from theriac.core.files.gate import read_bytes, shown
-from theriac.core.text import line
+from theriac.core.text import HALVES, line
 
 MAX_JSON = 32 << 20  # bytes of a file
 MAX_VALUES = 2_000_000  # commas and brackets: each value of a text needs one, and takes some hundred bytes in memory
 MAX_DEPTH = 64  # levels
 MAX_DIGITS = 40  # of a whole number
-_HALVES = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_json(path: str | Path, limit: int = MAX_JSON) -> Any:
@@ -62,7 +60,7 @@ def parse_json(data: bytes | str, what: str) -> Any:
             raise ValueError(f"more than {MAX_VALUES:,} values")
         value = json.loads(text, parse_int=_int, object_pairs_hook=_object)
         _refuse_depth(value)
-        if _HALVES.search(text):
+        if HALVES.search(text):
             json.dumps(value, ensure_ascii=False).encode()  # half a character can't be written or shown
     except RecursionError:
         raise InputError(f"{what} is not valid JSON: it is nested too deeply") from None
