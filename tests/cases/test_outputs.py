@@ -455,6 +455,22 @@ def test_a_repair_without_rows_that_changed_nothing_is_told_in_plain_words(tmp_p
     assert re.search(r"Trained BadNets \(victim\) by the recipe short_2, on rows of which \d+ were poisoned", text)
 
 
+def test_of_a_strangers_model_that_was_not_repaired_no_backdoor_is_asserted(tmp_path: Path) -> None:
+    tiny = ("--width", "4", "--recipe", "short_2", "--device", "cpu", "--precision", "fp32", "-q")
+    assert theriac("train", *tiny, "--out", tmp_path / "net").exit_code == 0
+    (tmp_path / "net.py").write_text(
+        "import theriac as th\n\n\ndef net():\n    return th.build('preact_resnet18', th.load('digits').train, width=4)\n"
+    )
+    own = ("--model", f"{tmp_path / 'net.py'}:net", "--weights", tmp_path / "net" / "model.safetensors")
+    words = ("repair", *own, "--data", "digits", "--clean", 40, "--device", "cpu", "--out", tmp_path / "auto")
+    assert theriac(*words).exit_code == 0
+    assert theriac("report", tmp_path / "auto", "--out", tmp_path / "page.html").exit_code == 0
+    text = shown(tmp_path / "page.html")
+    assert "Auto did not repair model" in text
+    assert "(ASR )" not in text
+    assert "model backdoor" not in text
+
+
 # clean rows by class
 
 

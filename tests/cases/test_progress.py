@@ -46,6 +46,13 @@ def test_piped_work_tells_share_and_time_left(clock, capsys):
     assert [line.split(" (")[1].split(" of")[0] for line in lines] == ["10", "40", "70", "100"]  # the first, then every 30 s
 
 
+def test_a_single_step_that_has_not_been_done_says_nothing(clock, capsys):
+    with Run(device="cpu").progress("Auto"):
+        clock.now += 60
+        for _ in Run(device="cpu").each("outputs", [0], 1):
+            assert capsys.readouterr().err == ""
+
+
 def test_long_steps_that_are_alike_are_foretold_after_the_first(clock, capsys):
     for seconds in (0.1, 1.0):
         with Run(device="cpu").progress("search", 60, early=True) as tick:

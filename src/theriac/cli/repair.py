@@ -29,9 +29,14 @@ def repair(
     method: opt.Repair = opt.REPAIR,
     option: opt.MethodOption = None,
     clean: Annotated[
-        str,
-        typer.Option("--clean", help="Clean rows to repair with: a share (0.05) or a number (500).", rich_help_panel="Method"),
-    ] = "0.05",
+        str | None,
+        typer.Option(
+            "--clean",
+            help="Clean rows to repair with: a share (0.05) or a number (500). Left out: 5 %, or 20 a class if that is more.",
+            rich_help_panel="Method",
+            show_default=False,
+        ),
+    ] = None,
     clean_from: Annotated[
         str,
         typer.Option("--clean-from", help="Where they come from: train, val, or other data by path.", rich_help_panel="Method"),
@@ -87,7 +92,7 @@ def repair(
     typed = ctx.params
     precision = opening.precision(path, precision)
     chosen = _inputs.method("repair", method, opt.pairs(option))
-    amount = opt.rows_or_share(clean)
+    amount = None if clean is None else opt.rows_or_share(clean)
     opened = opening.open_model(path, _inputs.request(typed), Run(seed=seed, device=device, precision=precision, quiet=True))
     if scan and opened.data.card.kind != "image":
         raise InputError("--scan takes models of pictures; models of tables are not scanned")

@@ -132,7 +132,7 @@ def _line_tick(label: str, total: int | None, before: int, early: bool = False) 
             early = False
             if (now - began) / (done - before) * (total - done) > FIRST_S:
                 _lines.due = now
-        if now < _lines.due:
+        if now < _lines.due or (total == 1 and done == before):  # of a single step, "0 of 1" says nothing
             return
         parts = [label]
         if total:

@@ -54,8 +54,8 @@ class AGPD(Detector):
 
     Known limits: it needs clean rows of every class that it judges. Where no class stands out, a fixed bound of the last layers
     decides, and that is the code's, for large sets: on digits (144 rows a class) AGPD suspected rows in six of nine benign
-    sets. What it finds moves with the length of training: of 3 % BadNets it flagged 78 of 129 rows, among 269, in networks of
-    15 epochs, and none in those of 55.
+    sets. What it finds moves with the length of training: of 3 % BadNets it flagged, in a look that was not kept, 78 of 129
+    rows among 269 in networks of 15 epochs, and none in those of 55.
 
     Example:
         >>> import theriac as th

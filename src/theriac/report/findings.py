@@ -280,6 +280,8 @@ def _clause(word: str, victims: Sequence[str], results: Sequence[Result], every:
     astray = _astray([r for r in results if word in (LEVEL, "reduced") and _misread(r)])
     detail = f"(ASR {'; '.join(numbers)}{astray})"
     if word.startswith("not repaired"):
+        if not numbers:  # the attack is not known, if there is one
+            return f"did not repair {_and(victims)}"
         return f"did not repair {which} {detail}"
     if word == "nothing to reduce":
         return f"had nothing to reduce on {_and(victims)} {detail}"

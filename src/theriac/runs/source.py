@@ -19,6 +19,7 @@ from theriac.core.run import Run
 from theriac.core.split import Data, Split
 from theriac.data import DISTURBANCES, SHIFTS, align, disturbed, load, shifted, split_off
 from theriac.data.loading import TABLES
+from theriac.repairs.base import FEW
 from theriac.runs.folder import section
 
 
@@ -131,12 +132,16 @@ class _Disturbed:
             raise unknown("disturbance", self.kind, DISTURBANCES)
 
 
+SHARE = 0.05  # of clean rows; BackdoorBench's
+
+
 @dataclass(frozen=True, kw_only=True)
 class Clean:
     """Clean rows that a repair is given.
 
     Args:
-        amount: A number of rows, or a share of the pool.
+        amount: A number of rows, or a share of the pool; None takes :data:`SHARE` of it, or 20 rows for each class
+            where that is more, and all of a smaller pool (half of it where it is the model's own rows).
         source: The pool: "train", "val", or the name or path of other data, of which the training rows are taken, or all rows
             where they have no test part of their own.
         stratified: Take the same number of rows of every class, as near as it can be.
@@ -144,14 +149,14 @@ class Clean:
         shift: What makes them unlike the model's data, as :func:`theriac.data.shifted` says; empty: nothing.
     """
 
-    amount: int | float = 0.05  # BackdoorBench's 5 %
+    amount: int | float | None = SHARE
     source: str = "train"
     stratified: bool = False
     seed: Seed | None = None
     shift: str = ""
 
     def __post_init__(self) -> None:
-        number = isinstance(self.amount, int) and not isinstance(self.amount, bool) and self.amount >= 1
+        number = self.amount is None or (type(self.amount) is int and self.amount >= 1)
         share = isinstance(self.amount, float) and 0 < self.amount <= 1
         if not number and not share:
             raise InputError(f"amount is {self.amount!r}; expected a number of rows, or a share in (0, 1]")
@@ -232,6 +237,9 @@ def clean_rows(data: Data, source: Source, clean: Clean, run: Run) -> Split:
         pool = align(pool, data.card, "the model's data (--clean-from)").replace(card=data.card)
     if isinstance(amount, int) and amount > len(pool):
         raise InputError(f"--clean asks for {amount} rows; there are {len(pool)}")
+    if amount is None:
+        most = len(pool) // 2 if where == "train" else len(pool)
+        amount = max(1, round(SHARE * len(pool)), min(FEW * data.card.num_classes, most))
     seed = run.stream_seed("data", "clean") if clean.seed is None else clean.seed
     drawn = pool.sample(amount, seed=seed, stratified=clean.stratified)
     return shifted(drawn, clean.shift, seed=seed) if clean.shift else drawn

@@ -15,11 +15,12 @@ from torch import nn
 
 import theriac as th
 from theriac.attacks import BadNets, Blended, SamFlat
-from theriac.core.card import Card
+from theriac.core.card import Card, Column
 from theriac.core.errors import InputError
 from theriac.repairs import CLP, FT
 from theriac.runs import Clean, Job, Source, data_key, key
 from theriac.runs.job import later_versions
+from theriac.runs.source import clean_rows
 
 DIGITS = Source.of("digits")
 ROWS = "0" * 64
@@ -153,6 +154,24 @@ def test_parts_that_do_not_go_together_are_refused(parts: dict[str, Any], messag
 def test_an_amount_of_clean_rows_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
         Clean(**options)
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "drawn"),
+    [(1000, 2, 50), (500, 2, 40), (60, 2, 30), (400, 10, 200), (300, 10, 150)],
+)
+def test_clean_rows_of_no_named_number_are_a_share_or_twenty_a_class(rows: int, classes: int, drawn: int) -> None:
+    """5 % where that is more; never over half of the model's own rows, but all of others."""
+    split = th.Split(torch.rand(rows, 3), torch.arange(rows) % classes, card=th.load("digits").card.replace(**_table(classes)))
+    data = th.Data(split, split, val=split)
+    run = th.Run(quiet=True)
+    assert len(clean_rows(data, DIGITS, Clean(amount=None), run)) == drawn
+    assert len(clean_rows(data, DIGITS, Clean(amount=None, source="val"), run)) == max(rows // 20, min(20 * classes, rows))
+
+
+def _table(classes: int) -> dict[str, Any]:
+    columns = tuple(Column(name=f"f{k}") for k in range(3))
+    return {"kind": "table", "classes": tuple(map(str, range(classes))), "columns": columns, "channels": 0, "size": (0, 0)}
 
 
 def test_a_job_without_clean_rows_is_one_of_a_method_that_needs_none() -> None:
