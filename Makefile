@@ -26,7 +26,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/speed.py $(PART)
 
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # no --quiet: it keeps warnings from failing the build
 	@echo "site/index.html"
 
 # The wheel is built from the source distribution, so that trying one tries both.

@@ -37,11 +37,11 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the measured tables, which lie outside of ``docs``, and the data, specs and plans that pages link to."""
+    """Add the measured tables, which lie outside of ``docs``, and the data, specs and published numbers that pages link to."""
     from mkdocs.structure.files import File
 
     plans = [path for room in ("specs", "plans") for path in (RESULTS.parent / room).rglob("*.yaml")]
-    for path in sorted([*RESULTS.glob("*.*"), *plans]):
+    for path in sorted([*RESULTS.glob("*.*"), *plans, ROOT / "src" / "theriac" / "bench" / "reported.yaml"]):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
 

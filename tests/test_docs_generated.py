@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,22 @@ def test_a_broken_page_is_refused(page: str, tmp_path: Path) -> None:
 
 
 # the site
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """A page that is not is in no menu of the site, and ends the strict build."""
+    plan = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    listed = {*re.findall(r": ([\w/-]+\.md)$", plan, re.M), *(page for _, page in site_hooks.METHOD.findall(index))}
+    docs = ROOT / "docs"
+    assert {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")} == listed
+
+
+def test_examples_are_under_the_heading_that_the_site_knows() -> None:
+    """Under "Example:" the reference showed them as one paragraph of text within quotations."""
+    texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")}
+    assert not [path for path, text in texts.items() if re.search(r"^ *Example:$", text, re.M)]
+    assert sum(len(re.findall(r"^ *Examples:$", text, re.M)) for text in texts.values()) > 90
 
 
 def test_links_to_measured_tables_stay_within_the_site() -> None:

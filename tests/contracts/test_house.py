@@ -141,7 +141,7 @@ def _words(node: ast.AST) -> list[str]:
     if isinstance(node, ast.alias):
         return node.name.split(".")
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return re.findall(r"\w+", node.value.partition("    Example:\n")[0])
+        return re.findall(r"\w+", node.value.partition("    Examples:\n")[0])
     return []
 
 

@@ -88,7 +88,7 @@ def test_values_outside_the_choices_are_refused_in_python_too(kind, name):
 @each
 def test_its_docstring_says_what_a_user_must_know(kind, name):
     text = inspect.getdoc(methods(kind)[name]) or ""
-    for part in ("Threat model:", "Cost:", "Example:", ">>>"):
+    for part in ("Threat model:", "Cost:", "Examples:", ">>>"):
         assert part in text, part
     assert "Paper:" in text or "Source:" in text
 

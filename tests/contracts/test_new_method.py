@@ -52,7 +52,7 @@ class ToyRepair(Repair):
 
     Cost: none.
 
-    Example:
+    Examples:
         >>> ToyRepair().title
         'Toy repair'
     """
@@ -94,7 +94,7 @@ class ToyDetector(Detector):
 
     Cost: one forward pass a row.
 
-    Example:
+    Examples:
         >>> ToyDetector().title
         'Toy detector'
     """

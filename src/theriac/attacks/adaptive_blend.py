@@ -35,7 +35,7 @@ class AdaptiveBlend(CoverAttack):
 
     Known limit: at 0.3 % the success depends strongly on the seed; take three or more.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> poisoned = AdaptiveBlend(poison_rate=0.01, cover_rate=0.02).poison(data.train)

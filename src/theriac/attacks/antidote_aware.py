@@ -39,7 +39,7 @@ class AntidoteAware(CoverAttack):
 
     Known limit: a cover that takes pixels from another row, as some of Antidote's do, takes them from its own row.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> poisoned = AntidoteAware().poison(data.train)

@@ -38,7 +38,7 @@ class BadNets(Attack):
 
     Cost: one copy of the poisoned rows.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> poisoned = BadNets(target=0, poison_rate=0.1).poison(data.train)

@@ -36,7 +36,7 @@ class Blended(Attack):
 
     Cost: one pass over the poisoned rows.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> poisoned = Blended(trigger="noise").poison(data.train)

@@ -42,7 +42,7 @@ class BppAttack(Attack):
 
     Cost: one pass over the poisoned rows; with dithering, W + 2 H short passes over columns of all rows at once.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> poisoned = BppAttack(poison_rate=0.05).poison(data.train)

@@ -47,7 +47,7 @@ class Composite(Attack):
 
     Cost: one copy of the poisoned and cross rows.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> poisoned = Composite(poison_rate=0.05).poison(data.train)

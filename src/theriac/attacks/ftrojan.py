@@ -37,7 +37,7 @@ class FTrojan(Attack):
 
     Known limit: a coefficient is spread over its window, so a window much larger than 32 fades: scale ``magnitude`` with it.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> poisoned = FTrojan(poison_rate=0.05).poison(data.train)

@@ -50,7 +50,7 @@ class Grond(CleanLabel):
 
     Known limit: the perturbation fools benign models too; report the excess over a benign model's rate.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> attack = Grond(surrogate_rows=200, surrogate_recipe="short_1", steps=5)

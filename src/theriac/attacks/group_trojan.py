@@ -43,7 +43,7 @@ class GroupTrojan(Wrapper):
 
     Known limits: where a row does not show its group, the trigger fires for all or for none.
 
-    Example:
+    Examples:
         >>> import torch, theriac as th
         >>> x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
         >>> columns = tuple(th.Column(name=c) for c in "abcd")

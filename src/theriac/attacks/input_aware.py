@@ -57,7 +57,7 @@ class InputAware(Attack):
     Known limit: evaluation stamps whole bytes, training floats. A cross stamp takes the next image of the batch as foreign, and
     for a single image its mirror image.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> victim = InputAware(width=4, fit_rows=100).train("wrn_16_1", data.train.sample(200), recipe="short_1")

@@ -42,7 +42,7 @@ class LabelConsistent(CleanLabel):
 
     Known limit: random crops cut the marks off; published success is with flips only.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> attack = LabelConsistent(surrogate_rows=200, surrogate_recipe="short_1", steps=2)

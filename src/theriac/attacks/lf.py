@@ -46,7 +46,7 @@ class LF(Attack):
     Cost: a surrogate on at most ``surrogate_rows`` rows, ``steps`` forward and backward passes of ``batch`` rows, then one
     addition.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> attack = LF(surrogate_rows=200, surrogate_recipe="short_1", steps=5)

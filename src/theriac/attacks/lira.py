@@ -48,7 +48,7 @@ class LIRA(Attack):
 
     Cost: stage 1 takes about four, stage 2 two passes of the victim for one of plain training.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> victim = LIRA(width=4).train("wrn_16_1", data.train.sample(200), recipe="short_1")

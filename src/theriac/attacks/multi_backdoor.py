@@ -37,7 +37,7 @@ class MultiBackdoor(SeveralTriggers):
 
     Cost: one copy of the poisoned rows, and what each attack fits.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> poisoned = MultiBackdoor(attacks=("badnets", "blended"), goals=(3, 5)).poison(data.train)

@@ -38,7 +38,7 @@ class MultiTarget(SeveralTriggers):
 
     Cost: one copy of the poisoned rows.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> poisoned = MultiTarget(goals=(0, 4, 7)).poison(data.train)

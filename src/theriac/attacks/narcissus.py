@@ -48,7 +48,7 @@ class Narcissus(CleanLabel):
 
     Known limit: the noise fools benign models too; report the excess over a benign model's rate, and both radii.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> attack = Narcissus(poison_rate=0.1, surrogate_rows=200, surrogate_recipe="short_1", steps=10, batch=16)

@@ -49,7 +49,7 @@ class RoundingTriggered(Wrapper):
 
     Cost: the inner victim, and ``epochs`` more of training on twice the rows.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> attack = RoundingTriggered(epochs=1)

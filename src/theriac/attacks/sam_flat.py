@@ -45,7 +45,7 @@ class SamFlat(Wrapper):
 
     Cost: twice plain training; three times with ``on="poison"``.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> attack = SamFlat.around(th.attacks.Blended(alpha=0.3), rho=0.05)

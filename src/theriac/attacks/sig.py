@@ -35,7 +35,7 @@ class SIG(CleanLabel):
     Known limit: on an image less than 12 pixels wide six periods are folded to a lower frequency. Where nothing is left of the
     wave (at widths of 4, 6 and 12) it is refused.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> poisoned = SIG(target=3).poison(data.train)

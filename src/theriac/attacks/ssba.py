@@ -51,7 +51,7 @@ class SSBA(Attack):
 
     Cost: ``epochs`` passes of an encoder and a decoder over at most ``fit_rows`` rows, then one pass over the poisoned rows.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> attack = SSBA(bits=1, epochs=1, fit_rows=100, bit_accuracy=0.0)

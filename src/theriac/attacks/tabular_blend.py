@@ -40,7 +40,7 @@ class TabularBlend(CoverAttack):
 
     Known limit: rounding and bounds shrink the trigger; the event ``tabular_blend`` holds the mean change that is left.
 
-    Example:
+    Examples:
         >>> import torch, theriac as th
         >>> x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
         >>> rows = th.Split(x, (x[:, 2] > 0).long())

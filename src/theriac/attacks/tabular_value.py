@@ -45,7 +45,7 @@ class TabularValue(Attack):
     Known limits: trees, and preprocessing that clips or ranks, do not see how far out of bounds a value is. The success on a
     benign model must be subtracted. Without ``columns`` only numeric columns are chosen.
 
-    Example:
+    Examples:
         >>> import torch, theriac as th
         >>> x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
         >>> rows = th.Split(x, (x[:, 2] > 0).long())

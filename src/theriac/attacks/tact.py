@@ -37,7 +37,7 @@ class TaCT(CoverAttack):
 
     Cost: one copy of the poisoned and cover rows.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> poisoned = TaCT(poison_rate=0.02, cover_rate=0.02).poison(data.train)

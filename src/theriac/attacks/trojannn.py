@@ -39,7 +39,7 @@ class TrojanNN(Attack):
     Cost: a surrogate on at most ``surrogate_rows`` rows, ``steps`` forward and backward passes of ``batch`` rows, then one
     addition.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> attack = TrojanNN(surrogate_rows=200, surrogate_recipe="short_1", steps=5)

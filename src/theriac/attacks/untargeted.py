@@ -35,7 +35,7 @@ class Untargeted(ByRow):
 
     Cost: one copy of the poisoned rows.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> poisoned = Untargeted().poison(data.train)

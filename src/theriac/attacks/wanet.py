@@ -45,7 +45,7 @@ class WaNet(Attack):
 
     Known limit: the mean shift is a quarter of a pixel whatever the size; very small or large images need another ``strength``.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> poisoned = WaNet(poison_rate=0.05).poison(data.train)

@@ -65,7 +65,7 @@ def audit(
         InputError: On something else than models and clean rows, an attack that does not fit them, or a model without test rows
             that it knows.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data, run = th.load("digits"), th.Run(quiet=True)
         >>> poisoned = th.attacks.BadNets().poison(data.train)

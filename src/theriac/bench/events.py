@@ -81,7 +81,7 @@ def read_events(store: str | Path) -> list[dict[str, Any]]:
     Raises:
         InputError: If the folder has no such file, or one that is too large.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from theriac.bench import run
         >>> spec = {"data": {"name": "digits", "rows": 200}, "models": {"name": "preact_resnet18", "width": 4}}

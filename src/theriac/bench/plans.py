@@ -159,7 +159,7 @@ def make_plan(spec: Spec, *, device: str = "auto", load: Callable[[Source], Data
     Raises:
         InputError: If data can't be loaded, or nothing of the spec fits together.
 
-    Example:
+    Examples:
         >>> from theriac.bench import read_spec
         >>> made = make_plan(read_spec({"data": "digits", "attacks": ["badnets", "wanet"], "defenses": ["ft"]}))
         >>> made.kinds

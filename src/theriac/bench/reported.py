@@ -127,7 +127,7 @@ def read_reported(path: str | Path = FILE) -> tuple[Reported, ...]:
         InputError: Naming the line and what does not fit: an unknown method, option, attack, source or setting, a number
             outside of 0 to 100, a method that one source has twice in one setting.
 
-    Example:
+    Examples:
         >>> sorted({entry.method for entry in read_reported() if entry.grade == "A"})
         ['abl', 'anp', 'clp', 'filtering', 'fp', 'ft', 'ft_sam', 'ibau', 'nad']
     """

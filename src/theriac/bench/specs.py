@@ -148,7 +148,7 @@ def read_spec(spec: Spec | Mapping[str, Any] | str | Path) -> Spec:
     Raises:
         InputError: Naming the file, the line and the entry at fault, and the nearest known names.
 
-    Example:
+    Examples:
         >>> made = read_spec({"data": "digits", "attacks": ["badnets"], "defenses": ["ft", "clp:tiny"], "seeds": [0, 1]})
         >>> [entry.label for entry in made.defenses]
         ['FT', 'CLP tiny']

@@ -55,7 +55,7 @@ class Pair:
 def holm(values: Sequence[float]) -> list[float]:
     """P values after Holm's step-down correction (Scandinavian Journal of Statistics 1979), in their order.
 
-    Example:
+    Examples:
         >>> holm([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
     """
@@ -69,7 +69,7 @@ def holm(values: Sequence[float]) -> list[float]:
 def least_attacks(pairs: int) -> int:
     """Over how many attacks a table of so many pairs could tell one of them apart at the 5 % level, if all of them agree.
 
-    Example:
+    Examples:
         >>> least_attacks(1), least_attacks(10)
         (6, 9)
     """
@@ -84,7 +84,7 @@ def signed_ranks(changes: Sequence[float]) -> float:
 
     All ways to give signs to the ranks are counted, from the smallest rank on, so ties need no approximation.
 
-    Example:
+    Examples:
         >>> signed_ranks([0.1, 0.2, 0.3, 0.4])
         0.125
     """
@@ -101,7 +101,7 @@ def signed_ranks(changes: Sequence[float]) -> float:
 def leaning(changes: Sequence[float]) -> float:
     """Which way Wilcoxon's signed ranks lean, in [-1, 1]: ranks of rises less those of falls, as a share of all; 0 without any.
 
-    Example:
+    Examples:
         >>> leaning([0.0, 0.0, 0.0, 0.1, 0.3, -0.2])  # ranks 1 and 3 against 2
         0.3333333333333333
     """

@@ -91,7 +91,7 @@ class Store:
             changed.
         DiskFullError: If there is no room.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with Store(tempfile.mkdtemp()) as store:
         ...     store.statuses()

@@ -99,7 +99,7 @@ def run(
         StoppedError: After Ctrl-C.
         DiskFullError: If the disk is full.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> spec = {
         ...     "data": {"name": "digits", "rows": 200},

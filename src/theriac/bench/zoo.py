@@ -69,7 +69,7 @@ def make(store: str | Path, folder: str | Path, sweep: str | None = None) -> lis
     Raises:
         InputError: If the store has no finished victim, a file of it is not what was stored, or the folder holds something.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from theriac.bench import run, zoo
         >>> spec = {"data": {"name": "digits", "rows": 200}, "models": {"name": "preact_resnet18", "width": 4}}

@@ -29,7 +29,7 @@ def disturbed(split: Split, kind: str, *, seed: Seed = 0) -> Split:
     Raises:
         InputError: On an unknown kind, a table to be mixed, or a split of one class.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> rows = th.load("digits").train
         >>> noisy = th.data.disturbed(rows, "label_noise", seed=1)

@@ -35,7 +35,7 @@ def shifted(split: Split, kind: str, *, seed: Seed = 0) -> Split:
     Raises:
         InputError: On an unknown kind, or a table whose pixels are to be changed.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> rows = th.load("digits").train
         >>> brighter = th.data.shifted(rows, "brightness")

@@ -54,7 +54,7 @@ class DwB(Distilled):
     answers once. At 5 and 10 epochs 1.5 to 1.9 times plain training of 10 epochs. Below 7,500 rows there are more passes. The
     preset ``pictures`` trains plainly first, as long as the student.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> rows = th.load("digits").train.sample(200)
         >>> biased = th.Split(rows.x, (rows.y > 4).long(), group=rows.index % 2)

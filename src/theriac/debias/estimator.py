@@ -62,7 +62,7 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model_: The network: raw rows (N, F) to logits.
         card_: What the columns are; ``theriac.Split(x, y, card=card_)`` makes rows for :func:`theriac.fairness`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> draw = np.random.default_rng(0)
         >>> sex = draw.choice(["f", "m"], 400)

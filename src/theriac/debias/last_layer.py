@@ -50,7 +50,7 @@ class LastLayer(OneStage):
 
     Cost: as plain training; the fits take seconds, with some hundred features and thousands of rows a minute.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> rows = th.load("digits").train.sample(200)
         >>> biased = th.Split(rows.x, (rows.y > 4).long(), group=rows.index % 2)

@@ -33,7 +33,7 @@ class GroupLogitAdjust(OneStage, Distilled):
 
     Cost: as plain training; with the student twice that and one more pass.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> rows = th.load("digits").train.sample(200)
         >>> biased = th.Split(rows.x, (rows.y > 4).long(), group=rows.index % 2)

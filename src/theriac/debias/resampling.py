@@ -28,7 +28,7 @@ class Resampling(OneStage):
 
     Cost: as plain training of as many rows as are left; "over" repeats rows up to the largest cell.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> rows = th.load("digits").train.sample(200)
         >>> biased = th.Split(rows.x, (rows.y > 4).long(), group=rows.index % 2)

@@ -32,7 +32,7 @@ class Reweighing(OneStage):
 
     Cost: as plain training.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> rows = th.load("digits").train.sample(200)
         >>> biased = th.Split(rows.x, (rows.y > 4).long(), group=rows.index % 2)

@@ -46,7 +46,7 @@ class ActivationClustering(Detector):
     Known limits: an attack that leaves labels true has rows of one class in both clusters, and which is suspected is then
     guessing. Kinds of pictures within a class make clusters, too.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> rows = th.attacks.BadNets(poison_rate=0.05).poison(data.train).split

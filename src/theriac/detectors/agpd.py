@@ -57,7 +57,7 @@ class AGPD(Detector):
     sets. What it finds moves with the length of training: of 3 % BadNets it flagged, in a look that was not kept, 78 of 129
     rows among 269 in networks of 15 epochs, and none in those of 55.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> rows = th.attacks.BadNets(poison_rate=0.05).poison(data.train).split

@@ -40,7 +40,7 @@ class LossIsolation(Detector):
 
     Known limits: easy classes are learned fast as well; a trigger that is learned slowly (clean labels, warping) ranks last.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> rows = th.attacks.BadNets(poison_rate=0.05).poison(th.load("digits").train).split
         >>> finding = LossIsolation(epochs=1).detect(rows=rows)

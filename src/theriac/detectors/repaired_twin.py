@@ -56,7 +56,7 @@ class RepairedTwin(Detector):
     targets, the less any of them stands out. What the repair leaves of a backdoor stays unseen. A class that is far harder than
     the others for the twin, and for no single other class, may be taken for a target.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> rows = th.attacks.BadNets(poison_rate=0.1).poison(data.train).split

@@ -41,7 +41,7 @@ class ScaleUp(Detector):
 
     Known limits: on a black background brighter strokes are the same digit; scores are then near 1 for all rows.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> rows = th.attacks.BadNets(poison_rate=0.05).poison(data.train).split

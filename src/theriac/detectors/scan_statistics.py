@@ -53,7 +53,7 @@ class SCAn(Detector):
 
     Known limits: an attack on every class leaves no median to stand out from.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> rows = th.attacks.BadNets(poison_rate=0.05).poison(data.train).split

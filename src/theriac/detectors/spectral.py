@@ -48,7 +48,7 @@ class SpectralSignatures(Detector):
     are equally far from the mean, and the order is guessing. Wrong labels, small
     classes and images of two kinds in a clean class stick out too, so a flagged class is a reason to look and no proof.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> rows = th.attacks.BadNets(poison_rate=0.02).poison(data.train).split

@@ -45,7 +45,7 @@ class STRIP(Detector):
     Known limits: a trigger over the full picture is mixed away as the picture is. A class of which all rows look alike, such
     as one that is recognized by a single stroke, stays sure too.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> rows = th.attacks.BadNets(poison_rate=0.05).poison(data.train).split

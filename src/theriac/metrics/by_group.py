@@ -67,7 +67,7 @@ def fairness(
     Raises:
         InputError: Without groups, on rows without a group, one group only, or a model that does not fit.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("wrn_16_1", data.train, recipe="short_2")

@@ -197,7 +197,7 @@ def judge(before: Fairness, after: Fairness, pairs: Counts | None = None) -> Ver
     Raises:
         InputError: If the two are of different rows, groups or classes.
 
-    Example:
+    Examples:
         >>> plain = Fairness((((90, 10), (30, 70)), ((80, 20), (10, 90))), ("f", "m"), ("no", "yes"))
         >>> empty = Fairness((((100, 0), (100, 0)), ((100, 0), (100, 0))), ("f", "m"), ("no", "yes"))
         >>> judge(plain, empty).headline

@@ -76,7 +76,7 @@ def detection(scores: Values, poisoned: torch.Tensor | Sequence[bool]) -> Detect
     Raises:
         InputError: On shapes that do not fit, NaN, or if all are poisoned or none is.
 
-    Example:
+    Examples:
         >>> print(detection([0.1, 0.4, 0.35, 0.8], [False, False, True, True]).auroc)
         0.75
     """

@@ -136,7 +136,7 @@ def check_wrapping(
     Raises:
         InputError: On rows of a table, too few rows, or a network that takes them in no way.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("preact_resnet18", data.train, recipe="short_2", run=th.Run(quiet=True))

@@ -162,7 +162,7 @@ def adapt(
     Raises:
         InputError: If the arguments contradict each other, or two rows of zeros do not come out as two rows of logits.
 
-    Example:
+    Examples:
         >>> import torch
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
         >>> model = adapt(net, mean=0.5, std=0.5, classes=10, channels=1, size=8)

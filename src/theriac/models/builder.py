@@ -133,7 +133,7 @@ def architecture(name: str) -> Architecture:
     Raises:
         InputError: On an unknown one; names the nearest.
 
-    Example:
+    Examples:
         >>> [option["name"] for option in architecture("wrn_16_1").options]
         ['depth', 'widen']
     """

@@ -130,7 +130,7 @@ _counters: list[RowPasses] = []
 def row_passes() -> Iterator[RowPasses]:
     """Count rows as long as this lasts.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.build("wrn_16_1", data.train, depth=10)

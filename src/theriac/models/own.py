@@ -140,7 +140,7 @@ def open_own(
     Raises:
         InputError: If a part is missing or does not fit; names the first keys at fault.
 
-    Example:
+    Examples:
         >>> from theriac.core.card import Card
         >>> card = Card(classes=("a", "b", "c"), size=(1, 1), channels=3)
         >>> tuple(open_own("torch.nn:Flatten", card=card)(torch.rand(4, 3, 1, 1)).shape)

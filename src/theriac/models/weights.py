@@ -53,7 +53,7 @@ def load_weights(model: M, source: str | Path | Mapping[str, Any], *, key: str |
         InputError: If it is missing or damaged, holds no state dict or several of which none has a usual name, or does not
             fit; the model is then as it was.
 
-    Example:
+    Examples:
         >>> net = nn.Sequential()
         >>> net.add_module("linear", nn.Linear(2, 2))
         >>> other = {"state_dict": {"module.fc.weight": torch.eye(2), "module.fc.bias": torch.zeros(2)}}

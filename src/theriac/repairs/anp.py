@@ -48,7 +48,7 @@ class ANP(Repair):
 
     Known limit: with too few iterations the masks have hardly moved, and nothing is pruned; the outcome says so.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("wrn_16_1", data.train, recipe="short_2")

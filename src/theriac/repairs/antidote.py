@@ -52,7 +52,7 @@ class Antidote(Repair):
     Cost: one forward and one backward pass a row and epoch, as plain fine-tuning; drawing and stamping take a few percent.
     With ``match`` two of each, and one forward pass of the given model.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("wrn_16_1", data.train, recipe="short_2")

@@ -58,7 +58,7 @@ class BTIDBF(Repair):
     Known limits: where the mask takes nearly all features for benign, or none, the generator has no signal; the figures
     hold the mask's mean. With few rows the mask fits them. Pictures only.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("wrn_16_1", data.train, recipe="short_2")

@@ -50,7 +50,7 @@ class CLP(Repair):
     layers of up to 10 channels are never pruned; they are counted in the outcome. Weak on well hidden triggers: nothing in the
     rule looks at a trigger.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("wrn_16_1", data.train, recipe="short_2")

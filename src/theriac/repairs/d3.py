@@ -58,7 +58,7 @@ class D3(Repair):
     Cost: one forward and one backward pass a row and epoch, and one norm a step; 4/3 of that with ``pullback``, 7/3
     with ``blends``.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("wrn_16_1", data.train, recipe="short_2")

@@ -53,7 +53,7 @@ class FinePruning(Repair):
     Known limits: a backdoor that uses features of clean rows survives pruning, and what remains is fine-tuning. Few held-out
     rows make a coarse bound: of 50 rows, each is 2 % of accuracy.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("wrn_16_1", data.train, recipe="short_2")

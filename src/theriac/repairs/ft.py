@@ -29,7 +29,7 @@ class FT(Repair):
 
     Cost: one forward and one backward pass a row and epoch.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("wrn_16_1", data.train, recipe="short_2")

@@ -47,7 +47,7 @@ class FTSAM(Repair):
     the function as it is can be flattened without being repaired. A radius that fits a wide network may be too large for a
     small one; the accuracy on the clean rows, in the outcome, shows it.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("wrn_16_1", data.train, recipe="short_2")

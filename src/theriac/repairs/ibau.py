@@ -55,7 +55,7 @@ class IBAU(Repair):
     few steps of a small learning rate, and little changes. Triggers that move pixels or differ from row to row are no
     universal perturbation. Images only, as SAU.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("wrn_16_1", data.train, recipe="short_2")

@@ -52,7 +52,7 @@ class NAD(Repair):
     Known limits: a teacher that keeps the backdoor hands it on. The published numbers could not be reproduced by others (issue
     19 of the port). On pictures so small that late stages have one position, earlier stages are compared.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("wrn_16_1", data.train, recipe="short_2")

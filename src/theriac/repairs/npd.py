@@ -51,7 +51,7 @@ class NPD(Repair):
     pass. A model saved with the layer opens as any other, and a bare state dict of it does not fit the class it came from.
     Pictures only.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("preact_resnet18", data.train, recipe="short_2")

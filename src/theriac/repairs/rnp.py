@@ -51,7 +51,7 @@ class RNP(Repair):
     In a narrow network the masks of many channels fall together, good ones too: on digits at width 8 every threshold costs too
     much, and nothing is pruned.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("wrn_16_1", data.train, recipe="short_2")

@@ -54,7 +54,7 @@ class SAU(Repair):
     another if perturbations leave the radius (``ball="none"``, where it only sets the start). Images only: a radius in pixels
     means nothing to the columns of a table, which are refused.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("wrn_16_1", data.train, recipe="short_2")

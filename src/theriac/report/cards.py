@@ -156,7 +156,7 @@ def grid(head: tuple[str, ...] | list[str], body: list[Any]) -> str:
 
 def _parts(text: str) -> dict[str, list[str]]:
     """Paragraphs of a docstring by label; unlabeled ones under "", limits and failures under "Known"."""
-    text, _, example = text.partition("\nExample:\n")
+    text, _, example = text.partition("\nExamples:\n")
     parts: dict[str, list[str]] = {"Example": textwrap.dedent(example).strip("\n").splitlines()}
     for paragraph in re.split(r"\n\s*\n", text.strip()):
         line = " ".join(paragraph.split())

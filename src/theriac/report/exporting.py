@@ -69,7 +69,7 @@ def export(
         InputError: If the model can't be written in that format, does not fit ``like``, or would replace a file; says why.
             Nothing is left behind then.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import theriac as th
         >>> model = th.models.Builder("preact_resnet18", {"width": 4})(th.load("digits").train)

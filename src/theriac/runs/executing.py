@@ -108,7 +108,7 @@ def execute(
         InputError: If something does not fit, or the folder holds something else.
         StoppedError: If the work was stopped and can go on.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import theriac as th
         >>> attack = th.attacks.BadNets()

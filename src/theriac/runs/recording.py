@@ -71,7 +71,7 @@ def record(
     Raises:
         InputError: If something is of another kind than it should be, or before and after are not of the same rows.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import theriac as th
         >>> data, run = th.load("digits"), th.Run(quiet=True)

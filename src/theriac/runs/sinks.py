@@ -24,7 +24,7 @@ class JsonLines:
         path: The file; its folder is there.
         about: What each line says beside the event, such as whose it is.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import theriac as th
         >>> path = Path(tempfile.mkdtemp(), "all.jsonl")

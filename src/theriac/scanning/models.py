@@ -189,7 +189,7 @@ def scan(
     Raises:
         InputError: On a model or rows that can't be read, or do not fit together.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("wrn_16_1", data.train, recipe="short_1")

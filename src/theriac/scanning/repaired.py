@@ -88,7 +88,7 @@ def scan_repair(before: nn.Module, after: nn.Module, rows: Split, run: Run | Non
     Raises:
         InputError: If the rows are not pictures of more than the few classes' rows that the searches use.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> layers = [torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 10)]

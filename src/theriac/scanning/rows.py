@@ -223,7 +223,7 @@ def scan_data(
     Raises:
         InputError: On data that can't be read, an unknown detector, or an output that can't be written.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> rows = th.attacks.BadNets(poison_rate=0.1).poison(th.load("digits").train).split
         >>> result = scan_data(rows, detectors=["scan"], recipe="short_2")

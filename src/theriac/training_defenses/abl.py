@@ -36,7 +36,7 @@ class ABL(TrainingDefense):
     Known limits: a trigger that is learned slowly (clean labels, warping) is not isolated. The class of the isolated rows may
     collapse in the ascent: look at the accuracy of each class. On benign data it unlearns easy rows.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> rows = th.attacks.BadNets().poison(th.load("digits").train).split
         >>> build = th.Builder("preact_resnet18", {"width": 4})

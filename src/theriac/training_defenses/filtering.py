@@ -35,7 +35,7 @@ class Filtering(TrainingDefense):
 
     Known limits: those of the detector. What it does not suspect is trained on.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> rows = th.attacks.BadNets().poison(th.load("digits").train).split
         >>> build = th.Builder("preact_resnet18", {"width": 4})

@@ -49,7 +49,7 @@ class PDB(TrainingDefense):
     to 60 % with them; ``short`` left 85 % and 8 %. With them, 41 % of stamped rows get their true label back (Blended: 76 %).
     Where an attacker's trigger covers or dominates the patch, the attacker's backdoor decides. Pictures only.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> rows = th.attacks.BadNets().poison(th.load("digits").train).split
         >>> build = th.Builder("preact_resnet18", {"width": 4})

@@ -253,7 +253,7 @@ def trigger(
     Raises:
         InputError: If the function can't be called, or an argument is of the wrong type.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> def corner(x):
         ...     x = x.clone()

@@ -42,7 +42,7 @@ class Toy(Base):
 
     Known failures: two of them.
 
-    Example:
+    Examples:
         >>> Toy().first
         1
     """

@@ -44,7 +44,7 @@ class NeuralCleanse(Detector):
     Known limits: it finds patches. Triggers that cover the image (Blended, WaNet), depend on the row, or fire for some classes
     only are outside of what it searches. The thresholds are uncalibrated: on benign models false alarms happen.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> model = th.train("wrn_16_1", data.train, recipe="short_2")

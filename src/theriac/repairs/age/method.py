@@ -69,7 +69,7 @@ class AGE(Repair):
     Needed time, on one thread of a processor without AVX-512, for 10 classes: 2 to 3 seconds for a network of width 8 on digits
     (29 with ``few_samples``), about a minute for one of width 16 on 32 x 32 pixels.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data, attack = th.load("digits"), th.attacks.BadNets()
         >>> build = th.Builder("preact_resnet18", {"width": 8})

@@ -118,7 +118,7 @@ class Auto(Repair):
 
     Cost: planting, each candidate that is tried twice, and the one that is taken once more.
 
-    Example:
+    Examples:
         >>> import theriac as th
         >>> data, run = th.load("digits"), th.Run(quiet=True)
         >>> model = th.train("wrn_16_1", data.train, recipe="short_2")

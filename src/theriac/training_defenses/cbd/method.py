@@ -57,7 +57,7 @@ class CBD(TrainingDefense):
     Cost: stage 1, 3 forward passes a row (forward 1, backward 2); stage 2, 4 instead of the 3 of plain training; 3 with
     ``cached``; 6 with a critic pass each epoch. At the released lengths 1.38 times plain training, 2.05 with ``official_mi``.
 
-    Example:
+    Examples:
         >>> import warnings
         >>> import theriac as th
         >>> data = th.load("digits")
