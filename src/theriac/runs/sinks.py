@@ -25,6 +25,7 @@ class JsonLines:
         about: What each line says beside the event, such as whose it is.
 
     Examples:
+        >>> import json
         >>> import tempfile
         >>> import theriac as th
         >>> path = Path(tempfile.mkdtemp(), "all.jsonl")

@@ -142,10 +142,10 @@ def test_no_rows_are_needed_where_the_model_carries_a_card(trained, run):
 
 
 def test_narrow_layers_are_counted_in_the_reason(trained, run):
-    CLP().repair(trained, run=run)
+    CLP(u=5.4).repair(trained, run=run)  # of 32 channels, the most here, one is so far out only if no other differs at all
     assert run.outcome is not None
     assert run.outcome.status == "unchanged"
-    assert "too narrow" in run.outcome.reason  # 4 and 8 channels: none can be 3 deviations out
+    assert "too narrow" in run.outcome.reason  # of 4, 8 and 16 channels none can be
 
 
 def test_networks_without_batchnorm_are_refused(rows, run):

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from theriac.core.card import Card
+from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.models import to_input
 from theriac.repairs import FTSAM
-from theriac.training import loop
+from theriac.training import Recipe, loop, train
 
 
 @pytest.fixture
@@ -114,8 +115,11 @@ def test_the_presets_hold_the_numbers_of_their_sources():
     assert (recipe.sam_adaptive, recipe.rho_at(0, 10), recipe.norm, recipe.augment) == (True, 3.0, "train", "card")
 
 
-def test_the_minimum_is_flatter_than_after_plain_fine_tuning(trained, digits, run):
-    """What sharpness-aware steps are for, measured by the adaptive climb itself."""
+def test_the_minimum_is_flatter_than_after_plain_fine_tuning(narrow, digits):
+    """What sharpness-aware steps are for, measured by the adaptive climb itself.
+
+    Over three networks: of twelve that were tried each was flatter, but by more than half or by a seventh, as it came.
+    """
     from theriac.repairs import FT
     from theriac.training.flat import climb
 
@@ -125,13 +129,18 @@ def test_the_minimum_is_flatter_than_after_plain_fine_tuning(trained, digits, ru
         x, y = to_input(clean.x), clean.y
         weights = [p for p in model.parameters() if p.requires_grad]
         low = FTSAM(smoothing=0.0).loss(model(x), y)
-        climb(weights, torch.autograd.grad(low, weights), 1.0, adaptive=True)
+        climb(weights, torch.autograd.grad(low, weights), 0.5, adaptive=True)
         with torch.no_grad():
             return float(FTSAM(smoothing=0.0).loss(model(x), y) - low)
 
-    plain = FT(epochs=15, batch_size=64).repair(trained, clean, run)
-    flat = FTSAM(epochs=15, batch_size=64, smoothing=0.0).repair(trained, clean, run)
-    assert rise(flat) < 0.9 * rise(plain)
+    plain, flat = 0.0, 0.0
+    recipe = Recipe(epochs=2, batch_size=64, lr=0.1, schedule="one_cycle", nesterov=True, drop_last=True)
+    for seed in range(3):
+        run = Run(seed=seed, precision="fp32", device="cpu", quiet=True)
+        model = train(narrow, digits.train, recipe=recipe, run=run)
+        plain += rise(FT(epochs=10, batch_size=64).repair(model, clean, run))
+        flat += rise(FTSAM(epochs=10, batch_size=64, smoothing=0.0, rho=4.0).repair(model, clean, run))
+    assert flat < 0.85 * plain
 
 
 def test_the_loop_is_the_house_s_own(trained, digits, run):

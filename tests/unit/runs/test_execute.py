@@ -25,7 +25,7 @@ from theriac.repairs import FT
 from theriac.runs import Clean, Job, Opened, Source, execute, open_model
 from theriac.runs.executing import _judging
 from theriac.runs.job import model_facts
-from theriac.runs.opening import known_attack
+from theriac.runs.opening import known_attack, precision
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*clean rows")  # so few of them
 DIGITS = Source.of("digits", rows=200)
@@ -60,7 +60,8 @@ def _repair(folder: Path) -> Job:
     opened = open_model(folder)
     victim = dataclasses.replace(opened, planted=known_attack(opened, None, named=False))
     parts = {"defense": FT(epochs=1), "clean": Clean(amount=50)}
-    return Job(data=opened.source, victim=victim, seed=SEED, precision="fp32", **parts)  # the command keeps to the victim's
+    kept = precision(str(folder), "auto")  # the command keeps to the victim's, which is the processor's
+    return Job(data=opened.source, victim=victim, seed=SEED, precision=kept, **parts)
 
 
 def _record(folder: Path) -> Any:
@@ -144,19 +145,21 @@ def test_recorded_scores_are_those_before_a_repair_where_measuring_counts_the_sa
     }
     section, name = places.get(change, ("evaluation", change))
     if change != "nothing":
-        record[section][name] = "bf16" if change == "precision" else "another"
+        other = "fp32" if record["provenance"]["precision"].startswith("bf16") else "bf16"
+        record[section][name] = other if change == "precision" else "another"
+    own = precision(str(runs / "python" / "victim"), "auto")
     job = Job(
         data=opened.source,
         victim=dataclasses.replace(opened, record=record),
         seed=SEED,
-        precision="fp32",
+        precision=own,
         defense=FT(epochs=1),
         clean=Clean(amount=50),
     )
     done = execute(job, runs / f"with-{change}", device="cpu", quiet=True)
     assert done is not None
     assert done.before is not None
-    measured = th.evaluate(opened.model, opened.data.test, opened.planted, run=th.Run(precision="fp32", device="cpu"))
+    measured = th.evaluate(opened.model, opened.data.test, opened.planted, run=th.Run(precision=own, device="cpu"))
     assert done.before.acc.hits - measured.acc.hits == (change == "nothing")
     assert done.data["parent"]["scores"] == ("of its record" if change == "nothing" else "measured")
     if change != "nothing":
