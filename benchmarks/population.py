@@ -60,8 +60,8 @@ PLAN = Path(__file__).resolve().parent / "plans" / "population.yaml"
 SPEC = PLAN.parents[1] / "specs" / "population.yaml"
 AXES = ("set", "model", "recipe", "seed", "attack", "rate", "train", "control")
 SHIPPED = Path(theriac.scanning.__file__).with_name("calibration.json")
-LARGE = ("cifar32", "cifar32k", "cifar32s", "fashion28")  # sets of pictures of 28 and 32 pixels a side
-LATEST = 10  # round of fresh networks of all smaller sizes, the last one
+LARGE = ("cifar32", "fashion28")  # sets of pictures of 28 and 32 pixels a side
+LATEST = 10  # round whose networks were measured last, all of them fresh
 FITTED = ("badnets", "blended", "tact", "wanet")  # attacks of the fitted part
 WORKS = 0.5  # attack success, less what goes to the target without the trigger, from which on a network counts as backdoored
 SORTED_STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)  # of the classifier on sorted weights; chosen there, too
@@ -373,13 +373,12 @@ def known(record: dict[str, Any]) -> bool:
 
 
 def fresh_parts(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Which fresh networks each figure is of: all, those of new seeds, and by width (8 or 16) and size of pictures."""
+    """Which fresh networks each figure is of: all, those of new seeds, narrow ones, those of width 16, of larger pictures."""
     new = np.array([r["round"] == LATEST for r in records], bool)
     wide = np.array([r["model"] == "preact16" for r in records], bool)
     large = np.array([r["set"] in LARGE for r in records], bool)
     parts = {"fresh": np.ones(len(records), bool), "fresh_new": new}
-    parts |= {"fresh_narrow": ~wide & ~large, "fresh_wide": wide & ~large}
-    parts |= {"fresh_large": large & ~wide, "fresh_wide_large": large & wide}
+    parts |= {"fresh_narrow": ~wide & ~large, "fresh_wide": wide, "fresh_large": large}
     return {name: rows for name, rows in parts.items() if any(rows)}
 
 

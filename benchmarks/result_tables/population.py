@@ -20,8 +20,7 @@ PARTS = {
     "fresh_new": "fresh, of round 10",
     "fresh_narrow": "fresh, pictures of 8 to 16 pixels, width 8",
     "fresh_wide": "fresh, pictures of 8 pixels, width 16",
-    "fresh_large": "fresh, pictures of 28 and 32 pixels, width 8",
-    "fresh_wide_large": "fresh, pictures of 32 pixels, width 16",
+    "fresh_large": "fresh, pictures of 28 and 32 pixels",
     "held_out": "held out, all",
     "held_out_known": "held out, attacks of the fitted part",
     "held_out_other": "held out, other attacks",
@@ -173,10 +172,16 @@ def _beyond_range(records: list[Record]) -> str:
         "## Where it abstains\n\n"
         "Networks of width 16 at 32 x 32 pixels, of which none is in the fitted part, and weak ones: ten classes of Tiny "
         "ImageNet, right in under half of the pictures, which were planned as fresh ones; the limit of accuracy was set after "
-        "they had been measured. Those of round 9 (seeds from 120 on) were planned to widen the range, five to be fitted on "
-        "(seeds under 130) and the others fresh. Of the three fresh backdoored ones two, BadNets and Blended, have measures "
-        "as benign networks have, so the range stays as it was, and the scan abstains on all of them. Two more (FTrojan and "
-        "Adaptive-Blend) had learned too little of their backdoor. What the scan measures, and the probability that it shows "
+        "they had been measured. Two rounds were planned to widen the range. In round 9 (seeds 120 to 136) two of three fresh "
+        "backdoored networks, BadNets and Blended, have measures as benign ones have. Round 11 (seeds from 150 on; those under "
+        "160 to be fitted, among which the measures tell all backdoored from all benign ones) had a rule before its fresh "
+        "networks were trained: an AUROC of at least 0.887 on all fresh ones of both rounds, and at most one benign one in ten "
+        "called backdoored. It came to 0.846 (95 % interval 0.62 to 0.94; 13 benign, none called backdoored, and 12 "
+        "backdoored, 8 called so), so the range stays as it was, and the scan abstains on all of them. Networks that were "
+        "trained better (`cifar32s`, 20,000 rows, 76 to 79 % right) are told apart worse: BadNets would be suspicious, Blended "
+        "clean. It is not the twin that fails there, which follows the trigger on 6 and 10 % of the rows, but the search: no "
+        "patch sends more than 61 % of the rows to the attacker's class, though the true one sends 97 %. Some backdoors that "
+        "were learned too little are left out. What the scan measures, and the probability that it shows "
         f"as uncalibrated; the behavior took at most {slowest:.0f} s of one processor, on a loaded machine.\n\n"
         f"{grid(BEYOND, body)}\n\n"
     )
