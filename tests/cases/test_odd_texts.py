@@ -184,6 +184,58 @@ def test_a_network_without_a_classifier_is_refused_without_a_cure_that_there_is_
         method.repair(th.adapt(Bare(), card=digits.card), digits.train.sample(0.1), th.Run(quiet=True))
 
 
+def test_a_table_is_no_data_of_a_model_of_pictures(tmp_path: Path):
+    """It was said that a size had been given, which nobody had."""
+    assert run("train", "--width", 2, "--recipe", "short_1", "--rows", 100, "--quiet", "--out", tmp_path / "net")[0] == 0
+    table = tmp_path / "rows.csv"
+    table.write_text("a,b,y\n" + "\n".join(f"{k},{k % 3},{'no' if k % 2 else 'yes'}" for k in range(40)) + "\n")
+    label = ("--data-option", "label=y")
+    for words in (
+        ("eval", tmp_path / "net", "--data", table, *label),
+        ("audit", tmp_path / "net", "--data", table, *label, "--out", tmp_path / "audit"),
+        ("check", tmp_path / "net", "--data", table, *label),
+    ):
+        code, text = run(*words)
+        assert (code, f"--data is '{table}', a table; the model takes pictures" in text) == (2, True), text
+    code, text = run("scan", tmp_path / "net", "--clean", table, *label)
+    assert (code, f"--clean is '{table}', a table; the model takes pictures" in text) == (64, True), text
+    code, text = run("scan-data", pictures(tmp_path / "data"), "--clean", table)
+    assert (code, f"--clean is '{table}', a table; the scanned rows are pictures" in text) == (2, True), text
+
+
+def test_an_audit_says_that_it_fine_tunes_on_rows_of_unknown_origin(tmp_path: Path):
+    """On poisoned rows it teaches a clean model the backdoor that it then finds."""
+    data, mine = pictures(tmp_path / "data"), pictures(tmp_path / "mine")
+    home = tmp_path / "net"
+    assert run("train", "--data", data, "--width", 2, "--recipe", "short_1", "--quiet", "--out", home)[0] == 0
+    words = ("audit", home, "--attack", "badnets", "--json", "--out")
+    code, text = run(*words, tmp_path / "one")
+    assert code in (0, 1)
+    assert "the audit finds what it taught itself (--clean-from takes rows that you trust)" in text
+    assert "the audit finds what it taught itself" in (tmp_path / "one" / "audit.json").read_text()
+    code, text = run(*words, tmp_path / "two", "--clean-from", mine)
+    assert code in (0, 1)
+    assert "taught itself" not in text
+
+
+def test_a_plan_refuses_what_columns_and_classes_do_not_have(tmp_path: Path):
+    table = tmp_path / "people.csv"
+    lines = [f"{k},{'f' if k % 2 else 'm'},{'no' if k % 3 else 'yes'}" for k in range(60)]
+    table.write_text("age,sex,y\n" + "\n".join(lines) + "\n")
+    spec = {
+        "name": "plan",
+        "data": {"name": "people.csv", "label": "y", "sensitive": ["sex"]},
+        "models": "mlp",
+        "positive": "maybe",
+    }
+    spec |= {"recipes": "adam_1", "attacks": ["tabular_value"], "defenses": ["reweighing"], "clean": 0.2}
+    (tmp_path / "plan.json").write_text(json.dumps(spec))
+    _, text = run("bench", tmp_path / "plan.json", "--store", tmp_path / "store", "--plan")
+    text = " ".join(text.split())
+    assert "count is 3; 'people' has 1 numeric column" in text
+    assert "positive is 'maybe'; expected one of the classes 'no', 'yes'" in text
+
+
 def test_the_next_command_can_be_run_for_a_folder_that_begins_with_a_dash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     code, text = run("train", "--width", 2, "--recipe", "short_1", "--rows", 100, "--out", "./-x")

@@ -18,6 +18,7 @@ from theriac.core.errors import InputError
 from theriac.core.method import Method
 from theriac.core.run import Run
 from theriac.core.split import Data
+from theriac.metrics.fair import positive_class
 from theriac.models import Builder
 from theriac.repairs import Repair
 from theriac.runs import Clean, Job, Source, data_key, key
@@ -222,7 +223,7 @@ def _stamps(plan: Plan, data: Entry[Source], rows: Data, attack: Entry[Attack]) 
         why = f"it stamps {attack.value.stamps} rows, and these are {card.kind} rows"
     elif attack.value.target >= card.num_classes:
         why = f"target is {attack.value.target}; there are {card.num_classes} classes"
-    elif not attack.value.must_fit:
+    elif not attack.value.must_fit or card.kind == "table":  # what is fitted on columns takes no time
         try:
             attack.value.plant(rows.train)
         except InputError as error:
@@ -394,6 +395,11 @@ class _Sweep:
             return
         if getattr(defense.value, "group_at_inference", False):
             self._refuse("", defense.label, "its model needs each row's group, which a run folder can't hold")
+            return
+        try:
+            positive_class(self.spec.positive, self.rows.card.classes)
+        except InputError as error:
+            self._refuse("", defense.label, str(error))
             return
         job = Job(**self.common, model=self.model.value, defense=defense.value, positive=self.spec.positive, seed=self.seed)
         self._put(job, (), self._cell("", None, defense, "debiased"))

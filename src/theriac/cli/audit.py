@@ -30,6 +30,14 @@ def audit(
             show_default=False,
         ),
     ] = None,
+    clean_from: Annotated[
+        str,
+        typer.Option(
+            "--clean-from",
+            help="Clean rows to fine-tune and distill with: train, val, or other data by path.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = "train",
     data: opt.OptionalData = None,
     size: opt.Size = None,
     data_option: opt.DataOption = None,
@@ -66,6 +74,7 @@ def audit(
     from theriac.core.paths import as_path, make_folder
     from theriac.report import audits
     from theriac.runs import opening
+    from theriac.runs.source import for_audit
 
     run = th.Run(seed=seed, device=device, precision=opening.precision(path, precision), quiet=quiet or None)
     request = _inputs.request(ctx.params)
@@ -76,8 +85,9 @@ def audit(
     home = as_path("--out", out) if out is not None else opened.folder
     if home is None:
         raise InputError(f"{opened.name} is in no run folder; --out names a folder for audit.json and audit.html")
+    trusted = for_audit(opened.data, opened.source, clean_from)
     make_folder("--out", home)
-    result = th.audit(opened.model, opened.data, planted, victim=before, benign=control, run=run)
+    result = th.audit(opened.model, trusted, planted, victim=before, benign=control, run=run)
     about = {"status": "done", "model": path or str(weights or model), "warnings": opt.notes()}
     record, page = audits.write_folder(result, home, opened.name, **about)
     if as_json:

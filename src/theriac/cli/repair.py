@@ -219,7 +219,9 @@ def _audited(ctx: typer.Context, opened: Opened, model: nn.Module, folder: Path,
     """An audit of the repaired model beside the given one, written into its folder."""
     import theriac as th
     from theriac.report import audits
+    from theriac.runs.source import for_audit
 
-    made = th.audit(model, opened.data, planted, victim=opened.model, run=_run(ctx.params))
+    trusted = for_audit(opened.data, opened.source, ctx.params["clean_from"])
+    made = th.audit(model, trusted, planted, victim=opened.model, run=_run(ctx.params))
     audits.write_folder(made, folder, folder.name, status="done", model=str(folder))
     return made

@@ -100,8 +100,9 @@ def export(
     ):
         own = foreign(section(record, "model"))
         if own and into is None:
+            only = ", if it is one of transformers," if to == "transformers" else ""
             raise InputError(
-                f"{run} holds a class of your own ({own}), which {to} needs: give a fresh network of it with into= "
+                f"{run} holds a class of your own ({own}), which {to} needs: give a fresh network of it{only} with into= "
                 f"(--model file.py:{own.rpartition('.')[2]})"
             )
         wrapped = load_model(run, into=into)

@@ -20,7 +20,7 @@ class Quantity:
     span: tuple[float, float] | None = None
 
 
-ACCURACY = Quantity("accuracy on the clean rows", share=True)
+ACCURACY = Quantity("accuracy on the clean rows in training, as augmented", share=True)
 LOSS = Quantity("loss")
 # the first of these that a repair logs is drawn beside its accuracy
 DRAWN = {

@@ -221,7 +221,7 @@ def headline(cells: Sequence[SweepCell], troubles: Sequence[tuple[str, str]] = (
     broken = sum(bool(cell.degenerate) for cell in cells)
     missing = sum(not cell.seeds[0] for cell in cells)
     if missing:  # whatever is best of what is there may be so for what is not
-        why = f" ({_some(len(troubles), 'pairing or job')} failed or refused)" if troubles else " yet"
+        why = f" ({_troubles(len(troubles))} failed or refused)" if troubles else " yet"
         warned = f"; {broken:,} carry a warning (†)" if broken else ""
         return f"{missing:,} of {len(cells):,} cells have no result{why}{warned}."
     if broken:
@@ -237,7 +237,7 @@ def headline(cells: Sequence[SweepCell], troubles: Sequence[tuple[str, str]] = (
         if worst > HOLDS:
             return f"No defense holds: the lowest worst attack success is {percent(worst)} % ({defense})."
         return f"{defense} has the lowest worst attack success{of}: {percent(worst)} % over {_some(attacks, 'attack')}."
-    return f"{_some(len(cells), 'cell')}, {_some(len(troubles), 'pairing or job')} without a result."
+    return f"{_some(len(cells), 'cell')}, {_troubles(len(troubles))} without a result."
 
 
 def colors() -> str:
@@ -322,6 +322,10 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 def _in_matrix(cell: SweepCell) -> bool:
     return cell.role in ("victim", "defended")
+
+
+def _troubles(number: int) -> str:
+    return f"{number:,} {'pairing or job' if number == 1 else 'pairings or jobs'}"
 
 
 def _some(number: int, noun: str) -> str:

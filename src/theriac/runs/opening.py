@@ -43,7 +43,7 @@ from theriac.models.own import checked_wrapping
 from theriac.models.store import digest, read_tensors
 from theriac.runs.folder import RECORD, as_recorded, read, section
 from theriac.runs.recording import warn_held_out
-from theriac.runs.source import Source, alike, at_most, with_augment
+from theriac.runs.source import Source, alike, at_most, refuse_table, with_augment
 from theriac.triggers.custom import CustomPlanted, trigger_pairs
 
 
@@ -418,7 +418,7 @@ def stamped_pairs(opened: Opened, folders: tuple[str, str], target: str | None) 
                 f"--trigger-pairs: {where} lacks {alone[0]}{f' and {len(alone) - 1:,} more' if len(alone) > 1 else ''}; "
                 "expected the same class folders with the same names of files in both"
             )
-    source = alike(folders[0], card, opened.source)
+    source = alike(folders[0], card, opened.source, "--trigger-pairs")
     both = dataclasses.replace(source, options=source.options | {"test": str(as_path("--trigger-pairs", folders[1]).resolve())})
     pairs = both.load()
     rows, others = (align(part, card, "the model's data (--trigger-pairs)") for part in (pairs.train, pairs.test))
@@ -529,6 +529,7 @@ def _to_measure(data: Data, request: Request, source: Source) -> Data:
 
 def _source(where: Path, record: Mapping[str, Any], model: Classifier, request: Request) -> Source:
     if request.data is not None:
+        refuse_table(request.data, model.card, "--data")
         own = model.card.size[0] if model.card.kind == "image" and len(set(model.card.size)) == 1 else None
         return request.source(request.data, own)
     source = Source.recorded(record)

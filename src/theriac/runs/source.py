@@ -169,6 +169,16 @@ class Clean:
 _LOADS = tuple(k for k in inspect.signature(load).parameters if k not in ("source", "name_or_path", "augment"))
 
 
+def refuse_table(where: str, card: Card, option: str, whose: str = "the model takes pictures") -> None:
+    """Refuse a table that is named beside pictures, before it is read as pictures.
+
+    Raises:
+        InputError: If it is one.
+    """
+    if card.kind == "image" and as_path(option, where).suffix.lower() in TABLES:
+        raise InputError(f"{option} is {where!r}, a table; {whose}")
+
+
 def absolute(name: str) -> str:
     """A path made absolute; names of known sets stay as they are."""
     path = as_path("--data", name)
@@ -185,14 +195,19 @@ def _each(data: Data, change: Callable[[Split], Split]) -> Data:
     return dataclasses.replace(data, train=change(data.train), test=change(data.test), val=val)
 
 
-def alike(where: str, card: Card, source: Source) -> Source:
+def alike(where: str, card: Card, source: Source, option: str) -> Source:
     """Other data, to be read as the model's are: label, columns, size.
 
     Args:
         where: Their name or path.
         card: Of the model's data.
         source: Of the model's data.
+        option: By which they were named, for messages.
+
+    Raises:
+        InputError: If they are a table and the model takes pictures.
     """
+    refuse_table(where, card, option)
     table = ("label", "sensitive", "categorical", "drop", "missing", "missing_group")
     same = ("size", "channels", "white") if card.kind == "image" else table
     options = {key: source.options[key] for key in same if key in source.options}
@@ -214,11 +229,39 @@ def clean_rows(data: Data, source: Source, clean: Clean, run: Run) -> Split:
         InputError: If there are none, too few, or they are of another kind.
     """
     where, amount = clean.source, clean.amount
+    pool = _pool(data, source, where, "the repair learns from poison")
+    if isinstance(amount, int) and amount > len(pool):
+        raise InputError(f"--clean asks for {amount} rows; there are {len(pool)}")
+    if amount is None:
+        most = len(pool) // 2 if where == "train" else len(pool)
+        amount = max(1, round(SHARE * len(pool)), min(FEW * data.card.num_classes, most))
+    seed = run.stream_seed("data", "clean") if clean.seed is None else clean.seed
+    drawn = pool.sample(amount, seed=seed, stratified=clean.stratified)
+    return shifted(drawn, clean.shift, seed=seed) if clean.shift else drawn
+
+
+def for_audit(data: Data, source: Source, where: str) -> Data:
+    """The data of a model for an audit, with clean rows for training: it fine-tunes and distills on them.
+
+    Args:
+        data: The model's data.
+        source: Where they come from; other data are read in the same way.
+        where: "train", "val", or the name or path of other data.
+
+    Raises:
+        InputError: If there are none, or they are of another kind.
+    """
+    harm = "fine-tuning teaches the backdoor, and the audit finds what it taught itself"
+    return dataclasses.replace(data, train=_pool(data, source, where, harm))
+
+
+def _pool(data: Data, source: Source, where: str, harm: str) -> Split:
+    """Rows that count as clean; a warning says what harm is done where they may not be."""
     if where in ("train", "val") and not source.known:
         warnings.warn(
-            f"the clean rows are drawn from {data.card.name!r}, whose origin is unknown: if its rows are poisoned, the "
-            "repair learns from poison (--clean-from takes rows that you trust)",
-            stacklevel=2,
+            f"the clean rows are drawn from {data.card.name!r}, whose origin is unknown: if its rows are poisoned, {harm} "
+            "(--clean-from takes rows that you trust)",
+            stacklevel=3,
         )
     if where == "train":
         pool = data.train
@@ -229,17 +272,8 @@ def clean_rows(data: Data, source: Source, clean: Clean, run: Run) -> Split:
             )
         pool = data.val
     else:
-        if data.card.kind == "image" and as_path("--clean-from", where).suffix.lower() in TABLES:
-            raise InputError(f"--clean-from is {where!r}, a table; the model of {data.card.name!r} takes pictures")
-        other = alike(where, data.card, source)
+        other = alike(where, data.card, source, "--clean-from")
         loaded = other.load()
         pool = loaded.train if other.name == source.name else loaded.joined()  # of the model's own data some are for the test
         pool = align(pool, data.card, "the model's data (--clean-from)").replace(card=data.card)
-    if isinstance(amount, int) and amount > len(pool):
-        raise InputError(f"--clean asks for {amount} rows; there are {len(pool)}")
-    if amount is None:
-        most = len(pool) // 2 if where == "train" else len(pool)
-        amount = max(1, round(SHARE * len(pool)), min(FEW * data.card.num_classes, most))
-    seed = run.stream_seed("data", "clean") if clean.seed is None else clean.seed
-    drawn = pool.sample(amount, seed=seed, stratified=clean.stratified)
-    return shifted(drawn, clean.shift, seed=seed) if clean.shift else drawn
+    return pool

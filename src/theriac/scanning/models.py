@@ -29,6 +29,7 @@ from theriac.models import run_over, to_input
 from theriac.models._undisturbed import try_rows
 from theriac.models.outputs import evaluating, module_of, on_device
 from theriac.runs import Request, folder, open_network
+from theriac.runs.source import refuse_table
 from theriac.scanning._model_page import page
 from theriac.scanning.behavior import PATTERNS, ROWS, look_at_behavior, look_at_inversion, passes_gradient
 from theriac.scanning.calibration import EVEN, Judgment, calibration, judge, lacking, out_of_range, too_often_wrong, word
@@ -275,6 +276,8 @@ def _clean_rows(
     card = getattr(net, "card", None)
     rows: Any = clean
     if isinstance(clean, (str, Path)):
+        if card is not None:
+            refuse_table(str(clean), card, "--clean")
         square = card is not None and card.kind == "image" and len(set(card.size)) == 1 and card.size[0]
         if str(clean) != request.data:  # the test part that was named for the data is not one of these rows
             request = dataclasses.replace(request, options={k: v for k, v in request.options.items() if k != "test"})

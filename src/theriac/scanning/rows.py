@@ -31,6 +31,7 @@ from theriac.data.alignment import align
 from theriac.detectors import Detector
 from theriac.detectors._rows import UNJUDGED
 from theriac.models import Builder
+from theriac.runs.source import refuse_table
 from theriac.scanning._rows_page import page
 from theriac.training import Recipe, train
 
@@ -438,6 +439,8 @@ def _clean_rows(clean: Any, data: Any, options: Mapping[str, Any], rows: Split |
     """Clean rows, read as the data are; but the test part that was named for the data is not one of theirs."""
     if isinstance(clean, (str, Path)):
         own = options if str(clean) == str(data) else {k: v for k, v in options.items() if k != "test"}
+        if rows is not None:
+            refuse_table(str(clean), rows.card, "--clean", "the scanned rows are pictures")
         if rows is not None and not rows.is_table:  # a folder of gray pictures beside one that holds a colored one
             own = {"channels": rows.card.channels, **own}
         clean = load(clean, **own)
