@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import theriac as th
+from theriac.bench import read_spec
 from theriac.cli.main import app
 from theriac.core.errors import InputError
 from theriac.core.files import read_json, write_json
@@ -234,6 +235,38 @@ def test_a_plan_refuses_what_columns_and_classes_do_not_have(tmp_path: Path):
     text = " ".join(text.split())
     assert "count is 3; 'people' has 1 numeric column" in text
     assert "positive is 'maybe'; expected one of the classes 'no', 'yes'" in text
+
+
+def test_clean_rows_of_no_number_are_refused_in_a_spec():
+    with pytest.raises(InputError, match="clean is empty; expected a share"):
+        read_spec({"name": "a", "data": "digits", "attacks": ["badnets"], "defenses": ["ft"], "clean": None})
+
+
+def test_rows_that_are_not_there_leave_no_page(tmp_path: Path):
+    spec = {"name": "a", "data": {"name": "digits", "rows": 60}, "models": {"name": "preact_resnet18", "width": 2}}
+    (tmp_path / "a.json").write_text(json.dumps({**spec, "recipes": "short_1", "attacks": [], "controls": True}))
+    assert run("bench", tmp_path / "a.json", "--store", tmp_path / "store", "-q")[0] == 0
+    words = (
+        "results",
+        tmp_path / "store",
+        "--status",
+        "failed",
+        "--page",
+        tmp_path / "page.html",
+        "--out",
+        tmp_path / "rows.csv",
+    )
+    code, text = run(*words)
+    assert (code, "there is no row to write" in text) == (2, True), text
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.filterwarnings("error:.*are rounded")
+def test_nothing_is_said_of_rounding_where_the_file_is_of_another_network(tmp_path: Path):
+    assert run("train", "--width", 2, "--recipe", "short_1", "--rows", 100, "--quiet", "--out", tmp_path / "net")[0] == 0
+    torch.save({"other.weight": torch.zeros(3, dtype=torch.float16)}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="is no file of this network: it lacks"):
+        th.export(tmp_path / "net", tmp_path / "out", to="torch", like=tmp_path / "other.pth")
 
 
 def test_the_next_command_can_be_run_for_a_folder_that_begins_with_a_dash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -434,6 +434,8 @@ class _Reader:
         for i, item in enumerate(items):
             with self.marked.at(*where, *([i] if isinstance(value, (list, tuple)) else [])):
                 options = dict(item) if isinstance(item, Mapping) else {"amount": item}
+                if "amount" in options and options["amount"] is None:
+                    raise InputError("clean is empty; expected a share, such as 0.05, or a number of rows")
                 for key in options:
                     if key not in _CLEAN:
                         raise unknown("option of clean rows", key, _CLEAN)

@@ -58,6 +58,8 @@ def results(
             _sweeps.show_collected(opened.collect(), as_json=as_json)
             return
         rows = benches.rows(opened, sweep, **{name: value for name, value in filters.items() if value is not None})
+        if out is not None and not rows and not leaderboard:
+            raise InputError("there is no row to write")  # before a page or a figure is
         if page is not None:
             _sweeps.tell_written(_sweeps.write_page(opened, rows, page))
     if figure is not None:

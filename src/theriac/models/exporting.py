@@ -87,7 +87,7 @@ def rounded_types(state: Mapping[str, torch.Tensor], like: str | Path, key: str 
     """
     path = as_path("--like", like)
     theirs = _weights_like(path, key)[2]
-    names = fit_names({name: name for name in theirs if name not in _normalization(theirs, state)}, dict(state))
+    names = _fitting(theirs, state, path)
     kinds = set()
     for own, other in names.items():
         if own not in state:
@@ -117,17 +117,27 @@ def _shaped(state: dict[str, torch.Tensor], like: Path, to: str, key: str | None
     old, where, theirs = _weights_like(like, key)
     if to == "safetensors" and where:
         raise InputError(f"{shown(like)} holds its state dict under {where!r}, which safetensors has no place for; take torch")
+    names = _fitting(theirs, state, like)
+    made = {own: _as_type(state[name], theirs[own], own, like) for name, own in names.items()}
+    made |= {name: theirs[name] for name in _normalization(theirs, state)}  # no repair changes it
+    return _nested(old, where.split(".") if where else [], made)
+
+
+def _fitting(theirs: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], like: Path) -> dict[str, str]:
+    """For each of the network's names that of another file.
+
+    Raises:
+        InputError: If the file is of another network; names the first keys at fault.
+    """
     before = _normalization(theirs, state)
-    names = fit_names({name: name for name in theirs if name not in before}, state)  # the network's name -> the file's
+    names = fit_names({name: name for name in theirs if name not in before}, dict(state))
     lacking, other = sorted(state.keys() - names.keys()), sorted(names.keys() - state.keys())
     lacking = [name for name in lacking if not name.endswith("num_batches_tracked")]
     shapes = [name for name in names if name in state and theirs[names[name]].shape != state[name].shape]
     for what, at_fault in (("lacks", lacking), ("has other names, such as", other), ("has other shapes of", shapes)):
         if at_fault:
             raise InputError(f"{shown(like)} is no file of this network: it {what} {', '.join(at_fault[:3])}")
-    made = {own: _as_type(state[name], theirs[own], own, like) for name, own in names.items()}
-    made |= {name: theirs[name] for name in before}  # no repair changes it
-    return _nested(old, where.split(".") if where else [], made)
+    return names
 
 
 def _as_type(value: torch.Tensor, theirs: torch.Tensor, name: str, like: Path) -> torch.Tensor:
