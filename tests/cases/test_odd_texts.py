@@ -223,18 +223,31 @@ def test_a_plan_refuses_what_columns_and_classes_do_not_have(tmp_path: Path):
     table = tmp_path / "people.csv"
     lines = [f"{k},{'f' if k % 2 else 'm'},{'no' if k % 3 else 'yes'}" for k in range(60)]
     table.write_text("age,sex,y\n" + "\n".join(lines) + "\n")
-    spec = {
+    spec: dict = {
         "name": "plan",
         "data": {"name": "people.csv", "label": "y", "sensitive": ["sex"]},
         "models": "mlp",
         "positive": "maybe",
     }
-    spec |= {"recipes": "adam_1", "attacks": ["tabular_value"], "defenses": ["reweighing"], "clean": 0.2}
+    spec |= {
+        "recipes": "adam_1",
+        "clean": 0.2,
+        "attacks": ["tabular_value", {"name": "tabular_value", "count": 1, "as": "one"}],
+    }
+    spec |= {"defenses": ["reweighing", "npd", "pdb", {"name": "filtering", "detector": "strip"}, "ft"]}
     (tmp_path / "plan.json").write_text(json.dumps(spec))
     _, text = run("bench", tmp_path / "plan.json", "--store", tmp_path / "store", "--plan")
     text = " ".join(text.split())
     assert "count is 3; 'people' has 1 numeric column" in text
     assert "positive is 'maybe'; expected one of the classes 'no', 'yes'" in text
+    assert "'people' is a table; NPD's perturbations are of pixels" in text
+    assert "'people' is a table; PDB stamps a patch on pictures" in text
+    assert "detector is 'strip', which changes pixels, and these are rows of a table" in text
+    table.write_text(table.read_text().replace("f,", "x,", 15))  # a third group
+    del spec["positive"]
+    (tmp_path / "plan.json").write_text(json.dumps({**spec, "attacks": [], "defenses": ["dwb"]}))
+    _, text = run("bench", tmp_path / "plan.json", "--store", tmp_path / "store", "--plan")
+    assert "rule 'exact' is for two groups and two classes; these rows have 3 and 2" in " ".join(text.split())
 
 
 def test_clean_rows_of_no_number_are_refused_in_a_spec():

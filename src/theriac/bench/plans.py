@@ -18,6 +18,7 @@ from theriac.core.errors import InputError
 from theriac.core.method import Method
 from theriac.core.run import Run
 from theriac.core.split import Data
+from theriac.debias.base import Debiasing
 from theriac.metrics.fair import positive_class
 from theriac.models import Builder
 from theriac.repairs import Repair
@@ -26,6 +27,7 @@ from theriac.runs.job import reading
 from theriac.runs.opening import Request, named_builder, try_builder
 from theriac.runs.source import clean_rows
 from theriac.training import Recipe
+from theriac.training_defenses.base import TrainingDefense
 
 NONE = "none"
 BENIGN = "benign"
@@ -304,6 +306,8 @@ class _Sweep:
     def _train(self, recipe: Entry[Recipe | None], attack: Entry[Attack] | None, defense: Entry[Method] | None) -> Node | None:
         own = None if defense is None else defense.value
         try:
+            if isinstance(own, TrainingDefense):
+                own.check(self.rows.train)
             job = Job(
                 **self.common,
                 model=self.model.value,
@@ -362,6 +366,10 @@ class _Sweep:
             return False  # a benign model has none; it is repaired with each attack's
         if budget is None:
             return True
+        try:
+            method.check(self.rows.train)
+        except InputError as error:
+            return self._refuse(name, entry.label, str(error), budget.label)
         if (self.data.label, budget.label) in self.lacking:
             return False
         pools = {"train": self.rows.train, "val": self.rows.val}
@@ -398,6 +406,8 @@ class _Sweep:
             return
         try:
             positive_class(self.spec.positive, self.rows.card.classes)
+            if isinstance(defense.value, Debiasing):
+                defense.value.check(self.rows.train)
         except InputError as error:
             self._refuse("", defense.label, str(error))
             return

@@ -115,9 +115,12 @@ class Antidote(Repair):
         epochs = max(self.epochs, math.ceil(self.steps / batches))
         return by_sgd(self, epochs=epochs, schedule=self.schedule, lr=min(self.lr, self.travel / (epochs * batches)))
 
-    def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
+    def check(self, clean: Split) -> None:
+        """Refuse to mix rows of a table."""
         if clean.is_table and self.match:
             raise InputError(f"match is {self.match:g}; it mixes pictures, and {clean.card.name!r} is a table")
+
+    def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
         if clean.is_table and self.lr > TABLE_LR:
             warnings.warn(
                 f"lr is {self.lr:g}, a step size for pictures; on tables it made networks answer one class "

@@ -86,6 +86,8 @@ class Repair(Method):
         if isinstance(original, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             original = original.module
         refuse_fixed(original)
+        if rows is not None and self.needs.takes("clean_rows"):
+            method.check(rows)
         run.outcome = None
         began = time.perf_counter()
         with own_terms(), run.listening() as heard, eager(original), run.progress(self.title):
@@ -163,6 +165,13 @@ class Repair(Method):
         warnings.warn(f"{reason}; the model is not repaired", stacklevel=4)
         figures = {} if said is None else said.figures
         return Outcome(status="unchanged", reason=reason, figures=figures)
+
+    def check(self, clean: Split) -> None:
+        """Refuse clean rows that this method can't work with; ``repair`` does it before any work, and a sweep's plan.
+
+        Raises:
+            InputError: If it can't, such as a table where pixels are changed.
+        """
 
     def _warn_few(self, clean: Split) -> None:
         """Warn before work about classes without clean rows, and about few rows a class, unless it is made for a handful."""

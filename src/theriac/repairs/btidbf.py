@@ -121,9 +121,12 @@ class BTIDBF(Repair):
             norm=norm,
         )
 
-    def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
+    def check(self, clean: Split) -> None:
+        """Refuse tables."""
         if clean.is_table:
             raise InputError(f"{clean.card.name!r} is a table; BTI-DBF draws pictures")
+
+    def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
         site = Site(model, to_input(clean.rows(torch.arange(1))), self.layer)
         with run.init_scope():
             generator = Generator(tuple(clean.card.shape), self.width, self.levels).to(run.device)

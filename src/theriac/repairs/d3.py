@@ -133,9 +133,12 @@ class D3(Repair):
         total = self.lam * clean - self.weight * distance
         return (total / (self.lam + 1) if self.lam > 1 else total), clean
 
-    def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
+    def check(self, clean: Split) -> None:
+        """Refuse to blend rows of a table."""
         if self.views == "blends" and clean.is_table:
             raise InputError("views is 'blends', and codes of categories cannot be blended; expected 'rows' for a table")
+
+    def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
         guard, clean = guarded(self, model, clean, run)
         pushed = Repulsion(model, self.layers, example=to_input(clean.rows(torch.arange(1))))
         pull = Pullback(model, next(iter(pushed.modules)), self.ridge) if self.measure == "pullback" else None

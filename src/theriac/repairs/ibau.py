@@ -104,12 +104,15 @@ class IBAU(Repair):
         """Ours: batches of 32 at 1e-3 with a tenth of the rows perturbed, for a few hundred rows; not tuned."""
         return cls(batch_size=32, lr=1e-3, portion=0.1)
 
-    def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
+    def check(self, clean: Split) -> None:
+        """Refuse tables."""
         if clean.is_table:
             raise InputError(
                 f"{clean.card.name!r} is a table; i-BAU's perturbation is of pixels, and would break codes of categories and "
                 "columns of any other unit"
             )
+
+    def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
         recipe = Recipe(
             name="ibau",
             epochs=self.rounds,

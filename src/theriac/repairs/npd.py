@@ -115,9 +115,12 @@ class NPD(Repair):
         total = total - self.wrong * (1.0001 - rest).log().mean()
         return total - self.targeted * (1.0001 - aimed).log().mean()
 
-    def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
+    def check(self, clean: Split) -> None:
+        """Refuse tables."""
         if clean.is_table:
             raise InputError(f"{clean.card.name!r} is a table; NPD's perturbations are of pixels in [0, 1]")
+
+    def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
         layer, channels, maps = place(model, to_input(clean.rows(torch.arange(1))), self.layer)
         learns = {name: p.requires_grad for name, p in model.named_parameters()}
         frozen = [m for m in model.modules() if isinstance(m, BatchNorm)]

@@ -121,12 +121,15 @@ class SAU(Repair):
         terms = (1e-6 + others).log() + (1 + 1e-6 - bad.clamp_min(0.001)).log()
         return -0.5 * terms.sum() / batch
 
-    def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
+    def check(self, clean: Split) -> None:
+        """Refuse tables."""
         if clean.is_table:
             raise InputError(
                 f"{clean.card.name!r} is a table; SAU's perturbations are of pixels in [0, 1], and would break codes of "
                 "categories and columns of any other unit"
             )
+
+    def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
         frozen = duplicate(model).eval().requires_grad_(False)
         mixed = run.autocast() if self.precision == "run" else contextlib.nullcontext()  # as the search sees them
         with mixed:  # once, since the frozen model and the unaugmented rows never change

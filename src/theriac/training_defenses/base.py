@@ -63,6 +63,7 @@ class TrainingDefense(Method):
             raise UnfairPairingError(f"clean is given, but {self.title} has no clean rows by its threat model (needs)")
         if clean is None and self.needs.clean_rows:
             raise UnfairPairingError(f"clean is missing; {self.title} needs clean rows with labels")
+        self.check(split)
         split = align_to(split, build)
         known: dict[str, Any] = {}
         if clean is not None:
@@ -74,6 +75,13 @@ class TrainingDefense(Method):
             refuse_diverged(model, split, self.name)
         run.event("fitted", method=self.name, seconds=round(time.perf_counter() - began, 3), rows=len(split))
         return model.eval()
+
+    def check(self, split: Split) -> None:
+        """Refuse training rows that this method can't work with; ``train`` does it before any work, and a sweep's plan.
+
+        Raises:
+            InputError: If it can't, such as a table where pixels are changed.
+        """
 
     @abstractmethod
     def _fit(self, build: Buildable, split: Split, run: Run) -> nn.Module:

@@ -62,12 +62,15 @@ class Filtering(TrainingDefense):
         """The detector."""
         return (create("detector", self.detector),)
 
-    def _fit(self, build: Buildable, split: Split, run: Run) -> nn.Module:
-        detector = create("detector", self.detector)
-        if split.is_table and detector.pictures:
+    def check(self, split: Split) -> None:
+        """Refuse tables where the detector changes pixels."""
+        if split.is_table and create("detector", self.detector).pictures:
             raise InputError(
                 f"detector is {self.detector!r}, which changes pixels, and these are rows of a table; take another one"
             )
+
+    def _fit(self, build: Buildable, split: Split, run: Run) -> nn.Module:
+        detector = create("detector", self.detector)
         first = train(build, split, recipe=self.train_recipe, run=run)
         finding = detector.detect(first if detector.needs.model else None, split, run=run)
         flagged = finding.flagged[: int(self.most * len(split))]

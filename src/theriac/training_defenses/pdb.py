@@ -121,7 +121,8 @@ class PDB(TrainingDefense):
             chosen.append(at[torch.randperm(len(at), generator=draw)[:count]])
         return torch.cat(chosen).sort().values
 
-    def _fit(self, build: Buildable, split: Split, run: Run, clean: Split | None = None) -> nn.Module:
+    def check(self, split: Split) -> None:
+        """Refuse tables, pictures that the patch would cover, and moves around all classes."""
         if split.is_table:
             raise InputError(f"{split.card.name!r} is a table; PDB stamps a patch on pictures")
         if self.side(split) >= min(split.card.size):
@@ -130,6 +131,8 @@ class PDB(TrainingDefense):
             )
         if self.moved >= split.num_classes:
             raise InputError(f"moved is {self.moved}; expected at most {split.num_classes - 1} for {split.num_classes} classes")
+
+    def _fit(self, build: Buildable, split: Split, run: Run, clean: Split | None = None) -> nn.Module:
         source, first = split if clean is None else clean, len(split)
         signed_rows = source.take(self.choose(source, max(1, int(self.share * first / split.num_classes)), run))
         run.event("pdb_rows", rows=len(signed_rows), clean=clean is not None, classes=signed_rows.count().tolist())

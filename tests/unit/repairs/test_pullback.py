@@ -285,4 +285,4 @@ def test_options_that_do_not_fit_are_refused(run):
     card = Card(kind="table", classes=("a", "b"), columns=(Column(name="a"),))
     table = Split(torch.rand(8, 1), torch.arange(8) % 2, card=card)
     with pytest.raises(InputError, match="table"):
-        D3(measure="pullback", views="blends")._repair(nn.Linear(1, 2), table, run)
+        D3(measure="pullback", views="blends").check(table)
