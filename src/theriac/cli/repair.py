@@ -223,5 +223,5 @@ def _audited(ctx: typer.Context, opened: Opened, model: nn.Module, folder: Path,
 
     trusted = for_audit(opened.data, opened.source, ctx.params["clean_from"])
     made = th.audit(model, trusted, planted, victim=opened.model, run=_run(ctx.params))
-    audits.write_folder(made, folder, folder.name, status="done", model=str(folder))
+    audits.write_folder(made, folder, folder.name, status="done", model=str(folder), warnings=opt.notes())
     return made

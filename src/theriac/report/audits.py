@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from theriac.report.page import environment, style
 
 
 @typed("path")
-def write(audit: Audit, path: str | Path, name: str = "model") -> Path:
+def write(audit: Audit, path: str | Path, name: str = "model", notes: Sequence[str] = ()) -> Path:
     """Write the page of an audit.
 
     Args:
         audit: What ``theriac.audit`` returned.
         path: The HTML file.
         name: What the audited model is called.
+        notes: What else a reader must know, such as where the rows came from.
 
     Returns:
         Where the page is.
@@ -37,7 +39,7 @@ def write(audit: Audit, path: str | Path, name: str = "model") -> Path:
         }
         for line, judged in zip(audit.lines, audit.judged, strict=True)
     ]
-    values = {"css": Markup(style()), "audit": audit, "rows": rows, "models": MODELS, "name": name}
+    values = {"css": Markup(style()), "audit": audit, "rows": rows, "models": MODELS, "name": name, "notes": notes}
     text = environment().get_template("audit.html.j2").render(values)
     return write_atomically(as_path("path", path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
@@ -57,7 +59,7 @@ def write_folder(audit: Audit, folder: str | Path, name: str = "model", **about:
     record = {**about, "findings": list(audit.alarms), **audit.to_dict()}
     with writing("folder", home):
         write_json(home / "audit.json", record)
-        return record, write(audit, home / "audit.html", name)
+        return record, write(audit, home / "audit.html", name, about.get("warnings", ()))
 
 
 def _cell(cell: Rate | Coefficient | None, model: str) -> tuple[str, str]:
