@@ -83,6 +83,11 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def exact(seed: int = 0) -> th.Run:
+    """In float32, whatever the processor has: the pages say so."""
+    return th.Run(seed=seed, precision="fp32", quiet=True)
+
+
 def jobs(plan: dict[str, Any]) -> list[dict[str, Any]]:
     """All networks of a plan, in an order that is random but fixed."""
     made: dict[str, dict[str, Any]] = {}
@@ -157,15 +162,11 @@ def without_trigger(job: dict[str, Any], model: nn.Module, test: th.Split) -> fl
         return None
     sources = torch.tensor(getattr(attack, "sources", range(test.num_classes)))
     counted = torch.isin(test.y, sources) & (test.y != attack.target)
-    return float(
-        (run_over(model, test, run=th.Run(precision="fp32", quiet=True)).argmax(1).cpu() == attack.target)[counted]
-        .float()
-        .mean()
-    )
+    return float((run_over(model, test, run=exact()).argmax(1).cpu() == attack.target)[counted].float().mean())
 
 
 def trained(job: dict[str, Any], plan: dict[str, Any], data: th.Data) -> tuple[nn.Module, Any]:
-    run = th.Run(seed=job["seed"], precision="fp32", quiet=True)
+    run = exact(job["seed"])
     spec = plan["models"][job["model"]]
     build, chosen = Builder(spec["name"], spec["options"]), recipe(job["recipe"])
     split: Any = data.train
@@ -239,7 +240,7 @@ def train_all(plan: dict[str, Any], paths: dict[str, str], runs: Path, seconds: 
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 model, planted = trained(job, plan, data)
-                figures = th.evaluate(model, data.test, planted, run=th.Run(precision="fp32", quiet=True))
+                figures = th.evaluate(model, data.test, planted, run=exact())
         except th.TheriacError as error:
             print(f"{number} of {len(todo)}  {job['key']}  failed: {error}", flush=True)
             continue
@@ -285,7 +286,7 @@ def measure_all(
 def measured(model: nn.Module, rows: th.Split) -> dict[str, Any]:
     """What a scan measures of a model, and how long: seconds of the clock for weights, else of the processor."""
     weights, began = look_at_weights(model, rows.card.shape), time.process_time()
-    run = th.Run(quiet=True, precision="fp32")
+    run = exact()
     behavior, middle = look_at_behavior(model, rows, run), time.process_time()
     assert behavior.twin is not None
     inner, ended = look_at_inversion(model, behavior.twin, rows, run), time.process_time()

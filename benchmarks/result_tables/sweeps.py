@@ -174,15 +174,9 @@ def _setting(rows: Sequence[Row], place: str) -> list[str]:
 
 def _undefended(groups: Sequence[Group], attacks: Sequence[str], place: str) -> list[str]:
     """Victims of a sweep without defenses, such as a zoo: what they learned, beside the benign model."""
-    numbers = ("acc", "asr", "ra", "target_acc")
-    body = []
-    for attack in attacks:
-        control, victim = (
-            [row for group in groups if group.role == role and group.attack == attack for row in group.done]
-            for role in ("judged", "victim")
-        )
-        figures = [_share(_mean([row[number] for row in victim])) for number in numbers]
-        body.append([attack, *figures, _share(_mean([row["asr"] for row in control]))])
+    made = {(group.role, group.attack): group.done for group in groups}
+    numbers = [("victim", name) for name in ("acc", "asr", "ra", "target_acc")] + [("judged", "asr")]
+    body = [[a, *(_share(_mean([row[name] for row in made.get((role, a), ())])) for role, name in numbers)] for a in attacks]
     return [
         f"## Victims{place}",
         "",

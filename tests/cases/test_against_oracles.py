@@ -270,7 +270,7 @@ def test_clean_rows_with_wrong_labels_are_told_and_right_ones_are_not(table: Pat
 def test_clean_rows_of_a_table_do_not_go_with_pictures(victim: Path, table: Path, tmp_path: Path) -> None:
     done = theriac("repair", victim, "--method", "ft", "--clean-from", table / "test.csv", "--out", tmp_path / "x")
     assert done.exit_code == 2
-    assert "a table; the model takes pictures" in done.stderr
+    assert "a table; the model of 'digits' takes pictures" in done.stderr
 
 
 # what a folder says

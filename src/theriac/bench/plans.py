@@ -398,6 +398,7 @@ class _Sweep:
         self._add(Node(digest, "judge", model.job, needs, cell, model.content, model.rows, self.dtype, options))
 
     def _debias(self, defense: Entry[Method]) -> None:
+        assert isinstance(defense.value, Debiasing)
         if self.rows.train.group is None:
             self._refuse("", defense.label, "it needs groups; the data have none (sensitive: COLUMN)")
             return
@@ -406,8 +407,7 @@ class _Sweep:
             return
         try:
             positive_class(self.spec.positive, self.rows.card.classes)
-            if isinstance(defense.value, Debiasing):
-                defense.value.check(self.rows.train)
+            defense.value.check(self.rows.train)
         except InputError as error:
             self._refuse("", defense.label, str(error))
             return

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 from theriac.core.interrupts import take_interrupts
 
 
 def run() -> None:
     """Entry point of the installed command. A polite kill (SIGTERM) leaves a resumable folder, as Ctrl-C does."""
     take_interrupts()  # before the command's own modules are imported
-    try:
-        from theriac.cli import main
+    from theriac.cli import main
 
-        main.run()
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+    main.run()

@@ -36,11 +36,12 @@ from theriac.cli.scan_file import scan_file
 from theriac.cli.train import train
 from theriac.cli.zoo import app as zoo
 from theriac.core.errors import InputError, NothingToDoError, StoppedError, TheriacError
+from theriac.core.interrupts import STOPPED
 from theriac.core.paths import DiskFullError, as_path
 from theriac.core.text import clean
 from theriac.core.version import VERSION
 
-OK, FINDINGS, BAD_INPUT, NOTHING_TO_DO, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 4, 130
+OK, FINDINGS, BAD_INPUT, NOTHING_TO_DO, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 4, STOPPED
 BAD_INPUT_OF = {"scan": 64}  # commands whose code 2 is an answer; 64 is EX_USAGE of sysexits
 # Turns in which a thread of GNU OpenMP waits for work before it gives its core away; by default some milliseconds. Where others
 # want the core, a step then waits for a thread that waits for a core. It is GNU's own choice where threads outnumber cores.

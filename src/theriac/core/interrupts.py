@@ -16,7 +16,7 @@ PATIENCE = 20.0  # seconds after which it is raised all the same: a user's modul
 
 STOPPED = 130  # exit code of a command that was stopped
 
-_began: list[float] = []  # when there was first something to undo; empty where there is nothing yet
+_began = threading.Event()  # whether there is something to undo
 _waits: list[float] = []  # when the interrupt came that waits for the end of an import; empty where none does
 
 
@@ -36,8 +36,7 @@ def take_interrupts() -> None:
 
 def something_to_undo() -> None:
     """From now on an interrupt is raised: there is a folder, a file or a display that must not be left as it is."""
-    if not _began:
-        _began.append(time.monotonic())
+    _began.set()
 
 
 @contextlib.contextmanager
@@ -67,12 +66,12 @@ def noted(came: list[int]) -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    now = time.monotonic()
-    if not _began:
+    if not _began.is_set():
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # no stderr, or in the midst of a write to it
             sys.stderr.write("stopped\n")
             sys.stderr.flush()
         os._exit(STOPPED)
+    now = time.monotonic()
     if _imports(frame) and (not _waits or now - _waits[0] < PATIENCE):
         if not _waits:
             _waits.append(now)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -93,6 +94,14 @@ def writing(name: str, path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise InputError(f"{name} is {str(path)!r}, which can't be written: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is gone afterward, after Ctrl-C too."""
+    something_to_undo()
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def try_folder(name: str, folder: Path, size: int = 0) -> None:

@@ -80,6 +80,19 @@ def factor(value: Any, name: str) -> Factor:
     return Factor(np.where(result.codes == lost, -1, result.codes), result.levels)
 
 
+def labeled(value: Any, name: str) -> Factor:
+    """Labels of rows, (N,), none of which is missing.
+
+    Raises:
+        InputError: On another shape, or if one is.
+    """
+    labels = factor(value, name)
+    lost = int((labels.codes < 0).sum())
+    if lost:
+        raise InputError(f"{name} has no value in {lost:,} of {len(labels):,} rows; every row needs a label")
+    return labels
+
+
 def as_cells(value: Any, name: str, missing_group: str = "refuse") -> tuple[Codes, tuple[Level, ...]]:
     """Groups of rows, (N,) or several columns that combine: numbers into levels, which are in order.
 
@@ -110,11 +123,8 @@ def as_labels(parts: Mapping[str, Any]) -> tuple[dict[str, Codes], tuple[str, ..
     Raises:
         InputError: If one has another shape or lacks a value, holds scores instead of classes, or all hold one class.
     """
-    factors = {name: factor(values, name) for name, values in parts.items()}
+    factors = {name: labeled(values, name) for name, values in parts.items()}
     for name, labels in factors.items():
-        lost = int((labels.codes < 0).sum())
-        if lost:
-            raise InputError(f"{name} has no value in {lost:,} of {len(labels):,} rows; every row needs a label")
         _refuse_scores(labels, name, "expected classes; take them first, as in (scores > 0.5) or scores.argmax(1)")
     present = {name: f.present() for name, f in factors.items()}
     numbers = {name for name, levels in present.items() if not any(isinstance(v, str) for v in levels)}

@@ -19,7 +19,7 @@ from theriac.core.card import Card, Column
 from theriac.core.errors import InputError, shortened
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.data._fairness_input import aligned, as_cells, factor, has_index, refuse_apart
+from theriac.data._fairness_input import aligned, as_cells, has_index, labeled, refuse_apart
 from theriac.data._frame import as_table, columns_of, matrix
 from theriac.debias.dwb import DwB
 from theriac.models import Builder
@@ -210,9 +210,10 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if fit:
                 self.columns_ = columns_of(table)
             x = matrix(table, self.columns_)
-            for about, column in zip(self.columns_ or (), x.T, strict=True):
-                if np.isinf(column).any():
-                    raise InputError(f"column {about.name!r} of X is infinite in row {int(np.isinf(column).argmax())}")
+            infinite = np.argwhere(np.isinf(x.T))
+            if len(infinite):
+                column, row = infinite[0]
+                raise InputError(f"column {(self.columns_ or ())[column].name!r} of X is infinite in row {row}")
             x = check_array(x, dtype=np.float64, ensure_all_finite="allow-nan", estimator=self)
         with np.errstate(over="ignore"):
             x = x.astype(np.float32)
@@ -228,13 +229,10 @@ class DwBClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _refuse_labels(y: npt.NDArray[Any]) -> None:
-    labels = factor(y, "y")
-    lost = int((labels.codes < 0).sum())
-    if lost:
-        raise InputError(f"y has no value in {lost:,} of {len(y):,} rows; every row needs a label")
-    text = [isinstance(level, str) for level in labels.present()]
+    levels = labeled(y, "y").present()
+    text = [isinstance(level, str) for level in levels]
     if any(text) and not all(text):
-        raise InputError(f"y holds text and numbers, {labels.present()[:4]}; expected one of them")
+        raise InputError(f"y holds text and numbers, {levels[:4]}; expected one of them")
 
 
 def _plain(value: Any) -> Any:

@@ -169,14 +169,14 @@ class Clean:
 _LOADS = tuple(k for k in inspect.signature(load).parameters if k not in ("source", "name_or_path", "augment"))
 
 
-def refuse_table(where: str, card: Card, option: str, whose: str = "the model takes pictures") -> None:
+def refuse_table(where: str, card: Card, option: str, whose: str = "") -> None:
     """Refuse a table that is named beside pictures, before it is read as pictures.
 
     Raises:
         InputError: If it is one.
     """
     if card.kind == "image" and as_path(option, where).suffix.lower() in TABLES:
-        raise InputError(f"{option} is {where!r}, a table; {whose}")
+        raise InputError(f"{option} is {where!r}, a table; {whose or f'the model of {card.name!r} takes pictures'}")
 
 
 def absolute(name: str) -> str:

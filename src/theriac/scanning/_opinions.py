@@ -12,7 +12,6 @@ import io
 import json
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,11 +34,10 @@ def second_opinions(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _ask(tool: str, path: Path) -> str:
-    from theriac.core.interrupts import something_to_undo
+    from theriac.core.paths import temporary_folder
     from theriac.core.text import line
 
-    something_to_undo()
-    with tempfile.TemporaryDirectory() as home:  # whatever a scanner leaves is left there
+    with temporary_folder() as home:  # whatever a scanner leaves is left there
         command = [sys.executable, "-I", __file__, tool, str(path.resolve())]
         try:
             done = subprocess.run(command, capture_output=True, timeout=SECONDS, cwd=home, check=False)

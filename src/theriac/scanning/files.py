@@ -13,7 +13,6 @@ import os
 import re
 import struct
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -36,7 +35,7 @@ from theriac.core.files import (
 from theriac.core.files.pickles import MAX_PICKLE
 from theriac.core.files.programs import check_program
 from theriac.core.files.tensors import MAX_HEADER, check_safetensors, npy_header
-from theriac.core.interrupts import something_to_undo
+from theriac.core.paths import temporary_folder
 from theriac.core.text import line, shorten
 from theriac.scanning._opinions import second_opinions
 from theriac.scanning._pickled import looks_like, names_as_pickle, names_between, names_in
@@ -285,9 +284,8 @@ def _inner_zip(file: _File, depth: int) -> _Look:
     unread = "archive", [file.risk("unread", "an archive inside an archive")]
     if depth > 1 or len(file.data) < file.size:
         return unread
-    something_to_undo()
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, "inner.zip")
+    with temporary_folder() as folder:
+        copy = folder / "inner.zip"
         copy.write_bytes(file.data)
         try:
             with Archive(copy) as archive:

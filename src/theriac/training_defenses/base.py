@@ -63,8 +63,8 @@ class TrainingDefense(Method):
             raise UnfairPairingError(f"clean is given, but {self.title} has no clean rows by its threat model (needs)")
         if clean is None and self.needs.clean_rows:
             raise UnfairPairingError(f"clean is missing; {self.title} needs clean rows with labels")
-        self.check(split)
         split = align_to(split, build)
+        self.check(split)
         known: dict[str, Any] = {}
         if clean is not None:
             known["clean"] = align(as_clean(clean), split.card, "the training set")

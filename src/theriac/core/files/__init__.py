@@ -7,7 +7,6 @@ import errno
 import io
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from theriac.core.files.programs import check_program
 from theriac.core.files.records import parse_json, read_json, read_json_lines
 from theriac.core.files.tensors import check_safetensors, load_torch, read_npy, read_npz, read_safetensors
 from theriac.core.interrupts import something_to_undo
-from theriac.core.paths import DiskFullError, as_path, is_full, is_stream
+from theriac.core.paths import DiskFullError, as_path, is_full, is_stream, temporary_folder
 from theriac.core.text import json_text
 
 __all__ = [
@@ -80,9 +79,9 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     if path.is_dir():
         raise InputError(f"{shown(path)} is a folder, and no file is put in its place")
     if is_stream(path):
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder) / path.name)
-            with (Path(folder) / path.name).open("rb") as made, _stream(path) as out:
+        with temporary_folder() as folder:
+            write(folder / path.name)
+            with (folder / path.name).open("rb") as made, _stream(path) as out:
                 shutil.copyfileobj(made, out)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

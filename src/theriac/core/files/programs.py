@@ -8,7 +8,6 @@ libraries may lie beside the graph. So each of these is checked here against a l
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from theriac.core.errors import InputError, UnsafeFileError
 from theriac.core.files.archives import Archive, DamagedError
 from theriac.core.files.gate import regular, shown
 from theriac.core.files.records import parse_json
-from theriac.core.interrupts import something_to_undo
+from theriac.core.paths import temporary_folder
 from theriac.core.text import shorten
 
 MAX_GRAPH = 64 << 20  # bytes of the graph's description
@@ -78,9 +77,8 @@ def check_program(path: str | Path, check: Callable[[Path, int], None], load: Ca
             _check_graph(path, parse_json(bytes(archive.read(f"{root}/models/model.json", MAX_GRAPH)), "its graph"))
             samples = f"{root}/data/sample_inputs/model.pt"
             if samples in archive.members:  # which torch unpickles
-                something_to_undo()
-                with tempfile.TemporaryDirectory() as folder:
-                    copy = Path(folder) / "samples.pt"
+                with temporary_folder() as folder:
+                    copy = folder / "samples.pt"
                     copy.write_bytes(archive.read(samples, _SAMPLES))
                     load(copy)
     except DamagedError as error:
