@@ -709,6 +709,10 @@ def _yaml(file: _File) -> list[Risk]:
     return [file.risk("runs", "a YAML tag that makes Python objects")] if hit else []
 
 
+def _picture(file: _File, depth: int) -> _Look:
+    return "picture", []
+
+
 def _text(file: _File, depth: int) -> _Look:
     if file.suffix in ("jinja", "jinja2", "j2"):
         return "template", _template(file, file.data)
@@ -760,6 +764,28 @@ def _is_onnx(file: _File) -> bool:
     return False
 
 
+def _is_picture(file: _File) -> bool:
+    """GIF, WebP, TIFF, or a bitmap, which also says its length."""
+    head = file.data[:16]
+    if head[:6] in (b"GIF87a", b"GIF89a") or head[:4] in (b"II*\0", b"MM\0*"):
+        return True
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return True
+    return head[:2] == b"BM" and int.from_bytes(head[2:6], "little") == file.size and head[6:10] == b"\0\0\0\0"
+
+
+def _is_sentencepiece(file: _File) -> bool:
+    """Whether it is a vocabulary of SentencePiece: pieces of text with a number each, then settings."""
+    if file.data[:1] != b"\n" or file.size > len(file.data):
+        return False
+    with contextlib.suppress(ValueError):
+        fields = list(_fields(file.data))
+        pieces = [value for number, value in fields if number == 1 and isinstance(value, bytes)]
+        whole = all(1 <= number <= 5 and isinstance(value, bytes) for number, value in fields)
+        return whole and bool(pieces) and {number for piece in pieces[:100] for number, _ in _fields(piece)} <= {1, 2, 3}
+    return False
+
+
 def _cut(file: _File, end: bytes) -> list[Risk]:
     """Said of a file that does not end as its kind does, as far as it was read."""
     if file.size > len(file.data) or file.data.endswith(end):
@@ -789,8 +815,8 @@ _MAGIC: tuple[tuple[bytes, int, Callable[[_File, int], _Look]], ...] = (
     (b"MZ", 0, _PROGRAM),
     (b"\xcf\xfa\xed\xfe", 0, _PROGRAM),
     (b"#!", 0, _closed("script", "code", "a script")),
-    (b"\x89PNG", 0, lambda file, _: ("picture", [])),
-    (b"\xff\xd8\xff", 0, lambda file, _: ("picture", [])),
+    (b"\x89PNG", 0, _picture),
+    (b"\xff\xd8\xff", 0, _picture),
     (b"PAR1", 0, lambda file, _: ("Parquet table", _cut(file, b"PAR1"))),
 )
 _TESTS: tuple[tuple[Callable[[_File], bool], Callable[[_File, int], _Look]], ...] = (
@@ -805,6 +831,8 @@ _TESTS: tuple[tuple[Callable[[_File], bool], Callable[[_File, int], _Look]], ...
     (lambda f: f.suffix in ("so", "dll", "dylib", "exe"), _PROGRAM),
     (lambda f: f.name.endswith("saved_model.pb") or f.suffix in ("pb", "pbtxt"), _saved_model),
     (_is_onnx, _onnx),
+    (_is_picture, _picture),
+    (_is_sentencepiece, lambda file, _: ("vocabulary of SentencePiece", [])),
     (lambda f: f.suffix in ("rds", "rda", "rdata") or f.data[:5] in (b"RDX2\n", b"RDX3\n"), _closed("R object")),
     (lambda f: f.suffix == "json" or f.data[:1] == b"{", _json),
     (_is_text, _text),

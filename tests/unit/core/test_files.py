@@ -87,7 +87,7 @@ def test_a_truncated_file_is_refused(tmp_path):
     whole = path.read_bytes()
     for keep in (0, 1, 10, 500, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:keep])
-        with pytest.raises(InputError, match=r"cut\.pt is damaged"):
+        with pytest.raises(InputError, match=r"cut\.pt is (damaged|empty|not a torch file)"):
             load_tensors_safely(path)
 
 

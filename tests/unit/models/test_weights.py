@@ -191,6 +191,16 @@ def test_damaged_files_are_refused(digits: th.Data, tmp_path: Path, name: str, c
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("contents", "why"), [(b"", "is empty"), (b"hello", "begins with b'hell'"), (b'{"a": 1}', "begins with")]
+)
+def test_a_file_that_no_torch_wrote_is_called_that(digits: th.Data, tmp_path: Path, contents: bytes, why: str):
+    (tmp_path / "a.pt").write_bytes(contents)
+    with pytest.raises(InputError, match=why) as caught:
+        load_weights(fresh(digits), tmp_path / "a.pt")
+    assert "pickle" not in str(caught.value)
+
+
 def test_missing_files_folders_and_truncated_zips_are_refused(digits: th.Data, tmp_path: Path):
     with pytest.raises(InputError, match=r"none\.pt is not a file"):
         load_weights(fresh(digits), tmp_path / "none.pt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import struct
 import sys
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
@@ -77,11 +79,24 @@ def test_ordinary_files_of_other_kinds_raise_no_alarm(tmp_path: Path):
     (tmp_path / "m.keras").write_bytes(zipped(config_dot_json=b'{"class_name": "Dense", "module": "keras.layers"}'))
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     (tmp_path / "README.md").write_text("# A model\n")
+    for ending in ("png", "jpeg", "gif", "bmp", "webp", "tiff"):
+        Image.new("RGB", (9, 7), (10, 200, 30)).save(tmp_path / f"sample.{ending}")
+    pieces = [field(1, text) + b"\x15" + struct.pack("<f", -n) + b"\x18\x01" for n, text in enumerate((b"<unk>", b"a", b"b"))]
+    (tmp_path / "spiece.model").write_bytes(b"".join(field(1, piece) for piece in pieces) + field(2, field(1, b"corpus.txt")))
     report = inspect(tmp_path)
     assert report.level == "clean", report
-    assert report.files == 8
+    assert report.files == 15
     with pytest.raises(InputError, match="nowhere"):
         inspect(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("head", [b"GIF89a" + bytes(3), b"\x89PNG\n"])
+def test_a_picture_that_is_a_pickle_as_well_is_named(tmp_path: Path, head: bytes):
+    """Of a pickle, the first bytes of a GIF are a number, those of a PNG a truth and an object that is looked up."""
+    (tmp_path / "sample").write_bytes(head + b"cos\nmkdir\n(S'nowhere'\ntR.")
+    report = inspect(tmp_path / "sample")
+    assert report.kind == "picture"
+    assert [(risk.level, "os.mkdir" in risk.what) for risk in report.risks] == [("runs", True)]
 
 
 def test_the_command_says_it_and_ends_with_its_code(tmp_path: Path):

@@ -92,6 +92,10 @@ def load_torch(path: Path, map_location: Any, tensors_only: bool, check: Callabl
         raise UnsafeFileError(f"{shown(path)} was not opened: it would {' and '.join(wants)}; {_HINT} ({hint})") from None
     if isinstance(trouble, _ProgramError):
         raise InputError(f"{shown(path)} was not opened: {trouble}") from None
+    if trouble is not None and not start:
+        raise InputError(f"{shown(path)} is empty; expected a torch file") from None
+    if trouble is not None and start[:1] != b"\x80" and start[:2] != b"PK":  # what reading it as a pickle met says nothing then
+        raise InputError(f"{shown(path)} is not a torch file: it begins with {start!r}") from None
     if trouble is not None:
         raise InputError(f"{shown(path)} is damaged or not a torch file: {trouble}") from None
     return contents
