@@ -29,13 +29,22 @@ def setting(rows: Sequence[Row], place: str) -> list[str]:
     lines = [
         f"## Beside the plain model{place}",
         "",
+        *_headline(groups),
         f"Plain models, means over seeds: {', '.join(plain)} %. bACC: mean over cells of group and label of a cell's accuracy; "
         "odds gap: mean odds difference; DP gap: demographic parity difference. Change: in points, of each seed against its "
         "own plain model, with a 95 % t interval over seeds. Degenerate: in how many seeds the model answers one class or "
-        "lost one. Whom a method harms is in the debiasing tables ([debias](debias.md)).",
+        "lost one. Harmed: in how many seeds a group's accuracy, or its recall of the positive class, falls beyond noise, "
+        "and by how many points at most.",
         "",
         grid(
-            ("method", "seeds", *(part for name in FIGURES.values() for part in (name, "change")), "degenerate", "CPU s"),
+            (
+                "method",
+                "seeds",
+                *(part for name in FIGURES.values() for part in (name, "change")),
+                "harmed",
+                "degenerate",
+                "CPU s",
+            ),
             [_line(group) for group in groups],
         ),
         "",
@@ -60,6 +69,15 @@ def _mean(groups: Sequence[Group], name: str) -> float:
     return sum(values.values()) / len(values)
 
 
+def _headline(groups: Sequence[Group]) -> list[str]:
+    """What comes before all figures: methods after which a group is worse off in most of their seeds."""
+    often = [group for group in groups if max(map(len, group.falls.values()), default=0) > len(group.done) / 2]
+    if not often:
+        return []
+    named = sorted(often, key=lambda group: min(map(min, group.falls.values())))
+    return [f"**Harm a group in most of their seeds: {', '.join(group.defense for group in named)}.**", ""]
+
+
 def _line(group: Group) -> list[str]:
     cells = []
     for name in FIGURES:
@@ -72,6 +90,7 @@ def _line(group: Group) -> list[str]:
         group.defense,
         ", ".join(str(row["seed"]) for row in group.done),
         *cells,
+        ", ".join(f"{name} {len(falls)} of {len(group.done)} ({100 * min(falls):.1f})" for name, falls in group.falls.items()),
         f"{hollow} of {len(group.done)}",
         "" if seconds is None else f"{seconds.mean:.0f}",
     ]

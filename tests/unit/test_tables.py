@@ -132,13 +132,16 @@ def test_a_sweep_of_debiased_models_pairs_each_with_its_plain_model_and_with_dwb
             f"b{seed}", {**base, **rates, "defense": "other", "seed": seed, "acc": 0.8 + change, "acc_before": 0.8, "job": "1"}
         )
         mine = rates | {"odds_gap": 0.1 - change, "bacc": 0.85, "acc": 0.78, "acc_before": 0.78}
-        hollow = {"degenerate": "It answers one class."} if seed else {}
+        hollow = (
+            {"degenerate": "It answers one class.", "harmed": '{"f": -0.1}'} if seed else {"harmed": '{"f": -0.2, "m": -0.05}'}
+        )
         table.put(f"a{seed}", {**base, **mine, **hollow, "defense": "DwB exact", "seed": seed, "job": "2"})
     (name, rows), *_ = sweeps.sweeps(tmp_path).items()
     text = sweeps.page(name, rows)
     assert "| other | 0, 1 | 82.0 | +2.0 (-10.7 to +14.7) | 75.0 | +0.0 (+0.0 to +0.0) |" in text
     dwb = "| DwB exact | 0, 1 | 78.0 | +0.0 (+0.0 to +0.0) | 85.0 | +10.0 (+10.0 to +10.0) | 8.0 | -2.0 (-14.7 to +10.7) |"
-    assert f"{dwb} 20.0 | +0.0 (+0.0 to +0.0) | 1 of 2 | 2 |" in text
+    assert f"{dwb} 20.0 | +0.0 (+0.0 to +0.0) | f 2 of 2 (-20.0), m 1 of 2 (-5.0) | 1 of 2 | 2 |" in text
+    assert "**Harm a group in most of their seeds: DwB exact.**" in text
     paired = "| other | -4.0 (-16.7 to +8.7), not distinguishable | +10.0 (+10.0 to +10.0) |"
     assert paired in text
 

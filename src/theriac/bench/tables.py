@@ -20,6 +20,7 @@ from theriac.core.files import write_atomically
 from theriac.core.paths import as_path, writing
 from theriac.core.text import in_markdown
 from theriac.metrics import Spread, der, over_seeds, wilson
+from theriac.metrics.debiased import short
 from theriac.metrics.intervals import share
 
 RATES = ("acc", "asr", "ra", "target_acc")
@@ -42,6 +43,7 @@ COLUMNS = (
     *(f"{name}{end}" for name in GAPS for end in ("", "_before")),
     "outcome",
     "degenerate",
+    "harmed",
     "alarms",
     "audit",
     "seconds",
@@ -134,6 +136,7 @@ def _row(row: Row, scores: Mapping[str, Mapping[tuple[str, str], tuple[int, int]
         "der": result.get("der"),
         "outcome": outcome.get("status"),
         "degenerate": " ".join(result.get("degenerate") or ()),
+        "harmed": _harmed(result.get("verdict") or {}),
         "warnings": "; ".join(result.get("notes") or ()),
     }
     fairness = result.get("fairness") or {}
@@ -143,6 +146,16 @@ def _row(row: Row, scores: Mapping[str, Mapping[tuple[str, str], tuple[int, int]
         if end and figures:
             row["acc_before"] = (figures.get("acc") or {}).get("value")
     return row
+
+
+def _harmed(verdict: Mapping[str, Any]) -> str | None:
+    """The largest fall of each group that debiasing harmed beyond noise, as JSON; None of no debiased model."""
+    if "harmed" not in verdict:
+        return None
+    fell: dict[str, float] = {}
+    for change in verdict["harmed"]:
+        fell[change["group"]] = min(change["change"], fell.get(change["group"], 0.0))
+    return json.dumps(fell)
 
 
 def _looks(audit: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -241,6 +254,30 @@ class Group:
         return [
             text if count == of else f"{text.removesuffix('.')} ({count} of {of} results)." for text, count in counts.items()
         ]
+
+    @property
+    def falls(self) -> dict[str, list[float]]:
+        """For each group that debiasing harmed in some results, its largest fall in each of them, in [-1, 0)."""
+        fell: dict[str, list[float]] = {}
+        for row in self.done:
+            for name, change in json.loads(row.get("harmed") or "{}").items():
+                fell.setdefault(name, []).append(change)
+        return fell
+
+    @property
+    def harmed(self) -> list[str]:
+        """Groups that debiasing harmed, in sentences: in how many results, and by how much at most."""
+        of = len(self.done)
+        return [
+            f"Harms group {short(name)}{f' in {len(falls)} of {of} results' * (of > 1)}: accuracy or recall down by "
+            f"{'up to ' * (len(falls) > 1)}{-100 * min(falls):.1f} points."
+            for name, falls in self.falls.items()
+        ]
+
+    @property
+    def cautions(self) -> list[str]:
+        """What to know before its numbers are believed, in sentences."""
+        return [*self.degenerate, *self.harmed]
 
     @property
     def alarmed(self) -> tuple[int, int]:
@@ -402,7 +439,7 @@ def summary(groups: Sequence[Group]) -> list[list[str]]:
     """Cells over their seeds as texts, under the names in ``SHOWN``."""
     lines = []
     for group in groups:
-        mark = " †" if group.degenerate else ""
+        mark = " †" if group.cautions else ""
         figures = [text and text + mark for text in (in_words(group.over(name), 100) for name in ("acc", "asr", "ra"))]
         time, der_words = group.over("seconds"), in_words(group.over("der"), 1, 3)
         last = [der_words and der_words + mark, *(_moved(group, name) for name in GAP_HEADS.values())]
@@ -492,9 +529,9 @@ def _mean_look(look: str, cells: Sequence[Mapping[str, float]]) -> str:
 
 
 def misleading(groups: Sequence[Group]) -> list[str]:
-    """What a † means: cells whose numbers a degenerate model would also reach, by name."""
-    broken = [group for group in groups if group.degenerate]
-    return [f"{group.attack} · {group.full_defense} ({group.role}): {' '.join(group.degenerate)}" for group in broken]
+    """What a † means: cells whose numbers a degenerate model would also reach, or where a group is harmed, by name."""
+    broken = [group for group in groups if group.cautions]
+    return [f"{group.attack} · {group.full_defense} ({group.role}): {' '.join(group.cautions)}" for group in broken]
 
 
 def in_words(value: Mean | None, times: float, digits: int = 1) -> str:
@@ -548,7 +585,7 @@ def _parquet(plain: Sequence[Row]) -> bytes:
     import pyarrow.parquet as pq
 
     integers = ("seed", "defense_seed", "alarms", "row_passes")
-    texts = {*LABELS, "sweep", "role", "status", "outcome", "degenerate", "audit", "warnings", "error"}
+    texts = {*LABELS, "sweep", "role", "status", "outcome", "degenerate", "harmed", "audit", "warnings", "error"}
     texts |= {"machine", "device", "precision", "versions", "options", "key"}
 
     def kind(name: str) -> Any:

@@ -172,11 +172,11 @@ def tell_failed(results: Sequence[Row]) -> None:
 
 
 def _warn_of(groups: Sequence[Group]) -> None:
-    """Say which cells mislead."""
+    """Say which cells mislead, or hold a group that is harmed."""
     broken = misleading(groups)
     _show.alarm([f"† {text}" for text in broken[:FIRST_WARNINGS]])
     if len(broken) > FIRST_WARNINGS:
-        _show.alarm([f"† {len(broken) - FIRST_WARNINGS:,} more cells mislead as well; the page names them"])
+        _show.alarm([f"† {len(broken) - FIRST_WARNINGS:,} more cells carry a warning; the page names them"])
 
 
 def write_page(store: Store, results: Sequence[Row], path: str | Path, option: str = "--page") -> Path:
@@ -228,6 +228,7 @@ def _cell(group: Group) -> SweepCell:
         alarms=group.alarmed,
         numbers={name: Number(*value) for name, value in values.items() if value is not None},
         degenerate=tuple(group.degenerate),
+        harmed=tuple(group.harmed),
         environment="; ".join(facts),
         keys=tuple(row["key"][:12] for row in group.rows),
     )
@@ -261,7 +262,7 @@ def _fairness(group: Group) -> list[tuple[str, ...]]:
     setting, seeds = ", ".join(part for part in group.labels[:3] if part), str(len(group.done))
     pairs = [(words, group.over(f"{name}_before"), group.over(name)) for name, words in _FAIR.items()]
     return [
-        (group.defense, setting, seeds, words, in_words(before, 100), in_words(after, 100))
+        (f"{group.defense}{' †' * bool(group.cautions)}", setting, seeds, words, in_words(before, 100), in_words(after, 100))
         for words, before, after in pairs
         if before is not None and after is not None
     ]

@@ -83,6 +83,7 @@ class SweepCell:
         seeds: How many seeds have a result, of how many; several of them may be repetitions on one victim.
         numbers: Each number that there is, by the name of its quantity.
         degenerate: Results that a degenerate model would also reach, in sentences; empty if there are none.
+        harmed: Groups that debiasing harmed, in sentences.
         environment: Machine, device, precision and versions.
         keys: Keys of the jobs in the store.
         victims: How many victims these are; 0 = one for each seed.
@@ -96,6 +97,7 @@ class SweepCell:
     seeds: tuple[int, int]
     numbers: Mapping[str, Number]
     degenerate: tuple[str, ...] = ()
+    harmed: tuple[str, ...] = ()
     environment: str = ""
     keys: tuple[str, ...] = ()
     victims: int = 0
@@ -105,6 +107,11 @@ class SweepCell:
     def name(self) -> str:
         """Attack and defense in words."""
         return f"{self.attack} · {self.defense}"
+
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """What to know before its numbers are believed, in sentences."""
+        return (*self.degenerate, *self.harmed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,14 +225,15 @@ def write_sweep(
 
 def headline(cells: Sequence[SweepCell], troubles: Sequence[tuple[str, str]] = ()) -> str:
     """The most important fact in one sentence: warnings about results come before the best of them."""
-    broken = sum(bool(cell.degenerate) for cell in cells)
+    broken, harm = sum(bool(cell.cautions) for cell in cells), sum(bool(cell.harmed) for cell in cells)
+    whom = f", {harm:,} because a group is harmed" if harm else ""
     missing = sum(not cell.seeds[0] for cell in cells)
     if missing:  # whatever is best of what is there may be so for what is not
         why = f" ({_troubles(len(troubles))} failed or refused)" if troubles else " yet"
-        warned = f"; {broken:,} carry a warning (†)" if broken else ""
+        warned = f"; {broken:,} carry a warning (†){whom}" if broken else ""
         return f"{missing:,} of {len(cells):,} cells have no result{why}{warned}."
     if broken:
-        warning = f"{broken:,} of {len(cells):,} cells carry a warning (†)"
+        warning = f"{broken:,} of {len(cells):,} cells carry a warning (†){whom}"
         top = _best(cells)
         if top is None or any(cell.degenerate for cell in cells if cell.defense == top[0]):
             return f"{warning}."  # a model that predicts one class may have the lowest attack success of all
@@ -289,7 +297,7 @@ def matrix(cells: Sequence[SweepCell], setting: str, quantity: Quantity) -> dict
             if cell.victims == 1 < cell.seeds[0]
             else "1 seed"
         )
-        mark = " †" if cell.degenerate and quantity.share else ""
+        mark = " †" if cell.cautions and quantity.share else ""
         return {"text": _figure(number.mean, quantity) + mark, "small": small, "fill": _step(number.mean, quantity, top)}
 
     def of(line: Sequence[tuple[str, str]]) -> list[float]:
@@ -367,8 +375,8 @@ def _best(cells: Sequence[SweepCell]) -> tuple[str, float, int, int] | None:
 
 
 def _warnings(cells: Sequence[SweepCell]) -> list[str]:
-    """Cells whose numbers mislead alone, such as those of a model that has lost a class, by name."""
-    return [f"† {cell.name} ({cell.role}, {cell.setting}): {' '.join(cell.degenerate)}" for cell in cells if cell.degenerate]
+    """Cells whose numbers mislead alone, as of a model that has lost a class or harms a group, by name."""
+    return [f"† {cell.name} ({cell.role}, {cell.setting}): {' '.join(cell.cautions)}" for cell in cells if cell.cautions]
 
 
 def _alerts(cells: Sequence[SweepCell]) -> list[str]:
@@ -554,7 +562,7 @@ def _worded(number: Number, quantity: Quantity) -> str:
 
 def _line(cell: SweepCell, named: Mapping[str, str], audited: bool) -> list[str]:
     numbers = [_worded(cell.numbers[q.name], q) if q.name in cell.numbers else "" for q in QUANTITIES]
-    role = f"{cell.role} †" if cell.degenerate else cell.role
+    role = f"{cell.role} †" if cell.cautions else cell.role
     seeds = f"{cell.seeds[0]}" if cell.seeds[0] == cell.seeds[1] else f"{cell.seeds[0]} of {cell.seeds[1]}"
     if 0 < cell.victims < cell.seeds[0]:
         seeds += f", {cell.victims} victim{'s' * (cell.victims > 1)}"

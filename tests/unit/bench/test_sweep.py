@@ -6,9 +6,12 @@ import os
 import shutil
 import signal
 import time
+from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -450,6 +453,34 @@ def test_debiasing_needs_groups_and_gives_gaps(people: Path, tmp_path: Path) -> 
     assert f"| {move} |" in table
     assert "| DP gap % |" in table
     assert "ASR" not in table
+
+
+def test_a_group_that_debiasing_harms_is_in_headline_table_and_page(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    x, group = draw.normal(size=(3000, 3)), draw.random(3000) < 0.5
+    frame = pd.DataFrame(x, columns=list("abc")).assign(g=np.where(group, "m", "f"))  # most of m are rightly "yes"
+    frame["y"] = np.where(x[:, 0] + 2.5 * group + draw.normal(size=3000) > 1.2, "yes", "no")
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    data = {"name": str(tmp_path / "table.csv"), "label": "y", "sensitive": "g", "as": "people"}
+    recipe = {"name": "adam_30", "epochs": 3}
+    spec = {"name": "harm", "data": data, "models": "mlp", "recipes": recipe, "defenses": ["reweighing"]}
+    run(spec, tmp_path / "s", quiet=True)
+    with Store(tmp_path / "s") as store:
+        found = rows(store)
+    (row,) = [r for r in found if r["role"] == "debiased"]
+    verdict = json.loads((tmp_path / "s" / "runs" / row["key"] / "run.json").read_text())["verdict"]
+    assert verdict["kind"] == "harmed"
+    assert json.loads(row["harmed"])["m"] == min(c["change"] for c in verdict["harmed"] if c["group"] == "m") < -0.05
+    assert {r["harmed"] for r in found if r["role"] != "debiased"} == {None}
+    words = f"Harms group 'm': accuracy or recall down by {-100 * json.loads(row['harmed'])['m']:.1f} points."
+    shown = CliRunner().invoke(app, ["results", str(tmp_path / "s")], env={"COLUMNS": "200"})
+    assert words in " ".join(shown.output.split())
+    assert CliRunner().invoke(app, ["results", str(tmp_path / "s"), "--page", str(tmp_path / "p.html")]).exit_code == 0
+    page = unescape((tmp_path / "p.html").read_text())
+    assert words in page
+    assert "1 of 2 cells carry a warning (†), 1 because a group is harmed." in page
+    assert "Reweighing †" in page
+    assert export(found, tmp_path / "t.md").read_text().count(words) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="patches workers before they are forked")
