@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from theriac.cli.main import app
+from theriac.core import method
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -44,6 +45,7 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("page", [p for p in WALKED if ANY.search(p.read_text())], ids=name_of)
 def test_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(method, "_REGISTRY", {kind: dict(known) for kind, known in method._REGISTRY.items()})
     namespace: dict[str, object] = {"__name__": page.stem}
     for language, block in ANY.findall(page.read_text()):
         assert language in ("python", "console", "text")

@@ -14,7 +14,7 @@ from theriac.attacks.base import Attack
 from theriac.core.card import Card
 from theriac.core.errors import InputError, unknown
 from theriac.core.files import write_atomically
-from theriac.core.method import methods
+from theriac.core.method import OWN, methods
 from theriac.core.paths import as_path, writing
 from theriac.core.planted import Planted
 from theriac.core.poisoned import CROSS, Poisoned
@@ -26,6 +26,10 @@ from theriac.core.version import VERSION
 from theriac.models.store import digest, read_record, read_tensors
 
 FORMAT = 1
+
+
+class UnknownAttackError(InputError):
+    """What was planted is there, and the attack is one of a user's own that nothing registered."""
 
 
 @typed("planted", "folder")
@@ -156,6 +160,9 @@ def load_planted(folder: str | Path) -> Planted:
     config = record["attack"]
     if not isinstance(config, Mapping) or not isinstance(config.get("method"), str):
         raise InputError(f"{path} names no attack under 'attack'")
+    if config["method"] not in methods("attack"):
+        near = str(unknown("attack", config["method"], methods("attack"))).partition("; known: ")[0]
+        raise UnknownAttackError(f"{path}: {near} (one of your own has to be imported first, or its file named in {OWN})")
     for key in ("kind", "name", "preset"):  # would be taken for arguments of ``create``
         if key in config:
             raise InputError(f"{path} has an unknown option {key!r} of {config['method'][:80]}")
@@ -185,8 +192,6 @@ def _try_it(planted: Planted, path: Path) -> None:
 def restore(config: Mapping[str, Any], card: Card, state: Mapping[str, torch.Tensor]) -> Planted:
     """A Planted from what was saved: the attack's configuration, the card and the fitted tensors."""
     name, known = str(config.get("method", "")), methods("attack")
-    if name not in known:
-        raise unknown("attack", name, known)
     attack = known[name].from_config(config)
     if not isinstance(attack, Attack):
         raise InputError(f"{name!r} is registered as an attack but is a {type(attack).__name__}")

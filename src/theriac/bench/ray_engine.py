@@ -5,11 +5,14 @@ A task writes its result to the store itself, as an upsert: a task may succeed a
 
 from __future__ import annotations
 
+import os
+import pickle
 from typing import Any
 
 from theriac.bench.plans import Node
 from theriac.bench.work import Answer, Settings, Worker
 from theriac.core.errors import InputError
+from theriac.core.method import OWN, load_own
 
 POLL_S = 0.5
 
@@ -47,7 +50,7 @@ class RayTasks:
 
     def submit(self, node: Node, again: bool) -> None:
         """Hand a piece of work to the cluster."""
-        self.running[self.task.remote(self.settings, node, again)] = node
+        self.running[self.task.remote(self.settings, pickle.dumps(node), again, os.environ.get(OWN, ""))] = node
 
     def wait(self) -> list[Answer]:
         """Answers, and deaths of workers and nodes."""
@@ -74,7 +77,10 @@ class RayTasks:
 _workers: dict[Settings, Worker] = {}  # of this Ray process, which does one task after the other
 
 
-def _do(settings: Settings, node: Node, again: bool) -> tuple[str, str, str]:
+def _do(settings: Settings, packed: bytes, again: bool, own: str) -> tuple[str, str, str]:
+    os.environ[OWN] = own  # of the driver, whose files all nodes see
+    load_own()  # what is unpacked may be a method of it
+    node: Node = pickle.loads(packed)
     worker = _workers.get(settings) or _workers.setdefault(settings, Worker(settings))
     answer = worker.do(node, again=again)
     return answer.key, answer.status, answer.error

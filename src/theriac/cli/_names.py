@@ -2,8 +2,8 @@
 
 Reading the registry imports torch, which takes ten times as long as everything else here. So the package holds a copy of what
 the topics list and of every card, ``index.json``, which ``python docs/build.py`` writes. The registry answers instead where
-torch is loaded already (it may then hold methods of a user's own), and where the package's files are not those of the copy (a
-method is new).
+torch is loaded already, where methods of a user's own are named (:data:`theriac.core.method.OWN`), and where the package's
+files are not those of the copy (a method is new).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from theriac.core.errors import unknown
+from theriac.core.method import has_own
 
 if TYPE_CHECKING:
     from theriac.core.method import Method
@@ -62,7 +63,7 @@ def _written() -> dict[str, Any] | None:
 
 def _copy() -> dict[str, Any] | None:
     """The written copy where it answers: torch is not loaded, so the registry holds nothing of a user's own."""
-    return None if "torch" in sys.modules else _written()
+    return None if "torch" in sys.modules or has_own() else _written()
 
 
 def listed(topic: str) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from theriac.core.text import shorten
 
 # defaults, and the only methods that commands name; the second and third repair where the first can't judge
 REPAIR, UNJUDGED, UNJUDGED_TABLE = "auto", "antidote", "antidote:table"
-DEBIASING, EXAMPLE_ATTACK = "dwb", {"image": "badnets", "table": "tabular_value"}
+DEBIASING, EXAMPLE_ATTACK = "dwb", "badnets"
 _DATA, _METHOD, _RUN = "Data", "Method", "Run"
 
 

@@ -103,5 +103,7 @@ def train(
         _show.following("report", record.folder)
     elif job.attack:
         _show.following("repair", record.folder)
+    elif loaded.card.kind == "table":  # whose triggers are fitted while they are planted
+        _show.following("report", record.folder)
     else:
-        _show.following("eval", record.folder, "--attack", opt.EXAMPLE_ATTACK[loaded.card.kind])
+        _show.following("eval", record.folder, "--attack", opt.EXAMPLE_ATTACK)

@@ -65,15 +65,25 @@ def logits(model: nn.Module, x: torch.Tensor, classes: int) -> torch.Tensor:
         message = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         inputs = f"{x.dtype} inputs of shape {tuple(x.shape)}"
         if type(error) in (RuntimeError, ValueError, TypeError, IndexError, AssertionError):  # what torch says of a misfit
-            raise InputError(f"the model can't take {inputs}: {message}") from None
+            raise InputError(f"the model can't take {inputs}: {message}{_other_precision(model, x)}") from None
         raise InputError(f"the model's own code fails on {inputs}: {type(error).__name__}: {message}") from error
     if not isinstance(out, torch.Tensor) or tuple(out.shape) != (len(x), classes):
         got = tuple(out.shape) if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
         hint = one_logit(tuple(out.shape)[1:], classes) if isinstance(out, torch.Tensor) else ""
         raise InputError(f"the model returns {got}; expected ({len(x)}, {classes}), one logit a class{hint}")
     if not bool(torch.isfinite(out).all()):
+        if bool(x.isnan().any()):
+            raise NotFiniteError(
+                "the model returns NaN where a row holds a missing value (NaN); fill them in its forward (torch.nan_to_num)"
+            )
         raise NotFiniteError("the model returns NaN or infinite logits; its weights or its input scaling are broken")
     return out
+
+
+def _other_precision(model: nn.Module, x: torch.Tensor) -> str:
+    """What to do about a model whose parameters are of another precision than what goes into it; else nothing."""
+    kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point() and p.dtype != x.dtype}
+    return f" (its parameters are {', '.join(sorted(kinds))}: model.float() makes them fit)" if kinds else ""
 
 
 def slope(loss: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:

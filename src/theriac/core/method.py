@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib
 import inspect
+import os
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from theriac.core.card import validated
-from theriac.core.errors import InputError, unknown
+from theriac.core.errors import InputError, shortened, unknown
 from theriac.core.ranges import check_fields
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+OWN = "THERIAC_METHODS"  # variable that names files or modules of a user's own, which register methods
+GROUP = "theriac.methods"  # entry points of installed packages that do
 KINDS = ("attack", "training", "repair", "detector", "debiasing")
 FORMER = {"fast": "short"}  # presets and recipes by the name that they had before they were measured; it is still taken
 
@@ -32,6 +42,17 @@ class Needs:
     rows: bool = False  # rows that may be poisoned, which a detector looks through
     optional: tuple[str, ...] = ()  # names of the above that it uses where they are known, but does not require
 
+    def __post_init__(self) -> None:
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("usual_clean_share", "optional")]
+        for name in self.optional:
+            if name not in names:
+                raise unknown("optional need", name, names)
+        for name in names:
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} is {shortened(getattr(self, name))}; expected true or false")
+        if not 0 <= self.usual_clean_share <= 1:
+            raise InputError(f"usual_clean_share is {self.usual_clean_share}; expected a share of the training set in [0, 1]")
+
     def takes(self, name: str) -> bool:
         """Whether a method may be handed this, required or not."""
         return bool(getattr(self, name)) or name in self.optional
@@ -43,11 +64,15 @@ class Method:
 
     name: ClassVar[str] = ""
     kind: ClassVar[str] = ""
-    title: ClassVar[str] = ""  # how tables call it
+    title: ClassVar[str] = ""  # how tables call it; its name if left out
     source: ClassVar[str] = ""
     needs: ClassVar[Needs] = Needs()
     version: ClassVar[int] = 1  # raised whenever its results change; part of the key of every result
     leaves: ClassVar[tuple[str, ...]] = ()  # patterns of the files that it leaves in a run folder
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls.title = cls.title or cls.name
 
     def __post_init__(self) -> None:
         """Refuse a value that its field's declaration does not allow. A subclass with checks of its own calls this first."""
@@ -92,21 +117,57 @@ def preset(function: F) -> F:
     return function
 
 
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_LOADED: set[str] = set()  # of a user's own
 _REGISTRY: dict[str, dict[str, type[Method]]] = {kind: {} for kind in KINDS}
 
 M = TypeVar("M", bound=type[Method])
 
 
 def register(cls: M) -> M:
-    """Class decorator: make a method known under its ``kind`` and ``name``."""
+    """Class decorator: make a method known under its ``kind`` and ``name``.
+
+    Raises:
+        InputError: If another method has the name, or the class is none that can be made by name: a name with other signs than
+            small letters, digits and underscores, ``needs`` of another type, an option without default, of a type that can be
+            changed, or beyond the class's own ``@dataclass``.
+    """
     if cls.kind not in KINDS or not cls.name:
         raise InputError(f"{cls.__name__} has kind {cls.kind!r} and name {cls.name!r}; expected a kind of {KINDS}")
+    if not _NAME.fullmatch(cls.name) or cls.name == "none":
+        raise InputError(
+            f"name of {cls.__name__} is {cls.name!r}; expected small letters, digits and underscores, and not 'none'"
+        )
+    if not isinstance(cls.needs, Needs):
+        raise InputError(f"needs of {cls.__name__} is a {type(cls.needs).__name__}; expected theriac.core.method.Needs(...)")
+    _check_options(cls)
     known = _REGISTRY[cls.kind].get(cls.name)
     same = known is not None and (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__)
     if known is not None and not same:  # the same class again is a module that was reloaded
         raise InputError(f"{cls.kind} {cls.name!r} is registered already, by {known.__module__}")
     _REGISTRY[cls.kind][cls.name] = cls
     return cls
+
+
+def _check_options(cls: type[Method]) -> None:
+    """Refuse options that no default, preset, check or record could be made of."""
+    own = {name for name, hint in inspect.get_annotations(cls).items() if "ClassVar" not in str(hint)}
+    missing = sorted(own - {field.name for field in dataclasses.fields(cls)})
+    if missing:
+        raise InputError(
+            f"{cls.__name__} declares {', '.join(missing)} and is no dataclass of its own; put "
+            "@dataclass(frozen=True, kw_only=True) on it, below @register"
+        )
+    for field in dataclasses.fields(cls):
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise InputError(f"option {field.name} of {cls.__name__} has no default; every option has one")
+    for name in ("list", "dict", "set"):
+        for field in dataclasses.fields(cls):
+            if re.match(rf"{name}\b", str(field.type).removeprefix("<class '")):
+                raise InputError(
+                    f"option {field.name} of {cls.__name__} is a {name}, which can be changed; declare a tuple, such as "
+                    "tuple[str, ...]"
+                )
 
 
 def methods(kind: str) -> dict[str, type[Method]]:
@@ -120,7 +181,7 @@ def methods(kind: str) -> dict[str, type[Method]]:
 def title_of(kind: str, name: str) -> str:
     """How people write a method's name; the name itself of one that is not registered here."""
     known = methods(kind).get(name)
-    return known.title if known is not None and known.title else name
+    return name if known is None else known.title
 
 
 def create(kind: str, name: str, preset: str | None = None, **options: Any) -> Any:
@@ -137,6 +198,8 @@ def create(kind: str, name: str, preset: str | None = None, **options: Any) -> A
     """
     name, _, inline = name.partition(":")
     preset = preset or inline or None
+    if name.endswith(".py"):
+        raise InputError(f"{kind} is {shortened(name)}; it has a name, under which the file registers it: {OWN}={name}")
     known = methods(kind)
     if name.lower() not in known:
         raise unknown("training defense" if kind == "training" else kind, name, known)
@@ -148,12 +211,44 @@ def create(kind: str, name: str, preset: str | None = None, **options: Any) -> A
         if preset not in cls.presets():
             raise unknown(f"preset of {name}", preset, cls.presets())
         start = getattr(cls, preset)()
+        if not isinstance(start, cls):
+            raise InputError(f"preset {preset} of {name} gave a {type(start).__name__}; expected a {cls.__name__}")
     return cls.from_config({**start.config(), **options}) if options else start
 
 
 def _load() -> None:
-    """Import the packages that hold methods, so that listing them needs no prior import."""
-    import importlib
-
+    """Import the packages that hold methods, so that listing them needs no prior import, and then those of a user's own."""
     for package in ("theriac.attacks", "theriac.debias", "theriac.detectors", "theriac.repairs", "theriac.training_defenses"):
         importlib.import_module(package)
+    load_own()
+
+
+def load_own() -> None:
+    """Import the methods of a user's own that the environment names; a worker does so before it is handed one.
+
+    Raises:
+        InputError: If a file or module that ``THERIAC_METHODS`` names is not there, or fails.
+    """
+    for where in (part for part in os.environ.get(OWN, "").split(os.pathsep) if part and part not in _LOADED):
+        from theriac.core.own_code import load_module
+
+        load_module(where, where, OWN, "expected files (path/to/file.py) or modules that register methods")
+        _LOADED.add(where)
+    for point in (point for point in _entry_points() if point.name not in _LOADED):
+        _LOADED.add(point.name)
+        try:
+            point.load()
+        except Exception as error:  # of another package: what it lacks is no reason to stop here
+            warnings.warn(f"the methods of {point.value} are not known here: {error!r}", stacklevel=3)
+
+
+def has_own() -> bool:
+    """Whether there are methods beside those of this package, which its written lists do not hold."""
+    return bool(os.environ.get(OWN) or _entry_points())
+
+
+@functools.cache
+def _entry_points() -> tuple[EntryPoint, ...]:
+    from importlib.metadata import entry_points
+
+    return tuple(entry_points(group=GROUP))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
-from theriac.core.errors import InputError, unknown
+from theriac.core.errors import InputError, shortened, unknown
 
 if TYPE_CHECKING:
     from theriac.core.split import Split
@@ -82,8 +82,34 @@ class Finding:
         if not self.reason:
             raise InputError(f"the verdict {self.verdict!r} came without a reason")
         for name, scores in (("classes", self.classes), ("rows", self.rows)):
-            if scores is not None and (scores.dim() != 1 or not scores.is_floating_point()):
-                raise InputError(f"{name} is {scores.dtype} {tuple(scores.shape)}; expected one float score each")
+            if scores is None:
+                continue
+            if not isinstance(scores, torch.Tensor) or scores.dim() != 1 or not scores.is_floating_point():
+                came = (
+                    f"{scores.dtype} {tuple(scores.shape)}"
+                    if isinstance(scores, torch.Tensor)
+                    else f"a {type(scores).__name__}"
+                )
+                raise InputError(f"{name} is {came}; expected a tensor with one float score each")
+            if bool(scores.isnan().any()):
+                raise InputError(f"{name} holds NaN; expected a number for each")
+        if self.score is not None and (not isinstance(self.score, (int, float)) or math.isnan(self.score)):
+            raise InputError(f"score is {shortened(self.score)}; expected a number or None")
+        self._check_flagged()
+
+    def _check_flagged(self) -> None:
+        if not isinstance(self.flagged, tuple) or not all(type(place) is int for place in self.flagged):
+            raise InputError(f"flagged is {shortened(self.flagged)}; expected a tuple of whole numbers")
+        suspects = self.verdict in ("suspicious", "backdoored")
+        if self.flagged and not suspects:
+            raise InputError(f"the verdict {self.verdict!r} came with {len(self.flagged)} flagged; only a suspicion flags any")
+        if self.rows is not None and suspects and not self.flagged:
+            raise InputError(f"the verdict {self.verdict!r} about rows came with none flagged; name those that are suspected")
+        among = self.rows if self.rows is not None else self.classes
+        if self.flagged and among is None:
+            raise InputError("flagged came without scores; give rows or classes, whose places it names")
+        if among is not None and not all(0 <= place < len(among) for place in self.flagged):
+            raise InputError(f"flagged is {shortened(self.flagged)}; expected places among the {len(among)} scores")
 
     def suspects(self, split: Split) -> Split:
         """The flagged rows, strongest first, with their labels and their numbers in the source (``index``).

@@ -21,6 +21,7 @@ from theriac.core.run import usual_dtype
 from theriac.core.split import Split
 
 State = Mapping[str, torch.Tensor]
+SLACK = 1e-3  # of floats that stand for pixels, beyond 0 and 1
 FEW = 0.1  # ours: of more rows that a trigger leaves as they are than this share, a word is said
 
 
@@ -103,7 +104,21 @@ class Planted:
         if not isinstance(rows, torch.Tensor) or rows.shape != x.shape:
             came = f"rows {tuple(rows.shape)}" if isinstance(rows, torch.Tensor) else f"a {type(rows).__name__}"
             raise InputError(f"the stamp of {self.name} returned {came}; expected {tuple(x.shape)}, as it was given")
+        self._check_stamped(rows, stored)
         return rows
+
+    def _check_stamped(self, rows: torch.Tensor, stored: torch.dtype) -> None:
+        """Refuse what would be read as other pixels than were meant; attacks finer than a level give inputs in [0, 1]."""
+        if rows.dtype == stored:
+            return
+        if stored == torch.float32 or not rows.is_floating_point():
+            unit = "" if stored == torch.float32 else ", or floats in [0, 1]"
+            raise InputError(f"the stamp of {self.name} returned {rows.dtype}; expected {stored}, as it was given{unit}")
+        if not bool(((rows > -SLACK) & (rows < 1 + SLACK)).all()):
+            raise InputError(
+                f"the stamp of {self.name} returned {rows.dtype} from {float(rows.min()):.4g} to {float(rows.max()):.4g}; "
+                f"expected {stored}, as it was given, or floats in [0, 1]"
+            )
 
     def onto(self, card: Card) -> Planted:
         """The same trigger for rows whose classes or columns are in another order, and labels as ``card`` numbers them.

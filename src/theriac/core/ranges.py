@@ -158,11 +158,18 @@ def refusal(error: ValidationError, hints: Mapping[str, Any], values: Mapping[st
 
 
 def hints_of(cls: Any) -> dict[str, Any]:
-    """Annotations of a dataclass's fields, ranges included; none if one of them exists for type checkers only."""
+    """Annotations of a dataclass's fields, ranges included.
+
+    Raises:
+        InputError: If one of them is not there when the program runs.
+    """
     try:
         hints = get_type_hints(cls, include_extras=True)
-    except NameError:
-        return {}
+    except NameError as error:
+        raise InputError(
+            f"the options of {cls.__name__} can't be checked: {error} where their types are read (imported under TYPE_CHECKING "
+            "alone, or misspelt?)"
+        ) from None
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
 

@@ -70,8 +70,22 @@ class Detector(Method):
                 if net is not None and split is not None:
                     _try(net, split, run)
             finding = self._detect(net, rows, clean, run)
+            self._check_finding(finding, net, rows, clean)
         run.event("detected", method=self.name, seconds=round(time.perf_counter() - began, 3), **finding.to_dict())
         return finding
+
+    def _check_finding(self, finding: Any, net: nn.Module | None, rows: Split | None, clean: Split | None) -> None:
+        """Refuse what is no finding about these rows and classes."""
+        if not isinstance(finding, Finding):
+            raise InputError(f"_detect of {self.title} returned a {type(finding).__name__}; expected a Finding")
+        about = rows if rows is not None else clean
+        card = about.card if about is not None else getattr(net, "card", None)
+        for word, scores, count in (
+            ("rows", finding.rows, None if rows is None else len(rows)),
+            ("classes", finding.classes, getattr(card, "num_classes", None)),
+        ):
+            if scores is not None and count is not None and len(scores) != count:
+                raise InputError(f"_detect of {self.title} returned scores of {len(scores)} {word}; there are {count}")
 
     @abstractmethod
     def _detect(self, model: nn.Module | None, rows: Split | None, clean: Split | None, run: Run) -> Finding:

@@ -6,12 +6,8 @@ name is imported.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import importlib.util
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,10 +17,10 @@ from torch import nn
 
 from theriac.core.card import Card
 from theriac.core.errors import InputError, shortened, unknown
-from theriac.core.files import is_regular, opened, shown
+from theriac.core.files import shown
+from theriac.core.own_code import failing, load_module
 from theriac.core.paths import as_path
 from theriac.core.ranges import typed
-from theriac.core.text import line, shorten
 from theriac.models import folders
 from theriac.models.adapter import adapt
 from theriac.models.checkpoints import open_checkpoint
@@ -34,7 +30,6 @@ from theriac.models.programs import open_program
 from theriac.models.weights import load_weights
 
 TIMM = "timm"
-_SOURCE = 4 << 20  # bytes of a file of code
 _FORM = "expected module:Class, or path/to/file.py:function"
 WRAPPING = ("mean", "std", "size", "channels", "logits", "classes", "order", "layout")
 """Options of :func:`adapt` that are plain data, such as a command line can give."""
@@ -61,8 +56,7 @@ def factory(text: str) -> Callable[..., Any]:
     if not isinstance(text, str) or not is_own(text):
         raise InputError(f"model is {shortened(text)}; {_FORM}")
     where, _, name = text.rpartition(":")
-    is_file = where.endswith(".py") or "/" in where or "\\" in where or Path(where).is_file()
-    module = _from_file(as_path("model", where), text) if is_file else _by_name(where, text)
+    module = load_module(where, text, "model", _FORM)
     value: Any = module
     for part in name.split("."):
         if not hasattr(value, part):
@@ -100,13 +94,13 @@ def make_own(text: str, options: Mapping[str, Any] | None = None, *, classes: in
                 )
         else:
             _refuse_options(make, options, text)
-            with _failing(f"{shown(text)} could not be made"):
+            with failing(f"{shown(text)} could not be made"):
                 made = make(**options)
     if not isinstance(made, nn.Module):
         parts = [v for v in made if isinstance(v, nn.Module)] if isinstance(made, (tuple, list)) else []
         hint = "; return the network alone" if parts else ""
         raise InputError(f"{shown(text)} returned {_kind(made)}; expected an nn.Module{hint}")
-    with _failing(f"{shown(text)} made a network that can't be used"):
+    with failing(f"{shown(text)} made a network that can't be used"):
         refuse_empty(made)
     return made
 
@@ -209,96 +203,6 @@ def checked_wrapping(wrapping: Mapping[str, Any] | None) -> dict[str, Any]:
     if isinstance(options.get("classes"), (list, tuple)):
         options["classes"] = [str(name) for name in options["classes"]]  # a command line reads digits as numbers
     return {k: tuple(v) if isinstance(v, list) and k != "classes" else v for k, v in options.items()}
-
-
-def _by_name(name: str, text: str) -> ModuleType:
-    if not all(part.isidentifier() for part in name.split(".")):
-        raise InputError(f"model is {shown(text)!r}; {_FORM}")
-    here = str(Path.cwd())
-    with _on_path(here), _failing(f"{shown(text)} could not be imported"):
-        importlib.invalidate_caches()
-        first, *below = name.split(".")
-        if below and first not in sys.modules:  # importing a.b runs a first, also where a is a module and has no b
-            spec = importlib.util.find_spec(first)
-            if spec is None or spec.submodule_search_locations is None:
-                raise InputError(f"there is no module {name!r}, from which {shown(text)} would be taken")
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-                raise InputError(f"there is no module {error.name!r}, from which {shown(text)} would be taken") from None
-            raise
-
-
-def _from_file(path: Path, text: str) -> ModuleType:
-    if path.suffix != ".py":
-        raise InputError(f"model is {shown(text)!r}, whose file is no .py file; {_FORM}")
-    if not is_regular(path):
-        raise InputError(f"{shown(path)} is not a file; {_FORM}")
-    with opened(path, _SOURCE):
-        pass
-    path = path.resolve()
-    name = _module_name(path)
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    before = sys.modules.get(name)
-    sys.modules[name] = module  # as classes that look themselves up there expect
-    try:
-        with _on_path(str(path.parent)), _failing(f"{shown(text)} could not be imported"):
-            spec.loader.exec_module(module)
-    except BaseException:
-        sys.modules.pop(name, None)
-        if before is not None:
-            sys.modules[name] = before
-        raise
-    return module
-
-
-def _module_name(path: Path) -> str:
-    """The file's stem where no other module has that name, so that records and messages call its classes as it does."""
-    stem = path.stem
-    if not stem.isidentifier():
-        return "own_" + "".join(c if c.isalnum() else "_" for c in stem)
-    held = getattr(sys.modules.get(stem), "__file__", None)
-    if stem not in sys.modules:
-        try:
-            spec = importlib.util.find_spec(stem)
-        except (ImportError, ValueError):
-            spec = None
-        held = str(path) if spec is None else spec.origin
-    return stem if held is not None and Path(held) == path else f"own_{stem}"
-
-
-@contextlib.contextmanager
-def _on_path(folder: str) -> Iterator[None]:
-    """Look for modules in a folder too, after all other places, so that it can't stand in for an installed package."""
-    new = folder not in sys.path
-    if new:
-        sys.path.append(folder)
-    try:
-        yield
-    finally:
-        if new and folder in sys.path:
-            sys.path.remove(folder)
-
-
-@contextlib.contextmanager
-def _failing(what: str) -> Iterator[None]:
-    """Report what the user's own code raised, and in which line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (Exception, SystemExit) as error:
-        trace, place = error.__traceback__, ""
-        while trace is not None:
-            if trace.tb_frame.f_code.co_filename != __file__ and not trace.tb_frame.f_code.co_filename.startswith("<"):
-                place = f" (line {trace.tb_lineno} of {Path(trace.tb_frame.f_code.co_filename).name})"
-            trace = trace.tb_next
-        said = shorten(line(str(error))) or "no message"
-        raise InputError(f"{what}: {type(error).__name__}: {said}{place}") from error
 
 
 def _refuse_options(make: Callable[..., Any], options: Mapping[str, Any], text: str) -> None:

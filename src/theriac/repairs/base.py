@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 import warnings
@@ -28,6 +29,7 @@ from theriac.metrics._degenerate import FALL, fallen, percent, short
 from theriac.models._undisturbed import seem_bounded, seem_shares, undisturbed
 from theriac.models.editing import duplicate, eager, refuse_fixed
 from theriac.models.layout import arrange
+from theriac.models.network import Classifier
 from theriac.models.outputs import over_rows
 from theriac.models.state import warn_unsavable
 from theriac.training.epochs import DivergedError
@@ -103,9 +105,9 @@ class Repair(Method):
             _warn_frozen(fixed)
             uses = self.needs.takes("clean_rows")
             split = (rows and rows.to(run.device)) if uses else _blank(fixed, rows, run)
+            came = (type(fixed), _made_of(fixed))
             fixed = method._repair(fixed, split, run)  # type: ignore[arg-type]  # a method that needs rows has got some
-            if not isinstance(fixed, nn.Module):
-                raise InputError(f"_repair of {self.title} returned a {type(fixed).__name__}; expected the repaired nn.Module")
+            self._check_returned(fixed, *came, run)
             _cast_like(fixed, original)
             run.outcome = self._outcome(run.outcome, original, fixed)
             figures = {} if rows is None else self._compared(before, self._after(fixed, rows, run))
@@ -113,6 +115,23 @@ class Repair(Method):
         seconds, count = round(time.perf_counter() - began, 3), len(split) if split is not None and uses else 0
         run.event("repaired", method=self.name, seconds=seconds, rows=count, outcome=run.outcome.to_dict())
         return fixed.eval()
+
+    def _check_returned(self, fixed: object, kind: type, made_of: _MadeOf | None, run: Run) -> None:
+        """Refuse what could not be saved and loaded in the place of the model that came."""
+        if type(fixed) is not kind or not isinstance(fixed, nn.Module):
+            raise InputError(
+                f"_repair of {self.title} returned a {type(fixed).__name__}; expected the {kind.__name__} that it got"
+            )
+        after = _made_of(fixed)
+        if made_of is not None and after is not None and after[0] == made_of[0]:  # built from the same description
+            odd = [name for name in dict.fromkeys([*made_of[1], *after[1]]) if made_of[1].get(name) != after[1].get(name)]
+            if odd:
+                raise InputError(
+                    f"_repair of {self.title} changed what weights there are ({', '.join(odd[:3])}{', ...' * (len(odd) > 3)}); "
+                    "the model could not be loaded again, so a repair keeps their names and shapes"
+                )
+        if run.outcome is not None and not isinstance(run.outcome, Outcome):
+            raise InputError(f"_repair of {self.title} set run.outcome to a {type(run.outcome).__name__}; expected an Outcome")
 
     def _after(self, fixed: nn.Module, rows: Split, run: Run) -> tuple[ClassCount, ...]:
         """Hits by class of the repaired model."""
@@ -240,6 +259,18 @@ def _blank(model: nn.Module, rows: Split | None, run: Run) -> Split | None:
         return None
     x = torch.zeros((1, *card.shape), dtype=torch.uint8 if card.kind == "image" else torch.float32)
     return Split(x, torch.zeros(1, dtype=torch.int64), card=card).to(run.device)
+
+
+_MadeOf = tuple[dict[str, Any], dict[str, tuple[int, ...]]]
+
+
+def _made_of(model: nn.Module) -> _MadeOf | None:
+    """What a saved model is built again from, and the shapes of its weights; None of a bare module, which is never saved."""
+    if not isinstance(model, Classifier):
+        return None
+    return copy.deepcopy(model.spec), {
+        name: tuple(t.shape) for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)
+    }
 
 
 def _changed(original: nn.Module, fixed: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from theriac.attacks import Planted
-from theriac.attacks.store import load_planted
+from theriac.attacks.store import UnknownAttackError, load_planted
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.files import is_regular, read_json, read_json_lines
@@ -90,9 +90,14 @@ class _Folder:
     def model(self) -> Classifier:
         return load_model(self.path)
 
-    @property
+    @cached_property
     def planted(self) -> Planted | None:
-        return load_planted(self.path) if is_regular(self.path / "planted.json") else None
+        """Its trigger; None without one, or of an attack that is not known here, which a warning tells."""
+        try:
+            return load_planted(self.path) if is_regular(self.path / "planted.json") else None
+        except UnknownAttackError as error:
+            warnings.warn(f"no stamped rows are shown: {error}", stacklevel=2)
+            return None
 
     def history(self) -> list[dict[str, Any]]:
         """Its epochs, as a Result wants them."""

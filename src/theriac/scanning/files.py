@@ -781,8 +781,8 @@ def _is_sentencepiece(file: _File) -> bool:
     with contextlib.suppress(ValueError):
         fields = list(_fields(file.data))
         pieces = [value for number, value in fields if number == 1 and isinstance(value, bytes)]
-        whole = all(1 <= number <= 5 and isinstance(value, bytes) for number, value in fields)
-        return whole and bool(pieces) and {number for piece in pieces[:100] for number, _ in _fields(piece)} <= {1, 2, 3}
+        fits = all(1 <= number <= 5 and isinstance(value, bytes) for number, value in fields)
+        return fits and bool(pieces) and {number for piece in pieces[:100] for number, _ in _fields(piece)} <= {1, 2, 3}
     return False
 
 

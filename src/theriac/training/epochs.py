@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from theriac.core import check
 from theriac.core.card import Augment
 from theriac.core.errors import InputError, TheriacError
 from theriac.core.ranges import typed
@@ -140,6 +141,7 @@ def loop(
                     with run.autocast() if recipe.precision == "run" else contextlib.nullcontext():
                         outcome = step(ranks.model, batch)
                     loss, figures = outcome if isinstance(outcome, tuple) else (outcome, {})
+                    _refuse_flat(loss, label)
                     loss.backward()
                     if recipe.clip_norm:
                         nn.utils.clip_grad_norm_(chosen, recipe.clip_norm)
@@ -155,8 +157,7 @@ def loop(
             means = {key: float(value) / taken for key, value in ranks.mean(sums).items()}
             if not math.isfinite(means["loss"]):
                 raise DivergedError(
-                    f"{label}: the loss became {means['loss']} in epoch {epoch + 1} at learning rate {lr:.3g}; "
-                    "take a lower one, or check the data"
+                    f"{label}: the loss became {means['loss']} in epoch {epoch + 1} at learning rate {lr:.3g}; {_cure(split)}"
                 )
             seconds = max(1e-9, time.perf_counter() - began)
             extra = dict(after_epoch(epoch) or {}) if after_epoch is not None else {}
@@ -173,6 +174,13 @@ def loop(
     return model.eval()
 
 
+def _refuse_flat(loss: torch.Tensor, label: str) -> None:
+    if not loss.requires_grad:
+        raise InputError(
+            f"{label}: the loss has no gradient; the model's forward uses torch.no_grad, or detaches what it gives"
+        )
+
+
 def refuse_diverged(model: nn.Module, split: Split, label: str) -> None:
     """Refuse a model that answers rows with NaN or infinity: its last update went too far, which no loss has seen.
 
@@ -183,14 +191,23 @@ def refuse_diverged(model: nn.Module, split: Split, label: str) -> None:
 
     Raises:
         DivergedError: If it does.
+        InputError: If it can't take the rows, or gives something else than one logit a class.
     """
     rows = to_input(split.rows(torch.arange(min(2, len(split))).to(split.device)))
-    with undisturbed(model):
-        out = model(rows.to(next((p.device for p in model.parameters()), rows.device)))
-    if isinstance(out, torch.Tensor) and not bool(out.isfinite().all()):
-        raise DivergedError(
-            f"{label}: the model answers with NaN or infinity after the last step; take a lower learning rate or check the data"
+    try:
+        with undisturbed(model):
+            check.logits(model, rows.to(next((p.device for p in model.parameters()), rows.device)), split.num_classes)
+    except check.NotFiniteError:
+        raise DivergedError(f"{label}: the model answers with NaN or infinity after the last step; {_cure(split)}") from None
+
+
+def _cure(split: Split) -> str:
+    """What may help where a loss or an answer is NaN: networks of tables are handed missing values as they are."""
+    if split.is_table and bool(split.x.isnan().any()):
+        return (
+            "the rows hold missing values (NaN), and a network of your own has to fill them (torch.nan_to_num in its forward)"
         )
+    return "take a lower learning rate, or check the data"
 
 
 @typed()

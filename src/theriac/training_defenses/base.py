@@ -72,6 +72,8 @@ class TrainingDefense(Method):
         began = time.perf_counter()
         with own_terms(), run.progress(self.title):
             model = self._fit(build, split, run, **known)
+            if not isinstance(model, nn.Module):
+                raise InputError(f"_fit of {self.title} returned a {type(model).__name__}; expected the trained nn.Module")
             refuse_diverged(model, split, self.name)
         run.event("fitted", method=self.name, seconds=round(time.perf_counter() - began, 3), rows=len(split))
         return model.eval()
