@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from theriac.attacks import Attack
 from theriac.cli import _options as opt
+from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.method import create
@@ -30,6 +31,9 @@ def source(typed: Typed) -> Source:
 def request(typed: Typed, *, measured: bool = False) -> Request:
     """What was typed about data and architecture; ``measured``: the data are for measuring alone."""
     get = typed.get
+    rows = get("rows")
+    if rows is not None:
+        check.integer("--rows", rows, 1)
     return Request(
         data=get("data"),
         options=opt.merged(
@@ -39,7 +43,7 @@ def request(typed: Typed, *, measured: bool = False) -> Request:
             sensitive=list(get("sensitive") or ()) or None,
         ),
         augment=_policy(get("augment")),
-        rows=get("rows"),
+        rows=rows,
         model=get("model"),
         model_options=opt.merged(opt.pairs(get("model_option")), width=get("width")),
         weights_key=get("weights_key"),

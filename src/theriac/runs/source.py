@@ -53,7 +53,7 @@ class Source:
         if more.get("augment") is not None:
             more["augment"] = dataclasses.asdict(validated(Augment, more["augment"], "--augment"))
         if more.get("rows") is not None:
-            check.integer("--rows", more["rows"], 1)
+            check.integer("rows", more["rows"], 1)
         if more.get("test_rows") is not None:
             check.integer("test_rows", more["test_rows"], 1)
         if more.get("classes") is not None:

@@ -99,6 +99,7 @@ FAULTS = {
     "data: !mine digits\n": (1, "'!mine' is not taken"),
     "data: digits\nmodels: {name: preact_resnet18, widht: 3}\n": (2, "did you mean 'width'"),
     "data: {name: digits, test_rows: 0}\n": (1, "test_rows"),
+    "data: {name: digits, rows: -4}\n": (1, "data.rows: rows is -4"),
     "data: digits\nrecipes: {name: short_1, augment: {flips: true}}\n": (2, "flips"),
 }
 
