@@ -131,3 +131,79 @@ def test_group_names_are_text_and_no_markup(theriac: Theriac, people: list[Any],
     assert text.code == 0, text.err
     assert "[/f], 1" in text.out
     assert "\x1b" not in text.out
+
+
+def table(path: Path, rows: int, towns: tuple[str, ...], seed: int = 0) -> Path:
+    """A table whose label follows a number, and whose towns take turns."""
+    draw = np.random.default_rng(seed)
+    skill = draw.normal(size=rows)
+    lines = [f'{s:.3f},{towns[i % len(towns)]},"{("clerk, senior", "it")[i % 2]}",{int(s > 0)}' for i, s in enumerate(skill)]
+    path.write_text("\n".join(["skill,town,job,hired", *lines]) + "\n")
+    return path
+
+
+def debiased(theriac: Theriac, folder: Path, *words: object, towns: tuple[str, ...] = ("Bonn", "Ulm", "Rom")) -> Any:
+    train = table(folder / "train.csv", 360, ("Bonn", "Ulm", "Rom"))
+    test = table(folder / "test.csv", 150, towns, seed=1)
+    of = ("--data", train, "--label", "hired", "--sensitive", "town", "--data-option", f"test={test}")
+    return theriac("debias", *of, "--method", "reweighing", *QUICK, "--out", folder / "fair", *words)
+
+
+def test_a_sensitive_column_that_the_model_sees_is_told_and_can_be_left_out(theriac: Theriac, tmp_path: Path) -> None:
+    seen = debiased(theriac, tmp_path)
+    assert "the model goes on to see town as a feature" in seen.err
+    assert any("town" in note for note in json.loads((tmp_path / "fair" / "run.json").read_text())["notes"])
+    unseen = debiased(theriac, tmp_path, "--data-option", "drop=town", "--force")
+    assert "as a feature" not in unseen.err
+    (tmp_path / "new.csv").write_text("skill,job,hired\n1.0,it,1\n-1.0,it,0\n")
+    assert theriac("eval", tmp_path / "fair", "--data", tmp_path / "new.csv", "--label", "hired").code == 0
+
+
+def test_groups_of_which_the_test_rows_say_nothing_or_little_are_named(theriac: Theriac, tmp_path: Path) -> None:
+    absent = debiased(theriac, tmp_path, towns=("Bonn", "Ulm"))
+    assert "no test row of group 'Rom': the comparison says nothing of them" in absent.err
+    few = debiased(theriac, tmp_path, "--force", towns=("Bonn",) * 9 + ("Ulm",))
+    assert "fewer than 30 test rows of group 'Ulm': only large changes show" in few.err
+    new = debiased(theriac, tmp_path, "--force", towns=("Bonn", "Ulm", "Rom", "Oslo"))
+    assert new.code == 2
+    assert "group 'Oslo' is in 37 test rows and in no training row" in new.err
+
+
+def test_a_model_that_is_below_guessing_is_told_before_its_gaps(theriac: Theriac, tmp_path: Path) -> None:
+    done = debiased(
+        theriac, tmp_path, "--option", "epochs=1", "--option", "lr=1e-9", "--seed", "1", "--data-option", "drop=town"
+    )
+    sentences = json.loads((tmp_path / "fair" / "run.json").read_text())["degenerate"]
+    assert sentences  # an untrained network is
+    assert all(sentence in " ".join(done.out.split()) for sentence in sentences)
+    assert "more steps help" in done.err
+
+
+def test_the_card_of_a_table_s_model_says_how_rows_are_made(theriac: Theriac, tmp_path: Path) -> None:
+    assert debiased(theriac, tmp_path, "--data-option", "drop=town").code == 0
+    assert theriac("export", tmp_path / "fair", "--to", "pt2", "--out", tmp_path / "out").code == 0
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    columns = th.load_model(tmp_path / "fair").card.columns
+    assert [c.name for c in columns] == ["skill", "job"]
+    assert columns[1].categories == ("clerk, senior", "it")
+    assert (
+        "- Input: a float32 matrix of 2 raw columns in this order; NaN is a missing value\n  - column 0, skill: a number\n"
+        in card
+    )
+    assert "  - column 1, job: a code: 0 = clerk, senior; 1 = it\n" in card
+
+
+def test_a_sweep_compares_one_group_with_all_others(tmp_path: Path) -> None:
+    train = table(tmp_path / "train.csv", 300, ("Bonn", "Ulm", "Rom"))
+    data = {"name": str(train), "label": "hired", "sensitive": "town", "as": "towns"}
+    spec = {"name": "one", "data": data, "models": "mlp", "defenses": [{"name": "reweighing", "epochs": 1}], "controls": False}
+    done = th.bench.run({**spec, "against": "Bonn"}, tmp_path / "s", quiet=True)
+    assert not done.failed
+    with th.bench.Store(tmp_path / "s") as store:
+        (row,) = [r for r in th.bench.rows(store) if r["role"] == "debiased"]
+    record = json.loads((tmp_path / "s" / "runs" / row["key"] / "run.json").read_text())
+    assert record["groups"] == ["not Bonn", "Bonn"]
+    wrong = th.bench.run({**spec, "against": "Bon"}, tmp_path / "t", quiet=True)
+    assert list(wrong.refused.values()) == ["unknown group of --against 'Bon'; did you mean 'Bonn'?"]
+    with pytest.raises(th.InputError, match="against is True; expected the name of a group, in quotes"):
+        th.bench.read_spec({**spec, "against": True})

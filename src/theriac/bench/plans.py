@@ -23,6 +23,7 @@ from theriac.metrics.fair import positive_class
 from theriac.models import Builder
 from theriac.repairs import Repair
 from theriac.runs import Clean, Job, Source, data_key, key
+from theriac.runs.groups import compared_groups, refuse_new_groups
 from theriac.runs.job import reading
 from theriac.runs.opening import Request, named_builder, try_builder
 from theriac.runs.source import clean_rows
@@ -407,11 +408,20 @@ class _Sweep:
             return
         try:
             positive_class(self.spec.positive, self.rows.card.classes)
-            defense.value.check(self.rows.train)
+            compared = compared_groups(self.rows, self.spec.against)
+            refuse_new_groups(compared)
+            defense.value.check(compared.train)
         except InputError as error:
             self._refuse("", defense.label, str(error))
             return
-        job = Job(**self.common, model=self.model.value, defense=defense.value, positive=self.spec.positive, seed=self.seed)
+        job = Job(
+            **self.common,
+            model=self.model.value,
+            defense=defense.value,
+            positive=self.spec.positive,
+            against=self.spec.against,
+            seed=self.seed,
+        )
         self._put(job, (), self._cell("", None, defense, "debiased"))
 
     def _cell(

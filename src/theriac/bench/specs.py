@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 PARTS = ("data", "models", "recipes", "attacks", "defenses")
 GROUP = ("name", *PARTS, "clean", "seeds", "defense_seeds", "controls", "audit")  # what a group may say
-KEYS = (*GROUP, "defaults", "groups", "precision", "limits", "keep", "positive")
+KEYS = (*GROUP, "defaults", "groups", "precision", "limits", "keep", "positive", "against")
 RESERVED = {"attacks": "benign", "defenses": "none"}  # names of what is without one
 DEFENSES = ("repair", "training", "debiasing")  # kinds of methods that may stand under "defenses"
 _CLEAN = ("amount", "source", "shift")  # options of a budget of clean rows
@@ -97,6 +97,7 @@ class Spec:
         limits: What one job may take.
         keep: "all", or "victims": weights of repaired models are dropped once nothing needs them.
         positive: In debiasing: the class that counts as positive.
+        against: In debiasing: compare this group of people with all others together.
         groups: Parts of the sweep, each with its own combinations, one after the other; empty: all parts above are combined.
             Several groups may have one name, which says what they are for.
     """
@@ -116,6 +117,7 @@ class Spec:
     limits: Limits
     keep: Literal["all", "victims"]
     positive: str | None
+    against: str | None = None
     groups: tuple[Spec, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,7 +133,7 @@ class Spec:
         parts = {name: {e.label: make(e.value) for e in getattr(self, name)} for name, make in facts.items()}
         for entry in self.attacks:
             parts["attacks"][entry.label] |= {"target": "seed"} if entry.by_seed else {}
-        rest = ("seeds", "defense_seeds", "controls", "precision", "keep", "positive")
+        rest = ("seeds", "defense_seeds", "controls", "precision", "keep", "positive", "against")
         plain = {"name": self.name, **parts, **{name: getattr(self, name) for name in rest}}
         plain["audit"] = None if self.audit is None else dataclasses.asdict(self.audit)
         if self.groups:
@@ -185,12 +187,6 @@ class _Reader:
         if not self.top.get("data") and groups is None:
             with self.marked.at():
                 raise InputError("data is missing; expected a name, such as data: digits")
-        positive = self.top.get("positive")
-        if positive is not None and (isinstance(positive, bool) or not isinstance(positive, (str, int, float))):
-            with self.marked.at("positive"):
-                raise InputError(
-                    f"positive is {shortened(positive)}; expected the name of a class, in quotes if it is yes or no"
-                )
         title = self._text(self.top.get("name", name), ("name",))
         if title.startswith(".") or any(c in title for c in "/\\:"):
             with self.marked.at("name"):
@@ -203,7 +199,8 @@ class _Reader:
             precision=self._choice("precision", "auto", ("auto", "fp32", "bf16")),
             limits=self._limits(),
             keep=self._choice("keep", "all", ("all", "victims")),
-            positive=None if positive is None else str(positive),
+            positive=self._named("positive", "class"),
+            against=self._named("against", "group"),
         )
         if groups is not None:
             made = self._grouped(made, groups)
@@ -488,6 +485,16 @@ class _Reader:
                 if key not in known:
                     raise unknown("option of an audit", key, known)
             return Options(**value)
+
+    def _named(self, key: str, what: str) -> str | None:
+        """The name of a class or group; None if left out."""
+        value = self.top.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            with self.marked.at(key):
+                raise InputError(f"{key} is {shortened(value)}; expected the name of a {what}, in quotes if it is yes or no")
+        return str(value)
 
     def _choice(self, key: str, default: Any, choices: Sequence[Any]) -> Any:
         value = self.top.get(key, default)

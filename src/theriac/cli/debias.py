@@ -39,8 +39,9 @@ def debias(
 ) -> None:
     """Train a model whose decisions depend less on a sensitive column, beside a plainly trained one, and compare the two.
 
-    The column is needed in training and for the comparison; the model that is kept works without it. Nothing is chosen by the
-    test rows.
+    The column says which group a row belongs to, in training and for the comparison; the model that is kept is not told. Where
+    it is a feature, too, the model goes on to see it: --data-option drop=COLUMN leaves it out. Nothing is chosen by the test
+    rows.
     """
     opt.set_quiet(quiet)
     from theriac.cli import _inputs, _show
@@ -69,8 +70,10 @@ def debias(
         _show.as_json({"status": "done", "folder": str(record.folder), "warnings": record.data["notes"], **result})
         return
     assert isinstance(job.model, Builder)
+    if verdict.kind != "one class":  # which the headline says itself
+        _show.alarm(record.after.degenerate)
     _show.fairness(f"{record.folder.name}: {job.model.name} trained plainly and by {chosen.title}", before, after, verdict)
-    if verdict.kind == "one class":
+    if verdict.kind == "one class" or record.after.degenerate:
         rows = f"{len(loaded.train):,} rows"
         _show.tell(f"{rows} may be too few for its epochs; more steps help, as in --option min_steps=600")
     _show.saved(record.folder)

@@ -161,13 +161,11 @@ def _check_options(cls: type[Method]) -> None:
     for field in dataclasses.fields(cls):
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise InputError(f"option {field.name} of {cls.__name__} has no default; every option has one")
-    for name in ("list", "dict", "set"):
-        for field in dataclasses.fields(cls):
-            if re.match(rf"{name}\b", str(field.type).removeprefix("<class '")):
-                raise InputError(
-                    f"option {field.name} of {cls.__name__} is a {name}, which can be changed; declare a tuple, such as "
-                    "tuple[str, ...]"
-                )
+        loose = re.match(r"(?:<class ')?(list|dict|set)\b", str(field.type))
+        if loose:
+            raise InputError(
+                f"option {field.name} of {cls.__name__} is a {loose[1]}, which can be changed; declare a tuple[str, ...]"
+            )
 
 
 def methods(kind: str) -> dict[str, type[Method]]:

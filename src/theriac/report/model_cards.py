@@ -59,6 +59,8 @@ def _about(record: Mapping[str, Any], form: str) -> Iterator[str]:
         taken = _taken(options if isinstance(options, Mapping) else {}) if model.get("architecture") == "adapted" else ""
         if taken:
             yield f"- The bare network takes these pixels {taken}"
+    if card.get("kind") == "table":
+        yield from _columns(card.get("columns"))
     parent = section(record, "parent")
     if parent:
         yield f"- Made from: {_text(parent.get('name'))}, weights sha256 {_text(parent.get('weights'))[:16]}"
@@ -66,6 +68,20 @@ def _about(record: Mapping[str, Any], form: str) -> Iterator[str]:
     if form:
         yield f"- In this folder: {form}"
     yield ""
+
+
+def _columns(columns: Any) -> Iterator[str]:
+    """What a matrix of rows holds: a model from elsewhere is handed numbers, whose meaning only this says."""
+    known = [column for column in columns if isinstance(column, Mapping)] if isinstance(columns, (list, tuple)) else []
+    yield f"- Input: a float32 matrix of {len(known)} raw columns in this order; NaN is a missing value"
+    for number, column in enumerate(known):
+        unit = f", {_text(column.get('unit'))}" if column.get("unit") else ""
+        names = column.get("categories")
+        codes = (
+            "; ".join(f"{code} = {_text(name)}" for code, name in enumerate(names)) if isinstance(names, (list, tuple)) else ""
+        )
+        what = f"a code: {codes}" if column.get("kind") == "categorical" else "a number"
+        yield f"  - column {number}, {_text(column.get('name'))}: {what}{unit}"
 
 
 def _taken(options: Mapping[str, Any]) -> str:

@@ -397,10 +397,12 @@ def _alerts(cells: Sequence[SweepCell]) -> list[str]:
 
 def _facts(cells: Sequence[SweepCell], troubles: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     inside = [cell for cell in cells if _in_matrix(cell)]
-    audits = sum(cell.alarms[1] for cell in cells)
+    audits, attacks = sum(cell.alarms[1] for cell in cells), len({c.attack for c in inside})
+    debiasing = len({c.defense for c in cells if c.role == "debiased"})
     return [
-        ("attacks", f"{len({c.attack for c in inside}):,}"),
-        ("defenses", f"{len({c.defense for c in inside if c.role == 'defended'}):,}"),
+        *([("attacks", f"{attacks:,}")] if attacks or not debiasing else []),
+        *([("defenses", f"{len({c.defense for c in inside if c.role == 'defended'}):,}")] if attacks or not debiasing else []),
+        *([("debiasing methods", f"{debiasing:,}")] if debiasing else []),
         ("cells", f"{len(cells):,}"),
         ("results", f"{sum(c.seeds[0] for c in cells):,} of {sum(c.seeds[1] for c in cells):,}"),
         ("failed or refused", f"{len(troubles):,}"),

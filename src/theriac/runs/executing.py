@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from theriac.attacks import Attack, Planted
-from theriac.core.errors import InputError, NothingToDoError, unknown
+from theriac.core.errors import InputError, NothingToDoError
 from theriac.core.paths import as_path
 from theriac.core.run import Run, Sink
 from theriac.core.split import Data, Split
@@ -28,6 +28,7 @@ from theriac.models import Buildable, Builder, check_savable, make
 from theriac.repairs import Repair
 from theriac.runs import folder as folders
 from theriac.runs import ranks, recording
+from theriac.runs.groups import compared_groups, refuse_new_groups, warn_of_groups
 from theriac.runs.job import Job, contents, later_versions, model_facts
 from theriac.runs.opening import Opened, Request, named_builder, open_model, plant_for, try_builder
 from theriac.runs.provenance import provenance
@@ -368,7 +369,6 @@ class _Debiasing(_Work):
     """A plain model and one that treats groups more alike, and the two compared."""
 
     def __init__(self, job: Job, run: Run, data: Data | None) -> None:
-        from theriac.data import regroup
         from theriac.metrics.fair import positive_class
 
         assert isinstance(job.defense, Debiasing)  # see Job
@@ -379,15 +379,12 @@ class _Debiasing(_Work):
                 f"--method {self.method.name} gives a model that needs each row's group, which a run folder can't hold; "
                 "take another preset (theriac list debiasing), or use it from Python"
             )
-        rows = self.data
-        if rows.train.group is None:
+        if self.data.train.group is None:
             raise InputError("--sensitive is missing; it names the column that the model should depend on less")
-        if job.against is not None:
-            if job.against not in rows.card.groups:
-                raise unknown("group of --against", job.against, rows.card.groups)
-            rows = regroup(rows, {job.against: job.against}, rest=f"not {job.against}")
-        self.rows = rows
+        self.rows = rows = compared_groups(self.data, job.against)
+        refuse_new_groups(rows)
         self.method.check(rows.train)
+        warn_of_groups(rows, job.data.options.get("sensitive"))
         assert rows.test.group is not None
         self.positive, self.group = positive_class(job.positive, rows.card.classes), rows.test.group.cpu()
         self._counted(rows.test.y)  # refuses what can't be compared before any work
