@@ -407,6 +407,22 @@ def test_a_detector_that_gives_no_finding_of_these_rows_is_refused(answer: Any, 
         Own().detect(rows=th.load("digits").train.sample(20, stratified=True))
 
 
+def test_modes_and_flags_of_the_model_are_put_back_behind_a_careless_detector(victim: nn.Module) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Careless(Detector):
+        name: ClassVar[str] = "careless"
+        needs: ClassVar[Needs] = Needs(model=True)
+
+        def _detect(self, model: Any, rows: Any, clean: Any, run: Any) -> Finding:
+            model.train()
+            model.requires_grad_(False)
+            return Finding(verdict="clean", reason="looked at")
+
+    Careless().detect(victim)
+    assert not any(module.training for module in victim.modules())
+    assert all(parameter.requires_grad for parameter in victim.parameters())
+
+
 # missing values and other precisions, of a network of one's own
 
 

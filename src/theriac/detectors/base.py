@@ -19,6 +19,7 @@ from theriac.core.poisoned import Poisoned, as_clean
 from theriac.core.run import Run, as_run, own_terms
 from theriac.core.split import Split
 from theriac.data.alignment import align, align_to
+from theriac.models._undisturbed import put_back
 from theriac.models.network import to_input
 from theriac.models.outputs import evaluating, module_of, on_device
 
@@ -64,8 +65,8 @@ class Detector(Method):
         if rows is not None and clean is not None:  # a model without a card names no classes
             clean = align(clean, rows.card, "the rows")
         began = time.perf_counter()
-        home = contextlib.nullcontext() if net is None else on_device(net, run)
-        with own_terms(), run.listening(), run.progress(self.title), home:
+        home, flags = (contextlib.nullcontext(),) * 2 if net is None else (on_device(net, run), put_back(net))
+        with own_terms(), run.listening(), run.progress(self.title), home, flags:
             for split in (rows, clean):
                 if net is not None and split is not None:
                     _try(net, split, run)

@@ -43,17 +43,24 @@ def _has_numbers(buffer: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
 
 
 @contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode without parameter gradients; modes and flags are put back afterward."""
+def put_back(model: nn.Module) -> Iterator[None]:
+    """Whatever happens to modes and flags of parameters, afterward each is as it was: some may have been frozen."""
     modes, wants = [(m, m.training) for m in model.modules()], [p.requires_grad for p in model.parameters()]
-    model.eval().requires_grad_(False)
     try:
         yield
     finally:
-        for module, training in modes:  # each its own: some may have been frozen
+        for module, training in modes:
             module.training = training
         for parameter, want in zip(model.parameters(), wants, strict=True):
             parameter.requires_grad_(want)
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode without parameter gradients; modes and flags are put back afterward."""
+    with put_back(model):
+        model.eval().requires_grad_(False)
+        yield
 
 
 def blank(model: nn.Module, shape: tuple[int, ...], rows: int) -> torch.Tensor:
