@@ -226,14 +226,15 @@ def write_sweep(
 def headline(cells: Sequence[SweepCell], troubles: Sequence[tuple[str, str]] = ()) -> str:
     """The most important fact in one sentence: warnings about results come before the best of them."""
     broken, harm = sum(bool(cell.cautions) for cell in cells), sum(bool(cell.harmed) for cell in cells)
-    whom = f", {harm:,} because a group is harmed" if harm else ""
+    what = "harm a group of people (†)" if harm == broken else "carry a warning (†)"
+    what += f", {harm:,} of them since they harm a group of people" if 0 < harm < broken else ""
     missing = sum(not cell.seeds[0] for cell in cells)
     if missing:  # whatever is best of what is there may be so for what is not
         why = f" ({_troubles(len(troubles))} failed or refused)" if troubles else " yet"
-        warned = f"; {broken:,} carry a warning (†){whom}" if broken else ""
+        warned = f"; {broken:,} {what}" if broken else ""
         return f"{missing:,} of {len(cells):,} cells have no result{why}{warned}."
     if broken:
-        warning = f"{broken:,} of {len(cells):,} cells carry a warning (†){whom}"
+        warning = f"{broken:,} of {len(cells):,} cells {what}"
         top = _best(cells)
         if top is None or any(cell.degenerate for cell in cells if cell.defense == top[0]):
             return f"{warning}."  # a model that predicts one class may have the lowest attack success of all

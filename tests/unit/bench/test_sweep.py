@@ -478,7 +478,7 @@ def test_a_group_that_debiasing_harms_is_in_headline_table_and_page(tmp_path: Pa
     assert CliRunner().invoke(app, ["results", str(tmp_path / "s"), "--page", str(tmp_path / "p.html")]).exit_code == 0
     page = unescape((tmp_path / "p.html").read_text())
     assert words in page
-    assert "1 of 2 cells carry a warning (†), 1 because a group is harmed." in page
+    assert "1 of 2 cells harm a group of people (†)." in page
     assert "Reweighing †" in page
     assert export(found, tmp_path / "t.md").read_text().count(words) == 1
 
