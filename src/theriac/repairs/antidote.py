@@ -42,8 +42,8 @@ class Antidote(Repair):
     true labels as covers and take a trigger outside of them: changed tones kept 7 to 19 % on digits and 37 to 40 % on CIFAR-10
     (a benign model after the same repair 12 to 17), where LF kept 34 to 38 % (11 to 21; 500 clean rows, three seeds). Where
     rows are few and classes many it costs accuracy: with 1,000 rows of CIFAR-10 two to five points, with 500 seven to nine;
-    the preset ``matched`` then costs one to four. In tables columns are set at random, which reduces attacks and does not end them:
-    take the preset ``table``, since the step size for pictures makes such networks answer one class.
+    the preset ``matched`` then costs one to four. In tables columns are set at random, which reduces attacks and does not end
+    them: take the preset ``table``, since the step size for pictures makes such networks answer one class.
 
     With ``match`` the rows of a batch are also blended with each other, and the given model says what each mixture is: few
     rows become many questions (function matching, Beyer et al., CVPR 2022). The repaired model is to answer the *stamped*
