@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +25,7 @@ import theriac as th
 from theriac.cli.main import app
 from theriac.core.errors import ClassWarning, InputError
 from theriac.core.outcome import Outcome
+from theriac.core.paths import make_folder
 from theriac.metrics import ClassCount, Evaluation, Rate, degenerate, evaluate
 from theriac.repairs import Repair
 
@@ -542,3 +546,57 @@ def test_an_evaluation_of_a_thousand_classes_is_shown_in_a_few_lines(run: th.Run
     rows = th.Split(torch.zeros(1000, 1, 8, 8, dtype=torch.uint8), torch.arange(1000), card=card)
     told = th.evaluate(th.adapt(nn.Sequential(nn.Flatten(), nn.Linear(64, 1000)), card=card), rows, run=run)
     assert max(len(repr(told)), len(str(told))) < 2000
+
+
+def shell(folder: Path, line: str) -> tuple[int, str]:
+    """Exit code and standard error of a command line, in a shell."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["sh", "-c", line.replace("theriac", f"{sys.executable} -m theriac")],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no full device here")
+def test_notes_that_nobody_can_read_change_no_exit_code(tmp_path: Path) -> None:
+    """A full disk of the log had made every answer 1, "done, with findings", and a closed standard error 4."""
+    (tmp_path / "a.txt").write_text("text")
+    for stream in ("2>/dev/full", "2>&-"):
+        assert shell(tmp_path, f"theriac list models >/dev/null {stream}")[0] == 0
+        assert shell(tmp_path, f"theriac scan-file nowhere {stream}")[0] == 2
+        assert shell(tmp_path, f"theriac scan nowhere {stream}")[0] == 64
+        assert shell(tmp_path, f"theriac scan-file a.txt >/dev/null {stream}")[0] == 0
+    code, err = shell(tmp_path, "theriac scan-file a.txt >/dev/full")
+    assert (code, err.strip()) == (2, "error: standard output can't be written: No space left on device")
+
+
+def test_errors_are_json_where_json_is_asked_for(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["eval", str(tmp_path / "nowhere"), "--json"])
+    assert done.exit_code == 2
+    told = json.loads(done.stdout)
+    assert told["status"] == "bad input"
+    assert done.stderr.strip() == f"error: {told['error']}"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_every_file_of_a_run_may_be_read_by_whom_the_umask_says(tmp_path: Path) -> None:
+    """safetensors makes files for the owner alone."""
+    words = "train --data digits --attack badnets --recipe short_1 --width 8 --quiet --out"
+    assert shell(tmp_path, f"umask 022; theriac {words} open >/dev/null; theriac export open --to safetensors --out ex")[0] == 0
+    modes = {
+        p.name: p.stat().st_mode & 0o777 for folder in ("open", "ex") for p in (tmp_path / folder).iterdir() if p.is_file()
+    }
+    assert {"model.safetensors", "planted.safetensors", "run.json"} <= modes.keys()
+    assert set(modes.values()) == {0o644}
+    assert shell(tmp_path, f"umask 077; theriac {words} own >/dev/null")[0] == 0
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "own").iterdir() if p.is_file()} == {0o600}
+
+
+def test_what_is_in_the_way_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"link is a link to .*nowhere, which does not exist"):
+        make_folder("--out", tmp_path / "link")

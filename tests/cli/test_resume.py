@@ -13,8 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+import theriac as th
+from theriac.core.files import load_tensors_safely
 from theriac.core.run import Run
+from theriac.models import make
+from theriac.training import cross_entropy_step, loop
 
 Theriac = Callable[..., Any]
 
@@ -116,7 +122,11 @@ def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
     )
     try:
         until = time.monotonic() + 300
-        while not (folder / "events.jsonl").exists() and process.poll() is None and time.monotonic() < until:
+        while (
+            not (folder / "events.jsonl").exists() or len(_epochs(folder)) < 2
+        ):  # of the last one, the state may not be held yet
+            assert process.poll() is None
+            assert time.monotonic() < until
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
@@ -127,6 +137,46 @@ def test_ctrl_c_in_a_real_process(tmp_path: Path) -> None:
     assert out == ""
     assert not (folder / "run.json").exists()
     assert json.loads((folder / "plan.json").read_text())["identity"]["recipe"]["epochs"] == 500
+    kept = load_tensors_safely(folder / "train.checkpoint.pt")  # though its epochs took less than the time between two
+    assert kept["done"] >= 1
+
+
+def test_a_run_that_is_stopped_in_its_first_epoch_says_that_nothing_is_kept(
+    theriac: Any, tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("theriac.training.epochs.set_mode", stopped)
+    done = theriac("train", *tiny, "--out", tmp_path / "run", "--json")
+    assert done.code == 130
+    assert "run the same command again to begin anew" in done.err
+    assert json.loads(done.out) == {"status": "stopped", "error": done.err.strip().splitlines()[-1]}
+
+
+def test_held_state_is_that_of_the_epoch_s_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in the middle of the third epoch, with no checkpoint written before: the weights are those after two."""
+    data = th.load("digits").train.sample(100, stratified=True)
+    build = th.Builder("wrn_16_1", {"depth": 10})
+    monkeypatch.setattr("theriac.training.checkpoint._HOLD_S", 0.0)
+    steps, seen = 2, list[int]()
+
+    def step(model: nn.Module, batch: Any) -> torch.Tensor:
+        seen.append(batch.epoch)
+        if seen.count(2) == steps:
+            raise KeyboardInterrupt
+        loss: torch.Tensor = cross_entropy_step(model, batch)
+        return loss
+
+    recipe = th.training.recipe("short_3").replace(batch_size=25)
+    run = th.Run(quiet=True, folder=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        loop(make(build, data, run), data, run, recipe, step=step)
+    kept = load_tensors_safely(tmp_path / "run" / "train.checkpoint.pt")
+    assert kept["done"] == 2
+    resumed = loop(make(build, data, run), data, run, recipe)
+    whole = loop(make(build, data, th.Run(quiet=True)), data, th.Run(quiet=True), recipe)
+    assert all(torch.equal(a, b) for a, b in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True))
 
 
 def _count_epochs(patch: pytest.MonkeyPatch) -> list[int]:

@@ -61,7 +61,7 @@ def test_a_class_of_ones_own(theriac, own: tuple[str, Path]) -> None:
         assert parts(done.json) == ["file", "weights"]
         assert "head_sum" in done.json["features"]
     lacking = theriac("scan", weights, "--model", name, "--json")
-    assert (lacking.code, lacking.out) == (64, "")
+    assert (lacking.code, lacking.json["status"]) == (64, "bad input")
     assert "--data" in lacking.err
 
 

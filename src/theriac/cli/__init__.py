@@ -8,6 +8,7 @@ from theriac.core.interrupts import take_interrupts
 def run() -> None:
     """Entry point of the installed command. A polite kill (SIGTERM) leaves a resumable folder, as Ctrl-C does."""
     take_interrupts()  # before the command's own modules are imported
-    from theriac.cli import main
+    from theriac.cli import _print, main
 
+    _print.forgive_errors()
     main.run()

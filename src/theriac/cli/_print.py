@@ -40,6 +40,30 @@ def results_alone() -> Iterator[None]:
         _flush(stream)
 
 
+class _Forgiving:
+    """Standard error for notes and hints: that nobody can read them, or its disk is full, changes no answer."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+
+def forgive_errors() -> None:
+    """From now on a standard error that is closed, or can't be written, is passed over."""
+    sys.stderr = io.StringIO() if sys.stderr is None else _Forgiving(sys.stderr)
+
+
 class Command(TyperCommand):
     """A command whose standard output holds its result alone."""
 

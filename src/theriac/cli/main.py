@@ -37,7 +37,7 @@ from theriac.cli.train import train
 from theriac.cli.zoo import app as zoo
 from theriac.core.errors import InputError, NothingToDoError, StoppedError, TheriacError
 from theriac.core.interrupts import STOPPED
-from theriac.core.paths import DiskFullError, as_path
+from theriac.core.paths import DiskFullError, as_path, is_full
 from theriac.core.text import clean
 from theriac.core.version import VERSION
 
@@ -85,7 +85,21 @@ class _Guarded(TyperGroup):
 
 
 def _explain(error: Exception, words: Sequence[str]) -> int:
-    """Print what happened; returns the exit code."""
+    """Print what happened; returns the exit code. With ``--json`` standard output says it, too, where it holds nothing yet."""
+    code = _explained(error, words)
+    names = {BAD_INPUT: "bad input", INTERNAL: "internal error", INTERRUPTED: "stopped"}
+    if "--json" in words and code in names and not _is_full_output(error):
+        text = clean(" ".join(str(getattr(error, "format_message", error.__str__)()).split()))
+        _print.say(json.dumps({"status": names[code], "error": text}))
+    return code
+
+
+def _is_full_output(error: Exception) -> bool:
+    """Whether standard output can't be written: files are named, and their full disks are told as such."""
+    return isinstance(error, OSError) and not isinstance(error, DiskFullError) and error.filename is None and is_full(error)
+
+
+def _explained(error: Exception, words: Sequence[str]) -> int:
     if "--debug" in words:
         traceback.print_exception(error)
     if isinstance(error, StoppedError):
@@ -104,6 +118,7 @@ def _explain(error: Exception, words: Sequence[str]) -> int:
         return BAD_INPUT
     if isinstance(error, OSError) and not isinstance(error, DiskFullError):
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        where = "standard output can't be written: " if _is_full_output(error) else where
         _say(f"{where}{error.strerror or error}", "error")
         return BAD_INPUT
     if isinstance(error, DiskFullError):

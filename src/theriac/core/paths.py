@@ -93,7 +93,18 @@ def writing(name: str, path: Path) -> Iterator[None]:
     except DiskFullError:
         raise
     except OSError as error:
-        raise InputError(f"{name} is {str(path)!r}, which can't be written: {error.strerror or error}") from None
+        raise InputError(f"{name} is {str(path)!r}, which can't be written: {_why(error)}") from None
+
+
+def _why(error: OSError) -> str:
+    """What the system refused, in words; that something exists where a folder should be made says too little."""
+    if isinstance(error, FileExistsError) and error.filename:
+        there = Path(os.fsdecode(error.filename))
+        if there.is_symlink() and not there.exists():
+            return f"{there} is a link to {os.readlink(there)}, which does not exist"
+        if not there.is_dir():
+            return f"{there} is no folder"
+    return error.strerror or str(error)
 
 
 @contextlib.contextmanager
@@ -166,7 +177,7 @@ def make_folder(name: str, folder: Path, size: int = 0) -> list[Path]:
         unmake(made)
         if is_full(error):
             raise DiskFullError(f"the disk is full: {name} is {str(folder)!r}, which can't be made") from None
-        raise InputError(f"{name} is {str(folder)!r}, which can't be written: {error.strerror}") from None
+        raise InputError(f"{name} is {str(folder)!r}, which can't be written: {_why(error)}") from None
     return made
 
 

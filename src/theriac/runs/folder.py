@@ -87,7 +87,10 @@ def claim(out: Path, identity: Mapping[str, Any], *, force: bool, size: int = 0)
                 if aside.exists() and not _resumable(out, plan):  # nothing to go on from, and a finished run to lose
                     _put_back(aside, out)
                     raise StoppedError(f"stopped; {out} is as it was") from None
-                raise StoppedError(f"stopped; run the same command again to go on from where {out} stands") from None
+                there = (
+                    f"go on from where {out} stands" if _resumable(out, plan) else f"begin anew: {out} holds no checkpoint yet"
+                )
+                raise StoppedError(f"stopped; run the same command again to {there}") from None
             except Exception as error:
                 if _resumable(out, plan):
                     if isinstance(error, DiskFullError):

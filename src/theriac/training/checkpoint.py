@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from theriac.core.split import Split
 from theriac.models.state import identity, pack
 
 _EVERY_S = 20.0  # a checkpoint costs milliseconds; this bounds what a kill can lose without writing after every short epoch
+_HELD = 256 << 20  # bytes: a smaller state is held after an epoch, for a stop that comes before one would be written
+_HOLD_S = 1.0  # copying it costs milliseconds, which short epochs would notice
 
 
 class Keeper:
@@ -36,6 +41,8 @@ class Keeper:
         self.path: Path | None = None if run.folder is None else run.folder / f"{label}.checkpoint.pt"
         self.label = label
         self.saved_at = time.monotonic()
+        self.held: dict[str, Any] | None = None
+        self.held_at = -math.inf
         if self.path is not None:
             pack(model)  # refuses now, not after an epoch, what could not be read again
 
@@ -67,12 +74,27 @@ class Keeper:
         return done
 
     def save(self, done: int, *, last: bool) -> None:
-        """Write a checkpoint if enough time has passed, or it is the last."""
-        if self.path is None or (not last and time.monotonic() - self.saved_at < _EVERY_S):
+        """Write a checkpoint if enough time has passed, or it is the last; else hold a small one."""
+        if self.path is None or not first_rank():
             return
-        if not first_rank():
-            return
-        state = {
+        now = time.monotonic()
+        if last or now - self.saved_at >= _EVERY_S:
+            self._write(self.path, self._state(done))
+        elif now - self.held_at >= _HOLD_S and _size(self.model) < _HELD:
+            self.held, self.held_at = copy.deepcopy(self._state(done)), now
+
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Where the loop is stopped by hand or politely killed, the last epoch that is held is written first."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self.path is not None and self.held is not None:
+                self._write(self.path, self.held)
+            raise
+
+    def _state(self, done: int) -> dict[str, Any]:
+        return {
             "fingerprint": self.fingerprint,
             "done": done,
             "model": self.model.state_dict(),
@@ -80,8 +102,14 @@ class Keeper:
             "extra": {name: thing.state_dict() for name, thing in self.extra.items()},
             "events": self.run.history(self.label),
         }
-        write_atomically(self.path, lambda temporary: torch.save(state, temporary))
-        self.saved_at = time.monotonic()
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        write_atomically(path, lambda temporary: torch.save(state, temporary))
+        self.saved_at, self.held = time.monotonic(), None
+
+
+def _size(model: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
 def fingerprint(plan: object, split: Split, run: Run, model: nn.Module, about: object) -> str:

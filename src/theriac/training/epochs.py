@@ -112,7 +112,7 @@ def loop(
         beside = [thing for thing in (extra_state or {}).values() if isinstance(thing, nn.Module)]
         step = sam_step(lambda n: recipe.rho_at(n, per_epoch), step=step, adaptive=recipe.sam_adaptive, beside=beside)
     ranks = _parallel.Ranks(model)
-    with run.progress(label, recipe.epochs * per_epoch, done=start * per_epoch) as tick:
+    with run.progress(label, recipe.epochs * per_epoch, done=start * per_epoch) as tick, keeper.stoppable():
         for epoch in range(start, recipe.epochs):
             began = time.perf_counter()
             set_mode(model, recipe.norm)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from theriac.core.card import Augment
 from theriac.core.errors import InputError
+from theriac.core.progress import silence
 from theriac.core.run import Run
 from theriac.core.split import Split
 from theriac.repairs import FT
@@ -407,6 +408,7 @@ def test_the_bar_counts_every_step_and_shows_loss_and_rate(split, monkeypatch):
 
     monkeypatch.setattr(Progress, "update", spy)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    silence(False)  # a quiet command that ran in this process before
     run = Run(precision="fp32", device="cpu", quiet=False)
     loop(small_net(), split, run, Recipe(epochs=2, batch_size=25, lr=0.1))
     assert sum(advanced) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import os
 import shutil
@@ -88,6 +89,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         write(temporary)
+        if temporary.is_file():  # whatever a writer makes of it: who may read a file is what the umask says
+            temporary.chmod(_usual_mode())
         os.replace(temporary, path)
     except Exception as error:
         if is_full(error):
@@ -99,6 +102,14 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     return path
+
+
+@functools.cache
+def _usual_mode() -> int:
+    """Permissions of a new file, by this process's umask, which can be read by setting it alone."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def _stream(path: Path) -> BinaryIO:

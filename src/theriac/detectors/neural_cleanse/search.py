@@ -188,7 +188,8 @@ class Search:
         decides = checkpoint.fingerprint(self.schedule, self.clean, self.run, self.model, self.labels)
         keeper = checkpoint.Keeper(self.run, f"{self.name}-search", decides, self.model, optimizer, {"search": self})
         keeper.restore()
-        with self.run.progress(self.shown, self.schedule.rounds, done=self.rounds, early=True) as tick:
+        shown = self.run.progress(self.shown, self.schedule.rounds, done=self.rounds, early=True)
+        with shown as tick, keeper.stoppable():
             while self.rounds < self.schedule.rounds and len(self.live):
                 number, live = self.rounds, self.live
                 success = torch.zeros(len(live), dtype=self.dtype, device=self.y.device)
