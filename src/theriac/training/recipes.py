@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from theriac.core.card import Augment
-from theriac.core.errors import unknown
+from theriac.core.errors import InputError, unknown
 from theriac.core.method import FORMER
 from theriac.core.ranges import Count, Fraction, NonNegative, Positive, check_fields, typed
 
@@ -100,5 +100,6 @@ def recipe(name: str | Recipe) -> Recipe:
     if match is not None and match[1] in FORMER:
         return recipe(f"{FORMER[match[1]]}_{match[2]}")
     if match is None or match[1] not in _FAMILIES:
-        raise unknown("recipe", name, [f"{f}_{e}" for f, e in (("paper", 100), ("short", 8), ("adam", 30))])
+        near = str(unknown("recipe", name, [f"{f}_{e}" for f, e in (("paper", 100), ("short", 8), ("adam", 30))]))
+        raise InputError(f"{near} (a family and its epochs, 1 to 99999)")
     return Recipe(name=name, epochs=int(match[2]), **_FAMILIES[match[1]])
