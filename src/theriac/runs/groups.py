@@ -43,9 +43,9 @@ def refuse_new_groups(rows: Data) -> None:
 def warn_of_groups(rows: Data, sensitive: str | Sequence[str] | None) -> None:
     """Warn of groups of which nothing, or little, will be known, and of a model that sees the groups as a feature."""
     counted = _counted(rows)
-    unknown_ones = [name for name, learned, tested in counted if learned and not tested]
-    if unknown_ones:
-        warnings.warn(f"no test row of {_named(unknown_ones)}: the comparison says nothing of them", stacklevel=2)
+    untested = [name for name, learned, tested in counted if learned and not tested]
+    if untested:
+        warnings.warn(f"no test row of {_named(untested)}: the comparison says nothing of them", stacklevel=2)
     few = [name for name, _, tested in counted if 0 < tested < FEW]
     if few:
         warnings.warn(f"fewer than {FEW} test rows of {_named(few)}: only large changes show", stacklevel=2)
