@@ -182,8 +182,9 @@ def _beyond_range(records: list[Record]) -> str:
         "clean. It is not the twin that fails there, which follows the trigger on 6 and 10 % of the rows, but the search: no "
         "patch sends more than 61 % of the rows to the attacker's class, though the true one sends 97 %. With three times the "
         "steps its lead rises there from 3.9 to 6.3 and from 1.5 to 5.4, and that of the two benign ones is 1.5 and 2.4 (with "
-        "three times the rows instead it stays): a look at these four, to be tried on others, and not shipped. Some backdoors "
-        "that were learned too little are left out. What the scan measures, and the probability that it shows "
+        "three times the rows instead it stays). With other rows that does not hold: the lead of Blended is 2.1 to 2.4 then, "
+        "and that of the benign ones up to 3.5; so it is not shipped. Some backdoors that were learned too little are left "
+        "out. What the scan measures, and the probability that it shows "
         f"as uncalibrated; the behavior took at most {slowest:.0f} s of one processor, on a loaded machine.\n\n"
         f"{grid(BEYOND, body)}\n\n"
     )
