@@ -24,6 +24,7 @@ from theriac.core.errors import InputError
 from theriac.core.method import OWN, Needs, create, preset, register
 from theriac.core.outcome import Finding
 from theriac.detectors import Detector
+from theriac.models.own import open_own
 from theriac.repairs import Repair
 from theriac.training_defenses import TrainingDefense
 
@@ -221,6 +222,15 @@ def test_a_preset_that_gives_nothing_is_named() -> None:
     with pytest.raises(InputError, match="preset odd of empty gave a NoneType"):
         create("repair", "empty:odd")
     assert Empty.title == "empty"  # what messages call it
+
+
+def test_what_a_users_code_raised_is_placed_in_the_users_code(tmp_path: Path) -> None:
+    card = th.load("digits").card
+    with pytest.raises(InputError, match=r"could not be made: TypeError: .* int\(\)$"):  # no line of a file of ours
+        open_own("builtins:int", card=card, options={"x": 2})
+    (tmp_path / "my_net.py").write_text("def net():\n    raise KeyError('mine')\n")
+    with pytest.raises(InputError, match=r"line 2 of my_net\.py"):
+        open_own(f"{tmp_path}/my_net.py:net", card=card)
 
 
 # what verbs give

@@ -160,13 +160,13 @@ def load_planted(folder: str | Path) -> Planted:
     config = record["attack"]
     if not isinstance(config, Mapping) or not isinstance(config.get("method"), str):
         raise InputError(f"{path} names no attack under 'attack'")
-    if config["method"] not in methods("attack"):
-        near = str(unknown("attack", config["method"], methods("attack"))).partition("; known: ")[0]
-        raise UnknownAttackError(f"{path}: {near} (one of your own has to be imported first, or its file named in {OWN})")
     for key in ("kind", "name", "preset"):  # would be taken for arguments of ``create``
         if key in config:
             raise InputError(f"{path} has an unknown option {key!r} of {config['method'][:80]}")
-    planted = restore(config, Card.from_dict(record["card"]), state)
+    try:
+        planted = restore(config, Card.from_dict(record["card"]), state)
+    except UnknownAttackError as error:
+        raise UnknownAttackError(f"{path}: {error}") from None
     planted.attack._check_card(planted.card)
     if planted.attack.must_fit and not state:
         raise InputError(
@@ -192,6 +192,9 @@ def _try_it(planted: Planted, path: Path) -> None:
 def restore(config: Mapping[str, Any], card: Card, state: Mapping[str, torch.Tensor]) -> Planted:
     """A Planted from what was saved: the attack's configuration, the card and the fitted tensors."""
     name, known = str(config.get("method", "")), methods("attack")
+    if name not in known:
+        near = str(unknown("attack", name, known)).partition("; known: ")[0]
+        raise UnknownAttackError(f"{near} (one of your own has to be imported first, or its file named in {OWN})")
     attack = known[name].from_config(config)
     if not isinstance(attack, Attack):
         raise InputError(f"{name!r} is registered as an attack but is a {type(attack).__name__}")

@@ -112,15 +112,8 @@ def show(sweep: Sweep, *, as_json: bool) -> None:
         results = rows(store, sweep.name)
         page = write_page(store, results, sweep.store / f"{_file_name(sweep.name)}.html", "--store")
     if as_json:
-        facts = (
-            {"status": "done"}
-            | dataclasses.asdict(sweep)
-            | {
-                "store": str(sweep.store),
-                "page": str(page),
-                "seconds": round(sweep.seconds, 1),
-            }
-        )
+        where = {"store": str(sweep.store), "page": str(page), "seconds": round(sweep.seconds, 1)}
+        facts = {"status": "done", **dataclasses.asdict(sweep), **where}
         _show.as_json(facts)
     else:
         show_rows(results, as_json=False)

@@ -16,6 +16,7 @@ from theriac.core.paths import as_path
 from theriac.core.text import line, shorten
 
 _SOURCE = 4 << 20  # bytes of a file of code
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 def load_module(where: str, text: str, argument: str, form: str) -> ModuleType:
@@ -118,8 +119,9 @@ def failing(what: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         trace, place = error.__traceback__, ""
         while trace is not None:
-            if trace.tb_frame.f_code.co_filename != __file__ and not trace.tb_frame.f_code.co_filename.startswith("<"):
-                place = f" (line {trace.tb_lineno} of {Path(trace.tb_frame.f_code.co_filename).name})"
+            source = trace.tb_frame.f_code.co_filename
+            if not source.startswith((_PACKAGE, "<")):
+                place = f" (line {trace.tb_lineno} of {Path(source).name})"
             trace = trace.tb_next
         said = shorten(line(str(error))) or "no message"
         raise InputError(f"{what}: {type(error).__name__}: {said}{place}") from error

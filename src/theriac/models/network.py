@@ -193,6 +193,11 @@ def as_stored(stamped: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return rounded.to(torch.uint8)
 
 
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
 @typed()
 def parameter_count(model: nn.Module) -> int:
     """Number of parameters."""

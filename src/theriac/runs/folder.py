@@ -23,6 +23,7 @@ from theriac.core.run import Run
 from theriac.core.split import Data
 from theriac.core.text import json_text
 from theriac.data import align
+from theriac.models.network import weight_bytes
 from theriac.models.store import FORMAT, read_record
 from theriac.runs.provenance import provenance as described
 from theriac.runs.recording import architecture, data_hash, write_run
@@ -118,7 +119,7 @@ def _resumable(out: Path, plan: Mapping[str, Any]) -> bool:
 
 def size_of(model: nn.Module) -> int:
     """Bytes that a run needs for a model: its weights, and a checkpoint of it with its optimizer's state."""
-    return 3 * sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    return 3 * weight_bytes(model)
 
 
 def write(out: Path, model: nn.Module, planted: Planted | None, record: Mapping[str, Any], run: Run) -> None:

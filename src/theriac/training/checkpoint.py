@@ -18,6 +18,7 @@ from theriac.core.errors import InputError
 from theriac.core.files import load_tensors_safely, write_atomically
 from theriac.core.run import Run, first_rank
 from theriac.core.split import Split
+from theriac.models.network import weight_bytes
 from theriac.models.state import identity, pack
 
 _EVERY_S = 20.0  # a checkpoint costs milliseconds; this bounds what a kill can lose without writing after every short epoch
@@ -80,7 +81,7 @@ class Keeper:
         now = time.monotonic()
         if last or now - self.saved_at >= _EVERY_S:
             self._write(self.path, self._state(done))
-        elif now - self.held_at >= _HOLD_S and _size(self.model) < _HELD:
+        elif now - self.held_at >= _HOLD_S and weight_bytes(self.model) < _HELD:
             self.held, self.held_at = copy.deepcopy(self._state(done)), now
 
     @contextlib.contextmanager
@@ -106,10 +107,6 @@ class Keeper:
     def _write(self, path: Path, state: dict[str, Any]) -> None:
         write_atomically(path, lambda temporary: torch.save(state, temporary))
         self.saved_at, self.held = time.monotonic(), None
-
-
-def _size(model: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
 def fingerprint(plan: object, split: Split, run: Run, model: nn.Module, about: object) -> str:
