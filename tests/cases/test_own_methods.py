@@ -24,6 +24,7 @@ from theriac.core.errors import InputError
 from theriac.core.method import OWN, Needs, create, preset, register
 from theriac.core.outcome import Finding
 from theriac.detectors import Detector
+from theriac.models import builder, register_architecture
 from theriac.models.own import open_own
 from theriac.repairs import Repair
 from theriac.training_defenses import TrainingDefense
@@ -76,9 +77,31 @@ controls: false
 """
 
 
+NETWORKS = '''
+from torch import nn
+
+from theriac.models import register_architecture
+
+
+@register_architecture()
+def plain_cnn(card, width: int = 8):
+    """Two convolutions, without BatchNorm."""
+    return nn.Sequential(
+        nn.Conv2d(card.channels, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(width, width, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(4 * width, card.num_classes),
+    )
+
+
+@register_architecture("table")
+def wide(card, width_in, hidden=32):
+    return nn.Sequential(nn.Linear(width_in, hidden), nn.ReLU(), nn.Linear(hidden, card.num_classes))
+'''
+
+
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(method, "_REGISTRY", {kind: dict(known) for kind, known in method._REGISTRY.items()})
+    monkeypatch.setattr(builder, "_OWN", {rows: dict(makers) for rows, makers in builder._OWN.items()})
     monkeypatch.setattr(method, "_LOADED", set())
     monkeypatch.delenv(OWN, raising=False)
     yield
@@ -452,3 +475,72 @@ def test_a_model_of_another_precision_is_told_what_would_fit() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
     with pytest.raises(InputError, match=r"its parameters are float64: model\.float"):
         th.evaluate(net, th.load("digits").test)
+
+
+def test_networks_of_a_users_own_are_trained_repaired_and_swept_by_name(tmp_path: Path) -> None:
+    (tmp_path / "my_methods.py").write_text(NETWORKS)
+    (tmp_path / "s.yaml").write_text(
+        "data: digits\nmodels: [{name: plain_cnn, width: 4}, plain_cnn]\nrecipes: short_1\nattacks: [badnets]\n"
+        "defenses: [ft]\ncontrols: false\n"
+    )
+    model = ("--model", "plain_cnn", "--model-option", "width=4")
+    trained = theriac(tmp_path, "train", *model, "--attack", "badnets", "--recipe", "short_1", "-q", "--out", "v")
+    assert trained.returncode == 0, trained.stderr
+    for words in (("repair", "v", "--method", "ft", "-q", "--out", "r"), ("eval", "r")):
+        assert theriac(tmp_path, *words).returncode == 0
+    refused = theriac(tmp_path, "eval", "r", own="")
+    assert refused.returncode == 2
+    assert "unknown architecture 'plain_cnn'" in refused.stderr
+    assert OWN in refused.stderr
+    swept = theriac(tmp_path, "bench", "s.yaml", "--workers", "2")
+    assert "4 of 4 jobs done" in swept.stderr, swept.stderr
+    again = theriac(tmp_path, "bench", "s.yaml", "--plan")
+    assert "done   4" in again.stdout
+    (tmp_path / "my_methods.py").write_text(NETWORKS.replace("nn.Flatten()", "nn.ReLU(), nn.Flatten()"))
+    assert "done   0" in theriac(tmp_path, "bench", "s.yaml", "--plan").stdout  # another network under the same name
+    named = theriac(tmp_path, "train", "--model", "my_methods.py:plain_cnn")
+    assert "Register yours under a name" in named.stderr
+
+
+def test_a_network_of_a_users_own_for_tables(tmp_path: Path) -> None:
+    (tmp_path / "my_methods.py").write_text(NETWORKS)
+    (tmp_path / "t.csv").write_text(
+        "a,b,label\n" + "\n".join(f"{i % 7},{i % 5},{'yes' if i % 7 > 3 else 'no'}" for i in range(200))
+    )
+    words = ("--model", "wide", "--model-option", "hidden=8", "--recipe", "adam_2", "-q", "--out", "v")
+    trained = theriac(tmp_path, "train", "--data", "t.csv", "--label", "label", *words)
+    assert trained.returncode == 0, trained.stderr
+    wrong = theriac(tmp_path, "train", "--data", "digits", "--model", "wide")
+    assert "architecture 'wide' is for table data" in wrong.stderr
+    unknown = theriac(tmp_path, "train", "--model", "plain_cnn", "--model-option", "wdth=8")
+    assert "did you mean 'width'" in unknown.stderr
+
+
+def test_architectures_that_can_not_be_registered() -> None:
+    def without_card(width: int = 8) -> nn.Module:
+        return nn.Identity()
+
+    def without_default(card: Any, width: int) -> nn.Module:
+        return nn.Identity()
+
+    def mlp(card: Any) -> nn.Module:
+        return nn.Identity()
+
+    for maker, why in (
+        (without_card, "takes width; for image rows it takes card and then options"),
+        (without_default, "option width of architecture without_default has no default"),
+        (mlp, "architecture 'mlp' is registered already"),
+        (lambda card: nn.Identity(), "expected a function named in small letters"),
+        (nn.Linear, "expected a function named in small letters"),
+    ):
+        with pytest.raises(InputError, match=why):
+            register_architecture()(maker)
+    with pytest.raises(InputError, match="rows is 'text'; expected 'image' or 'table'"):
+        register_architecture("text")  # type: ignore[arg-type]
+
+    @register_architecture()
+    def no_net(card: Any) -> Any:
+        return 3
+
+    with pytest.raises(InputError, match="architecture 'no_net' made a int; expected an nn"):
+        th.build("no_net", th.load("digits").train)

@@ -50,7 +50,7 @@ def load(
 
     * ``"digits"``, which comes with scikit-learn, or a name of :func:`theriac.data.names`: taken from
       ``$THERIAC_DATA/<name>`` (by default the folder ``data`` in the cache) if that exists, else downloaded through the
-      ``hub`` extra;
+      ``hub`` extra; the name of any other folder that you put there works, too;
     * a folder of parquet files (``train-*.parquet``, ``test-*.parquet``, ``validation-*.parquet``) or one such file: pictures
       as the Hugging Face hub stores them, or a table;
     * a folder of pictures, ``root/class/*.png`` or ``root/train/class/*.png`` and ``root/test/class/*.png``;
@@ -142,9 +142,11 @@ def _load(source: Any, options: Options) -> Data:
             return _from_path(path, named, options)
         if known is not None:
             return _by_name(known, options)
+        if _is_name(path) and (_shelf() / path).exists():
+            return _from_path(_shelf() / path, path.name, options)
     except OSError as error:
         raise InputError(f"{error.filename or path} can't be read: {error.strerror or error}") from None
-    if len(path.parts) > 1 or path.suffix:
+    if not _is_name(path):
         raise InputError(f"{path} does not exist; expected a folder, a file, or a name such as digits or cifar10")
     raise no_such_name(str(source))
 
@@ -156,8 +158,20 @@ def check_name(source: str) -> None:
         InputError: If it is neither a path nor a known name, with the nearest ones.
     """
     path = as_path("source", source)
-    if len(path.parts) <= 1 and not path.suffix and canonical(source) is None and source != "digits" and not path.exists():
+    if not _is_name(path) or canonical(source) is not None or source == "digits":
+        return
+    if not (path.exists() or (_shelf() / path).exists()):
         raise no_such_name(source)
+
+
+def _is_name(path: Path) -> bool:
+    """Whether this reads as the name of a data set rather than as a path."""
+    return len(path.parts) <= 1 and not path.suffix
+
+
+def _shelf() -> Path:
+    """The folder in which data sets lie by their names."""
+    return as_path("THERIAC_DATA", os.environ.get("THERIAC_DATA") or cache_folder() / "data")
 
 
 def _name_of(path: Path) -> str:
@@ -169,9 +183,8 @@ def _name_of(path: Path) -> str:
 
 
 def _by_name(name: str, options: Options) -> Data:
-    root = as_path("THERIAC_DATA", os.environ.get("THERIAC_DATA") or cache_folder() / "data")
-    if (root / name).exists():
-        return _from_path(root / name, name, options)
+    if (_shelf() / name).exists():
+        return _from_path(_shelf() / name, name, options)
     from theriac.data._hub import fetch
 
     path, source = fetch(name, KNOWN[name])

@@ -1,7 +1,16 @@
 """Networks, and the wrapper that gives every model the same inputs (pixels in [0, 1], raw table rows) and outputs (logits)."""
 
 from theriac.models.adapter import Adapted, adapt
-from theriac.models.builder import Architecture, Buildable, Builder, architecture, architectures, build, make
+from theriac.models.builder import (
+    Architecture,
+    Buildable,
+    Builder,
+    architecture,
+    architectures,
+    build,
+    make,
+    register_architecture,
+)
 from theriac.models.grouped import GroupAware
 from theriac.models.network import Classifier, Normalize, TablePrep, parameter_count, to_input
 from theriac.models.outputs import batch_rows, over_rows, run_over
@@ -45,6 +54,7 @@ __all__ = [
     "over_rows",
     "parameter_count",
     "polarize",
+    "register_architecture",
     "run_over",
     "save",
     "to_input",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from torch import nn
 
 from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError, shortened, unknown
+from theriac.core.method import OWN, load_own
 from theriac.core.names import class_numbers
 from theriac.core.ranges import check_fields, typed
 from theriac.core.run import Run, as_run
@@ -94,20 +98,115 @@ def _mlp(
 
 
 # name -> maker of (card, **options); for tables of (card, width_in, **options). Its keyword arguments are the options.
-_IMAGE: dict[str, Maker] = {
-    "preact_resnet18": _preact,
-    "resnet18": _resnet,
-    "wrn_16_1": _wrn,
-    "vgg19_bn": _vgg,
-    "vit_small": _vit,
+_OURS: dict[str, dict[str, Maker]] = {
+    "image": {
+        "preact_resnet18": _preact,
+        "resnet18": _resnet,
+        "wrn_16_1": _wrn,
+        "vgg19_bn": _vgg,
+        "vit_small": _vit,
+    },
+    "table": {"mlp": _mlp},
 }
-_TABLE: dict[str, Maker] = {"mlp": _mlp}
-_FIXED = ("card", "width_in")  # what the data decide
+_OWN: dict[str, dict[str, Maker]] = {"image": {}, "table": {}}  # those that users registered
+_FIXED = {"image": ("card",), "table": ("card", "width_in")}  # what the data decide
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def register_architecture(rows: Literal["image", "table"] = "image") -> Callable[[Maker], Maker]:
+    """Function decorator: make a network of your own known by the function's name, as ours are.
+
+    The function gets the data's :class:`theriac.core.card.Card` (``num_classes``, ``channels``, ``size``), for tables the
+    number of prepared columns, too, and then its options, each with a default. It returns a network that gives logits,
+    (rows, classes), for rows that are normalized already: (rows, channels, height, width), or (rows, columns).
+
+    Args:
+        rows: What it is for.
+
+    Raises:
+        InputError: If the function has no such parameters, an option has no default, or another function has the name.
+
+    Examples:
+        >>> from torch import nn
+        >>> @register_architecture()
+        ... def two_layers(card, hidden: int = 32):
+        ...     \"\"\"Two layers without convolutions.\"\"\"
+        ...     inputs = card.channels * card.size[0] * card.size[1]
+        ...     return nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, card.num_classes))
+        >>> architecture("two_layers").what
+        'Two layers without convolutions'
+    """
+    if not isinstance(rows, str) or rows not in _OWN:
+        raise InputError(f"rows is {shortened(rows)}; expected {' or '.join(map(repr, _OWN))}")
+
+    def known(maker: Maker) -> Maker:
+        name = getattr(maker, "__name__", "")
+        if not inspect.isfunction(maker) or not _NAME.fullmatch(name):
+            raise InputError(
+                f"what is registered is {shortened(maker)}; expected a function named in small letters, digits and underscores"
+            )
+        first, parameters = _FIXED[rows], list(inspect.signature(maker).parameters.values())
+        if tuple(p.name for p in parameters[: len(first)]) != first:
+            came = ", ".join(p.name for p in parameters) or "nothing"
+            raise InputError(f"architecture {name} takes {came}; for {rows} rows it takes {', '.join(first)} and then options")
+        for option in parameters[len(first) :]:
+            if option.default is option.empty:
+                raise InputError(f"option {option.name} of architecture {name} has no default; every option has one")
+        other = _maker(name)[1]
+        if other is not None and (other.__module__, other.__qualname__) != (maker.__module__, maker.__qualname__):
+            raise InputError(f"architecture {name!r} is registered already, by {other.__module__}")
+        for makers in _OWN.values():  # the same function again is a module that was reloaded
+            makers.pop(name, None)
+        _OWN[rows][name] = maker
+        return maker
+
+    return known
+
+
+def _maker(name: str) -> tuple[str, Maker | None]:
+    """What rows an architecture is for, and the function that makes it; None if there is none of this name."""
+    for group in (_OURS, _OWN):
+        for rows, makers in group.items():
+            if name in makers:
+                return rows, makers[name]
+    return "", None
+
+
+def _find(name: str) -> tuple[str, Maker]:
+    """As :func:`_maker`, with those that the environment names.
+
+    Raises:
+        InputError: If there is none; names the nearest.
+    """
+    rows, maker = _maker(name.lower())
+    if maker is None:
+        load_own()
+        rows, maker = _maker(name.lower())
+    if maker is None:
+        error = unknown("architecture", name, architectures())
+        raise InputError(f"{error} (a file that registers one of your own is named in {OWN})")
+    return rows, maker
 
 
 def architectures() -> tuple[str, ...]:
     """Names that :func:`build` knows."""
-    return tuple(sorted({*_IMAGE, *_TABLE}))
+    load_own()
+    return tuple(sorted(name for group in (_OURS, _OWN) for makers in group.values() for name in makers))
+
+
+def source_of(name: str) -> str | None:
+    """The beginning of a hash of the file in which a registered architecture stands; None for one of ours.
+
+    Sweeps know finished work by it: a change in that file, also beside the function, makes a network another one.
+    """
+    if any(name.lower() in makers for makers in _OURS.values()):
+        return None
+    _, maker = _find(name)
+    try:
+        code = Path(inspect.getsourcefile(maker) or "").read_bytes()
+    except (OSError, TypeError):  # typed into a session
+        code = maker.__code__.co_code
+    return hashlib.sha256(code).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,17 +236,18 @@ def architecture(name: str) -> Architecture:
         >>> [option["name"] for option in architecture("wrn_16_1").options]
         ['depth', 'widen']
     """
-    key = name.lower()
-    maker = {**_IMAGE, **_TABLE}.get(key)
-    if maker is None:
-        raise unknown("architecture", name, architectures())
-    options = [_described(p) for p in inspect.signature(maker, eval_str=True).parameters.values() if p.name not in _FIXED]
-    what = inspect.cleandoc(maker.__doc__ or "").rstrip(".")
-    return Architecture(name=key, what=what, rows="image" if key in _IMAGE else "table", options=tuple(options))
+    rows, maker = _find(name)
+    try:
+        options = list(inspect.signature(maker, eval_str=True).parameters.values())[len(_FIXED[rows]) :]
+    except NameError:  # a registered one, with a type that only a type checker imports
+        options = list(inspect.signature(maker).parameters.values())[len(_FIXED[rows]) :]
+    what = inspect.cleandoc(maker.__doc__ or "").partition("\n\n")[0].replace("\n", " ").rstrip(".")
+    return Architecture(name=name.lower(), what=what, rows=rows, options=tuple(map(_described, options)))
 
 
 def _described(option: inspect.Parameter) -> dict[str, str]:
     kind, meaning = get_args(option.annotation) if get_origin(option.annotation) is Annotated else (option.annotation, "")
+    kind = "" if kind is option.empty else kind
     text = kind.__name__ if isinstance(kind, type) else str(kind).replace("collections.abc.", "")
     default = "left out" if option.default is None else str(option.default)
     return {"name": option.name, "type": text.replace(" | None", ""), "default": default, "meaning": meaning}
@@ -161,19 +261,19 @@ def make_net(name: str, card: Card, options: Mapping[str, Any], width_in: int = 
     """
     if not isinstance(name, str):
         raise InputError(f"the architecture is {shortened(name)}; expected a name, such as {architectures()[0]!r}")
-    key = name.lower()
-    if key not in _IMAGE and key not in _TABLE:
-        raise unknown("architecture", name, architectures())
-    makers, other = (_IMAGE, "table") if card.kind == "image" else (_TABLE, "image")
-    if key not in makers:
-        raise InputError(f"architecture {name!r} is for {other} data; {card.name!r} holds {card.kind} rows")
-    known = [p for p in inspect.signature(makers[key]).parameters if p not in _FIXED]
+    rows, maker = _find(name)
+    if rows != card.kind:
+        raise InputError(f"architecture {name!r} is for {rows} data; {card.name!r} holds {card.kind} rows")
+    known = list(inspect.signature(maker).parameters)[len(_FIXED[rows]) :]
     for option in options:
         if option not in known:
             raise unknown(f"option of {name}", option, known)
     if card.kind == "image" and (min(card.size) < 1 or card.channels < 1):
         raise InputError(f"the card of {card.name!r} gives images of shape {card.shape}; expected sides and channels above 0")
-    return makers[key](card, width_in, **options) if card.kind == "table" else makers[key](card, **options)
+    net = maker(card, width_in, **options) if card.kind == "table" else maker(card, **options)
+    if not isinstance(net, nn.Module):
+        raise InputError(f"architecture {name!r} made a {type(net).__name__}; expected an nn.Module")
+    return net
 
 
 def normalization(card: Card) -> Normalize:

@@ -25,6 +25,7 @@ from theriac.core.ranges import Seed, check_fields
 from theriac.core.split import Data
 from theriac.data._cache import content_of
 from theriac.models import Buildable, Builder
+from theriac.models.builder import source_of
 from theriac.models.state import identity
 from theriac.runs.opening import Opened
 from theriac.runs.recording import data_hash, meaning
@@ -209,12 +210,14 @@ def later_versions(*methods: Method | None) -> dict[str, int]:
 def model_facts(model: Buildable) -> dict[str, Any]:
     """An architecture with its options as plain data; of a user's own network or class, where it is defined and what it holds.
 
-    Of a network these are its layers with their options and its weights, of a function or class its source where it is known.
+    Of a network these are its layers with their options and its weights, of a function or class its source where it is known,
+    of a registered architecture its file.
     """
     if isinstance(model, str):
-        return {"architecture": model.lower()}
+        model = Builder(model.lower())
     if isinstance(model, Builder):
-        return {"architecture": model.name, **model.options}
+        source = source_of(model.name)
+        return {"architecture": model.name, **model.options, **({} if source is None else {"source": source})}
     own = model if hasattr(model, "__qualname__") else type(model)
     facts: dict[str, Any] = {"architecture": f"{own.__module__}.{own.__qualname__}"}
     if isinstance(model, nn.Module):

@@ -18,6 +18,7 @@ from theriac.attacks import Attack, Planted
 from theriac.attacks.store import load_planted
 from theriac.core.errors import InputError
 from theriac.core.files import is_regular, load_tensors_safely
+from theriac.core.method import OWN
 from theriac.core.names import class_place
 from theriac.core.paths import as_path
 from theriac.core.run import Run, as_run
@@ -335,7 +336,8 @@ def named_builder(request: Request, rows: Split) -> Builder:
     if request.model is not None and is_own(request.model):
         raise InputError(
             f"--model is {request.model!r}, code of your own; this command trains architectures that a run folder can name "
-            f"({', '.join(architectures())}). From Python: theriac.train(theriac.adapt(your_network, card=data.card), rows)"
+            f"({', '.join(architectures())}). Register yours under a name, in a file that {OWN} names "
+            "(docs/how-to/own-method.md). From Python: theriac.train(theriac.adapt(your_network, card=data.card), rows)"
         )
     return Builder((request.model or ("mlp" if rows.is_table else "preact_resnet18")).lower(), request.model_options)
 

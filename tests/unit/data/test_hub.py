@@ -12,6 +12,7 @@ import torch
 
 import theriac as th
 from theriac.core.errors import InputError
+from theriac.data.loading import check_name
 
 
 @pytest.fixture
@@ -135,3 +136,16 @@ def test_names_are_suggested() -> None:
     assert {"digits", "cifar10", "cifar100", "mnist", "svhn", "gtsrb", "tiny-imagenet", "adult"} <= set(th.data.names())
     with pytest.raises(InputError, match=r"unknown data set 'fashon_mnist'; did you mean 'fashion_mnist'"):
         th.load("fashon_mnist")
+
+
+def test_any_folder_on_the_shelf_is_taken_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THERIAC_DATA", str(tmp_path))
+    (tmp_path / "mine_50").mkdir()
+    (tmp_path / "mine_50" / "train.csv").write_text("a,label\n" + "\n".join(f"{i},{i % 2}" for i in range(20)))
+    data = th.load("mine_50", label="label")
+    assert (data.card.name, len(data.train) + len(data.test)) == ("mine_50", 20)
+    check_name("mine_50")
+    with pytest.raises(InputError, match="unknown data set 'mine_51'"):
+        check_name("mine_51")
+    with pytest.raises(InputError, match="unknown data set 'mine_51'"):
+        th.load("mine_51")
