@@ -202,13 +202,13 @@ def test_cards_tell_what_sweeps_measured(results: Write) -> None:
     repaired = [
         sweep_record("BadNets", "defended", 0, 10, "FT 0.1"),
         sweep_record("BadNets", "defended", 1, 30, "FT 0.1"),
-        sweep_record("Blended", "defended", 0, 50, "FT 0.1", degenerate=True),
+        sweep_record("Blended", "defended", 0, 50, "FT 0.1", degenerate="The model answers '3' for every row."),
         sweep_record("Blended", "defended", 1, 70, "FT 0.1", outcome="abstained"),
     ]
     folder = results("sweep_toy", *victims, *repaired)
     text = for_card(FT, folder)
     link, setting = "[toy](../../benchmarks/results/sweep_toy.md)", "toys, narrow, short_8, 10 % clean"
-    told = "FT 0.1, which abstained in 1 of 4 | 2 | 0, 1 | 40.0 | 70.0 (Blended, seed 1) | -5.0 | 50.0 | 1 of 4 | 2"
+    told = "FT 0.1, which abstained in 1 of 4 | 2 | 0, 1 | 40.0 | 70.0 (Blended, seed 1) | -5.0 | 50.0 | 1 of 4 | 0 of 4 | 2"
     assert f"| {link} | {setting} | {told} |" in text
     assert for_card(methods("repair")["clp"], folder) == ""  # its method is told by the options, not by the label
 

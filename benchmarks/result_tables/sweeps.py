@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,17 @@ from table import RESULTS, tables
 from result_tables import debiased
 from theriac.bench import compare, grouped, scores_of
 from theriac.bench.statistics import LEVEL
-from theriac.bench.tables import Group, Row, audits, in_words
+from theriac.bench.tables import QUOTED, Group, Row, audits, in_words, sentences
 from theriac.core.method import KINDS, Method, methods
 from theriac.metrics import wilson
+from theriac.metrics._degenerate import hollow
 
 ASSURED = 0.10  # attack success above which "repaired" is a false assurance
+CELLS = (
+    "Misleading: cells in which the model answers one class, can't be told from guessing, lost a class (at most 5 % of it "
+    "right, or the target class far below the others), or obeys without trigger. A class fell: by more than 10 points, beyond "
+    "chance."
+)
 
 
 def sweeps(results: Path = RESULTS) -> dict[str, list[Row]]:
@@ -68,7 +75,7 @@ def for_defense(cls: type[Method], results: Path = RESULTS) -> list[str]:
                 done = [row for group in _of(defended, defense) for row in group.done]
                 if not done or json.loads(done[0]["options"])["defense"]["method"] != cls.name:
                     continue
-                _, seeds, mean, worst, place, _, _, change, right, misleading, cost = _line(defended, groups, defense)
+                _, seeds, mean, worst, place, _, _, change, right, misleading, fell, cost = _line(defended, groups, defense)
                 link = f"[{name.removeprefix('sweep_')}](../../benchmarks/results/{name}.md)"
                 budget = next(iter(clean)) if len(clean) == 1 else ""  # else its name says it
                 given = ", ".join(filter(None, (setting, f"{budget} clean" if budget and done[0]["clean"] else "")))
@@ -76,7 +83,9 @@ def for_defense(cls: type[Method], results: Path = RESULTS) -> list[str]:
                 abstained = sum(row["outcome"] == "abstained" for row in done)
                 called = f"{defense}, which abstained in {abstained} of {len(done)}" if abstained else defense
                 called += "".join(f"; {text.partition(' ')[2]}" for text in _earlier(done, ("defense",)))
-                body.append([link, given, called, attacks, seeds, mean, f"{worst} ({place})", change, right, misleading, cost])
+                body.append(
+                    [link, given, called, attacks, seeds, mean, f"{worst} ({place})", change, right, misleading, fell, cost]
+                )
     if not body:
         return []
     head = (
@@ -90,12 +99,10 @@ def for_defense(cls: type[Method], results: Path = RESULTS) -> list[str]:
         "change in ACC",
         "mean RA",
         "misleading",
+        "a class fell",
         "CPU s",
     )
-    how = (
-        "In sweeps, percent over all attacks and seeds. Misleading: cells in which the model answers one class, lost one, or "
-        "obeys without trigger."
-    )
+    how = f"In sweeps, percent over all attacks and seeds. {CELLS}"
     return [f"{how}\n\n" + "\n".join(_grid(head, body))]
 
 
@@ -138,24 +145,28 @@ def _setting(rows: Sequence[Row], place: str) -> list[str]:
     groups = grouped(rows)
     defended = [group for group in groups if group.role == "defended"]
     attacks = list(dict.fromkeys(row["attack"] for row in rows if row["role"] == "victim"))
-    misleads = {d: _misleading(defended, d) for d in {group.defense for group in defended}}
-    order = sorted(misleads, key=lambda d: (2 * misleads[d][0] > misleads[d][1], _worst(defended, d)[0], d))
+    cells = {d: _Cells.of(defended, d) for d in {group.defense for group in defended}}
+    order = sorted(cells, key=lambda d: (cells[d].mostly(cells[d].hollow), _worst(defended, d)[0], d))
     if not order:
         return _undefended(groups, attacks, place)
-    hollow = [f"{d} ({count} of {cells})" for d in order if 2 * (count := misleads[d][0]) > (cells := misleads[d][1])]
+    empty, fell = (
+        [f"{d} ({count} of {cells[d].all})" for d in order if cells[d].mostly(count := getattr(cells[d], what))]
+        for what in ("hollow", "fell")
+    )
     return [
         f"## Defenses{place}",
         "",
-        *([f"**Misleading in most of their cells, and last for it: {', '.join(hollow)}.**", ""] if hollow else []),
+        *([f"**Misleading in most of their cells, and last for it: {', '.join(empty)}.**", ""] if empty else []),
+        *([f"**A class fell in most of their cells: {', '.join(fell)}.**", ""] if fell else []),
         *_grid(
             (
                 *("defense", "seeds", "mean ASR", "worst ASR", "at", "worst excess", "at"),
-                *("change in ACC", "mean RA", "misleading cells", "CPU s"),
+                *("change in ACC", "mean RA", "misleading cells", "a class fell", "CPU s"),
             ),
             [_line(defended, groups, defense) for defense in order],
         ),
         "",
-        f"{_victims(groups)}. A cell misleads where the model answers one class, lost one, or obeys without trigger.",
+        f"{_victims(groups)}. {CELLS}",
         "",
         f"## Attack success by attack, mean over seeds{place}",
         "",
@@ -219,10 +230,28 @@ def _worst(groups: Sequence[Group], defense: str) -> tuple[float, str]:
     return max(((share, place) for share, place in cells if share is not None), default=(0.0, ""))
 
 
-def _misleading(groups: Sequence[Group], defense: str) -> tuple[int, int]:
-    """Cells in which the model answers one class, lost one, or obeys without a trigger; and all cells."""
-    rows = [row for group in _of(groups, defense) for row in group.done if row["attack"]]
-    return sum(bool(row["degenerate"]) for row in rows), len(rows)
+@dataclass(frozen=True)
+class _Cells:
+    """How many cells of a defense there are, in how many the figures stand for nothing, and in how many a class fell."""
+
+    all: int
+    hollow: int
+    fell: int
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], defense: str) -> _Cells:
+        rows = [row for group in _of(groups, defense) for row in group.done if row["attack"]]
+        said = [sentences(row["degenerate"] or "") for row in rows]
+        fell = (any(" fell" in QUOTED.sub("", text) and not hollow(text) for text in texts) for texts in said)
+        return cls(len(rows), sum(map(_misleads, rows)), sum(fell))
+
+    def mostly(self, count: int) -> bool:
+        """Whether a count is more than half of the cells."""
+        return 2 * count > self.all
+
+
+def _misleads(row: Row) -> bool:
+    return any(hollow(text) for text in sentences(row["degenerate"] or ""))
 
 
 def _excesses(rows: Sequence[Row], groups: Sequence[Group], defense: str) -> list[tuple[float, str]]:
@@ -256,7 +285,7 @@ def _line(defended: Sequence[Group], groups: Sequence[Group], defense: str) -> l
     worst, place = _worst(defended, defense)
     excess, excess_place = max(_excesses(rows, groups, defense), default=(None, ""))
     seeds = sorted({row["seed"] for row in rows})
-    cost = _mean(changes)
+    cost, cells = _mean(changes), _Cells.of(defended, defense)
     return [
         defense,
         ", ".join(map(str, seeds)),
@@ -267,7 +296,8 @@ def _line(defended: Sequence[Group], groups: Sequence[Group], defense: str) -> l
         excess_place,
         "" if cost is None else f"{100 * cost:+.1f}",
         _share(_mean([row["ra"] for row in rows])),
-        "{} of {}".format(*_misleading(defended, defense)),
+        f"{cells.hollow} of {cells.all}",
+        f"{cells.fell} of {cells.all}",
         f"{_mean([row['cpu_seconds'] for row in rows]) or 0:.0f}",
     ]
 
@@ -328,7 +358,7 @@ def _assured(defended: Sequence[Group], groups: Sequence[Group], order: Sequence
     lowest: dict[tuple[Any, ...], float] = {}
     for group in defended:
         for row in group.done:
-            if row["asr"] is not None and not row["degenerate"]:
+            if row["asr"] is not None and not _misleads(row):
                 at = (row["attack"], row["seed"], row["defense_seed"])
                 lowest[at] = min(row["asr"], lowest.get(at, 1.0))
     body = []

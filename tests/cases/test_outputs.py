@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from theriac.core.errors import ClassWarning, InputError
 from theriac.core.outcome import Outcome
 from theriac.core.paths import make_folder
 from theriac.metrics import ClassCount, Evaluation, Rate, degenerate, evaluate
+from theriac.metrics._degenerate import hollow
 from theriac.repairs import Repair
 
 TINY = ("--model", "preact_resnet18", "--width", "4", "--recipe", "short_2", "--device", "cpu", "--precision", "fp32")
@@ -93,6 +95,43 @@ def test_a_lost_target_class_is_said_though_acc_hardly_moves() -> None:
     assert told[0] == "The target class '0' is lost: 0.0 % right; others 95.0 %."
     assert degenerate(after)[0] == told[0]  # seen without a look at the model before
     assert degenerate(before) == []
+
+
+@pytest.mark.parametrize("wanted_by", [(), ("0",), tuple("0123456789")])
+def test_a_lost_class_is_said_whatever_the_attack_wants(wanted_by: tuple[str, ...]) -> None:
+    """All-to-all and untargeted attacks want every class, so that none was looked at."""
+    hits = [95] * 8 + [0, 95]
+    told = degenerate(replace(scores(hits, asr=(5, 850)), targets=wanted_by))
+    assert told == ["Class '8': 0 of 100 rows right."]
+    assert degenerate(replace(scores(hits, asr=(5, 850)), targets=wanted_by), scores([95] * 10)) == told  # nor called a fall
+
+
+def test_of_several_target_classes_the_lost_one_is_named() -> None:
+    clean = replace(scores([95, 0, 95] + [95] * 7, asr=(5, 850)), targets=("0", "1", "2"), target_acc=Rate(190, 300))
+    assert degenerate(clean) == ["Class '1': 0 of 100 rows right."]
+    all_gone = replace(scores([0] * 3 + [95] * 7, asr=(5, 850)), targets=("0", "1", "2"), target_acc=Rate(0, 300))
+    assert degenerate(all_gone) == ["The 3 target classes are lost: 0.0 % right; others 95.0 %."]
+
+
+@pytest.mark.parametrize(
+    ("made", "stands_for_nothing"),
+    [
+        (lambda: degenerate(scores([0, 0, 100, 0], predicted=[0, 0, 400, 0])), True),
+        (lambda: degenerate(scores([12, 9, 10, 8, 11, 10, 9, 12, 10, 9])), True),
+        (lambda: degenerate(scores([0] + [95] * 9, asr=(9, 850)))[:1], True),
+        (lambda: degenerate(scores([95] * 8 + [0, 95])), True),
+        (lambda: degenerate(scores([95] * 7 + [0, 0, 0])), True),
+        (lambda: ["Class '9' fell: 90.0 % to 0.0 %.", "2 classes fell beyond chance; most '7': 90.0 % to 4.0 %."], True),
+        (lambda: degenerate(scores([90] * 9 + [40]), scores([90] * 10)), False),
+        (lambda: degenerate(scores([90] * 7 + [30, 41, 60]), scores([90] * 10)), False),
+        (lambda: ["Stamped rows stay misread: RA 1.0 %, though ASR is 2.0 %."], False),
+        (lambda: ["Before the repair already: The model answers '0' for every row."], False),
+    ],
+)
+def test_figures_that_stand_for_nothing_are_told_from_harm(made: Callable[[], list[str]], stands_for_nothing: bool) -> None:
+    told = made()
+    assert told
+    assert [hollow(text) for text in told] == [stands_for_nothing] * len(told)
 
 
 def test_a_rare_target_class_is_not_lost_for_being_hard() -> None:

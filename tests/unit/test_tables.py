@@ -82,6 +82,9 @@ def test_paths_are_kept_by_their_last_part():
     assert portable(options) == {"data": {"name": "cifar10", "rows": 5}, "rates": [0.1, "a/b", "y.png"]}
 
 
+HOLLOW = "The model answers '3' for every row."
+
+
 def test_a_sweeps_page_by_hand(tmp_path: Path):
     """Two attacks, two seeds, one defense: mean ASR 30 %, worst 60 %, which is 58 points above the benign model."""
     base = {"data": "d", "model": "m", "recipe": "r", "status": "done", "machine": "x", "versions": "v"}
@@ -92,13 +95,14 @@ def test_a_sweeps_page_by_hand(tmp_path: Path):
         table.put(
             f"{attack}{seed}v", {**about, "role": "victim", "defense": "none", "clean": "", "asr": 1.0, "acc": 0.9, "job": "1"}
         )
-        more = {"degenerate": "It answers one class."} if asr == 0.6 else {}
+        fell = "Class '3' fell: 97.2 % to 72.2 %. Stamped rows stay misread: RA 1.0 %, though ASR is 2.0 %."
+        more = {"degenerate": HOLLOW if asr == 0.6 else fell if asr == 0.1 else ""}
         fixed = {"role": "defended", "defense": "fix", "clean": "5 %", "asr": asr, "acc": 0.88, "ra": 0.5, "cpu_seconds": 2.0}
         table.put(f"{attack}{seed}d", {**about, **fixed, **more, "job": "2"})
         empty = fixed | {
             "defense": "empty",
             "asr": 0.0,
-            "degenerate": "It answers one class." if (attack, seed) != ("a", 0) else "",
+            "degenerate": HOLLOW if (attack, seed) != ("a", 0) else "",
         }
         table.put(f"{attack}{seed}e", {**about, **empty, "job": "5"})
         table.put(f"{attack}{seed}j", {**about, "role": "judged", "defense": "none", "clean": "", "asr": 0.05, "job": "3"})
@@ -106,7 +110,7 @@ def test_a_sweeps_page_by_hand(tmp_path: Path):
         table.put(f"{attack}{seed}c", {**about, **control, "job": "4"})
     (name, rows), *_ = sweeps.sweeps(tmp_path).items()
     text = sweeps.page(name, rows)
-    assert "| fix | 0, 1 | 30.0 | 60.0 | b, seed 1 | +58.0 | b, seed 1 | -2.0 | 50.0 | 1 of 4 | 2 |" in text
+    assert "| fix | 0, 1 | 30.0 | 60.0 | b, seed 1 | +58.0 | b, seed 1 | -2.0 | 50.0 | 1 of 4 | 1 of 4 | 2 |" in text
     assert "| a | 5.0 (5.0 to 5.0) | 100.0 (100.0 to 100.0) | 15.0 | 0.0 |" in text  # the empty one last, for all its zeros
     assert "| b | 5.0 (5.0 to 5.0) | 100.0 (100.0 to 100.0) | 45.0 | 0.0 |" in text
     assert "**Misleading in most of their cells, and last for it: empty (3 of 4).**" in text
@@ -132,9 +136,7 @@ def test_a_sweep_of_debiased_models_pairs_each_with_its_plain_model_and_with_dwb
             f"b{seed}", {**base, **rates, "defense": "other", "seed": seed, "acc": 0.8 + change, "acc_before": 0.8, "job": "1"}
         )
         mine = rates | {"odds_gap": 0.1 - change, "bacc": 0.85, "acc": 0.78, "acc_before": 0.78}
-        hollow = (
-            {"degenerate": "It answers one class.", "harmed": '{"f": -0.1}'} if seed else {"harmed": '{"f": -0.2, "m": -0.05}'}
-        )
+        hollow = {"degenerate": HOLLOW, "harmed": '{"f": -0.1}'} if seed else {"harmed": '{"f": -0.2, "m": -0.05}'}
         table.put(f"a{seed}", {**base, **mine, **hollow, "defense": "DwB exact", "seed": seed, "job": "2"})
     (name, rows), *_ = sweeps.sweeps(tmp_path).items()
     text = sweeps.page(name, rows)
@@ -157,7 +159,7 @@ def test_what_a_defense_says_of_its_own_work_is_counted_by_hand(tmp_path: Path):
         ("auto", "c"): (1.00, "abstained", ""),
         ("plain", "a"): (0.05, "repaired", ""),
         ("plain", "b"): (0.10, "repaired", ""),
-        ("plain", "c"): (0.00, "repaired", "It answers one class."),
+        ("plain", "c"): (0.00, "repaired", HOLLOW),
     }
     for (defense, attack), (asr, outcome, degenerate) in cells.items():
         own = {"role": "defended", "attack": attack, "defense": defense, "asr": asr, "outcome": outcome}
@@ -211,23 +213,28 @@ def test_a_page_tells_budgets_and_settings_apart():
 
 def test_a_short_form_is_fast_only_where_it_reaches_the_same_in_a_fifth_of_the_time():
     def rows(acc: float, asr: list[float], seconds: float) -> list[dict[str, object]]:
+        """An attack of two seeds for each value, which lie a tenth below and above it."""
         return [
-            {"attack": "a", "seed": k, "defense": "", "acc": acc, "asr": value, "cpu_seconds": seconds}
-            for k, value in enumerate(asr)
+            {"attack": name, "seed": k, "defense": "", "acc": acc, "asr": value + (k - 0.5) / 5, "cpu_seconds": seconds}
+            for name, value in zip("abc", asr, strict=False)
+            for k in (0, 1)
         ]
 
     long = rows(0.90, [0.10, 0.20, 0.30], 50.0)
     same = lengths.compared("x", rows(0.905, [0.105, 0.205, 0.305], 10.0), long)
     assert same is not None
-    assert (same.same, same.time, same.verdict) == (True, 0.2, "fast")
-    assert same.changes["asr"] == pytest.approx([0.005] * 3)
-    slow = lengths.compared("x", rows(0.905, [0.105, 0.205, 0.305], 10.1), long)
-    assert slow is not None
-    assert slow.verdict == "the same, but not in a fifth of the time"
-    other = lengths.compared("x", rows(0.90, [0.15, 0.26, 0.35], 1.0), long)  # 5 points more, with little spread
-    assert other is not None
-    assert other.verdict == "another result"
-    assert lengths.compared("x", long[:1], long) is None
+    assert (same.time, same.verdict) == (0.2, "fast")
+    assert same.changes["asr"] == pytest.approx([0.005] * 3)  # of attacks, whose seeds count once
+
+    def verdict(acc: float, asr: list[float], seconds: float) -> str:
+        made = lengths.compared("x", rows(acc, asr, seconds), long)
+        assert made is not None
+        return made.verdict
+
+    assert verdict(0.905, [0.105, 0.205, 0.305], 10.1) == "the same, but not in a fifth of the time"
+    assert verdict(0.90, [0.15, 0.26, 0.35], 1.0) == "another result"  # 5 points more, with little spread
+    assert verdict(0.90, [0.10, 0.20, 0.90], 1.0) == "too few attacks to tell"  # 20 points more, all of one attack
+    assert lengths.compared("x", long[:2], long) is None
 
 
 @pytest.mark.parametrize(

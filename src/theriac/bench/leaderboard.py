@@ -56,6 +56,7 @@ class Trial:
         attack_label: How tables call it.
         seed: What tells repetitions apart.
         numbers: Shares by name, such as ``asr``.
+        rows: Test rows behind each of them, where it was counted.
         setting: Data, network and recipe, in words.
     """
 
@@ -74,6 +75,7 @@ class Trial:
     attack_label: str = ""
     seed: str
     numbers: Mapping[str, float]
+    rows: Mapping[str, int] = field(default_factory=dict)
     setting: str
 
     @property
@@ -208,6 +210,7 @@ def trials_of(results: Sequence[Row]) -> list[Trial]:
                 attack_label=row["attack"],
                 seed=f"{row['seed']}/{row['defense_seed']}",
                 numbers=numbers,
+                rows={name: row[f"{name}_total"] for name in numbers if row.get(f"{name}_total")},
                 setting=", ".join(part for part in (row["data"], row["model"], row["recipe"]) if part),
             )
         )
@@ -323,14 +326,18 @@ def _measured(group: Sequence[Trial], attacks: Sequence[str]) -> tuple[dict[str,
     means, worst, which = dict[str, Mean](), dict[str, float](), ""
     for name in NUMBERS:
         cells: dict[str, dict[str, list[float]]] = {}
+        rows: dict[tuple[str, str], int] = {}
         for trial in group:
             if trial.plain_attack in attacks and name in trial.numbers:
                 cells.setdefault(trial.victim, {}).setdefault(str(trial.plain_attack), []).append(trial.numbers[name])
+                rows[trial.victim, str(trial.plain_attack)] = trial.rows.get(name, 0)
         table = {seed: {attack: sum(v) / len(v) for attack, v in row.items()} for seed, row in cells.items()}
-        full = [scores for scores in table.values() if len(scores) == len(attacks)]
+        complete = {seed: scores for seed, scores in table.items() if len(scores) == len(attacks)}
+        full = list(complete.values())
         if not full or not attacks:
             continue
-        means[name] = Mean(tuple(sum(scores.values()) / len(scores) for scores in full))
+        counted = [count for (seed, _), count in rows.items() if seed in complete]
+        means[name] = Mean(tuple(sum(scores.values()) / len(scores) for scores in full), sum(counted) if all(counted) else 0)
         by_attack = {attack: sum(scores[attack] for scores in full) / len(full) for attack in attacks}
         worst[name] = _worst(name, list(by_attack.values()))
         if name == "asr":
@@ -375,9 +382,9 @@ def _judged(
 
 
 def _interval(mean: Mean) -> tuple[float, float] | None:
-    """The 95 % t interval of a share over seeds, which ends where shares end; None for one seed."""
-    spread = mean.spread
-    return None if spread is None else (max(0.0, spread.low), min(1.0, spread.high))
+    """The 95 % interval of a share over seeds, which ends where shares end; None for one seed."""
+    ends = mean.interval
+    return None if ends is None else (max(0.0, ends[0]), min(1.0, ends[1]))
 
 
 def differences(entry: Reported, group: Sequence[Trial]) -> list[str]:

@@ -13,7 +13,7 @@ from theriac.bench.tables import Group, beside_repairs
 from theriac.core.errors import InputError
 
 LEVEL = 0.05
-DIGITS = 12  # of a mean of shares that count
+TIE = 1e-9  # shares that differ by less are equal: sums in another order differ in their last bits
 
 Cell = str | tuple[str, str]  # an attack, or an attack and a repetition of it
 Scores = Mapping[str, Mapping[Cell, float | None]]  # by defense and cell; None where a cell has no result
@@ -111,11 +111,19 @@ def leaning(changes: Sequence[float]) -> float:
 
 def _doubled_ranks(changes: Sequence[float]) -> tuple[list[int], list[int]]:
     """Ranks of the rises, and of the falls, by their size, twice, so that shared ranks are whole numbers; zeros are dropped."""
+    moved = [change for change in changes if abs(change) > TIE]
+    ranked = [(round(2 * rank), change) for rank, change in zip(_tied_ranks(np.abs(moved)), moved, strict=True)]
+    return [rank for rank, change in ranked if change > 0], [rank for rank, change in ranked if change < 0]
+
+
+def _tied_ranks(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Ranks from 1 on, where values that are equal but for their last bits share theirs."""
     from scipy.stats import rankdata
 
-    moved = [change for change in changes if change]
-    ranked = [(round(2 * rank), change) for rank, change in zip(rankdata(np.abs(moved)), moved, strict=True)]
-    return [rank for rank, change in ranked if change > 0], [rank for rank, change in ranked if change < 0]
+    order = np.argsort(values)
+    steps = np.zeros(len(order), dtype=int)
+    steps[order[1:]] = np.cumsum(np.diff(np.asarray(values)[order]) > TIE)
+    return np.asarray(rankdata(steps))
 
 
 def compare(scores: Scores) -> list[Pair]:
@@ -138,8 +146,8 @@ def compare(scores: Scores) -> list[Pair]:
         if not shared:
             continue
         one, two = _by_attack(mine, shared), _by_attack(other, shared)
-        changes = sorted(round(one[attack] - two[attack], DIGITS) for attack in one)
-        median = (changes[(len(changes) - 1) // 2] + changes[len(changes) // 2]) / 2
+        changes = sorted(one[attack] - two[attack] for attack in one)
+        median = round((changes[(len(changes) - 1) // 2] + changes[len(changes) // 2]) / 2, 12)  # what is 0 is no -1e-17
         p, left_out = signed_ranks(changes), len({*mine, *other}) - len(shared)
         pairs.append(Pair(first, second, len(changes), median, p, p, leaning(changes), left_out))
     return [replace(pair, adjusted=value) for pair, value in zip(pairs, holm([pair.p for pair in pairs]), strict=True)]
@@ -151,14 +159,12 @@ def ranks(scores: Scores, *, high: bool = True) -> dict[str, float]:
     Raises:
         InputError: If there is no such attack.
     """
-    from scipy.stats import rankdata
-
     shared = common_cells(scores)
     if not shared:
         raise InputError("there is no attack that all defenses have a score for; ranks need at least one")
     sign = -1 if high else 1
     means = [_by_attack(cells, shared) for cells in scores.values()]
-    table = [rankdata([sign * mean[attack] for mean in means]) for attack in means[0]]
+    table = [_tied_ranks([sign * mean[attack] for mean in means]) for attack in means[0]]
     return {name: float(sum(line[i] for line in table) / len(table)) for i, name in enumerate(scores)}
 
 
@@ -174,14 +180,13 @@ def attacks_of(cells: Iterable[Cell]) -> list[str]:
 
 
 def _by_attack(scores: Mapping[Cell, float | None], cells: Sequence[Cell]) -> dict[str, float]:
-    """Mean of each attack over some of its cells, rounded so that equal ones are equal."""
+    """Mean of each attack over some of its cells."""
     values: dict[str, list[float]] = {}
     for cell in cells:
         score = scores[cell]
         assert score is not None  # the caller takes cells that have one
         values.setdefault(cell if isinstance(cell, str) else cell[0], []).append(score)
-    # sums of shares in another order differ in their last bits, and such differences are ties
-    return {attack: round(math.fsum(numbers) / len(numbers), DIGITS) for attack, numbers in values.items()}
+    return {attack: math.fsum(numbers) / len(numbers) for attack, numbers in values.items()}
 
 
 def scores_of(groups: Sequence[Group], name: str) -> dict[str, dict[Cell, float | None]]:

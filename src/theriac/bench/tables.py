@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,8 @@ from theriac.metrics.intervals import share
 RATES = ("acc", "asr", "ra", "target_acc")
 RATIOS = ("features: existence",)  # figures of an audit that are no shares of rows
 GAPS = ("bacc", "dp_gap", "opportunity_gap", "odds_gap")  # of debiased models
-SENTENCE_END = re.compile(r"(?<=\.) (?=[A-Z])")
+SENTENCE_END = re.compile(r"(?<=[.?]) (?=[A-Z0-9])")
+QUOTED = re.compile(r"(?<![^ (])'.*?'(?![^ .,:;)])")  # the name of a class or group, which may look like the end of a sentence
 LABELS = ("data", "model", "recipe", "attack", "defense", "clean")
 COLUMNS = (
     "sweep",
@@ -192,9 +193,11 @@ class Mean:
 
     Args:
         values: One for each seed of the victim.
+        rows: Test rows behind all of them together, where it is a share that was counted; else 0.
     """
 
     values: tuple[float, ...]
+    rows: int = 0
 
     @property
     def mean(self) -> float:
@@ -205,6 +208,20 @@ class Mean:
     def spread(self) -> Spread | None:
         """With a 95 % t interval; None for one seed."""
         return over_seeds(list(self.values)) if len(self.values) > 1 else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % t interval, which is at least as wide as Wilson's over all rows; None for one seed.
+
+        Seeds that happen to agree, as near 0 and 1 they do, have a t interval of no width, which says more than was counted.
+        """
+        spread = self.spread
+        if spread is None:
+            return None
+        if not self.rows:
+            return spread.low, spread.high
+        low, high = wilson(round(self.mean * self.rows), self.rows)
+        return max(0.0, min(low, spread.low)), min(1.0, max(high, spread.high))
 
 
 @dataclass(frozen=True)
@@ -249,7 +266,7 @@ class Group:
     @property
     def degenerate(self) -> list[str]:
         """Results that a degenerate model would also reach, in sentences, each once, and with how many have it if not all."""
-        counts = Counter(text for row in self.done for text in SENTENCE_END.split(row.get("degenerate") or "") if text)
+        counts = Counter(text for row in self.done for text in sentences(row.get("degenerate") or ""))
         of = len(self.done)
         return [
             text if count == of else f"{text.removesuffix('.')} ({count} of {of} results)." for text, count in counts.items()
@@ -291,10 +308,25 @@ class Group:
         how alike they are, and not how victims differ.
         """
         values: dict[Any, list[float]] = {}
+        counted: dict[Any, int] = {}  # test rows of each seed
         for row in self.done:
             if row.get(name) is not None:
                 values.setdefault(row.get("seed"), []).append(float(row[name]))
-        return Mean(tuple(sum(own) / len(own) for own in values.values())) if values else None
+                counted.setdefault(row.get("seed"), row.get(f"{name}_total") or 0)
+        rows = sum(counted.values()) if all(counted.values()) else 0
+        return Mean(tuple(sum(own) / len(own) for own in values.values()), rows) if values else None
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a row's ``degenerate``.
+
+    Examples:
+        >>> sentences("Class 'St. John' fell: 97.2 % to 0.0 %. 3 classes are lost, such as '8': 0 of 35 rows right.")
+        ["Class 'St. John' fell: 97.2 % to 0.0 %.", "3 classes are lost, such as '8': 0 of 35 rows right."]
+    """
+    masked = QUOTED.sub(lambda name: "_" * len(name[0]), text)
+    starts = [0, *(end.end() for end in SENTENCE_END.finditer(masked))]
+    return [text[a:b].strip() for a, b in pairwise([*starts, len(text)]) if text[a:b].strip()]
 
 
 def grouped(results: Sequence[Row]) -> list[Group]:
@@ -415,14 +447,16 @@ Basis = Literal["seeds", "rows", ""]
 def interval(group: Group, name: str) -> tuple[float, float | None, float | None, Basis] | None:
     """Mean of a number, its 95 % interval and what that is over; None without a number.
 
-    Over several seeds of the victim it is a t interval. Of one run, a share that was counted has Wilson's over its test rows;
-    other numbers have none, nor have repetitions of a defense on one victim, which tell nothing of other victims.
+    Over several seeds of the victim it is a t interval (see :attr:`Mean.interval`). Of one run, a share that was counted has
+    Wilson's over its test rows; other numbers have none, nor have repetitions of a defense on one victim, which tell nothing of
+    other victims.
     """
     value = group.over(name)
     if value is None:
         return None
-    if value.spread is not None:
-        low, high = max(0.0, value.spread.low), value.spread.high
+    ends = value.interval
+    if ends is not None:
+        low, high = max(0.0, ends[0]), ends[1]
         return value.mean, low, min(1.0, high) if name in (*RATES, *GAPS, "der") else high, "seeds"
     row, *others = (row for row in group.done if row.get(name) is not None)
     if not others and row.get(f"{name}_total"):
@@ -535,13 +569,13 @@ def misleading(groups: Sequence[Group]) -> list[str]:
 
 
 def in_words(value: Mean | None, times: float, digits: int = 1) -> str:
-    """The mean of shares with its t interval over seeds, which ends where shares end."""
+    """The mean of shares with its interval over seeds, which ends where shares end."""
     if value is None:
         return ""
-    spread, text = value.spread, share(value.mean) if (times, digits) == (100, 1) else f"{times * value.mean:.{digits}f}"
-    if spread is None:
+    ends, text = value.interval, share(value.mean) if (times, digits) == (100, 1) else f"{times * value.mean:.{digits}f}"
+    if ends is None:
         return text
-    low, high = max(0.0, spread.low), min(1.0, spread.high)
+    low, high = max(0.0, ends[0]), min(1.0, ends[1])
     return f"{text} ({times * low:.{digits}f} to {times * high:.{digits}f})"
 
 

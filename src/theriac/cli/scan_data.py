@@ -54,6 +54,7 @@ def scan_data(
     opt.set_quiet(quiet)
     import theriac as th
     from theriac.cli import _inputs, _show
+    from theriac.scanning.rows import ASIDE
 
     run = th.Run(device=device, precision=precision, seed=seed, quiet=quiet or None)
     options = _inputs.source(ctx.params).options
@@ -67,5 +68,6 @@ def scan_data(
         _show.rows(f"{result.verdict}: {result.reason}", ("detector", "verdict", "rows", "why"), body)
         if result.share is not None and result.interval is not None:
             low, high = result.interval
-            _show.say(f"suspected share {100 * result.share:.1f} % (95 % {100 * low:.1f} to {100 * high:.1f})")
+            ends = f"95 % {100 * low:.1f} to {100 * high:.1f}; {ASIDE}"
+            _show.say(f"suspected share {100 * result.share:.1f} % ({ends})")
     raise typer.Exit(result.exit_code)

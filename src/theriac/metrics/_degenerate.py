@@ -6,6 +6,7 @@ the result, so that every output can put it first.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -137,9 +138,32 @@ def degenerate(scores: Counted, before: Counted | None = None) -> list[str]:
         sentences += [f"Before the repair already: {text}" for text in _collapse(before)[:1]]
     collapsed = bool(sentences)
     sentences += _free(scores)
-    sentences += [] if collapsed else _target(scores, before)
-    sentences += _fell(scores, before, sentences) if before is not None else [] if collapsed else _lost(scores)
+    of_target = [] if collapsed else _target(scores, before)
+    gone = [] if collapsed else _gone(scores, bool(of_target))
+    sentences += of_target + _lost(gone)
+    sentences += [] if before is None else _fell(scores, before, bool(of_target), {c.name for c in gone})
     return sentences + ([] if collapsed else _astray(scores)) + _unknown_target(scores)
+
+
+_HOLLOW = re.compile(
+    r"The model answers |ACC [\d.]+ % (is below|can't be told from) guessing|ASR [\d.]+ % (needs no trigger|is free)"
+    r"|The (target class '.*'|\d+ target classes) (is|are) lost|Class '.*': \d+ of \d+ rows right|\d+ classes are lost"
+)
+_FELL_TO = re.compile(r"(?:(?:The target c|C)lass '.*' fell|\d+ classes fell beyond chance; most '.*'): .* % to ([\d.]+) %\.")
+
+
+def hollow(sentence: str) -> bool:
+    """Whether one of these sentences says that the other figures stand for nothing: one class, a class lost, no trigger needed.
+
+    A class that fell and is still recognized, or stamped rows that stay misread, are harm and no such case. In records of
+    earlier versions a lost class may be said to have fallen to at most 5 %.
+
+    Examples:
+        >>> hollow("The model answers '3' for every row."), hollow("Class '3' fell: 97.2 % to 72.2 %.")
+        (True, False)
+    """
+    fell = _FELL_TO.match(sentence)
+    return _HOLLOW.match(sentence) is not None or (fell is not None and float(fell[1]) <= 100 * GONE)
 
 
 def short(name: str) -> str:
@@ -207,35 +231,44 @@ def _target(scores: Counted, before: Counted | None) -> list[str]:
     others = Rate(scores.acc.hits - own.hits, rest)
     gap = Difference(others, own)
     fell = None if before is None or before.target_acc is None else Difference(before.target_acc, own)
-    name = _of_target(targets)
-    seldom = own.value < 0.5 or sum(c.predicted for c in targets) < SELDOM * sum(c.rows for c in targets)
-    if seldom and gap.value <= -LOST and gap.interval[1] < -LOST / 2:
-        return [f"The {name} is lost: {percent(own.hits, own.total)} right; others {percent(others.hits, others.total)}."]
+    name, are = _of_target(targets), "is" if len(targets) == 1 else "are"
+    # of several, one may be lost and the others fine; it is named by itself then
+    rare = len(targets) == 1 and targets[0].predicted < SELDOM * targets[0].rows
+    if (own.value < 0.5 or rare) and gap.value <= -LOST and gap.interval[1] < -LOST / 2:
+        return [f"The {name} {are} lost: {percent(own.hits, own.total)} right; others {percent(others.hits, others.total)}."]
     if fell is not None and fell.value < -FALL and fell.interval[1] < 0:
         was = fell.before
         return [f"The {name} fell: {percent(was.hits, was.total)} to {percent(own.hits, own.total)}."]
     return []
 
 
-def _lost(scores: Counted) -> list[str]:
-    """Classes that are hardly ever recognized, though others are; the target class has a sentence of its own."""
-    z = corrected(len(scores.classes))
-    gone = [
+def _gone(scores: Counted, said: bool) -> list[ClassCount]:
+    """Classes that are hardly ever recognized, though others are.
+
+    Args:
+        scores: The counts.
+        said: Whether there is a sentence about the target classes already.
+    """
+    z, targets = corrected(len(scores.classes)), {c.name for c in _targets(scores)} if said else set()
+    return [
         c
         for c in scores.classes
         if c.rows and c.hits <= GONE * c.rows and wilson(c.hits, c.rows, z)[1] < scores.acc.value / 2
-        if c.name not in scores.targets
+        if c.name not in targets
     ]
+
+
+def _lost(gone: Sequence[ClassCount]) -> list[str]:
     if not gone:
         return []
     first = f"{short(gone[0].name)}: {gone[0].hits} of {gone[0].rows} rows right"
     return [f"Class {first}." if len(gone) == 1 else f"{len(gone)} classes are lost, such as {first}."]
 
 
-def _fell(scores: Counted, before: Counted, sentences: Sequence[str]) -> list[str]:
-    fell = fallen(before.classes, scores.classes)
-    said = any(text.startswith("The target class") for text in sentences)
-    fell = [pair for pair in fell if not (said and len(scores.targets) == 1 and pair[0].name == scores.targets[0])]
+def _fell(scores: Counted, before: Counted, said: bool, gone: set[str]) -> list[str]:
+    """Classes that fell, but for those that were named already: the target class, and those that are lost."""
+    named = gone | ({scores.targets[0]} if said and len(scores.targets) == 1 else set())
+    fell = [pair for pair in fallen(before.classes, scores.classes) if pair[0].name not in named]
     if not fell:
         return []
     old, new = fell[0]

@@ -104,8 +104,9 @@ def evaluate(
     acc, notes = Rate(int(right.sum()), len(split), "clean rows"), _notes(split)
     counts = (right.tolist(), here.count().tolist(), answers.tolist())
     by_class = tuple(ClassCount(*values) for values in zip(split.card.classes, *counts, strict=True))
+    precision = run.precision_reason.partition(":")[0]
     if planted is None:
-        return Evaluation(acc, data=data, rows=rows, classes=by_class, notes=notes)
+        return Evaluation(acc, data=data, rows=rows, classes=by_class, notes=notes, precision=precision)
     idleness = note_if_idle(planted.name, int(idle), int(population), "stamped")
     notes = (*notes, idleness) if idleness else notes
     of = f"rows stamped by {planted.name} whose label is not the attack's label already"
@@ -114,7 +115,7 @@ def evaluate(
     success, recovered = (Rate(int(hits), int(population), of) for hits in (asr, ra))
     wants = tuple(split.card.classes[k] for k in targets.nonzero().flatten().tolist())
     words = (planted.name, data, rows, getattr(planted, "trigger_hash", ""))
-    return Evaluation(acc, success, recovered, target_acc, *words, by_class, wants, notes)
+    return Evaluation(acc, success, recovered, target_acc, *words, by_class, wants, notes, precision)
 
 
 @typed("before", "after", "split", "attack")

@@ -29,6 +29,7 @@ class Evaluation:
     classes: tuple[ClassCount, ...] = field(default=(), repr=False)  # clean rows of each, in card order; () = no record
     targets: tuple[str, ...] = ()  # names of the classes that the attack wants
     notes: tuple[str, ...] = ()  # what a reader of the figures must know, in sentences
+    precision: str = ""  # "fp32" or "bf16": in which the logits were computed, which moves a row or two; "" = not known
 
     def __str__(self) -> str:
         lines = [*self.degenerate, f"ACC  {self.acc}{'; ' * bool(self.worst)}{self.worst}"]
@@ -36,10 +37,17 @@ class Evaluation:
             lines += [f"ASR  {self.asr}", f"RA   {self.ra}"]
         if self.target_acc is not None:
             lines.append(f"accuracy on the target class  {self.target_acc}")
-        if self.attack:
-            lines.append(f"under {self.attack}, on {self.data}")
+        lines += self.circumstances
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+    @property
+    def circumstances(self) -> list[str]:
+        """Attack, data and precision, as far as they are known, as one line or none."""
+        words = [f"under {self.attack}"] if self.attack else []
+        words += [f"on {self.data}"] if self.data else []
+        words += [f"in {self.precision}"] if self.precision else []
+        return [", ".join(words)] if words else []
 
     @property
     def degenerate(self) -> list[str]:
@@ -103,6 +111,7 @@ class Evaluation:
             "classes": [c.to_dict() for c in self.classes],
             "targets": list(self.targets),
             "notes": list(self.notes),
+            "precision": self.precision,
         }
 
     @classmethod
@@ -117,7 +126,8 @@ class Evaluation:
         words = (data["attack"], data["data"], data.get("rows", ""), data.get("trigger", ""))
         classes = tuple(ClassCount.from_dict(c) for c in data.get("classes", ()))
         named, notes = tuple(data.get("targets", ())), tuple(map(str, data.get("notes", ())))
-        return cls(rates["acc"], rates["asr"], rates["ra"], rates["target_acc"], *words, classes, named, notes)
+        more = (classes, named, notes, str(data.get("precision", "")))
+        return cls(rates["acc"], rates["asr"], rates["ra"], rates["target_acc"], *words, *more)
 
 
 @dataclass(frozen=True)
@@ -185,8 +195,7 @@ class Comparison:
             lines.append(f"{self.after.worst}, after")
         if self.asr is not None:
             lines.append("DER  {:.3f} (95 % {:.3f} to {:.3f})".format(self.der, *self.der_interval))
-        if self.before.attack:
-            lines.append(f"under {self.before.attack}, on {self.before.data}")
+        lines += self.after.circumstances
         return "\n".join(lines)
 
 

@@ -94,6 +94,7 @@ class Scores(Record):
     notes: list[Long] = []
     classes: Annotated[list[ByClass], Field(max_length=100_000)] = []
     targets: Annotated[list[Short], Field(max_length=100_000)] = []
+    precision: Short = ""
 
     @property
     def evaluation(self) -> Evaluation:

@@ -320,11 +320,14 @@ def matrix(cells: Sequence[SweepCell], setting: str, quantity: Quantity) -> dict
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which of some points (ASR, ACC) no other one beats in both, by ASR."""
-    best, unbeaten = -math.inf, []
+    """Which of some points (ASR, ACC) no other one is better than in one and at least as good as in the other, by ASR.
+
+    Points that are equal are there together.
+    """
+    best, unbeaten = (math.inf, -math.inf), list[int]()
     for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
-        if points[i][1] > best:
-            best = points[i][1]
+        if points[i][1] > best[1] or points[i] == best:
+            best = points[i]
             unbeaten.append(i)
     return unbeaten
 

@@ -30,6 +30,7 @@ from theriac.data import load, picture_files, row_marks
 from theriac.data.alignment import align
 from theriac.detectors import Detector
 from theriac.detectors._rows import UNJUDGED
+from theriac.metrics import wilson
 from theriac.models import Builder
 from theriac.runs.source import refuse_table
 from theriac.scanning._rows_page import page
@@ -45,6 +46,7 @@ LISTS = (".csv", ".json")  # endings of a list to drop
 LEADING = "repaired_twin"  # takes part where there are clean pictures; where it suspects rows, they are the answer (ours)
 EXIT = {"clean": 0, "suspicious": 1, "backdoored": 1, "abstains": 3}
 DRAWS = 200  # of the bootstrap
+ASIDE = "poison that looks clean, and clean rows that are suspected, aside"  # of the interval of the suspected share
 CONTRADICTION = 0.9  # ours: share of a class beyond which detectors that suspect it contradict each other
 UPDATES = 600  # ours: of 1,500 rows with 5 % BadNets a network learned none of the backdoor in 165, and all of it in 330
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
@@ -100,7 +102,7 @@ class DataScan:
         share = ""
         if self.share is not None and self.interval is not None:
             low, high = self.interval
-            share = f"\nsuspected share {100 * self.share:.1f} % (95 % {100 * low:.1f} to {100 * high:.1f})"
+            share = f"\nsuspected share {100 * self.share:.1f} % (95 % {100 * low:.1f} to {100 * high:.1f}; {ASIDE})"
         parts = "".join(f"\n{name}: {finding.verdict}, {finding.reason}" for name, finding in self.findings.items())
         skipped = "".join(f"\nnot used: {name}, {why}" for name, why in self.skipped.items())
         return f"{self.verdict}: {self.reason}{share}{parts}{skipped}"
@@ -322,7 +324,7 @@ def combine(
     strongest = supporters[max(supporters, key=lambda name: agreed[name])]
     assert strongest.rows is not None  # it flagged rows
     inside = torch.isin(y, y[flagged].unique())
-    interval = share_interval(strongest.rows[inside], len(rows), share, y[inside], seed=seed)
+    interval = share_interval(strongest.rows[inside], len(rows), chosen[inside], y[inside], seed=seed)
     looked = "1 detector" if len(findings) == 1 else f"{len(findings)} detectors"
     by = f"suspected by {', '.join(supporters)}; {looked} looked"
     return DataScan(
@@ -358,39 +360,43 @@ def places(scores: torch.Tensor) -> torch.Tensor:
 
 
 def share_interval(
-    scores: torch.Tensor, total: int, share: float, y: torch.Tensor | None = None, *, seed: int = 0
+    scores: torch.Tensor, total: int, chosen: torch.Tensor, y: torch.Tensor | None = None, *, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of the suspected share: rows are drawn anew, divided anew, and the upper groups counted.
+    """95 % interval of the suspected share: Wilson's for the draw of the rows, widened by how far the cut moves.
 
-    It measures how far the share moves with the draw of the rows and the position of the cut. A simulation in the tests counts
-    its coverage where the scores are two normals that lie six deviations apart. It does not cover poisoned rows that score as
-    clean ones do, so it is an interval of the *suspected* share.
+    Rows are drawn anew and divided anew, at the best cut between half and twice as many as are suspected: the best cut of all
+    falls into the clean rows where few are poisoned. In simulations (160 and 400 rows, 1 to 20 % of them poisoned) it holds the
+    true share nine times in ten or more where the scores of poisoned rows lie five or six deviations away, and half as often
+    where they lie four away. It does not cover poisoned rows that score as clean ones do, nor clean rows that are suspected.
 
     Args:
         scores: Of the rows of the suspected classes, (M,).
         total: Number of all rows.
-        share: The estimate, which the interval always holds.
+        chosen: Which of these rows are suspected, bool (M,).
         y: Their labels, (M,): each class is drawn and divided for itself, since scores of classes need not be on one scale.
             None: they are of one class.
         seed: Of the draws.
     """
     draw, upper = torch.Generator().manual_seed(seed), torch.zeros(DRAWS, dtype=torch.float64)
-    for own in [scores] if y is None else [scores[y == k] for k in y.unique()]:
-        upper += _upper(own.double(), draw)
+    for inside in [torch.ones_like(chosen)] if y is None else [y == k for k in y.unique()]:
+        upper += _upper(scores[inside].double(), int(chosen[inside].sum()), draw)
     low, high = (upper / total).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return min(low, share), max(high, share)
+    ends = wilson(int(chosen.sum()), total)
+    return min(low, ends[0]), max(high, ends[1])
 
 
-def _upper(scores: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
-    """How many rows lie above the best cut, in each of ``DRAWS`` draws of the scores (M,), with replacement."""
+def _upper(scores: torch.Tensor, chosen: int, draw: torch.Generator) -> torch.Tensor:
+    """How many rows lie above the best cut near the chosen number, in each of ``DRAWS`` draws of the scores (M,)."""
     count = len(scores)
-    if count < 2:
-        return torch.zeros(DRAWS, dtype=torch.float64)
+    if count < 2 or not chosen:
+        return torch.full((DRAWS,), float(chosen), dtype=torch.float64)
     drawn = scores[torch.randint(count, (DRAWS, count), generator=draw)].sort(dim=1).values
     centered = drawn - drawn.mean(1, keepdim=True)
     left = torch.arange(1, count, dtype=torch.float64)
-    explained = centered.cumsum(1)[:, :-1] ** 2 * (1 / left + 1 / (count - left))
-    return (count - 1 - explained.argmax(1)).double()
+    above = count - left
+    explained = centered.cumsum(1)[:, :-1] ** 2 * (1 / left + 1 / above)
+    near = (above >= chosen / 2) & (above <= 2 * chosen)
+    return above[explained.where(near, -1.0).argmax(1)]
 
 
 def _named(detectors: Sequence[str | Detector]) -> dict[str, Detector]:

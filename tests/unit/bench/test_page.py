@@ -122,7 +122,7 @@ def test_a_figure_takes_names_with_dollar_signs(tmp_path: Path) -> None:
 
 def test_the_front_is_what_nothing_beats() -> None:
     assert front([(0.1, 0.9), (0.2, 0.8), (0.05, 0.7), (0.3, 0.95), (0.1, 0.85)]) == [2, 0, 3]
-    assert front([(0.1, 0.9), (0.1, 0.9)]) == [0]
+    assert front([(0.1, 0.9), (0.1, 0.9), (0.1, 0.8), (0.2, 0.9)]) == [0, 1]  # equal ones together
 
 
 def test_two_strengths_and_two_data_sets_have_pictures_of_their_own(tmp_path: Path) -> None:

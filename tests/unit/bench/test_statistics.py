@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 from theriac.bench import run
 from theriac.bench.statistics import Cell, compare, holm, least_attacks, ranks, scores_of, signed_ranks
-from theriac.bench.tables import Group, beside_repairs
+from theriac.bench.tables import Group, Mean, beside_repairs
 from theriac.cli.main import app
 from theriac.core.errors import InputError
+from theriac.metrics import wilson
 from theriac.repairs import FT
 
 
@@ -200,3 +201,30 @@ def test_so_many_attacks_are_the_least_that_can_tell_pairs_apart() -> None:
         least = least_attacks(pairs)
         p = {n: signed_ranks([float(k + 1) for k in range(n)]) for n in (least - 1, least)}
         assert holm([p[least], *[1.0] * (pairs - 1)])[0] < 0.05 <= holm([p[least - 1], *[1.0] * (pairs - 1)])[0]
+
+
+def test_one_row_more_is_one_row_more_whatever_it_is_added_to() -> None:
+    """Six attacks differ by one row of 323, one of them downward: 2 x 7 / 64 of the ways to give signs are as far off."""
+    hits, signs = [33, 9, 34, 36, 14, 28], [1, 1, 1, 1, 1, -1]
+    high = {f"a{i}": (hit + sign) / 323 for i, (hit, sign) in enumerate(zip(hits, signs, strict=True))}
+    (pair,) = compare({"x": high, "y": {f"a{i}": hit / 323 for i, hit in enumerate(hits)}})
+    assert pair.p == pytest.approx(14 / 64)
+    assert pair.leaning == pytest.approx(4 / 6)
+    assert ranks({"x": {"a": 0.1 + 0.2}, "y": {"a": 0.3}}) == {"x": 1.5, "y": 1.5}
+
+
+def test_seeds_that_agree_by_chance_have_an_interval_all_the_same() -> None:
+    assert Mean((0.99, 0.99)).interval == (0.99, 0.99)  # no rows were counted
+    low, high = Mean((0.99, 0.99), rows=646).interval or (1.0, 0.0)
+    assert low < 0.985
+    assert high > 0.993
+    assert (low, high) == pytest.approx(wilson(640, 646), abs=1e-3)
+    wide = Mean((0.5, 0.9), rows=646)
+    assert wide.interval == (0.0, 1.0)  # the t interval of two seeds this far apart
+
+    draw, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        counts = draw.binomial(323, 0.997, 3)
+        low, high = Mean(tuple(counts / 323), rows=3 * 323).interval or (1.0, 0.0)
+        held += low <= 0.997 <= high
+    assert held >= 0.93 * 400
