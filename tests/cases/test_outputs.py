@@ -89,6 +89,15 @@ def test_accuracy_at_chance_is_said_and_a_hard_task_is_not() -> None:
     assert degenerate(scores([30, 28, 31, 30, 29, 30, 32, 30, 27, 30])) == []  # 30 % of ten classes is far from guessing
 
 
+def test_a_repair_that_destroyed_the_model_is_told_from_classes_in_another_order() -> None:
+    gone = scores([1, 0, 2, 1, 0, 1, 0, 2, 1, 1])
+    assert degenerate(gone) == ["ACC 0.9 % is below guessing (10.0 %): are classes in another order?"]
+    told = "ACC fell from 97.0 % to 0.9 %, which is below guessing (10.0 %)."
+    assert degenerate(gone, scores([97] * 10))[0] == told
+    assert hollow(told)
+    assert degenerate(gone, gone)[0] == degenerate(gone)[0]
+
+
 def test_a_lost_target_class_is_said_though_acc_hardly_moves() -> None:
     before, after = scores([97] * 10, asr=(890, 5)), scores([0] + [95] * 9, asr=(9, 850))
     told = degenerate(after, before)

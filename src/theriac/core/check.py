@@ -45,8 +45,10 @@ def one_logit(shape: tuple[int, ...], classes: int) -> str:
     """What to do with a network that answers each row with ``shape``, where that is one logit for two classes; else nothing."""
     if classes != 2 or shape not in ((), (1,)):
         return ""
-    taken = "torch.cat([torch.zeros_like(z), z], 1)" if shape else "torch.stack([torch.zeros_like(z), z], 1)"
-    return f" (where it is the second class's alone: theriac.adapt(..., logits=lambda z: {taken}))"
+    return (
+        " (where it is the second class's alone: logits='binary', or 'probabilities' behind a sigmoid, as in "
+        "--wrap logits=binary)"
+    )
 
 
 class NotFiniteError(InputError):

@@ -159,9 +159,20 @@ class Run:
 
     # numbers
 
-    def autocast(self) -> torch.autocast:
-        """Mixed precision for a forward pass; does nothing in float32."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+    def autocast(self, model: torch.nn.Module | None = None) -> torch.autocast:
+        """Mixed precision for a forward pass; does nothing in float32, nor for a model whose own numbers are float16.
+
+        The two types of 16 bits don't mix: a layer that autocast leaves alone, such as BatchNorm, would get the other one.
+        """
+        mixed = self.dtype == torch.bfloat16 and (model is None or self.precision_of(model) != "fp16")
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed)
+
+    def precision_of(self, model: torch.nn.Module) -> str:
+        """In which numbers a model's forward pass is computed: "fp32", "bf16" or "fp16"."""
+        own = {p.dtype for p in model.parameters()}
+        if torch.float16 in own:
+            return "fp16"
+        return "bf16" if torch.bfloat16 in {*own, self.dtype} else "fp32"
 
     # events and progress
 

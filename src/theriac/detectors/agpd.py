@@ -146,7 +146,7 @@ def gradients(model: nn.Module, rows: Split, run: Run) -> tuple[list[str], list[
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
     handles = [keep(name) for name in layers]
     try:
-        with frozen(model.to(run.device)), run.autocast():
+        with frozen(model.to(run.device)), run.autocast(model):
             here = rows.to(run.device)
             for positions in run.each("gradients", here.batches(size := batch_rows(here)), len(here) // size + 1):
                 x = to_input(here.rows(positions)).requires_grad_()

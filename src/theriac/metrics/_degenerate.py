@@ -133,7 +133,7 @@ def degenerate(scores: Counted, before: Counted | None = None) -> list[str]:
     Returns:
         Sentences of at most 15 words, the gravest first.
     """
-    sentences = _collapse(scores)
+    sentences = _collapse(scores, before)
     if before is not None:
         sentences += [f"Before the repair already: {text}" for text in _collapse(before)[:1]]
     collapsed = bool(sentences)
@@ -146,8 +146,9 @@ def degenerate(scores: Counted, before: Counted | None = None) -> list[str]:
 
 
 _HOLLOW = re.compile(
-    r"The model answers |ACC [\d.]+ % (is below|can't be told from) guessing|ASR [\d.]+ % (needs no trigger|is free)"
-    r"|The (target class '.*'|\d+ target classes) (is|are) lost|Class '.*': \d+ of \d+ rows right|\d+ classes are lost"
+    r"The model answers |ACC [\d.]+ % (is below|can't be told from) guessing|ACC fell from .* below guessing"
+    r"|ASR [\d.]+ % (needs no trigger|is free)|The (target class '.*'|\d+ target classes) (is|are) lost"
+    r"|Class '.*': \d+ of \d+ rows right|\d+ classes are lost"
 )
 _FELL_TO = re.compile(r"(?:(?:The target c|C)lass '.*' fell|\d+ classes fell beyond chance; most '.*'): .* % to ([\d.]+) %\.")
 
@@ -196,7 +197,7 @@ def how_many(predicted: int, total: int) -> str:
     return "every row" if predicted == total else f"{percent(predicted, total)} of rows"
 
 
-def _collapse(scores: Counted) -> list[str]:
+def _collapse(scores: Counted, before: Counted | None = None) -> list[str]:
     one, total = one_class(scores.classes), scores.acc.total
     if one is not None:
         return [f"The model answers {short(one.name)} for {how_many(one.predicted, total)}."]
@@ -206,6 +207,9 @@ def _collapse(scores: Counted) -> list[str]:
     several = len([c for c in scores.classes if c.rows]) > 1
     if several and scores.acc.interval[1] < guessed:
         right = percent(scores.acc.hits, total)
+        if before is not None and not _collapse(before):  # the order of classes was right, so the repair did it
+            was = percent(before.acc.hits, before.acc.total)
+            return [f"ACC fell from {was} to {right}, which is below guessing ({100 * guessed:.1f} %)."]
         return [f"ACC {right} is below guessing ({100 * guessed:.1f} %): are classes in another order?"]
     if several and scores.acc.interval[0] <= guessed:
         return [f"ACC {percent(scores.acc.hits, total)} can't be told from guessing ({100 * guessed:.1f} %)."]

@@ -104,7 +104,7 @@ def evaluate(
     acc, notes = Rate(int(right.sum()), len(split), "clean rows"), _notes(split)
     counts = (right.tolist(), here.count().tolist(), answers.tolist())
     by_class = tuple(ClassCount(*values) for values in zip(split.card.classes, *counts, strict=True))
-    precision = run.precision_reason.partition(":")[0]
+    precision = run.precision_of(net)
     if planted is None:
         return Evaluation(acc, data=data, rows=rows, classes=by_class, notes=notes, precision=precision)
     idleness = note_if_idle(planted.name, int(idle), int(population), "stamped")

@@ -186,7 +186,7 @@ def answers(
     if isinstance(net, nn.Module):
         run = as_run(run)
         here, group = split.to(run.device), groups.to(run.device)
-        with on_device(net, run), undisturbed(net), run.autocast():  # not run_over: some models need the group
+        with on_device(net, run), undisturbed(net), run.autocast(net):  # not run_over: some models need the group
             predictions = over_rows(
                 lambda x, at: predicted(net, x, group[at], split.num_classes), here, run=run, batch_size=batch_size
             ).cpu()

@@ -51,7 +51,7 @@ def flip_rate(
     here = align_to(split, net).to(run.device)
     classes = here.num_classes
     flips = torch.zeros(len(bank), dtype=torch.int64, device=run.device)
-    with on_device(net, run), undisturbed(net), torch.inference_mode(), run.autocast():
+    with on_device(net, run), undisturbed(net), torch.inference_mode(), run.autocast(net):
         size = batch_size or batch_rows(here)
         for positions in run.each("flip rate", here.batches(size), len(here) // size + 1):
             x = to_input(here.rows(positions))

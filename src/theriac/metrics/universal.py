@@ -35,7 +35,7 @@ def by_gradient(
         Perturbations (D, C, H, W).
     """
     delta = torch.zeros((len(targets), *x.shape[1:]), device=x.device)
-    with undisturbed(model), run.autocast():  # no inference mode: the perturbation has a gradient
+    with undisturbed(model), run.autocast(model):  # no inference mode: the perturbation has a gradient
         for _ in range(steps):
             slope = torch.zeros_like(delta)
             for lines, rows in _parts(targets, len(x)):

@@ -6,8 +6,9 @@ itself are rebuilt: no code from a hub, no kernels by name, no wrapped libraries
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -84,9 +85,10 @@ def filled(net: nn.Module, state: Mapping[str, Any], where: str) -> nn.Module:
         InputError: If they do not fit; names the first keys.
     """
     try:
-        made, info = type(net).from_pretrained(  # type: ignore[attr-defined]
-            None, config=net.config, state_dict=dict(state), output_loading_info=True
-        )
+        with _without_bar():
+            made, info = type(net).from_pretrained(  # type: ignore[attr-defined]
+                None, config=net.config, state_dict=dict(state), output_loading_info=True
+            )
     except Exception as error:  # mismatched shapes among others
         raise InputError(f"the weights in {where} do not fit the model: {_first_line(error)}") from None
     parts = [(what, sorted(map(str, info[f"{what}_keys"]))) for what in ("missing", "unexpected", "mismatched")]
@@ -99,6 +101,20 @@ def filled(net: nn.Module, state: Mapping[str, Any], where: str) -> nn.Module:
         raise InputError(f"the weights in {where} do not fit the model: {'; '.join(reasons)}")
     network: nn.Module = made.eval()
     return network
+
+
+@contextlib.contextmanager
+def _without_bar() -> Iterator[None]:
+    """Without the library's own progress, which it writes whether anybody looks or not."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def plain_fields(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,11 +22,14 @@ from theriac.models.network import Classifier, Normalize, TablePrep, take_in
 from theriac.models.wrapped import innermost
 
 Pick: TypeAlias = str | int | Callable[[Any], torch.Tensor] | None
-"""Which part of a network's output is the logits: a name, an index, a function, or None to search for it."""
+"""Which part of a network's output is the logits: a name, an index, a function, one of SCALES, or None to search for it."""
 
 OWN = "adapted"  # the architecture that a record names
 _CALLABLE = "<function>"
 _ORDERS = {"order": ("rgb", "bgr"), "layout": ("nchw", "nhwc")}
+SCALES = ("binary", "probabilities", "sigmoids")
+"""What ``logits`` takes in place of a name where a network returns no logits."""
+_LEAST = 1e-6  # share of which a logarithm is taken at the least, since float16 rounds small ones to 0
 _BYTES = 2.0  # a mean above this is one of pixels from 0 to 255
 
 
@@ -84,6 +87,8 @@ class Picker:
             InputError: If they are not where ``choice`` says, or could not be found.
         """
         choice, logits = self.choice, None
+        if isinstance(choice, str) and choice in SCALES and not (isinstance(out, Mapping) and choice in out):
+            return _rescaled(Picker()(out), choice)
         if callable(choice):
             logits = choice(out)
         elif isinstance(choice, int) and isinstance(out, torch.Tensor):
@@ -102,6 +107,17 @@ class Picker:
                 "(--wrap logits=NAME)"
             )
         return logits
+
+
+def _rescaled(out: torch.Tensor, scale: str) -> torch.Tensor:
+    """Logits of two classes or more from outputs of another scale; one column, or none, is the second class's."""
+    z = out.unsqueeze(1) if out.dim() == 1 else out
+    if scale == "binary":
+        return torch.cat([torch.zeros_like(z), z], 1)
+    if scale == "sigmoids":
+        return z.float().logit(_LEAST)
+    shares = torch.cat([1 - z, z], 1) if z.shape[1] == 1 else z
+    return shares.float().clamp_min(_LEAST).log()
 
 
 class Adapted(Classifier):
@@ -147,7 +163,9 @@ def adapt(
         size: Height and width that the network expects; images of other sizes are resized inside (bilinear, antialias).
             Left out: images keep their size, or get ``config.image_size`` of a ``transformers`` model.
         logits: Where the logits are in what the network returns: an attribute's or key's name, an index, or a function.
-            Left out: the tensor it returns, or its ``logits``.
+            Left out: the tensor it returns, or its ``logits``. Of a network that returns something else: "probabilities"
+            (behind a softmax; of two classes also the second one's alone), "sigmoids" (one for each class), or "binary" (the
+            second one's logit alone).
         card: The data it is for (``data.card``): shape, class names, augmentation. Recommended.
         classes: Without a card: how many classes there are, or their names.
         channels: Channels that the network expects: the card's, the configuration's, or 3. Gray images are repeated to them.
@@ -206,7 +224,7 @@ def adapt(
         options = {"mean": means, "std": stds, "size": fit, "channels": channel_count}
         options |= {key: value for key, value in (("order", order), ("layout", layout)) if value not in ("rgb", "nchw")}
     options["logits"] = _CALLABLE if callable(logits) else logits
-    options["network"] = f"{type(model).__module__}.{type(model).__qualname__}"
+    options["network"] = _origin(model)
     options["transformers"] = _hf.describe(model)
     like = next(model.parameters(), None)
     prep = prep if like is None else prep.to(like.device)
@@ -221,13 +239,29 @@ def adapt(
         if seem_shares(outputs):
             warnings.warn(
                 "the network seems to return probabilities, not logits; take them before the softmax, or pass "
-                "logits=lambda shares: shares.clamp_min(1e-12).log()",
+                "logits='probabilities' (--wrap logits=probabilities)",
                 stacklevel=2,
             )
     if not names:
         raise InputError("the number of classes is unknown; give card= (data.card), or classes=")
     wrapped.card = card.replace(classes=names)
     return wrapped
+
+
+def _origin(model: nn.Module) -> str:
+    """Where a network's class is defined; of a network of timm what :func:`theriac.models.make_own` takes, ``timm:NAME``."""
+    about = getattr(model, "pretrained_cfg", None)
+    name = about.get("architecture") if isinstance(about, Mapping) else None
+    if type(model).__module__.partition(".")[0] == "timm" and isinstance(name, str) and name.isidentifier():
+        return f"timm:{name}"
+    return f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+def how_to_name(network: str) -> str:
+    """What ``--model`` takes for a network that a record names so."""
+    if network.startswith("timm."):  # a record of before the name was kept
+        return "timm:NAME, its name there"
+    return network if network.startswith("timm:") else f"file.py:{network.rpartition('.')[2]}"
 
 
 def foreign(spec: Mapping[str, Any]) -> str:
@@ -310,13 +344,17 @@ def _class_names(classes: int | Sequence[str] | None, card: Card | None, config:
     if card is not None:
         if names and len(names) != card.num_classes and not set(card.classes) < set(names):  # rows of some classes are enough
             raise InputError(f"classes gives {len(names)} classes; the card of {card.name!r} has {card.num_classes}")
-        return names or _by_label(config, card)
+        return names or named_by_data(_labels(config), card)
+    return names or _labels(config)
+
+
+def _labels(config: Any) -> tuple[str, ...]:
     labels = getattr(config, "id2label", None) or {}
-    return names or tuple(str(labels[k]) for k in sorted(labels))
+    return tuple(str(labels[k]) for k in sorted(labels))
 
 
-def _by_label(config: Any, card: Card) -> tuple[str, ...]:
-    """The card's classes in the order in which a ``transformers`` configuration names them, if it names them at all.
+def named_by_data(names: Sequence[str], card: Card) -> tuple[str, ...]:
+    """The card's classes in the order in which a network's configuration names its outputs, if it names them at all.
 
     Where one of the two has only numbers (``LABEL_3`` is one), number k stands for the other's k-th class; where the names
     differ in capitals, spaces and dashes only, they are the same. Either is said in a warning.
@@ -324,12 +362,10 @@ def _by_label(config: Any, card: Card) -> tuple[str, ...]:
     Raises:
         InputError: If it has as many names, and others.
     """
-    labels = getattr(config, "id2label", None) or {}
-    names = tuple(str(labels[k]) for k in sorted(labels))
     if len(names) != card.num_classes:
         return card.classes  # a head of another width is refused later, with a better message
     if set(names) == set(card.classes):
-        return names
+        return tuple(names)
     theirs, ours = _numbered(names), _numbered(card.classes)
     spelled = {_spelling(name): name for name in card.classes}
     if all(name == f"LABEL_{k}" for k, name in enumerate(names)):  # what transformers writes where nobody named them

@@ -15,14 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from theriac.core.card import Card
 from theriac.core.errors import InputError
 from theriac.core.files import is_regular, load_tensors_safely, read_safetensors, shown, write_atomically, write_json
 from theriac.core.paths import as_path, writing
 from theriac.core.text import shorten
 from theriac.models import _hf
+from theriac.models._processors import PROCESSOR
 from theriac.models._undisturbed import undisturbed
 from theriac.models.adapter import Adapted, ImagePrep
 from theriac.models.editing import duplicate
@@ -32,6 +36,7 @@ from theriac.models.weights import chosen_state, fit_names
 FORMATS = ("safetensors", "torch", "pt2", "onnx", "transformers")
 FILES = {"safetensors": "model.safetensors", "torch": "model.pt", "pt2": "model.pt2", "onnx": "model.onnx", "transformers": ""}
 _TOLERANCE = 1e-3  # of logits, relative to the largest
+_AGREE = 0.05  # of pixels as a network takes them, relative to the largest: resizing in bytes rounds them
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -55,13 +60,14 @@ def write_state(
     """
     path = as_path("path", path)
     exported: Any = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    about = _metadata(as_path("--like", like)) if like is not None and to == "safetensors" else {}
     if like is not None:
         exported = _shaped(exported, as_path("--like", like), to, key)
 
     def write(temporary: Path) -> None:
         if to == "safetensors":
             tensors = {k: v.clone() for k, v in exported.items()}  # safetensors refuses shared memory
-            save_file(tensors, temporary, metadata={"format": "pt"})
+            save_file(tensors, temporary, metadata={"format": "pt", **about})
             again: Any = read_safetensors(temporary)
         else:
             torch.save(exported, temporary)
@@ -72,6 +78,15 @@ def write_state(
     with writing("path", path):
         write_atomically(path, write)
     return path
+
+
+def _metadata(like: Path) -> dict[str, str]:
+    """The texts that a safetensors file holds beside its tensors, such as its author; none of another file."""
+    if like.suffix != ".safetensors" or not is_regular(like):
+        return {}
+    with safe_open(like, framework="pt") as file:
+        held = file.metadata() or {}
+    return {str(name): str(text) for name, text in held.items()}
 
 
 def rounded_types(state: Mapping[str, torch.Tensor], like: str | Path, key: str | None = None) -> tuple[str, ...]:
@@ -119,7 +134,8 @@ def _shaped(state: dict[str, torch.Tensor], like: Path, to: str, key: str | None
         raise InputError(f"{shown(like)} holds its state dict under {where!r}, which safetensors has no place for; take torch")
     names = _fitting(theirs, state, like)
     made = {own: _as_type(state[name], theirs[own], own, like) for name, own in names.items()}
-    made |= {name: theirs[name] for name in _normalization(theirs, state)}  # no repair changes it
+    # no repair changes what else is there: the normalization, or a loss that lies beside the network
+    made |= {name: value for name, value in theirs.items() if name not in made}
     return _nested(old, where.split(".") if where else [], made)
 
 
@@ -276,6 +292,8 @@ def write_transformers(model: nn.Module, folder: str | Path) -> Path:
 
     Raises:
         InputError: If the network inside is none of that library.
+
+    Warns where no image processor of the library hands pictures over as the model takes them; none is written then.
     """
     net = model.net if isinstance(model, Classifier) else model
     if not _hf.is_transformers(net) or not hasattr(net, "save_pretrained"):
@@ -288,14 +306,58 @@ def write_transformers(model: nn.Module, folder: str | Path) -> Path:
     with writing("path", folder), _quiet():
         net.save_pretrained(folder)  # type: ignore[operator]
         prepare = getattr(model, "prepare", None)
-        if isinstance(prepare, ImagePrep):
-            write_json(folder / "preprocessor_config.json", _processor(prepare))
+    why = ""
+    if isinstance(model, Classifier) and isinstance(prepare, ImagePrep):
+        why = _write_processor(prepare, model.card, folder)
+    if why:
+        warnings.warn(
+            f"{shown(folder)} has no {PROCESSOR}: {why}. Hand pixels over as the model card says (theriac takes it as --wrap)",
+            stacklevel=3,
+        )
     return folder
+
+
+def _write_processor(prepare: ImagePrep, card: Card, folder: Path) -> str:
+    """Write how pictures are handed over, if the library then does it as the model does; else why not.
+
+    The class is named and its steps are all said, since those of other classes have defaults of their own: a crop, an exchange
+    of channels, a second division.
+    """
+    path = folder / PROCESSOR
+    path.unlink(missing_ok=True)  # of what was there before, which may say something else
+    if prepare.order != "rgb" or prepare.layout != "nchw":
+        other = "blue first" if prepare.order != "rgb" else "channels last"
+        return f"the network takes {other}, which none of its classes does"
+    with writing("path", folder):
+        write_json(path, _processor(prepare))
+    if not all(card.size):
+        return ""
+    down, right = (torch.linspace(0, 255, side) for side in card.size)  # smooth: noise is resized with other rounding
+    planes = torch.stack([a.round() for a in torch.broadcast_tensors(down[:, None], right, 255 - (down[:, None] + right) / 2)])
+    picture = planes[: card.channels].to(torch.uint8)
+    expected = prepare(picture[None].float() / 255)
+    try:
+        from transformers import AutoImageProcessor
+
+        with _quiet():
+            made = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
+            opened = Image.fromarray(picture[0].numpy() if len(picture) == 1 else picture.permute(1, 2, 0).numpy())
+            theirs = made(images=[opened], return_tensors="pt")["pixel_values"]
+    except ImportError:  # what it needs is not installed here, so it can't be tried
+        return ""
+    except Exception as error:
+        path.unlink()
+        return f"transformers can't use the one that would say it: {_first_line(error)}"
+    if theirs.shape != expected.shape or float((theirs - expected).abs().max()) > _AGREE * float(expected.abs().max()):
+        path.unlink()
+        return "transformers' own would hand over other pixels"
+    return ""
 
 
 def _processor(prepare: ImagePrep) -> dict[str, Any]:
     norm = prepare.normalize
-    options: dict[str, Any] = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": norm is not None}
+    kind = {"image_processor_type": "ViTImageProcessor", "do_convert_rgb": prepare.channels == 3}
+    options: dict[str, Any] = {**kind, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": norm is not None}
     if isinstance(norm, Normalize):
         options |= {"image_mean": norm.mean.flatten().tolist(), "image_std": norm.std.flatten().tolist()}
     # said either way: what is left out takes the library's default, which resizes to 224 or 384 pixels

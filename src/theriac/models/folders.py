@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, TypeGuard
 from torch import nn
 
 from theriac.core.card import Card
-from theriac.core.errors import InputError, unknown
+from theriac.core.errors import InputError, shortened, unknown
 from theriac.core.files import is_regular, load_tensors_safely, read_json, shown
 from theriac.core.text import shorten
 from theriac.models import _hf
@@ -26,10 +27,11 @@ _TIMM_OPTIONS = 64  # numbers of an input size and of a normalization
 
 @dataclass(frozen=True)
 class Folder:
-    """A network with its weights, and how it takes pictures as far as its folder says so."""
+    """A network with its weights, how it takes pictures as far as its folder says so, and what it calls its outputs."""
 
     net: nn.Module
     wrapping: dict[str, Any]
+    labels: tuple[str, ...] = ()
 
 
 def open_folder(folder: Path, card: Card) -> Folder | None:
@@ -84,14 +86,14 @@ def _timm(config: Mapping[str, Any], card: Card) -> Folder:
     shape = about.get("input_size")
     if _is_numbers(shape) and len(shape) == 3:
         options["in_chans"] = int(shape[0])
-    args = config.get("model_args")
+    args, unread = config.get("model_args"), []
     for key, value in args.items() if isinstance(args, Mapping) else ():
-        if (
-            type(value) in (int, float, bool)
-            and key.isidentifier()
-            and not key.startswith(("pretrained", "checkpoint", "cache"))
-        ):
+        if key.startswith(("pretrained", "checkpoint", "cache")):
+            continue
+        if type(value) in (int, float, bool) and key.isidentifier():
             options[key] = value
+        else:
+            unread.append(f"model_args {shorten(key, 40)!r}")
     try:
         net = timm.create_model(name, pretrained=False, **options)
     except Exception as error:  # whatever a hostile configuration provokes in there
@@ -101,7 +103,20 @@ def _timm(config: Mapping[str, Any], card: Card) -> Folder:
         wrapping |= {"mean": tuple(about["mean"]), "std": tuple(about["std"])}
     if _is_numbers(shape) and len(shape) == 3:
         wrapping["size"] = (int(shape[1]), int(shape[2]))
-    return Folder(net, wrapping)
+        if card.kind == "image" and wrapping["size"] != card.size:
+            cut, how = about.get("crop_pct", 1), about.get("interpolation", "bilinear")
+            unread += [f"crop_pct {shortened(cut)}"] if cut not in (1, None) else []
+            unread += [f"interpolation {shortened(how)}"] if how not in ("bilinear", "", None) else []
+    if unread:
+        warnings.warn(
+            f"the configuration of {shorten(name, 80)} asks for {', '.join(unread)}, which is not done here (pictures are "
+            "resized whole and bilinearly), so its logits may differ from those of timm",
+            stacklevel=4,
+        )
+    labels = config.get("label_names")
+    if not isinstance(labels, list) or len(labels) != card.num_classes or not all(isinstance(name, str) for name in labels):
+        labels = []
+    return Folder(net, wrapping, tuple(labels))
 
 
 def _is_numbers(value: Any) -> TypeGuard[Sequence[float]]:

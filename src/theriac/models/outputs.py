@@ -132,7 +132,7 @@ def module_of(model: Any, name: str = "model") -> nn.Module:
 @contextlib.contextmanager
 def evaluating(model: nn.Module, run: Run) -> Iterator[None]:
     """Eval mode on the run's device and in its precision, without gradients; modes and device are put back afterward."""
-    with on_device(model, run), undisturbed(model), arranged(model, run.device), torch.inference_mode(), run.autocast():
+    with on_device(model, run), undisturbed(model), arranged(model, run.device), torch.inference_mode(), run.autocast(model):
         yield
 
 

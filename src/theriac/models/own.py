@@ -22,7 +22,7 @@ from theriac.core.own_code import failing, load_module
 from theriac.core.paths import as_path
 from theriac.core.ranges import typed
 from theriac.models import folders
-from theriac.models.adapter import adapt
+from theriac.models.adapter import adapt, named_by_data
 from theriac.models.checkpoints import open_checkpoint
 from theriac.models.editing import refuse_empty
 from theriac.models.network import Classifier
@@ -177,6 +177,8 @@ def open_found(
         source = folders.open_folder(where, card)
         if source is None:
             return None
+        if source.labels and "classes" not in options:
+            options["classes"] = named_by_data(source.labels, card)
         return adapt(source.net, card=card, **(source.wrapping | options)).eval()
     if where.suffix == ".pt2":
         return adapt(open_program(where), card=card, **options).eval()

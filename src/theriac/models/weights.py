@@ -179,7 +179,24 @@ def fit_names(state: dict[str, V], own: Mapping[str, Any]) -> dict[str, V]:
         renamed = _rename_head(state, own)
         if len(renamed.keys() & own.keys()) > len(best.keys() & own.keys()):
             best = renamed
-    return best
+    return _below_one_name(best, own) if own.keys() - best.keys() else best
+
+
+def _below_one_name(state: dict[str, V], own: Mapping[str, Any]) -> dict[str, V]:
+    """What lies below the one name under which all of the network's names are, as a training module holds it beside a loss."""
+    first = next(iter(own))
+    prefixes = [name.removesuffix(first) for name in state if name.endswith(f".{first}")]
+    fitting = [prefix for prefix in prefixes if all(prefix + name in state for name in own)]
+    if len(fitting) != 1:
+        return state
+    others = sorted(name for name in state if not name.startswith(fitting[0]))
+    if others:
+        warnings.warn(
+            f"the weights under {fitting[0].removesuffix('.')!r} are the network's; {', '.join(others[:3])}"
+            f"{f' and {len(others) - 3} more' if len(others) > 3 else ''} beside them belong to something else",
+            stacklevel=4,
+        )
+    return {name.removeprefix(fitting[0]): value for name, value in state.items() if name.startswith(fitting[0])}
 
 
 def _rename_head(state: dict[str, V], own: Mapping[str, Any]) -> dict[str, V]:

@@ -12,12 +12,16 @@ from theriac.core.errors import InputError
 from theriac.core.outcome import Outcome
 from theriac.core.run import Run
 from theriac.core.split import Split
+from theriac.models._undisturbed import class_name
 from theriac.models.outputs import run_over
 from theriac.training import Recipe, optimizers
 from theriac.training.step import BatchNorm
 
 Masks = dict[str, torch.Tensor]  # by the name of the BatchNorm
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(19))  # official code of ANP: 0 to 0.9
+
+
+WITHOUT_NORM = "Antidote, FT, FT-SAM, D3 and Fine-Pruning need none"
 
 
 def scaled_norms(model: nn.Module, title: str) -> dict[str, BatchNorm]:
@@ -28,7 +32,9 @@ def scaled_norms(model: nn.Module, title: str) -> dict[str, BatchNorm]:
     """
     norms = {n: m for n, m in model.named_modules() if isinstance(m, BatchNorm) and isinstance(m.weight, nn.Parameter)}
     if not norms:
-        raise InputError(f"{type(model).__name__} has no BatchNorm with scales of its own; {title} prunes by masks on them")
+        raise InputError(
+            f"{class_name(model)} has no BatchNorm with scales of its own; {title} prunes by masks on them ({WITHOUT_NORM})"
+        )
     return norms
 
 

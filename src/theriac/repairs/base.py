@@ -337,13 +337,13 @@ def _by_class(model: nn.Module, clean: Split, run: Run, *, warn: bool = False) -
     if warn and seem_shares(logits):
         warnings.warn(
             "the network seems to return probabilities, not logits, which repairs learn badly from; take them before the "
-            "softmax (theriac.adapt(..., logits=lambda shares: shares.clamp_min(1e-12).log()))",
+            "softmax (theriac.adapt(..., logits='probabilities'), --wrap logits=probabilities)",
             stacklevel=4,
         )
     if warn and seem_bounded(logits):
         warnings.warn(
             "every output of the network lies between 0 and 1, as if a sigmoid ended it, which repairs learn badly from; take "
-            "them before it (theriac.adapt(..., logits=lambda shares: shares.logit(1e-6)))",
+            "them before it (theriac.adapt(..., logits='sigmoids'), --wrap logits=sigmoids)",
             stacklevel=4,
         )
     said, true = logits.argmax(1).cpu(), y[at]

@@ -15,9 +15,10 @@ from theriac.core.outcome import Outcome
 from theriac.core.ranges import Positive
 from theriac.core.run import Run
 from theriac.core.split import Split
-from theriac.models._undisturbed import try_rows
+from theriac.models._undisturbed import class_name, try_rows
 from theriac.models.network import to_input
 from theriac.models.taps import example_row
+from theriac.repairs._masks import WITHOUT_NORM
 from theriac.repairs.base import Repair
 from theriac.training.step import BatchNorm
 
@@ -87,7 +88,9 @@ class CLP(Repair):
     def _repair(self, model: nn.Module, clean: Split | None, run: Run) -> nn.Module:
         norms = {name: m for name, m in model.named_modules() if isinstance(m, BatchNorm)}
         if not norms:
-            raise InputError(f"{type(model).__name__} has no BatchNorm; CLP prunes by the scales of BatchNorm channels")
+            raise InputError(
+                f"{class_name(model)} has no BatchNorm; CLP prunes by the scales of BatchNorm channels ({WITHOUT_NORM})"
+            )
         if self.pairing == "order":
             fed: dict[str, Any] = dict(_by_order(model))
         else:

@@ -131,7 +131,7 @@ class SAU(Repair):
 
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
         frozen = duplicate(model).eval().requires_grad_(False)
-        mixed = run.autocast() if self.precision == "run" else contextlib.nullcontext()  # as the search sees them
+        mixed = run.autocast(model) if self.precision == "run" else contextlib.nullcontext()  # as the search sees them
         with mixed:  # once, since the frozen model and the unaugmented rows never change
             frozen_clean = over_rows(lambda x, _: frozen(x).argmax(1), clean)
         bounds = (torch.zeros((), device=run.device), torch.ones((), device=run.device)) if self.clip else (None, None)

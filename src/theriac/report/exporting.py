@@ -15,7 +15,7 @@ from theriac.core.files import read_bytes, write_atomically
 from theriac.core.paths import as_path, make_folder, unmake, writing
 from theriac.core.ranges import typed
 from theriac.models import Classifier, load_model
-from theriac.models.adapter import foreign
+from theriac.models.adapter import foreign, how_to_name
 from theriac.models.exporting import FILES, rounded_types, write_onnx, write_program, write_state, write_transformers
 from theriac.models.store import weights_of
 from theriac.models.wrapped import COUNTERSIGNED
@@ -103,7 +103,7 @@ def export(
             only = ", if it is one of transformers," if to == "transformers" else ""
             raise InputError(
                 f"{run} holds a class of your own ({own}), which {to} needs: give a fresh network of it{only} with into= "
-                f"(--model file.py:{own.rpartition('.')[2]})"
+                f"(--model {how_to_name(own)})"
             )
         wrapped = load_model(run, into=into)
     kind = wrapped.card.kind if isinstance(wrapped, Classifier) else record and section(record, "card").get("kind")

@@ -37,7 +37,7 @@ from theriac.models import (
     open_found,
     open_own,
 )
-from theriac.models.adapter import foreign
+from theriac.models.adapter import foreign, how_to_name
 from theriac.models.checkpoints import read_checkpoint
 from theriac.models.folders import CONFIG
 from theriac.models.own import checked_wrapping
@@ -453,11 +453,16 @@ def _network_of(where: Path, record: Mapping[str, Any], request: Request) -> Cla
     if own and not into:
         raise InputError(
             f"{where} holds weights of a class of your own ({own}), which no command builds unasked, since nothing that a file "
-            f"names is imported; name it: --model file.py:{own.rpartition('.')[2]}. From Python: "
-            f"theriac.evaluate(theriac.load_model(folder, into={own}(...)), rows). "
+            f"names is imported; name it: --model {how_to_name(own)}. From Python: "
+            f"theriac.evaluate(theriac.load_model(folder, into={_made(own)}), rows). "
             f"What its record says is shown by: theriac report {where}"
         )
     return load_model(where, into=own_class(record, str(request.model), request.model_options) if into else None)
+
+
+def _made(own: str) -> str:
+    """How a network that a record names is made in Python, for a message."""
+    return f"timm.create_model({own.removeprefix('timm:')!r}, ...)" if own.startswith("timm:") else f"{own}(...)"
 
 
 def own_class(record: Mapping[str, Any], name: str, options: Mapping[str, Any] | None = None) -> nn.Module:

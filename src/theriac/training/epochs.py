@@ -138,7 +138,7 @@ def loop(
                     for group in stepper.param_groups:
                         group["lr"] = lr
                     stepper.zero_grad(set_to_none=True)
-                    with run.autocast() if recipe.precision == "run" else contextlib.nullcontext():
+                    with run.autocast(model) if recipe.precision == "run" else contextlib.nullcontext():
                         outcome = step(ranks.model, batch)
                     loss, figures = outcome if isinstance(outcome, tuple) else (outcome, {})
                     _refuse_flat(loss, label)

@@ -207,6 +207,29 @@ def test_outputs_that_do_not_fit_are_refused(digits: th.Data, my_net: type, tabl
         adapt(nn.Linear(3, 2), card=table.card, prepare=nn.Linear(3, 3))
 
 
+def test_a_float16_network_with_batchnorm_is_evaluated_as_it_is(digits: th.Data):
+    """Mixed precision would hand its BatchNorm the other type of 16 bits."""
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 10)).eval().half()
+    scores = th.evaluate(th.adapt(net, card=digits.card), digits.test)
+    assert scores.precision == "fp16"
+    with torch.no_grad():
+        right = int((net((digits.test.x.float() / 255).half()).argmax(1) == digits.test.y).sum())
+    assert abs(scores.acc.hits - right) <= 2
+
+
+@pytest.mark.parametrize("columns", [2, 3])
+def test_outputs_of_another_scale_are_taken_as_logits(columns: int):
+    z = torch.randn(7, columns, generator=torch.Generator().manual_seed(0))
+
+    def wrapped(end: nn.Module, scale: str) -> torch.Tensor:
+        own = nn.Sequential(nn.Identity(), end)
+        rows = th.Split(z, torch.arange(7) % columns)
+        return th.adapt(own, card=rows.card, logits=scale)(z)
+
+    assert torch.allclose(wrapped(nn.Softmax(1), "probabilities"), z.log_softmax(1), atol=1e-5)
+    assert torch.allclose(wrapped(nn.Sigmoid(), "sigmoids"), z, atol=1e-4)
+
+
 @pytest.mark.parametrize("flat", [False, True])
 def test_a_network_of_one_logit_is_told_its_cure_which_works(flat: bool):
     x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
@@ -218,5 +241,9 @@ def test_a_network_of_one_logit_is_told_its_cure_which_works(flat: bool):
     for call in (lambda: th.adapt(own, card=rows.card), lambda: th.evaluate(own, rows)):
         with pytest.raises(th.InputError, match="where it is the second class's alone") as caught:
             call()
-    taken = eval(str(caught.value).split("logits=", 1)[1].removesuffix("))"), {"torch": torch})  # what the message says
-    assert th.evaluate(th.adapt(own, card=rows.card, logits=taken), rows).acc.value == 1
+    assert "logits='binary', or 'probabilities' behind a sigmoid" in str(caught.value)
+    told = th.adapt(own, card=rows.card, logits="binary")
+    assert th.evaluate(told, rows).acc.value == 1
+    behind = th.adapt(nn.Sequential(own, nn.Sigmoid()), card=rows.card, logits="probabilities")
+    assert th.evaluate(behind, rows).acc.value == 1
+    assert torch.allclose(behind(x).softmax(1), told(x).softmax(1), atol=1e-5)

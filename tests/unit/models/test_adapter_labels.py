@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 import theriac as th
 from theriac.core.card import Card
 from theriac.core.errors import InputError
-from theriac.models.adapter import _by_label
+from theriac.models.adapter import named_by_data
 
 ANIMALS = ("cat", "dog", "great ape")
 
 
 def order(labels: tuple[str, ...], classes: tuple[str, ...]) -> tuple[str, ...]:
-    return _by_label(SimpleNamespace(id2label=dict(enumerate(labels))), Card(classes=classes, size=(8, 8), channels=3))
+    return named_by_data(labels, Card(classes=classes, size=(8, 8), channels=3))
 
 
 def test_equal_names_decide_without_a_word():

@@ -6,15 +6,19 @@ import copy
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import theriac as th
+from theriac.core.card import Card
 from theriac.core.errors import InputError
-from theriac.models import adapt, open_found
+from theriac.models import adapt, load_weights, open_found
 from theriac.models.exporting import write_onnx, write_program, write_state, write_transformers
 
 
@@ -154,6 +158,64 @@ def test_what_can_not_be_exported_is_told(digits: th.Data, tmp_path: Path):
     with pytest.raises(InputError, match="torch can't export the model: "):
         write_program(adapt(Branches(), card=digits.card), tmp_path / "m.pt2", torch.rand(2, 1, 8, 8))
     assert not (tmp_path / "m.pt2").exists()
+
+
+@pytest.mark.parametrize("kind", ["resnet", "convnext", "mobilevit", "efficientnet", "poolformer", "vit"])
+def test_the_librarys_own_processor_hands_over_what_the_model_takes(kind: str, tmp_path: Path):
+    """Processors of other classes crop, exchange channels or divide twice unless told otherwise; one refuses a size."""
+    transformers = pytest.importorskip("transformers")
+    config = {
+        "resnet": lambda: transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"),
+        "convnext": lambda: transformers.ConvNextConfig(hidden_sizes=[8, 16, 16, 16], depths=[1, 1, 1, 1]),
+        "mobilevit": lambda: transformers.MobileViTConfig(
+            image_size=64, hidden_sizes=[16, 16, 16], neck_hidden_sizes=[8, 8, 8, 8, 8, 8, 16]
+        ),
+        "efficientnet": lambda: transformers.EfficientNetConfig(
+            image_size=64, width_coefficient=0.2, depth_coefficient=0.2, hidden_dim=256
+        ),
+        "poolformer": lambda: transformers.PoolFormerConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1]),
+        "vit": lambda: transformers.ViTConfig(
+            image_size=64, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        ),
+    }[kind]()
+    config.num_labels = 4
+    card = Card(classes=("a", "b", "c", "d"), size=(96, 96), channels=3)
+    net = transformers.AutoModelForImageClassification.from_config(config).eval()
+    how: dict[str, Any] = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3), "size": 64, "card": card, "classes": card.classes}
+    model = adapt(net, **how).eval()
+    folder = write_transformers(model, tmp_path / "hf")
+    picture = torch.zeros(96, 96, 3, dtype=torch.uint8)
+    picture[:, :, 0] = torch.arange(96) * 2
+    picture[:, :, 1] = torch.arange(96)[:, None]
+    theirs = transformers.AutoImageProcessor.from_pretrained(folder)(Image.fromarray(picture.numpy()), return_tensors="pt")
+    ours = model.prepare(picture.permute(2, 0, 1)[None] / 255)
+    assert theirs["pixel_values"].shape == ours.shape
+    assert float((theirs["pixel_values"] - ours).abs().max()) < 0.05
+    with pytest.warns(UserWarning, match="takes blue first, which none of its classes does"):
+        write_transformers(adapt(net, order="bgr", **how).eval(), folder)
+    assert not (folder / "preprocessor_config.json").exists()  # not the one of before either
+
+
+def test_a_file_of_safetensors_keeps_what_it_says_of_itself(tmp_path: Path):
+    state = net().state_dict()
+    save_file(state, tmp_path / "theirs.safetensors", metadata={"format": "pt", "author": "somebody"})
+    write_state(state, tmp_path / "ours.safetensors", "safetensors", like=tmp_path / "theirs.safetensors")
+    with safe_open(tmp_path / "ours.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt", "author": "somebody"}
+
+
+def test_what_lies_beside_the_network_in_a_file_is_left_as_it_was(tmp_path: Path):
+    old = {**{f"encoder.{k}": v for k, v in net().state_dict().items()}, "criterion.weight": torch.arange(3.0)}
+    torch.save({"state_dict": old}, tmp_path / "theirs.ckpt")
+    new = net(1).state_dict()
+    with pytest.warns(UserWarning, match=r"the weights under 'encoder' are the network's; criterion\.weight beside them"):
+        write_state(new, tmp_path / "ours.ckpt", to="torch", like=tmp_path / "theirs.ckpt")
+    again = torch.load(tmp_path / "ours.ckpt")["state_dict"]
+    assert again.keys() == old.keys()
+    assert torch.equal(again["criterion.weight"], torch.arange(3.0))
+    assert all(torch.equal(again[f"encoder.{k}"], v) for k, v in new.items())
+    with pytest.warns(UserWarning, match="beside them belong to something else"):
+        load_weights(net(), tmp_path / "theirs.ckpt")
 
 
 def test_save_pretrained_and_back(digits: th.Data, tmp_path: Path):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import theriac as th
 from theriac.core.errors import InputError, UneditableError
-from theriac.models import adapt, factory, is_own, make_own, open_own
+from theriac.models import adapt, factory, is_own, make_own, open_found, open_own
+from theriac.models.adapter import how_to_name
 
 CODE = """
 import helper_of_net
@@ -169,6 +172,56 @@ def test_a_network_of_timm_is_made_for_as_many_classes_as_the_data_have(digits: 
     monkeypatch.setitem(sys.modules, "timm", Timm)
     assert open_own("timm:tiny", card=digits.card)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
     assert make_own("timm:tiny", {"num_classes": 3}, classes=10)[1].out_features == 3
+
+
+def test_a_folder_of_timm_says_which_output_is_which_class(digits: th.Data, tmp_path: Path, monkeypatch):
+    """Two names exchanged: by position two classes were lost, and a repair taught the network other meanings."""
+    names = list(digits.card.classes)
+    names[3], names[4] = names[4], names[3]
+    weight = torch.zeros(10, 64)
+    weight[:, 0] = torch.arange(10.0)
+
+    class Timm:
+        @staticmethod
+        def list_models():
+            return ["tiny"]
+
+        @staticmethod
+        def create_model(name, pretrained, num_classes, in_chans):
+            return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes, bias=False))
+
+    monkeypatch.setitem(sys.modules, "timm", Timm)
+    cfg = {"input_size": [1, 8, 8], "mean": [0.5], "std": [0.5], "crop_pct": 0.9, "interpolation": "bicubic"}
+    config = {
+        "architecture": "tiny",
+        "num_classes": 10,
+        "label_names": names,
+        "pretrained_cfg": cfg,
+        "model_args": {"act": "x"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"1.weight": weight}, tmp_path / "model.safetensors")
+    with pytest.warns(UserWarning, match="asks for model_args 'act', which is not done here"):  # of its own size: no crop
+        model = open_found(tmp_path, card=digits.card)
+    assert model.card.classes == tuple(names)
+    with pytest.warns(UserWarning, match="is not done here"):
+        chosen = open_found(tmp_path, card=digits.card, wrapping={"classes": digits.card.classes})
+    assert chosen.card.classes == digits.card.classes
+    large = digits.card.replace(size=(16, 16))
+    with pytest.warns(UserWarning, match="'act', crop_pct 0.9, interpolation 'bicubic', which is not done here"):
+        open_found(tmp_path, card=large)
+
+
+def test_a_network_of_timm_is_named_as_the_command_line_takes_it():
+    kind = type("Net", (nn.Sequential,), {"__module__": "timm.models.net"})
+    net = kind(nn.Flatten(), nn.Linear(64, 10))
+    net.pretrained_cfg = {"architecture": "tiny"}
+    assert th.adapt(net, classes=10, size=8, channels=1).spec["options"]["network"] == "timm:tiny"
+    assert [how_to_name(name) for name in ("timm:tiny", "timm.models.net.Net", "a.b.Net")] == [
+        "timm:tiny",
+        "timm:NAME, its name there",
+        "file.py:Net",
+    ]
 
 
 # contradictions in adapt

@@ -35,7 +35,7 @@ def outputs(model: nn.Module, split: Split, run: Run, batch_size: int = 512) -> 
 
     Not ``run_over``: NaN is for the caller to judge, and the logits stay on the device.
     """
-    with undisturbed(model), run.autocast():
+    with undisturbed(model), run.autocast(model):
         return over_rows(lambda x, _: wide(model(x)), split, run=run, batch_size=batch_size)
 
 
