@@ -101,7 +101,7 @@ def test_it_shows_both_models_by_group_with_formulas(theriac: Theriac, people: l
         (["--method", "dwb:teacher"], "needs each row's group"),
         (["--method", "logit_adjust"], "needs each row's group"),
         (["--method", "sau"], "unknown debiasing 'sau'"),
-        (["--against", "Paris"], "unknown group of --against 'Paris'; known: "),
+        (["--against", "Paris"], "unknown group in against 'Paris'; known: "),
         (["--option", "rule=exact"], "two groups and two classes"),
         (["--positive", "7", "--against", "Bonn"], "positive is 7"),
     ],
@@ -204,6 +204,6 @@ def test_a_sweep_compares_one_group_with_all_others(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "s" / "runs" / row["key"] / "run.json").read_text())
     assert record["groups"] == ["not Bonn", "Bonn"]
     wrong = th.bench.run({**spec, "against": "Bon"}, tmp_path / "t", quiet=True)
-    assert list(wrong.refused.values()) == ["unknown group of --against 'Bon'; did you mean 'Bonn'?"]
+    assert list(wrong.refused.values()) == ["unknown group in against 'Bon'; did you mean 'Bonn'?"]
     with pytest.raises(th.InputError, match="against is True; expected the name of a group, in quotes"):
         th.bench.read_spec({**spec, "against": True})

@@ -9,7 +9,7 @@ import inspect
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
@@ -200,7 +200,7 @@ def create(kind: str, name: str, preset: str | None = None, **options: Any) -> A
         raise InputError(f"{kind} is {shortened(name)}; it has a name, under which the file registers it: {OWN}={name}")
     known = methods(kind)
     if name.lower() not in known:
-        raise unknown("training defense" if kind == "training" else kind, name, known)
+        raise not_known("training defense" if kind == "training" else kind, name, known)
     cls = known[name.lower()]
     start: Method = cls()
     if preset is not None:
@@ -212,6 +212,12 @@ def create(kind: str, name: str, preset: str | None = None, **options: Any) -> A
         if not isinstance(start, cls):
             raise InputError(f"preset {preset} of {name} gave a {type(start).__name__}; expected a {cls.__name__}")
     return cls.from_config({**start.config(), **options}) if options else start
+
+
+def not_known(what: str, name: str, known: Iterable[str]) -> InputError:
+    """An error for the name of a method or architecture that nothing here has; where none is near, it may be a user's own."""
+    error = unknown(what, name, known)
+    return error if "did you mean" in str(error) else InputError(f"{error} (a file that registers your own is named in {OWN})")
 
 
 def _load() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError, shortened, unknown
-from theriac.core.method import OWN, load_own
+from theriac.core.method import load_own, not_known
 from theriac.core.names import class_numbers
 from theriac.core.ranges import check_fields, typed
 from theriac.core.run import Run, as_run
@@ -183,8 +183,7 @@ def _find(name: str) -> tuple[str, Maker]:
         load_own()
         rows, maker = _maker(name.lower())
     if maker is None:
-        error = unknown("architecture", name, architectures())
-        raise InputError(f"{error} (a file that registers one of your own is named in {OWN})")
+        raise not_known("architecture", name, architectures())
     return rows, maker
 
 

@@ -22,7 +22,7 @@ def compared_groups(data: Data, against: str | None) -> Data:
     if against is None:
         return data
     if against not in data.card.groups:
-        raise unknown("group of --against", against, data.card.groups)
+        raise unknown("group in against", against, data.card.groups)
     return regroup(data, {against: against}, rest=f"not {against}")
 
 
