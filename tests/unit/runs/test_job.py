@@ -51,7 +51,7 @@ def test_equal_jobs_have_equal_keys() -> None:
         {"attack": BadNets(poison_rate=0.2)},
         {"attack": None},
         {"recipe": th.recipe("short_2")},
-        {"model": "vgg16"},
+        {"model": "vgg19_bn"},
         {"model": th.Builder("preact_resnet18", {"width": 8})},
     ],
 )
