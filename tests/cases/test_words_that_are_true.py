@@ -12,10 +12,12 @@ from torch import nn
 import theriac as th
 from theriac.auditing import Audit
 from theriac.auditing.result import Line
+from theriac.cli.repair import _unjudged
 from theriac.core.errors import InputError
-from theriac.metrics import Rate
+from theriac.metrics import Comparison, Evaluation, Rate
 from theriac.metrics._degenerate import ClassCount
 from theriac.metrics.fair import Fairness
+from theriac.report.model_cards import _done
 from theriac.scanning.calibration import lacking
 
 RUN = th.Run(precision="fp32", device="cpu", quiet=True)
@@ -199,3 +201,33 @@ def test_a_trigger_that_fails_is_refused_in_a_sentence(digits: th.Data, trained:
 def test_positions_that_are_none_are_refused(digits: th.Data, positions: object):
     with pytest.raises(InputError, match=r"positions (are|is)"):
         digits.test.take(positions)  # type: ignore[arg-type]
+
+
+def test_a_repair_after_which_the_trigger_works_as_before_is_not_called_one() -> None:
+    """CLP changed one channel and no prediction; the page said "left in place", the terminal and the card "repaired"."""
+
+    def scores(asr: int) -> Evaluation:
+        return Evaluation(Rate(300, 359), Rate(asr, 323), Rate(323 - asr, 323))
+
+    assert Comparison(scores(320), scores(319)).in_place
+    assert not Comparison(scores(320), scores(100)).in_place
+    assert not Comparison(scores(3), scores(3)).in_place  # there was nothing to reduce
+    assert not Comparison(Evaluation(Rate(1, 2)), Evaluation(Rate(1, 2))).in_place
+    record = {
+        "kind": "repair",
+        "method": {"method": "clp"},
+        "outcome": {"status": "repaired"},
+        "before": scores(320).to_dict(),
+        "evaluation": scores(320).to_dict(),
+    }
+    assert "The model was changed by **clp**; the backdoor is left in place." in "\n".join(_done(record))
+    assert "was repaired by **clp**" in "\n".join(_done(record | {"evaluation": scores(10).to_dict()}))
+    assert "was repaired by **clp**" in "\n".join(_done({**record, "before": {"acc": 3}}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "classes", "method"),
+    [("image", 30, 10, "antidote:matched"), ("image", 200, 10, "antidote"), ("table", 30, 2, "antidote:table")],
+)
+def test_what_is_suggested_after_an_abstention_suits_the_rows(kind: str, rows: int, classes: int, method: str) -> None:
+    assert _unjudged(kind, rows, classes) == method

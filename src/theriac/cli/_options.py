@@ -15,7 +15,8 @@ from theriac.core.progress import silence
 from theriac.core.text import shorten
 
 # defaults, and the only methods that commands name; the second and third repair where the first can't judge
-REPAIR, UNJUDGED, UNJUDGED_TABLE = "auto", "antidote", "antidote:table"
+REPAIR, UNJUDGED, UNJUDGED_FEW, UNJUDGED_TABLE = "auto", "antidote", "antidote:matched", "antidote:table"
+FEW_A_CLASS = 20  # clean rows of a class, as `theriac repair` takes them without --clean; with fewer every repair costs much
 DEBIASING, EXAMPLE_ATTACK = "dwb", "badnets"
 _DATA, _METHOD, _RUN = "Data", "Method", "Run"
 

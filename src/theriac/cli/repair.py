@@ -123,17 +123,27 @@ def repair(
     with_rows = "without clean rows" if drawn is None else f"with {drawn['rows']} clean rows"
     ended = "abstained" if outcome["status"] == "abstained" else with_rows
     assert record.comparison is not None
-    _show.comparison(f"{opened.name}, {done} {chosen.title} {ended}", record.comparison, outcome["reason"], outcome["basis"])
+    title = f"{opened.name}, {done} {chosen.title} {ended}"
+    if outcome["status"] == "repaired" and record.comparison.in_place:
+        title = f"{opened.name}, changed by {chosen.title} {ended}; the backdoor is left in place"
+    _show.comparison(title, record.comparison, outcome["reason"], outcome["basis"])
     beside.show()
     if planted is None:
         _show.tell("the attack is not known here, so only clean accuracy was measured (--attack names one)")
     if outcome["status"] == "abstained" and method == opt.REPAIR:
-        other = opt.UNJUDGED if opened.data.card.kind == "image" else opt.UNJUDGED_TABLE
+        other = _unjudged(opened.data.card.kind, int(drawn["rows"]), opened.data.card.num_classes)
         elsewhere = "" if out is None else ", and with another folder for --out,"
         _show.tell(f"the same command with --method {other}{elsewhere} repairs it and judges nothing")
     _show.saved(record.folder)
     _show.following("report", record.folder)
     beside.stop_on_alarms()
+
+
+def _unjudged(kind: str, rows: int, classes: int) -> str:
+    """The repair that judges nothing, and suits the rows: where they are few for the classes, the preset for few rows."""
+    if kind != "image":
+        return opt.UNJUDGED_TABLE
+    return opt.UNJUDGED_FEW if rows < opt.FEW_A_CLASS * classes else opt.UNJUDGED
 
 
 def _only_beside(ctx: typer.Context, opened: Opened, done: NothingToDoError, planted: Planted | None) -> None:

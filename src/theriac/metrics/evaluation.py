@@ -178,6 +178,12 @@ class Comparison:
         return Difference(self.before.ra, self.after.ra)
 
     @property
+    def in_place(self) -> bool:
+        """Whether the attack works as before: it did so on a tenth of the rows or more, and its change is within chance."""
+        change = self.asr
+        return change is not None and change.before.value >= 0.1 and change.interval[0] <= 0 <= change.interval[1]
+
+    @property
     def degenerate(self) -> list[str]:
         """What explains this change beside its rates, in sentences; see :func:`theriac.metrics.degenerate`."""
         return degenerate(self.after, self.before)

@@ -20,8 +20,13 @@ from theriac.models.editing import duplicate
 from theriac.repairs._sgd import by_sgd
 from theriac.repairs.base import Repair
 from theriac.training import Batch, Recipe, StepResult, cross_entropy_step, loop
+from theriac.training.step import BatchNorm
 from theriac.triggers import families as kinds
 
+GENTLE = (
+    2  # without BatchNorm: so many times the steps at as small a share of the step size; ours (see docs/methods/antidote.md)
+)
+GENTLE_NORM = 1.0  # and gradients of at most this norm; ours, likewise
 TABLE_LR = 0.01  # ours: at 0.03 a network of Adult collapsed already, at 0.01 none did
 
 
@@ -44,6 +49,9 @@ class Antidote(Repair):
     rows are few and classes many it costs accuracy: with 1,000 rows of CIFAR-10 two to five points, with 500 seven to nine;
     the preset ``matched`` then costs one to four. In tables columns are set at random, which reduces attacks and does not end
     them: take the preset ``table``, since the step size for pictures makes such networks answer one class.
+
+    Where a network of pictures has no BatchNorm, it takes twice the steps at half the step size, and clips gradients to norm 1:
+    the step size that BatchNorm allows made such networks answer one class.
 
     With ``match`` the rows of a batch are also blended with each other, and the given model says what each mixture is: few
     rows become many questions (function matching, Beyer et al., CVPR 2022). The repaired model is to answer the *stamped*
@@ -109,11 +117,17 @@ class Antidote(Repair):
         """Ours: for tables, far smaller and more steps; chosen on rows held out of Adult's training file (seed 11)."""
         return cls(lr=0.001, steps=800)
 
-    def recipe(self, rows: int) -> Recipe:
-        """Its hyperparameters as a training recipe for a number of clean rows."""
-        batches = max(1, rows // self.batch_size)
-        epochs = max(self.epochs, math.ceil(self.steps / batches))
-        return by_sgd(self, epochs=epochs, schedule=self.schedule, lr=min(self.lr, self.travel / (epochs * batches)))
+    def recipe(self, rows: int, *, gentle: bool = False) -> Recipe:
+        """Its hyperparameters as a training recipe for a number of clean rows.
+
+        Args:
+            rows: How many they are.
+            gentle: For a network of pictures without BatchNorm.
+        """
+        batches, times = max(1, rows // self.batch_size), GENTLE if gentle else 1
+        epochs = max(self.epochs, math.ceil(self.steps / batches)) * times
+        made = by_sgd(self, epochs=epochs, schedule=self.schedule, lr=min(self.lr / times, self.travel / (epochs * batches)))
+        return made.replace(clip_norm=GENTLE_NORM) if gentle else made
 
     def check(self, clean: Split) -> None:
         """Refuse to mix rows of a table."""
@@ -127,7 +141,8 @@ class Antidote(Repair):
                 f"(antidote:table takes {self.table().lr:g})",
                 stacklevel=3,
             )
-        recipe = self.recipe(len(clean))
+        bare = not any(isinstance(module, BatchNorm) for module in model.modules())
+        recipe = self.recipe(len(clean), gentle=bare and not clean.is_table)
         drawn = [kinds.Columns.of(clean)] if clean.is_table else [kinds.IMAGES[family] for family in self.families]
         dosed_epochs = recipe.epochs - round(self.rinse * recipe.epochs)
         teacher = duplicate(model).to(run.device).eval().requires_grad_(False) if self.match else None

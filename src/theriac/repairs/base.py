@@ -7,6 +7,7 @@ import dataclasses
 import time
 import warnings
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, final
 
@@ -352,13 +353,21 @@ def _by_class(model: nn.Module, clean: Split, run: Run, *, warn: bool = False) -
     return tuple(ClassCount(*values) for values in zip(clean.card.classes, hits, rows, taken, strict=True))
 
 
-def _warn_guessing(counts: tuple[ClassCount, ...]) -> None:
-    """Warn about a model that seems to be wrapped wrongly: on 50 rows or more it is no better than the largest class."""
+def guesses(counts: Sequence[ClassCount]) -> str:
+    """That a model is no better on some rows than naming their largest class, in words; empty where it is."""
     rows = sum(c.rows for c in counts)
     accuracy, chance = (value / rows for value in (sum(c.hits for c in counts), max(c.rows for c in counts)))
-    if rows >= 50 and accuracy <= chance + 0.02:
+    if accuracy > chance + 0.02:
+        return ""
+    return f"{100 * accuracy:.0f} % of the clean rows right, no better than guessing ({100 * chance:.0f} %)"
+
+
+def _warn_guessing(counts: tuple[ClassCount, ...]) -> None:
+    """Warn about a model that seems to be wrapped wrongly: on 50 rows or more it is no better than the largest class."""
+    words = guesses(counts)
+    if words and sum(c.rows for c in counts) >= 50:
         warnings.warn(
-            f"the model gets {100 * accuracy:.0f} % of the clean rows right, no better than guessing ({100 * chance:.0f} %); "
-            "check its wrapping: input scaling, normalization, size, class order (theriac.adapt)",
+            f"the model gets {words}; check their labels, and its wrapping: input scaling, normalization, size, class order "
+            "(theriac.adapt)",
             stacklevel=4,
         )

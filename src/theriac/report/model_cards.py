@@ -11,6 +11,7 @@ from theriac.core.errors import InputError
 from theriac.core.method import create, methods
 from theriac.core.text import line, shorten
 from theriac.core.version import VERSION
+from theriac.metrics import Comparison, Evaluation
 from theriac.metrics.intervals import share
 from theriac.models.wrapped import around, innermost
 from theriac.report.folders import audited, by_group, scanned
@@ -100,6 +101,15 @@ def _numbers(values: Any) -> str:
     return ", ".join(f"{v:g}" if isinstance(v, (int, float)) else _text(v) for v in listed)
 
 
+def _in_place(record: Mapping[str, Any]) -> bool:
+    """Whether a repair left the attack as it was, as far as the record says."""
+    try:
+        before, after = (Evaluation.from_dict(section(record, name)) for name in ("before", "evaluation"))
+        return section(record, "outcome").get("status") == "repaired" and Comparison(before, after).in_place
+    except (InputError, KeyError, TypeError, ValueError):  # without one of them, or from elsewhere
+        return False
+
+
 def _done(record: Mapping[str, Any]) -> Iterator[str]:
     yield from ("## What was done", "")
     method = section(record, "method") or section(record, "defense")
@@ -107,7 +117,9 @@ def _done(record: Mapping[str, Any]) -> Iterator[str]:
     if kind == "repair" and method:
         outcome = section(record, "outcome")
         status = {"repaired": "was repaired by", "unchanged": "was left unchanged by", "abstained": "was not repaired by"}
-        yield f"The model {status.get(str(outcome.get('status')), 'was given to')} **{_method(method, 'repair')}**."
+        done = "was changed by" if _in_place(record) else status.get(str(outcome.get("status")), "was given to")
+        left = "; the backdoor is left in place" if _in_place(record) else ""
+        yield f"The model {done} **{_method(method, 'repair')}**{left}."
         if outcome.get("reason"):
             yield f"Reason: {_text(outcome['reason'])}."
         if outcome.get("basis"):

@@ -185,3 +185,18 @@ def test_tables_get_columns_set(caught: Caught) -> None:
 def test_bad_options_are_refused(options: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
         Antidote(**options)
+
+
+def test_without_batchnorm_steps_are_gentler_and_more(caught: Caught, digits: Data) -> None:
+    """The step size that BatchNorm allows left a plain network with one answer; tables keep what was tuned for them."""
+    usual, gentle = Antidote().recipe(288), Antidote().recipe(288, gentle=True)
+    assert (usual.epochs, usual.lr, usual.clip_norm) == (50, 0.1, 0.0)  # 4 batches an epoch, 200 updates
+    assert (gentle.epochs, gentle.lr, gentle.clip_norm) == (100, 0.05, 1.0)
+    many = Antidote().recipe(6400, gentle=True)
+    assert (many.epochs, many.lr) == (40, pytest.approx(20 / 4000))
+    table = Split(torch.rand(40, 64), torch.arange(40) % 10)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    normed = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10))
+    for net, rows, norm in ((plain, digits.train, 1.0), (normed, digits.train, 0.0), (plain, table, 0.0)):
+        Antidote(lr=0.01).repair(net, rows.sample(40, seed=0), make_run())
+        assert caught.recipe.clip_norm == norm

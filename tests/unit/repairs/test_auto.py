@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from theriac.repairs import Auto
 from theriac.repairs.auto import method as auto_method
 from theriac.repairs.auto.method import Trial, choose
 from theriac.repairs.auto.proxies import KINDS, draw_proxies, success
+from theriac.training.epochs import DivergedError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Auto leaves the model")
 
@@ -178,6 +180,61 @@ def test_a_second_repair_that_does_nothing_or_loses_a_class_is_not_handed_back(d
     trial = [net for net in made if all(map(torch.equal, net.state_dict().values(), fixed.state_dict().values()))]
     assert trial
     assert not all(map(torch.equal, victim.state_dict().values(), fixed.state_dict().values()))
+
+
+def test_a_candidate_that_diverges_is_out_and_the_next_is_tried(digits, victim, monkeypatch):
+    """It had ended Auto with an error; so had a second repair with all rows."""
+    rows = digits.train.sample(0.2, seed=3, stratified=True)
+    ft, antidote = th.repairs.FT, th.repairs.Antidote
+    usual, strong, mild = ft._repair, ft.strong().lr, antidote._repair
+
+    def steep(self, model, clean, run):
+        if self.lr == strong:
+            raise DivergedError("the loss became nan")
+        return usual(self, model, clean, run)
+
+    def with_all_rows(self, model, clean, run):
+        if len(clean) == len(rows):
+            raise DivergedError("the loss became nan")
+        return mild(self, model, clean, run)
+
+    monkeypatch.setattr(ft, "_repair", steep)
+    monkeypatch.setattr(antidote, "_repair", with_all_rows)
+    fast = {"plant_steps": 2, "rounds": 1, "hard": 0.0, "planted": 0.0, "accept": 1.0, "cost": 1.0, "kinds": ("patch",)}
+    run = th.Run(seed=2, **PLAIN)
+    fixed = Auto(candidates=("ft:strong", "antidote:short"), **fast).repair(victim, rows, run)
+    outcomes = {name: facts["outcome"] for name, facts in run.outcome.figures["trials"].items()}
+    assert outcomes == {"ft:strong": "diverged", "antidote:short": "repaired"}
+    assert (run.outcome.figures["chosen"], run.outcome.figures["again"]) == ("antidote:short", "it diverged")
+    assert not all(map(torch.equal, victim.state_dict().values(), fixed.state_dict().values()))
+    run = th.Run(seed=2, **PLAIN)
+    Auto(candidates=("ft:strong",), **fast).repair(victim, rows, run)
+    assert run.outcome.status == "abstained"
+    assert "change nothing or diverge" in run.outcome.reason
+
+
+def test_rows_that_the_model_only_guesses_judge_nothing(digits, victim, run):
+    """Labels that are off by one class: every repair learns them, and its accuracy on them rises."""
+    rows = digits.train.sample(0.2, seed=3, stratified=True)
+    shifted = th.Split(rows.x, (rows.y + 1) % 10, card=rows.card)
+    with pytest.warns(UserWarning, match="no better than guessing"):
+        SHORT.repair(victim, shifted, run)
+    assert run.outcome.status == "abstained"
+    assert "no better than guessing" in run.outcome.reason
+    assert "their labels, the order of the classes or the model's wrapping may be wrong" in run.outcome.reason
+
+
+def test_the_judgment_names_its_limits_the_rows_and_what_has_none(digits, victim):
+    rows = digits.train.sample(0.25, seed=3, stratified=True)
+    some = rows.where((rows.y != 3) & (rows.y != 7))
+    run = th.Run(seed=2, **PLAIN)
+    dataclasses.replace(SHORT, candidates=("antidote:short",), cost=1.0, accept=1.0).repair(victim, some, run)
+    basis = run.outcome.basis
+    assert re.search(r"points beyond what it does unplanted \(100 are accepted\)", basis)
+    held = run.outcome.figures["held_back_accuracy_before"]
+    assert re.search(rf"it gets \d+ of {held['total']} held-back clean rows right \({held['hits']} before\)", basis)
+    assert "poison among the clean rows, are not covered" in basis
+    assert "nothing is known of classes without a held-back row: 3, 7" in basis
 
 
 class EnoughError(Exception):
