@@ -187,6 +187,14 @@ def test_bad_options_are_refused(options: dict[str, Any], told: str) -> None:
         Antidote(**options)
 
 
+@pytest.mark.parametrize(
+    ("rows", "left_out"), [(68, True), (71, True), (72, False), (64, False), (96, False), (4, False), (2500, True)]
+)
+def test_a_last_batch_of_a_few_rows_is_left_out(rows: int, left_out: bool) -> None:
+    """The statistics of four rows, at this step size, made the loss infinite within twenty epochs."""
+    assert Antidote().recipe(rows).drop_last == left_out
+
+
 def test_without_batchnorm_steps_are_gentler_and_more(caught: Caught, digits: Data) -> None:
     """The step size that BatchNorm allows left a plain network with one answer; tables keep what was tuned for them."""
     usual, gentle = Antidote().recipe(288), Antidote().recipe(288, gentle=True)
