@@ -38,7 +38,8 @@ def page(name: str, rows: Sequence[Row]) -> str:
         ", ".join(str(row[part]) for part in ("machine", "device", "precision", "versions") if row.get(part)) for row in rows
     )
     clean = _budgets(rows)
-    settings = _settings(rows)
+    # a sweep that was stopped may have a benign model and no victim yet
+    settings = {name: own for name, own in _settings(rows).items() if {"victim", "debiased"} & {row["role"] for row in own}}
     drawn = f", clean rows {' and '.join(clean)}" if clean else ""
     lines = [
         f"# {name.removeprefix('sweep_').replace('_', ' ').capitalize()}",
