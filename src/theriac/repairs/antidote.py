@@ -145,6 +145,7 @@ class Antidote(Repair):
             )
         bare = not any(isinstance(module, BatchNorm) for module in model.modules())
         recipe = self.recipe(len(clean), gentle=bare and not clean.is_table)
+        recipe = recipe.replace(drop_last=False) if bare else recipe
         drawn = [kinds.Columns.of(clean)] if clean.is_table else [kinds.IMAGES[family] for family in self.families]
         dosed_epochs = recipe.epochs - round(self.rinse * recipe.epochs)
         teacher = duplicate(model).to(run.device).eval().requires_grad_(False) if self.match else None
