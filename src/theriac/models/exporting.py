@@ -60,9 +60,10 @@ def write_state(
     """
     path = as_path("path", path)
     exported: Any = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    about = _metadata(as_path("--like", like)) if like is not None and to == "safetensors" else {}
+    about: dict[str, str] = {}
     if like is not None:
         exported = _shaped(exported, as_path("--like", like), to, key)
+        about = _metadata(as_path("--like", like)) if to == "safetensors" else {}  # of a file that was read without harm
 
     def write(temporary: Path) -> None:
         if to == "safetensors":
