@@ -15,6 +15,7 @@ from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError, shortened, unknown
 from theriac.core.ranges import typed
+from theriac.core.text import shorten
 from theriac.models import _hf
 from theriac.models._undisturbed import blank, check_logits, seem_shares, try_rows
 from theriac.models.editing import refuse_empty
@@ -353,6 +354,10 @@ def _labels(config: Any) -> tuple[str, ...]:
     return tuple(str(labels[k]) for k in sorted(labels))
 
 
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(shorten(name, 40) for name in names[:4])
+
+
 def named_by_data(names: Sequence[str], card: Card) -> tuple[str, ...]:
     """The card's classes in the order in which a network's configuration names its outputs, if it names them at all.
 
@@ -382,12 +387,12 @@ def named_by_data(names: Sequence[str], card: Card) -> tuple[str, ...]:
         order, how = tuple(spelled[_spelling(name)] for name in names), "spells its classes in another way"
     else:
         raise InputError(
-            f"the network's configuration names its classes {', '.join(names[:4])}, the card of {card.name!r} "
-            f"{', '.join(card.classes[:4])}; give classes=, the card's names in the order of the network's outputs"
+            f"the network's configuration names its classes {_first(names)}, the card of {card.name!r} "
+            f"{_first(card.classes)}; give classes=, the card's names in the order of the network's outputs"
         )
     if theirs is not None and theirs == ours:
         return order
-    pairs = ", ".join(f"{name} is {cls}" for name, cls in list(zip(names, order, strict=True))[:3])
+    pairs = ", ".join(f"{shorten(name, 40)} is {shorten(cls, 40)}" for name, cls in list(zip(names, order, strict=True))[:3])
     warnings.warn(
         f"the network's configuration {how}: it is assumed that {pairs}, and so on (classes= says otherwise)", stacklevel=4
     )
