@@ -516,7 +516,7 @@ def test_a_network_of_a_users_own_for_tables(tmp_path: Path) -> None:
     assert "did you mean 'width'" in unknown.stderr
 
 
-def test_architectures_that_can_not_be_registered() -> None:
+def test_architectures_that_can_not_be_registered_or_built(tmp_path: Path) -> None:
     def without_card(width: int = 8) -> nn.Module:
         return nn.Identity()
 
@@ -541,6 +541,19 @@ def test_architectures_that_can_not_be_registered() -> None:
     @register_architecture()
     def no_net(card: Any) -> Any:
         return 3
+
+    @register_architecture()
+    def sized(card: Any, width: int = 4) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, width << 1), nn.Linear(width << 1, card.num_classes))
+
+    data = th.load("digits")
+    th.save(th.build("sized", data.train), tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    for width in ("x", -1, [1], 10**12):  # as a stranger's record may say
+        record["model"]["options"] = {"width": width}
+        (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+        with pytest.raises(InputError):
+            th.load_model(tmp_path / "run")
 
     with pytest.raises(InputError, match="architecture 'no_net' made a int; expected an nn"):
         th.build("no_net", th.load("digits").train)

@@ -17,6 +17,7 @@ from theriac.core.card import Card
 from theriac.core.errors import InputError, shortened, unknown
 from theriac.core.method import load_own, not_known
 from theriac.core.names import class_numbers
+from theriac.core.own_code import failing
 from theriac.core.ranges import check_fields, typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Split, with_moments
@@ -260,7 +261,7 @@ def make_net(name: str, card: Card, options: Mapping[str, Any], width_in: int = 
     """
     if not isinstance(name, str):
         raise InputError(f"the architecture is {shortened(name)}; expected a name, such as {architectures()[0]!r}")
-    rows, maker = _find(name)
+    key, (rows, maker) = name.lower(), _find(name)
     if rows != card.kind:
         raise InputError(f"architecture {name!r} is for {rows} data; {card.name!r} holds {card.kind} rows")
     known = list(inspect.signature(maker).parameters)[len(_FIXED[rows]) :]
@@ -269,7 +270,12 @@ def make_net(name: str, card: Card, options: Mapping[str, Any], width_in: int = 
             raise unknown(f"option of {name}", option, known)
     if card.kind == "image" and (min(card.size) < 1 or card.channels < 1):
         raise InputError(f"the card of {card.name!r} gives images of shape {card.shape}; expected sides and channels above 0")
-    net = maker(card, width_in, **options) if card.kind == "table" else maker(card, **options)
+    sized = (card, width_in) if card.kind == "table" else (card,)
+    if key in _OURS[rows]:
+        net = maker(*sized, **options)
+    else:  # what a stranger's record says may not suit it
+        with failing(f"architecture {name!r} can't be built with {shortened(dict(options))}"):
+            net = maker(*sized, **options)
     if not isinstance(net, nn.Module):
         raise InputError(f"architecture {name!r} made a {type(net).__name__}; expected an nn.Module")
     return net
