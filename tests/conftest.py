@@ -20,7 +20,7 @@ from theriac.core._rows import pixel_moments
 from theriac.core.card import Augment, Card
 from theriac.core.run import Run
 from theriac.core.split import Data, Split
-from theriac.models import Builder
+from theriac.models import Builder, builder
 from theriac.repairs import Antidote
 from theriac.scanning import _inversion, behavior
 from theriac.training import Recipe, train
@@ -46,6 +46,12 @@ def commands_built_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("typer.testing._get_command", functools.cache(typer.main.get_command))
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks that a test or a page registers are forgotten after it."""
+    monkeypatch.setattr(builder, "_OWN", {rows: dict(makers) for rows, makers in builder._OWN.items()})
 
 
 @pytest.fixture

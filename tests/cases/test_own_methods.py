@@ -24,7 +24,7 @@ from theriac.core.errors import InputError
 from theriac.core.method import OWN, Needs, create, preset, register
 from theriac.core.outcome import Finding
 from theriac.detectors import Detector
-from theriac.models import builder, register_architecture
+from theriac.models import register_architecture
 from theriac.models.own import open_own
 from theriac.repairs import Repair
 from theriac.training_defenses import TrainingDefense
@@ -101,7 +101,6 @@ def wide(card, width_in, hidden=32):
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(method, "_REGISTRY", {kind: dict(known) for kind, known in method._REGISTRY.items()})
-    monkeypatch.setattr(builder, "_OWN", {rows: dict(makers) for rows, makers in builder._OWN.items()})
     monkeypatch.setattr(method, "_LOADED", set())
     monkeypatch.delenv(OWN, raising=False)
     yield

@@ -128,14 +128,9 @@ def register_architecture(rows: Literal["image", "table"] = "image") -> Callable
         InputError: If the function has no such parameters, an option has no default, or another function has the name.
 
     Examples:
-        >>> from torch import nn
-        >>> @register_architecture()
-        ... def two_layers(card, hidden: int = 32):
-        ...     \"\"\"Two layers without convolutions.\"\"\"
-        ...     inputs = card.channels * card.size[0] * card.size[1]
-        ...     return nn.Sequential(nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, card.num_classes))
-        >>> architecture("two_layers").what
-        'Two layers without convolutions'
+        >>> register_architecture("pictures")  # the how-to own-method.md has one that works
+        Traceback (most recent call last):
+        theriac.core.errors.InputError: rows is 'pictures'; expected 'image' or 'table'
     """
     if not isinstance(rows, str) or rows not in _OWN:
         raise InputError(f"rows is {shortened(rows)}; expected {' or '.join(map(repr, _OWN))}")

@@ -13,7 +13,6 @@ from theriac.bench import forecast, make_plan, read_spec
 from theriac.core import method
 from theriac.core.method import OWN, create, methods
 from theriac.core.split import Data
-from theriac.models import builder
 from theriac.runs import Source
 
 SPECS = Path(__file__).parents[3] / "benchmarks" / "specs"
@@ -48,7 +47,6 @@ def test_every_shipped_spec_is_valid_and_all_of_it_fits(path: Path, tmp_path: Pa
     monkeypatch.setenv("THERIAC_DATA", str(tmp_path))  # where names that no package knows are looked for
     monkeypatch.setenv(OWN, str(SPECS.parent / "networks.py"))
     monkeypatch.setattr(method, "_LOADED", set())
-    monkeypatch.setattr(builder, "_OWN", {rows: dict(makers) for rows, makers in builder._OWN.items()})
     spec = read_spec(path)
     assert spec.name == path.stem
     plan = make_plan(spec, device="cpu", load=stand_in)

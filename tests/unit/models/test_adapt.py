@@ -142,7 +142,7 @@ def test_a_repair_that_looks_for_the_classifier_finds_it(digits: th.Data, traine
 def test_a_wrong_wrapping_is_told(digits: th.Data, trained_net: nn.Module):
     rows = digits.train.sample(200)
     wrong = adapt(trained_net, mean=40.0, std=0.1, card=digits.card)  # as if pixels went to 255
-    with pytest.warns(UserWarning, match="no better than guessing.*check its wrapping"):
+    with pytest.warns(UserWarning, match="no better than guessing.*its wrapping: input scaling"):
         th.repairs.FT(epochs=1).repair(wrong, rows)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
