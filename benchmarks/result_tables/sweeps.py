@@ -244,7 +244,7 @@ class _Cells:
         rows = [row for group in _of(groups, defense) for row in group.done if row["attack"]]
         said = [sentences(row["degenerate"] or "") for row in rows]
         fell = (any(" fell" in QUOTED.sub("", text) and not hollow(text) for text in texts) for texts in said)
-        return cls(len(rows), sum(map(_misleads, rows)), sum(fell))
+        return cls(len(rows), sum(any(map(hollow, texts)) for texts in said), sum(fell))
 
     def mostly(self, count: int) -> bool:
         """Whether a count is more than half of the cells."""

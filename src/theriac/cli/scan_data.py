@@ -54,7 +54,6 @@ def scan_data(
     opt.set_quiet(quiet)
     import theriac as th
     from theriac.cli import _inputs, _show
-    from theriac.scanning.rows import ASIDE
 
     run = th.Run(device=device, precision=precision, seed=seed, quiet=quiet or None)
     options = _inputs.source(ctx.params).options
@@ -66,8 +65,6 @@ def scan_data(
     else:
         body = [[name, f.verdict, str(len(f.flagged)), f.reason] for name, f in result.findings.items()]
         _show.rows(f"{result.verdict}: {result.reason}", ("detector", "verdict", "rows", "why"), body)
-        if result.share is not None and result.interval is not None:
-            low, high = result.interval
-            ends = f"95 % {100 * low:.1f} to {100 * high:.1f}; {ASIDE}"
-            _show.say(f"suspected share {100 * result.share:.1f} % ({ends})")
+        if result.share_line:
+            _show.say(result.share_line)
     raise typer.Exit(result.exit_code)

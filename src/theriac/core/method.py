@@ -117,7 +117,7 @@ def preset(function: F) -> F:
     return function
 
 
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+NAME = re.compile(r"[a-z][a-z0-9_]*")
 _LOADED: set[str] = set()  # of a user's own
 _REGISTRY: dict[str, dict[str, type[Method]]] = {kind: {} for kind in KINDS}
 
@@ -134,7 +134,7 @@ def register(cls: M) -> M:
     """
     if cls.kind not in KINDS or not cls.name:
         raise InputError(f"{cls.__name__} has kind {cls.kind!r} and name {cls.name!r}; expected a kind of {KINDS}")
-    if not _NAME.fullmatch(cls.name) or cls.name == "none":
+    if not NAME.fullmatch(cls.name) or cls.name == "none":
         raise InputError(
             f"name of {cls.__name__} is {cls.name!r}; expected small letters, digits and underscores, and not 'none'"
         )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 from theriac.core import check
 from theriac.core.card import Card
 from theriac.core.errors import InputError, shortened, unknown
-from theriac.core.method import load_own, not_known
+from theriac.core.method import NAME, load_own, not_known
 from theriac.core.names import class_numbers
 from theriac.core.own_code import failing
 from theriac.core.ranges import check_fields, typed
@@ -111,7 +111,6 @@ _OURS: dict[str, dict[str, Maker]] = {
 }
 _OWN: dict[str, dict[str, Maker]] = {"image": {}, "table": {}}  # those that users registered
 _FIXED = {"image": ("card",), "table": ("card", "width_in")}  # what the data decide
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def register_architecture(rows: Literal["image", "table"] = "image") -> Callable[[Maker], Maker]:
@@ -137,7 +136,7 @@ def register_architecture(rows: Literal["image", "table"] = "image") -> Callable
 
     def known(maker: Maker) -> Maker:
         name = getattr(maker, "__name__", "")
-        if not inspect.isfunction(maker) or not _NAME.fullmatch(name):
+        if not inspect.isfunction(maker) or not NAME.fullmatch(name):
             raise InputError(
                 f"what is registered is {shortened(maker)}; expected a function named in small letters, digits and underscores"
             )
@@ -266,11 +265,9 @@ def make_net(name: str, card: Card, options: Mapping[str, Any], width_in: int = 
     if card.kind == "image" and (min(card.size) < 1 or card.channels < 1):
         raise InputError(f"the card of {card.name!r} gives images of shape {card.shape}; expected sides and channels above 0")
     sized = (card, width_in) if card.kind == "table" else (card,)
-    if key in _OURS[rows]:
+    what = f"architecture {name!r} can't be built with {shortened(dict(options))}"
+    with contextlib.nullcontext() if key in _OURS[rows] else failing(what):  # a stranger's record may say what does not suit it
         net = maker(*sized, **options)
-    else:  # what a stranger's record says may not suit it
-        with failing(f"architecture {name!r} can't be built with {shortened(dict(options))}"):
-            net = maker(*sized, **options)
     if not isinstance(net, nn.Module):
         raise InputError(f"architecture {name!r} made a {type(net).__name__}; expected an nn.Module")
     return net

@@ -83,7 +83,7 @@ def write_state(
 
 def _metadata(like: Path) -> dict[str, str]:
     """The texts that a safetensors file holds beside its tensors, such as its author; none of another file."""
-    if like.suffix != ".safetensors" or not is_regular(like):
+    if like.suffix != ".safetensors":
         return {}
     with safe_open(like, framework="pt") as file:
         held = file.metadata() or {}

@@ -23,9 +23,8 @@ from theriac.training import Batch, Recipe, StepResult, cross_entropy_step, loop
 from theriac.training.step import BatchNorm
 from theriac.triggers import families as kinds
 
-GENTLE = (
-    2  # without BatchNorm: so many times the steps at as small a share of the step size; ours (see docs/methods/antidote.md)
-)
+# pictures without BatchNorm: so many times the steps, the step size divided by it; ours (docs/methods/antidote.md says how)
+GENTLE = 2
 GENTLE_NORM = 1.0  # and gradients of at most this norm; ours, likewise
 SCRAP = 1 / 8  # of a batch: with fewer rows a last one is left out; ours: of 4 rows BatchNorm made the loss infinite
 TABLE_LR = 0.01  # ours: at 0.03 a network of Adult collapsed already, at 0.01 none did
@@ -118,18 +117,20 @@ class Antidote(Repair):
         """Ours: for tables, far smaller and more steps; chosen on rows held out of Adult's training file (seed 11)."""
         return cls(lr=0.001, steps=800)
 
-    def recipe(self, rows: int, *, gentle: bool = False) -> Recipe:
+    def recipe(self, rows: int, *, normed: bool = True, gentle: bool = False) -> Recipe:
         """Its hyperparameters as a training recipe for a number of clean rows.
 
         Args:
             rows: How many they are.
+            normed: For a network with BatchNorm, which a last batch of a few rows harms.
             gentle: For a network of pictures without BatchNorm.
         """
         batches, times = max(1, rows // self.batch_size), GENTLE if gentle else 1
         epochs = max(self.epochs, math.ceil(self.steps / batches)) * times
         made = by_sgd(self, epochs=epochs, schedule=self.schedule, lr=min(self.lr / times, self.travel / (epochs * batches)))
         over = rows % self.batch_size if rows > self.batch_size else 0
-        return made.replace(clip_norm=GENTLE_NORM if gentle else 0.0, drop_last=0 < over < self.batch_size * SCRAP)
+        scrap = normed and 0 < over < self.batch_size * SCRAP
+        return made.replace(clip_norm=GENTLE_NORM if gentle else 0.0, drop_last=scrap)
 
     def check(self, clean: Split) -> None:
         """Refuse to mix rows of a table."""
@@ -143,9 +144,8 @@ class Antidote(Repair):
                 f"(antidote:table takes {self.table().lr:g})",
                 stacklevel=3,
             )
-        bare = not any(isinstance(module, BatchNorm) for module in model.modules())
-        recipe = self.recipe(len(clean), gentle=bare and not clean.is_table)
-        recipe = recipe.replace(drop_last=False) if bare else recipe
+        normed = any(isinstance(module, BatchNorm) for module in model.modules())
+        recipe = self.recipe(len(clean), normed=normed, gentle=not normed and not clean.is_table)
         drawn = [kinds.Columns.of(clean)] if clean.is_table else [kinds.IMAGES[family] for family in self.families]
         dosed_epochs = recipe.epochs - round(self.rinse * recipe.epochs)
         teacher = duplicate(model).to(run.device).eval().requires_grad_(False) if self.match else None

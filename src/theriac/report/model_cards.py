@@ -117,8 +117,9 @@ def _done(record: Mapping[str, Any]) -> Iterator[str]:
     if kind == "repair" and method:
         outcome = section(record, "outcome")
         status = {"repaired": "was repaired by", "unchanged": "was left unchanged by", "abstained": "was not repaired by"}
-        done = "was changed by" if _in_place(record) else status.get(str(outcome.get("status")), "was given to")
-        left = "; the backdoor is left in place" if _in_place(record) else ""
+        done, left = status.get(str(outcome.get("status")), "was given to"), ""
+        if _in_place(record):
+            done, left = "was changed by", "; the backdoor is left in place"
         yield f"The model {done} **{_method(method, 'repair')}**{left}."
         if outcome.get("reason"):
             yield f"Reason: {_text(outcome['reason'])}."

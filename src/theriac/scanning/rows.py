@@ -98,11 +98,16 @@ class DataScan:
         """
         return self.rows.take(torch.tensor(self.flagged, dtype=torch.int64))
 
+    @property
+    def share_line(self) -> str:
+        """The suspected share with its interval, in words; empty where nothing is suspected."""
+        if self.share is None or self.interval is None:
+            return ""
+        low, high = self.interval
+        return f"suspected share {100 * self.share:.1f} % (95 % {100 * low:.1f} to {100 * high:.1f}; {ASIDE})"
+
     def __str__(self) -> str:
-        share = ""
-        if self.share is not None and self.interval is not None:
-            low, high = self.interval
-            share = f"\nsuspected share {100 * self.share:.1f} % (95 % {100 * low:.1f} to {100 * high:.1f}; {ASIDE})"
+        share = f"\n{self.share_line}" if self.share_line else ""
         parts = "".join(f"\n{name}: {finding.verdict}, {finding.reason}" for name, finding in self.findings.items())
         skipped = "".join(f"\nnot used: {name}, {why}" for name, why in self.skipped.items())
         return f"{self.verdict}: {self.reason}{share}{parts}{skipped}"

@@ -112,6 +112,7 @@ def loop(
         beside = [thing for thing in (extra_state or {}).values() if isinstance(thing, nn.Module)]
         step = sam_step(lambda n: recipe.rho_at(n, per_epoch), step=step, adaptive=recipe.sam_adaptive, beside=beside)
     ranks = _parallel.Ranks(model)
+    mixed = run.autocast(model) if recipe.precision == "run" else contextlib.nullcontext()
     with run.progress(label, recipe.epochs * per_epoch, done=start * per_epoch) as tick, keeper.stoppable():
         for epoch in range(start, recipe.epochs):
             began = time.perf_counter()
@@ -138,7 +139,7 @@ def loop(
                     for group in stepper.param_groups:
                         group["lr"] = lr
                     stepper.zero_grad(set_to_none=True)
-                    with run.autocast(model) if recipe.precision == "run" else contextlib.nullcontext():
+                    with mixed:
                         outcome = step(ranks.model, batch)
                     loss, figures = outcome if isinstance(outcome, tuple) else (outcome, {})
                     _refuse_flat(loss, label)
