@@ -85,6 +85,7 @@ def target(home: Path) -> Callable[[bytes], None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--inputs", type=int, default=-1, help="so many at most, those of the corpus among them")
     parser.add_argument("--keep", type=Path, help="folder of inputs that reach new code")
     args = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="fuzz-"))
@@ -96,7 +97,13 @@ def main() -> None:
     (scratch / f"{TRAP}.py").write_text(f"import os\n\nos.mkdir({str(home / 'marker')!r})\n\n\nclass Thing: ...\n")
     sys.path.insert(0, str(scratch))
     os.chdir(home)
-    limits = [f"-max_total_time={args.seconds}", f"-timeout={SLOWEST}", f"-rss_limit_mb={LARGEST}", "-max_len=8192"]
+    limits = [
+        f"-max_total_time={args.seconds}",
+        f"-runs={args.inputs}",
+        f"-timeout={SLOWEST}",
+        f"-rss_limit_mb={LARGEST}",
+        "-max_len=8192",
+    ]
     places = [f"-artifact_prefix={scratch}/", str(keep), str(start)]
     atheris.Setup([sys.argv[0], *limits, "-print_final_stats=1", *places], target(home))
     atheris.Fuzz()

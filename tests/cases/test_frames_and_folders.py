@@ -157,8 +157,8 @@ def test_files_are_named_of_what_was_read_alone(tmp_path: Path) -> None:
     there = in_folders(tmp_path / "both")
     pictures = [{"bytes": picture(200 + k), "path": ""} for k in range(10)]
     pq.write_table(pa.table({"image": pictures, "label": [0, 1] * 5}), there / "train.parquet")
-    rows, files = _rows_of(str(there), {})
-    assert (len(rows), files) == (10, ())
+    rows, files, source = _rows_of(str(there), {})
+    assert (len(rows), files, source) == (10, (), None)
 
 
 def test_a_hub_folder_may_hold_pictures_beside_its_data(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from theriac.core.method import Method
 from theriac.core.planted import Planted, Victim, note_if_idle, unchanged
 from theriac.core.poisoned import CROSS, POISON, Poisoned, as_clean
 from theriac.core.ranges import Fraction, Whole
-from theriac.core.run import Run, as_run, usual_dtype
+from theriac.core.run import Run, as_run, own_terms
 from theriac.core.split import Split
 from theriac.models import Buildable
 from theriac.models.network import as_stored
@@ -71,7 +71,7 @@ class Attack(Method):
         """
         split = as_clean(split, "split")
         self._check_card(split.card)
-        with usual_dtype():
+        with own_terms():
             return Planted(self, split.card, dict(self._fitted(split, build, as_run(run))))
 
     def plant_for(self, split: Split) -> Planted:
@@ -129,6 +129,7 @@ class Attack(Method):
             stamped = stamped[order]
         return Poisoned(split.with_overlay(changed, stamped, y), kind, split.y, planted)
 
+    @own_terms()
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "short_8") -> Victim:
         """Train a victim: by default, plainly on ``poison(split)``."""
         run = as_run(run)

@@ -5,6 +5,7 @@ A task writes its result to the store itself, as an upsert: a task may succeed a
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from typing import Any
@@ -39,7 +40,7 @@ class RayTasks:
         if self.own:
             here: dict[str, Any] = {"num_cpus": slots, "include_dashboard": False} if address is None else {}
             try:
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR", **here)
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise InputError(f"--address {address}: {str(error).splitlines()[0]}") from None
         cards = ray.cluster_resources().get("GPU", 0) > 0  # a task that reserves none sees none

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from theriac.bench.store import Store
 from theriac.bench.tables import rows
 from theriac.core.errors import InputError, shortened, unknown
 from theriac.core.files import opened, read_json, regular, write_json
-from theriac.core.paths import as_path, make_folder, writing
+from theriac.core.paths import as_path, filled, make_folder, writing
 from theriac.models.store import digest
 
 FILE = "zoo.json"
@@ -202,25 +200,15 @@ def fetch(folder: str | Path, key: str, out: str | Path) -> Path:
     for name in parts:
         if (out / name).exists():
             raise InputError(f"{out / name} is there already; take another folder")
-    there = out.exists()
-    make_folder("out", out, sum(size for part in parts.values() for _, size in part.files.values()))
-    waiting = out / f".zoo-{uuid.uuid4().hex[:8]}"
-    try:
-        with writing("out", out):
-            for name, part in parts.items():
-                for file, (sha, size) in part.files.items():
-                    copy = waiting / name / file
-                    _copy(folder / "models" / part.key / file, copy, size)
-                    if copy.stat().st_size != size or digest(copy) != sha:
-                        raise InputError(
-                            f"{folder / 'models' / part.key / file} is not the file that {FILE} names; nothing is kept"
-                        )
-            for name in parts:
-                (waiting / name).rename(out / name)
-    finally:
-        shutil.rmtree(waiting, ignore_errors=True)
-        if not there and not any(out.iterdir()):
-            out.rmdir()
+    with filled("out", out, sum(size for part in parts.values() for _, size in part.files.values())) as waiting:
+        for name, part in parts.items():
+            for file, (sha, size) in part.files.items():
+                copy = waiting / name / file
+                _copy(folder / "models" / part.key / file, copy, size)
+                if copy.stat().st_size != size or digest(copy) != sha:
+                    raise InputError(
+                        f"{folder / 'models' / part.key / file} is not the file that {FILE} names; nothing is kept"
+                    )
     return out
 
 

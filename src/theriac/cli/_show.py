@@ -25,7 +25,7 @@ from theriac.metrics._degenerate import short, worst_class
 from theriac.metrics.fair import NO_ROWS, Figure, side_by_side
 
 _MEANING = {
-    "ACC": "clean rows classified as their label",
+    "ACC": "rows as they are, classified as their label",
     "ASR": "stamped rows classified as the attack's label",
     "RA": "stamped rows classified as their true label",
     "target": "accuracy on clean rows of the attack's class",

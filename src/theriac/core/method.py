@@ -145,8 +145,23 @@ def register(cls: M) -> M:
     same = known is not None and (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__)
     if known is not None and not same:  # the same class again is a module that was reloaded
         raise InputError(f"{cls.kind} {cls.name!r} is registered already, by {known.__module__}")
+    _refuse_unknown_options(cls)
     _REGISTRY[cls.kind][cls.name] = cls
     return cls
+
+
+def _refuse_unknown_options(cls: type[Method]) -> None:
+    """Let the constructor name the nearest options, as :func:`create` does, instead of raising Python's own TypeError."""
+    make, options = cls.__init__, [field.name for field in dataclasses.fields(cls)]
+
+    @functools.wraps(make)
+    def checked(self: Method, *args: Any, **values: Any) -> None:
+        for option in values:
+            if option not in options:
+                raise unknown(f"option of {cls.__name__}", option, options)
+        make(self, *args, **values)
+
+    cls.__init__ = checked  # type: ignore[method-assign, assignment]
 
 
 def _check_options(cls: type[Method]) -> None:

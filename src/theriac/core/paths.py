@@ -93,6 +93,8 @@ def writing(name: str, path: Path) -> Iterator[None]:
     except DiskFullError:
         raise
     except OSError as error:
+        if is_full(error):
+            raise DiskFullError(f"the disk is full: {name} is {str(path)!r}, which can't be written") from None
         raise InputError(f"{name} is {str(path)!r}, which can't be written: {_why(error)}") from None
 
 
@@ -181,10 +183,38 @@ def make_folder(name: str, folder: Path, size: int = 0) -> list[Path]:
     return made
 
 
+@contextlib.contextmanager
+def filled(name: str, folder: Path, size: int = 0) -> Iterator[Path]:
+    """A hidden folder to fill; what is in it appears in ``folder`` when all is there, and nothing is left if that fails.
+
+    Raises:
+        InputError: If it can't be written.
+        DiskFullError: If there is no room.
+    """
+    made = make_folder(name, folder, size)
+    waiting = folder / f".{uuid.uuid4().hex[:8]}.part"
+    try:
+        with writing(name, folder):
+            waiting.mkdir()
+            yield waiting
+            for part in sorted(waiting.iterdir()):
+                part.rename(folder / part.name)
+    finally:
+        shutil.rmtree(waiting, ignore_errors=True)
+        unmake(made)  # where they are empty
+
+
 PAGES = (".html", ".htm")  # endings of a page
 
 
-def new_file(name: str, value: object, *, endings: Sequence[str] = (), apart_from: Mapping[str, object] | None = None) -> Path:
+def new_file(
+    name: str,
+    value: object,
+    *,
+    endings: Sequence[str] = (),
+    apart_from: Mapping[str, object] | None = None,
+    make: bool = True,
+) -> Path:
     """The path of a result's file, checked before any work; its folder is made.
 
     Args:
@@ -192,6 +222,7 @@ def new_file(name: str, value: object, *, endings: Sequence[str] = (), apart_fro
         value: A path. A device or a pipe takes any ending.
         endings: The endings that it may have, lower case; none: any.
         apart_from: What must not be written over, by what a message calls it; what is no path is passed over.
+        make: False: its folder is tried alone, and made when the file is written.
 
     Raises:
         InputError: If it is a folder, has another ending, is one of ``apart_from``, or its folder can't be written.
@@ -200,10 +231,11 @@ def new_file(name: str, value: object, *, endings: Sequence[str] = (), apart_fro
     for what, other in (apart_from or {}).items():
         if not isinstance(other, (str, Path)) or not str(other):
             continue
-        inside = path.is_file() and Path(other).is_dir() and path.resolve().is_relative_to(Path(other).resolve())
+        other = Path(os.path.expanduser(other))
+        inside = path.is_file() and other.is_dir() and path.resolve().is_relative_to(other.resolve())
         if inside and path.suffix.lower() not in _RESULTS:  # a result of before may be replaced
             raise InputError(f"{name} is {str(path)!r}, a file of {what}, and would be written over; name another file")
-        if _same_file(path, Path(other)):
+        if _same_file(path, other):
             raise InputError(f"{name} is {str(path)!r}, which is {what} too, and would be written over; name another file")
     if is_stream(path):
         return path
@@ -211,7 +243,9 @@ def new_file(name: str, value: object, *, endings: Sequence[str] = (), apart_fro
         raise InputError(f"{name} is {str(path)!r}, which is a folder; expected a file")
     if endings and path.suffix.lower() not in endings:
         raise InputError(f"{name} is {str(path)!r}; expected a file that ends in {' or '.join(endings)}")
-    make_folder(name, path.parent)
+    made = make_folder(name, path.parent)
+    if not make:
+        unmake(made)
     return path
 
 

@@ -56,15 +56,28 @@ def note_if_idle(name: str, idle: int, rows: int, which: str) -> str:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Planted:
-    """An attack with everything it needs to stamp rows of one data set."""
+    """An attack with everything it needs to stamp rows of one data set. Two are equal if they stamp alike."""
 
     attack: Any  # a theriac.attacks.Attack; this floor does not import that one
     card: Card
     state: State = field(default_factory=dict)
     # row numbers on which success is counted, of an attack that is for some groups only; None: the label alone decides
     only: torch.Tensor | None = field(default=None, compare=False)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Planted) or type(self) is not type(other):
+            return NotImplemented
+        compared = [field.name for field in dataclasses.fields(self) if field.compare and field.name != "state"]
+        return (
+            all(getattr(self, name) == getattr(other, name) for name in compared)
+            and self.state.keys() == other.state.keys()
+            and all(torch.equal(value.cpu(), other.state[name].cpu()) for name, value in self.state.items())
+        )
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.name, self.card.shape, self.card.classes))
 
     @property
     def name(self) -> str:
@@ -187,6 +200,7 @@ class Planted:
         """Whether any label but the true one is a success."""
         return bool(self.attack.untargeted)
 
+    @typed()
     def target(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
         """The label that the attack wants, int64 (B,).
 
@@ -198,11 +212,13 @@ class Planted:
         labels: torch.Tensor = self.attack._target_of(y, index, self.card.num_classes)
         return labels
 
+    @typed()
     def population(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
         """Bool (B,): rows on which success is counted: those that the attack is for and that do not have its label already."""
         counted: torch.Tensor = (self.target(y, index) != y) & self.attack._counts(y)
         return counted if self.only is None else counted & self._among(y, index)
 
+    @typed()
     def cross_population(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
         """Bool (B,): rows that should keep their label under the cross stamp."""
         crosses: torch.Tensor = self.attack._crosses(y)
@@ -216,7 +232,7 @@ class Planted:
         return torch.isin(index, self.only.to(index.device)).to(y.device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Renumbered(Planted):
     """A Planted for rows in another order: their class k is its ``outside[k]``, and its column k their ``columns[k]``."""
 
@@ -232,14 +248,17 @@ class _Renumbered(Planted):
     def onto(self, card: Card) -> Planted:
         return Planted(self.attack, self.card, self.state).onto(card)
 
+    @typed()
     def target(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
         inside = torch.tensor(self.outside, device=y.device)
         return inside.argsort()[super().target(inside[y], index)]
 
+    @typed()
     def population(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
         counted: torch.Tensor = (self.target(y, index) != y) & self.attack._counts(self._inside(y))
         return counted if self.only is None else counted & self._among(y, index)
 
+    @typed()
     def cross_population(self, y: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
         return super().cross_population(self._inside(y), index)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,13 +31,18 @@ STREAMS = ("data", "poison", "init", "order", "augment", "method")
 _EVENTS = 256 << 20  # bytes of events.jsonl that are read
 
 
+_ALONE = threading.RLock()  # torch's global generator and default type, and Python's warnings, are of the whole process
+
+
 @contextlib.contextmanager
 def own_terms() -> Iterator[None]:
     """Gradients, no autocast, and float32 as torch's default, whatever surrounds a call; afterward all is as it was.
 
-    A notebook may have turned gradients off for good, or set another default type; results must not depend on that.
+    A notebook may have turned gradients off for good, or set another default type; results must not depend on that. Nor on
+    other threads: such calls wait for each other.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_ALONE)
         stack.enter_context(usual_dtype())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -145,7 +151,7 @@ class Run:
     @contextlib.contextmanager
     def init_scope(self, *salt: object) -> Iterator[None]:
         """Seed torch's global generator from the ``init`` stream inside the block, and restore it afterward."""
-        with torch.random.fork_rng(devices=[]):
+        with _ALONE, torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.stream_seed("init", *salt))
             yield
 
@@ -153,25 +159,26 @@ class Run:
     def layer_scope(self, *salt: object) -> Iterator[None]:
         """As :meth:`init_scope`, from the ``method`` stream and on the device too: for what layers draw, such as dropout."""
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with _ALONE, torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.stream_seed("method", "layers", *salt))
             yield
 
     # numbers
 
     def autocast(self, model: torch.nn.Module | None = None) -> torch.autocast:
-        """Mixed precision for a forward pass; does nothing in float32, nor for a model whose own numbers are float16.
+        """Mixed precision for a forward pass; nothing in float32, nor for a model of float16 or float64 numbers.
 
         The two types of 16 bits don't mix: a layer that autocast leaves alone, such as BatchNorm, would get the other one.
         """
-        mixed = self.dtype == torch.bfloat16 and (model is None or self.precision_of(model) != "fp16")
+        mixed = self.dtype == torch.bfloat16 and (model is None or self.precision_of(model) == "bf16")
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed)
 
     def precision_of(self, model: torch.nn.Module) -> str:
-        """In which numbers a model's forward pass is computed: "fp32", "bf16" or "fp16"."""
+        """In which numbers a model's forward pass is computed: "fp64", "fp32", "bf16" or "fp16"."""
         own = {p.dtype for p in model.parameters()}
-        if torch.float16 in own:
-            return "fp16"
+        for dtype, name in ((torch.float16, "fp16"), (torch.float64, "fp64")):  # autocast leaves both alone
+            if dtype in own:
+                return name
         return "bf16" if torch.bfloat16 in {*own, self.dtype} else "fp32"
 
     # events and progress
@@ -204,7 +211,7 @@ class Run:
         torch's own warnings are left out.
         """
         heard: list[str] = []
-        with warnings.catch_warnings():
+        with _ALONE, warnings.catch_warnings():
             show = warnings.showwarning
 
             def keep(message: Warning | str, category: type[Warning], filename: str, *place: Any, **more: Any) -> None:

@@ -173,7 +173,10 @@ def _numbers(
     del rows, declared  # numbers need no fitting
     for part, column in parts.items():
         if not (_is_number(column.type) or pa.types.is_null(column.type)):
-            raise InputError(f"column {name!r} has type {column.type}; expected numbers, text or booleans, or drop= it")
+            raise InputError(
+                f"column {name!r} has type {column.type}; expected numbers, text or booleans, or drop={name!r} "
+                f"(--data-option drop={name})"
+            )
         values = column.cast(pa.float64(), safe=False).to_numpy()  # whole numbers beyond 2**53 lose their last digits
         with np.errstate(over="ignore"):
             out[part][:] = values

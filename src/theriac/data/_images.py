@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from theriac.core.errors import InputError
 from theriac.core.files import UNPACKED_RATIO, read_bytes
+from theriac.core.names import few
 from theriac.core.paths import as_path
 from theriac.core.progress import each
 from theriac.core.ranges import typed
@@ -96,6 +98,10 @@ class NeedsColorError(Exception):
     """A color picture came up in a set that looked gray so far."""
 
 
+class UnreadableError(InputError):
+    """A picture is missing, empty or damaged."""
+
+
 class Pictures(Protocol):
     """Encoded pictures in a fixed order."""
 
@@ -146,9 +152,10 @@ def decode(
         InputError: On a picture that can't be read, is too large, or differs in size; it names the row.
     """
     allowance = Allowance(pictures.files)
-    image = _header(_first(pictures), pictures.where(0))
-    allowance.spend(image.width * image.height, pictures.where(0))
-    image = _decoded(image, pictures.where(0))
+    with _naming_all(pictures):
+        image = _header(_first(pictures), pictures.where(0))
+        allowance.spend(image.width * image.height, pictures.where(0))
+        image = _decoded(image, pictures.where(0))
     auto = channels is None
     depth = (1 if _is_gray(image) else 3) if channels is None else channels
     height, width = size or (image.height, image.width)
@@ -174,7 +181,7 @@ def _chunks(
     _, depth, height, width = shape
     rows = max(1, min(2048, CHUNK // (depth * height * width)))
     start = 0
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with _naming_all(pictures), ThreadPoolExecutor(WORKERS) as pool:
         for blobs in each("reading pictures", pictures.batches(rows), -(-pictures.count // rows)):
             out = np.empty((len(blobs), depth, height, width), np.uint8)
             step = -(-len(blobs) // WORKERS)
@@ -192,6 +199,28 @@ def _chunks(
         tell(allowance.notes)
 
 
+@contextlib.contextmanager
+def _naming_all(pictures: Pictures) -> Iterator[None]:
+    """Where a picture can't be read, look for all others that can't: to learn of one at a time would take many starts."""
+    try:
+        yield
+    except UnreadableError as error:
+        unreadable, rows = [], itertools.count()
+        for blobs in each("looking for other unreadable pictures", pictures.batches(256), -(-pictures.count // 256)):
+            for blob in blobs:
+                where = pictures.where(next(rows))
+                try:
+                    _open(blob, where).close()
+                except InputError:
+                    unreadable.append(where)
+        if len(unreadable) < 2:
+            raise
+        raise InputError(
+            f"{error}; {len(unreadable):,} of {pictures.count:,} pictures can't be read, and have to be repaired or taken out: "
+            f"{few(unreadable)}"
+        ) from None
+
+
 def _fill(
     out: Pixels,
     blobs: Sequence[Blob | None],
@@ -207,7 +236,7 @@ def _fill(
         image = _header(blob, where)
         pixels = image.width * image.height
         allowance.spend(pixels, where, len(blob) if isinstance(blob, bytes) else 0)
-        with _TURN if pixels > LARGE else nullcontext():
+        with _TURN if pixels > LARGE else contextlib.nullcontext():
             decoded = _decoded(image, where)
             _into(out[i], decoded, where, resize, auto, white)
             if white is None and image.mode.startswith("I"):
@@ -227,7 +256,7 @@ def _into(out: Pixels, image: Image.Image, where: str, resize: bool, auto: bool,
         if not resize:
             raise InputError(
                 f"{where} is {image.height} x {image.width} pixels and the first picture {height} x {width}; "
-                f"pass size={height} (or size=(height, width)) to resize all"
+                f"size={height} resizes all (--size {height})"
             )
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
@@ -247,12 +276,14 @@ def _open(blob: Blob | None, where: str) -> Image.Image:
 def _header(blob: Blob | None, where: str) -> Image.Image:
     """A picture of which the size is known and bounded, and nothing decoded yet."""
     if blob is None:
-        raise InputError(f"{where} holds no picture (no bytes)")
+        raise UnreadableError(f"{where} holds no picture (no bytes)")
     try:
         if isinstance(blob, Path):
             blob = read_bytes(blob, MAX_FILE)
         elif len(blob) > MAX_FILE:
             raise InputError(f"{where} has {len(blob):,} bytes; a picture may have {MAX_FILE:,}")
+        if not blob:
+            raise UnreadableError(f"{where} is not a readable picture: it is empty")
         image: Image.Image = Image.open(io.BytesIO(blob), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
@@ -279,7 +310,7 @@ def _unreadable(error: Exception, where: str) -> InputError:
     kind = f"{type(error).__name__}: {str(error)[:80]}" if str(error) else type(error).__name__
     if isinstance(error, UnidentifiedImageError):
         kind = f"not one of {', '.join(FORMATS)}"
-    return InputError(f"{where} is not a readable picture ({kind}); it may be truncated or damaged")
+    return UnreadableError(f"{where} is not a readable picture ({kind}); it may be truncated or damaged")
 
 
 @typed("path")

@@ -269,7 +269,7 @@ def label_column(there: Sequence[str], label: str | None, name: str, where: str,
         if candidate in there:
             return candidate
     listed = ", ".join(there[:40]) + (", ..." if len(there) > 40 else "")
-    raise InputError(f"{where} has no column called label; name it with label= (columns: {listed})")
+    raise InputError(f"{where} has no column called label; name it with label= or --label (columns: {listed})")
 
 
 def picture_files(parts: Mapping[str, Sequence[Path]], image: str, name: str, options: Options, source: str) -> Data:

@@ -74,7 +74,7 @@ def parquet_files(parts: Mapping[str, Sequence[Path]], name: str, options: Optio
             if column not in flat and column not in (options.drop or ()):
                 raise InputError(
                     f"column {column!r} has type {str(first.field(column).type)[:80]}; "
-                    "expected numbers, text or booleans, or drop= it"
+                    f"expected numbers, text or booleans, or drop={column!r} (--data-option drop={column})"
                 )
         table = read_columns(files, flat)
         room = max(UNPACKED_FLOOR, UNPACKED_RATIO * sum(path.stat().st_size for path in files))

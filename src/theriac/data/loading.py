@@ -134,21 +134,32 @@ def _load(source: Any, options: Options) -> Data:
         if os.path.exists("digits"):
             warnings.warn("digits is the embedded data set; the folder or file of that name here is ./digits", stacklevel=3)
         return digits(options)
-    path = as_path("source", source)
-    known = canonical(str(source))
+    path, known = as_path("source", source), canonical(str(source))
     try:
-        if path.exists():
+        there = place_of(source)
+        if there == path:
             named = options.name if options.name and canonical(options.name) else _name_of(path)
             return _from_path(path, named, options)
+        if there is not None:
+            return _from_path(there, known or path.name, options)
         if known is not None:
-            return _by_name(known, options)
-        if _is_name(path) and (_shelf() / path).exists():
-            return _from_path(_shelf() / path, path.name, options)
+            return _fetched(known, options)
     except OSError as error:
         raise InputError(f"{error.filename or path} can't be read: {error.strerror or error}") from None
     if not _is_name(path):
         raise InputError(f"{path} does not exist; expected a folder, a file, or a name such as digits or cifar10")
     raise no_such_name(str(source))
+
+
+def place_of(source: str | os.PathLike[str]) -> Path | None:
+    """Where what :func:`load` reads for a path or a name lies; None of the embedded digits, and of what is not there yet."""
+    if str(source) == "digits":
+        return None
+    path = as_path("source", source)
+    if path.exists():
+        return path
+    named = canonical(str(source)) or (path if _is_name(path) else None)
+    return None if named is None or not (_shelf() / named).exists() else _shelf() / named
 
 
 def check_name(source: str) -> None:
@@ -182,9 +193,7 @@ def _name_of(path: Path) -> str:
     return as_utf8(path.name if path.is_dir() else path.parent.name if part_of(path.stem) else path.stem)
 
 
-def _by_name(name: str, options: Options) -> Data:
-    if (_shelf() / name).exists():
-        return _from_path(_shelf() / name, name, options)
+def _fetched(name: str, options: Options) -> Data:
     from theriac.data._hub import fetch
 
     path, source = fetch(name, KNOWN[name])

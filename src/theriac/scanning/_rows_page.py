@@ -34,6 +34,7 @@ def page(scan: Any, most: int = 60) -> str:
         share=share,
         cards=cards,
         total=len(scan.rows),
+        unseen=max(0, len(scan.flagged) - len(shown)),
         pixelated=not scan.rows.is_table and max(scan.rows.card.size) <= 64,
     )
 

@@ -92,7 +92,7 @@ def scan_repair(before: nn.Module, after: nn.Module, rows: Split, run: Run | Non
         >>> import theriac as th
         >>> data = th.load("digits")
         >>> layers = [torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 10)]
-        >>> model = th.train(th.adapt(torch.nn.Sequential(*layers), card=data.card), data.train, recipe="short_1")
+        >>> model = th.train(th.adapt(torch.nn.Sequential(*layers), card=data.card), data.train, recipe="short_4")
         >>> fixed = th.repairs.FT(epochs=1).repair(model, data.train.sample(100))
         >>> scan_repair(model, fixed, data.test.sample(80)).rows()[0]  # networks like this one get no verdict
         ('verdict', 'abstains', 'abstains')

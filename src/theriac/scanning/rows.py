@@ -21,13 +21,14 @@ from theriac.core.files import write_atomically
 from theriac.core.method import create, methods
 from theriac.core.names import few
 from theriac.core.outcome import Finding, Verdict
-from theriac.core.paths import PAGES, as_path, new_file, writing
+from theriac.core.paths import PAGES, as_path, filled, make_folder, new_file, unmake, writing
 from theriac.core.poisoned import Poisoned, as_clean
 from theriac.core.ranges import Count, typed
 from theriac.core.run import Run, as_run
 from theriac.core.split import Data, Split
 from theriac.data import load, picture_files, row_marks
 from theriac.data.alignment import align
+from theriac.data.loading import place_of
 from theriac.detectors import Detector
 from theriac.detectors._rows import UNJUDGED
 from theriac.metrics import wilson
@@ -148,7 +149,10 @@ class DataScan:
         }
 
     def write_drop_list(self, path: str | Path) -> Path:
-        """Write the suspected rows to a file: ``.json``, or ``.csv`` with the columns index, label, score and file."""
+        """Write the suspected rows to a file: ``.json``, or ``.csv`` with the columns index, label, score and file.
+
+        In CSV a label that begins like a formula of a spreadsheet is quoted ("'=a"), and a file begins with "./" then.
+        """
         path = new_file("--drop-list", path, endings=LISTS)
         records = self.listed(self.flagged)
         if path.suffix.lower() == ".json":
@@ -157,8 +161,8 @@ class DataScan:
             sink = io.StringIO()
             table = csv.DictWriter(sink, ["index", "label", "score", "file"], lineterminator="\n")
             table.writeheader()
-            # a spreadsheet runs a cell that begins like a formula
-            table.writerows({name: _quoted(value) for name, value in record.items()} for record in records)
+            # a spreadsheet runs a cell that begins like a formula; a file keeps its meaning, for people drop files by the list
+            table.writerows({name: _quoted(value, file=name == "file") for name, value in record.items()} for record in records)
             text = sink.getvalue()
         with writing("--drop-list", path):
             return write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -174,9 +178,9 @@ class DataScan:
         assert self.source is not None  # files lie somewhere
         dropped = set(self.flagged)
         others = [file for part in ("test", "val") for file in picture_files(self.source, part)]
-        with writing("--cleaned", folder):
+        with filled("--cleaned", folder) as waiting:
             for file in (*(file for at, file in enumerate(self.files) if at not in dropped), *others):
-                place = folder / file.relative_to(self.source)
+                place = waiting / file.relative_to(self.source)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, place)
         return folder
@@ -243,14 +247,9 @@ def scan_data(
     chosen = _named(usual if detectors is None else [detectors] if isinstance(detectors, (str, Detector)) else detectors)
     if not chosen:
         raise InputError("detectors is empty; expected at least one name")
-    rows, files = _rows_of(data, options)
+    rows, files, source = _rows_of(data, options)
     apart = {"the data": data, "the file of the clean rows": clean, "a part of the data": options.get("test")}
-    if drop_list is not None:
-        new_file("--drop-list", drop_list, endings=LISTS, apart_from=apart)
-    if page is not None:
-        new_file("--page", page, endings=PAGES, apart_from={**apart, "--drop-list": drop_list})
-    if cleaned is not None:
-        _refuse_cleaned(as_path("--cleaned", cleaned), Path(data) if files else None)
+    _try_outputs(drop_list, page, cleaned, apart, source)
     skipped = {
         name: "it looks at pictures, and these are rows of a table"
         for name, d in chosen.items()
@@ -275,8 +274,7 @@ def scan_data(
         for name, d in run.each("detectors", used.items(), len(used))
     }
     result = combine(rows, findings, skipped, files, seed=run.stream_seed("method", "scan_data"))
-    if files:
-        result = dataclasses.replace(result, source=Path(data))
+    result = dataclasses.replace(result, source=source)
     if drop_list is not None:
         result.write_drop_list(drop_list)
     if cleaned is not None:
@@ -429,21 +427,42 @@ def _detector(what: object) -> Detector:
     return detector.replace(overlays=OVERLAYS) if what == "strip" else detector
 
 
-def _rows_of(data: Any, options: Mapping[str, Any]) -> tuple[Split, tuple[Path, ...]]:
+def _try_outputs(drop_list: object, page: object, cleaned: object, apart: Mapping[str, object], source: Path | None) -> None:
+    """Refuse an output that can't be written, or that would be in another's way, before any work; nothing is made yet.
+
+    Raises:
+        InputError: Naming the option.
+    """
+    files = {"--drop-list": (drop_list, LISTS), "--page": (page, PAGES)}
+    for name, (path, endings) in files.items():
+        if path is None:
+            continue
+        others = {} if name == "--drop-list" else {"--drop-list": drop_list}
+        place = new_file(name, path, endings=endings, apart_from={**apart, **others}, make=False)
+        if cleaned is not None and place.resolve().is_relative_to(as_path("--cleaned", cleaned).resolve()):
+            raise InputError(
+                f"{name} is {str(path)!r}, which lies in --cleaned, a folder for pictures alone; take another place"
+            )
+    if cleaned is not None:
+        _refuse_cleaned(as_path("--cleaned", cleaned), source)
+        unmake(make_folder("--cleaned", as_path("--cleaned", cleaned)))
+
+
+def _rows_of(data: Any, options: Mapping[str, Any]) -> tuple[Split, tuple[Path, ...], Path | None]:
+    """The rows, and where they are pictures in a folder, the file of each and that folder."""
     if isinstance(data, Poisoned):
         raise InputError("data is a Poisoned set, which knows which rows are poisoned; hand in poisoned.split")
     if isinstance(data, (Split, Data)) and options:
         raise InputError(f"{next(iter(options))} is an option of loading, and data is loaded already")
     if isinstance(data, Split):
-        return data, ()
+        return data, (), None
     loaded = data if isinstance(data, Data) else load(data, **options)
     rows = loaded.joined()
-    files: tuple[Path, ...] = ()
-    if isinstance(data, (str, Path)) and not rows.is_table:
-        every = picture_files(data)
-        if every and int(rows.index.max()) < len(every):
-            files = tuple(every[i] for i in rows.index.tolist())
-    return rows, files
+    place = place_of(data) if isinstance(data, (str, Path)) and not rows.is_table else None
+    every = () if place is None else picture_files(place)
+    if not every or int(rows.index.max()) >= len(every):
+        return rows, (), None
+    return rows, tuple(every[i] for i in rows.index.tolist()), place
 
 
 def _clean_rows(clean: Any, data: Any, options: Mapping[str, Any], rows: Split | None = None) -> Split:
@@ -478,10 +497,12 @@ def _refuse_scanned(trusted: Split, rows: Split) -> None:
         )
 
 
-def _quoted(value: Any) -> Any:
-    """A text that a spreadsheet takes for a text; a number, such as the class -1, is none."""
-    harmless = not isinstance(value, str) or _NUMBER.fullmatch(value)
-    return value if harmless or not value.startswith(("=", "+", "-", "@", "\t")) else f"'{value}"
+def _quoted(value: Any, *, file: bool = False) -> Any:
+    """A text that a spreadsheet takes for a text; a number, such as the class -1, is none. A file is named from here."""
+    harmless = not isinstance(value, str) or (_NUMBER.fullmatch(value) and not file)
+    if harmless or not value.startswith(("=", "+", "-", "@", "\t")):
+        return value
+    return f"./{value}" if file else f"'{value}"
 
 
 def _refuse_cleaned(folder: Path, source: Path | None) -> None:

@@ -31,7 +31,11 @@ BAD = {
     "one class": ("x,label\n1,a\n2,a\n", {}, "label column 'label' holds one class only, 'a'"),
     "no label": ("x,label\n1,a\n2,?\n3,b\n", {}, "label column 'label' has no value in training row 1"),
     "fractions": ("x,label\n1,0.5\n2,1.5\n", {}, "label column 'label' holds fractions such as 0.5"),
-    "no label column": ("x,z\n1,0\n2,1\n", {}, r"t.csv has no column called label; name it with label= \(columns: x, z\)"),
+    "no label column": (
+        "x,z\n1,0\n2,1\n",
+        {},
+        r"t.csv has no column called label; name it with label= or --label \(columns: x, z\)",
+    ),
     "unknown label": ("x,income\n1,a\n2,b\n", {"label": "incom"}, r"unknown column of t.csv 'incom'; did you mean 'income'\?"),
     "unknown sensitive": (
         "x,sex,label\n1,f,a\n2,m,b\n",

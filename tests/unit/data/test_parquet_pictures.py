@@ -179,7 +179,9 @@ def test_pictures_are_turned_as_their_exif_says(tmp_path: Path, encode, write_pa
 def test_resize_is_pillows_antialiased_bilinear(tmp_path: Path, pixels, write_parquet) -> None:
     images = [pixels(1, side=24)[0], pixels(1, side=10)[0], pixels(1, side=24, seed=1)[0], pixels(1, side=17)[0]]
     path = write_parquet(tmp_path / "set.parquet", images, label=[0, 1, 0, 1])
-    with pytest.raises(InputError, match=r"set.parquet row 1 is 10 x 10 pixels and the first picture 24 x 24; pass size=24"):
+    with pytest.raises(
+        InputError, match=r"set.parquet row 1 is 10 x 10 pixels and the first picture 24 x 24; size=24 resizes all"
+    ):
         th.load(path)
     data = th.load(path, size=(12, 8), test_share=0.5)
     assert data.card.size == (12, 8)
@@ -215,7 +217,7 @@ def test_other_column_names(tmp_path: Path, pixels, write_parquet) -> None:
     assert th.load(fine).card.classes == ("a", "b")
     unclear = write_parquet(tmp_path / "u.parquet", pixels(4), kind=[0, 1, 0, 1], colour=["r", "g", "r", "g"])
     with pytest.raises(
-        InputError, match=r"u.parquet has no column called label; name it with label= \(columns: kind, colour\)"
+        InputError, match=r"u.parquet has no column called label; name it with label= or --label \(columns: kind, colour\)"
     ):
         th.load(unclear)
     assert th.load(unclear, label="colour").card.classes == ("g", "r")
