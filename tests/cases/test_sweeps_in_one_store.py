@@ -142,7 +142,7 @@ def test_cleaning_up_takes_no_choice_of_results(tmp_path: Path) -> None:
         assert said in " ".join(done.output.split())
     none = CliRunner().invoke(app, ["results", str(tmp_path / "store"), "--status", "failed"])
     assert none.exit_code == 0
-    assert "no results are so" in none.output
+    assert "there are no such results" in none.output
 
 
 @pytest.mark.parametrize(

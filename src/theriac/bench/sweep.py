@@ -142,6 +142,7 @@ def run(
         try:
             driver.drive(made, quiet=bool(quiet))
         except KeyboardInterrupt:
+            driver.running.clear()  # their workers are gone
             message = f"stopped with {driver.standing()}; run the same command again to go on"
             raise StoppedError(message) from None
         finally:

@@ -190,6 +190,8 @@ def fetch(folder: str | Path, key: str, out: str | Path) -> Path:
     if len(chosen) != 1:
         if len(chosen) > 1:
             raise InputError(f"key {key!r} is the beginning of {len(chosen)} keys; give more letters")
+        if len(key) < 8 and any(name.startswith(key) for name in listed):
+            raise InputError(f"key {key!r} has {len(key)} letters; give 8 or more")
         raise unknown("key", key, [name[:12] for name in listed])
     (model,) = chosen
     parts = {"benign" if model.attack == "benign" else "victim": model}

@@ -91,7 +91,7 @@ def show_plan(forecast: Forecast, workers: int, *, as_json: bool) -> None:
             time += f"; a guess, since {forecast.rough:,} are of methods that this store has not timed yet"
     body = [
         ["jobs", f"{len(plan.nodes):,}: {work}"],
-        ["cells", f"{len(plan.cells):,}; {plan.shared:,} of them start from a model that another one has, too"],
+        ["cells", f"{len(plan.cells):,}; {plan.shared:,} of them from a model that another one starts from, too"],
         [
             "done",
             f"{len(forecast.done):,}"
@@ -143,7 +143,7 @@ def show_rows(results: Sequence[Row], *, as_json: bool) -> None:
         _show.as_json(list(results))
         return
     if not results:
-        _show.tell("no results are so")
+        _show.tell("there are no such results")
         return
     groups = [g for g in grouped(results) if g.role in _MATRIX or any(row["status"] == "failed" for row in g.rows)]
     body = summary(groups)
@@ -173,7 +173,8 @@ def _warn_of(groups: Sequence[Group]) -> None:
     broken = misleading(groups)
     _show.alarm([f"† {text}" for text in broken[:FIRST_WARNINGS]])
     if len(broken) > FIRST_WARNINGS:
-        _show.alarm([f"† {len(broken) - FIRST_WARNINGS:,} more cells carry a warning; the page names them"])
+        more = len(broken) - FIRST_WARNINGS
+        _show.alarm([f"† {more:,} more cell{' carries' if more == 1 else 's carry'} a warning; the page names them"])
 
 
 def write_page(store: Store, results: Sequence[Row], path: str | Path, option: str = "--page") -> Path:

@@ -55,10 +55,13 @@ class Antidote(Repair):
 
     With ``match`` the rows of a batch are also blended with each other, and the given model says what each mixture is: few
     rows become many questions (function matching, Beyer et al., CVPR 2022). The repaired model is to answer the *stamped*
-    mixtures so; asked with a box of another row instead (as CutMix does), it kept backdoors of adaptive attackers.
+    mixtures so; asked with a box of another row instead (as CutMix does), it kept backdoors of adaptive attackers. But the
+    given model may answer with its backdoor. With ``labels_only`` it may say of a mixture only what the two rows are labeled;
+    with ``mix`` their labels, by their shares, are the answer and nobody is asked (mixup, Zhang et al., ICLR 2018). Both leave
+    less of a backdoor and cost more accuracy, ``mix`` most.
 
     Cost: one forward and one backward pass a row and epoch, as plain fine-tuning; drawing and stamping take a few percent.
-    With ``match`` two of each, and one forward pass of the given model.
+    With ``match`` or ``mix`` two of each, and with ``match`` one forward pass of the given model.
 
     Examples:
         >>> import theriac as th
@@ -84,6 +87,8 @@ class Antidote(Repair):
     weight_decay: NonNegative = 5e-4  # ours, as FT
     schedule: Literal["constant", "cosine", "one_cycle", "multistep"] = "cosine"  # ours, as FT
     match: NonNegative = 0.0  # weight of answering stamped mixtures of rows as the given model answers them unstamped; ours
+    labels_only: bool = False  # of a mixture the given model may say only what its two rows are labeled; ours
+    mix: NonNegative = 0.0  # weight of answering stamped mixtures with the labels of both rows, by their shares; ours
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,6 +118,18 @@ class Antidote(Repair):
 
     @classmethod
     @preset
+    def bounded(cls) -> Antidote:
+        """Ours: as ``matched``, and the given model may answer with the labels of the two mixed rows only. As long."""
+        return cls(match=1.0, labels_only=True, steps=400, travel=40.0)
+
+    @classmethod
+    @preset
+    def mixed(cls) -> Antidote:
+        """Ours: for few rows; stamped mixtures have the labels of both their rows, over twice the steps. Four times as long."""
+        return cls(mix=1.0, steps=400, travel=40.0)
+
+    @classmethod
+    @preset
     def table(cls) -> Antidote:
         """Ours: for tables, far smaller and more steps; chosen on rows held out of Adult's training file (seed 11)."""
         return cls(lr=0.001, steps=800)
@@ -134,8 +151,9 @@ class Antidote(Repair):
 
     def check(self, clean: Split) -> None:
         """Refuse to mix rows of a table."""
-        if clean.is_table and self.match:
-            raise InputError(f"match is {self.match:g}; it mixes pictures, and {clean.card.name!r} is a table")
+        for name in ("match", "mix"):
+            if clean.is_table and getattr(self, name):
+                raise InputError(f"{name} is {getattr(self, name):g}; it mixes pictures, and {clean.card.name!r} is a table")
 
     def _repair(self, model: nn.Module, clean: Split, run: Run) -> nn.Module:
         if clean.is_table and self.lr > TABLE_LR:
@@ -148,36 +166,58 @@ class Antidote(Repair):
         recipe = self.recipe(len(clean), normed=normed, gentle=not normed and not clean.is_table)
         drawn = [kinds.Columns.of(clean)] if clean.is_table else [kinds.IMAGES[family] for family in self.families]
         dosed_epochs = recipe.epochs - round(self.rinse * recipe.epochs)
+        mixes = bool(self.match or self.mix)
         teacher = duplicate(model).to(run.device).eval().requires_grad_(False) if self.match else None
 
         def stamp(batch: Batch) -> None:
             x = batch.x
-            if teacher is not None:
-                mixed = blended_rows(x, run.generator("method", "antidote", "match", batch.step))
+            if mixes:
+                mixed, partner, share = blended_rows(x, run.generator("method", "antidote", "match", batch.step))
+                batch.beside = {"mixed": mixed, "label": batch.y[partner], "share": share}
                 x = torch.cat([x, mixed])
             if batch.epoch < dosed_epochs:
                 x = kinds.dosed(x, self.dose, drawn, run.generator("method", "antidote", batch.step))
-            batch.x = x if teacher is None else torch.stack([*x.chunk(2), mixed], 1)  # by row: ranks share batches out so
+            if mixes:
+                x, batch.beside["stamped"] = x.chunk(2)
+            batch.x = x
 
         def step(net: nn.Module, batch: Batch) -> StepResult:
-            if teacher is None:
+            if not mixes:
                 return cross_entropy_step(net, batch)
-            stamped, stamped_mixed, mixed = batch.x.unbind(1)
-            logits, said = net(torch.cat([stamped, stamped_mixed])).chunk(2)  # one pass: BatchNorm sees both
-            with torch.no_grad():
-                answers = teacher(mixed).softmax(1)
-            apart = F.kl_div(F.log_softmax(said, 1), answers, reduction="batchmean")
-            loss = F.cross_entropy(logits, batch.y) + self.match * apart
-            return loss, {"accuracy": (logits.argmax(1) == batch.y).float().mean(), "apart": apart.detach()}
+            logits, said = net(torch.cat([batch.x, batch.beside["stamped"]])).chunk(2)  # one pass: BatchNorm sees both
+            loss, chances = F.cross_entropy(logits, batch.y), F.log_softmax(said, 1)
+            figures = {"accuracy": (logits.argmax(1) == batch.y).float().mean()}
+            if teacher is not None:
+                with torch.no_grad():
+                    answers = teacher(batch.beside["mixed"])
+                    if self.labels_only:
+                        answers = only(answers, torch.stack([batch.y, batch.beside["label"]], 1))
+                    answers = answers.softmax(1)
+                apart = F.kl_div(chances, answers, reduction="batchmean")
+                loss, figures["apart"] = loss + self.match * apart, apart.detach()
+            if self.mix:
+                share, other = batch.beside["share"], batch.beside["label"]
+                first, second = (F.nll_loss(chances, y, reduction="none") for y in (batch.y, other))
+                loss = loss + self.mix * ((1 - share) * first + share * second).mean()
+            return loss, figures
 
         return loop(model, clean, run, recipe, step=step, after_augment=stamp, label="antidote", about=self)
 
 
-def blended_rows(x: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+def only(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Logits (B, K) with minus infinity in all columns but those of each row's own classes, int64 (B, C)."""
+    return torch.full_like(logits, -torch.inf).scatter(1, classes, logits.gather(1, classes))
+
+
+def blended_rows(x: torch.Tensor, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Pictures (B, C, H, W), each blended with another row of the batch by a share of its own, uniform in [0, 1].
 
-    That is the mixture of mixup (Zhang et al., ICLR 2018); labels are not mixed, since a model answers.
+    That is the mixture of mixup.
+
+    Returns:
+        The blends (B, C, H, W), the place of each one's other row, int64 (B,), and that row's share (B,).
     """
     shift = int(torch.randint(1, len(x), (), generator=draw)) if len(x) > 1 else 0
+    other = torch.arange(len(x), device=x.device).roll(shift)
     share = torch.rand(len(x), 1, 1, 1, generator=draw).to(x)
-    return x + share * (x.roll(shift, 0) - x)
+    return x + share * (x[other] - x), other, share.flatten()

@@ -395,7 +395,7 @@ def _alerts(cells: Sequence[SweepCell]) -> list[str]:
         alerts.append(f"{which} one seed: there is no interval over seeds, and differences may be chance.")
     partial = sum(0 < cell.seeds[0] < cell.seeds[1] for cell in cells)
     if partial:
-        alerts.append(f"{partial:,} cells lack results of some seeds.")
+        alerts.append(f"{partial:,} cell{' lacks' if partial == 1 else 's lack'} results of some seeds.")
     return alerts
 
 

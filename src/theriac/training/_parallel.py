@@ -44,6 +44,7 @@ class Ranks:
         share = len(batch.y) // self.size
         mine = slice(self.rank * share, (self.rank + 1) * share)
         batch.x, batch.y, batch.position = batch.x[mine], batch.y[mine], batch.position[mine]
+        batch.beside = {name: values[mine] for name, values in batch.beside.items()}
         return batch
 
     def mean(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -67,7 +67,7 @@ def loop(
         recipe: Epochs, batch size, optimizer, schedule, augmentation, BatchNorm mode, flatness.
         step: Loss of one batch.
         before_augment: May change ``batch.x`` (stored rows; uint8 for images) and ``batch.y``: where attacks stamp.
-        after_augment: May change ``batch.x`` (model input).
+        after_augment: May change ``batch.x`` (model input), and keep more of each row in ``batch.beside``.
         after_step: Called with the step number after each optimizer step: where D3 projects. Training ends with the step
             after which it returns True; that epoch's event then holds ``stopped``, the steps taken since the start, and a
             finished checkpoint is kept. Under several ranks it has to return the same on all.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ class Batch:
     step: int  # counted from the start of training
     run: Run
     epochs: int = 0
+    beside: dict[str, torch.Tensor] = field(default_factory=dict)  # what a hook keeps of each row for the step, (B, ...)
 
 
 StepResult = torch.Tensor | tuple[torch.Tensor, Mapping[str, torch.Tensor]]

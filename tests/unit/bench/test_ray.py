@@ -50,7 +50,7 @@ def cluster() -> Any:
 
 @pytest.mark.parametrize("lost", ["nothing", "a worker", "a node"])
 def test_ray_counts_the_same_whatever_is_lost(lost: str, cluster: Any, quick: dict[str, Any], tmp_path: Path) -> None:
-    spec = quick | {"seeds": [0, 1, 2]}
+    spec = quick | {"seeds": [0, 1, 2], "recipes": {"name": "adam_200", "lr": 0.05}}  # long enough to be met at work
     run(spec, tmp_path / "here", quiet=True)
     (second,) = cluster.worker_nodes
     raylet = second.all_processes["raylet"][0].process.pid

@@ -114,8 +114,8 @@ def test_stamped_mixed_rows_are_to_be_answered_as_the_given_model_answers_them_u
     Antidote(match=0.25, dose=0.5).repair(trained, clean, make_run())
     x, y = clean.x[:6].float() / 255, clean.y[:6]
     batch = caught.batch(x, y, step=5)
-    stamped, stamped_mixed, mixed = batch.x.unbind(1)
-    assert torch.equal(mixed, blended_rows(x, make_run().generator("method", "antidote", "match", 5)))
+    stamped, stamped_mixed, mixed = batch.x, batch.beside["stamped"], batch.beside["mixed"]
+    assert torch.equal(mixed, blended_rows(x, make_run().generator("method", "antidote", "match", 5))[0])
     for plain, changed in ((x, stamped), (mixed, stamped_mixed)):
         assert 2 <= int((plain != changed).flatten(1).any(1).sum()) <= 3  # half of them; a stamp may change nothing
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -127,12 +127,52 @@ def test_stamped_mixed_rows_are_to_be_answered_as_the_given_model_answers_them_u
     assert loss.item() == pytest.approx(by_hand.item(), rel=1e-4)
 
 
+def test_a_bounded_teacher_says_only_what_the_mixed_rows_are_labeled(caught: Caught, digits: Data, trained: nn.Module) -> None:
+    clean = digits.train.sample(30, seed=1)
+    Antidote(match=2.0, labels_only=True, dose=0.5).repair(trained, clean, make_run())
+    y = torch.tensor([0, 1, 2, 3, 3, 3])  # the last rows are blended with one of their own class, too
+    batch = caught.batch(clean.x[:6].float() / 255, y, step=5)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    loss, figures = caught.more["step"](net, batch)
+    with torch.no_grad():
+        teacher, chances = trained(batch.beside["mixed"]).softmax(1), net(batch.beside["stamped"]).log_softmax(1)
+    apart = 0.0
+    for row in range(6):
+        two = sorted({int(y[row]), int(batch.beside["label"][row])})
+        answers = teacher[row, two] / teacher[row, two].sum()
+        apart += float((answers * (answers.log() - chances[row, two])).sum()) / 6
+    assert figures["apart"].item() == pytest.approx(apart, rel=1e-3)
+    assert loss.item() == pytest.approx(F.cross_entropy(net(batch.x), y).item() + 2 * apart, rel=1e-3)
+
+
+def test_stamped_mixed_rows_are_to_have_the_labels_of_both_rows_by_their_shares(
+    caught: Caught, digits: Data, trained: nn.Module
+) -> None:
+    clean = digits.train.sample(30, seed=1)
+    Antidote(mix=0.25, dose=0.5).repair(trained, clean, make_run())
+    x, y = clean.x[:6].float() / 255, clean.y[:6]
+    batch = caught.batch(x, y, step=5)
+    mixed, other, share = blended_rows(x, make_run().generator("method", "antidote", "match", 5))
+    assert torch.equal(batch.beside["mixed"], mixed)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    loss, _ = caught.more["step"](net, batch)
+    chances = net(batch.beside["stamped"]).softmax(1)
+    by_hand = F.cross_entropy(net(batch.x), y)
+    for row in range(6):
+        own, its = chances[row, y[row]].log(), chances[row, y[other[row]]].log()
+        by_hand = by_hand - 0.25 * ((1 - share[row]) * own + share[row] * its) / 6
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
 def test_mixed_rows_lie_between_a_row_and_another_one() -> None:
     rows = torch.eye(7).view(7, 7, 1, 1)  # a mixture then shows its shares
     shares = []
     for seed in range(200):
-        mixed = blended_rows(rows, torch.Generator().manual_seed(seed)).view(7, 7)
+        blends, other, share = blended_rows(rows, torch.Generator().manual_seed(seed))
+        mixed = blends.view(7, 7)
         others = mixed - mixed.diag().diag()
+        assert torch.equal(others.argmax(1), other)
+        assert torch.allclose(others.sum(1), share)
         assert torch.allclose(mixed.sum(1), torch.ones(7))
         assert bool(((mixed >= 0) & (mixed <= 1)).all())
         assert int((others > 0).sum(1).max()) == 1  # one other row each, and each row once
@@ -141,7 +181,7 @@ def test_mixed_rows_lie_between_a_row_and_another_one() -> None:
     drawn = torch.cat(shares)
     assert abs(float(drawn.mean()) - 1 / 2) < 0.03  # uniform
     assert abs(float(drawn.var()) - 1 / 12) < 0.01
-    assert torch.equal(blended_rows(rows[:1], torch.Generator()), rows[:1])
+    assert torch.equal(blended_rows(rows[:1], torch.Generator())[0], rows[:1])
 
 
 def test_mixing_is_for_pictures() -> None:
