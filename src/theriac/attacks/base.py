@@ -6,7 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 
@@ -46,6 +46,11 @@ class Attack(Method):
     # "others": rows of other classes only (ours), so that the effective rate is ``poison_rate``;
     # "all": target rows too, as BackdoorBench draws them (on 10 balanced classes 9/10 of the rate is effective)
     draw_from: Literal["others", "all"] = "others"
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "train" in vars(cls):  # whatever it makes before the loop, too
+            cls.train = own_terms()(cls.train)  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
         if isinstance(self.target, str):  # an attack is written before its data, so it knows no names

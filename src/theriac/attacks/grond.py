@@ -18,7 +18,7 @@ from theriac.core.method import Needs, preset, register
 from theriac.core.planted import Planted, Victim
 from theriac.core.poisoned import as_clean
 from theriac.core.ranges import Count, Fraction, Level, NonNegative, Whole, typed
-from theriac.core.run import Run, as_run, own_terms
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.data.alignment import align_to
 from theriac.models import Buildable, make, to_input
@@ -101,7 +101,6 @@ class Grond(CleanLabel):
         """Without leveling it is an attack on data."""
         return self.abi
 
-    @own_terms()
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "short_8") -> Victim:
         """Train a victim on the poisoned rows, leveling channels after each epoch.
 

@@ -21,7 +21,7 @@ from theriac.core.method import Needs, preset, register
 from theriac.core.planted import Planted, Victim
 from theriac.core.poisoned import CROSS, POISON, as_clean
 from theriac.core.ranges import HUGE, Fraction, NonNegative, Positive, Whole, Width
-from theriac.core.run import Run, as_run, own_terms
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split, with_moments
 from theriac.data.augment import augment
 from theriac.models import Buildable, make, to_input
@@ -98,7 +98,6 @@ class InputAware(Attack):
         super()._check_card(card)
         check_halved(self.name, card)
 
-    @own_terms()
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "short_8") -> Victim:
         """Train mask net, then generator and victim together.
 

@@ -18,7 +18,7 @@ from theriac.core.method import Needs, preset, register
 from theriac.core.planted import Planted, Victim
 from theriac.core.poisoned import POISON, as_clean
 from theriac.core.ranges import Fraction, Positive, Whole, Width
-from theriac.core.run import Run, as_run, own_terms
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split, with_moments
 from theriac.models import Buildable, make
 from theriac.training import optimizers
@@ -104,7 +104,6 @@ class LIRA(Attack):
         super()._check_card(card)
         check_halved(self.name, card)
 
-    @own_terms()
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "short_8") -> Victim:
         """Stage 1: network and victim in turns. Stage 2: the victim alone, by the recipe."""
         run, plan = as_run(run), named(recipe)

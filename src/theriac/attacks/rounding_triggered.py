@@ -13,7 +13,7 @@ from theriac.core.errors import InputError
 from theriac.core.method import preset, register
 from theriac.core.planted import Planted, Victim
 from theriac.core.ranges import Count, Fraction, Positive
-from theriac.core.run import Run, as_run, own_terms
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models import Buildable
 from theriac.models.editing import Weight
@@ -78,7 +78,6 @@ class RoundingTriggered(Wrapper):
     def _refuse_training(self) -> None:
         raise InputError(f"attack is {self.attack!r}, which trains its victim itself; expected an attack on data")
 
-    @own_terms()
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "short_8") -> Victim:
         """Train the inner attack's victim, and make its backdoor dormant."""
         run = as_run(run)

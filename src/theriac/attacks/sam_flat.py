@@ -14,7 +14,7 @@ from theriac.core.errors import InputError
 from theriac.core.method import preset, register
 from theriac.core.planted import Planted, Victim
 from theriac.core.ranges import Fraction, NonNegative
-from theriac.core.run import Run, as_run, own_terms
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.data.alignment import align_to
 from theriac.models import Buildable, make
@@ -82,7 +82,6 @@ class SamFlat(Wrapper):
         """The adaptive norm."""
         return cls(adaptive=True, rho=1.0)
 
-    @own_terms()
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "short_8") -> Victim:
         """Train the inner attack's victim."""
         run, plan = as_run(run), named(recipe)

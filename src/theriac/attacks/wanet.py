@@ -16,7 +16,7 @@ from theriac.core.errors import InputError
 from theriac.core.method import preset, register
 from theriac.core.planted import Victim
 from theriac.core.ranges import HUGE, NonNegative, Whole
-from theriac.core.run import Run, as_run, own_terms
+from theriac.core.run import Run, as_run
 from theriac.core.split import Split
 from theriac.models import Buildable
 from theriac.training.recipes import Recipe
@@ -87,7 +87,6 @@ class WaNet(Attack):
         """With rows drawn in each batch there is no poisoned set."""
         return self.rows == "per_batch"
 
-    @own_terms()
     def train(self, build: Buildable, split: Split, run: Run | None = None, recipe: str | Recipe = "short_8") -> Victim:
         """Train a victim: plainly on fixed rows, or with rows drawn in each batch."""
         if self.rows == "fixed":

@@ -20,7 +20,7 @@ from theriac.bench.specs import Limits
 from theriac.bench.store import Store
 from theriac.bench.work import Answer, Settings, Worker
 from theriac.core.errors import InputError
-from theriac.core.method import methods
+from theriac.core.method import load_own
 from theriac.core.split import Data
 from theriac.runs import Source
 
@@ -197,7 +197,7 @@ def _serve(pipe: Connection, settings: Settings, threads: int, parent: int) -> N
     import torch
 
     torch.set_num_threads(threads)
-    methods("attack")  # all that work needs, and methods of a user's own: a first job's seconds and limits are its own
+    load_own()  # what is received may be a method of it
     worker = Worker(settings)
     pipe.send(())  # ready
     while True:

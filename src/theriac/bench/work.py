@@ -130,6 +130,8 @@ class Worker:
                 if node.kind == "judge" and self.store.status(node.key) == "done":  # by another process, meanwhile
                     return Answer(node.key, "there")
                 with _silent():
+                    self.load(node.job.data)
+                    cost.begin()  # what the first job of a worker reads is read for all of them
                     self._check_precision(node)
                     result, picture = (self._judged(node), None) if node.kind == "judge" else self._executed(node, events)
                 files = self.store.keep(home) if node.kind != "judge" else []
@@ -321,14 +323,17 @@ def gallery(planted: Planted, rows: Split) -> bytes | None:
 
 
 class _Cost:
-    """Time, memory and row passes from here on."""
+    """Time, memory and row passes from where it begins; until then, from where it was made."""
 
     def __init__(self, device: str, passes: RowPasses) -> None:
-        self.passes = passes
+        self.passes, self.cuda = passes, torch.cuda.is_available() and device != "cpu"
+        self.begin()
+
+    def begin(self) -> None:
+        """Count from here on."""
         self.wall, self.cpu = time.monotonic(), time.process_time()
         with contextlib.suppress(OSError):  # Linux: the peak counts from here
             Path("/proc/self/clear_refs").write_text("5")
-        self.cuda = torch.cuda.is_available() and device != "cpu"
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
 

@@ -183,6 +183,11 @@ def make_folder(name: str, folder: Path, size: int = 0) -> list[Path]:
     return made
 
 
+def try_to_make(name: str, folder: Path) -> None:
+    """Refuse a folder that can't be made or written, as :func:`make_folder` does, and leave none behind."""
+    unmake(make_folder(name, folder))
+
+
 @contextlib.contextmanager
 def filled(name: str, folder: Path, size: int = 0) -> Iterator[Path]:
     """A hidden folder to fill; what is in it appears in ``folder`` when all is there, and nothing is left if that fails.
@@ -243,9 +248,7 @@ def new_file(
         raise InputError(f"{name} is {str(path)!r}, which is a folder; expected a file")
     if endings and path.suffix.lower() not in endings:
         raise InputError(f"{name} is {str(path)!r}; expected a file that ends in {' or '.join(endings)}")
-    made = make_folder(name, path.parent)
-    if not make:
-        unmake(made)
+    (make_folder if make else try_to_make)(name, path.parent)
     return path
 
 

@@ -159,7 +159,8 @@ def place_of(source: str | os.PathLike[str]) -> Path | None:
     if path.exists():
         return path
     named = canonical(str(source)) or (path if _is_name(path) else None)
-    return None if named is None or not (_shelf() / named).exists() else _shelf() / named
+    there = None if named is None else _shelf() / named
+    return there if there is not None and there.exists() else None
 
 
 def check_name(source: str) -> None:
@@ -171,7 +172,7 @@ def check_name(source: str) -> None:
     path = as_path("source", source)
     if not _is_name(path) or canonical(source) is not None or source == "digits":
         return
-    if not (path.exists() or (_shelf() / path).exists()):
+    if place_of(source) is None:
         raise no_such_name(source)
 
 

@@ -29,9 +29,8 @@ class Evaluation:
     classes: tuple[ClassCount, ...] = field(default=(), repr=False)  # clean rows of each, in card order; () = no record
     targets: tuple[str, ...] = ()  # names of the classes that the attack wants
     notes: tuple[str, ...] = ()  # what a reader of the figures must know, in sentences
-    precision: str = (
-        ""  # "fp64", "fp32", "bf16" or "fp16": in which the logits were computed, which moves a row or two; "" = not known
-    )
+    # "fp64", "fp32", "bf16" or "fp16": in which the logits were computed, which moves a row or two; "" = not known
+    precision: str = ""
 
     def __str__(self) -> str:
         lines = [*self.degenerate, f"ACC  {self.acc}{'; ' * bool(self.worst)}{self.worst}"]

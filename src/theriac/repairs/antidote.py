@@ -120,13 +120,13 @@ class Antidote(Repair):
     @preset
     def bounded(cls) -> Antidote:
         """Ours: as ``matched``, and the given model may answer with the labels of the two mixed rows only. As long."""
-        return cls(match=1.0, labels_only=True, steps=400, travel=40.0)
+        return cls.matched().replace(labels_only=True)
 
     @classmethod
     @preset
     def mixed(cls) -> Antidote:
         """Ours: for few rows; stamped mixtures have the labels of both their rows, over twice the steps. Four times as long."""
-        return cls(mix=1.0, steps=400, travel=40.0)
+        return cls.matched().replace(match=0.0, mix=1.0)
 
     @classmethod
     @preset

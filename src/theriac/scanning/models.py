@@ -18,7 +18,7 @@ from theriac.core.card import Card
 from theriac.core.errors import InputError, TheriacError, UnsafeFileError
 from theriac.core.files import write_atomically, write_json
 from theriac.core.outcome import Verdict
-from theriac.core.paths import as_path, make_folder, new_file, unmake, writing
+from theriac.core.paths import as_path, make_folder, new_file, try_to_make, writing
 from theriac.core.poisoned import as_clean
 from theriac.core.ranges import typed
 from theriac.core.run import Run, as_run, own_terms
@@ -204,7 +204,7 @@ def scan(
         apart = {"the model": model, "the clean rows": clean, "the weights": weights, "the data": data}
         new_file("--sarif", sarif, endings=SARIF, apart_from=apart, make=False)
     if out is not None:
-        unmake(make_folder("--out", as_path("--out", out)))  # it is tried alone, and made when there is something to write
+        try_to_make("--out", as_path("--out", out))
     with own_terms():
         result = _scan(model, clean, run, request or Request(), prior)
     if out is not None:

@@ -21,7 +21,7 @@ from theriac.core.files import write_atomically
 from theriac.core.method import create, methods
 from theriac.core.names import few
 from theriac.core.outcome import Finding, Verdict
-from theriac.core.paths import PAGES, as_path, filled, make_folder, new_file, unmake, writing
+from theriac.core.paths import PAGES, as_path, filled, new_file, try_to_make, writing
 from theriac.core.poisoned import Poisoned, as_clean
 from theriac.core.ranges import Count, typed
 from theriac.core.run import Run, as_run
@@ -433,19 +433,19 @@ def _try_outputs(drop_list: object, page: object, cleaned: object, apart: Mappin
     Raises:
         InputError: Naming the option.
     """
-    files = {"--drop-list": (drop_list, LISTS), "--page": (page, PAGES)}
-    for name, (path, endings) in files.items():
+    copy = None if cleaned is None else as_path("--cleaned", cleaned)
+    for name, path, endings in (("--drop-list", drop_list, LISTS), ("--page", page, PAGES)):
         if path is None:
             continue
-        others = {} if name == "--drop-list" else {"--drop-list": drop_list}
-        place = new_file(name, path, endings=endings, apart_from={**apart, **others}, make=False)
-        if cleaned is not None and place.resolve().is_relative_to(as_path("--cleaned", cleaned).resolve()):
+        place = new_file(name, path, endings=endings, apart_from=apart, make=False)
+        apart = {**apart, name: path}
+        if copy is not None and place.resolve().is_relative_to(copy.resolve()):
             raise InputError(
                 f"{name} is {str(path)!r}, which lies in --cleaned, a folder for pictures alone; take another place"
             )
-    if cleaned is not None:
-        _refuse_cleaned(as_path("--cleaned", cleaned), source)
-        unmake(make_folder("--cleaned", as_path("--cleaned", cleaned)))
+    if copy is not None:
+        _refuse_cleaned(copy, source)
+        try_to_make("--cleaned", copy)
 
 
 def _rows_of(data: Any, options: Mapping[str, Any]) -> tuple[Split, tuple[Path, ...], Path | None]:

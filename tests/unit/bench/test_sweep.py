@@ -19,14 +19,16 @@ from typer.testing import CliRunner
 import theriac as th
 from theriac.bench import Store, export, forecast, grouped, make_plan, read_events, read_spec, rows, run, tables
 from theriac.bench.engines import InProcess, Workers
-from theriac.bench.plans import Node
+from theriac.bench.plans import Loader, Node
 from theriac.bench.specs import Limits
 from theriac.bench.work import Answer, Settings, Worker
 from theriac.cli.main import app
 from theriac.core.errors import InputError, StoppedError
 from theriac.core.paths import DiskFullError
+from theriac.core.split import Data
 from theriac.models.network import row_passes
 from theriac.repairs import FT
+from theriac.runs import Source
 
 COUNTS = "SELECT key, stage, name, hits, total FROM scores ORDER BY 1, 2, 3"
 
@@ -579,3 +581,22 @@ def test_der_of_a_training_time_defense_needs_the_one_victim_that_it_stands_for(
     for results in (found("short_1", "short_8"), found("short_8", seed=1), found()):
         tables._add_der(results)
         assert results[-1]["der"] is None
+
+
+def test_the_seconds_of_a_job_do_not_hold_the_reading_of_the_data(people: Path, tmp_path: Path) -> None:
+    plan = make_plan(read_spec(spec_of(people, seeds=[0])))
+    with Store(tmp_path / "store") as store:
+        store.enter(plan)
+    loader, waited = Loader(), []
+
+    def slow(source: Source) -> Data:
+        if not waited:
+            waited.append(time.sleep(2))
+        return loader(source)
+
+    node = next(node for node in plan.nodes.values() if node.kind == "train")
+    assert Worker(Settings(store=str(tmp_path / "store")), slow).do(node).status == "done"
+    with Store(tmp_path / "store", make=False) as store:
+        (seconds,) = store.db.execute("SELECT seconds FROM jobs WHERE key = ?", (node.key,)).fetchone()
+    assert waited
+    assert seconds < 2

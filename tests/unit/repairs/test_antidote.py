@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -107,61 +109,69 @@ def test_only_the_chosen_families_are_drawn(caught: Caught, digits: Data, traine
     assert bool(along.all())
 
 
+@dataclass
+class Mixing:
+    """Six rows that a method mixes and stamps in step 5, and what it makes of them with a fresh linear network."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    batch: Batch
+    net: nn.Module
+    loss: torch.Tensor
+    figures: Mapping[str, torch.Tensor]
+
+
+def mixing(method: Antidote, caught: Caught, digits: Data, trained: nn.Module, labels: torch.Tensor | None = None) -> Mixing:
+    clean = digits.train.sample(30, seed=1)
+    method.repair(trained, clean, make_run())
+    x, y = clean.x[:6].float() / 255, clean.y[:6] if labels is None else labels
+    batch, net = caught.batch(x, y, step=5), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    loss, figures = caught.more["step"](net, batch)
+    return Mixing(x, y, batch, net, loss, figures)
+
+
 def test_stamped_mixed_rows_are_to_be_answered_as_the_given_model_answers_them_unstamped(
     caught: Caught, digits: Data, trained: nn.Module
 ) -> None:
-    clean = digits.train.sample(30, seed=1)
-    Antidote(match=0.25, dose=0.5).repair(trained, clean, make_run())
-    x, y = clean.x[:6].float() / 255, clean.y[:6]
-    batch = caught.batch(x, y, step=5)
-    stamped, stamped_mixed, mixed = batch.x, batch.beside["stamped"], batch.beside["mixed"]
-    assert torch.equal(mixed, blended_rows(x, make_run().generator("method", "antidote", "match", 5))[0])
-    for plain, changed in ((x, stamped), (mixed, stamped_mixed)):
+    seen = mixing(Antidote(match=0.25, dose=0.5), caught, digits, trained)
+    stamped, stamped_mixed, mixed = seen.batch.x, seen.batch.beside["stamped"], seen.batch.beside["mixed"]
+    assert torch.equal(mixed, blended_rows(seen.x, make_run().generator("method", "antidote", "match", 5))[0])
+    for plain, changed in ((seen.x, stamped), (mixed, stamped_mixed)):
         assert 2 <= int((plain != changed).flatten(1).any(1).sum()) <= 3  # half of them; a stamp may change nothing
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    loss, _ = caught.more["step"](net, batch)
     with torch.no_grad():
-        teacher, student = trained(mixed).softmax(1), net(stamped_mixed).softmax(1)
+        teacher, student = trained(mixed).softmax(1), seen.net(stamped_mixed).softmax(1)
     apart = (teacher * (teacher.log() - student.log())).sum(1).mean()
-    by_hand = F.cross_entropy(net(stamped), y) + 0.25 * apart
-    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-4)
+    by_hand = F.cross_entropy(seen.net(stamped), seen.y) + 0.25 * apart
+    assert seen.loss.item() == pytest.approx(by_hand.item(), rel=1e-4)
 
 
 def test_a_bounded_teacher_says_only_what_the_mixed_rows_are_labeled(caught: Caught, digits: Data, trained: nn.Module) -> None:
-    clean = digits.train.sample(30, seed=1)
-    Antidote(match=2.0, labels_only=True, dose=0.5).repair(trained, clean, make_run())
     y = torch.tensor([0, 1, 2, 3, 3, 3])  # the last rows are blended with one of their own class, too
-    batch = caught.batch(clean.x[:6].float() / 255, y, step=5)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    loss, figures = caught.more["step"](net, batch)
+    seen = mixing(Antidote(match=2.0, labels_only=True, dose=0.5), caught, digits, trained, y)
+    beside = seen.batch.beside
     with torch.no_grad():
-        teacher, chances = trained(batch.beside["mixed"]).softmax(1), net(batch.beside["stamped"]).log_softmax(1)
+        teacher, chances = trained(beside["mixed"]).softmax(1), seen.net(beside["stamped"]).log_softmax(1)
     apart = 0.0
     for row in range(6):
-        two = sorted({int(y[row]), int(batch.beside["label"][row])})
+        two = sorted({int(y[row]), int(beside["label"][row])})
         answers = teacher[row, two] / teacher[row, two].sum()
         apart += float((answers * (answers.log() - chances[row, two])).sum()) / 6
-    assert figures["apart"].item() == pytest.approx(apart, rel=1e-3)
-    assert loss.item() == pytest.approx(F.cross_entropy(net(batch.x), y).item() + 2 * apart, rel=1e-3)
+    assert seen.figures["apart"].item() == pytest.approx(apart, rel=1e-3)
+    assert seen.loss.item() == pytest.approx(F.cross_entropy(seen.net(seen.batch.x), y).item() + 2 * apart, rel=1e-3)
 
 
 def test_stamped_mixed_rows_are_to_have_the_labels_of_both_rows_by_their_shares(
     caught: Caught, digits: Data, trained: nn.Module
 ) -> None:
-    clean = digits.train.sample(30, seed=1)
-    Antidote(mix=0.25, dose=0.5).repair(trained, clean, make_run())
-    x, y = clean.x[:6].float() / 255, clean.y[:6]
-    batch = caught.batch(x, y, step=5)
-    mixed, other, share = blended_rows(x, make_run().generator("method", "antidote", "match", 5))
-    assert torch.equal(batch.beside["mixed"], mixed)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    loss, _ = caught.more["step"](net, batch)
-    chances = net(batch.beside["stamped"]).softmax(1)
-    by_hand = F.cross_entropy(net(batch.x), y)
+    seen = mixing(Antidote(mix=0.25, dose=0.5), caught, digits, trained)
+    mixed, other, share = blended_rows(seen.x, make_run().generator("method", "antidote", "match", 5))
+    assert torch.equal(seen.batch.beside["mixed"], mixed)
+    chances = seen.net(seen.batch.beside["stamped"]).softmax(1)
+    by_hand = F.cross_entropy(seen.net(seen.batch.x), seen.y)
     for row in range(6):
-        own, its = chances[row, y[row]].log(), chances[row, y[other[row]]].log()
+        own, its = chances[row, seen.y[row]].log(), chances[row, seen.y[other[row]]].log()
         by_hand = by_hand - 0.25 * ((1 - share[row]) * own + share[row] * its) / 6
-    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-4)
+    assert seen.loss.item() == pytest.approx(by_hand.item(), rel=1e-4)
 
 
 def test_mixed_rows_lie_between_a_row_and_another_one() -> None:
